@@ -1,0 +1,60 @@
+"""Errors that name the file, the key, what was found and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class SdbenchError(Exception):
+    """Say what is wrong, where, what was found and what to do about it.
+
+    The text reads ``FILE: KEY: MESSAGE (found FOUND). REMEDY``; parts that are not given are left out.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | Path | None = None,
+        key: str | None = None,
+        found: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.message, self.file, self.key, self.found, self.remedy = message, file, key, found, remedy
+        where = "".join(f"{part}: " for part in (file, key) if part is not None)
+        what = message if found is None else f"{message} (found {found!r})"
+        super().__init__(f"{where}{what}" + (f". {remedy}" if remedy else ""))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders under pytest-xdist; keyword arguments need help to survive pickling.
+        return _rebuild, (type(self), self.message, self.file, self.key, self.found, self.remedy)
+
+
+def _rebuild(
+    kind: type[SdbenchError], message: str, file: str | None, key: str | None, found: object, remedy: str | None
+) -> SdbenchError:
+    return kind(message, file=file, key=key, found=found, remedy=remedy)
+
+
+class CardError(SdbenchError):
+    """A card that cannot be read, or that claims something impossible."""
+
+
+class ProtocolError(SdbenchError):
+    """A protocol that is unknown, broken or contradicts itself."""
+
+
+class CheckpointError(SdbenchError):
+    """Weights that are damaged, incomplete or not those of their configuration."""
+
+
+class DataError(SdbenchError):
+    """Prompts, images or reference statistics that are malformed or not the expected ones."""
+
+
+class EvidenceError(SdbenchError):
+    """An evidence store that is unreadable, unwritable or damaged."""
+
+
+class Unavailable(SdbenchError):
+    """Something that is not on this machine: no fault of the card; the remedy says how to get it."""
