@@ -1,0 +1,91 @@
+"""Name the networks of Stable Diffusion v1 and of its block-removed students: plain data, no torch.
+
+A card says ``architecture: bk-sdm-small`` and means the U-Net configuration of that name here; a configuration
+may also stand in the card itself. Text encoder and VAE are those of SD v1 in every system.
+
+Beware of one clash of names. segmind's ``small-sd`` is the architecture that BK-SDM calls *Base* (here
+``bk-sdm-base``), not BK-SDM-*Small*; segmind's ``tiny-sd`` is BK-SDM-*Tiny* (``bk-sdm-tiny``).
+
+Source of the configurations: the ``config.json`` files of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+Config = Mapping[str, Any]
+"""Constructor arguments of one network, by their diffusers (U-Net, VAE) or transformers (CLIP) names."""
+
+_SD_V1: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "use_linear_projection": False,
+}
+
+_BK_BASE = _SD_V1 | {"layers_per_block": 1}
+_BK_SMALL = _BK_BASE | {"mid_block_type": None}
+_BK_TINY = _BK_SMALL | {
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+}
+
+ARCHITECTURES: Mapping[str, Config] = MappingProxyType(
+    {
+        "sd-v1": MappingProxyType(_SD_V1),
+        "bk-sdm-base": MappingProxyType(_BK_BASE),
+        "bk-sdm-small": MappingProxyType(_BK_SMALL),
+        "bk-sdm-tiny": MappingProxyType(_BK_TINY),
+        "bk-sdm-tiny-lcm": MappingProxyType(_BK_TINY | {"time_cond_proj_dim": 256}),
+    }
+)
+"""U-Net configurations by name, as a card's ``sdbench.architecture`` gives it."""
+
+SD_V1_TEXT_ENCODER: Config = MappingProxyType(
+    {
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "projection_dim": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 77,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    }
+)
+"""The text model of CLIP ViT-L/14 (``transformers.CLIPTextConfig``)."""
+
+SD_V1_VAE: Config = MappingProxyType(
+    {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "act_fn": "silu",
+        "latent_channels": 4,
+        "norm_num_groups": 32,
+        "sample_size": 512,
+    }
+)
+"""The image auto-encoder (``diffusers.AutoencoderKL``)."""
