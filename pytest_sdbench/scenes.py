@@ -11,7 +11,7 @@ with every numpy.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -126,13 +126,22 @@ def scene(index: int) -> Scene:
         shape, colour = dice.pick(SHAPES), dice.pick(colours)
         pattern = dice.weighted(_PATTERN_WEIGHTS)
         objects.append(SceneObject(shape, colour, size, pattern, x, y, radius))
-    caption = _caption(objects, layout, background, dice)
+    caption = _caption(index, objects, layout, background)
     return Scene(index, caption, tuple(objects), layout, background)
 
 
 def captions(indices: Iterable[int]) -> list[str]:
     """Return the captions of the scenes with these indices."""
     return [scene(index).caption for index in indices]
+
+
+def near_misses(scene: Scene, count: int) -> list[str]:
+    """Return captions that are wrong in one attribute: a shape, colour, size, pattern, order or background.
+
+    The wording is that of the true caption. Captions may repeat when `count` is large.
+    """
+    dice = _Dice(scene.index, stream=2)
+    return [_near_miss(scene, dice) for _ in range(count)]
 
 
 def render(scene: Scene, size: int = 64) -> Image:
@@ -168,8 +177,8 @@ def _mix(value: int) -> int:
 class _Dice:
     """A stream of choices that depends on the index alone."""
 
-    def __init__(self, index: int) -> None:
-        self._key = _mix(_mix(index) ^ 0x5CE7E5)
+    def __init__(self, index: int, stream: int = 0) -> None:
+        self._key = _mix(_mix(index) ^ 0x5CE7E5 ^ (stream << 32))
         self._count = 0
 
     def below(self, n: int) -> int:
@@ -243,10 +252,42 @@ _SENTENCES = {
 }
 
 
-def _caption(objects: Sequence[SceneObject], layout: str, background: Background, dice: _Dice) -> str:
+def _caption(index: int, objects: Sequence[SceneObject], layout: str, background: Background) -> str:
+    # The wording has its own stream, so that near misses keep the wording of the true caption.
+    dice = _Dice(index, stream=1)
     names = [_name(thing, dice) for thing in objects]
     sentence = dice.pick(_SENTENCES[layout]).format(*names)
     return f"{sentence} {dice.pick(background.phrases)}"
+
+
+def _near_miss(scene: Scene, dice: _Dice) -> str:
+    objects, layout, background = list(scene.objects), scene.layout, scene.background
+    which = dice.below(len(objects))
+    thing = objects[which]
+    change = dice.pick(("shape", "shape", "colour", "colour", "size", "pattern", "order", "background"))
+    if change == "order" and (thing.shape, thing.colour) == (objects[which - 1].shape, objects[which - 1].colour):
+        change = "colour"
+    if change == "order":
+        # Exchange the colours of two objects, or else their shapes: a bag of words would not see it.
+        first, second = objects[which], objects[which - 1]
+        if first.colour != second.colour:
+            objects[which] = replace(first, colour=second.colour)
+            objects[which - 1] = replace(second, colour=first.colour)
+        else:
+            objects[which] = replace(first, shape=second.shape)
+            objects[which - 1] = replace(second, shape=first.shape)
+    elif change == "background":
+        background = dice.pick([other for other in BACKGROUNDS if other is not background])
+    elif change == "shape":
+        objects[which] = replace(thing, shape=dice.pick([other for other in SHAPES if other != thing.shape]))
+    elif change == "colour":
+        objects[which] = replace(thing, colour=dice.pick([other for other in COLOURS if other != thing.colour]))
+    elif change == "size":
+        objects[which] = replace(thing, size="large" if thing.size == "small" else "small")
+    else:
+        other = dice.pick([other for other in PATTERNS if other != thing.pattern])
+        objects[which] = replace(thing, pattern=other)
+    return _caption(scene.index, objects, layout, background)
 
 
 def _name(thing: SceneObject, dice: _Dice) -> str:
