@@ -1,0 +1,65 @@
+"""Collect a card: a pytest module whose functions are the suite's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pytest_sdbench.card import Card, check_lineage, read_card
+from pytest_sdbench.errors import SdbenchError
+
+SUITE = "pytest_sdbench.suite"
+
+
+class CardModule(pytest.Module):
+    """A card as a test module: its functions are the suite's, spread over the card's claims."""
+
+    card: Card
+
+    def _getobj(self) -> ModuleType:
+        import importlib
+
+        return importlib.import_module(SUITE)
+
+    def funcnamefilter(self, name: str) -> bool:
+        """Take the suite's functions by their own names, whatever the project's python_functions says."""
+        return name.startswith("test_")
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        """Read the card and yield one item per claim, or one failing item that says what is wrong with it."""
+        try:
+            self.card = read_card(self.path)
+            check_lineage(self.card)
+        except SdbenchError as error:
+            return [BrokenCard.from_parent(self, name="card", error=error)]
+        items = list(super().collect())
+        for item in items:
+            # The claim stands in the card: "bk-sdm-small.md::test_size[unet]" needs no "<- suite.py" behind it.
+            if isinstance(item, pytest.Item):
+                item.__dict__["location"] = (item.nodeid.partition("::")[0], 0, item.name)
+        return items
+
+
+class BrokenCard(pytest.Item):
+    """The one item of a card that cannot be read: it fails and says why, and the other cards still run."""
+
+    def __init__(self, *, error: SdbenchError, **rest: object) -> None:
+        super().__init__(**rest)  # type: ignore[arg-type]
+        self.error = error
+
+    def runtest(self) -> None:
+        """Raise what is wrong with the card."""
+        raise self.error
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Place the failure in the card."""
+        return self.path, 0, self.name
+
+
+def card_of(item: pytest.Item) -> CardModule | None:
+    """Return the card module that an item belongs to, or None for any other test."""
+    return item.getparent(CardModule)
+

@@ -1,0 +1,140 @@
+"""Register the options of ``pytest --sdbench``; everything else is loaded only when it is given.
+
+This module is imported by every pytest run of an environment that has the package installed, so it imports
+nothing but pytest and the standard library.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+_GROUP = "sdbench", "sdbench: model cards as tests (quality, size and speed of Stable Diffusion checkpoints)"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add one option and its ini twin (dashes become underscores) for everything a run can be told."""
+    group = parser.getgroup(*_GROUP)
+    for flag, kind, default, settings in _OPTIONS:
+        dest = flag[2:].replace("-", "_")
+        text = settings.pop("help")
+        group.addoption(flag, dest=dest, help=text, **settings)
+        settings["help"] = text
+        parser.addini(dest, f"ini twin of {flag}: {text}", type=kind, default=default)
+    parser.addini(
+        "sdbench_cards",
+        "cards (files, folders or globs, relative to the rootdir) that --sdbench runs when no path is given; "
+        "default: the cards that ship with the package",
+        type="args",
+        default=[],
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the rest of the plugin when ``--sdbench`` is given."""
+    if not option(config, "sdbench"):
+        return
+    from pytest_sdbench import fixtures, session
+
+    config.pluginmanager.register(fixtures, "sdbench-fixtures")
+    config.pluginmanager.register(session.SdbenchSession.from_config(config), "sdbench-session")
+
+
+def option(config: pytest.Config, dest: str) -> Any:
+    """Return an option's value: the command line wins over the ini file."""
+    value = config.getoption(dest)
+    return config.getini(dest) if value in (None, False, []) else value
+
+
+def _store_true(text: str) -> dict[str, Any]:
+    return {"action": "store_true", "default": False, "help": text}
+
+
+def _value(metavar: str, text: str, **more: Any) -> dict[str, Any]:
+    return {"metavar": metavar, "default": None, "help": text, **more}
+
+
+def _count(text: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise pytest.UsageError(f"--sdbench-samples: {text!r} is not a number of images; give a whole number above 0")
+    return count
+
+
+_OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
+    ("--sdbench", "bool", False, _store_true("run model cards as tests; without a path, the cards of sdbench_cards")),
+    (
+        "--sdbench-weights",
+        "linelist",
+        [],
+        {
+            "action": "append",
+            "metavar": "CARD=PATH",
+            "default": [],
+            "help": "judge PATH (a diffusers folder, or the folder of a U-Net alone) by the claims of CARD (its name "
+            "or its path): this is how a release candidate is gated; may be repeated",
+        },
+    ),
+    (
+        "--sdbench-data",
+        "string",
+        None,
+        _value("DIR", "data root that holds mscoco_val2014_30k/, mscoco_val2014_41k_full/ and extractor weights"),
+    ),
+    (
+        "--sdbench-download",
+        "bool",
+        False,
+        _store_true("download weights that a card names and this machine lacks; nothing is downloaded otherwise"),
+    ),
+    (
+        "--sdbench-samples",
+        "string",
+        None,
+        _value(
+            "N",
+            "make only the first N images of each protocol: shows that a run works; its scores are not comparable",
+            type=_count,
+        ),
+    ),
+    (
+        "--sdbench-device",
+        "string",
+        "auto",
+        _value("DEVICE", "auto (cuda, else mps, else cpu), or a torch device such as cuda:1 [auto]"),
+    ),
+    (
+        "--sdbench-dtype",
+        "string",
+        "auto",
+        _value(
+            "DTYPE",
+            "auto (the protocol's for quality; float16 on cuda and float32 elsewhere for speed), float32, float16 "
+            "or bfloat16 [auto]",
+            choices=("auto", "float32", "float16", "bfloat16"),
+        ),
+    ),
+    ("--sdbench-store", "string", ".sdbench", _value("DIR", "evidence store: images are never made twice [.sdbench]")),
+    (
+        "--sdbench-report",
+        "linelist",
+        [],
+        {
+            "action": "append",
+            "metavar": "FILE",
+            "default": [],
+            "help": "write the results: .md for a GitHub table, .json for everything; may be repeated",
+        },
+    ),
+    (
+        "--sdbench-update",
+        "bool",
+        False,
+        _store_true("record what a finished run measured in each card's sdbench.records; the run itself still fails"),
+    ),
+)
+

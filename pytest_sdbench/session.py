@@ -1,0 +1,228 @@
+"""The hooks of a run with ``--sdbench``: what to collect, what came of it, and what is written at the end."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_sdbench.card import is_card
+from pytest_sdbench.collection import SUITE, BrokenCard, CardModule, card_of
+from pytest_sdbench.errors import SdbenchError, Unavailable
+from pytest_sdbench.paths import reference
+from pytest_sdbench.report.results import Row
+from pytest_sdbench.settings import Settings
+
+_MARKERS = {
+    "size": "exact parameter counts of a card's networks",
+    "compute": "multiply-accumulates of one U-Net call",
+    "speed": "latency of one U-Net call as a ratio to the baseline's, measured side by side",
+    "memory": "peak memory of one U-Net call",
+    "quality": "scores of generated images under the protocol of each claim",
+}
+_PROPERTY = "sdbench_"
+_OPTION_OF_XDIST = ("--dist", "-d")
+
+
+@dataclass
+class SdbenchSession:
+    """One run: its settings and the rows of its results."""
+
+    config: pytest.Config
+    settings: Settings
+    rows: list[Row] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    """Lines for the end of the terminal summary: files written, records refused."""
+    diffs: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_config(cls, config: pytest.Config) -> SdbenchSession:
+        """Read the settings, register the markers and point pytest at the cards."""
+        session = cls(config, Settings.from_pytest_config(config))
+        for name, text in _MARKERS.items():
+            config.addinivalue_line("markers", f"{name}: {text} (pytest-sdbench)")
+        pytest.register_assert_rewrite(SUITE)
+        if config.args_source is not pytest.Config.ArgsSource.ARGS:
+            # Nothing was named: the cards replace testpaths, and the folder itself when there are none.
+            config.args[:] = [str(path) for path in session._cards()]
+        typed = config.invocation_params.args
+        if getattr(config.option, "dist", None) == "load" and not any(
+            str(word).startswith(_OPTION_OF_XDIST) for word in typed
+        ):
+            # A card's tests share its evidence and its networks: whole cards go to one worker.
+            config.option.dist = "loadfile"
+        return session
+
+    def _cards(self) -> list[Path]:
+        patterns = self.config.getini("sdbench_cards")
+        if not patterns:
+            return [reference() / "cards"]
+        root = (self.config.inipath or self.config.rootpath / "x").parent
+        cards: list[Path] = []
+        for pattern in patterns:
+            found = sorted(glob.glob(str(root / pattern), recursive=True))
+            if not found:
+                raise pytest.UsageError(f"sdbench_cards: nothing matches {pattern!r} below {root}")
+            cards += [Path(path) for path in found]
+        return cards
+
+    # --- collection ---------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl
+    def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        """Take a Markdown file that was named, or whose front matter says that it is a card."""
+        if file_path.suffix != ".md":
+            return None
+        if parent.session.isinitpath(file_path) or is_card(file_path):
+            module: pytest.Collector = CardModule.from_parent(parent, path=file_path)
+            return module
+        return None
+
+    @pytest.hookimpl
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Refuse a ``--sdbench-weights`` whose card is not among the collected ones."""
+        modules = {module for item in session.items if (module := item.getparent(CardModule)) is not None}
+        cards = {module.path for module in modules} | {
+            item.path for item in session.items if isinstance(item, BrokenCard)
+        }
+        names = {module.card.name for module in modules if hasattr(module, "card")}
+        for key in self.settings.weights:
+            if key not in names and not any(_same(key, card, self.config) for card in cards):
+                known = ", ".join(sorted(names)) or "none"
+                raise pytest.UsageError(
+                    f"--sdbench-weights: {key!r} is none of the cards of this run ({known}); name a card or its file"
+                )
+
+    def weights_for(self, module: CardModule) -> Path | None:
+        """Return the checkpoint that replaces a card's own in this run, if any."""
+        for key, folder in self.settings.weights.items():
+            if key == module.card.name or _same(key, module.path, self.config):
+                return folder
+        return None
+
+    # --- results ------------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Turn our own errors into a line: what is lacking skips the test, what is broken fails it."""
+        report = yield
+        module = card_of(item)
+        if module is None or call.excinfo is None:
+            return report
+        error = call.excinfo.value
+        if isinstance(error, Unavailable):
+            report.outcome = "skipped"
+            report.longrepr = (str(module.path), 1, f"Skipped: {error}")
+        elif isinstance(error, SdbenchError):
+            report.longrepr = str(error)
+        if isinstance(error, Exception) and not _row_of(report.user_properties):
+            verdict = "unavailable" if isinstance(error, Unavailable) else "error"
+            if report.outcome == "skipped":
+                verdict = "unavailable"
+            name = item.callspec.id if hasattr(item, "callspec") else ""
+            row = Row(
+                node_id=item.nodeid,
+                card=module.card.name if hasattr(module, "card") else module.path.stem,
+                test=getattr(item, "originalname", item.name).removeprefix("test_"),
+                name=name,
+                verdict=verdict,
+                reason=str(error),
+            )
+            report.user_properties.extend(properties(row))
+        return report
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect the row of a finished test; under xdist this happens in the controller."""
+        row = _row_of(report.user_properties)
+        if row is not None and (report.when == "call" or report.outcome != "passed"):
+            self.rows = [known for known in self.rows if known.node_id != row.node_id] + [row]
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(
+        self, session: pytest.Session, exitstatus: int | pytest.ExitCode
+    ) -> Generator[None, None, None]:
+        """Write reports and records, in the controller alone; a run that wrote records fails."""
+        if not hasattr(self.config, "workerinput") and not self.config.option.collectonly:
+            from pytest_sdbench.outcome import write_records_of, write_reports
+
+            self.written += write_reports(self.settings.reports, self.rows, self.config)
+            if self.settings.update:
+                finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+                diffs, refused = write_records_of(self.rows, finished=finished)
+                self.diffs += diffs
+                self.written += refused
+                if diffs:
+                    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return (yield)
+
+    @pytest.hookimpl
+    def pytest_report_header(self) -> str:
+        """Say where this run looks for what."""
+        chosen = self.settings
+        parts = [
+            f"device {chosen.device}",
+            f"dtype {chosen.dtype}",
+            f"store {_short(chosen.store)}",
+            f"data {_short(chosen.data) if chosen.data else 'none (--sdbench-data)'}",
+            f"download {'on' if chosen.download else 'off'}",
+        ]
+        if chosen.samples:
+            parts.append(f"{chosen.samples} images only: nothing is comparable")
+        parts += [f"{card} = {_short(path)}" for card, path in chosen.weights.items()]
+        return "sdbench: " + ", ".join(parts)
+
+    @pytest.hookimpl
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Show claimed beside measured, then what was written."""
+        if self.rows:
+            from pytest_sdbench.outcome import summary
+
+            terminalreporter.section("sdbench: claimed and measured")
+            terminalreporter.write_line(summary(self.rows))
+        for diff in self.diffs:
+            terminalreporter.section("sdbench: recorded", sep="-")
+            terminalreporter.write_line(diff.rstrip())
+        if self.diffs:
+            terminalreporter.write_line("Records changed, so this run fails: review the diff, commit it, and run again.")
+        for line in self.written:
+            terminalreporter.write_line(f"sdbench: {line}")
+
+
+def properties(row: Row) -> list[tuple[str, Any]]:
+    """Return a row as user properties: they reach junit files and, under xdist, the controller."""
+    return [
+        (_PROPERTY + key, json.dumps(value) if isinstance(value, dict) else value)
+        for key, value in row.to_dict().items()
+        if value is not None
+    ]
+
+
+def _row_of(pairs: Iterable[tuple[str, Any]]) -> Row | None:
+    found = {key.removeprefix(_PROPERTY): value for key, value in pairs if key.startswith(_PROPERTY)}
+    if "verdict" not in found:
+        return None
+    if isinstance(found.get("extra"), str):
+        found["extra"] = json.loads(found["extra"])
+    return Row.from_dict(found)
+
+
+def _same(key: str, path: Path, config: pytest.Config) -> bool:
+    return (config.invocation_params.dir / key).absolute() == path or key == os.path.relpath(path, config.rootpath)
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,93 @@
+"""What a run was told: options and their ini twins, validated once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_sdbench.plugin import option
+
+_DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of one run."""
+
+    weights: Mapping[str, Path]
+    """By a card's name or path: the checkpoint to judge in place of the card's own."""
+    data: Path | None
+    download: bool
+    samples: int | None
+    device: str
+    dtype: str
+    store: Path
+    reports: tuple[Path, ...]
+    update: bool
+
+    @classmethod
+    def from_pytest_config(cls, config: pytest.Config) -> Settings:
+        """Read the options; raise pytest.UsageError that names the option, what was found and what to do."""
+
+        def place(dest: str, text: str) -> Path:
+            # As pytest does it: a path on the command line starts here, one in the ini file at the ini file.
+            given = bool(config.getoption(dest))
+            start = config.invocation_params.dir if given else (config.inipath or config.rootpath / "x").parent
+            return (start / Path(text).expanduser()).absolute()
+
+        def path(dest: str) -> Path | None:
+            text = option(config, dest)
+            return place(dest, text) if text else None
+
+        samples = option(config, "sdbench_samples")
+        dtype = option(config, "sdbench_dtype")
+        if dtype not in _DTYPES:
+            raise pytest.UsageError(f"sdbench_dtype: found {dtype!r}; give one of {', '.join(_DTYPES)}")
+        reports = tuple(place("sdbench_report", text) for text in option(config, "sdbench_report"))
+        for report in reports:
+            if report.suffix not in (".md", ".json"):
+                raise pytest.UsageError(
+                    f"--sdbench-report: {report.name!r} ends in neither .md (a GitHub table) nor .json (everything)"
+                )
+        data = path("sdbench_data")
+        if data is not None and not data.is_dir():
+            raise pytest.UsageError(f"--sdbench-data: {data} is not a folder; give the data root (see the README)")
+        store = path("sdbench_store")
+        assert store is not None
+        return cls(
+            weights=_weights(option(config, "sdbench_weights"), lambda text: place("sdbench_weights", text)),
+            data=data,
+            download=bool(option(config, "sdbench_download")),
+            samples=None if samples is None else _samples(samples),
+            device=str(option(config, "sdbench_device")),
+            dtype=str(dtype),
+            store=store,
+            reports=reports,
+            update=bool(option(config, "sdbench_update")),
+        )
+
+
+def _samples(value: int | str) -> int:
+    if isinstance(value, str) and not (value.strip().isdigit() and int(value) > 0):
+        raise pytest.UsageError(f"sdbench_samples: found {value!r}; give a whole number of images above 0")
+    return int(value)
+
+
+def _weights(pairs: list[str], place: Any) -> dict[str, Path]:
+    weights: dict[str, Path] = {}
+    for pair in pairs:
+        card, found, folder = pair.partition("=")
+        if not (card and found and folder):
+            raise pytest.UsageError(f"--sdbench-weights: found {pair!r}; give CARD=PATH, such as bk-sdm-small=./my-model")
+        if card in weights:
+            raise pytest.UsageError(f"--sdbench-weights: {card} is given twice; one run judges one checkpoint a card")
+        weights[card] = place(folder)
+        if not weights[card].is_dir():
+            raise pytest.UsageError(
+                f"--sdbench-weights: {card}={folder}: no such folder; give a diffusers folder or a U-Net's folder"
+            )
+    return weights
