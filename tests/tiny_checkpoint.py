@@ -1,0 +1,115 @@
+"""Make a complete, tiny, random Stable Diffusion checkpoint in diffusers layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "down_block_types": (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ),
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (8, 8, 16, 16),
+    "layers_per_block": 2,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+}
+TEXT_ENCODER: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "projection_dim": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+}
+VAE: dict[str, Any] = {
+    "sample_size": 64,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 8, 8, 16),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+}
+
+
+def make_checkpoint(
+    folder: Path,
+    *,
+    seed: int = 0,
+    unet: dict[str, Any] | None = None,
+    dtype: str = "float32",
+    **save_options: Any,
+) -> Path:
+    """Write the checkpoint to ``folder`` and return it: 64x64 pixels, 8x8 latents, the topology of SD v1.
+
+    ``unet`` overrides entries of its configuration. ``save_options`` go to ``save_pretrained`` (``variant="fp16"``,
+    ``safe_serialization=False``, ``max_shard_size``). The same arguments give the same bytes.
+    """
+    import torch
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    tokenizer_folder = make_tokenizer(folder / "tokenizer")
+    vocabulary = json.loads((tokenizer_folder / "vocab.json").read_text(encoding="utf-8"))
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_config = CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            bos_token_id=vocabulary["<|startoftext|>"],
+            eos_token_id=vocabulary["<|endoftext|>"],
+            pad_token_id=vocabulary["<|endoftext|>"],
+            **TEXT_ENCODER,
+        )
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL(**VAE),
+            text_encoder=CLIPTextModel(text_config),
+            tokenizer=tokenizer,
+            unet=UNet2DConditionModel(**(UNET | (unet or {}))),
+            scheduler=PNDMScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                skip_prk_steps=True,
+                set_alpha_to_one=False,
+                steps_offset=1,
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    if dtype != "float32":
+        pipeline.to(dtype=getattr(torch, dtype))
+    pipeline.save_pretrained(folder, **save_options)
+    return folder
+
+
+def make_tokenizer(folder: Path) -> Path:
+    """Write the two vocabulary files of a CLIP tokenizer that knows single characters and a few words."""
+    printable = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    alphabet = printable + [chr(256 + i) for i in range(256 - len(printable))]
+    merges = ["r e", "re d</w>", "b l", "bl u", "blu e</w>", "a n", "an d</w>"]
+    vocabulary = alphabet + [f"{letter}</w>" for letter in alphabet] + [m.replace(" ", "") for m in merges]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(
+        json.dumps({token: i for i, token in enumerate(vocabulary)}), encoding="utf-8"
+    )
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
+        ),
+        encoding="utf-8",
+    )
+    return folder
