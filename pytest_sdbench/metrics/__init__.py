@@ -1,0 +1,25 @@
+"""Quality metrics, streaming and in float64: FID, KID, Inception score, CLIP score."""
+
+from pytest_sdbench.metrics.cosine import clip_score
+from pytest_sdbench.metrics.estimates import Estimate, Undefined, estimate, fid_estimate
+from pytest_sdbench.metrics.frechet import Influence, fid, fid_influence
+from pytest_sdbench.metrics.inception import InceptionScore, inception_score
+from pytest_sdbench.metrics.kernel import kid, kid_subsets
+from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
+
+__all__ = [
+    "Estimate",
+    "FeatureStatistics",
+    "InceptionScore",
+    "Influence",
+    "Moments",
+    "Undefined",
+    "clip_score",
+    "estimate",
+    "fid",
+    "fid_estimate",
+    "fid_influence",
+    "inception_score",
+    "kid",
+    "kid_subsets",
+]

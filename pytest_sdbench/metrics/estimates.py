@@ -1,0 +1,179 @@
+"""Turn per-image rows into the estimates that a protocol asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
+from pytest_sdbench.metrics.cosine import clip_score
+from pytest_sdbench.metrics.frechet import fid, fid_influence
+from pytest_sdbench.metrics.inception import InceptionScore
+from pytest_sdbench.metrics.kernel import kid
+from pytest_sdbench.metrics.moments import FeatureStatistics, Moments, Rows
+
+if TYPE_CHECKING:
+    from pytest_sdbench.protocol import InceptionScoreSpec, Protocol
+
+Batch = Mapping[str, Rows]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured figure."""
+
+    metric: str
+    value: float
+    standard_error: float | None
+    """Standard error of the value; None where it is not known, which is not zero."""
+    n: int
+    """Images behind the value."""
+
+
+@dataclass(frozen=True)
+class Undefined:
+    """A figure that these images do not define, and why."""
+
+    metric: str
+    reason: str
+    n: int
+
+
+def estimate(
+    protocol: Protocol, rows: Iterable[Batch], references: Mapping[str, FeatureStatistics]
+) -> dict[str, Estimate | Undefined]:
+    """Return the protocol's metrics of the images in `rows`, batches of columns in the order of the images.
+
+    `references` are the reference statistics by metric (`statistics.load_references`); one that is missing
+    leaves its metric undefined.
+
+    `rows` is read twice where it can be (a list, or an object whose `__iter__` starts anew): memory then
+    grows with neither FID nor the Inception score. Of an iterator, which can be read only once, the needed
+    columns are kept. Raises EvidenceError for a column that is missing, is not finite or has another width
+    than the reference.
+    """
+    columns = {name: _column(name, protocol) for name in protocol.metrics}
+    if isinstance(rows, Iterator):
+        rows = [
+            {column: batch[column] for column in set(columns.values()) if column in batch} for batch in rows
+        ]
+    n = _count(rows, columns)
+    estimates: dict[str, Estimate | Undefined] = {}
+    for metric, column in columns.items():
+        try:
+            estimates[metric] = _estimate(metric, protocol, rows, column, n, references.get(metric))
+        except ValueError as problem:
+            raise EvidenceError(
+                f"{metric} cannot be computed: {problem}",
+                key=column,
+                remedy="Delete this evidence from the store and run again",
+            ) from problem
+    return estimates
+
+
+def fid_estimate(rows: Iterable[Rows], reference: FeatureStatistics) -> Estimate | Undefined:
+    """Return FID and its delta-method standard error; `rows` are batches [B, D] and are read twice.
+
+    Undefined with no more images than features: the covariance then has no full rank, and what FID prints is
+    mostly the number of images.
+    """
+    moments = Moments(reference.width)
+    for batch in rows:
+        moments.update(batch)
+    n = moments.n
+    if n <= reference.width:
+        instead = "KID, which is defined there," if reference.features is not None else "the CLIP score"
+        return Undefined(
+            "fid", f"FID needs more images than its {reference.width} features; see {instead}", n
+        )
+    sample = moments.statistics()
+    influence = fid_influence(sample, reference)
+    total = squares = 0.0
+    for batch in rows:
+        psi = influence(batch)
+        total += float(psi.sum())
+        squares += float(psi @ psi)
+    variance = (squares - total * total / n) / (n - 1)
+    return Estimate("fid", fid(sample, reference), math.sqrt(variance / n), n)
+
+
+def _estimate(
+    metric: str,
+    protocol: Protocol,
+    rows: Iterable[Batch],
+    column: str,
+    n: int,
+    reference: FeatureStatistics | None,
+) -> Estimate | Undefined:
+    if metric == "clip_score":
+        if not n:
+            return Undefined(metric, "no images", n)
+        value, error = clip_score(np.concatenate([batch[column] for batch in rows]))
+        return Estimate(metric, value, error, n)
+    if metric == "inception_score":
+        spec = cast("InceptionScoreSpec", protocol.metrics[metric])
+        if n < spec.splits:
+            return Undefined(metric, f"{n} images cannot be split in {spec.splits}", n)
+        score = InceptionScore(n, splits=spec.splits, shuffle_seed=spec.shuffle_seed)
+        for batch in rows:
+            score.update(batch[column])
+        return Estimate(metric, score.score(), None, n)
+    if reference is None:
+        return Undefined(metric, "there are no reference statistics", n)
+    if metric == "fid":
+        return fid_estimate(_Column(rows, column), reference)
+    if reference.features is None:
+        return Undefined(metric, "the reference statistics hold moments only; KID needs features", n)
+    if n < 2:
+        return Undefined(metric, "KID needs at least 2 images", n)
+    features = np.concatenate([batch[column] for batch in rows])
+    return Estimate(metric, kid(features, reference.features), None, n)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column of rows, as often as it is asked for."""
+
+    rows: Iterable[Batch]
+    name: str
+
+    def __iter__(self) -> Iterator[Rows]:
+        return (batch[self.name] for batch in self.rows)
+
+
+def _column(metric: str, protocol: Protocol) -> str:
+    spec = protocol.metrics[metric]
+    if spec.metric == "clip_score":
+        return CLIP_COLUMN
+    return (
+        logits_column(spec.extractor) if spec.metric == "inception_score" else feature_column(spec.extractor)
+    )
+
+
+def _count(rows: Iterable[Batch], columns: Mapping[str, str]) -> int:
+    n = 0
+    for batch in rows:
+        for metric, column in columns.items():
+            if column not in batch:
+                raise EvidenceError(
+                    f"{metric} needs the column {column!r}",
+                    key=column,
+                    found=sorted(batch),
+                    remedy="The evidence was made under another protocol: delete it and run again",
+                )
+            if not np.isfinite(batch[column]).all():
+                raise EvidenceError(
+                    f"NaN or infinity among images {n} to {n + len(batch[column]) - 1}",
+                    key=column,
+                    remedy="The checkpoint or the extractor overflows: try --sdbench-dtype float32",
+                )
+        lengths = {len(batch[column]) for column in columns.values()}
+        if len(lengths) > 1:
+            raise EvidenceError("columns of different lengths in one batch", found=sorted(lengths))
+        n += lengths.pop() if lengths else 0
+    return n

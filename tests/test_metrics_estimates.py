@@ -1,0 +1,172 @@
+"""From per-image rows to the estimates of a protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.metrics import (
+    Estimate,
+    FeatureStatistics,
+    Moments,
+    Undefined,
+    estimate,
+    fid,
+    fid_influence,
+    inception_score,
+    kid,
+)
+
+N, WIDTH = 120, 6
+
+
+def protocol(*metrics: str) -> Any:
+    specs = {
+        "fid": SimpleNamespace(metric="fid", extractor="net"),
+        "kid": SimpleNamespace(metric="kid", extractor="net"),
+        "inception_score": SimpleNamespace(
+            metric="inception_score", extractor="net", splits=10, shuffle_seed=2020
+        ),
+        "clip_score": SimpleNamespace(metric="clip_score", model="local:clip"),
+    }
+    return SimpleNamespace(metrics={name: specs[name] for name in metrics or specs})
+
+
+def table(n: int = N) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "net": rng.normal(size=(n, WIDTH)).astype(np.float32),
+        "net-logits": rng.normal(0, 2, (n, 9)).astype(np.float32),
+        "clip_score": rng.uniform(0.1, 0.4, n).astype(np.float32),
+    }
+
+
+def batches(rows: dict[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
+    n = len(rows["net"])
+    return [{key: column[i : i + size] for key, column in rows.items()} for i in range(0, n, size)]
+
+
+@pytest.fixture
+def reference() -> FeatureStatistics:
+    features = np.random.default_rng(1).normal(0.3, 1.1, (500, WIDTH))
+    return FeatureStatistics(features.mean(0), np.cov(features, rowvar=False), 500, features[:100])
+
+
+@pytest.fixture
+def references(reference: FeatureStatistics) -> dict[str, FeatureStatistics]:
+    return {"fid": reference, "kid": reference}
+
+
+def test_every_metric_is_that_of_its_column(references: dict[str, FeatureStatistics]) -> None:
+    rows = table()
+    got = estimate(protocol(), batches(rows, 32), references)
+    moments = Moments(WIDTH)
+    moments.update(rows["net"])
+    sample, reference = moments.statistics(), references["fid"]
+    psi = fid_influence(sample, reference)(rows["net"])
+    assert got["fid"] == Estimate(
+        "fid",
+        fid(sample, reference),
+        pytest.approx(psi.std(ddof=1) / math.sqrt(N), rel=1e-6),
+        N,
+    )
+    assert reference.features is not None
+    assert got["kid"] == Estimate("kid", kid(rows["net"], reference.features), None, N)
+    assert got["inception_score"] == Estimate(
+        "inception_score", pytest.approx(inception_score(rows["net-logits"]), rel=1e-12), None, N
+    )
+    clip = rows["clip_score"].astype(np.float64)
+    assert got["clip_score"] == Estimate("clip_score", clip.mean(), clip.std(ddof=1) / math.sqrt(N), N)
+
+
+@pytest.mark.parametrize("size", [1, 7, N])
+def test_batch_size_does_not_matter(size: int, references: dict[str, FeatureStatistics]) -> None:
+    whole = estimate(protocol(), batches(table(), 32), references)
+    parts = estimate(protocol(), batches(table(), size), references)
+    for name, expected in whole.items():
+        assert isinstance(expected, Estimate)
+        assert parts[name].value == pytest.approx(expected.value, rel=1e-12)  # type: ignore[union-attr]
+
+
+def test_an_iterator_that_can_be_read_once_is_enough(references: dict[str, FeatureStatistics]) -> None:
+    def once() -> Iterator[dict[str, np.ndarray]]:
+        yield from batches(table(), 32)
+
+    assert estimate(protocol(), once(), references) == estimate(protocol(), batches(table(), 32), references)
+
+
+def test_fid_is_undefined_without_more_images_than_features(references: dict[str, FeatureStatistics]) -> None:
+    got = estimate(protocol("fid"), batches(table(WIDTH), 4), references)["fid"]
+    assert isinstance(got, Undefined)
+    assert got.n == WIDTH
+    assert "more images than its 6 features" in got.reason
+    assert "KID" in got.reason
+    assert isinstance(estimate(protocol("fid"), batches(table(WIDTH + 1), 4), references)["fid"], Estimate)
+
+
+def test_fid_points_to_the_clip_score_where_kid_cannot_be(reference: FeatureStatistics) -> None:
+    moments_only = FeatureStatistics(reference.mu, reference.sigma)
+    got = estimate(protocol("fid", "kid"), batches(table(3), 4), {"fid": moments_only, "kid": moments_only})
+    assert isinstance(got["fid"], Undefined)
+    assert "CLIP score" in got["fid"].reason
+    assert isinstance(got["kid"], Undefined)
+    assert "moments only" in got["kid"].reason
+
+
+def test_without_reference_the_other_metrics_stand() -> None:
+    got = estimate(protocol(), batches(table(), 32), {})
+    assert isinstance(got["fid"], Undefined)
+    assert isinstance(got["kid"], Undefined)
+    assert isinstance(got["clip_score"], Estimate)
+
+
+@pytest.mark.parametrize(
+    ("n", "metric"), [(9, "inception_score"), (1, "kid"), (0, "clip_score"), (0, "fid"), (0, "kid")]
+)
+def test_too_few_images_are_said_to_be_too_few(
+    n: int, metric: str, references: dict[str, FeatureStatistics]
+) -> None:
+    got = estimate(protocol(metric), batches(table(n), 4), references)[metric]
+    assert isinstance(got, Undefined)
+    assert got.n == n
+
+
+def test_one_image_has_a_clip_score_without_error() -> None:
+    got = estimate(protocol("clip_score"), batches(table(1), 4), {})["clip_score"]
+    assert isinstance(got, Estimate)
+    assert got.standard_error is None
+
+
+def test_a_missing_column_is_named(references: dict[str, FeatureStatistics]) -> None:
+    rows = table()
+    del rows["net-logits"]
+    with pytest.raises(EvidenceError, match="inception_score needs the column 'net-logits'"):
+        estimate(protocol(), batches(rows, 32), references)
+
+
+def test_nan_is_located(references: dict[str, FeatureStatistics]) -> None:
+    rows = table()
+    rows["net"][70, 2] = np.nan
+    with pytest.raises(EvidenceError, match="net: NaN or infinity among images 64 to 95"):
+        estimate(protocol(), batches(rows, 32), references)
+
+
+def test_columns_of_different_lengths_are_refused(references: dict[str, FeatureStatistics]) -> None:
+    rows = table()
+    rows["clip_score"] = rows["clip_score"][:-1]
+    with pytest.raises(EvidenceError, match="different lengths"):
+        estimate(protocol(), [rows], references)
+
+
+def test_another_width_than_the_reference_is_refused(reference: FeatureStatistics) -> None:
+    narrow = FeatureStatistics(reference.mu[:5], reference.sigma[:5, :5])
+    with pytest.raises(
+        EvidenceError, match=r"fid cannot be computed: features must be \[B, 5\], not \[32, 6\]"
+    ):
+        estimate(protocol("fid"), batches(table(), 32), {"fid": narrow})
