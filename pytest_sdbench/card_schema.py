@@ -1,0 +1,365 @@
+"""What may stand in a card, and what to say about anything else."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pytest_sdbench.errors import CardError
+from pytest_sdbench.front_matter import FrontMatter, dotted
+from pytest_sdbench.metric_names import METRICS, metric_name
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+COMPONENTS = ("unet", "text_encoder", "image_decoder", "whole")
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+Word = Annotated[str, Field(min_length=1)]
+DateText = Annotated[
+    str, BeforeValidator(lambda date: date.isoformat() if isinstance(date, datetime.date) else date)
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SizePart(_Part):
+    """One component's parameters: counted exactly, and as the source prints them."""
+
+    exact: Count | None = None
+    published: Positive | None = None
+
+
+class Size(_Part):
+    """The components that are counted."""
+
+    unet: SizePart | None = None
+    text_encoder: SizePart | None = None
+    image_decoder: SizePart | None = None
+    whole: SizePart | None = None
+
+
+class Compute(_Part):
+    """Multiply-accumulates."""
+
+    unet_macs: Positive | None = None
+
+
+class Ratio(_Part):
+    """The largest ratio to the baseline."""
+
+    max: Positive
+    source: Word | None = None
+    reason: Word | None = None
+
+
+class Speed(_Part):
+    """Latency of one U-Net call."""
+
+    unet_ratio: Ratio | None = None
+
+
+class Peak(_Part):
+    """The largest peak memory, in bytes."""
+
+    max: Positive
+    device: Word | None = None
+    source: Word | None = None
+
+
+class Memory(_Part):
+    """Memory of one U-Net call."""
+
+    peak_bytes: Peak | None = None
+
+
+class RecordEntry(_Part):
+    """What this suite measured."""
+
+    protocol: Word
+    metric: Word
+    value: Annotated[float, Field(allow_inf_nan=False)]
+    standard_error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    n: Count
+    protocol_fingerprint: Word | None = None
+    checkpoint_fingerprint: Word | None = None
+    device: Word | None = None
+    versions: dict[str, Word] = Field(default_factory=dict)
+    date: DateText | None = None
+
+
+class Block(_Part):
+    """The ``sdbench`` block."""
+
+    checkpoint: Word | dict[str, Word] | None = None
+    base: Word | None = None
+    baseline: Word | None = None
+    architecture: Word | dict[str, Any] | None = None
+    size: Size | None = None
+    compute: Compute | None = None
+    speed: Speed | None = None
+    memory: Memory | None = None
+    protocols: list[Word] | None = None
+    margins: dict[str, Positive | dict[str, Positive]] | None = None
+    sources: dict[str, Word] | None = None
+    records: list[RecordEntry] | None = None
+
+
+class _Loose(BaseModel):
+    # The hub allows more keys here than we read.
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class ResultMetric(_Loose):
+    """One figure of a result."""
+
+    type: Word
+    value: Any
+    name: str | None = None
+
+
+class Dataset(_Loose):
+    """What a result was measured on."""
+
+    type: Word
+    name: Word
+    config: str | None = None
+    args: dict[str, Any] | None = None
+
+
+class Task(_Loose):
+    """What the model does."""
+
+    type: Word
+
+
+class ResultSource(_Loose):
+    """Where a result is published."""
+
+    name: str | None = None
+    url: str | None = None
+
+
+class Result(_Loose):
+    """One result of a model index."""
+
+    task: Task
+    dataset: Dataset
+    metrics: list[ResultMetric]
+    source: ResultSource | None = None
+
+
+class Model(_Loose):
+    """One model of a model index."""
+
+    name: Word
+    results: list[Result]
+
+
+class Index(BaseModel):
+    """The hub's ``model-index``."""
+
+    model_config = ConfigDict(strict=True)
+    models: list[Model]
+
+
+def read_block(front: FrontMatter) -> Block:
+    """Return the validated ``sdbench`` block."""
+    return _validate(Block, front.data["sdbench"], front, ("sdbench",))
+
+
+def read_index(front: FrontMatter) -> list[Model]:
+    """Return the validated ``model-index``; none is an empty list."""
+    found = front.data.get("model-index")
+    if not found:
+        return []
+    if not isinstance(found, list):
+        raise CardError(
+            "the model index is not a list",
+            file=front.path,
+            key="model-index",
+            found=found,
+            remedy="Begin it with `- name: NAME` and give it `results`",
+        )
+    return _validate(Index, {"models": found}, front, ("model-index",)).models
+
+
+def _validate(shape: type[Shape], values: Any, front: FrontMatter, at: tuple[str | int, ...]) -> Shape:
+    try:
+        return shape.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, shape, values, front.path, at) from None
+
+
+def _explain(
+    error: ValidationError, shape: type[BaseModel], values: Any, path: Path, at: tuple[str | int, ...]
+) -> CardError:
+    # An unknown key explains itself, and often the missing one too.
+    errors = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    first = errors[0]
+    # A union's error carries the member's name in its place; only what leads through the values is a key.
+    place: list[str | int] = []
+    value = values
+    for part in first["loc"]:
+        if isinstance(value, Mapping) and (part in value or first["type"] == "missing"):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            continue
+        place.append(part)
+    keys = (*at, *(place[1:] if shape is Index else place))
+    kind, found = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        known = _known(shape, place[:-1])
+        return CardError(
+            "unknown key",
+            file=path,
+            key=dotted(keys),
+            found=str(place[-1]),
+            remedy=f"{suggestion(str(place[-1]), known)}Known keys: {', '.join(known)}",
+        )
+    if kind == "missing":
+        return CardError("a key is missing", file=path, key=dotted(keys), remedy="Add it")
+    return CardError(
+        _MESSAGES.get(kind, first["msg"][:1].lower() + first["msg"][1:]),
+        file=path,
+        key=dotted(keys),
+        found=found,
+        remedy=_REMEDIES.get(kind, "Correct the value, or leave the key out"),
+    )
+
+
+_MESSAGES = {
+    "float_type": "not a number",
+    "int_type": "not a whole number",
+    "int_from_float": "not a whole number",
+    "string_type": "not text",
+    "greater_than": "not above zero",
+    "greater_than_equal": "below zero",
+    "finite_number": "not a finite number",
+    "list_type": "not a list",
+    "dict_type": "not a mapping",
+    "model_type": "not a mapping",
+    "string_too_short": "empty text",
+}
+_REMEDIES = {
+    "float_type": "Write a number such as 0.45 or 0.49e+9, or leave the key out",
+    "int_type": "Write the exact count, such as 482346884",
+    "int_from_float": "Write the exact count, such as 482346884",
+    "string_type": 'Put quotes around it: "..."',
+    "list_type": "Write a list: [] or lines that begin with `- `",
+    "dict_type": "Write `key: value` pairs below it",
+    "model_type": "Write `key: value` pairs below it",
+}
+
+
+def _known(shape: type[BaseModel], place: Sequence[str | int]) -> list[str]:
+    """Return the keys that are allowed at a place inside a model."""
+    for part in place:
+        if isinstance(part, str) and part in shape.model_fields:
+            shape = _model_in(shape.model_fields[part].annotation) or shape
+    return list(shape.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """Return ``Did you mean X? `` where a known word is near, else nothing."""
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}? " if near else ""
+
+
+def check_value(path: Path, key: str, metric: str, value: Any, *, claim: bool = True) -> float:
+    """Return a claimed figure, or raise if it cannot be one: a placeholder, zero, not finite, or off the scale."""
+    known = METRICS[metric]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CardError(
+            f"the {known.label} is no number",
+            file=path,
+            key=key,
+            found=value,
+            remedy="Write the published figure as a plain number, or remove the claim: "
+            "a placeholder would pass whatever is measured",
+        )
+    number = float(value)
+    if not math.isfinite(number) or number == 0 or (claim and number < 0):
+        raise CardError(
+            f"the {known.label} is {'not finite' if not math.isfinite(number) else 'zero' if not number else 'negative'}",
+            file=path,
+            key=key,
+            found=value,
+            remedy="Write the published figure, or remove the claim: nothing can be compared with this one",
+        )
+    low, high = known.minimum, known.maximum
+    if (low is not None and number < low) or (high is not None and number > high):
+        hundredth = number / 100
+        meant = f"; write {hundredth:.6g}" if metric == "clip_score" and number <= 100 else ""
+        raise CardError(
+            f"the {known.label} has the wrong scale",
+            file=path,
+            key=key,
+            found=value,
+            remedy=f"{known.scale[:1].upper()}{known.scale[1:]}{meant}",
+        )
+    return number
+
+
+def check_size(path: Path, size: Size) -> None:
+    """Raise if a published count is off the scale of the exact one, or the whole is not the sum of its parts."""
+    parts = {name: getattr(size, name) or SizePart() for name in COMPONENTS}
+    for name, part in parts.items():
+        if part.published is None:
+            continue
+        wrong = part.published < 1000 or (
+            part.exact is not None and not 0.5 < part.published / part.exact < 2
+        )
+        if wrong:
+            near = f"{part.exact / 1e9:.2f}e+9" if part.exact else f"{part.published:g}e+9"
+            raise CardError(
+                "the published count has the wrong scale",
+                file=path,
+                key=f"sdbench.size.{name}.published",
+                found=part.published,
+                remedy=f"Give parameters, not billions: {near}"
+                if part.published < 1000
+                else f"The exact count is {part.exact:,}: one of the two is wrong",
+            )
+    exact = [parts[name].exact for name in COMPONENTS[:3]]
+    whole = parts["whole"].exact
+    if whole is not None and None not in exact:
+        total = sum(count for count in exact if count is not None)
+        if total != whole:
+            raise CardError(
+                "the whole is not the sum of U-Net, text encoder and image decoder",
+                file=path,
+                key="sdbench.size.whole.exact",
+                found=whole,
+                remedy=f"The three make {total}",
+            )
+
+
+def check_metric(path: Path, key: str, text: str) -> str:
+    """Return our name of a metric, or raise with the known ones."""
+    name = metric_name(text)
+    if name is None:
+        raise CardError(
+            "unknown metric",
+            file=path,
+            key=key,
+            found=text,
+            remedy=f"{suggestion(text, list(METRICS))}Known metrics: {', '.join(METRICS)}",
+        )
+    return name

@@ -1,0 +1,263 @@
+"""Read the YAML front matter of a model card, with the place of every value in the file.
+
+The hub reads cards with PyYAML, which is YAML 1.1; ruamel.yaml reads YAML 1.2. A value that the two read
+differently is an error here, so that a card means the same to everybody who reads it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_sdbench.errors import CardError
+
+if TYPE_CHECKING:
+    from ruamel.yaml.nodes import Node
+
+# The hub's own pattern, so that what it finds and what we find is the same block.
+BLOCK = re.compile(r"\A(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|\Z))")
+EMPTY_BLOCK = re.compile(r"\A\s*---(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z)")
+_OURS = re.compile(r"""^(?:model-index|["']model-index["']|sdbench|["']sdbench["'])[ \t]*:""", re.MULTILINE)
+
+_INT_IN_BOTH = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)")
+_FLOAT_IN_BOTH = re.compile(
+    r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_NOT_TEXT_IN_1_1 = re.compile(
+    r"(?:yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"
+)
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class FrontMatter:
+    """The text of a card file and the parsed YAML block at its head."""
+
+    path: Path
+    text: str
+    """The whole file, line endings as they are."""
+    start: int
+    """Where the YAML begins in ``text``."""
+    end: int
+    data: dict[str, Any]
+    """Plain Python values."""
+    node: Node
+    """The same as a tree of nodes; their marks count from ``start``."""
+
+    @property
+    def newline(self) -> str:
+        """Return the line ending that the front matter is written with."""
+        first = re.search(r"\r\n|\r|\n", self.text[: self.end] or "\n")
+        return first.group() if first else "\n"
+
+    @cached_property
+    def body(self) -> str:
+        """Return what stands below the front matter."""
+        match = BLOCK.match(self.text)
+        return self.text[match.end() :] if match else ""
+
+    def find(self, *keys: str | int) -> Node | None:
+        """Return the node at a path of keys and positions, or None."""
+        node: Any = self.node
+        for key in keys:
+            if isinstance(key, int):
+                node = node.value[key] if isinstance(node.value, list) and key < len(node.value) else None
+            else:
+                node = child(node, key)
+            if node is None:
+                return None
+        found: Node = node
+        return found
+
+    def scalar(self, *keys: str | int) -> str | None:
+        """Return a scalar exactly as the file prints it, or None."""
+        node = self.find(*keys)
+        return node.value if node is not None and isinstance(node.value, str) else None
+
+
+def child(node: Any, key: str) -> Node | None:
+    """Return the value node under a key of a mapping node, or None."""
+    if not isinstance(node.value, list):
+        return None
+    for pair in node.value:
+        if isinstance(pair, tuple) and pair[0].value == key:
+            found: Node = pair[1]
+            return found
+    return None
+
+
+def dotted(path: Path_) -> str:
+    """Return a path of keys as people write it: ``model-index[0].results[1]``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def is_card(path: str | Path) -> bool:
+    """Return whether a file's front matter has ``model-index`` or ``sdbench``; imports no YAML reader."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(1 << 18).decode("utf-8-sig", errors="replace")
+    except OSError:
+        return False
+    block = BLOCK.match(text)
+    return bool(block and _OURS.search(block.group(2)))
+
+
+def read_text(path: Path) -> str:
+    """Return a card's text with its line endings untouched."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise CardError("the card does not exist", file=path, remedy="Check the path") from None
+    except UnicodeDecodeError as error:
+        raise CardError(
+            "the card is not UTF-8 text",
+            file=path,
+            key=f"byte {error.start}",
+            found=error.object[error.start : error.start + 4],
+            remedy="Save the file as UTF-8 without a byte order mark",
+        ) from None
+    except OSError as error:
+        raise CardError(
+            "the card cannot be read", file=path, found=error.strerror or str(error), remedy="Check the path"
+        ) from None
+
+
+# A card is read by itself, as a baseline and in each lineage.
+@lru_cache(maxsize=64)
+def parse(path: Path, text: str) -> FrontMatter:
+    """Return the front matter of a card's text; broken YAML is an error that names the line."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    if text.startswith("\ufeff"):
+        raise CardError(
+            "the card begins with a byte order mark, behind which the hub finds no front matter",
+            file=path,
+            key="byte 0",
+            found="\ufeff",
+            remedy="Save the file as UTF-8 without a byte order mark",
+        )
+    match = BLOCK.match(text)
+    if match is None or EMPTY_BLOCK.match(text):
+        first = text.strip().split("\n", 1)[0][:60].rstrip("\r")
+        raise CardError(
+            "the card has no front matter",
+            file=path,
+            key="line 1",
+            found=first,
+            remedy="Begin the file with `---`, the YAML, and `---` again; "
+            "`python -m pytest_sdbench draft FOLDER` writes a complete card",
+        )
+    block, first_line = match.group(2), text[: match.start(2)].count("\n") + 1
+    yaml = YAML(typ="rt", pure=True)
+    try:
+        node = yaml.compose(block)
+        data = yaml.constructor.construct_document(node) if node is not None else None
+    except DuplicateKeyError as error:
+        mark = error.problem_mark
+        raise CardError(
+            "a key stands twice in one mapping",
+            file=path,
+            key=f"line {mark.line + first_line}" if mark else None,
+            found=_duplicate(str(error.problem)),
+            remedy="Keep one of the two",
+        ) from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = block.splitlines()[mark.line] if mark and mark.line < len(block.splitlines()) else ""
+        raise CardError(
+            f"the front matter is not valid YAML: {error.problem or error.context}",
+            file=path,
+            key=f"line {mark.line + first_line}" if mark else None,
+            found=line.strip(),
+            remedy="Correct the YAML of that line (or of the one above it)",
+        ) from None
+    except (YAMLError, ValueError) as error:
+        raise CardError(
+            "the front matter is not valid YAML", file=path, found=str(error), remedy="Correct the YAML"
+        ) from None
+    if not isinstance(data, dict):
+        raise CardError(
+            "the front matter is not a mapping of keys to values",
+            file=path,
+            key=f"line {first_line}",
+            found=type(plain(data)).__name__,
+            remedy="Write `key: value` lines between the two `---`",
+        )
+    return FrontMatter(path, text, match.start(2), match.end(2), plain(data), node)
+
+
+def _duplicate(problem: str) -> str:
+    found = re.search(r'found duplicate key "([^"]*)"', problem)
+    return found.group(1) if found else problem.split("\n", 1)[0]
+
+
+def plain(value: Any) -> Any:
+    """Return plain Python values for ruamel's round-trip ones."""
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            # ruamel's boolean is an int with an anchor; only its class name tells it apart.
+            return bool(value) if type(value).__name__ == "ScalarBoolean" else kind(value)
+    return value
+
+
+def check_yaml_1_1(front: FrontMatter, *keys: str) -> None:
+    """Raise where a plain value under these top-level keys reads differently in YAML 1.1, as the hub does."""
+    for key in keys:
+        node = child(front.node, key)
+        if node is not None:
+            _check_node(front, node, (key,))
+
+
+def _check_node(front: FrontMatter, node: Any, path: Path_) -> None:
+    if isinstance(node.value, list):
+        for position, item in enumerate(node.value):
+            if isinstance(item, tuple):
+                _check_node(front, item[1], (*path, str(item[0].value)))
+            else:
+                _check_node(front, item, (*path, position))
+        return
+    if node.style is not None:
+        return
+    text, tag = node.value, str(node.tag).rsplit(":", 1)[-1]
+    if tag == "int" and not _INT_IN_BOTH.fullmatch(text):
+        remedy = f"Write a plain decimal number, or quote it: {text!r}"
+    elif tag == "float" and not _FLOAT_IN_BOTH.fullmatch(text):
+        remedy = f"Write {_spelled(text)}, with a dot before and a sign in the exponent"
+    elif tag == "str" and _NOT_TEXT_IN_1_1.fullmatch(text):
+        remedy = f'Quote it: "{text}"'
+    else:
+        return
+    raise CardError(
+        "the hub reads this value differently: to YAML 1.1, "
+        + ("it is no text" if tag == "str" else "it is not this number"),
+        file=front.path,
+        key=dotted(path),
+        found=text,
+        remedy=remedy,
+    )
+
+
+def _spelled(text: str) -> str:
+    """Return a number in the spelling that both YAML versions read as a float."""
+    sign = "-" if text.startswith("-") else ""
+    mantissa, mark, exponent = text.lstrip("+-").lower().partition("e")
+    mantissa = mantissa if "." in mantissa else mantissa + ".0"
+    mantissa = "0" + mantissa if mantissa.startswith(".") else mantissa
+    exponent = exponent if not exponent or exponent[0] in "+-" else "+" + exponent
+    return sign + mantissa + mark + exponent

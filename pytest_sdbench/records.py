@@ -1,0 +1,325 @@
+"""Write what was measured into a card, changing no other line.
+
+A YAML writer reflows what it did not change, so nothing is dumped: the new text is put in the place of the old,
+by the marks of the parsed document, and the result is read again before it replaces the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_sdbench.errors import CardError
+from pytest_sdbench.front_matter import FrontMatter, child, parse, read_text
+from pytest_sdbench.metric_names import METRICS
+
+if TYPE_CHECKING:
+    from ruamel.yaml.nodes import Node
+
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# Words of another type in YAML 1.1, and fingerprints: some of those are numbers, so all look alike in quotes.
+_QUOTED = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null)|[0-9a-f]{8,}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A figure that this suite measured, as a card's ``sdbench.records`` keeps it."""
+
+    metric: str
+    value: float
+    n: int
+    protocol: str
+    standard_error: float | None = None
+    protocol_fingerprint: str | None = None
+    checkpoint_fingerprint: str | None = None
+    device: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    date: str | None = None
+    """ISO 8601."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Return what a new record replaces an old one by."""
+        return self.protocol, self.metric
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as a card holds it: rounded, in reading order, without what is unknown."""
+        decimals = METRICS[self.metric].recorded_decimals if self.metric in METRICS else 6
+        error = self.standard_error
+        values = {
+            "protocol": self.protocol,
+            "metric": self.metric,
+            "value": round(float(self.value), decimals),
+            "standard_error": None if error is None else round(float(error), decimals),
+            "n": int(self.n),
+            "protocol_fingerprint": self.protocol_fingerprint,
+            "checkpoint_fingerprint": self.checkpoint_fingerprint,
+            "device": self.device,
+            "versions": dict(self.versions) or None,
+            "date": self.date,
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def write_records(path: Path, records: Sequence[Record]) -> str:
+    """Write records into a card and return the unified diff; an empty diff leaves the file alone.
+
+    A record replaces the one of the same protocol and metric, in its place; any other is appended. Comments,
+    order, number formats and line endings of everything else stay. The file is replaced at once or not at all.
+    Raises CardError if the card cannot be read, has no ``sdbench`` block, or cannot be edited in place.
+    """
+    path = Path(path)
+    before = read_text(path)
+    after = with_records(path, before, records)
+    if after == before:
+        return ""
+    _replace(path, after)
+    return _diff(path, before, after)
+
+
+def with_records(path: Path, text: str, records: Sequence[Record]) -> str:
+    """Return a card's text with records put in; the file itself is not touched."""
+    for record in records:
+        front = parse(path, text)
+        block = front.find("sdbench")
+        if block is None or not isinstance(block.value, list) or not block.value:
+            raise CardError(
+                "there is no place for records: the card has no `sdbench` block",
+                file=path,
+                key="sdbench",
+                remedy="`python -m pytest_sdbench draft FOLDER` writes one for a checkpoint",
+            )
+        edited = _edit(front, block, record)
+        _check(front, edited, record)
+        text = edited
+    return text
+
+
+def _edit(front: FrontMatter, block: Node, record: Record) -> str:
+    text, offset, new = front.text, front.start, record.to_dict()
+    node = child(block, "records")
+    if node is None:
+        return _insert_key(front, block, new)
+    if not isinstance(node.value, list):
+        return _fill_empty(front, block, node, new)
+    for item in node.value:
+        if _key_of(item) == record.key:
+            return _replace_entry(front, item, new)
+    if not node.value:
+        return _fill_empty(front, block, node, new)
+    last = node.value[-1]
+    if node.flow_style:
+        end = offset + last.end_mark.index
+        return text[:end] + ", " + _flow(new) + text[end:]
+    end = _line_end(text, offset + _leaf_end(last))
+    column = node.start_mark.column
+    return text[:end] + front.newline + _block(new, column, front.newline) + text[end:]
+
+
+def _insert_key(front: FrontMatter, block: Node, new: Mapping[str, Any]) -> str:
+    text, offset = front.text, front.start
+    if block.flow_style:
+        end = offset + _leaf_end(block) - 1
+        head = text[:end].rstrip().rstrip(",")
+        return head + ", records: [" + _flow(new) + "]" + text[end:]
+    end = _line_end(text, offset + _leaf_end(block))
+    column = block.start_mark.column
+    lines = " " * column + "records:" + front.newline + _block(new, column, front.newline)
+    return text[:end] + front.newline + lines + text[end:]
+
+
+def _fill_empty(front: FrontMatter, block: Node, node: Node, new: Mapping[str, Any]) -> str:
+    """Put the first entry in the place of ``[]``, ``null`` or nothing; a comment behind it stays, in its column."""
+    text, offset = front.text, front.start
+    name = next(pair[0] for pair in block.value if pair[1] is node)
+    start = text.index(":", offset + name.end_mark.index) + 1
+    end = offset + node.end_mark.index if node.end_mark.index > node.start_mark.index else start
+    if block.flow_style:
+        return text[:start] + " [" + _flow(new) + "]" + text[end:]
+    line = _line_end(text, end)
+    rest = text[end:line]
+    comment = " " * (end - start) + rest if rest.strip() else ""
+    lines = front.newline + _block(new, block.start_mark.column, front.newline)
+    return text[:start] + comment.rstrip() + lines + text[line:]
+
+
+def _replace_entry(front: FrontMatter, item: Node, new: Mapping[str, Any]) -> str:
+    """Change only the values that differ, or the whole entry where its keys do."""
+    text, offset = front.text, front.start
+    spans: list[tuple[int, int, str]] = []
+    if _changes(item, new, spans):
+        for start, end, value in sorted(spans, reverse=True):
+            text = text[: offset + start] + value + text[offset + end :]
+        return text
+    start = offset + item.start_mark.index
+    if item.flow_style:
+        return text[:start] + _flow(new) + text[offset + item.end_mark.index :]
+    end = _line_end(text, offset + _leaf_end(item))
+    # The dash before the entry stays: its keys begin at the column where they stood.
+    lines = _block(new, item.start_mark.column - 2, front.newline)
+    return text[:start] + lines.lstrip(" ").removeprefix("- ") + text[end:]
+
+
+def _changes(node: Any, new: Mapping[str, Any], spans: list[tuple[int, int, str]]) -> bool:
+    """Collect the values to exchange; return whether old and new entry have the same keys."""
+    old = {pair[0].value: pair[1] for pair in node.value}
+    if set(old) != set(new):
+        return False
+    for key, value in new.items():
+        was = old[key]
+        if isinstance(value, Mapping):
+            if not isinstance(was.value, list) or not _changes(was, value, spans):
+                return False
+        elif isinstance(was.value, list):
+            return False
+        elif not _same(was, value):
+            spans.append((was.start_mark.index, was.end_mark.index, _scalar(value)))
+    return True
+
+
+def _same(node: Any, value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(node.value == value)
+    with contextlib.suppress(ValueError):
+        return float(node.value) == float(value)
+    return False
+
+
+def _key_of(item: Any) -> tuple[str, str] | None:
+    protocol, metric = child(item, "protocol"), child(item, "metric")
+    return (str(protocol.value), str(metric.value)) if protocol and metric else None
+
+
+def _leaf_end(node: Any) -> int:
+    """Return where the last value of a node ends; a block's own end mark lies behind the comments below it."""
+    if not isinstance(node.value, list) or node.flow_style or not node.value:
+        return int(node.end_mark.index)
+    last = node.value[-1]
+    if not isinstance(last, tuple):
+        return _leaf_end(last)
+    key, value = last
+    empty = value.end_mark.index <= value.start_mark.index
+    return int(key.end_mark.index) + 1 if empty and not isinstance(value.value, list) else _leaf_end(value)
+
+
+def _line_end(text: str, index: int) -> int:
+    while index and text[index - 1] in "\r\n":
+        index -= 1
+    ends = [found for found in (text.find("\r", index), text.find("\n", index)) if found >= 0]
+    return min(ends, default=len(text))
+
+
+def _block(entry: Mapping[str, Any], column: int, newline: str) -> str:
+    """Return an entry of a block sequence whose dash stands at a column, without the last line ending."""
+    lines = [
+        f"{key}: {_flow(value) if isinstance(value, Mapping) else _scalar(value)}"
+        for key, value in entry.items()
+    ]
+    pad = " " * column
+    return newline.join(f"{pad}{'- ' if first == 0 else '  '}{line}" for first, line in enumerate(lines))
+
+
+def _flow(entry: Mapping[str, Any]) -> str:
+    parts = (
+        f"{key}: {_flow(value) if isinstance(value, Mapping) else _scalar(value)}"
+        for key, value in entry.items()
+    )
+    return "{" + ", ".join(parts) + "}"
+
+
+def _scalar(value: Any) -> str:
+    """Return a value in a spelling that YAML 1.1 and 1.2 read alike, in block and in flow."""
+    if isinstance(value, float):
+        text = repr(value)
+        mantissa, mark, exponent = text.partition("e")
+        if not mark:
+            return text
+        # repr writes 1e-05; YAML 1.1 wants a dot.
+        return (mantissa if "." in mantissa else mantissa + ".0") + "e" + exponent
+    if isinstance(value, int):
+        return str(value)
+    text = str(value)
+    if _WORD.fullmatch(text) and not _QUOTED.fullmatch(text):
+        return text
+    for char, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        text = text.replace(char, escape)
+    return f'"{text}"'
+
+
+def _check(front: FrontMatter, text: str, record: Record) -> None:
+    """Read the edited text again: the record is in, nothing else changed its meaning."""
+    try:
+        after = parse(front.path, text).data
+        before_block, after_block = dict(front.data["sdbench"]), dict(after["sdbench"])
+        before_records, after_records = before_block.pop("records", None) or [], after_block.pop("records")
+        others = [entry for entry in before_records if (entry["protocol"], entry["metric"]) != record.key]
+        kept = [entry for entry in after_records if (entry["protocol"], entry["metric"]) != record.key]
+        mine = [entry for entry in after_records if (entry["protocol"], entry["metric"]) == record.key]
+        right = (
+            {**front.data, "sdbench": before_block} == {**after, "sdbench": after_block}
+            and others == kept
+            and [_comparable(entry) for entry in mine] == [_comparable(record.to_dict())]
+            and parse(front.path, text).body == front.body
+        )
+    except (CardError, KeyError, TypeError):
+        right = False
+    if not right:
+        raise CardError(
+            "the records cannot be edited in place",
+            file=front.path,
+            key="sdbench.records",
+            remedy="Write `records: []` there, without anchors, aliases or tags, and run again",
+        )
+
+
+def _comparable(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: str(value) if key == "date" else value for key, value in entry.items()}
+
+
+def _diff(path: Path, before: str, after: str) -> str:
+    lines = difflib.unified_diff(
+        before.replace("\r\n", "\n").split("\n"),
+        after.replace("\r\n", "\n").split("\n"),
+        f"a/{_shown(path)}",
+        f"b/{_shown(path)}",
+        lineterm="",
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _shown(path: Path) -> str:
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a new text in the place of a file at once: readers see the old one or the new one."""
+    target = path.resolve()
+    temporary = ""
+    try:
+        mode = target.stat().st_mode
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        with open(handle, "wb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode & 0o7777)
+        os.replace(temporary, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise CardError(
+            "the card cannot be written; it is as it was",
+            file=path,
+            found=error.strerror or str(error),
+            remedy="Free some space, or make the file and its folder writable, and run again",
+        ) from None

@@ -1,0 +1,89 @@
+"""One row per claim or measurement, and the file of them all: ``results.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""Of ``results.json``; it rises when a reader of the old form would misread the new one."""
+
+VERDICTS = ("pass", "fail", "inconclusive", "mismatch", "uncalibrated", "unavailable", "error")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one test of one card claimed, measured and concluded."""
+
+    node_id: str
+    card: str
+    test: str
+    """``size``, ``compute``, ``speed``, ``memory`` or ``quality``."""
+    name: str = ""
+    """The claim's id, or the component that was counted."""
+    metric: str = ""
+    protocol: str = ""
+    claimed: float | None = None
+    claimed_text: str = ""
+    """The claim as its source prints it."""
+    measured: float | None = None
+    standard_error: float | None = None
+    n: int | None = None
+    unit: str = ""
+    margin: float | None = None
+    verdict: str = "error"
+    reason: str = ""
+    kind: str = ""
+    """``published`` or ``recorded``, for a claim."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Device, versions, fingerprints, date and whatever else explains the figure."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; a figure that is not finite becomes None, since JSON has no NaN."""
+        return {key: _finite(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Row:
+        """Return the row of `to_dict`'s values; keys of a later version are left out."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
+
+
+def results_json(rows: Sequence[Row], environment: Mapping[str, Any]) -> str:
+    """Return ``results.json``: schema version, environment, a count of verdicts, and every row."""
+    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "environment": _finite(dict(environment)),
+        "summary": {verdict: count for verdict, count in counts.items() if count},
+        "results": [row.to_dict() for row in rows],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
+def read_results(text: str) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows and the environment of a ``results.json``.
+
+    Raises ValueError if the text is not such a file, or one of another schema version.
+    """
+    content = json.loads(text)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"not a results.json of schema version {SCHEMA_VERSION} (found {version!r}); "
+            "write it anew with --sdbench-report results.json"
+        )
+    return [Row.from_dict(row) for row in content["results"]], content["environment"]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
