@@ -1,10 +1,10 @@
 """Read protocols: everything that fixes a score besides the weights, in one named YAML file.
 
 A protocol has two fingerprints. The *draw* fingerprint covers what makes one row of evidence: prompts, seeds,
-sampling, the way of the image and the extractors that look at it. It keys the evidence, so that runs of 512,
-5,000 and 30,000 images share their images. The *protocol* fingerprint adds N, the reference statistics and the
-options that act on finished rows (splits, shuffling); it identifies what a claim claims. Neither covers margins
-and prose.
+sampling, the way of the image and the extractors that look at it. It keys the evidence, so that runs of
+512, 5,000 and 30,000 images share theirs. The *protocol* fingerprint adds N, the reference statistics and the
+options that act on finished rows (splits, shuffling); it identifies what a claim claims. Neither covers
+margins and prose.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ Seeds = Annotated[PerImageSeeds | SequentialSeeds, Field(discriminator="kind")]
 
 
 class Scheduler(_Model):
-    """The noise scheduler: the checkpoint's own, or a diffusers class that takes the checkpoint's settings."""
+    """The noise scheduler: the checkpoint's own, or a diffusers class with the checkpoint's settings."""
 
     name: Annotated[str, StringConstraints(pattern=r"^(checkpoint|[A-Z]\w*)$")] = "checkpoint"
     must_be: _Name | None = None

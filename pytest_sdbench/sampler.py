@@ -1,0 +1,235 @@
+"""Sample the images of a protocol: prompts and seeds in, uint8 batches out.
+
+Under per-image seeds every image has its own CPU generator, seeded from (protocol seed, index): an image does
+not depend on batch size, order or process, up to the rounding of the arithmetic. Under sequential seeds one
+generator is consumed image by image at batch size 1; images that are skipped have their noise drawn and thrown
+away, so that a resumed or divided run equals the uninterrupted one on the same kind of device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pytest_sdbench.errors import CheckpointError, ProtocolError
+from pytest_sdbench.protocol import Protocol, SequentialSeeds
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images of a protocol, as the VAE decoded them: before any codec or resize."""
+
+    indices: npt.NDArray[np.int64]
+    seeds: npt.NDArray[np.int64]
+    """Seed of each image's generator; under sequential seeds, of the one generator."""
+    prompts: tuple[str, ...]
+    images: npt.NDArray[np.uint8]
+    """[B, height, width, 3]"""
+    blacked_out: int = 0
+    """Images that a safety checker replaced by black; a pipeline should not have one."""
+    truncated: int = 0
+    """Prompts longer than the tokenizer takes; their end was cut off."""
+
+
+def sample(
+    pipeline: StableDiffusionPipeline,
+    protocol: Protocol,
+    prompts: Sequence[str],
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    align: int | None = None,
+) -> Iterator[Batch]:
+    """Yield the images with these indices in batches, in the order of `indices`.
+
+    `prompts[i]` is the prompt of image i. With `align`, no batch crosses a multiple of it or a gap between
+    indices: a run that goes on after an interruption at such a border makes the very batches of an undisturbed
+    run. Under sequential seeds the batch size is 1 and `indices` must increase.
+
+    Raises ProtocolError for a scheduler that does not exist or does not fit the seeds, CheckpointError if the
+    checkpoint's scheduler is not the one that the protocol demands.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give 1 or more")
+    schedule = scheduler_factory(pipeline, protocol)
+    sequence = None
+    if isinstance(protocol.seeds, SequentialSeeds):
+        batch_size = 1
+        sequence = _Sequence(pipeline, protocol, protocol.seeds, indices)
+    kept = pipeline.scheduler
+    try:
+        for group in _groups(indices, batch_size, align):
+            # PNDM keeps the last model outputs and a sample: what one call leaves must not reach the next.
+            pipeline.scheduler = schedule()
+            seeds = [image_seed(protocol.seeds.seed, index) for index in group]
+            if sequence is not None:
+                seeds, generators = [protocol.seeds.seed], [sequence.at(group[0])]
+            else:
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            yield _draw(
+                pipeline, protocol, tuple(prompts[index] for index in group), group, seeds, generators
+            )
+    finally:
+        pipeline.scheduler = kept
+
+
+def image_seed(seed: int, index: int) -> int:
+    """Return the seed of one image's generator, in 0 to 2^32 - 1.
+
+    torch's CPU generator reads the low 32 bits of a seed alone. The map is therefore a permutation of 32-bit
+    numbers (two rounds of MurmurHash3's finaliser, keyed by the sha256 of the protocol's seed in decimal): no two
+    images of a protocol have the same noise.
+    """
+    key = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "little")
+    return _mix(_mix(index ^ (key & 0xFFFFFFFF)) ^ (key >> 32))
+
+
+def to_uint8(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Turn pictures in 0 to 1 into bytes, rounded as diffusers does for Pillow (half to even)."""
+    return (images * 255).round().astype(np.uint8)
+
+
+def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> Callable[[], Any]:
+    """Return what makes fresh schedulers of a protocol for this pipeline's checkpoint."""
+    import diffusers
+
+    wanted, own = protocol.sampling.scheduler, pipeline.scheduler
+    kind: Any
+    if wanted.name == "checkpoint":
+        kind = type(own)
+        if wanted.must_be and kind.__name__ != wanted.must_be:
+            raise CheckpointError(
+                f"protocol {protocol.name} samples with the checkpoint's own {wanted.must_be}",
+                key="scheduler",
+                found=kind.__name__,
+                remedy="Put that scheduler into the checkpoint, or claim under a protocol of its own.",
+            )
+    else:
+        kind = getattr(diffusers, wanted.name, None)
+        if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+            raise ProtocolError(
+                f"diffusers {diffusers.__version__} has no such scheduler",
+                file=protocol.path,
+                key="sampling.scheduler.name",
+                found=wanted.name,
+                remedy="Give `checkpoint` or a class name such as DDIMScheduler.",
+            )
+    unknown = sorted(set(wanted.config) - set(inspect.signature(kind.__init__).parameters))
+    if unknown:
+        raise ProtocolError(
+            f"{kind.__name__} has no such setting",
+            file=protocol.path,
+            key=f"sampling.scheduler.config.{unknown[0]}",
+            remedy="diffusers would ignore it without a word.",
+        )
+    return lambda: kind.from_config(own.config, **wanted.config)
+
+
+def _draw(
+    pipeline: StableDiffusionPipeline,
+    protocol: Protocol,
+    prompts: tuple[str, ...],
+    group: Sequence[int],
+    seeds: list[int],
+    generators: list[torch.Generator],
+) -> Batch:
+    sampling = protocol.sampling
+    negative = sampling.negative_prompt
+    output = pipeline(
+        prompt=list(prompts),
+        negative_prompt=None if negative is None else [negative] * len(prompts),
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance,
+        height=sampling.resolution,
+        width=sampling.resolution,
+        generator=generators,
+        output_type="np",
+    )
+    return Batch(
+        indices=np.asarray(group, np.int64),
+        seeds=np.asarray(seeds, np.int64),
+        prompts=prompts,
+        images=to_uint8(output.images),
+        blacked_out=sum(map(bool, output.nsfw_content_detected or ())),
+        truncated=_truncated(pipeline.tokenizer, prompts),
+    )
+
+
+def _truncated(tokenizer: Any, prompts: tuple[str, ...]) -> int:
+    lengths = (len(tokens) for tokens in tokenizer(list(prompts), truncation=False, verbose=False).input_ids)
+    return sum(length > tokenizer.model_max_length for length in lengths)
+
+
+def _groups(indices: Sequence[int], batch_size: int, align: int | None) -> Iterator[list[int]]:
+    """Cut indices into batches that cross neither a gap nor a multiple of `align`."""
+
+    def run(position: int) -> tuple[int, int]:
+        index = indices[position]
+        return index - position, 0 if align is None else index // align
+
+    for _, positions in groupby(range(len(indices)), run if align is not None else lambda position: 0):
+        members = [indices[position] for position in positions]
+        yield from (members[at : at + batch_size] for at in range(0, len(members), batch_size))
+
+
+class _Sequence:
+    """One generator, moved on image by image."""
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        protocol: Protocol,
+        seeds: SequentialSeeds,
+        indices: Sequence[int],
+    ) -> None:
+        step = inspect.signature(type(scheduler_factory(pipeline, protocol)()).step).parameters
+        if "generator" in step:
+            raise ProtocolError(
+                "sequential seeds need a scheduler that draws no noise between steps, such as PNDMScheduler",
+                file=protocol.path,
+                key="seeds.kind",
+                found=type(scheduler_factory(pipeline, protocol)()).__name__,
+                remedy="Give `kind: per-image`.",
+            )
+        if any(after <= before for before, after in pairwise(indices)):
+            raise ValueError("under sequential seeds the indices must increase")
+        if seeds.device == "cuda" and pipeline.device.type != "cuda":
+            raise ProtocolError(
+                f"the generator of this protocol is on cuda, the pipeline on {pipeline.device.type}",
+                file=protocol.path,
+                key="seeds.device",
+                remedy="Sample `protocol.with_seeds_on('cpu')`: comparable scores of another draw.",
+            )
+        self._generator = torch.Generator(seeds.device).manual_seed(seeds.seed)
+        self._position = 0
+        side = protocol.sampling.resolution // pipeline.vae_scale_factor
+        self._shape = (1, pipeline.unet.config.in_channels, side, side)
+        self._dtype = pipeline.unet.dtype
+
+    def at(self, index: int) -> torch.Generator:
+        """Return the generator as the image with this index finds it."""
+        while self._position < index:
+            torch.randn(
+                self._shape, generator=self._generator, device=self._generator.device, dtype=self._dtype
+            )
+            self._position += 1
+        self._position += 1
+        return self._generator
+
+
+def _mix(value: int) -> int:
+    """Permute 32-bit numbers (the finaliser of MurmurHash3, Appleby 2008)."""
+    value = (value ^ (value >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    value = (value ^ (value >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return value ^ (value >> 16)
