@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -332,6 +333,16 @@ def _files(search: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _read(path: Path) -> Protocol:
+    """Read a file, once while it stays the same: every claim of every card asks for its protocol."""
+    try:
+        status = path.stat()
+    except OSError:
+        return _parse(path, 0, 0)
+    return _parse(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _parse(path: Path, _modified: int, _size: int) -> Protocol:
     remedy = "See reference/protocols/coco30k-bksdm.yaml for a complete protocol."
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@
 
 Under per-image seeds every image has its own CPU generator, seeded from (protocol seed, index): an image does
 not depend on batch size, order or process, up to the rounding of the arithmetic. Under sequential seeds one
-generator is consumed image by image at batch size 1; images that are skipped have their noise drawn and thrown
+generator is consumed image by image at batch size 1; the noise of images that are skipped is drawn and thrown
 away, so that a resumed or divided run equals the uninterrupted one on the same kind of device.
 """
 
@@ -54,8 +54,8 @@ def sample(
     """Yield the images with these indices in batches, in the order of `indices`.
 
     `prompts[i]` is the prompt of image i. With `align`, no batch crosses a multiple of it or a gap between
-    indices: a run that goes on after an interruption at such a border makes the very batches of an undisturbed
-    run. Under sequential seeds the batch size is 1 and `indices` must increase.
+    indices: a run that goes on from such a border then makes the batches of an undisturbed run.
+    Under sequential seeds the batch size is 1 and `indices` must increase.
 
     Raises ProtocolError for a scheduler that does not exist or does not fit the seeds, CheckpointError if the
     checkpoint's scheduler is not the one that the protocol demands.
@@ -88,8 +88,8 @@ def image_seed(seed: int, index: int) -> int:
     """Return the seed of one image's generator, in 0 to 2^32 - 1.
 
     torch's CPU generator reads the low 32 bits of a seed alone. The map is therefore a permutation of 32-bit
-    numbers (two rounds of MurmurHash3's finaliser, keyed by the sha256 of the protocol's seed in decimal): no two
-    images of a protocol have the same noise.
+    numbers (two rounds of MurmurHash3's finaliser, keyed by the sha256 of the protocol's seed in decimal): no
+    two images of a protocol have the same noise.
     """
     key = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "little")
     return _mix(_mix(index ^ (key & 0xFFFFFFFF)) ^ (key >> 32))

@@ -1,0 +1,291 @@
+"""Protocols: what is in them, what moves which fingerprint, and what a slip of the pen says."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pytest_sdbench.errors import ProtocolError
+from pytest_sdbench.paths import reference
+from pytest_sdbench.protocol import (
+    ClipScoreSpec,
+    FidSpec,
+    InceptionScoreSpec,
+    Jpeg,
+    Resize,
+    load_protocol,
+    protocol_names,
+)
+
+SHIPPED = ("coco30k-bksdm", "coco5k", "scenes-30k", "scenes-5k", "scenes-quick")
+
+
+@cache
+def shipped(name: str) -> str:
+    return json.dumps(YAML(typ="safe", pure=True).load(reference() / "protocols" / f"{name}.yaml"))
+
+
+def edited(tmp_path: Path, changes: dict[str, Any], base: str = "coco30k-bksdm", name: str = "own") -> Path:
+    """Write a shipped protocol with some keys changed; a dotted key reaches inside, `DELETE` removes it."""
+    content = json.loads(shipped(base))
+    for dotted, value in changes.items():
+        *outer, last = [int(part) if part.isdigit() else part for part in dotted.split(".")]
+        place = content
+        for part in outer:
+            place = place[part]
+        if value == "DELETE":
+            del place[last]
+        else:
+            place[last] = value
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")  # which is YAML as well
+    return path
+
+
+def test_every_shipped_protocol_loads_by_name() -> None:
+    assert protocol_names() == SHIPPED
+    assert [load_protocol(name).name for name in SHIPPED] == list(SHIPPED)
+    assert [load_protocol(name).n for name in SHIPPED] == [30000, 5000, 30000, 5000, 512]
+
+
+def test_the_published_protocol_has_every_published_step() -> None:
+    protocol = load_protocol("coco30k-bksdm")
+    prompts, seeds, sampling = protocol.prompts, protocol.seeds, protocol.sampling
+    assert prompts.kind == "csv"
+    assert prompts.sha256 == "48eebd3306c6aea71baf45f489dfa1e199149a62cf040804d23f68a413758b7a"
+    assert (prompts.file, prompts.rows, protocol.n) == ("mscoco_val2014_30k/metadata.csv", 30000, 30000)
+    assert (seeds.kind, seeds.seed) == ("sequential", 1234)
+    assert seeds.model_dump()["device"] == "cuda"
+    assert (sampling.scheduler.name, sampling.scheduler.must_be) == ("checkpoint", "PNDMScheduler")
+    assert (sampling.steps, sampling.guidance, sampling.negative_prompt) == (25, 7.5, None)
+    assert (sampling.resolution, sampling.dtype) == (512, "float16")
+    assert protocol.image == (Jpeg(jpeg=75), Resize(resize=256, filter="pil-bicubic"), Jpeg(jpeg=75))
+    fid, score, clip = (protocol.metrics[name] for name in ("fid", "inception_score", "clip_score"))
+    assert isinstance(fid, FidSpec)
+    assert fid.extractor == "inception-pytorch-fid"
+    assert fid.statistics.file == "mscoco_val2014_41k_full/real_im256.npz"
+    assert (fid.statistics.images, fid.statistics.sha256) == (40504, None)
+    assert isinstance(score, InceptionScoreSpec)
+    assert (score.extractor, score.splits, score.shuffle_seed) == ("inception-torch-fidelity", 10, 2020)
+    assert isinstance(clip, ClipScoreSpec)
+    assert clip.model == "open_clip:ViT-g-14/laion2b_s34b_b88k"
+    assert protocol.extractors == ("inception-pytorch-fid", "inception-torch-fidelity", clip.model)
+
+
+@pytest.mark.parametrize("family", [("coco30k-bksdm", "coco5k"), ("scenes-quick", "scenes-5k", "scenes-30k")])
+def test_one_family_shares_its_images_and_no_claims(family: tuple[str, ...]) -> None:
+    protocols = [load_protocol(name) for name in family]
+    assert len({protocol.draw_fingerprint for protocol in protocols}) == 1
+    assert len({protocol.fingerprint for protocol in protocols}) == len(family)
+
+
+CHECKSUM = "0" * 64
+MOVES_NOTHING = {
+    "title": "Another title",
+    "description": "Other words.",
+    "source": {"name": "somebody"},
+    "margins": {"fid": 9.0},
+    "prompts.file": "elsewhere/captions.csv",
+}
+MOVES_THE_CLAIM = {
+    "n": 29999,
+    "metrics.fid.statistics.sha256": CHECKSUM,
+    "metrics.fid.statistics.file": "other.npz",
+    "metrics.fid.statistics.images": 30000,
+    "metrics.inception_score.splits": 1,
+    "metrics.inception_score.shuffle_seed": None,
+}
+MOVES_THE_DRAW = {
+    "prompts.sha256": CHECKSUM,
+    "seeds.seed": 1235,
+    "seeds.device": "cpu",
+    "seeds": {"kind": "per-image", "seed": 1234},
+    "sampling.scheduler": "checkpoint",
+    "sampling.scheduler.config": {"skip_prk_steps": False},
+    "sampling.steps": 50,
+    "sampling.guidance": 7.0,
+    "sampling.negative_prompt": "blurry",
+    "sampling.resolution": 256,
+    "sampling.dtype": "float32",
+    "image": [],
+    "image.0.jpeg": 95,
+    "image.1.filter": "pil-lanczos",
+    "image.1.resize": 299,
+    "image.2": "DELETE",
+    "metrics.fid.extractor": "inception-torch-fidelity",
+    "metrics.inception_score.extractor": "other",
+    "metrics.clip_score.model": "open_clip:ViT-B-32/openai",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "moved"),
+    [(change, "nothing") for change in MOVES_NOTHING.items()]
+    + [(change, "claim") for change in MOVES_THE_CLAIM.items()]
+    + [(change, "draw") for change in MOVES_THE_DRAW.items()],
+    ids=lambda part: part if isinstance(part, str) else part[0],
+)
+def test_which_field_moves_which_fingerprint(changes: tuple[str, Any], moved: str, tmp_path: Path) -> None:
+    before, after = load_protocol("coco30k-bksdm"), load_protocol(edited(tmp_path, dict([changes])))
+    assert (after.draw_fingerprint != before.draw_fingerprint) == (moved == "draw")
+    assert (after.fingerprint != before.fingerprint) == (moved != "nothing")
+
+
+def test_the_captions_of_scenes_move_the_draw(tmp_path: Path) -> None:
+    before = load_protocol("scenes-quick")
+    for changes in ({"prompts.first": 10_000_001}, {"prompts.captions_sha256": CHECKSUM}, {"seeds.seed": 7}):
+        assert (
+            load_protocol(edited(tmp_path, changes, "scenes-quick")).draw_fingerprint
+            != before.draw_fingerprint
+        )
+    more = load_protocol(edited(tmp_path, {"prompts.rows": 40_000}, "scenes-quick"))
+    assert (more.draw_fingerprint, more.fingerprint) == (before.draw_fingerprint, before.fingerprint)
+
+
+def test_a_checksum_stands_for_the_statistics_that_it_is_of(tmp_path: Path) -> None:
+    here = load_protocol(edited(tmp_path, {"metrics.fid.statistics.sha256": CHECKSUM}))
+    moved = {"metrics.fid.statistics.sha256": CHECKSUM, "metrics.fid.statistics.file": "other/place.npz"}
+    assert load_protocol(edited(tmp_path, moved)).fingerprint == here.fingerprint
+
+
+def test_fingerprints_do_not_change_between_versions() -> None:
+    """Recorded figures and stored evidence are found by them: a change here is a change of format."""
+    protocol = load_protocol("coco30k-bksdm")
+    assert (protocol.draw_fingerprint, protocol.fingerprint) == ("23b0a14c647b9e52", "17ea639549a61b75")
+
+
+def test_another_number_of_images_is_another_claim_on_the_same_draw() -> None:
+    protocol = load_protocol("scenes-quick")
+    fewer = protocol.with_samples(64)
+    assert (fewer.n, fewer.name) == (64, "scenes-quick")
+    assert fewer.draw_fingerprint == protocol.draw_fingerprint
+    assert fewer.fingerprint != protocol.fingerprint
+    assert fewer.with_samples(512) == protocol
+    assert protocol.with_samples(5000).fingerprint == load_protocol("scenes-5k").fingerprint
+    with pytest.raises(ProtocolError, match="only 30000 prompts"):
+        protocol.with_samples(30001)
+
+
+def test_another_precision_is_another_claim_and_another_generator_another_draw() -> None:
+    protocol = load_protocol("coco30k-bksdm")
+    assert protocol.with_dtype("float32").sampling.dtype == "float32"
+    assert protocol.with_dtype("float32").draw_fingerprint != protocol.draw_fingerprint
+    assert protocol.with_dtype("float16") == protocol
+    assert protocol.with_seeds_on("cpu").draw_fingerprint != protocol.draw_fingerprint
+
+
+def test_a_protocol_is_frozen_and_survives_pickling() -> None:
+    protocol = load_protocol("coco30k-bksdm")
+    with pytest.raises(Exception, match="frozen"):
+        protocol.n = 5  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(protocol)) == protocol
+
+
+def test_a_team_keeps_its_own_protocol_beside_its_card(tmp_path: Path) -> None:
+    (tmp_path / "protocols").mkdir()
+    path = edited(tmp_path / "protocols", {"sampling.steps": 50}, name="fifty")
+    assert load_protocol("fifty", search=[tmp_path]).sampling.steps == 50
+    assert load_protocol("fifty", search=[tmp_path / "protocols"]) == load_protocol(path)
+    assert load_protocol(str(path)).name == "fifty"
+    assert "fifty" in protocol_names([tmp_path])
+    with pytest.raises(ProtocolError, match="unknown protocol"):
+        load_protocol("fifty")
+
+
+def test_a_name_cannot_mean_two_protocols(tmp_path: Path) -> None:
+    path = edited(tmp_path, {"sampling.steps": 50}, name="coco5k")
+    with pytest.raises(ProtocolError, match=r"'coco5k' is taken by .*Give this file another name"):
+        load_protocol("coco5k", search=[tmp_path])
+    shutil.copy(reference() / "protocols/coco5k.yaml", path)
+    assert load_protocol("coco5k", search=[tmp_path]).n == 5000
+
+
+def test_files_are_found_in_the_package_beside_the_protocol_or_under_the_data_root(tmp_path: Path) -> None:
+    protocol = load_protocol(edited(tmp_path, {}))
+    assert protocol.locate("embedded:statistics/x.npz", None) == reference() / "statistics/x.npz"
+    assert protocol.locate("./x.npz", Path("/data")) == tmp_path / "x.npz"
+    assert protocol.locate("a/x.npz", Path("/data")) == Path("/data/a/x.npz")
+    assert protocol.locate("a/x.npz", None) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guidence": 7.5}, r"guidence: unknown key.*Allowed here are title, .*margins"),
+        ({"sampling.guidence": 7.5}, r"sampling\.guidence: unknown key.*Did you mean 'guidance'\?"),
+        ({"sampling.scheduler.overrides": {}}, r"sampling\.scheduler\.overrides: unknown key.*config"),
+        ({"prompts.sha265": CHECKSUM}, r"prompts\.sha265: unknown key.*Did you mean 'sha256'\?"),
+        ({"image.1.filtr": "x"}, r"image\.1\.filtr: unknown key.*Did you mean 'filter'\?"),
+        ({"metrics.fid.extractr": "x"}, r"metrics\.fid\.extractr: unknown key.*Did you mean 'extractor'\?"),
+        ({"metrics.fid.statistics.sha": "x"}, r"metrics\.fid\.statistics\.sha: unknown key.*'sha256'\?"),
+        ({"metrics.fdi": {}}, r"metrics: unknown metric 'fdi'\. Did you mean 'fid'\?"),
+        ({"metrics.fid": 3}, r"metrics\.fid: .*dict"),
+        ({"metrics": {}}, r"metrics: .*at least 1"),
+        ({"metrics": 3}, r"metrics: .*dictionary \(found 3\)"),
+        ({"name": "x"}, r"name: unknown key\. The name of a protocol is that of its file"),
+        ({"n": "DELETE"}, r"n: this key is missing"),
+        ({"n": "30000"}, r"n: .*integer \(found '30000'\)"),
+        ({"n": 0}, r"n: .*greater than 0"),
+        ({"n": True}, r"n: .*integer"),
+        ({"n": 30001}, r"n is 30001, but there are only 30000 prompts"),
+        ({"prompts.sha256": "48ee"}, r"prompts\.sha256: .*\(found '48ee'\)"),
+        ({"prompts.kind": "txt"}, r"prompts: .*'txt'.*'csv', 'scenes'"),
+        ({"seeds.device": "tpu"}, r"seeds\.device: .*\(found 'tpu'\)"),
+        ({"sampling.guidance": float("nan")}, r"sampling\.guidance: .*NaN"),
+        ({"sampling.resolution": 500}, r"sampling\.resolution: .*multiple of 8"),
+        ({"sampling.dtype": "fp16"}, r"sampling\.dtype: .*\(found 'fp16'\)"),
+        ({"sampling.scheduler": "pndm"}, r"sampling\.scheduler\.name: .*\(found 'pndm'\)"),
+        (
+            {"sampling.scheduler": {"name": "DDIMScheduler", "must_be": "DDIMScheduler"}},
+            r"sampling\.scheduler|must_be is for the checkpoint's own",
+        ),
+        ({"image.0.jpeg": 101}, r"image\.0\.jpeg: .*\(found 101\)"),
+        ({"margins.kid": 0.1}, r"margin of 'kid', which is not a metric of this protocol"),
+        ({"margins.fid": 0}, r"margins\.fid: .*greater than 0"),
+    ],
+)
+def test_a_broken_protocol_names_file_key_and_remedy(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ProtocolError, match=message) as caught:
+        load_protocol(edited(tmp_path, changes))
+    assert "own.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"a protocol is a mapping of keys \(found 'NoneType'\)"),
+        ("- 1\n", r"found 'list'"),
+        ("n: [1\n", r"not valid YAML.*line 2"),
+        ("n: 1\nn: 2\n", r"not valid YAML.*duplicate key"),
+        ("n: !!python/object/apply:os.getcwd []\n", r"not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_protocol_says_so(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ProtocolError, match=message):
+        load_protocol(path)
+
+
+def test_a_protocol_in_another_encoding_or_that_is_a_folder_says_so(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_bytes("title: é".encode("latin-1"))
+    with pytest.raises(ProtocolError, match="not valid YAML"):
+        load_protocol(tmp_path / "own.yaml")
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        load_protocol(tmp_path)
+    with pytest.raises(ProtocolError, match=r"no such protocol file.*Known names: coco30k-bksdm"):
+        load_protocol(tmp_path / "absent.yaml")
+
+
+def test_an_unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(ProtocolError, match=r"found 'coco30k'.*Did you mean 'coco5k'"):
+        load_protocol("coco30k")
