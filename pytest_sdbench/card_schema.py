@@ -283,7 +283,7 @@ def suggestion(word: str, known: Sequence[str]) -> str:
 
 
 def check_value(path: Path, key: str, metric: str, value: Any, *, claim: bool = True) -> float:
-    """Return a claimed figure, or raise if it cannot be one: a placeholder, zero, not finite, or off the scale."""
+    """Return a claimed figure, or raise: a placeholder, zero, negative, not finite, or off the scale."""
     known = METRICS[metric]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CardError(
@@ -296,8 +296,9 @@ def check_value(path: Path, key: str, metric: str, value: Any, *, claim: bool = 
         )
     number = float(value)
     if not math.isfinite(number) or number == 0 or (claim and number < 0):
+        what = "not finite" if not math.isfinite(number) else "negative" if number else "zero"
         raise CardError(
-            f"the {known.label} is {'not finite' if not math.isfinite(number) else 'zero' if not number else 'negative'}",
+            f"the {known.label} is {what}",
             file=path,
             key=key,
             found=value,
@@ -318,7 +319,7 @@ def check_value(path: Path, key: str, metric: str, value: Any, *, claim: bool = 
 
 
 def check_size(path: Path, size: Size) -> None:
-    """Raise if a published count is off the scale of the exact one, or the whole is not the sum of its parts."""
+    """Raise if a published count is off the exact one's scale, or the whole is not the sum of its parts."""
     parts = {name: getattr(size, name) or SizePart() for name in COMPONENTS}
     for name, part in parts.items():
         if part.published is None:

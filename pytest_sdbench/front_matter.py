@@ -216,9 +216,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def check_yaml_1_1(front: FrontMatter, *keys: str) -> None:
-    """Raise where a plain value under these top-level keys reads differently in YAML 1.1, as the hub does."""
-    for key in keys:
+def check_yaml_1_1(front: FrontMatter) -> None:
+    """Raise where a value that we read means something else in YAML 1.1, as the hub reads it."""
+    for key in ("model-index", "sdbench"):
         node = child(front.node, key)
         if node is not None:
             _check_node(front, node, (key,))
@@ -232,6 +232,8 @@ def _check_node(front: FrontMatter, node: Any, path: Path_) -> None:
             else:
                 _check_node(front, item, (*path, position))
         return
+    if path[0] == "model-index" and path[-1] != "value":
+        return
     if node.style is not None:
         return
     text, tag = node.value, str(node.tag).rsplit(":", 1)[-1]
@@ -244,8 +246,7 @@ def _check_node(front: FrontMatter, node: Any, path: Path_) -> None:
     else:
         return
     raise CardError(
-        "the hub reads this value differently: to YAML 1.1, "
-        + ("it is no text" if tag == "str" else "it is not this number"),
+        f"to the hub (YAML 1.1) this is {'no text' if tag == 'str' else 'text or another number'}",
         file=front.path,
         key=dotted(path),
         found=text,

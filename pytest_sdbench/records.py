@@ -1,13 +1,14 @@
 """Write what was measured into a card, changing no other line.
 
-A YAML writer reflows what it did not change, so nothing is dumped: the new text is put in the place of the old,
-by the marks of the parsed document, and the result is read again before it replaces the file.
+A YAML writer reflows what it did not change, so nothing is dumped: the new text is put in the place of the
+old, by the marks of the parsed document, and the result is read again before it replaces the file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import os
 import re
 import tempfile
@@ -72,8 +73,8 @@ def write_records(path: Path, records: Sequence[Record]) -> str:
     """Write records into a card and return the unified diff; an empty diff leaves the file alone.
 
     A record replaces the one of the same protocol and metric, in its place; any other is appended. Comments,
-    order, number formats and line endings of everything else stay. The file is replaced at once or not at all.
-    Raises CardError if the card cannot be read, has no ``sdbench`` block, or cannot be edited in place.
+    order, number formats and line endings of everything else stay. The file is replaced at once or not at
+    all. Raises CardError if the card cannot be read, has no ``sdbench`` block, or cannot be edited in place.
     """
     path = Path(path)
     before = read_text(path)
@@ -87,6 +88,14 @@ def write_records(path: Path, records: Sequence[Record]) -> str:
 def with_records(path: Path, text: str, records: Sequence[Record]) -> str:
     """Return a card's text with records put in; the file itself is not touched."""
     for record in records:
+        if not all(math.isfinite(figure) for figure in (record.value, record.standard_error or 0)):
+            raise CardError(
+                "a figure that is not finite is no reference",
+                file=path,
+                key="sdbench.records",
+                found=record.value,
+                remedy=f"Measure {record.metric} under {record.protocol} again",
+            )
         front = parse(path, text)
         block = front.find("sdbench")
         if block is None or not isinstance(block.value, list) or not block.value:
@@ -136,7 +145,7 @@ def _insert_key(front: FrontMatter, block: Node, new: Mapping[str, Any]) -> str:
 
 
 def _fill_empty(front: FrontMatter, block: Node, node: Node, new: Mapping[str, Any]) -> str:
-    """Put the first entry in the place of ``[]``, ``null`` or nothing; a comment behind it stays, in its column."""
+    """Put the first entry in the place of ``[]``, ``null`` or nothing; a comment behind it stays."""
     text, offset = front.text, front.start
     name = next(pair[0] for pair in block.value if pair[1] is node)
     start = text.index(":", offset + name.end_mark.index) + 1
@@ -198,7 +207,7 @@ def _key_of(item: Any) -> tuple[str, str] | None:
 
 
 def _leaf_end(node: Any) -> int:
-    """Return where the last value of a node ends; a block's own end mark lies behind the comments below it."""
+    """Return where a node's last value ends; a block's own end mark lies behind the comments below it."""
     if not isinstance(node.value, list) or node.flow_style or not node.value:
         return int(node.end_mark.index)
     last = node.value[-1]
@@ -218,20 +227,19 @@ def _line_end(text: str, index: int) -> int:
 
 def _block(entry: Mapping[str, Any], column: int, newline: str) -> str:
     """Return an entry of a block sequence whose dash stands at a column, without the last line ending."""
-    lines = [
-        f"{key}: {_flow(value) if isinstance(value, Mapping) else _scalar(value)}"
-        for key, value in entry.items()
-    ]
     pad = " " * column
-    return newline.join(f"{pad}{'- ' if first == 0 else '  '}{line}" for first, line in enumerate(lines))
+    return newline.join(f"{pad}{'  ' if at else '- '}{line}" for at, line in enumerate(_pairs(entry)))
 
 
 def _flow(entry: Mapping[str, Any]) -> str:
-    parts = (
+    return "{" + ", ".join(_pairs(entry)) + "}"
+
+
+def _pairs(entry: Mapping[str, Any]) -> list[str]:
+    return [
         f"{key}: {_flow(value) if isinstance(value, Mapping) else _scalar(value)}"
         for key, value in entry.items()
-    )
-    return "{" + ", ".join(parts) + "}"
+    ]
 
 
 def _scalar(value: Any) -> str:

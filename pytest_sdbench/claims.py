@@ -1,0 +1,303 @@
+"""The claims of a card: its published figures, and those that this suite recorded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pytest_sdbench.card_schema import (
+    Block,
+    Model,
+    Result,
+    check_metric,
+    check_value,
+    suggestion,
+)
+from pytest_sdbench.errors import CardError
+from pytest_sdbench.front_matter import FrontMatter, dotted
+from pytest_sdbench.metric_names import METRICS, metric_name
+from pytest_sdbench.records import Record
+
+UNSTATED = "unstated"
+"""The protocol of a figure whose source does not say how it was measured."""
+
+Margins = Mapping[str, Mapping[str, float]]
+"""By protocol (``""``: any), then metric."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a figure was published."""
+
+    name: str
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One published or recorded figure of a card."""
+
+    metric: str
+    """A name of `metric_names.METRICS`."""
+    value: float
+    text: str
+    """The figure as the card prints it: its digits are its precision."""
+    protocol: str
+    """A protocol's name, or ``unstated``."""
+    assumed: str | None = None
+    """The protocol under which an unstated claim is gated; None: shown, never gated."""
+    n: int | None = None
+    """The number of images that the card states beside the claim (``dataset.args.num_samples``)."""
+    margin: float | None = None
+    """From ``sdbench.margins``; None: the protocol's own."""
+    source: Source | None = None
+    kind: str = "published"
+    """``published`` (in ``model-index``) or ``recorded`` (in ``sdbench.records``)."""
+    record: Record | None = None
+    label: str = ""
+    """The metric's name as the card prints it."""
+    dataset: str = ""
+    suffix: str = ""
+    """What tells the claim from another of the same protocol and metric, where a hub card has such."""
+
+    @property
+    def id(self) -> str:
+        """Return the claim's name in a test id: ``coco30k-bksdm-fid``, ``unstated-5k-fid``."""
+        parts = [self.protocol]
+        if self.protocol == UNSTATED and self.n:
+            parts.append(images(self.n))
+        parts += [self.metric, self.suffix, "recorded" if self.kind == "recorded" else ""]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def gate_protocol(self) -> str | None:
+        """Return the protocol under which the claim is gated, or None: it is shown only."""
+        return self.assumed if self.protocol == UNSTATED else self.protocol
+
+
+def images(n: int) -> str:
+    """Return a number of images as the field writes it: 30k, 512."""
+    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
+
+
+def published(
+    front: FrontMatter,
+    models: Sequence[Model],
+    known: Sequence[str],
+    margins: Margins,
+    sources: Mapping[str, str],
+    *,
+    hub: bool = False,
+) -> tuple[list[Claim], list[str]]:
+    """Return the claims of the model index, and what of it is no claim of ours."""
+    claims: list[Claim] = []
+    explained: list[str] = []
+    for m, model in enumerate(models):
+        for r, result in enumerate(model.results):
+            at: tuple[str | int, ...] = ("model-index", m, "results", r)
+            protocol = _protocol_of(front, at, result, known, hub=hub)
+            assumed, n = _arguments(front, at, result, protocol, known)
+            for k, figure in enumerate(result.metrics):
+                key = (*at, "metrics", k, "value")
+                metric = metric_name(figure.type)
+                if metric is None and hub:
+                    explained.append(f"{figure.type}: not a metric of this suite ({', '.join(METRICS)})")
+                    continue
+                metric = metric or check_metric(front.path, dotted((*at, "metrics", k, "type")), figure.type)
+                if hub and isinstance(figure.value, str) and re.match(r"\s*\d", figure.value):
+                    explained.append(
+                        f"{figure.type}: {figure.value!r} is text; write a plain number to test it"
+                    )
+                    continue
+                value = check_value(front.path, dotted(key), metric, figure.value)
+                claims.append(
+                    Claim(
+                        metric=metric,
+                        value=value,
+                        text=front.scalar(*key) or repr(figure.value),
+                        protocol=protocol,
+                        assumed=assumed,
+                        n=n,
+                        margin=margin_of(margins, assumed if protocol == UNSTATED else protocol, metric),
+                        source=_source(result, protocol, metric, n, sources),
+                        label=figure.name or METRICS[metric].label,
+                        dataset=result.dataset.name,
+                    )
+                )
+    return claims, explained
+
+
+def _protocol_of(
+    front: FrontMatter, at: tuple[str | int, ...], result: Result, known: Sequence[str], *, hub: bool
+) -> str:
+    config, key = result.dataset.config, (*at, "dataset", "config")
+    if hub:
+        return config if config is not None and config in known else UNSTATED
+    if config is None:
+        raise CardError(
+            "the result does not say under which protocol it was measured",
+            file=front.path,
+            key=dotted(key),
+            remedy=f"Name the protocol ({', '.join(known)}), or write `config: {UNSTATED}`",
+        )
+    check_protocol(front, key, config, known, UNSTATED)
+    return config
+
+
+def _arguments(
+    front: FrontMatter, at: tuple[str | int, ...], result: Result, protocol: str, known: Sequence[str]
+) -> tuple[str | None, int | None]:
+    """Return the assumed protocol and the number of images that stand beside a result."""
+    values = result.dataset.args or {}
+    n, assumed, key = values.get("num_samples"), values.get("assumed"), (*at, "dataset", "args")
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n <= 0):
+        raise CardError(
+            "the number of images is no count",
+            file=front.path,
+            key=dotted((*key, "num_samples")),
+            found=n,
+            remedy="Write a whole number such as 30000, or leave the key out",
+        )
+    if assumed is not None:
+        check_protocol(front, (*key, "assumed"), str(assumed), known)
+        if protocol != UNSTATED:
+            raise CardError(
+                "a protocol that is stated need not be assumed",
+                file=front.path,
+                key=dotted((*key, "assumed")),
+                found=assumed,
+                remedy=f"Remove it, or write `config: {UNSTATED}`",
+            )
+    return assumed, n
+
+
+def _source(
+    result: Result, protocol: str, metric: str, n: int | None, sources: Mapping[str, str]
+) -> Source | None:
+    if result.source is not None and (result.source.name or result.source.url):
+        return Source(result.source.name or result.source.url or "", result.source.url)
+    claim = Claim(metric, 1.0, "", protocol, n=n)
+    name = next((sources[key] for key in (claim.id, metric, protocol) if key in sources), None)
+    return Source(name) if name else None
+
+
+def recorded(front: FrontMatter, block: Block, known: Sequence[str], margins: Margins) -> list[Claim]:
+    """Return the claims of ``sdbench.records``."""
+    claims = []
+    for position, entry in enumerate(block.records or []):
+        at = ("sdbench", "records", position)
+        check_protocol(front, (*at, "protocol"), entry.protocol, known)
+        metric = check_metric(front.path, dotted((*at, "metric")), entry.metric)
+        # The unbiased KID of a good model can fall below zero.
+        check_value(front.path, dotted((*at, "value")), metric, entry.value, claim=metric != "kid")
+        record = Record(**{**entry.model_dump(), "metric": metric})
+        claims.append(
+            Claim(
+                metric=metric,
+                value=record.value,
+                text=front.scalar(*at, "value") or repr(record.value),
+                protocol=record.protocol,
+                n=record.n,
+                margin=margin_of(margins, record.protocol, metric),
+                kind="recorded",
+                record=record,
+                label=METRICS[metric].label,
+            )
+        )
+    return claims
+
+
+def read_margins(front: FrontMatter, block: Block, known: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return ``sdbench.margins`` by protocol (``""``: any), then metric."""
+    margins: dict[str, dict[str, float]] = {}
+    for name, value in (block.margins or {}).items():
+        if isinstance(value, dict):
+            check_protocol(front, ("sdbench", "margins", name), name, known, UNSTATED)
+            for metric, margin in value.items():
+                key = check_metric(front.path, f"sdbench.margins.{name}.{metric}", metric)
+                margins.setdefault(name, {})[key] = margin
+        else:
+            key = check_metric(front.path, f"sdbench.margins.{name}", name)
+            margins.setdefault("", {})[key] = value
+    return margins
+
+
+def margin_of(margins: Margins, protocol: str | None, metric: str) -> float | None:
+    """Return the margin of a metric under a protocol, or None where the card has none."""
+    return margins.get(protocol or "", {}).get(metric, margins.get("", {}).get(metric))
+
+
+def check_protocol(
+    front: FrontMatter, key: tuple[str | int, ...], name: str, known: Sequence[str], *more: str
+) -> None:
+    """Raise, with the names there are, if a protocol is not among them."""
+    if name in known or name in more:
+        return
+    raise CardError(
+        "unknown protocol",
+        file=front.path,
+        key=dotted(key),
+        found=name,
+        remedy=f"{suggestion(name, [*known, *more])}Known protocols: {', '.join([*known, *more])}; "
+        "one of your own is a YAML file in `protocols/` beside the card",
+    )
+
+
+def check_duplicates(front: FrontMatter, claims: Sequence[Claim]) -> None:
+    """Raise if two claims have one id."""
+    seen: dict[str, Claim] = {}
+    for claim in claims:
+        if claim.id in seen:
+            first = seen[claim.id]
+            raise CardError(
+                "the same figure is claimed twice",
+                file=front.path,
+                key="sdbench.records" if claim.kind == "recorded" else f"model-index: {claim.id}",
+                found=f"{first.text} and {claim.text}",
+                remedy="Keep one; two numbers of images are told apart by `dataset.args.num_samples`, "
+                "two ways of measuring by `dataset.config`",
+            )
+        seen[claim.id] = claim
+
+
+def check_margins(front: FrontMatter, claims: Sequence[Claim]) -> None:
+    """Raise if a margin is so wide that it would pass nearly anything."""
+    for claim in claims:
+        if claim.margin is not None and claim.kind == "published" and claim.margin >= claim.value:
+            raise CardError(
+                "the margin is as large as the claim, which would pass nearly anything",
+                file=front.path,
+                key=f"sdbench.margins.{claim.metric}",
+                found=claim.margin,
+                remedy=f"Give the margin in the metric's own unit, well below {claim.text}",
+            )
+
+
+def check_sources(front: FrontMatter, sources: Mapping[str, str], claims: Sequence[Claim]) -> None:
+    """Raise if a source is given for no figure of the card."""
+    known = [
+        "size",
+        *dict.fromkeys(key for claim in claims for key in (claim.id, claim.metric, claim.protocol)),
+    ]
+    for key in sources:
+        if key not in known:
+            raise CardError(
+                "the source belongs to no figure of this card",
+                file=front.path,
+                key=f"sdbench.sources.{key}",
+                found=sources[key],
+                remedy=f"{suggestion(key, known)}Give it under one of: {', '.join(known)}",
+            )
+
+
+def told_apart(claims: Sequence[Claim]) -> list[Claim]:
+    """Give unstated claims of several datasets ids of their own."""
+    if len({claim.dataset for claim in claims}) < 2:
+        return list(claims)
+    return [
+        replace(claim, suffix=re.sub(r"[^a-z0-9]+", "-", claim.dataset.lower()).strip("-"))
+        if claim.protocol == UNSTATED
+        else claim
+        for claim in claims
+    ]

@@ -1,0 +1,298 @@
+"""What is recorded goes into the card, and nothing else in the file moves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pytest_sdbench import records as module
+from pytest_sdbench.card import Record, read_card, write_records
+from pytest_sdbench.errors import CardError
+from pytest_sdbench.records import with_records
+
+FID = Record(
+    metric="fid",
+    value=12.345678,
+    n=512,
+    protocol="scenes-quick",
+    standard_error=0.2149,
+    protocol_fingerprint="0123456789012345",
+    checkpoint_fingerprint="12e4567890123456",
+    device="NVIDIA H100 80GB HBM3",
+    versions={"python": "3.11", "torch": "2.15.0+cu130"},
+    date="2026-11-22",
+)
+KID = Record("kid", 0.00012345, 512, "scenes-quick", date="2026-11-22T21:00:00+00:00")
+
+HEAD = """---
+# A comment at the head.
+license:   "mit"      # spaced, quoted
+tags: [ a,b ,  c ]
+model-index:
+  - name: 'X'
+    results:
+    -   task: {type: text-to-image}
+        dataset: {type: coco, name: COCO, config: coco30k-bksdm}
+        metrics:
+        - { type: fid, value: 16.980 }   # digits stay
+"""
+TAIL = """---
+
+# X
+
+records: []   (in the body: no key)
+---
+"""
+
+# The end of the front matter, before and after.
+PLACES = {
+    "empty list": ("sdbench:\n  checkpoint: a/b\n  records: []\n", ["  records:"]),
+    "empty list, comment": (
+        "sdbench:\n  records: []    # ours\n  checkpoint: a/b   # theirs\n",
+        ["  records:       # ours"],
+    ),
+    "null": ("sdbench:\n  records: null\n  checkpoint: a/b\n", ["  records:"]),
+    "nothing": ("sdbench:\n  records:\n  checkpoint: a/b\n", []),
+    "nothing, at the end": ("sdbench:\n  checkpoint: a/b\n  records:\n", []),
+    "nothing, comment": ("sdbench:\n  records:   # ours\n  checkpoint: a/b\n", []),
+    "absent": ("sdbench:\n  checkpoint: a/b\n", ["  records:"]),
+    "absent, comments below": ("sdbench:\n  checkpoint: a/b   # x\n  # more\n\n# end\n", ["  records:"]),
+    "absent, wide indentation": ("sdbench:\n      checkpoint: a/b\n", ["      records:"]),
+    "absent, block before": (
+        "sdbench:\n  size:\n    unet:\n      exact: 1\n  protocols:\n  - scenes-quick\n",
+        ["  records:"],
+    ),
+    "absent, empty value before": ("sdbench:\n  checkpoint:\n", ["  records:"]),
+    "another key behind": ("sdbench:\n  records: []\nlast: 0x10\n", ["  records:"]),
+    "quoted key": ('sdbench:\n  "records": []\n', ['  "records":']),
+    "in between": ("sdbench: # ours\n\n  # note\n  records: []\n\n  # note\n  base: x\n", ["  records:"]),
+}
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("place", PLACES)
+def test_records_are_added_and_every_other_line_stays(place: str, ending: str, tmp_path: Path) -> None:
+    block, opening = PLACES[place]
+    path = tmp_path / "card.md"
+    before = (HEAD + block + TAIL).replace("\n", ending)
+    path.write_bytes(before.encode())
+    diff = write_records(path, [FID, KID])
+    after = path.read_bytes().decode()
+    expected = [
+        *opening,
+        "- protocol: scenes-quick",
+        "  metric: fid",
+        "  value: 12.3457",
+        "  standard_error: 0.2149",
+        "  n: 512",
+        '  protocol_fingerprint: "0123456789012345"',
+        '  checkpoint_fingerprint: "12e4567890123456"',
+        '  device: "NVIDIA H100 80GB HBM3"',
+        '  versions: {python: "3.11", torch: "2.15.0+cu130"}',
+        '  date: "2026-11-22"',
+        "- protocol: scenes-quick",
+        "  metric: kid",
+        "  value: 0.0001234",
+        "  n: 512",
+        '  date: "2026-11-22T21:00:00+00:00"',
+    ]
+    lines = diff.splitlines()
+    assert lines[:2] == ["--- a/card.md", "+++ b/card.md"]
+    added = [line[1:] for line in lines[2:] if line.startswith("+")]
+    removed = [line[1:] for line in lines[2:] if line.startswith("-")]
+    assert [line.strip() for line in added] == [line.strip() for line in expected]
+    assert added[: len(opening)] == opening
+    assert len(removed) <= 1
+    assert all("records" in line for line in removed)
+    rest = after.split(ending)
+    for line in added:
+        rest.remove(line)
+    kept = before.split(ending)
+    for line in removed:
+        kept.remove(line)
+    assert rest == kept
+    assert after.count("\r\n") == (after.count("\n") if ending == "\r\n" else 0)
+    block_read = yaml.safe_load(after.replace("\r\n", "\n").split("---\n")[1])["sdbench"]
+    assert [entry["value"] for entry in block_read["records"]] == [12.3457, 0.0001234]
+    assert block_read["records"][0]["checkpoint_fingerprint"] == "12e4567890123456"
+    assert read_card(path).records[0].versions == FID.versions
+    assert write_records(path, [FID, KID]) == ""
+
+
+EXISTING = """sdbench:
+  records:   # measured
+  # on a quiet machine
+  - metric: fid            # ours
+    protocol: scenes-quick
+    value:   12.0          # was 11
+    n: 512
+    date: 2026-10-01
+  # the next
+  - {protocol: scenes-quick, metric: kid, value: 1.0e-4, n: 512}   # flow
+  - protocol: scenes-5k
+    metric: fid
+    value: 9
+    n: 5000
+
+  margins: {fid:  0.5}   # two spaces
+"""
+
+
+def after_of(block: str, *records: Record) -> str:
+    text = with_records(Path("card.md"), HEAD + block + TAIL, records)
+    assert text.startswith(HEAD)
+    assert text.endswith(TAIL)
+    return text[len(HEAD) : -len(TAIL)]
+
+
+def test_a_new_figure_takes_the_place_of_the_old_one_and_leaves_its_comments() -> None:
+    new = Record("fid", 12.5, 512, "scenes-quick", date="2026-11-22")
+    assert after_of(EXISTING, new) == EXISTING.replace("value:   12.0", "value:   12.5").replace(
+        "date: 2026-10-01", 'date: "2026-11-22"'
+    )
+
+
+def test_the_same_figure_changes_nothing() -> None:
+    assert after_of(EXISTING, Record("fid", 12.0, 512, "scenes-quick", date="2026-10-01")) == EXISTING
+    assert after_of(EXISTING, Record("kid", 1e-4, 512, "scenes-quick")) == EXISTING
+
+
+def test_an_entry_with_other_keys_is_replaced_whole() -> None:
+    new = Record("fid", 12.5, 512, "scenes-quick", standard_error=0.1)
+    assert after_of(EXISTING, new) == EXISTING.replace(
+        """metric: fid            # ours
+    protocol: scenes-quick
+    value:   12.0          # was 11
+    n: 512
+    date: 2026-10-01
+""",
+        """protocol: scenes-quick
+    metric: fid
+    value: 12.5
+    standard_error: 0.1
+    n: 512
+""",
+    )
+
+
+def test_a_flow_entry_stays_one() -> None:
+    new = Record("kid", 2e-5, 512, "scenes-quick")
+    assert after_of(EXISTING, new) == EXISTING.replace("value: 1.0e-4", "value: 2.0e-05")
+    assert yaml.safe_load("2.0e-05") == 2e-5
+    dated = Record("kid", 2e-5, 512, "scenes-quick", date="2026-11-22")
+    assert after_of(EXISTING, dated) == EXISTING.replace(
+        "{protocol: scenes-quick, metric: kid, value: 1.0e-4, n: 512}",
+        '{protocol: scenes-quick, metric: kid, value: 2.0e-05, n: 512, date: "2026-11-22"}',
+    )
+
+
+def test_a_further_figure_stands_behind_the_last_one() -> None:
+    assert after_of(EXISTING, Record("kid", 0.001, 5000, "scenes-5k")) == EXISTING.replace(
+        "    n: 5000\n",
+        "    n: 5000\n  - protocol: scenes-5k\n    metric: kid\n    value: 0.001\n    n: 5000\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        (
+            "sdbench: {checkpoint: a/b}\n",
+            "sdbench: {checkpoint: a/b, records: "
+            "[{protocol: scenes-quick, metric: fid, value: 1.5, n: 9}]}\n",
+        ),
+        (
+            "sdbench: {checkpoint: a/b, records: [], base: x}\n",
+            "sdbench: {checkpoint: a/b, records: [{protocol: scenes-quick, metric: fid, value: 1.5, n: 9}],"
+            " base: x}\n",
+        ),
+        (
+            "sdbench:\n  records: [{protocol: scenes-5k, metric: fid, value: 2, n: 9}]  # x\n",
+            "sdbench:\n  records: [{protocol: scenes-5k, metric: fid, value: 2, n: 9}, "
+            "{protocol: scenes-quick, metric: fid, value: 1.5, n: 9}]  # x\n",
+        ),
+    ],
+)
+def test_flow_style_stays_flow_style(block: str, expected: str) -> None:
+    assert after_of(block, Record("fid", 1.5, 9, "scenes-quick")) == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_is_not_finite_is_not_recorded(value: float) -> None:
+    with pytest.raises(CardError, match=r"card\.md: sdbench\.records: .*not finite"):
+        after_of(EXISTING, Record("fid", value, 512, "scenes-quick"))
+
+
+@pytest.mark.parametrize("front", ["", "sdbench:\n", "sdbench: {}\n"])
+def test_without_a_block_there_is_no_place_for_records(front: str, tmp_path: Path) -> None:
+    path = tmp_path / "card.md"
+    path.write_text(HEAD + front + TAIL)
+    with pytest.raises(CardError, match=r"card\.md: sdbench: .*`python -m pytest_sdbench draft FOLDER`"):
+        write_records(path, [FID])
+    assert path.read_text() == HEAD + front + TAIL
+
+
+def test_anchors_are_refused_rather_than_broken(tmp_path: Path) -> None:
+    text = HEAD.replace("[ a,b ,  c ]", "&x [ ]") + "sdbench:\n  records: *x\n" + TAIL
+    path = tmp_path / "card.md"
+    path.write_text(text)
+    with pytest.raises(CardError, match=r"sdbench\.records: .*without anchors"):
+        write_records(path, [FID])
+    assert path.read_text() == text
+
+
+def test_the_file_keeps_its_mode_and_a_link_its_target(tmp_path: Path) -> None:
+    path, link = tmp_path / "card.md", tmp_path / "link.md"
+    path.write_text(HEAD + EXISTING + TAIL)
+    path.chmod(0o640)
+    link.symlink_to(path)
+    assert write_records(link, [FID])
+    assert link.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert "12.3457" in path.read_text()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["card.md", "link.md"]
+
+
+def test_a_full_disk_leaves_the_card_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "card.md"
+    path.write_text(HEAD + EXISTING + TAIL)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(CardError, match=r"No space left on device.*Free some space") as caught:
+        write_records(path, [FID])
+    assert caught.value.file == path
+    assert path.read_text() == HEAD + EXISTING + TAIL
+    assert [item.name for item in tmp_path.iterdir()] == ["card.md"]
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co", "Cn"]), min_size=1)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    value=st.floats(1e-9, 1e9),
+    error=st.none() | st.floats(0, 1e6),
+    device=TEXT,
+    version=TEXT,
+    place=st.sampled_from(["sdbench:\n  records: []\n", EXISTING, "sdbench: {records: []}\n"]),
+    ending=st.sampled_from(["\n", "\r\n"]),
+)
+def test_whatever_is_recorded_reads_back_the_same_to_both_yaml_versions(
+    value: float, error: float | None, device: str, version: str, place: str, ending: str
+) -> None:
+    record = Record("clip_score", value, 3, "scenes-30k", error, device=device, versions={"torch": version})
+    before = (HEAD + place + TAIL).replace("\n", ending)
+    after = with_records(Path("card.md"), before, [record])
+    written = yaml.safe_load(module.parse(Path("card.md"), after).text.split("---")[1])["sdbench"]["records"]
+    assert written[-1] == record.to_dict()
+    assert with_records(Path("card.md"), after, [record]) == after
