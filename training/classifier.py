@@ -1,0 +1,100 @@
+"""Train the classifier of scenes, on real scenes alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pytest_sdbench import classifier, scenes
+
+_LABELS = {
+    "shape": classifier.SHAPE_LABELS,
+    "colour": classifier.COLOUR_LABELS,
+    "size": classifier.SIZE_LABELS,
+    "pattern": classifier.PATTERN_LABELS,
+}
+
+
+class ClassifierStage:
+    """Read every object of a scene, slot by slot."""
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        torch.manual_seed(0)
+        self.recipe = recipe
+        self.model = classifier.SceneClassifier(**recipe["network"])
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.modules = nn.ModuleDict({"model": self.model})
+
+    def losses(self, start: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = [scenes.scene(scenes.TRAINING[index]) for index in range(start, start + count)]
+        images = torch.stack([torch.from_numpy(scenes.render(one)) for one in drawn]).permute(0, 3, 1, 2)
+        outputs = self.model(roughen(images, generator))
+        targets = {name: _slot_targets(drawn, name) for name in _LABELS}
+
+        slots = [_cross_entropy(outputs[name], targets[name]) for name in ("shape", "colour")]
+        first = targets["shape"][:, 0] * len(scenes.COLOURS) + targets["colour"][:, 0]
+        logits = _cross_entropy(outputs["logits"], first)
+        parts, background = classifier.split_scene_head(outputs["scene"])
+        grounds = torch.tensor([scenes.BACKGROUNDS.index(one.background) for one in drawn])
+        told = [_cross_entropy(parts[name], targets[name]) for name in _LABELS]
+        told.append(_cross_entropy(background, grounds))
+
+        loss = torch.stack(slots).sum() + 0.5 * logits + 0.3 * torch.stack(told).sum()
+        filled = targets["shape"] < len(scenes.SHAPES)
+        right = outputs["shape"].argmax(-1) == targets["shape"]
+        right &= outputs["colour"].argmax(-1) == targets["colour"]
+        return {"loss": loss, "objects": right[filled].float().mean()}
+
+    def export(self, folder: Path) -> None:
+        """Write config.json and model.safetensors."""
+        folder = folder / classifier.NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        config = {**self.recipe["network"], "shapes": scenes.SHAPES, "colours": scenes.COLOURS}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def roughen(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur a third of the pictures and add noise to all, in amounts drawn per picture; float, 0 to 255.
+
+    Decoded pictures are softer than real ones; the classifier is to read shapes, not the sharpness of edges.
+    """
+    pictures = images.float()
+    count = len(pictures)
+    blurred = functional.avg_pool2d(functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    amount = torch.rand(count, 1, 1, 1, generator=generator)
+    blur = (torch.rand(count, 1, 1, 1, generator=generator) < 1 / 3) * amount
+    pictures = pictures + blur * (blurred - pictures)
+    deviation = 12 * torch.rand(count, 1, 1, 1, generator=generator).square()
+    return pictures + deviation * torch.randn(pictures.shape, generator=generator)
+
+
+def _slot_targets(drawn: list[scenes.Scene], name: str) -> Tensor:
+    labels = _LABELS[name]
+    rows = torch.full((len(drawn), scenes.MAX_OBJECTS), labels.index(classifier.NONE))
+    for row, one in enumerate(drawn):
+        for slot, thing in enumerate(one.objects):
+            rows[row, slot] = labels.index(getattr(thing, name))
+    return rows
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+@torch.no_grad()
+def object_accuracy(model: classifier.SceneClassifier, indices: range) -> float:
+    """Return the share of objects of real scenes that are read right, shape and colour."""
+    hits = []
+    for first in range(0, len(indices), 128):
+        drawn = [scenes.scene(index) for index in indices[first : first + 128]]
+        images = torch.stack([torch.from_numpy(scenes.render(one)) for one in drawn]).permute(0, 3, 1, 2)
+        hits.append(classifier.object_hits(model, images, drawn))
+    return float(torch.cat(hits).float().mean())

@@ -1,0 +1,95 @@
+"""Train the small open_clip model that scores how well a picture fits its caption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pytest_sdbench import scenes
+from training.classifier import roughen
+from training.data import tokenize
+from training.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
+
+NAME = "scenes-clip"
+
+
+class ClipStage:
+    """Tell the caption of a scene from the captions of other scenes and from near misses."""
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        torch.manual_seed(0)
+        self.recipe = recipe
+        self.tokenizer = build_tokenizer()
+        self.model = open_clip.CLIP(**self.config())
+        self.model.visual.to(memory_format=torch.channels_last)
+        self.modules = nn.ModuleDict({"model": self.model})
+
+    def config(self) -> dict[str, Any]:
+        """Return the `model_cfg` of open_clip_config.json."""
+        text = {**self.recipe["text"], "context_length": CONTEXT, "vocab_size": len(self.tokenizer)}
+        # open_clip takes its tokenizer from the model's own folder as soon as this name is set.
+        text["hf_tokenizer_name"] = NAME
+        return {"embed_dim": self.recipe["embed_dim"], "vision_cfg": self.recipe["vision"], "text_cfg": text}
+
+    def losses(self, start: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = [scenes.scene(scenes.TRAINING[index]) for index in range(start, start + count)]
+        images = torch.stack([torch.from_numpy(scenes.render(one)) for one in drawn]).permute(0, 3, 1, 2)
+        captions = [one.caption for one in drawn]
+        captions += [wrong for one in drawn for wrong in scenes.near_misses(one, self.recipe["near_misses"])]
+        pictures = (roughen(images, generator) / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        seen = functional.normalize(self.model.encode_image(pictures), dim=-1)
+        told = functional.normalize(self.model.encode_text(tokenize(self.tokenizer, captions)), dim=-1)
+        scale = self.model.logit_scale.exp().clamp(max=100)
+        likeness = scale * seen @ told.T
+        own = torch.arange(count)
+        by_picture = functional.cross_entropy(likeness, own)
+        by_caption = functional.cross_entropy(likeness[:, :count].T, own)
+        return {
+            "loss": by_picture + 0.5 * by_caption,
+            "right": (likeness.argmax(1) == own).float().mean(),
+            "scale": scale,
+        }
+
+    def export(self, folder: Path) -> None:
+        """Write config, weights and tokenizer so that open_clip loads them as `local-dir:FOLDER`."""
+        folder = folder / NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "size": [64, 64], "interpolation": "bicubic"}
+        config = {"model_cfg": self.config(), "preprocess_cfg": preprocess}
+        (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        weights = {name: _half(value) for name, value in self.model.state_dict().items()}
+        save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+        save_tokenizer(self.tokenizer, folder)
+
+
+def _half(value: Tensor) -> Tensor:
+    return value.half().contiguous() if value.is_floating_point() else value
+
+
+@torch.no_grad()
+def near_miss_accuracy(folder: Path, indices: range, count: int = 4) -> float:
+    """Return how often a picture likes its caption more than a near miss, over `count` misses a scene."""
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    model.eval()
+    right = []
+    for index in indices:
+        one = scenes.scene(index)
+        picture = preprocess(_picture(scenes.render(one))).unsqueeze(0)
+        told = model.encode_text(tokenizer([one.caption, *scenes.near_misses(one, count)]), normalize=True)
+        likeness = (model.encode_image(picture, normalize=True) @ told.T)[0]
+        right.append((likeness[0] > likeness[1:]).float())
+    return float(torch.cat(right).mean())
+
+
+def _picture(pixels: Any) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(pixels)
