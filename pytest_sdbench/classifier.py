@@ -1,0 +1,210 @@
+"""Read scenes: the small classifier behind FID, KID and IS of the embedded dataset, and behind its object accuracy.
+
+Slot k of a reading is the k-th object of the caption. The picture alone determines it, because scenes stand their
+objects in the order of the caption (see `scenes`): an object in the wrong place is read in the wrong slot, and
+counts as wrong. An empty slot is read as `none`.
+
+Importing this module registers the feature extractor `scenes-classifier` with torch-fidelity.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+from pytest_sdbench import scenes
+from pytest_sdbench.paths import reference
+
+NAME = "scenes-classifier"
+NONE = "none"
+SHAPE_LABELS = (*scenes.SHAPES, NONE)
+COLOUR_LABELS = (*scenes.COLOURS, NONE)
+SIZE_LABELS = (*scenes.SIZES, NONE)
+PATTERN_LABELS = (*scenes.PATTERNS, NONE)
+
+_SLOT_HEADS = {
+    "shape": len(SHAPE_LABELS),
+    "colour": len(COLOUR_LABELS),
+    "size": len(SIZE_LABELS),
+    "pattern": len(PATTERN_LABELS),
+}
+
+
+@dataclass(frozen=True)
+class ReadObject:
+    """What one slot of a picture was read as; `confidence` is the product of both probabilities."""
+
+    shape: str
+    colour: str
+    confidence: float
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = _convolution(width, width)
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.second(self.first(x)))
+
+
+class SceneClassifier(nn.Module):
+    """Turn uint8 pictures [N, 3, 64, 64] into 64 features, class logits and readings of every slot."""
+
+    def __init__(self, widths: Sequence[int] = (16, 32, 64), hidden: int = 192, features: int = 64) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.trunk = nn.Sequential(
+            _convolution(3, first, 2),
+            _convolution(first, second, 2),
+            _Residual(second),
+            _convolution(second, third, 2),
+            _Residual(third),
+            nn.Conv2d(third, 24, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(24 * 8 * 8, hidden),
+            nn.ReLU(),
+        )
+        self.features = nn.Linear(hidden, features)
+        self.logits = nn.Linear(features, len(scenes.SHAPES) * len(scenes.COLOURS))
+        """Shape x colour of the first-named object; class = shape number * number of colours + colour number."""
+        self.scene = nn.Linear(features, scenes.MAX_OBJECTS * sum(_SLOT_HEADS.values()) + len(scenes.BACKGROUNDS))
+        """All that the caption says, read from the features: it makes the features carry it."""
+        self.slots = nn.Linear(hidden, scenes.MAX_OBJECTS * (len(SHAPE_LABELS) + len(COLOUR_LABELS)))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return `features` [N, 64], `logits` [N, 56], `shape` [N, 3, 8], `colour` [N, 3, 9] and `scene`, float32.
+
+        `images` are uint8 [N, 3, 64, 64]; float pictures are taken to be in the same 0 to 255 range.
+        """
+        x = images.to(self.features.weight.dtype) / 127.5 - 1
+        hidden = self.trunk(x.contiguous(memory_format=torch.channels_last))
+        features = self.features(hidden)
+        slots = self.slots(hidden).view(len(x), scenes.MAX_OBJECTS, -1)
+        shape, colour = slots.split([len(SHAPE_LABELS), len(COLOUR_LABELS)], dim=2)
+        scene = self.scene(features)
+        logits = self.logits(features)
+        return {"features": features, "logits": logits, "shape": shape, "colour": colour, "scene": scene}
+
+
+def split_scene_head(scene: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Split the `scene` output into logits per slot attribute [N, 3, labels] and background logits [N, 11]."""
+    slots, background = scene.split([scene.shape[1] - len(scenes.BACKGROUNDS), len(scenes.BACKGROUNDS)], dim=1)
+    parts = slots.view(len(scene), scenes.MAX_OBJECTS, -1).split(list(_SLOT_HEADS.values()), dim=2)
+    return dict(zip(_SLOT_HEADS, parts, strict=True)), background
+
+
+def load_classifier(path: Path | str | None = None) -> SceneClassifier:
+    """Load the classifier from its folder (default: the one that ships), in eval mode and float32.
+
+    Raises FileNotFoundError that names the missing file, RuntimeError when tensors and config disagree.
+    """
+    folder = Path(path) if path is not None else reference() / "checkpoints" / NAME
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing: `python -m training classifier` makes it")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = SceneClassifier(config["widths"], config["hidden"], config["features"])
+    weights = {name: value.float() if value.is_floating_point() else value
+               for name, value in load_file(folder / "model.safetensors").items()}
+    model.load_state_dict(weights)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def read_objects(model: SceneClassifier, images: Tensor) -> list[tuple[ReadObject, ...]]:
+    """Read the objects of uint8 pictures [N, 3, 64, 64]: per picture, the slots that are not empty, in order."""
+    outputs = model(images)
+    shape, colour = outputs["shape"].softmax(-1).max(-1), outputs["colour"].softmax(-1).max(-1)
+    confidence = (shape.values * colour.values).tolist()
+    pairs = zip(shape.indices.tolist(), colour.indices.tolist(), confidence, strict=True)
+    readings = []
+    for shapes, colours, sure in pairs:
+        slots = [
+            ReadObject(SHAPE_LABELS[s], COLOUR_LABELS[c], p) for s, c, p in zip(shapes, colours, sure, strict=True)
+        ]
+        readings.append(tuple(slot for slot in slots if NONE not in (slot.shape, slot.colour)))
+    return readings
+
+
+@torch.no_grad()
+def object_hits(model: SceneClassifier, images: Tensor, drawn: Sequence[scenes.Scene]) -> Tensor:
+    """Tell for every object of every scene whether shape and colour were read right in its slot: bool [objects].
+
+    `images` are uint8 [N, 3, 64, 64], picture n drawn after the caption of scene n.
+    """
+    outputs = model(images)
+    shapes, colours = outputs["shape"].argmax(-1), outputs["colour"].argmax(-1)
+    hits = []
+    for row, one in enumerate(drawn):
+        for slot, thing in enumerate(one.objects):
+            shape_right = SHAPE_LABELS[int(shapes[row, slot])] == thing.shape
+            hits.append(shape_right and COLOUR_LABELS[int(colours[row, slot])] == thing.colour)
+    return torch.tensor(hits)
+
+
+class SceneFeatureExtractor(FeatureExtractorBase):  # type: ignore[misc]
+    """The classifier as torch-fidelity wants it: uint8 [N, 3, 64, 64] to a tuple of the requested features.
+
+    `feature_extractor_weights_path` is the classifier's folder; by default the one that ships.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        features_list: Sequence[str],
+        feature_extractor_weights_path: str | None = None,
+        **_unused: Any,
+    ) -> None:
+        super().__init__(name, list(features_list))
+        self.model = load_classifier(feature_extractor_weights_path)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """Name the features there are."""
+        return "64", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """Name the features of a metric."""
+        return {"isc": "logits", "fid": "64", "kid": "64", "prc": "64"}[metric]
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Say no: compiling costs more than the network."""
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        """Return an input of the right form."""
+        return torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        """Return the requested features of uint8 pictures, float32."""
+        if input.dtype != torch.uint8 or input.dim() != 4 or tuple(input.shape[1:]) != (3, 64, 64):
+            raise ValueError(f"{NAME} reads uint8 [N, 3, 64, 64], got {input.dtype} {list(input.shape)}")
+        outputs = self.model(input)
+        known = {"64": outputs["features"], "logits": outputs["logits"]}
+        return tuple(known[name].float() for name in self.features_list)
+
+
+if NAME not in FEATURE_EXTRACTORS_REGISTRY:
+    register_feature_extractor(NAME, SceneFeatureExtractor)
