@@ -1,0 +1,181 @@
+"""Score how well pictures fit their captions, with an open_clip model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from PIL import Image
+from torch import Tensor, nn
+
+from pytest_sdbench.checksums import sha256_of
+from pytest_sdbench.errors import CheckpointError, ProtocolError, Unavailable
+from pytest_sdbench.image_path import Images
+from pytest_sdbench.paths import reference
+
+NAMED, LOCAL = "open_clip:", "local:"
+_KEY = "metrics.clip_score.model"
+
+
+@dataclass(frozen=True)
+class ClipScorer:
+    """A model, its picture transform and its tokenizer."""
+
+    model: nn.Module
+    preprocess: Callable[[Image.Image], Tensor]
+    tokenize: Callable[[Sequence[str]], Tensor]
+    sha256: str
+    """Of the weights' file."""
+
+    @torch.inference_mode()
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """Return the cosine of each picture, uint8 [B, H, W, 3], and its caption: float32 [B]."""
+        device = next(self.model.parameters()).device
+        pixels = torch.stack([self.preprocess(Image.fromarray(image)) for image in images])
+        model: Any = self.model
+        seen = model.encode_image(pixels.to(device), normalize=True)
+        told = model.encode_text(self.tokenize(prompts).to(device), normalize=True)
+        cosines: Tensor = (seen * told).sum(dim=-1).float()
+        return cosines
+
+
+def load_clip(name: str, *, device: torch.device | str = "cpu", download: bool = False) -> ClipScorer:
+    """Load `open_clip:MODEL/TAG` from the local cache or `local:NAME` from a folder of open_clip's local-dir
+    form.
+
+    A local NAME is a path, or a folder of `reference/checkpoints`. Weights are never made up: open_clip
+    builds a random model where it finds none. Raises Unavailable where the weights are not here,
+    ProtocolError for a model that does not exist or whose activation is not that of its weights,
+    CheckpointError for damaged weights.
+    """
+    if name.startswith(LOCAL):
+        model_name, weights, settings = _local(name)
+        pretrained = None
+    elif name.startswith(NAMED):
+        model_name, weights, settings = _named(name, download=download)
+        pretrained = str(weights)
+    else:
+        raise ProtocolError(
+            "a CLIP model is written open_clip:MODEL/TAG or local:FOLDER", key=_KEY, found=name
+        )
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            model_name, pretrained, device=device, pretrained_text=False, **settings
+        )
+        tokenizer = open_clip.get_tokenizer(model_name)
+    except Exception as problem:
+        raise CheckpointError(
+            f"open_clip cannot load this model: {problem}",
+            file=weights,
+            remedy="Delete the file and fetch it again, or correct open_clip_config.json beside it",
+        ) from problem
+    model.eval().requires_grad_(False)
+    return ClipScorer(model, preprocess, _Tokenizer(tokenizer, model, weights), sha256_of(weights))
+
+
+def locate_clip(name: str) -> Path:
+    """Return the weights' file of a model that is on this machine; raises as `load_clip` does."""
+    return (_local(name) if name.startswith(LOCAL) else _named(name, download=False))[1]
+
+
+class _Tokenizer:
+    """open_clip's tokenizer, with proof that no caption lost the end token that the text tower reads."""
+
+    def __init__(self, tokenizer: Any, model: Any, file: Path) -> None:
+        self._tokenizer, self._file = tokenizer, file
+        text = getattr(model, "text", model)
+        pool = getattr(text, "pool_type", None) or getattr(text, "text_pool_type", None)
+        inner = getattr(tokenizer, "tokenizer", None)
+        end = getattr(tokenizer, "eot_token_id", None) if inner is None else inner.eos_token_id
+        # The other poolings read a fixed place, whatever token stands there.
+        self._end = end if pool in ("argmax", "eos") else None
+        self._argmax = pool == "argmax"
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        tokens: Tensor = self._tokenizer(list(prompts))
+        if self._end is not None:
+            ends = (tokens == self._end).any(dim=1)
+            if self._argmax:
+                ends &= tokens.amax(dim=1) == self._end
+            if not ends.all():
+                row = int((~ends).nonzero()[0])
+                raise CheckpointError(
+                    "the tokenizer cuts off the end token, where the text tower reads the caption",
+                    file=self._file,
+                    found=prompts[row],
+                    remedy="Give the tokenizer a post-processor that adds the end token, with the highest id",
+                )
+        return tokens
+
+
+def _local(name: str) -> tuple[str, Path, dict[str, Any]]:
+    text = name.removeprefix(LOCAL)
+    folder = Path(text) if os.sep in text else reference() / "checkpoints" / text
+    config = folder / "open_clip_config.json"
+    if not config.is_file():
+        raise Unavailable(
+            "the CLIP model is not on this machine",
+            file=config,
+            remedy="Put a model there in open_clip's local-dir form: configuration, weights and tokenizer",
+        )
+    # open_clip takes any weights it finds, in an order of its own, and random ones where it finds none.
+    weights = folder / HF_SAFE_WEIGHTS_NAME
+    if not weights.is_file():
+        raise Unavailable("the CLIP model has no weights", file=weights, remedy="Put its weights there")
+    return f"local-dir:{folder}", weights, {}
+
+
+def _named(name: str, *, download: bool) -> tuple[str, Path, dict[str, Any]]:
+    model, _, tag = name.removeprefix(NAMED).rpartition("/")
+    config = open_clip.get_model_config(model) if model else None
+    source = open_clip.get_pretrained_cfg(model, tag)
+    if config is None or not source:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        known = f"its weights are {', '.join(tags)}" if tags else "see open_clip.list_pretrained()"
+        raise ProtocolError(
+            "open_clip has no such model and weights", key=_KEY, found=name, remedy=f"For MODEL/TAG {known}"
+        )
+    if bool(config.get("quick_gelu")) != bool(source.get("quick_gelu")):
+        right = model.removesuffix("-quickgelu") + ("-quickgelu" if source.get("quick_gelu") else "")
+        raise ProtocolError(
+            "the activation (QuickGELU or not) is not the one that these weights were trained with",
+            key=_KEY,
+            found=name,
+            remedy=f"Write {NAMED}{right}/{tag}",
+        )
+    weights = _cached(source)
+    if weights is None:
+        what = f"the weights of {name} are not on this machine"
+        command = f'python -c "import open_clip; open_clip.create_model({model!r}, {tag!r})"'
+        if not download:
+            raise Unavailable(what, remedy=f"Run with --sdbench-download, or: {command}")
+        try:
+            weights = Path(open_clip.download_pretrained(source))
+        except Exception as problem:
+            raise Unavailable(f"{what}: {problem}", remedy=f"Try: {command}") from problem
+    # Loading by file leaves out the picture settings that belong to the tag.
+    picture = {f"image_{key}": source.get(key) for key in ("mean", "std", "interpolation", "resize_mode")}
+    return model, weights, picture
+
+
+def _cached(source: Mapping[str, Any]) -> Path | None:
+    """Return where a cache on this machine holds the weights of a tag; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if hub := source.get("hf_hub"):
+        repository, file = os.path.split(hub)
+        files = [f"{Path(file).stem}.safetensors", file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+        for name in files:
+            found = try_to_load_from_cache(repository, name)
+            if isinstance(found, str):
+                return Path(found)
+    elif url := source.get("url"):
+        path = Path("~/.cache/clip").expanduser() / os.path.basename(url)
+        return path if path.is_file() else None
+    return None
