@@ -1,7 +1,7 @@
 """Name the networks of Stable Diffusion v1 and of its block-removed students: plain data, no torch.
 
-A card says ``architecture: bk-sdm-small`` and means the U-Net configuration of that name here; a configuration
-may also stand in the card itself. Text encoder and VAE are those of SD v1 in every system.
+A card says ``architecture: bk-sdm-small`` and means the U-Net configuration of that name here; a
+configuration may also stand in the card itself. Text encoder and VAE are those of SD v1 in every system.
 
 Beware of one clash of names. segmind's ``small-sd`` is the architecture that BK-SDM calls *Base* (here
 ``bk-sdm-base``), not BK-SDM-*Small*; segmind's ``tiny-sd`` is BK-SDM-*Tiny* (``bk-sdm-tiny``).
@@ -25,7 +25,12 @@ _SD_V1: dict[str, Any] = {
     "center_input_sample": False,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "down_block_types": (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ),
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     "block_out_channels": (320, 640, 1280, 1280),

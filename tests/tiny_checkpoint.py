@@ -52,8 +52,8 @@ def make_checkpoint(
 ) -> Path:
     """Write the checkpoint to ``folder`` and return it: 64x64 pixels, 8x8 latents, the topology of SD v1.
 
-    ``unet`` overrides entries of its configuration. ``save_options`` go to ``save_pretrained`` (``variant="fp16"``,
-    ``safe_serialization=False``, ``max_shard_size``). The same arguments give the same bytes.
+    ``unet`` overrides entries of its configuration. ``save_options`` go to ``save_pretrained``:
+    ``variant="fp16"``, ``safe_serialization=False``, ``max_shard_size``. Equal arguments give equal bytes.
     """
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel

@@ -1,0 +1,118 @@
+"""Find a checkpoint in the hub's cache, or fetch just the files of it that are needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_sdbench.errors import CheckpointError, Unavailable
+from pytest_sdbench.tensors import candidates, find_weights
+
+HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
+"""A repository of the hub, and optionally a commit, tag or branch of it."""
+
+
+def cached_snapshot(name: str, revision: str | None, components: Sequence[str]) -> Path:
+    """Return the cached folder of a repository; no network.
+
+    Raise ``Unavailable`` where it is not cached, or where ``components`` are only partly there.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    # Not snapshot_download(local_files_only=True): it wants the whole repository, with every format of the
+    # weights.
+    for marker in ("model_index.json", "unet/config.json", "config.json"):
+        found = try_to_load_from_cache(name, marker, revision=revision)
+        if isinstance(found, str):
+            folder = Path(found).parents[marker.count("/")]
+            if missing := _missing(folder, components):
+                raise Unavailable("only partly in the hub cache", found=f"no {', '.join(missing)}")
+            return folder
+    raise Unavailable("not in the hub cache")
+
+
+def download_snapshot(name: str, revision: str | None, components: Sequence[str]) -> Path:
+    """Fetch ``components`` of a repository to the hub cache, with tokenizer and scheduler; return the folder.
+
+    One file format per component: safetensors before ``.bin``, full precision before fp16. What is cached
+    is not fetched again. Raise ``Unavailable`` where the hub cannot be reached or refuses.
+    """
+    if re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        # A commit never changes: a complete copy of one needs no network.
+        try:
+            return cached_snapshot(name, revision, components)
+        except Unavailable:
+            pass
+    folder = _fetch(name, revision, components)
+    if missing := _missing(folder, components):
+        raise CheckpointError(
+            "the repository lacks a part",
+            file=folder,
+            found=f"no {', '.join(missing)}",
+            remedy="Name another one",
+        )
+    return folder
+
+
+def _fetch(name: str, revision: str | None, components: Sequence[str]) -> Path:
+    import huggingface_hub
+
+    try:
+        files = huggingface_hub.list_repo_files(name, revision=revision)
+        wanted = wanted_files(files, components)
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        # The client lets errors of its transport, of the file system and of its own through; for the card
+        # they all mean the same. A full disk shows in the text.
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Unavailable(
+            "cannot be fetched from the hub",
+            found=f"{type(error).__name__}: {first}",
+            remedy="Check network, access (`hf auth login`) and disk space",
+        ) from error
+
+
+def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:
+    """Choose from a repository's files those that loading ``components`` takes."""
+    wanted = [file for file in files if file == "model_index.json"]
+    wanted += [
+        file for file in files if re.fullmatch(r"scheduler/[^/]*\.json|tokenizer/[^/]*\.(json|txt)", file)
+    ]
+    for component in components:
+        prefix = _prefix(files, component)
+        wanted += [file for file in files if file == f"{prefix}config.json"]
+        for name, index, *_ in candidates(component):
+            if prefix + name in files:
+                wanted.append(prefix + name)
+                break
+            if prefix + index in files:
+                stem, suffix = name.rsplit(".", 1)
+                shard = re.compile(re.escape(prefix + stem) + r"-\d+-of-\d+\." + suffix)
+                wanted += [prefix + index, *filter(shard.fullmatch, files)]
+                break
+    return wanted
+
+
+def _prefix(files: Sequence[str], component: str) -> str:
+    """A repository may be a U-Net alone, with its files at the top."""
+    return "" if component == "unet" and "unet/config.json" not in files else f"{component}/"
+
+
+def _missing(folder: Path, components: Sequence[str]) -> list[str]:
+    """Name what is not there of ``components``, and of what a pipeline needs beside them."""
+    missing = []
+    for component in components:
+        part = folder / component
+        if component == "unet" and not (part / "config.json").is_file():
+            part = folder
+        try:
+            find_weights(part, component)
+        except CheckpointError:
+            missing.append(component)
+        else:
+            missing += [] if (part / "config.json").is_file() else [f"{component}/config.json"]
+    if "text_encoder" in components:
+        beside = ("model_index.json", "scheduler/scheduler_config.json", "tokenizer")
+        missing += [name for name in beside if not (folder / name).exists()]
+    return missing

@@ -1,0 +1,179 @@
+"""Check stored tensors against the configuration: none missing, extra, misshapen or NaN."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_sdbench.architectures import ARCHITECTURES
+from pytest_sdbench.errors import CardError, CheckpointError
+from pytest_sdbench.skeleton import text_encoder_skeleton, unet_skeleton, vae_skeleton
+from pytest_sdbench.tensors import COPY_AGAIN, Tensor, Weights, read_shapes, read_tensors
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_BUFFERS = {"embeddings.position_ids"}
+_SOME = 5
+
+
+def canonical_name(component: str, name: str) -> str:
+    """Return the name that today's libraries give a stored tensor.
+
+    The VAEs of SD v1.4 and v1.5 name their attention as diffusers did before 0.18, and converts still;
+    CLIP's text model lost the prefix ``text_model.`` in transformers 5, which accepts both.
+    """
+    if component == "vae":
+        return re.sub(
+            r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$",
+            lambda match: f"{match[1]}.{_OLD_VAE_ATTENTION[match[2]]}.{match[3]}",
+            name,
+        )
+    return name.removeprefix("text_model.") if component == "text_encoder" else name
+
+
+def stored_parameters(component: str, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what is stored by canonical name, without buffers that older libraries saved too (positions)."""
+    named = {canonical_name(component, name): tensor for name, tensor in stored.items()}
+    return {name: tensor for name, tensor in named.items() if name not in _BUFFERS}
+
+
+def expected_shapes(
+    component: str, config: Mapping[str, Any], config_file: Path
+) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the parameters that a component's configuration means."""
+    known = {key: value for key, value in config.items() if not key.startswith("_")}
+    build = {"unet": _build_unet, "vae": vae_skeleton, "text_encoder": text_encoder_skeleton}[component]
+    try:
+        model = build(known)
+    except Exception as error:
+        # Constructors fail in as many ways as there are wrong values; the text of the error says which it
+        # was.
+        found = error.found if isinstance(error, CardError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"not a configuration of a {component}", file=config_file, found=found, remedy=COPY_AGAIN
+        ) from error
+    return {canonical_name(component, name): tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def check_component(component: str, config: Mapping[str, Any], config_file: Path, weights: Weights) -> None:
+    """Raise ``CheckpointError`` unless the weights are exactly those of the configuration, and finite."""
+    stored = stored_parameters(component, read_shapes(weights))
+    expected = expected_shapes(component, config, config_file)
+    missing = sorted(expected.keys() - stored.keys())
+    extra = sorted(stored.keys() - expected.keys())
+    misshapen = sorted(
+        name for name in expected.keys() & stored.keys() if stored[name].shape != expected[name]
+    )
+    if misshapen or (missing and extra) or len(missing) > _SOME or len(extra) > _SOME:
+        raise _disagreement(component, stored, expected, missing, extra, misshapen, config_file, weights)
+    if missing:
+        where = weights.index or weights.files[0]
+        raise CheckpointError(
+            f"missing tensor{_others(missing)}",
+            file=where,
+            key=missing[0],
+            remedy=f"{COPY_AGAIN}, or export it again",
+        )
+    if extra:
+        raise CheckpointError(
+            f"a tensor that the network does not have{_others(extra)}",
+            file=stored[extra[0]].file,
+            key=extra[0],
+            found=stored[extra[0]].shape,
+            remedy=f"Compare it with {config_file}; export the checkpoint again",
+        )
+    _check_finite(weights)
+
+
+def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Raise ``CheckpointError`` unless the components fit each other."""
+    fits: Iterable[tuple[str, str, str, str, int]] = (
+        ("unet", "cross_attention_dim", "text_encoder", "hidden_size", 1280),
+        ("unet", "in_channels", "vae", "latent_channels", 4),
+        ("unet", "out_channels", "vae", "latent_channels", 4),
+    )
+    for one, key, other, other_key, default in fits:
+        value, other_value = configs[one].get(key, default), configs[other].get(other_key, default)
+        if value != other_value:
+            raise CheckpointError(
+                f"{one} and {other} do not fit together",
+                file=folder,
+                key=f"{one}.{key}",
+                found=f"{value}, but {other}.{other_key} is {other_value}",
+                remedy="Take them from checkpoints of one family",
+            )
+
+
+def _build_unet(config: Mapping[str, Any]) -> Any:
+    import inspect
+
+    from diffusers import UNet2DConditionModel
+
+    # Configurations of other diffusers versions may hold keys that this one ignores.
+    arguments = inspect.signature(UNet2DConditionModel.__init__).parameters
+    return unet_skeleton({key: value for key, value in config.items() if key in arguments})
+
+
+def _disagreement(
+    component: str,
+    stored: Mapping[str, Tensor],
+    expected: Shapes,
+    missing: list[str],
+    extra: list[str],
+    misshapen: list[str],
+    config_file: Path,
+    weights: Weights,
+) -> CheckpointError:
+    """Describe weights that are those of another network; name that network where it is a known one."""
+    parts = []
+    if misshapen:
+        name = misshapen[0]
+        parts.append(
+            f"{len(misshapen)} of another shape, e.g. {name}: {stored[name].shape}, not {expected[name]}"
+        )
+    parts += [f"{len(missing)} missing, e.g. {missing[0]}"] if missing else []
+    parts += [f"{len(extra)} extra, e.g. {extra[0]}"] if extra else []
+    remedy = "Save the configuration of the network that was trained, beside its weights"
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    if component == "unet" and (name := _known_architecture(shapes)):
+        # Distillation scripts are known to save the teacher's configuration with the student.
+        remedy = f"These are the tensors of {name}: put its configuration into {config_file.name}"
+    return CheckpointError(
+        "configuration and tensors disagree",
+        file=config_file,
+        key=(misshapen or missing or extra)[0],
+        found=f"{weights.files[0].name} with {len(stored)} tensors: {'; '.join(parts)}",
+        remedy=remedy,
+    )
+
+
+def _known_architecture(shapes: Shapes) -> str | None:
+    for name in ARCHITECTURES:
+        if shapes == {key: tuple(value.shape) for key, value in unet_skeleton(name).state_dict().items()}:
+            return name
+    return None
+
+
+def _check_finite(weights: Weights) -> None:
+    import torch
+
+    for name, file, value in read_tensors(weights):
+        if value.numel() == 0 or not value.dtype.is_floating_point:
+            continue
+        # The extremes carry NaN and infinity through, in one pass and without a mask as large as the tensor.
+        low, high = torch.aminmax(value if value.dtype.itemsize > 1 else value.float())
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            bad = int((~torch.isfinite(value.float())).sum())
+            raise CheckpointError(
+                f"NaN or infinity in {bad:,} of {value.numel():,} values",
+                file=file,
+                key=name,
+                remedy="Export the checkpoint again from a step before the loss diverged",
+            )
+
+
+def _others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

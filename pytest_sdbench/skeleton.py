@@ -1,0 +1,188 @@
+"""Build networks without trained weights: sizes, MACs, latency and memory need none."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE, Config
+from pytest_sdbench.errors import CardError
+
+if TYPE_CHECKING:
+    import torch
+
+_KEY = "sdbench.architecture"
+_OTHER_CONDITIONING = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "num_class_embeds")
+
+
+def unet_config(architecture: str | Config) -> Config:
+    """Return the U-Net configuration that a card means, by name or inline.
+
+    Raise ``CardError`` for an unknown name, and for an inline key that diffusers' ``UNet2DConditionModel``
+    does not know (it would drop a misspelt key with a mere warning and build another network).
+    """
+    if isinstance(architecture, str):
+        if architecture not in ARCHITECTURES:
+            names = ", ".join(ARCHITECTURES)
+            raise CardError("unknown architecture", key=_KEY, found=architecture, remedy=f"Known: {names}")
+        return ARCHITECTURES[architecture]
+    unknown = sorted(key for key in architecture if not key.startswith("_") and key not in _unet_defaults())
+    if unknown:
+        raise CardError(
+            "unknown key of a U-Net configuration",
+            key=f"{_KEY}.{unknown[0]}",
+            found=", ".join(unknown),
+            remedy="Use the argument names of diffusers' UNet2DConditionModel",
+        )
+    return architecture
+
+
+def architecture_key(architecture: str | Config) -> str:
+    """Return canonical JSON of a U-Net configuration: equal for networks that are built alike.
+
+    Defaults are filled in, and private entries (the diffusers version, the folder it was loaded from) left
+    out.
+    """
+    config = unet_config(architecture) if isinstance(architecture, str) else architecture
+    known = {key: config.get(key, default) for key, default in _unet_defaults().items()}
+    return json.dumps(known, sort_keys=True, separators=(",", ":"), default=list)
+
+
+def unet_skeleton(
+    architecture: str | Config, *, device: str | torch.device = "meta", dtype: torch.dtype | None = None
+) -> Any:
+    """Build a U-Net in evaluation mode: on ``meta`` without storage, elsewhere with small random weights.
+
+    ``dtype`` defaults to float32. The weights are finite and of ordinary size, so that a timing meets
+    neither NaN nor denormal numbers. Raise ``CardError`` where diffusers refuses the configuration.
+    """
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    config = unet_config(architecture)
+    model = _build(UNet2DConditionModel, config).eval().requires_grad_(False)
+    # diffusers' own `to` warns of every cast, whether or not the model has anything to keep in float32.
+    torch.nn.Module.to(model, dtype or torch.float32)
+    if torch.device(device).type == "meta":
+        return model
+    if next(model.buffers(), None) is not None:
+        # A buffer holds computed values, which only the constructor knows: pay for a full initialisation.
+        model = UNet2DConditionModel.from_config(dict(config)).eval().requires_grad_(False)
+        return torch.nn.Module.to(model, device=device, dtype=dtype or torch.float32)
+    model.to_empty(device=device)
+    _fill(model)
+    return model
+
+
+def unet_inputs(
+    architecture: str | Config, *, device: str | torch.device = "meta", dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """Make the keyword arguments of one U-Net call at batch 1: latents, timestep, 77 text states, guidance.
+
+    The latents have the ``sample_size`` of the configuration (64 where it has none).
+    """
+    import torch
+
+    config = unet_config(architecture)
+    for key in _OTHER_CONDITIONING:
+        if config.get(key) is not None:
+            raise CardError(
+                "only U-Nets conditioned on text, as SD v1's, are supported",
+                key=f"{_KEY}.{key}",
+                found=config[key],
+                remedy="Leave the key out",
+            )
+    defaults = _unet_defaults()
+    size = config.get("sample_size") or 64
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = config.get("in_channels", defaults["in_channels"])
+    states = config.get("cross_attention_dim", defaults["cross_attention_dim"])
+    guidance = config.get("time_cond_proj_dim")
+    shapes = {
+        "sample": (1, channels, height, width),
+        "encoder_hidden_states": (1, 77, states),
+        **({"timestep_cond": (1, guidance)} if guidance else {}),
+    }
+    generator = torch.Generator().manual_seed(0)
+    inputs: dict[str, Any] = {
+        name: torch.randn(shape, generator=generator).to(device=device, dtype=dtype or torch.float32)
+        for name, shape in shapes.items()
+    }
+    return inputs | {"timestep": torch.full((1,), 500, dtype=torch.int64).to(device)}
+
+
+def text_encoder_skeleton(config: Config = SD_V1_TEXT_ENCODER) -> Any:
+    """Build a CLIP text encoder on ``meta``."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        return CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+
+
+def vae_skeleton(config: Config = SD_V1_VAE) -> Any:
+    """Build an image auto-encoder on ``meta``."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(dict(config))
+
+
+def _build(kind: Any, config: Config) -> Any:
+    """Construct a diffusers model on ``meta``; turn its complaint into a ``CardError``."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return kind.from_config(dict(config))
+    except (
+        TypeError,
+        ValueError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        ZeroDivisionError,
+        RuntimeError,
+    ) as error:
+        raise CardError(
+            f"not a configuration of {kind.__name__}",
+            key=_KEY,
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            remedy="Compare it with the config.json of the checkpoint's unet folder",
+        ) from error
+
+
+def _fill(model: torch.nn.Module) -> None:
+    """Fill the parameters: ones in the scales of norms, zeros in biases, small normal values elsewhere.
+
+    One pool of values is repeated: drawing 860 million of them would take longer than the calls to be timed.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.empty(1_000_003).normal_(0.0, 0.02, generator=generator)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            values = pool.to(device=parameter.device, dtype=parameter.dtype)
+            flat, whole = parameter.view(-1), parameter.numel() // pool.numel() * pool.numel()
+            flat[:whole].view(-1, pool.numel()).copy_(values)
+            flat[whole:].copy_(values[: flat.numel() - whole])
+    for module in model.modules():
+        if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm) and module.weight is not None:
+            module.weight.fill_(1.0)
+        elif (weight := getattr(module, "weight", None)) is not None and weight.dim() == 1:
+            weight.fill_(1.0 / math.sqrt(weight.numel()))
+        if (bias := getattr(module, "bias", None)) is not None:
+            bias.fill_(0.0)
+
+
+def _unet_defaults() -> Mapping[str, Any]:
+    """Return the constructor arguments of diffusers' U-Net and their defaults."""
+    from diffusers import UNet2DConditionModel
+
+    parameters = inspect.signature(UNet2DConditionModel.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD}

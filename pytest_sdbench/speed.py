@@ -1,0 +1,259 @@
+"""Time one U-Net call beside its baseline's, and read the memory it takes."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_sdbench.architectures import Config
+from pytest_sdbench.errors import Unavailable
+from pytest_sdbench.skeleton import architecture_key, unet_inputs, unet_skeleton
+
+if TYPE_CHECKING:
+    import torch
+
+BUDGET = 45.0
+"""Seconds that one measurement may take, warm-up included; the fewest rounds may exceed it."""
+
+MIN_ROUNDS, MAX_ROUNDS = 3, 50
+
+LOCK_TIMEOUT = 900.0
+"""Seconds to wait for another process's timing to end."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Latency of one U-Net call, and its ratio to the baseline's."""
+
+    seconds: tuple[float, ...]
+    """The candidate's time in each round."""
+
+    baseline_seconds: tuple[float, ...]
+    """The baseline's time in the same rounds; empty where there was no baseline to time."""
+
+    identical: bool = False
+    """Whether both are one architecture: the ratio is then 1 by identity, not by measurement."""
+
+    reused: bool = False
+    """Whether the times were taken earlier in this session, for another card of the same architecture."""
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return len(self.seconds)
+
+    @property
+    def candidate_median(self) -> float:
+        """Median seconds of the candidate's call."""
+        return statistics.median(self.seconds)
+
+    @property
+    def baseline_median(self) -> float | None:
+        """Median seconds of the baseline's call."""
+        return statistics.median(self.baseline_seconds) if self.baseline_seconds else None
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Candidate over baseline, round by round: a slow second of the machine falls on both."""
+        return tuple(a / b for a, b in zip(self.seconds, self.baseline_seconds, strict=False))
+
+    @property
+    def ratio(self) -> float | None:
+        """Median of the ratios; 1 for identical architectures; None without a baseline."""
+        return 1.0 if self.identical else statistics.median(self.ratios) if self.ratios else None
+
+    @property
+    def spread(self) -> float | None:
+        """Half the distance between the largest and the smallest ratio."""
+        return (max(self.ratios) - min(self.ratios)) / 2 if self.ratios else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, for ``benchmark.extra_info`` and the report."""
+        names = ("candidate_median", "baseline_median", "ratio", "spread", "rounds")
+        return {name: getattr(self, name) for name in names} | asdict(self)
+
+
+class UnetCall:
+    """One call of a U-Net with random weights at batch 1; calling it waits until the device is done."""
+
+    def __init__(self, architecture: str | Config, *, device: str, dtype: torch.dtype) -> None:
+        self.model = unet_skeleton(architecture, device=device, dtype=dtype)
+        self.inputs = unet_inputs(architecture, device=device, dtype=dtype)
+        self.device = device
+
+    def __call__(self) -> None:
+        import torch
+
+        with torch.inference_mode():
+            self.model(**self.inputs)
+        synchronise(self.device)
+
+    def seconds(self) -> float:
+        """Call once and return the time it took."""
+        start = time.perf_counter()
+        self()
+        return time.perf_counter() - start
+
+
+Cache = MutableMapping[tuple[str, str | None, str, str], Ratio]
+"""Measurements of this session, by architecture of candidate and baseline, device and dtype."""
+
+
+def measure_latency(
+    get_benchmark: Callable[[], Any],
+    architecture: str | Config,
+    baseline: str | Config | None = None,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    cache: Cache | None = None,
+    budget: float = BUDGET,
+) -> Ratio:
+    """Measure one U-Net call through pytest-benchmark, in turn with one call of the baseline's network.
+
+    ``get_benchmark`` returns pytest-benchmark's fixture, and is called only if there is something to time:
+    a pair of architectures that ``cache`` holds is not timed twice. A network whose baseline has the same
+    architecture has the ratio 1 by identity; it is timed alone, once: loading one network twice would
+    measure nothing but noise. At most two networks are in memory, and none afterwards. One lock per machine
+    keeps timings of other processes apart.
+
+    The first call of each network warms up and tells how many rounds fit ``budget`` seconds (3 to 50).
+    Raise ``Unavailable`` where pytest-benchmark does not measure (``--benchmark-disable``, ``-n``) or where
+    another process keeps the lock.
+    """
+    import torch
+
+    dtype = dtype or torch.float32
+    key = architecture_key(architecture)
+    baseline_key = architecture_key(baseline) if baseline is not None else None
+    identical = key == baseline_key
+    # A network timed beside a baseline has also been timed.
+    cache = {} if cache is None else cache
+    wanted = [k for k in cache if k[0] == key and k[2:] == (device, str(dtype))]
+    if baseline_key is None or identical:
+        if wanted:
+            return replace(cache[wanted[0]], baseline_seconds=(), identical=identical, reused=True)
+        baseline = baseline_key = None
+    elif (key, baseline_key, device, str(dtype)) in wanted:
+        return replace(cache[key, baseline_key, device, str(dtype)], reused=True)
+
+    benchmark = get_benchmark()
+    if benchmark.disabled:
+        raise Unavailable("timing is disabled", remedy="Run without --benchmark-disable and without -n")
+    with machine_lock():
+        try:
+            candidate_call = UnetCall(architecture, device=device, dtype=dtype)
+            baseline_call = UnetCall(baseline, device=device, dtype=dtype) if baseline is not None else None
+            result = replace(
+                _interleave(benchmark, candidate_call, baseline_call, budget), identical=identical
+            )
+        finally:
+            candidate_call = baseline_call = None
+            release_memory(device)
+    benchmark.extra_info.update(
+        result.as_dict(), device=device, dtype=str(dtype), threads=torch.get_num_threads()
+    )
+    cache[key, baseline_key, device, str(dtype)] = result
+    return result
+
+
+def _interleave(benchmark: Any, candidate: UnetCall, baseline: UnetCall | None, budget: float) -> Ratio:
+    """Time ``candidate`` with pytest-benchmark; ``baseline`` runs and is timed in the setup of each round."""
+    # The first call of each allocates and picks kernels: it is not counted, but tells how long a round takes.
+    start = time.perf_counter()
+    for call in (baseline, candidate):
+        if call is not None:
+            call()
+    warm_up = time.perf_counter() - start
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int((budget - warm_up) / warm_up)))
+    baseline_seconds: list[float] = []
+
+    def setup() -> None:
+        if baseline is not None:
+            baseline_seconds.append(baseline.seconds())
+
+    benchmark.pedantic(candidate, setup=setup, rounds=rounds)
+    return Ratio(tuple(benchmark.stats.stats.data), tuple(baseline_seconds))
+
+
+def peak_memory(architecture: str | Config, *, device: str, dtype: torch.dtype | None = None) -> int:
+    """Return the bytes that one U-Net call holds at its peak, weights included, by CUDA's allocator.
+
+    Raise ``Unavailable`` elsewhere: no other allocator counts what torch holds.
+    """
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        raise Unavailable(
+            "peak memory is read from CUDA's allocator", found=device, remedy="Run with --sdbench-device cuda"
+        )
+    release_memory(device)
+    held = torch.cuda.memory_allocated(device)
+    call = UnetCall(architecture, device=device, dtype=dtype or torch.float32)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    peak = int(torch.cuda.max_memory_allocated(device)) - held
+    del call
+    release_memory(device)
+    if peak <= 0:
+        raise Unavailable(
+            "CUDA's allocator reports no memory", found=peak, remedy="Unset PYTORCH_NO_CUDA_MEMORY_CACHING"
+        )
+    return peak
+
+
+def synchronise(device: str) -> None:
+    """Wait until everything queued on ``device`` is done."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+
+
+def release_memory(device: str) -> None:
+    """Free networks that nobody refers to, and what the allocator keeps of them."""
+    import torch
+
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    elif device.startswith("mps"):
+        torch.mps.empty_cache()
+
+
+@contextmanager
+def machine_lock(timeout: float = LOCK_TIMEOUT) -> Iterator[Path]:
+    """Hold the lock that lets one process of this machine time at once; yield its file.
+
+    Raise ``Unavailable`` after ``timeout`` seconds, or where the lock cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(tempfile.gettempdir()) / "pytest-sdbench-timing.lock"
+    lock = FileLock(path, mode=0o666)  # for the other users of the machine
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise Unavailable(
+            f"another process has been timing for {timeout:.0f} s", file=path, remedy="Wait for it to end"
+        ) from None
+    except OSError as error:
+        raise Unavailable(
+            "the lock for timings cannot be taken",
+            file=path,
+            found=str(error),
+            remedy="Set TMPDIR to a writable folder",
+        ) from error
+    try:
+        yield path
+    finally:
+        lock.release()
