@@ -1,7 +1,7 @@
 """Read protocols: everything that fixes a score besides the weights, in one named YAML file.
 
 A protocol has two fingerprints. The *draw* fingerprint covers what makes one row of evidence: prompts, seeds,
-sampling, the way of the image and the extractors that look at it. It keys the evidence, so that runs of
+sampling, the way of the image and what the extractors say of it. It keys the evidence, so that runs of
 512, 5,000 and 30,000 images share theirs. The *protocol* fingerprint adds N, the reference statistics and the
 options that act on finished rows (splits, shuffling); it identifies what a claim claims. Neither covers
 margins and prose.
@@ -282,7 +282,7 @@ class Protocol(_Model):
             "seeds": self.seeds.model_dump(),
             "sampling": self.sampling.model_dump(),
             "image": [step.model_dump() for step in self.image],
-            "extractors": self.extractors,
+            "columns": sorted({_column(spec) for spec in self.metrics.values()}),
         }
 
     def _changed(self, **fields: object) -> Protocol:
@@ -440,6 +440,12 @@ def _suggest(word: str, known: Sequence[str]) -> str:
 
 def _extractor(spec: FidSpec | KidSpec | InceptionScoreSpec | ClipScoreSpec) -> str:
     return spec.model if isinstance(spec, ClipScoreSpec) else spec.extractor
+
+
+def _column(spec: FidSpec | KidSpec | InceptionScoreSpec | ClipScoreSpec) -> tuple[str, str]:
+    """Return which output of which network a metric reads: FID and KID may share one."""
+    output = {"fid": "features", "kid": "features", "inception_score": "logits", "clip_score": "cosine"}
+    return _extractor(spec), output[spec.metric]
 
 
 def _identity(spec: FidSpec | KidSpec | InceptionScoreSpec | ClipScoreSpec) -> dict[str, Any]:

@@ -149,6 +149,18 @@ def test_the_captions_of_scenes_move_the_draw(tmp_path: Path) -> None:
     assert (more.draw_fingerprint, more.fingerprint) == (before.draw_fingerprint, before.fingerprint)
 
 
+def test_a_metric_moves_the_draw_only_by_what_it_has_measured(tmp_path: Path) -> None:
+    """KID reads the features that FID reads; the Inception score reads logits, which nothing else does."""
+    before = load_protocol("scenes-quick")
+    without_kid = {"metrics.kid": "DELETE", "margins.kid": "DELETE"}
+    without_score = {"metrics.inception_score": "DELETE", "margins.inception_score": "DELETE"}
+    after = load_protocol(edited(tmp_path, without_kid, "scenes-quick"))
+    assert after.draw_fingerprint == before.draw_fingerprint
+    assert after.fingerprint != before.fingerprint
+    after = load_protocol(edited(tmp_path, without_score, "scenes-quick"))
+    assert after.draw_fingerprint != before.draw_fingerprint
+
+
 def test_a_checksum_stands_for_the_statistics_that_it_is_of(tmp_path: Path) -> None:
     here = load_protocol(edited(tmp_path, {"metrics.fid.statistics.sha256": CHECKSUM}))
     moved = {"metrics.fid.statistics.sha256": CHECKSUM, "metrics.fid.statistics.file": "other/place.npz"}
@@ -158,7 +170,7 @@ def test_a_checksum_stands_for_the_statistics_that_it_is_of(tmp_path: Path) -> N
 def test_fingerprints_do_not_change_between_versions() -> None:
     """Recorded figures and stored evidence are found by them: a change here is a change of format."""
     protocol = load_protocol("coco30k-bksdm")
-    assert (protocol.draw_fingerprint, protocol.fingerprint) == ("23b0a14c647b9e52", "17ea639549a61b75")
+    assert (protocol.draw_fingerprint, protocol.fingerprint) == ("08274569ce9c3142", "99c16d51c3c06041")
 
 
 def test_another_number_of_images_is_another_claim_on_the_same_draw() -> None:

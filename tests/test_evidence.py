@@ -1,0 +1,329 @@
+"""The evidence store: what is written is read, what is torn is found, what cannot be written says so."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.evidence import SHARD, DamagedEvidence, Evidence, Store
+
+MANIFEST = {"device": "a device", "versions": {"torch": "2.0"}, "command": "pytest --sdbench"}
+
+
+def rows_of(images: range) -> dict[str, np.ndarray]:
+    """Return rows that depend on the index of each image alone."""
+    index = np.array(images, np.float32)
+    return {"features": np.outer(index, [1.0, 0.5, -2.0]).astype(np.float32), "clip_score": index / 100}
+
+
+def evidence_of(root: Path, **manifest: Any) -> Evidence:
+    return Store(root).open("c" * 16, "d" * 16, {**MANIFEST, **manifest})
+
+
+def fill(evidence: Evidence, n: int) -> Evidence:
+    for images in evidence.missing(n):
+        evidence.write(images.start, rows_of(images))
+    return evidence
+
+
+def read(evidence: Evidence, n: int) -> dict[str, np.ndarray]:
+    shards = list(evidence.read(n))
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
+    }
+
+
+def test_what_is_written_is_read_in_the_order_of_the_images(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path)
+    for images in reversed(evidence.missing(150)):
+        evidence.write(images.start, rows_of(images))
+    found = read(evidence_of(tmp_path), 150)
+    assert found["index"].tolist() == list(range(150))
+    assert found["features"].dtype == np.float32
+    np.testing.assert_array_equal(found["features"], rows_of(range(150))["features"])
+    np.testing.assert_array_equal(found["clip_score"], rows_of(range(150))["clip_score"])
+
+
+def test_the_grid_does_not_depend_on_what_is_there(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path)
+    assert evidence.missing(150) == [range(0, 64), range(64, 128), range(128, 150)]
+    evidence.write(64, rows_of(range(64, 128)))
+    assert evidence.missing(150) == [range(0, 64), range(128, 150)]
+    fill(evidence, 150)
+    assert evidence.missing(150) == evidence.missing(100) == evidence.missing(1) == []
+
+
+def test_a_longer_run_keeps_what_a_shorter_one_made(tmp_path: Path) -> None:
+    evidence = fill(evidence_of(tmp_path), 100)
+    assert evidence.missing(200) == [range(64, 128), range(128, 192), range(192, 200)]
+    fill(evidence, 200)
+    for n in (1, 64, 100, 101, 128, 200):
+        assert read(evidence, n)["index"].tolist() == list(range(n))
+    straight = fill(evidence_of(tmp_path / "straight"), 200)
+    np.testing.assert_array_equal(read(straight, 200)["features"], read(evidence, 200)["features"])
+
+
+def test_rows_can_be_read_more_than_once(tmp_path: Path) -> None:
+    rows = fill(evidence_of(tmp_path), 70).rows(70)
+    assert [len(shard["index"]) for shard in rows] == [len(shard["index"]) for shard in rows] == [64, 6]
+
+
+def test_equal_rows_make_equal_files(tmp_path: Path) -> None:
+    fill(evidence_of(tmp_path / "a"), 100)
+    fill(evidence_of(tmp_path / "b"), 100)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_checkpoints_and_draws_do_not_share_evidence(tmp_path: Path) -> None:
+    fill(Store(tmp_path).open("a", "x", {}), 10)
+    for checkpoint, draw in (("b", "x"), ("a", "y")):
+        assert Store(tmp_path).open(checkpoint, draw, {}).missing(10) == [range(0, 10)]
+
+
+def test_the_manifest_names_everyone_who_wrote(tmp_path: Path) -> None:
+    fill(evidence_of(tmp_path), 64)
+    fill(evidence_of(tmp_path, device="another device"), 200)
+    evidence = evidence_of(tmp_path, command="another command")
+    assert [writer["device"] for writer in evidence.writers(200)] == ["a device", "another device"]
+    assert [writer["device"] for writer in evidence.writers(64)] == ["a device"]
+    first = evidence.writers(64)[0]
+    assert first["checkpoint"] == "c" * 16
+    assert first["draw"] == "d" * 16
+    assert first["format"] == 1
+    assert first["command"] == "pytest --sdbench"
+    # Another command on the same device with the same versions is the same writer.
+    fill(evidence, 300)
+    assert len(list(evidence.folder.glob("manifest-*.json"))) == 2
+
+
+def test_a_lost_manifest_costs_no_rows(tmp_path: Path) -> None:
+    evidence = fill(evidence_of(tmp_path), 10)
+    for path in evidence.folder.glob("manifest-*.json"):
+        path.unlink()
+    assert evidence.missing(10) == []
+    assert evidence.writers(10)[0]["device"] == "unknown"
+
+
+def shard_of(evidence: Evidence, start: int = 0) -> Path:
+    (path,) = evidence.folder.glob(f"shard-{start:08d}-*.safetensors")
+    return path
+
+
+def torn(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def headless(content: bytes) -> bytes:
+    return content[:5]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+
+
+def misnamed(content: bytes) -> bytes:
+    return content.replace(b"features", b"faetures")
+
+
+def renumbered(content: bytes) -> bytes:
+    return content.replace(rb"\"start\": 64", rb"\"start\": 65")
+
+
+@pytest.mark.parametrize("damage", [torn, headless, flipped, misnamed, renumbered, lambda content: b""])
+def test_a_damaged_shard_is_set_aside_and_made_again(damage: Any, tmp_path: Path) -> None:
+    fill(evidence_of(tmp_path / "good"), 150)
+    evidence = fill(evidence_of(tmp_path / "bad"), 150)
+    path = shard_of(evidence, 64)
+    content = path.read_bytes()
+    assert damage(content) != content
+    path.write_bytes(damage(content))
+
+    evidence = evidence_of(tmp_path / "bad")
+    with pytest.warns(DamagedEvidence, match=r"shard-00000064-00000128\.safetensors: damaged evidence"):
+        assert evidence.missing(150) == [range(64, 128)]
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == damage(content)
+    with pytest.raises(EvidenceError, match="images 64 to 127 are missing"):
+        list(evidence.read(150))
+    fill(evidence, 150)
+    path.with_name(f"{path.name}.damaged").unlink()
+    assert files(tmp_path / "bad") == files(tmp_path / "good")
+
+
+def test_a_shard_under_the_name_of_another_is_damaged(tmp_path: Path) -> None:
+    evidence = fill(evidence_of(tmp_path), 128)
+    shard_of(evidence, 64).write_bytes(shard_of(evidence, 0).read_bytes())
+    with pytest.warns(DamagedEvidence, match="its name is not that of its images"):
+        assert evidence_of(tmp_path).missing(128) == [range(64, 128)]
+
+
+def test_damage_during_a_run_is_found_too(tmp_path: Path) -> None:
+    evidence = fill(evidence_of(tmp_path), 64)
+    path = shard_of(evidence)
+    path.write_bytes(flipped(path.read_bytes()))
+    os.utime(path, ns=(1, 1))
+    with pytest.warns(DamagedEvidence):
+        assert evidence.missing(64) == [range(0, 64)]
+
+
+def test_a_shard_of_a_later_version_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pytest_sdbench.evidence.FORMAT", 2)
+        fill(evidence_of(tmp_path), 10)
+    with pytest.warns(DamagedEvidence, match="format 2, this version reads 1"):
+        assert evidence_of(tmp_path).missing(10) == [range(0, 10)]
+
+
+def test_shards_with_other_columns_are_not_mixed(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path)
+    evidence.write(0, rows_of(range(64)))
+    evidence.write(64, {"features": np.zeros((64, 4), np.float32)})
+    with pytest.raises(EvidenceError, match="other columns"):
+        list(evidence.read(128))
+
+
+@pytest.mark.parametrize(
+    ("start", "count"), [(1, 10), (0, 0), (0, SHARD + 1)], ids=["off the grid", "empty", "too long"]
+)
+def test_only_shards_of_the_grid_are_written(start: int, count: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a shard"):
+        evidence_of(tmp_path).write(start, {"features": np.zeros((count, 1), np.float32)})
+    with pytest.raises(ValueError, match="not a shard"):
+        evidence_of(tmp_path).write(0, {"a": np.zeros(2), "b": np.zeros(3)})
+    assert files(tmp_path) == {}
+
+
+def test_a_finished_store_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(evidence_of(tmp_path), 100)
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    monkeypatch.setattr("os.fsync", refuse)
+    evidence = evidence_of(tmp_path, device="one that never wrote")
+    assert evidence.missing(100) == []
+    assert len(read(evidence, 100)["index"]) == 100
+    with pytest.raises(EvidenceError, match=r"Read-only file system.*--sdbench-store"):
+        evidence.prepare()
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(errno.ENOSPC, "Make room"), (errno.EDQUOT, "Make room"), (errno.EIO, "--sdbench-store")],
+)
+def test_a_failed_write_leaves_nothing_behind(
+    code: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence = fill(evidence_of(tmp_path), 64)
+    before = files(tmp_path)
+
+    def fail(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(EvidenceError, match=remedy) as caught:
+        evidence.write(64, rows_of(range(64, 128)))
+    assert "shard-00000064-00000128" in str(caught.value)
+    assert files(tmp_path) == before
+    monkeypatch.undo()
+    assert len(read(fill(evidence_of(tmp_path), 128), 128)["index"]) == 128
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="needs POSIX resource limits")
+def test_a_disk_that_fills_up_while_writing(tmp_path: Path) -> None:
+    """The kernel refuses the write half-way, as a full disk does."""
+    code = f"""
+import resource
+from pathlib import Path
+import numpy as np
+from pytest_sdbench.evidence import Store
+evidence = Store(Path({str(tmp_path)!r})).open("c", "d", {{}})
+evidence.write(0, {{"features": np.zeros((64, 8), np.float32)}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+evidence.write(64, {{"features": np.zeros((64, 2048), np.float32)}})
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "EvidenceError" in run.stderr
+    assert "shard-00000064-00000128" in run.stderr
+    assert "Make room" in run.stderr
+    names = sorted(path.name for path in (tmp_path / "c-d").iterdir() if not path.name.startswith("manifest"))
+    assert names == ["shard-00000000-00000064.safetensors"]
+
+
+def test_a_store_that_is_a_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("")
+    with pytest.raises(EvidenceError, match=r"store: the evidence store is not a folder.*--sdbench-store"):
+        evidence_of(tmp_path / "store")
+    with pytest.raises(EvidenceError, match=r"cannot be (read|written): Not a directory"):
+        fill(evidence_of(tmp_path / "store" / "inner"), 10)
+
+
+def test_a_store_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(evidence_of(tmp_path), 10)
+    evidence = evidence_of(tmp_path)
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(EvidenceError, match="cannot be read: Permission denied"):
+        evidence.missing(10)
+
+
+def test_what_a_killed_run_left_is_cleaned_up_later(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path)
+    evidence.folder.mkdir(parents=True)
+    old, young = evidence.folder / ".tmp-old", evidence.folder / ".tmp-young"
+    old.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    young.write_bytes(b"half, by a run beside this one")
+    fill(evidence, 10)
+    assert not old.exists()
+    assert young.exists()
+    assert read(evidence, 10)["index"].tolist() == list(range(10))
+
+
+def test_writers_beside_each_other_do_not_hurt(tmp_path: Path) -> None:
+    """Eight writers of the same four shards, and readers in between that never see half a file."""
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            evidence = evidence_of(tmp_path)
+            for start in range(0, 256, SHARD):
+                for _ in range(3):
+                    evidence.write(start, rows_of(range(start, start + SHARD)))
+                    assert range(start, start + SHARD) not in evidence_of(tmp_path).missing(256)
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    fill(evidence_of(tmp_path / "alone"), 256)
+    together = {name: content for name, content in files(tmp_path).items() if not name.startswith("alone")}
+    assert together == files(tmp_path / "alone")
+
+
+def test_a_manifest_is_readable_by_people(tmp_path: Path) -> None:
+    evidence = fill(evidence_of(tmp_path), 10)
+    (path,) = evidence.folder.glob("manifest-*.json")
+    assert json.loads(path.read_text())["versions"] == {"torch": "2.0"}
+    assert path.read_text().count("\n") > 5

@@ -1,0 +1,121 @@
+"""Prompts: the right ones, in order, or an error that says what is wrong with the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from pytest_sdbench import scenes
+from pytest_sdbench.errors import DataError, Unavailable
+from pytest_sdbench.prompts import load_prompts
+from pytest_sdbench.protocol import Protocol, load_protocol
+
+CAPTIONS = ["A dog, asleep.", 'He said "stop"', "Un café"]
+GOOD = 'file_name,text\n1.jpg,"A dog, asleep."\n2.jpg,"He said ""stop"""\n3.jpg,Un café\n'
+
+
+def protocol_of(tmp_path: Path, content: str | bytes | None, *, rows: int = 3, n: int = 3) -> Protocol:
+    """Write a file of prompts and a protocol that expects exactly its bytes."""
+    content = content.encode() if isinstance(content, str) else content
+    if content is not None:
+        (tmp_path / "captions.csv").write_bytes(content)
+    protocol = {
+        "title": "Own",
+        "n": n,
+        "prompts": {
+            "kind": "csv",
+            "file": "captions.csv",
+            "sha256": hashlib.sha256(content or b"").hexdigest(),
+            "rows": rows,
+        },
+        "seeds": {"kind": "per-image", "seed": 0},
+        "sampling": {"steps": 2, "guidance": 1.0, "resolution": 64, "dtype": "float32"},
+        "metrics": {"clip_score": {"model": "local:scenes-clip"}},
+    }
+    path = tmp_path / "own.yaml"
+    path.write_text(json.dumps(protocol), encoding="utf-8")
+    return load_protocol(path)
+
+
+def test_prompts_come_in_the_order_of_the_file(tmp_path: Path) -> None:
+    assert load_prompts(protocol_of(tmp_path, GOOD), tmp_path) == tuple(CAPTIONS)
+
+
+def test_a_protocol_takes_the_first_n_of_a_longer_file(tmp_path: Path) -> None:
+    assert load_prompts(protocol_of(tmp_path, GOOD, n=2), tmp_path) == tuple(CAPTIONS[:2])
+
+
+def test_windows_line_ends_are_no_fault(tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, GOOD.replace("\n", "\r\n"))
+    assert load_prompts(protocol, tmp_path) == tuple(CAPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"captions\.csv: the file of prompts is empty"),
+        (" \n\n", r"the file of prompts is empty"),
+        ("file_name,text\n", r"3 prompts are expected \(found 0\)"),
+        ("1.jpg,A dog\n", r"line 1: column 'file_name' is missing.*\(found '1\.jpg,A dog'\)"),
+        ("file_name,caption\n1.jpg,A dog\n", r"line 1: column 'text' is missing.*'file_name,caption'"),
+        ("text,file_name\nA dog,1.jpg\n", r"line 1: malformed header: 'file_name,text' is expected"),
+        ("file_name,text\n1.jpg,A dog, asleep\n", r"line 2: 2 columns are expected, here are 3"),
+        ("file_name,text\n1.jpg,A\n\n3.jpg,B\n", r"line 3: 2 columns are expected, here are 0"),
+        ("file_name,text\n1.jpg,A\n2.jpg, \n3.jpg,B\n", r"line 3: empty caption \(found '2\.jpg'\)"),
+        (
+            "file_name,text\n1.jpg,A\n2.jpg,B\n1.jpg,C\n",
+            r"line 4: this file name stands in line 2 already \(found '1\.jpg'\)",
+        ),
+        ('file_name,text\n1.jpg,"A dog\n', r"line 2: malformed CSV"),
+        ("file_name,text\n1.jpg,A\n2.jpg,B\n", r"3 prompts are expected \(found 2\)"),
+        (GOOD + "4.jpg,One more\n", r"3 prompts are expected \(found 4\)"),
+        ("file_name,text\n1.jpg,A\n2.jpg,Un café\n".encode("latin-1"), r"line 3: this is not UTF-8"),
+    ],
+)
+def test_a_malformed_file_names_file_line_and_remedy(
+    content: str | bytes, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        load_prompts(protocol_of(tmp_path, content), tmp_path)
+    assert caught.value.file == tmp_path / "captions.csv"
+    assert caught.value.remedy
+
+
+def test_one_changed_letter_is_another_file(tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, GOOD)
+    (tmp_path / "captions.csv").write_text(GOOD.replace("dog", "cat"), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"wrong checksum: sha256 [0-9a-f]{64} is expected \(found '[0-9a-f]{64}'"
+    ):
+        load_prompts(protocol, tmp_path)
+
+
+def test_without_the_file_the_remedy_is_named(tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, None)
+    with pytest.raises(Unavailable, match=r"Give the folder that holds captions\.csv with --sdbench-data"):
+        load_prompts(protocol, None)
+    with pytest.raises(Unavailable, match=r"captions\.csv.*give another folder with --sdbench-data"):
+        load_prompts(protocol, tmp_path)
+    with pytest.raises(Unavailable, match=r"mscoco_val2014_30k/metadata\.csv.*get_mscoco_files\.sh"):
+        load_prompts(load_protocol("coco30k-bksdm"), None)
+
+
+def test_the_prompts_of_scenes_are_the_captions_that_no_training_sees() -> None:
+    prompts = load_prompts(load_protocol("scenes-quick"))
+    assert prompts == tuple(scenes.captions(scenes.EVALUATION[:512]))
+    assert load_prompts(load_protocol("scenes-quick").with_samples(3)) == prompts[:3]
+    assert load_prompts(load_protocol("scenes-5k").with_samples(600))[:512] == prompts
+    for name in ("scenes-quick", "scenes-5k", "scenes-30k"):
+        protocol = load_protocol(name)
+        assert protocol.prompts.model_dump()["first"] == scenes.EVALUATION.start
+        assert protocol.prompts.rows == len(scenes.EVALUATION)
+
+
+def test_scenes_that_have_changed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = scenes.captions
+    monkeypatch.setattr(scenes, "captions", lambda indices: [f"{text}!" for text in old(indices)])
+    with pytest.raises(DataError, match=r"others than the protocol means.*Scenes have changed"):
+        load_prompts(load_protocol("scenes-quick"))
