@@ -1,0 +1,193 @@
+"""The tables show what was published to the digit, and what was measured beside it; the JSON keeps it all."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from pytest_sdbench.card import Card, read_card
+from pytest_sdbench.paths import reference
+from pytest_sdbench.report.results import SCHEMA_VERSION, Row, read_results, results_json
+from pytest_sdbench.report.tables import billions, published_tables, results_markdown, terminal_tables
+
+# Typed from the published tables, row by row.
+BK_SDM = """
+Stable Diffusion v1.4 | 13.05 | 36.76 | 0.2958 | 0.86B | 1.04B
+BK-SDM-Base           | 15.76 | 33.79 | 0.2878 | 0.58B | 0.76B
+BK-SDM-Base-2M        | 14.81 | 34.17 | 0.2883 | 0.58B | 0.76B
+BK-SDM-Small          | 16.98 | 31.68 | 0.2677 | 0.49B | 0.66B
+BK-SDM-Small-2M       | 17.05 | 33.10 | 0.2734 | 0.49B | 0.66B
+BK-SDM-Tiny           | 17.12 | 30.09 | 0.2653 | 0.33B | 0.50B
+BK-SDM-Tiny-2M        | 17.53 | 31.32 | 0.2690 | 0.33B | 0.50B
+"""
+RECORD_SHEET = """
+Stable Diffusion v1.5 | 13.8705 | 19.4507 | 0.860B | 0.123B | 0.05B | 1.032B
+tiny-sd               | 17.7266 | 23.0478 | 0.323B | 0.123B | 0.05B | 0.495B
+tiny-sd-lcm-6400      | 22.1493 | 27.4531 | 0.323B | 0.123B | 0.05B | 0.495B
+portrait-finetuned    | –       | –       | –      | –      | –     | –
+"""  # noqa: RUF001
+
+
+@pytest.fixture(scope="module")
+def cards() -> list[Card]:
+    return [read_card(path) for path in sorted((reference() / "cards").glob("*.md"))]
+
+
+def cells(text: str) -> list[list[str]]:
+    """Return the cells of all table lines, without headings and rules."""
+    rows = [line.strip().strip("|") for line in text.splitlines() if "|" in line]
+    table = [[cell.strip() for cell in row.split("|")] for row in rows]
+    rules = [at for at, row in enumerate(table) if set("".join(row)) <= set(":-")]
+    return [row for at, row in enumerate(table) if at not in rules and at + 1 not in rules]
+
+
+def typed(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
+
+
+def test_both_published_tables_come_out_to_the_digit(cards: list[Card]) -> None:
+    text = published_tables(cards)
+    first, second = text.split("### ")[1:]
+    assert cells(first) == typed(BK_SDM)
+    assert cells(second) == typed(RECORD_SHEET)
+    assert first.startswith("[BK-SDM model card](https://github.com/Nota-NetsPresso/BK-SDM)\n")
+    for heading in ("FID ↓", "IS ↑", "CLIP score (ViT-g/14) ↑", "U-Net", "Whole"):
+        assert heading in first
+    for heading in ("FID 30K ↓", "FID 5K ↓", "U-Net", "Text encoder", "Image decoder", "Whole"):
+        assert heading in second
+
+
+def test_the_order_of_the_cards_does_not_matter(cards: list[Card]) -> None:
+    assert published_tables(cards[::-1]).split("### ")[1] in published_tables(cards)
+
+
+def test_cards_without_published_figures_have_no_table(cards: list[Card]) -> None:
+    assert "No figures" in published_tables([])
+    assert "portrait" not in published_tables([card for card in cards if card.name != "portrait-finetuned"])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("0.860e+9", "0.860B"), ("0.05e+9", "0.05B"), ("1.04e+9", "1.04B"), ("860000000", "0.860000000B")],
+)
+def test_a_count_keeps_the_digits_it_was_printed_with(text: str, shown: str) -> None:
+    assert billions(text) == shown
+
+
+def row(test: str, card: str = "bk-sdm-small", verdict: str = "pass", **values: object) -> Row:
+    return Row.from_dict(
+        {"node_id": f"{card}.md::{test}", "card": card, "test": test, "verdict": verdict} | values
+    )
+
+
+ROWS = [
+    row("size", name="unet", claimed=482346884.0, claimed_text="0.49e+9", measured=482346884.0),
+    row("size", name="whole", claimed=654897543.0, measured=654897544.0, verdict="fail", reason="one more"),
+    row("compute", claimed=255.4e9, measured=255.4e9),
+    row("speed", claimed=0.76, measured=0.7123),
+    row("memory", verdict="unavailable", reason="needs CUDA"),
+    row(
+        "quality",
+        name="coco30k-bksdm-fid",
+        metric="fid",
+        protocol="coco30k-bksdm",
+        claimed=16.98,
+        claimed_text="16.98",
+        measured=17.01234,
+        standard_error=0.1049,
+        n=30000,
+        margin=0.45,
+        kind="published",
+    ),
+    row("quality", name="coco30k-bksdm-clip_score", verdict="unavailable", reason="no CLIP\nweights"),
+    row(
+        "quality",
+        card="tiny-sd",
+        name="unstated-30k-fid",
+        metric="fid",
+        protocol="coco30k-bksdm",
+        claimed=17.7266,
+        claimed_text="17.7266",
+        measured=19.5,
+        verdict="fail",
+        reason="1.77 worse",
+        kind="published",
+    ),
+    row("card", card="broken", verdict="error", reason="broken.md: line 3: a | b"),
+]
+
+
+def test_claimed_stands_beside_measured(cards: list[Card]) -> None:
+    text = results_markdown(cards, ROWS, {"device": "cpu", "versions": {"torch": "2.15.0"}})
+    lines = cells(text)
+    assert "9 checks of 3 cards: 4 pass, 2 fail, 2 unavailable, 1 error." in text
+    assert "Measured with device cpu, torch 2.15.0." in text
+    size = next(line for line in lines if line[0] == "BK-SDM-Small" and "(0.49B)" in line[1])
+    assert size == ["BK-SDM-Small", "482,346,884 (0.49B)", "–", "–", "**654,897,544, not 654,897,543**"]  # noqa: RUF001
+    assert ["BK-SDM-Small", "255.4 G", "0.712", "0.76", "–", "pass"] in lines  # noqa: RUF001
+    fid = ["FID ↓", "coco30k-bksdm", "published", "16.98", "17.01 ± 0.10", "30,000", "0.45", "pass"]
+    assert fid in lines
+    # As many decimals as the claim has; an assumed protocol is labelled so.
+    assumed = "coco30k-bksdm (assumed)"
+    assert ["FID 30K ↓", assumed, "published", "17.7266", "19.5000", "–", "–", "**fail**"] in lines  # noqa: RUF001
+    # A check that never ran shows what its card claims.
+    clip = ["BK-SDM-Small", "CLIP score (ViT-g/14) ↑", "coco30k-bksdm", "0.2677", "unavailable"]
+    assert clip in lines
+    for reason in ("one more", "needs CUDA", "no CLIP weights", "1.77 worse", "broken.md: line 3"):
+        assert text.count(reason) == 1
+
+
+def test_a_reason_shared_by_many_cards_is_said_once() -> None:
+    many = [row("memory", card=f"card-{at}", verdict="unavailable", reason="needs CUDA") for at in range(9)]
+    text = results_markdown([], many)
+    assert text.count("needs CUDA") == 1
+    assert "memory of 9 cards" in text
+
+
+def test_every_table_is_github_markdown_set_right(cards: list[Card]) -> None:
+    text = published_tables(cards) + results_markdown(cards, ROWS)
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") - line.count("\\|") for line in lines}) <= 1
+        if lines:
+            assert lines[1].startswith("|:--")
+            assert "-:|" in lines[1]
+
+
+def test_nothing_measured_makes_a_report_all_the_same() -> None:
+    assert "0 checks of 0 cards: none." in results_markdown([], [])
+    assert terminal_tables([]) == ""
+
+
+def test_the_terminal_shows_networks_scores_and_what_was_not_measured() -> None:
+    text = terminal_tables(ROWS)
+    for words in ("482,346,884", "255.4 G", "0.712 of 0.76", "fail (size), else pass", "17.01 ± 0.10"):
+        assert words in text
+    assert "not measured: 2 scores of 2 cards (1 unavailable, 1 error)" in text
+
+
+def test_json_gives_every_row_back() -> None:
+    text = results_json(ROWS, {"versions": {"torch": "2.15.0"}, "place": Path("x")})
+    content = json.loads(text)
+    assert content["schema_version"] == SCHEMA_VERSION == 1
+    assert content["summary"] == {"pass": 4, "fail": 2, "unavailable": 2, "error": 1}
+    rows, environment = read_results(text)
+    assert rows == ROWS
+    assert environment == {"versions": {"torch": "2.15.0"}, "place": "x"}
+
+
+def test_json_has_no_nan_and_survives_later_keys() -> None:
+    text = results_json([row("speed", measured=math.nan, extra={"times": [1.0, math.inf]})], {"x": math.nan})
+    content = json.loads(text, parse_constant=pytest.fail)
+    assert content["results"][0]["measured"] is None
+    assert content["results"][0]["extra"] == {"times": [1.0, None]}
+    assert Row.from_dict(content["results"][0] | {"of a later version": 1}).card == "bk-sdm-small"
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"schema_version": 2, "results": []}'])
+def test_another_file_is_not_taken_for_results(text: str) -> None:
+    with pytest.raises(ValueError, match=r"schema version 1.*--sdbench-report results\.json"):
+        read_results(text)
