@@ -62,4 +62,3 @@ class BrokenCard(pytest.Item):
 def card_of(item: pytest.Item) -> CardModule | None:
     """Return the card module that an item belongs to, or None for any other test."""
     return item.getparent(CardModule)
-

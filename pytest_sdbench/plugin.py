@@ -61,12 +61,19 @@ def _count(text: str) -> int:
     except ValueError:
         count = 0
     if count < 1:
-        raise pytest.UsageError(f"--sdbench-samples: {text!r} is not a number of images; give a whole number above 0")
+        raise pytest.UsageError(
+            f"--sdbench-samples: {text!r} is not a number of images; give a whole number above 0"
+        )
     return count
 
 
 _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
-    ("--sdbench", "bool", False, _store_true("run model cards as tests; without a path, the cards of sdbench_cards")),
+    (
+        "--sdbench",
+        "bool",
+        False,
+        _store_true("run model cards as tests; without a path, the cards of sdbench_cards"),
+    ),
     (
         "--sdbench-weights",
         "linelist",
@@ -83,13 +90,17 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
         "--sdbench-data",
         "string",
         None,
-        _value("DIR", "data root that holds mscoco_val2014_30k/, mscoco_val2014_41k_full/ and extractor weights"),
+        _value(
+            "DIR", "data root that holds mscoco_val2014_30k/, mscoco_val2014_41k_full/ and extractor weights"
+        ),
     ),
     (
         "--sdbench-download",
         "bool",
         False,
-        _store_true("download weights that a card names and this machine lacks; nothing is downloaded otherwise"),
+        _store_true(
+            "download weights that a card names and this machine lacks; nothing is downloaded otherwise"
+        ),
     ),
     (
         "--sdbench-samples",
@@ -118,7 +129,12 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
             choices=("auto", "float32", "float16", "bfloat16"),
         ),
     ),
-    ("--sdbench-store", "string", ".sdbench", _value("DIR", "evidence store: images are never made twice [.sdbench]")),
+    (
+        "--sdbench-store",
+        "string",
+        ".sdbench",
+        _value("DIR", "evidence store: images are never made twice [.sdbench]"),
+    ),
     (
         "--sdbench-report",
         "linelist",
@@ -134,7 +150,8 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
         "--sdbench-update",
         "bool",
         False,
-        _store_true("record what a finished run measured in each card's sdbench.records; the run itself still fails"),
+        _store_true(
+            "record what a finished run measured in each card's sdbench.records; the run itself still fails"
+        ),
     ),
 )
-

@@ -18,6 +18,7 @@ from pytest_sdbench.errors import SdbenchError, Unavailable
 from pytest_sdbench.paths import reference
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.settings import Settings
+from pytest_sdbench.verdict import Outcome, Verdict
 
 _MARKERS = {
     "size": "exact parameter counts of a card's networks",
@@ -30,7 +31,7 @@ _PROPERTY = "sdbench_"
 _OPTION_OF_XDIST = ("--dist", "-d")
 
 
-@dataclass
+@dataclass(eq=False)  # pluggy keeps plugins in sets
 class SdbenchSession:
     """One run: its settings and the rows of its results."""
 
@@ -106,6 +107,16 @@ class SdbenchSession:
                 return folder
         return None
 
+    def _replaced(self) -> frozenset[str]:
+        """Return the cards whose checkpoint another one stands in for."""
+        return frozenset(
+            row.card
+            for row in self.rows
+            for key in self.settings.weights
+            if key == row.card
+            or _same(key, self.config.rootpath / row.node_id.partition("::")[0], self.config)
+        )
+
     # --- results ------------------------------------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True)
@@ -121,6 +132,9 @@ class SdbenchSession:
         if isinstance(error, Unavailable):
             report.outcome = "skipped"
             report.longrepr = (str(module.path), 1, f"Skipped: {error}")
+        elif report.skipped and isinstance(report.longrepr, tuple):
+            # What was skipped stands in the card, not in the suite.
+            report.longrepr = (str(module.path), 1, report.longrepr[2])
         elif isinstance(error, SdbenchError):
             report.longrepr = str(error)
         if isinstance(error, Exception) and not _row_of(report.user_properties):
@@ -159,7 +173,9 @@ class SdbenchSession:
             self.written += write_reports(self.settings.reports, self.rows, self.config)
             if self.settings.update:
                 finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-                diffs, refused = write_records_of(self.rows, finished=finished)
+                diffs, refused = write_records_of(
+                    self.rows, finished=finished, root=self.config.rootpath, replaced=self._replaced()
+                )
                 self.diffs += diffs
                 self.written += refused
                 if diffs:
@@ -194,9 +210,35 @@ class SdbenchSession:
             terminalreporter.section("sdbench: recorded", sep="-")
             terminalreporter.write_line(diff.rstrip())
         if self.diffs:
-            terminalreporter.write_line("Records changed, so this run fails: review the diff, commit it, and run again.")
+            terminalreporter.write_line(
+                "Records changed, so this run fails: review the diff, commit it, and run again."
+            )
         for line in self.written:
             terminalreporter.write_line(f"sdbench: {line}")
+
+
+def conclude(item: pytest.Item, verdict: Verdict, **figures: Any) -> None:
+    """File a verdict with its figures as the item's row, then pass, fail or skip.
+
+    `figures` are fields of `Row`. A skip is never a pass: its reason says what would make it one.
+    """
+    module = card_of(item)
+    assert module is not None
+    name = item.callspec.id if hasattr(item, "callspec") else ""
+    row = Row(
+        node_id=item.nodeid,
+        card=module.card.name,
+        test=getattr(item, "originalname", item.name).removeprefix("test_"),
+        name=name,
+        verdict=str(verdict.outcome),
+        reason=verdict.reason,
+        **figures,
+    )
+    item.user_properties.extend(properties(row))
+    if verdict.outcome is Outcome.FAIL or verdict.outcome is Outcome.INCONCLUSIVE:
+        pytest.fail(verdict.reason, pytrace=False)
+    if verdict.outcome is not Outcome.PASS:
+        pytest.skip(f"{verdict.outcome}: {verdict.reason}")
 
 
 def properties(row: Row) -> list[tuple[str, Any]]:
@@ -218,7 +260,9 @@ def _row_of(pairs: Iterable[tuple[str, Any]]) -> Row | None:
 
 
 def _same(key: str, path: Path, config: pytest.Config) -> bool:
-    return (config.invocation_params.dir / key).absolute() == path or key == os.path.relpath(path, config.rootpath)
+    return (config.invocation_params.dir / key).absolute() == path or key == os.path.relpath(
+        path, config.rootpath
+    )
 
 
 def _short(path: Path) -> str:

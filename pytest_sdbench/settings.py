@@ -36,7 +36,9 @@ class Settings:
         def place(dest: str, text: str) -> Path:
             # As pytest does it: a path on the command line starts here, one in the ini file at the ini file.
             given = bool(config.getoption(dest))
-            start = config.invocation_params.dir if given else (config.inipath or config.rootpath / "x").parent
+            start = (
+                config.invocation_params.dir if given else (config.inipath or config.rootpath / "x").parent
+            )
             return (start / Path(text).expanduser()).absolute()
 
         def path(dest: str) -> Path | None:
@@ -55,7 +57,9 @@ class Settings:
                 )
         data = path("sdbench_data")
         if data is not None and not data.is_dir():
-            raise pytest.UsageError(f"--sdbench-data: {data} is not a folder; give the data root (see the README)")
+            raise pytest.UsageError(
+                f"--sdbench-data: {data} is not a folder; give the data root (see the README)"
+            )
         store = path("sdbench_store")
         assert store is not None
         return cls(
@@ -82,9 +86,13 @@ def _weights(pairs: list[str], place: Any) -> dict[str, Path]:
     for pair in pairs:
         card, found, folder = pair.partition("=")
         if not (card and found and folder):
-            raise pytest.UsageError(f"--sdbench-weights: found {pair!r}; give CARD=PATH, such as bk-sdm-small=./my-model")
+            raise pytest.UsageError(
+                f"--sdbench-weights: found {pair!r}; give CARD=PATH, such as bk-sdm-small=./my-model"
+            )
         if card in weights:
-            raise pytest.UsageError(f"--sdbench-weights: {card} is given twice; one run judges one checkpoint a card")
+            raise pytest.UsageError(
+                f"--sdbench-weights: {card} is given twice; one run judges one checkpoint a card"
+            )
         weights[card] = place(folder)
         if not weights[card].is_dir():
             raise pytest.UsageError(

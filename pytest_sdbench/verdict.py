@@ -63,10 +63,13 @@ def judge_score(
     spread = f" ± {standard_error:.{decimals}f}" if standard_error is not None else ""
     figures = f"{label}: claimed {claimed:.{decimals}f}, measured {measured:.{decimals}f}{spread}"
     if worse > margin + _rounding(claimed, measured):
-        return Verdict(Outcome.FAIL, f"{figures}: worse by {worse:.{decimals}f}, margin {margin:.{decimals}f}")
+        return Verdict(
+            Outcome.FAIL, f"{figures}: worse by {worse:.{decimals}f}, margin {margin:.{decimals}f}"
+        )
     if worse < -margin:
         return Verdict(
-            Outcome.PASS, f"{figures}: better by {-worse:.{decimals}f}, more than the margin {margin:.{decimals}f}: look"
+            Outcome.PASS,
+            f"{figures}: better by {-worse:.{decimals}f}, more than the margin {margin:.{decimals}f}: look",
         )
     return Verdict(Outcome.PASS, f"{figures}: within the margin {margin:.{decimals}f}")
 
@@ -96,9 +99,17 @@ def judge_ratio(*, label: str, largest: float, measured: float) -> Verdict:
     return Verdict(Outcome.PASS if measured <= largest else Outcome.FAIL, figures)
 
 
-def mismatch(what: str, claimed: object, measured: object) -> Verdict:
-    """Say that two figures cannot be compared, and why."""
-    return Verdict(Outcome.MISMATCH, f"not comparable: {what} is {measured} here and {claimed} in the claim")
+def judge_memory(*, claimed: float, measured: float) -> Verdict:
+    """Judge a peak in bytes; a peak of nothing is a failed measurement, never a pass."""
+    if not measured > 0:
+        raise ValueError(f"the measured peak is {measured} bytes; a peak is above 0")
+    figures = f"{measured / 2**20:,.0f} MiB at the peak, at most {claimed / 2**20:,.0f} MiB claimed"
+    return Verdict(Outcome.PASS if measured <= claimed else Outcome.FAIL, figures)
+
+
+def mismatch(difference: str) -> Verdict:
+    """Say that two figures cannot be compared, and what differs."""
+    return Verdict(Outcome.MISMATCH, f"not comparable: {difference}")
 
 
 def uncalibrated(reason: str) -> Verdict:

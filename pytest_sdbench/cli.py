@@ -1,0 +1,121 @@
+"""The command line beside pytest: ``python -m pytest_sdbench doctor | draft | table | stats``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_sdbench import __version__
+from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.paths import reference
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 1 something is lacking, 2 an error that is explained."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except SdbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pytest_sdbench",
+        description="Model cards as tests: what surrounds `pytest --sdbench`.",
+    )
+    parser.add_argument("--version", action="version", version=f"pytest-sdbench {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser(
+        "doctor", help="say what this machine lacks for which card, and how to get it"
+    )
+    doctor.add_argument("cards", nargs="*", type=Path, metavar="CARD", help="default: the packaged cards")
+    doctor.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
+    doctor.set_defaults(run=_doctor)
+
+    draft = commands.add_parser("draft", help="write the card of a checkpoint")
+    draft.add_argument("folder", type=Path, metavar="FOLDER", help="a checkpoint in diffusers layout")
+    draft.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="where to write it; default: the terminal"
+    )
+    draft.set_defaults(run=_draft)
+
+    table = commands.add_parser("table", help="write the result tables as GitHub markdown")
+    table.add_argument("cards", nargs="*", type=Path, metavar="CARD", help="default: the packaged cards")
+    table.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="a results.json: show what was measured beside what is claimed",
+    )
+    table.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="where to write it; default: the terminal"
+    )
+    table.set_defaults(run=_table)
+
+    stats = commands.add_parser(
+        "stats", help="compute reference statistics of images, as an npz of mu and sigma"
+    )
+    _stats_arguments(stats)
+    stats.set_defaults(run=_stats)
+    return parser
+
+
+def _cards(named: Sequence[Path]) -> list[Path]:
+    return list(named) or sorted((reference() / "cards").glob("*.md"))
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        print(text, end="" if text.endswith("\n") else "\n")
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SdbenchError(
+            "cannot be written", file=out, found=error.strerror, remedy="Name a file in a folder that exists"
+        ) from None
+    print(f"written to {out}", file=sys.stderr)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from pytest_sdbench.doctor import examine, report
+
+    findings = examine(_cards(options.cards), data_root=options.data)
+    print(report(findings))
+    return 0 if all(finding.found for finding in findings) else 1
+
+
+def _draft(options: argparse.Namespace) -> int:
+    from pytest_sdbench.draft import draft
+
+    if options.out is not None and options.out.exists():
+        raise SdbenchError(
+            "there is a file already, and a card is never overwritten",
+            file=options.out,
+            remedy="Name another --out",
+        )
+    _write(draft(options.folder), options.out)
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from pytest_sdbench.card import read_card
+    from pytest_sdbench.report.results import read_results
+    from pytest_sdbench.report.tables import published_tables, results_markdown
+
+    cards = [read_card(path) for path in _cards(options.cards)]
+    text = published_tables(cards)
+    if options.results is not None:
+        try:
+            rows, _ = read_results(options.results.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SdbenchError(str(error), file=options.results, key="--results") from None
+        text += "\n" + results_markdown(cards, rows)
+    _write(text, options.out)
+    return 0

@@ -1,0 +1,132 @@
+"""Say what this machine lacks for which card, with checksums verified and the remedy named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from pytest_sdbench.card import Card, read_card
+from pytest_sdbench.errors import SdbenchError, Unavailable
+from pytest_sdbench.protocol import Protocol, load_protocol
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a card needs: whether it is here, and what to do if it is not."""
+
+    card: str
+    need: str
+    """``card``, ``weights``, ``prompts``, ``statistics`` or ``extractor``."""
+    name: str
+    found: bool
+    detail: str
+
+
+def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Finding]:
+    """Look for everything that the cards need; nothing is downloaded and no image is made."""
+    looked: dict[tuple[str, str], tuple[bool, str]] = {}
+    findings: list[Finding] = []
+    for path in cards:
+        try:
+            card = read_card(path)
+        except SdbenchError as error:
+            findings.append(Finding(path.stem, "card", path.name, False, str(error)))
+            continue
+        for need, name, look in _needs(card, data_root):
+            if (need, name) not in looked:
+                looked[need, name] = _try(look)
+            found, detail = looked[need, name]
+            findings.append(Finding(card.name, need, name, found, detail))
+    return findings
+
+
+def report(findings: Sequence[Finding]) -> str:
+    """Return a table of what is here, and each missing thing once with its remedy and the cards that need it."""
+    cards = list(dict.fromkeys(finding.card for finding in findings))
+    needs = ("card", "weights", "prompts", "statistics", "extractor")
+    rows = []
+    for card in cards:
+        mine = [finding for finding in findings if finding.card == card]
+        cells = []
+        for need in needs[1:]:
+            states = [finding.found for finding in mine if finding.need == need]
+            cells.append("" if not states else "ok" if all(states) else "missing")
+        rows.append([card, *cells])
+    table = tabulate(rows, headers=["card", *needs[1:]], tablefmt="simple")
+    missing: dict[tuple[str, str, str], list[str]] = {}
+    for finding in findings:
+        if not finding.found:
+            missing.setdefault((finding.need, finding.name, finding.detail), []).append(finding.card)
+    notes = [
+        f"\n{need} {name}\n  needed by {', '.join(users)}\n  {detail}"
+        for (need, name, detail), users in missing.items()
+    ]
+    present = list(dict.fromkeys((f.need, f.name, f.detail) for f in findings if f.found))
+    here = [f"  {need} {name}: {detail}" for need, name, detail in present]
+    parts = [table]
+    if here:
+        parts += ["\nHere:", *here]
+    parts += ["\nMissing:", *notes] if notes else ["\nNothing is missing."]
+    return "\n".join(parts)
+
+
+def _needs(card: Card, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
+    needs: list[tuple[str, str, Callable[[], str]]] = []
+    if card.checkpoint is not None:
+        needs.append(("weights", str(card.checkpoint), lambda: _weights(card)))
+    names = dict.fromkeys(claim.gate_protocol for claim in card.claims if claim.gate_protocol is not None)
+    for name in names:
+        try:
+            protocol = load_protocol(name, search=(card.path.parent,))
+        except SdbenchError as error:
+            needs.append(("prompts", name, _raise(error)))
+            continue
+        needs += _protocol_needs(protocol, data_root)
+    return needs
+
+
+def _protocol_needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
+    from pytest_sdbench import features, prompts, statistics
+
+    def captions() -> str:
+        return f"{len(prompts.load_prompts(protocol, data_root)):,} prompts, checksum verified"
+
+    needs: list[tuple[str, str, Callable[[], str]]] = [("prompts", protocol.name, captions)]
+    for spec in protocol.metrics.values():
+        if hasattr(spec, "statistics"):
+            name = f"{spec.statistics.file} ({protocol.name})"
+            needs.append(
+                ("statistics", name, lambda spec=spec: statistics.describe(protocol, spec, data_root))
+            )
+    for extractor in protocol.extractors:
+        needs.append(
+            ("extractor", extractor, lambda extractor=extractor: features.describe(extractor, data_root))
+        )
+    return list({(need, name): (need, name, look) for need, name, look in needs}.values())
+
+
+def _weights(card: Card) -> str:
+    from pytest_sdbench.checkpoint import resolve, verify
+
+    checkpoint = resolve(card.checkpoint, card=card.path)
+    verify(checkpoint)
+    return f"verified, fingerprint {checkpoint.fingerprint}"
+
+
+def _try(look: Callable[[], str]) -> tuple[bool, str]:
+    try:
+        return True, look()
+    except Unavailable as lacking:
+        return False, str(lacking)
+    except SdbenchError as error:
+        return False, f"broken: {error}"
+
+
+def _raise(error: SdbenchError) -> Callable[[], str]:
+    def look() -> str:
+        raise error
+
+    return look

@@ -1,0 +1,193 @@
+"""Fixtures of the suite; a team overrides any of them in its own conftest.py.
+
+Every name starts with ``sdbench_``, so that no fixture of a project is taken over by accident. Heavy modules are
+imported inside, when a test asks for what they make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_sdbench.card import Card, find_card, read_card
+from pytest_sdbench.collection import card_of
+from pytest_sdbench.errors import Unavailable
+from pytest_sdbench.networks import Network, network_of
+from pytest_sdbench.session import SdbenchSession, conclude
+
+if TYPE_CHECKING:
+    from pytest_sdbench.checkpoint import Checkpoint
+    from pytest_sdbench.evaluation import Evaluation
+    from pytest_sdbench.protocol import Protocol
+
+
+@pytest.fixture(scope="session")
+def sdbench_session(pytestconfig: pytest.Config) -> SdbenchSession:
+    """Return this run: its settings and results."""
+    session: SdbenchSession = pytestconfig.pluginmanager.get_plugin("sdbench-session")
+    return session
+
+
+@pytest.fixture(scope="module")
+def sdbench_card(request: pytest.FixtureRequest) -> Card:
+    """Return the card that is being tested."""
+    module = card_of(request.node)
+    if module is None:
+        raise pytest.UsageError(f"{request.node.nodeid}: the sdbench fixtures belong to the tests of a card")
+    return module.card
+
+
+@pytest.fixture(scope="module")
+def sdbench_baseline(sdbench_card: Card) -> Card | None:
+    """Return the card that this card is compared with, or None."""
+    if sdbench_card.baseline is None:
+        return None
+    return read_card(find_card(sdbench_card.baseline, sdbench_card.path))
+
+
+@pytest.fixture(scope="session")
+def sdbench_device(sdbench_session: SdbenchSession) -> str:
+    """Return the torch device of this process; under xdist every worker has its own GPU while there are enough."""
+    import torch
+
+    asked = sdbench_session.settings.device
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        worker = getattr(sdbench_session.config, "workerinput", {}).get("workerid", "gw0")
+        return f"cuda:{int(worker.removeprefix('gw')) % torch.cuda.device_count()}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def sdbench_data(sdbench_session: SdbenchSession) -> Path | None:
+    """Return the data root (prompts, reference statistics, extractor weights), or None."""
+    return sdbench_session.settings.data
+
+
+@pytest.fixture(scope="session")
+def sdbench_store(sdbench_session: SdbenchSession) -> Path:
+    """Return the folder of the evidence store."""
+    return sdbench_session.settings.store
+
+
+@pytest.fixture(scope="module")
+def sdbench_checkpoint(
+    request: pytest.FixtureRequest, sdbench_session: SdbenchSession, sdbench_card: Card
+) -> Checkpoint:
+    """Return the verified checkpoint under test; skip with the remedy when it is not on this machine."""
+    from pytest_sdbench.checkpoint import resolve, verify
+
+    module = card_of(request.node)
+    assert module is not None
+    weights = sdbench_session.weights_for(module)
+    checkpoint = resolve(
+        sdbench_card.checkpoint,
+        card=sdbench_card.name,
+        near=sdbench_card.path.parent,
+        weights=weights,
+        download=sdbench_session.settings.download,
+    )
+    verify(checkpoint)
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def sdbench_network(request: pytest.FixtureRequest, sdbench_card: Card) -> Network:
+    """Return the network under test: the checkpoint's where it is at hand, else the card's architecture."""
+    try:
+        checkpoint = request.getfixturevalue("sdbench_checkpoint")
+    except Unavailable:
+        checkpoint = None
+    return network_of(sdbench_card, checkpoint)
+
+
+@pytest.fixture(scope="module")
+def sdbench_baseline_network(sdbench_baseline: Card | None) -> Network | None:
+    """Return the network that latency is compared with, or None if the card names no baseline."""
+    if sdbench_baseline is None:
+        return None
+    if sdbench_baseline.architecture is not None:
+        return network_of(sdbench_baseline, None)
+    from pytest_sdbench.checkpoint import resolve
+
+    folder = sdbench_baseline.path.parent
+    return network_of(
+        sdbench_baseline, resolve(sdbench_baseline.checkpoint, card=sdbench_baseline.name, near=folder)
+    )
+
+
+@pytest.fixture(scope="session")
+def sdbench_latencies() -> dict[Any, Any]:
+    """Return the timings of this session: one architecture is timed once, however many cards have it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def sdbench_pipeline(sdbench_checkpoint: Checkpoint, sdbench_device: str) -> Callable[[str], Any]:
+    """Return a function from a dtype's name to the diffusers pipeline under test.
+
+    Override it to test a pipeline that ``from_pretrained`` does not build; it is called only if images are missing.
+    """
+    from pytest_sdbench.checkpoint import load_pipeline
+
+    return lambda dtype: load_pipeline(sdbench_checkpoint, device=sdbench_device, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def sdbench_evaluate(
+    sdbench_session: SdbenchSession,
+    sdbench_checkpoint: Checkpoint,
+    sdbench_pipeline: Callable[[str], Any],
+    sdbench_device: str,
+    sdbench_data: Path | None,
+    sdbench_store: Path,
+) -> Callable[[Protocol], Evaluation]:
+    """Return a function that evaluates the checkpoint under a protocol, once however many claims ask for it."""
+    from pytest_sdbench.evaluation import evaluate
+
+    done: dict[str, Evaluation] = {}
+    settings = sdbench_session.settings
+
+    def once(protocol: Protocol) -> Evaluation:
+        if protocol.fingerprint not in done:
+            done[protocol.fingerprint] = evaluate(
+                sdbench_checkpoint,
+                protocol,
+                store=sdbench_store,
+                data_root=sdbench_data,
+                device=sdbench_device,
+                dtype=None if settings.dtype == "auto" else settings.dtype,
+                download=settings.download,
+                samples=settings.samples,
+                load=sdbench_pipeline,
+            )
+        return done[protocol.fingerprint]
+
+    return once
+
+
+@pytest.fixture
+def sdbench_conclude(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Return a function that files a verdict with its figures and passes, fails or skips the test accordingly."""
+    return lambda verdict, **figures: conclude(request.node, verdict, **figures)
+
+
+@pytest.fixture(scope="session")
+def sdbench_dtype(sdbench_session: SdbenchSession, sdbench_device: str) -> str:
+    """Return the precision of timings: float16 on CUDA and float32 elsewhere, unless the run was told another."""
+    asked = sdbench_session.settings.dtype
+    if asked != "auto":
+        return asked
+    return "float16" if sdbench_device.startswith("cuda") else "float32"
+
+
+@pytest.fixture(scope="session")
+def sdbench_environment(sdbench_device: str) -> Mapping[str, Any]:
+    """Return the device's name and the library versions, as they stand in reports and records."""
+    from pytest_sdbench.environment import device_name, versions
+
+    return {"device": device_name(sdbench_device), "versions": versions()}

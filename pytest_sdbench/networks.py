@@ -1,0 +1,41 @@
+"""The network of a card: that of its checkpoint where it is at hand, else the architecture that the card names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_sdbench.architectures import Config
+from pytest_sdbench.errors import Unavailable
+
+if TYPE_CHECKING:
+    from pytest_sdbench.card import Card
+    from pytest_sdbench.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Network:
+    """What size, compute, speed and memory are measured on."""
+
+    unet: str | Config
+    """Name or configuration of the U-Net."""
+    checkpoint: Checkpoint | None
+    """None: a skeleton of the architecture."""
+
+
+def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
+    """Return the network of a checkpoint, or of the card's architecture where there is no checkpoint.
+
+    Raises Unavailable if the card names no architecture either.
+    """
+    if checkpoint is not None:
+        return Network(checkpoint.unet_config, checkpoint)
+    if card.architecture is None:
+        raise Unavailable(
+            "neither the checkpoint is on this machine nor does the card name its architecture",
+            file=card.path,
+            key="sdbench.architecture",
+            remedy="Add it (`python -m pytest_sdbench draft FOLDER` finds it), or give "
+            f"--sdbench-weights {card.name}=FOLDER",
+        )
+    return Network(card.architecture, None)

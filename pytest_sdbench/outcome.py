@@ -1,0 +1,105 @@
+"""What a finished run writes: the terminal's tables, report files and records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_sdbench.environment import versions
+from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.records import Record, write_records
+from pytest_sdbench.report.results import Row, results_json
+
+_PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "device", "date")
+
+
+def write_reports(paths: Sequence[Path], rows: Sequence[Row], config: pytest.Config) -> list[str]:
+    """Write each report by its ending and return one line about each; a failed write fails nothing else."""
+    from pytest_sdbench.card import read_card
+    from pytest_sdbench.report.tables import results_markdown
+
+    lines = []
+    for path in paths:
+        if path.suffix == ".json":
+            text = results_json(rows, {"versions": versions()})
+        else:
+            files = {config.rootpath / row.node_id.partition("::")[0] for row in rows}
+            cards = []
+            for file in sorted(files, key=lambda found: found.name):
+                try:
+                    cards.append(read_card(file))
+                except SdbenchError:
+                    continue  # its row in the table says what is wrong with it
+            text = results_markdown(cards, rows)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+            lines.append(f"results written to {path}")
+        except OSError as error:
+            lines.append(f"results NOT written to {path}: {error.strerror}; give a place that can be written")
+    return lines
+
+
+def write_records_of(
+    rows: Sequence[Row], *, finished: bool, root: Path, replaced: frozenset[str] = frozenset()
+) -> tuple[list[str], list[str]]:
+    """Write what was measured into the cards; return the diffs, and a line for each figure that was refused.
+
+    Refused are figures of a run that was interrupted, of fewer images than the protocol has, and of a checkpoint
+    that stood in for the card's own (`replaced` names these cards).
+    """
+    diffs: list[str] = []
+    refused: list[str] = []
+    records: dict[Path, dict[tuple[str, str], Record]] = {}
+    for row in rows:
+        if row.test != "quality" or row.measured is None:
+            continue
+        reason = None
+        if not finished:
+            reason = "the run was interrupted"
+        elif not row.extra.get("complete"):
+            reason = f"{row.n} images are not the protocol's number; run without --sdbench-samples"
+        elif row.card in replaced:
+            reason = "--sdbench-weights put another checkpoint in the place of the card's own"
+        if reason is not None:
+            refused.append(f"not recorded: {row.node_id}: {reason}")
+            continue
+        record = _record(row)
+        records.setdefault(root / row.node_id.partition("::")[0], {})[record.key] = record
+    for path, found in records.items():
+        try:
+            diff = write_records(path, list(found.values()))
+        except SdbenchError as error:
+            refused.append(f"not recorded: {error}")
+            continue
+        if diff:
+            diffs.append(diff)
+    return diffs, refused
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return the terminal's tables: networks, one line a card; scores, one line a claim."""
+    from pytest_sdbench.report.tables import terminal_tables
+
+    return terminal_tables(rows)
+
+
+def _record(row: Row) -> Record:
+    extra: Mapping[str, Any] = row.extra
+    assert row.measured is not None
+    assert row.n is not None
+    return Record(
+        metric=row.metric,
+        value=row.measured,
+        n=row.n,
+        protocol=row.protocol,
+        standard_error=row.standard_error,
+        versions=extra.get("versions", {}),
+        **{key: extra.get(key) for key in _PROVENANCE},
+    )

@@ -1,0 +1,269 @@
+"""The tests that every card runs: ordinary functions, spread over the card's claims.
+
+A test measures, asks ``verdict`` for a judgement and files it; it passes, fails, or is skipped with a reason and the
+command that would make it run. Nothing is asserted that was not claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_sdbench import verdict as judges
+from pytest_sdbench.card import Card, Claim
+from pytest_sdbench.collection import card_of
+from pytest_sdbench.errors import Unavailable
+from pytest_sdbench.metric_names import METRICS
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.networks import Network
+from pytest_sdbench.protocol import Protocol, load_protocol
+
+if TYPE_CHECKING:
+    from pytest_sdbench.evaluation import Evaluation
+
+COMPONENTS = {
+    "unet": "U-Net",
+    "text_encoder": "text encoder",
+    "image_decoder": "image decoder",
+    "whole": "whole",
+}
+
+Conclude = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One score to be measured, and what the card claims of it, if anything."""
+
+    id: str
+    metric: str = ""
+    protocol: str | None = None
+    """None: the source does not state it, so nothing can be compared."""
+    claim: Claim | None = None
+
+
+def quality_cases(card: Card) -> list[Case]:
+    """Return the claims of a card, then each metric of its protocols that nothing is claimed of yet."""
+    cases = [Case(claim.id, claim.metric, claim.gate_protocol, claim) for claim in card.claims]
+    claimed = {(case.protocol, case.metric) for case in cases}
+    for name in card.protocols:
+        for metric in load_protocol(name, search=(card.path.parent,)).metrics:
+            if (name, metric) not in claimed:
+                cases.append(Case(f"{name}-{metric}", metric, name))
+    return cases or [Case("nothing-claimed")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Spread a test over the components or the claims of its card."""
+    module = card_of(metafunc.definition)
+    assert module is not None
+    if "component" in metafunc.fixturenames:
+        metafunc.parametrize("component", list(COMPONENTS))
+    if "case" in metafunc.fixturenames:
+        cases = quality_cases(module.card)
+        metafunc.parametrize("case", cases, ids=[case.id for case in cases])
+    if metafunc.function is test_speed and metafunc.config.getoption("benchmark_only", False):
+        # `--benchmark-only` knows a benchmark by the fixture that it asks for.
+        metafunc.fixturenames.append("benchmark")
+
+
+@pytest.mark.size
+def test_size(
+    component: str, sdbench_card: Card, sdbench_network: Network, sdbench_conclude: Conclude
+) -> None:
+    """Count parameters and compare the exact figure; the published one is rounded and only shown."""
+    from pytest_sdbench.size import component_sizes
+
+    counts = component_sizes(sdbench_network.checkpoint or sdbench_network.unet)
+    label = COMPONENTS[component]
+    if component not in counts:
+        raise Unavailable(
+            f"the card's U-Net alone does not say what its {label} is",
+            file=sdbench_card.path,
+            key="sdbench.architecture",
+            remedy=f"Give the checkpoint: --sdbench-weights {sdbench_card.name}=FOLDER",
+        )
+    measured = counts[component]
+    claim = sdbench_card.size.get(component)
+    if claim is None or claim.exact is None:
+        verdict = judges.uncalibrated(f"{label}: {measured:,} parameters; no exact count is claimed")
+    else:
+        verdict = judges.judge_count(label=label, claimed=claim.exact, measured=measured)
+    sdbench_conclude(
+        verdict,
+        claimed=claim.exact if claim else None,
+        claimed_text=claim.published_text if claim and claim.published_text else "",
+        measured=float(measured),
+        unit="parameters",
+    )
+
+
+@pytest.mark.compute
+def test_compute(sdbench_card: Card, sdbench_network: Network, sdbench_conclude: Conclude) -> None:
+    """Count the multiply-accumulates of one U-Net call, attention included."""
+    from pytest_sdbench.compute import unet_macs
+
+    macs = unet_macs(sdbench_network.unet)
+    claimed = sdbench_card.unet_macs
+    if claimed is None:
+        verdict = judges.uncalibrated(f"{macs.total / 1e9:,.4g} G MACs a call; none are claimed")
+    else:
+        verdict = judges.judge_compute(claimed=claimed, measured=macs.total)
+    sdbench_conclude(
+        verdict,
+        claimed=claimed,
+        measured=float(macs.total),
+        unit="MACs",
+        extra={"without_attention": float(macs.conv_linear)},
+    )
+
+
+@pytest.mark.speed
+def test_speed(
+    request: pytest.FixtureRequest,
+    sdbench_card: Card,
+    sdbench_network: Network,
+    sdbench_baseline_network: Network | None,
+    sdbench_device: str,
+    sdbench_dtype: str,
+    sdbench_latencies: dict[Any, Any],
+    sdbench_environment: Mapping[str, Any],
+    sdbench_conclude: Conclude,
+) -> None:
+    """Time one U-Net call beside the baseline's, interleaved, and judge the ratio."""
+    import torch
+
+    from pytest_sdbench.speed import measure_latency
+
+    if not request.config.pluginmanager.has_plugin("benchmark"):
+        raise Unavailable("timing needs pytest-benchmark", remedy="Run without -p no:benchmark")
+    if request.config.getoption("benchmark_skip", False):
+        raise Unavailable("timing is switched off", remedy="Run without --benchmark-skip")
+    latency = measure_latency(
+        lambda: request.getfixturevalue("benchmark"),
+        sdbench_network.unet,
+        sdbench_baseline_network.unet if sdbench_baseline_network else None,
+        device=sdbench_device,
+        dtype=getattr(torch, sdbench_dtype),
+        cache=sdbench_latencies,
+    )
+    claim, ratio = sdbench_card.speed, latency.ratio
+    shown = f"{latency.candidate_median:.3g} s a call"
+    if ratio is None:
+        verdict = judges.uncalibrated(f"{shown}; the card names no baseline to compare it with")
+    elif claim is None:
+        verdict = judges.uncalibrated(f"{shown}, {ratio:.3f} of the baseline's; the card claims no ratio")
+    elif latency.identical:
+        verdict = judges.Verdict(
+            judges.Outcome.PASS, f"{shown}; the architecture of the baseline, so the ratio is 1"
+        )
+    else:
+        verdict = judges.judge_ratio(label=shown, largest=claim.max, measured=ratio)
+    sdbench_conclude(
+        verdict,
+        claimed=claim.max if claim else None,
+        measured=ratio,
+        unit="of the baseline",
+        extra={**sdbench_environment, "dtype": sdbench_dtype, **latency.as_dict()},
+    )
+
+
+@pytest.mark.memory
+def test_memory(
+    sdbench_card: Card,
+    sdbench_network: Network,
+    sdbench_device: str,
+    sdbench_dtype: str,
+    sdbench_environment: Mapping[str, str],
+    sdbench_conclude: Conclude,
+) -> None:
+    """Measure the peak memory of one U-Net call."""
+    import torch
+
+    from pytest_sdbench.speed import peak_memory
+
+    peak = peak_memory(sdbench_network.unet, device=sdbench_device, dtype=getattr(torch, sdbench_dtype))
+    shown = f"{peak / 2**20:,.0f} MiB at the peak of one U-Net call"
+    claim = sdbench_card.memory
+    if claim is None:
+        verdict = judges.uncalibrated(f"{shown}; none is claimed")
+    elif claim.device and claim.device != sdbench_environment["device"]:
+        verdict = judges.uncalibrated(f"{shown}; the claim is of {claim.device}")
+    else:
+        verdict = judges.judge_memory(claimed=claim.max, measured=peak)
+    sdbench_conclude(
+        verdict,
+        claimed=claim.max if claim else None,
+        measured=float(peak),
+        unit="bytes",
+        extra={**sdbench_environment, "dtype": sdbench_dtype},
+    )
+
+
+@pytest.mark.quality
+def test_quality(
+    case: Case, request: pytest.FixtureRequest, sdbench_card: Card, sdbench_conclude: Conclude
+) -> None:
+    """Score the checkpoint under the claim's protocol and judge the score by the claim."""
+    if not case.metric:
+        pytest.skip(
+            "no score is claimed; name protocols in sdbench.protocols, and --sdbench-update records theirs"
+        )
+    claim = case.claim
+    figures: dict[str, Any] = {"metric": case.metric, "protocol": case.protocol or "unstated"}
+    if claim is not None:
+        figures |= {
+            "claimed": claim.value,
+            "claimed_text": claim.text,
+            "kind": claim.kind,
+            "margin": claim.margin,
+        }
+    if case.protocol is None:
+        reason = "not comparable: the source does not state the protocol of this figure"
+        sdbench_conclude(judges.Verdict(judges.Outcome.MISMATCH, reason), **figures)
+    protocol = load_protocol(str(case.protocol), search=(sdbench_card.path.parent,))
+    if figures.get("margin") is None:
+        figures["margin"] = protocol.margins.get(case.metric)
+    # Asked for here and not by argument: a claim that cannot be compared needs no checkpoint.
+    evaluation = request.getfixturevalue("sdbench_evaluate")(protocol)
+    estimate = evaluation.estimates[case.metric]
+    figures |= {"n": evaluation.n, "extra": evaluation.provenance()}
+    if isinstance(estimate, Estimate):
+        figures |= {"measured": estimate.value, "standard_error": estimate.standard_error}
+    sdbench_conclude(_judge_quality(claim, protocol, evaluation, estimate, figures["margin"]), **figures)
+
+
+def _judge_quality(
+    claim: Claim | None,
+    protocol: Protocol,
+    evaluation: Evaluation,
+    estimate: Estimate | Undefined,
+    margin: float | None,
+) -> judges.Verdict:
+    """Compare only what is the same in everything but the weights."""
+    metric = METRICS[estimate.metric]
+    if isinstance(estimate, Undefined):
+        return judges.Verdict(judges.Outcome.MISMATCH, f"{metric.label} is not defined: {estimate.reason}")
+    shown = f"{metric.label} {estimate.value:.{metric.decimals}f} on {estimate.n:,} images"
+    if evaluation.protocol_fingerprint != protocol.fingerprint:
+        return judges.mismatch(f"{shown}; {evaluation.difference(protocol)}")
+    if claim is None:
+        return judges.uncalibrated(
+            f"{shown}; nothing is claimed under {protocol.name}: --sdbench-update records it"
+        )
+    if margin is None:
+        return judges.uncalibrated(f"{shown}; neither the card nor {protocol.name} has a margin for it")
+    verdict = judges.judge_score(
+        label=metric.label,
+        claimed=claim.value,
+        measured=estimate.value,
+        margin=margin,
+        higher_is_better=metric.higher_is_better,
+        decimals=metric.decimals,
+        standard_error=estimate.standard_error,
+    )
+    assumed = f" (assumed protocol {protocol.name})" if claim.assumed else ""
+    return judges.Verdict(verdict.outcome, verdict.reason + assumed)

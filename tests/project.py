@@ -1,0 +1,81 @@
+"""Make a small project around a card: a tiny checkpoint, a tiny protocol, and a card that claims something."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+# A run inside this process forgets what it imported, and numpy cannot be imported twice: import all of it before.
+import pytest_sdbench.fixtures
+import pytest_sdbench.session
+import pytest_sdbench.suite  # noqa: F401
+from pytest_sdbench.paths import reference
+
+PROTOCOL = "mini"
+IMAGES = 72
+PASSES = {"inception_score": 2.0}
+"""With the margin of 1.5 below, every set of images reaches it: the least Inception score is 1."""
+FAILS = {"clip_score": 0.99}
+"""No image of random weights reaches it."""
+
+
+def make_project(root: Path, checkpoint: Path, **changes: Any) -> Path:
+    """Write ``cards/mini.md``, its checkpoint beside it and the protocol that it names; return the card.
+
+    The protocol is scenes-quick with fewer images and steps. ``changes`` are those of `make_card`.
+    """
+    cards = root / "cards"
+    cards.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(checkpoint, cards / "mini-sd")
+    make_protocol(cards / "protocols" / f"{PROTOCOL}.yaml")
+    return make_card(cards / "mini.md", **changes)
+
+
+def make_protocol(path: Path, **changes: Any) -> Path:
+    """Write a protocol for random weights: 72 images of two steps, so that FID of 64 features is defined."""
+    yaml = YAML(typ="safe", pure=True)
+    content = yaml.load((reference() / "protocols" / "scenes-quick.yaml").read_text(encoding="utf-8"))
+    content |= {"n": IMAGES, "title": "Mini"}
+    content["sampling"] |= {"steps": 2, "guidance": 1.0}
+    content |= changes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+    return path
+
+
+def make_card(
+    path: Path,
+    *,
+    claims: dict[str, float] | None = None,
+    protocol: str = PROTOCOL,
+    title: str = "Mini",
+    **block: Any,
+) -> Path:
+    """Write a card; ``claims`` maps metrics to values, ``block`` replaces keys of the ``sdbench`` block."""
+    if claims is None:
+        claims = PASSES
+    metrics = [{"type": metric, "value": value} for metric, value in claims.items()]
+    front: dict[str, Any] = {"license": "apache-2.0", "library_name": "diffusers"}
+    if metrics:
+        result = {
+            "task": {"type": "text-to-image"},
+            "dataset": {"type": "scenes", "name": "Scenes", "config": protocol},
+            "metrics": metrics,
+        }
+        front["model-index"] = [{"name": title, "results": [result]}]
+    front["sdbench"] = {
+        "checkpoint": "./mini-sd",
+        "protocols": [protocol],
+        "margins": {"inception_score": 1.5} if "inception_score" in claims else {},
+        "records": [],
+    } | block
+    text = io.StringIO()
+    YAML(typ="safe", pure=True).dump({key: value for key, value in front.items()}, text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"---\n{text.getvalue()}---\n\n# {title}\n", encoding="utf-8")
+    return path
