@@ -41,6 +41,8 @@ FORMAT = 1
 Rows = dict[str, npt.NDArray[Any]]
 
 _META = "sdbench"
+_REMARKS = ("command", "checkpoint_spec")
+"""What a manifest says for people, and what does not make another writer."""
 _STALE = 24 * 3600
 
 
@@ -242,7 +244,7 @@ def _range_of(path: Path) -> tuple[int, int]:
 
 
 def _writer(manifest: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in manifest.items() if key != "command"}
+    content = {key: value for key, value in manifest.items() if key not in _REMARKS}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -36,9 +36,9 @@ class Batch:
     prompts: tuple[str, ...]
     images: npt.NDArray[np.uint8]
     """[B, height, width, 3]"""
-    blacked_out: int = 0
+    blacked_out: npt.NDArray[np.bool_]
     """Images that a safety checker replaced by black; a pipeline should not have one."""
-    truncated: int = 0
+    truncated: npt.NDArray[np.bool_]
     """Prompts longer than the tokenizer takes; their end was cut off."""
 
 
@@ -156,19 +156,27 @@ def _draw(
         generator=generators,
         output_type="np",
     )
+    if not np.isfinite(output.images).all():
+        broken = int(np.flatnonzero(~np.isfinite(output.images).all(axis=(1, 2, 3)))[0])
+        raise CheckpointError(
+            f"image {group[broken]} holds NaN or infinity: the networks overflow in {pipeline.unet.dtype}",
+            key=f"prompt {group[broken]}",
+            found=prompts[broken],
+            remedy="Try --sdbench-dtype float32; if that draws, the checkpoint does not stand its precision.",
+        )
     return Batch(
         indices=np.asarray(group, np.int64),
         seeds=np.asarray(seeds, np.int64),
         prompts=prompts,
         images=to_uint8(output.images),
-        blacked_out=sum(map(bool, output.nsfw_content_detected or ())),
+        blacked_out=np.array(output.nsfw_content_detected or [False] * len(prompts), np.bool_),
         truncated=_truncated(pipeline.tokenizer, prompts),
     )
 
 
-def _truncated(tokenizer: Any, prompts: tuple[str, ...]) -> int:
+def _truncated(tokenizer: Any, prompts: tuple[str, ...]) -> npt.NDArray[np.bool_]:
     lengths = (len(tokens) for tokens in tokenizer(list(prompts), truncation=False, verbose=False).input_ids)
-    return sum(length > tokenizer.model_max_length for length in lengths)
+    return np.array([length > tokenizer.model_max_length for length in lengths], np.bool_)
 
 
 def _groups(indices: Sequence[int], batch_size: int, align: int | None) -> Iterator[list[int]]:
