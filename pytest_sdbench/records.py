@@ -189,7 +189,7 @@ def _changes(node: Any, new: Mapping[str, Any], spans: list[tuple[int, int, str]
         elif isinstance(was.value, list):
             return False
         elif not _same(was, value):
-            spans.append((was.start_mark.index, was.end_mark.index, _scalar(value)))
+            spans.append((was.start_mark.index, was.end_mark.index, scalar(value)))
     return True
 
 
@@ -237,12 +237,12 @@ def _flow(entry: Mapping[str, Any]) -> str:
 
 def _pairs(entry: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key}: {_flow(value) if isinstance(value, Mapping) else _scalar(value)}"
+        f"{key}: {_flow(value) if isinstance(value, Mapping) else scalar(value)}"
         for key, value in entry.items()
     ]
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
     """Return a value in a spelling that YAML 1.1 and 1.2 read alike, in block and in flow."""
     if isinstance(value, float):
         text = repr(value)

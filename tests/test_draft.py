@@ -1,0 +1,193 @@
+"""A drafted card can be read at once, by us and by the hub, and its counts are right."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+
+from pytest_sdbench.architectures import ARCHITECTURES
+from pytest_sdbench.card import check_lineage, read_card
+from pytest_sdbench.checkpoint import resolve
+from pytest_sdbench.draft import draft
+from pytest_sdbench.errors import CardError, CheckpointError
+from pytest_sdbench.paths import reference
+from pytest_sdbench.skeleton import architecture_key
+from tests.tiny_checkpoint import make_checkpoint
+
+
+def count(file: Path, prefix: str = "") -> int:
+    """Count stored elements with safetensors alone."""
+    with safe_open(file, "numpy") as tensors:
+        shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(prefix))
+
+
+def test_a_draft_is_a_card_at_once(tiny_checkpoint: Path) -> None:
+    folder = tiny_checkpoint
+    readme = folder / "README.md"
+    readme.write_text(draft(folder))
+    card = read_card(readme)
+    check_lineage(card)
+    sizes = {name: size.exact for name, size in card.size.items()}
+    assert sizes == {
+        "unet": count(folder / "unet" / "diffusion_pytorch_model.safetensors"),
+        "text_encoder": count(folder / "text_encoder" / "model.safetensors"),
+        "image_decoder": count(folder / "vae" / "diffusion_pytorch_model.safetensors", "decoder."),
+        "whole": sum(value for name, value in sizes.items() if name != "whole" and value),
+    }
+    assert (card.name, card.title, card.checkpoint) == (folder.name, folder.name, "./")
+    assert resolve(card.checkpoint, near=readme.parent).folder == folder.resolve()
+    assert card.protocols == ()
+    assert card.records == ()
+    assert card.unet_macs
+    assert isinstance(card.architecture, dict)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    assert architecture_key(card.architecture) == architecture_key(config)
+    theirs = ModelCard.load(readme).data.to_dict()
+    assert theirs["sdbench"]["architecture"] == card.architecture
+    assert "pytest --sdbench" in readme.read_text()
+    assert max(len(line) for line in readme.read_text().splitlines()) <= 110
+
+
+def test_the_commented_example_is_valid_once_filled_in(tiny_checkpoint: Path) -> None:
+    text = draft(tiny_checkpoint)
+    front = text.split("---\n")[1]
+    example = "".join(line[2:] for line in front.splitlines(True) if line.startswith("# "))
+    index = yaml.safe_load(example)
+    assert index["model-index"][0]["name"] == tiny_checkpoint.name
+    path = tiny_checkpoint / "README.md"
+    filled = text.replace("# - ", "- ").replace("# model-index", "model-index").replace("#   ", "  ")
+    path.write_text(filled.replace("#     ", "    "))
+    with pytest.raises(CardError, match="zero"):
+        read_card(path)
+    path.write_text(path.read_text().replace("value: 0.0", "value: 16.98"))
+    assert [claim.id for claim in read_card(path).claims] == ["coco30k-bksdm-fid"]
+
+
+def test_a_known_architecture_is_named(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The counts of a full-size network are others' tests: only the recognition is under test here.
+    monkeypatch.setattr("pytest_sdbench.size.component_sizes", lambda _: {"unet": 482346884})
+    monkeypatch.setattr("pytest_sdbench.compute.unet_macs", lambda _: type("Macs", (), {"total": 255.4e9}))
+    config = json.dumps(
+        {
+            **ARCHITECTURES["bk-sdm-small"],
+            "_class_name": "UNet2DConditionModel",
+            "_diffusers_version": "0.16.0",
+            "_name_or_path": "CompVis/stable-diffusion-v1-4",
+            "dropout": 0.0,
+        }
+    )
+    (tiny_checkpoint / "unet" / "config.json").write_text(config)
+    path = tiny_checkpoint / "README.md"
+    path.write_text(draft(tiny_checkpoint))
+    card = read_card(path)
+    check_lineage(card)
+    assert card.architecture == "bk-sdm-small"
+    assert (card.base, card.baseline) == ("stable-diffusion-v1-4", "stable-diffusion-v1-4")
+    assert card.protocols == ("coco30k-bksdm",)
+
+
+def test_a_network_without_mid_block_stays_without(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "no mid: block", unet={"mid_block_type": None})
+    path = folder / "README.md"
+    path.write_text(draft(folder))
+    architecture = read_card(path).architecture
+    assert isinstance(architecture, dict)
+    assert architecture["mid_block_type"] is None
+    built = json.loads((folder / "unet" / "config.json").read_text())
+    assert architecture_key(architecture) == architecture_key(built)
+    beside = tmp_path / "card.md"
+    beside.write_text(draft_without_readme(folder, beside))
+    assert read_card(beside).checkpoint == "./no mid: block"
+
+
+def draft_without_readme(folder: Path, out: Path) -> str:
+    (folder / "README.md").unlink()
+    return draft(folder, out)
+
+
+def test_a_scenes_checkpoint_gets_the_scenes_protocol(tiny_checkpoint: Path) -> None:
+    vocabulary = reference() / "checkpoints" / "scenes-sd" / "tokenizer" / "vocab.json"
+    if not vocabulary.is_file():
+        pytest.skip("the embedded teacher is not in this checkout")
+    shutil.copy(vocabulary, tiny_checkpoint / "tokenizer" / "vocab.json")
+    path = tiny_checkpoint / "README.md"
+    path.write_text(draft(tiny_checkpoint))
+    assert read_card(path).protocols == ("scenes-quick",)
+
+
+HUB = """---
+license:   mit   # theirs
+tags: [ a,b ]
+base_model: segmind/tiny-sd
+model-index:
+- name: Theirs
+  results:
+  - task: {type: text-to-image}
+    dataset: {type: coco, name: COCO, config: coco30k-bksdm}
+    metrics:
+    - {type: fid, value: 17.30}
+---
+
+# Theirs
+
+Body.
+"""
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_a_hub_card_keeps_every_line_and_gains_the_block(ending: str, tiny_checkpoint: Path) -> None:
+    path = tiny_checkpoint / "README.md"
+    path.write_bytes(HUB.replace("\n", ending).encode())
+    text = draft(tiny_checkpoint)
+    before, after = HUB.split("\n"), text.split(ending)
+    at = after.index(next(line for line in after if line.startswith("sdbench:")))
+    assert after[:at] == before[:at]
+    assert after[-6:] == before[-6:]
+    assert text.count("\r\n") == (text.count("\n") if ending == "\r\n" else 0)
+    path.write_bytes(text.encode())
+    card = read_card(path)
+    assert (card.title, card.license, card.base) == ("Theirs", "mit", "tiny-sd")
+    assert [(claim.id, claim.text) for claim in card.claims] == [("coco30k-bksdm-fid", "17.30")]
+    assert ModelCard.load(path).data.eval_results
+
+
+def test_a_readme_without_front_matter_keeps_its_text(tiny_checkpoint: Path) -> None:
+    path = tiny_checkpoint / "README.md"
+    path.write_text("# Ours\n\nText.\n")
+    text = draft(tiny_checkpoint)
+    assert text.endswith("---\n\n# Ours\n\nText.\n")
+    path.write_text(text)
+    assert read_card(path).title == "Ours"
+
+
+def test_a_card_elsewhere_tells_the_way_to_the_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "cards").mkdir()
+    out = tmp_path / "cards" / "mine.md"
+    out.write_text(draft(tiny_checkpoint, out))
+    card = read_card(out)
+    assert card.checkpoint == f"../{tiny_checkpoint.name}"
+    assert resolve(card.checkpoint, near=out.parent).folder == tiny_checkpoint.resolve()
+    beside = tmp_path / "mine.md"
+    beside.write_text(draft(tiny_checkpoint, beside))
+    assert read_card(beside).checkpoint == f"./{tiny_checkpoint.name}"
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model_index\.json: .*save_pretrained") as caught:
+        draft(tmp_path)
+    assert caught.value.file == tmp_path
+
+
+def test_a_card_is_not_drafted_over_another(tiny_checkpoint: Path) -> None:
+    path = tiny_checkpoint / "README.md"
+    path.write_text(draft(tiny_checkpoint))
+    with pytest.raises(CardError, match=r"a card already.*pytest --sdbench"):
+        draft(tiny_checkpoint)
