@@ -1,8 +1,8 @@
-"""Read scenes: the small classifier behind FID, KID and IS of the embedded dataset, and behind its object accuracy.
+"""Read scenes: the small classifier behind FID, KID, IS and object accuracy of the embedded dataset.
 
-Slot k of a reading is the k-th object of the caption. The picture alone determines it, because scenes stand their
-objects in the order of the caption (see `scenes`): an object in the wrong place is read in the wrong slot, and
-counts as wrong. An empty slot is read as `none`.
+Slot k of a reading is the k-th object of the caption. The picture alone determines it, because scenes
+stand their objects in the order of the caption (see `scenes`): an object in the wrong place is read in the
+wrong slot, and counts as wrong. An empty slot is read as `none`.
 
 Importing this module registers the feature extractor `scenes-classifier` with torch-fidelity.
 """
@@ -84,14 +84,17 @@ class SceneClassifier(nn.Module):
         )
         self.features = nn.Linear(hidden, features)
         self.logits = nn.Linear(features, len(scenes.SHAPES) * len(scenes.COLOURS))
-        """Shape x colour of the first-named object; class = shape number * number of colours + colour number."""
-        self.scene = nn.Linear(features, scenes.MAX_OBJECTS * sum(_SLOT_HEADS.values()) + len(scenes.BACKGROUNDS))
+        """Shape x colour of the first-named object; class = shape number * 8 + colour number."""
+        self.scene = nn.Linear(
+            features, scenes.MAX_OBJECTS * sum(_SLOT_HEADS.values()) + len(scenes.BACKGROUNDS)
+        )
         """All that the caption says, read from the features: it makes the features carry it."""
         self.slots = nn.Linear(hidden, scenes.MAX_OBJECTS * (len(SHAPE_LABELS) + len(COLOUR_LABELS)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return `features` [N, 64], `logits` [N, 56], `shape` [N, 3, 8], `colour` [N, 3, 9] and `scene`, float32.
+        """Return `features` [N, 64], `logits` [N, 56], `shape` [N, 3, 8], `colour` [N, 3, 9] and `scene`.
 
+        All are float32; `split_scene_head` takes `scene` apart.
         `images` are uint8 [N, 3, 64, 64]; float pictures are taken to be in the same 0 to 255 range.
         """
         x = images.to(self.features.weight.dtype) / 127.5 - 1
@@ -105,9 +108,10 @@ class SceneClassifier(nn.Module):
 
 
 def split_scene_head(scene: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Split the `scene` output into logits per slot attribute [N, 3, labels] and background logits [N, 11]."""
-    slots, background = scene.split([scene.shape[1] - len(scenes.BACKGROUNDS), len(scenes.BACKGROUNDS)], dim=1)
-    parts = slots.view(len(scene), scenes.MAX_OBJECTS, -1).split(list(_SLOT_HEADS.values()), dim=2)
+    """Split the `scene` output into logits per slot attribute [N, 3, labels] and background [N, 11]."""
+    border = scene.shape[1] - len(scenes.BACKGROUNDS)
+    slots, background = scene[:, :border], scene[:, border:]
+    parts = torch.split(slots.view(len(scene), scenes.MAX_OBJECTS, -1), list(_SLOT_HEADS.values()), dim=2)
     return dict(zip(_SLOT_HEADS, parts, strict=True)), background
 
 
@@ -122,16 +126,18 @@ def load_classifier(path: Path | str | None = None) -> SceneClassifier:
             raise FileNotFoundError(f"{folder / name} is missing: `python -m training classifier` makes it")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = SceneClassifier(config["widths"], config["hidden"], config["features"])
-    weights = {name: value.float() if value.is_floating_point() else value
-               for name, value in load_file(folder / "model.safetensors").items()}
+    weights = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in load_file(folder / "model.safetensors").items()
+    }
     model.load_state_dict(weights)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def read_objects(model: SceneClassifier, images: Tensor) -> list[tuple[ReadObject, ...]]:
-    """Read the objects of uint8 pictures [N, 3, 64, 64]: per picture, the slots that are not empty, in order."""
+    """Read the objects of uint8 pictures [N, 3, 64, 64]: per picture, its filled slots in order."""
     outputs = model(images)
     shape, colour = outputs["shape"].softmax(-1).max(-1), outputs["colour"].softmax(-1).max(-1)
     confidence = (shape.values * colour.values).tolist()
@@ -139,7 +145,8 @@ def read_objects(model: SceneClassifier, images: Tensor) -> list[tuple[ReadObjec
     readings = []
     for shapes, colours, sure in pairs:
         slots = [
-            ReadObject(SHAPE_LABELS[s], COLOUR_LABELS[c], p) for s, c, p in zip(shapes, colours, sure, strict=True)
+            ReadObject(SHAPE_LABELS[s], COLOUR_LABELS[c], p)
+            for s, c, p in zip(shapes, colours, sure, strict=True)
         ]
         readings.append(tuple(slot for slot in slots if NONE not in (slot.shape, slot.colour)))
     return readings
@@ -147,7 +154,7 @@ def read_objects(model: SceneClassifier, images: Tensor) -> list[tuple[ReadObjec
 
 @torch.no_grad()
 def object_hits(model: SceneClassifier, images: Tensor, drawn: Sequence[scenes.Scene]) -> Tensor:
-    """Tell for every object of every scene whether shape and colour were read right in its slot: bool [objects].
+    """Tell for every object of every scene whether its slot reads its shape and colour: bool [objects].
 
     `images` are uint8 [N, 3, 64, 64], picture n drawn after the caption of scene n.
     """

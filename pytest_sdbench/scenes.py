@@ -1,18 +1,19 @@
 """Draw scenes, the embedded dataset: captioned 64x64 pictures that are pure functions of an index.
 
-A scene holds one to three objects on a background. Its caption names every object, and the objects stand in the
-picture in the order in which the caption names them: left to right when they stand side by side, top to bottom
-when they stand above each other, row by row when there are three. So the order can be read from the picture alone.
+A scene holds one to three objects on a background. Its caption names every object, and the objects stand in
+the picture in the order in which the caption names them: left to right when they stand side by side, top to
+bottom when they stand above each other, row by row when there are three. So the order can be read from the
+picture alone.
 
-Every choice is a splitmix64 hash of (index, number of the choice): integers only, the same on every machine and
-with every numpy.
+Every choice is a splitmix64 hash of (index, number of the choice): integers only, the same on every machine
+and with every numpy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,7 @@ _RGB = {
 }
 
 Image = npt.NDArray[np.uint8]
-_Plane = npt.NDArray[np.float32]
+_Plane = npt.NDArray[np.floating[Any]]
 _T = TypeVar("_T")
 
 
@@ -161,7 +162,7 @@ def render_batch(indices: Sequence[int] | range, size: int = 64) -> Image:
     return batch
 
 
-# --- the choices ------------------------------------------------------------------------------------------------
+# --- the choices --------------------
 
 _MASK = (1 << 64) - 1
 
@@ -238,7 +239,7 @@ def _places(layout: str, dice: _Dice) -> list[tuple[float, float, str]]:
     return [(x + dice.between(-wide, wide), y + dice.between(-tall, tall), largest) for x, y in centres]
 
 
-# --- the words --------------------------------------------------------------------------------------------------
+# --- the words --------------------
 
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 _PATTERN_ENDINGS = {"striped": "with stripes", "dotted": "with dots", "checked": "with checks"}
@@ -265,7 +266,10 @@ def _near_miss(scene: Scene, dice: _Dice) -> str:
     which = dice.below(len(objects))
     thing = objects[which]
     change = dice.pick(("shape", "shape", "colour", "colour", "size", "pattern", "order", "background"))
-    if change == "order" and (thing.shape, thing.colour) == (objects[which - 1].shape, objects[which - 1].colour):
+    if change == "order" and (thing.shape, thing.colour) == (
+        objects[which - 1].shape,
+        objects[which - 1].colour,
+    ):
         change = "colour"
     if change == "order":
         # Exchange the colours of two objects, or else their shapes: a bag of words would not see it.
@@ -281,7 +285,9 @@ def _near_miss(scene: Scene, dice: _Dice) -> str:
     elif change == "shape":
         objects[which] = replace(thing, shape=dice.pick([other for other in SHAPES if other != thing.shape]))
     elif change == "colour":
-        objects[which] = replace(thing, colour=dice.pick([other for other in COLOURS if other != thing.colour]))
+        objects[which] = replace(
+            thing, colour=dice.pick([other for other in COLOURS if other != thing.colour])
+        )
     elif change == "size":
         objects[which] = replace(thing, size="large" if thing.size == "small" else "small")
     else:
@@ -300,7 +306,7 @@ def _name(thing: SceneObject, dice: _Dice) -> str:
     return f"a {size} {thing.pattern} {thing.colour} {thing.shape}"
 
 
-# --- the picture ------------------------------------------------------------------------------------------------
+# --- the picture --------------------
 
 
 def _draw_background(background: Background, size: int) -> _Plane:
@@ -351,33 +357,42 @@ def _pattern(thing: SceneObject, u: _Plane, v: _Plane, radius: float, scale: flo
     across, along = u * radius / period, v * radius / period
 
     def wave(phase: _Plane) -> _Plane:
-        """Distance to the nearest whole phase, in pixels."""
-        return np.abs(phase - np.round(phase)) * period
+        """Return the distance to the nearest whole phase, in pixels."""
+        distance: _Plane = np.abs(phase - np.round(phase)) * period
+        return distance
 
     if thing.pattern == "striped":
-        return np.clip(0.5 + period / 4 - wave(across + 0 * along), 0.0, 1.0)
+        stripes: _Plane = np.clip(0.5 + period / 4 - wave(across + 0 * along), 0.0, 1.0)
+        return stripes
     if thing.pattern == "dotted":
-        return np.clip(0.5 + period * 0.3 - np.hypot(wave(across), wave(along)), 0.0, 1.0)
-    first = np.clip(0.5 + period / 4 - wave(across), 0.0, 1.0)
-    second = np.clip(0.5 + period / 4 - wave(along), 0.0, 1.0)
+        dots: _Plane = np.clip(0.5 + period * 0.3 - np.hypot(wave(across), wave(along)), 0.0, 1.0)
+        return dots
+    first: _Plane = np.clip(0.5 + period / 4 - wave(across), 0.0, 1.0)
+    second: _Plane = np.clip(0.5 + period / 4 - wave(along), 0.0, 1.0)
     return first + second - 2 * first * second
 
 
 def _signed_distance(shape: str, u: _Plane, v: _Plane) -> _Plane:
-    """Return the distance to the outline in radii (negative inside), exact near the outline; v points down."""
+    """Return the distance to the outline in radii, negative inside and exact near it; v points down."""
+    far: _Plane = np.hypot(u, v)
     if shape == "circle":
-        return np.hypot(u, v) - 0.98
+        return far - 0.98
     if shape == "ring":
-        return np.abs(np.hypot(u, v) - 0.74) - 0.27
+        band: _Plane = np.abs(far - 0.74)
+        return band - 0.27
     if shape == "square":
-        return np.maximum(np.abs(u), np.abs(v)) - 0.84
+        box: _Plane = np.maximum(np.abs(u), np.abs(v))
+        return box - 0.84
     if shape == "cross":
         across, along = np.abs(u), np.abs(v)
-        return np.minimum(np.maximum(across - 1.0, along - 0.33), np.maximum(across - 0.33, along - 1.0))
+        bars: _Plane = np.minimum(
+            np.maximum(across - 1.0, along - 0.33), np.maximum(across - 0.33, along - 1.0)
+        )
+        return bars
     if shape == "triangle":
         # An equal-sided triangle, its base below: the half planes of its three sides.
-        side = np.abs(u) * np.float32(0.866025) - v * np.float32(0.5)
-        return np.maximum(side - 0.6, v - 0.78).astype(np.float32)
+        side: _Plane = np.maximum(np.abs(u) * 0.866025 - v * 0.5 - 0.6, v - 0.78)
+        return side.astype(np.float32)
     if shape == "star":
         return _star(u, v)
     return _heart(u, v)
@@ -396,9 +411,8 @@ def _star(u: _Plane, v: _Plane) -> _Plane:
     normal = np.array([-edge[1], edge[0]]) / np.linalg.norm(edge)
     normal *= np.sign(normal @ tip)
     offset = float(normal @ tip)
-    return (normal[0] * radius * np.cos(folded) + normal[1] * radius * np.sin(folded) - offset).astype(
-        np.float32
-    )
+    distance: _Plane = normal[0] * radius * np.cos(folded) + normal[1] * radius * np.sin(folded) - offset
+    return distance.astype(np.float32)
 
 
 def _heart(u: _Plane, v: _Plane) -> _Plane:
@@ -409,4 +423,5 @@ def _heart(u: _Plane, v: _Plane) -> _Plane:
     slope = np.float32(0.7071068)
     side = (half - 0.48) * slope + (v + 0.34) * slope - 0.53
     below = np.maximum((half - 0.48) * slope - (v + 0.34) * slope, -(v + 0.34))
-    return np.minimum(disc, np.maximum(side, below)).astype(np.float32)
+    distance: _Plane = np.minimum(disc, np.maximum(side, below))
+    return distance.astype(np.float32)

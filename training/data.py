@@ -19,7 +19,7 @@ from training.vae import to_unit
 
 @dataclass(frozen=True)
 class Latents:
-    """Posterior means and deviations, float16 [N, C, 8, 8] before scaling, and prompt tokens int64 [N, 32]."""
+    """Posterior means and deviations, float16 [N, C, 8, 8] before scaling; prompt tokens int64 [N, 32]."""
 
     mean: Tensor
     deviation: Tensor
@@ -53,7 +53,11 @@ def cached_latents(
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Turn captions into padded token numbers, int64 [N, context]."""
     tokens: Tensor = tokenizer(
-        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        captions,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
     ).input_ids
     return tokens
 

@@ -1,7 +1,7 @@
 """Train one stage: resume, then step, report and save until the planned number of images is seen.
 
-Progress is counted in images, and everything random in a step is derived from the number of images seen before it.
-So a run that was killed and resumed is the run that was not, bit for bit.
+Progress is counted in images, and everything random in a step is derived from the number of images seen
+before it. So a run that was killed and resumed is the run that was not, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 from ruamel.yaml import YAML
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -84,7 +84,7 @@ def learning_rate(schedule: Schedule, seen: int) -> float:
 
 
 def step_generator(seed: int, seen: int) -> torch.Generator:
-    """Return the generator of the step that starts after `seen` images."""
+    """Return the generator of the images that start after `seen` images."""
     return torch.Generator().manual_seed((seed << 40) + seen)
 
 
@@ -101,11 +101,20 @@ def train(
 
     The state lives in `folder/state.pt`, written at least every `save_seconds`; one JSON line per report is
     appended to `folder/log.jsonl`. `stop_at` ends the run early, state saved. SIGTERM saves and ends too.
+
+    In a torch.distributed group each process computes its share of the batch and the gradients are averaged;
+    the first process reports and saves. A run is then the same for the same number of processes.
     """
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _grouped() else (0, 1)
+    if schedule.batch % world:
+        raise ValueError(f"a batch of {schedule.batch} cannot be shared by {world} processes")
+    share = schedule.batch // world
     folder.mkdir(parents=True, exist_ok=True)
     end = min(schedule.images, stop_at if stop_at is not None else schedule.images)
     parameters = [weight for weight in stage.modules.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=schedule.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        parameters, lr=0.0, weight_decay=schedule.weight_decay, betas=(0.9, 0.99), fused=True
+    )
     average = {name: value.clone() for name, value in stage.modules.state_dict().items()}
     seen = _resume(folder, stage, optimizer, average)
     say(f"{folder.name}: {seen} of {schedule.images} images seen, {_count(stage.modules)} parameters")
@@ -114,31 +123,39 @@ def train(
     sums: dict[str, float] = {}
     first = seen_at_report = seen
     with _asked_to_stop() as asked:
-        while seen < end and not asked():
+        stopping = False
+        while seen < end and not stopping:
             stage.modules.train()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(schedule, seen)
-            losses = stage.losses(seen, schedule.batch, step_generator(schedule.seed, seen))
+            start = seen + rank * share
+            losses = stage.losses(start, share, step_generator(schedule.seed, start))
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()  # type: ignore[no-untyped-call]
+            if world > 1:
+                stopping = _share_gradients(parameters, world, stopping=asked())
             nn.utils.clip_grad_norm_(parameters, schedule.clip)
             optimizer.step()
+            stopping = stopping or (world == 1 and asked())
             seen += schedule.batch
             _follow(average, stage.modules, schedule, seen)
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(loss.detach()) * schedule.batch
 
             now = time.monotonic()
-            if now - reported >= 20.0 or seen >= end:
+            if rank == 0 and (now - reported >= 20.0 or seen >= end):
                 means = {name: total / (seen - seen_at_report) for name, total in sums.items()}
                 _report(folder, means, seen, end, (seen - first) / (now - began), now - began, say)
                 if not math.isfinite(means["loss"]):
-                    raise FloatingPointError(f"{folder.name}: the loss is {means['loss']} after {seen} images")
+                    raise FloatingPointError(
+                        f"{folder.name}: the loss is {means['loss']} after {seen} images"
+                    )
                 sums, seen_at_report, reported = {}, seen, now
-            if now - saved >= save_seconds:
+            if rank == 0 and now - saved >= save_seconds:
                 _save(folder, stage, optimizer, average, seen)
                 saved = now
-    _save(folder, stage, optimizer, average, seen)
+    if rank == 0:
+        _save(folder, stage, optimizer, average, seen)
     if schedule.average:
         stage.modules.load_state_dict(average)
     stage.modules.eval()
@@ -170,6 +187,22 @@ def _resume(folder: Path, stage: Stage, optimizer: torch.optim.Optimizer, averag
     return int(state["seen"])
 
 
+def _grouped() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _share_gradients(parameters: list[nn.Parameter], world: int, *, stopping: bool) -> bool:
+    """Average the gradients over the processes; return whether any process was asked to stop."""
+    gradients = [weight.grad for weight in parameters if weight.grad is not None]
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([float(stopping)])])
+    distributed.all_reduce(flat)
+    first = 0
+    for gradient in gradients:
+        gradient.copy_((flat[first : first + gradient.numel()] / world).view_as(gradient))
+        first += gradient.numel()
+    return bool(flat[-1] > 0)
+
+
 def _save(
     folder: Path, stage: Stage, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], seen: int
 ) -> None:
@@ -189,7 +222,7 @@ def _save(
 
 
 def _follow(average: dict[str, Tensor], modules: nn.ModuleDict, schedule: Schedule, seen: int) -> None:
-    """Move the average toward the weights; early on it forgets faster, or it would remember the random start."""
+    """Move the average toward the weights; early on it forgets faster, not to remember the random start."""
     if not schedule.average:
         return
     keep = 0.5 ** (schedule.batch / min(schedule.average, max(1.0, 0.05 * seen)))

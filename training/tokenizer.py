@@ -25,12 +25,21 @@ def build_tokenizer() -> CLIPTokenizer:
     learner.train_from_iterator(scenes.captions(scenes.TRAINING[:20000]), trainer)
     merges = json.loads(learner.to_str())["model"]["merges"]
 
-    # CLIP's order: bytes, bytes that end a word, merges, start, end. The end has the largest number, because CLIP
-    # text encoders find it with argmax.
-    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), START, END]
+    # CLIP's order: bytes, bytes that end a word, merges, start, end. The end has the largest number, because
+    # CLIP text encoders find it with argmax.
+    words = [
+        *alphabet,
+        *(letter + "</w>" for letter in alphabet),
+        *("".join(pair) for pair in merges),
+        START,
+        END,
+    ]
     vocabulary = {word: number for number, word in enumerate(words)}
     return CLIPTokenizer(
-        vocab=vocabulary, merges=[tuple(pair) for pair in merges], model_max_length=CONTEXT, padding_side="right"
+        vocab=vocabulary,
+        merges=[tuple(pair) for pair in merges],
+        model_max_length=CONTEXT,
+        padding_side="right",
     )
 
 

@@ -47,8 +47,12 @@ class VaeStage:
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """Write the autoencoder with the scaling factor that gives its latents unit variance."""
-        latents = torch.cat([self.vae.encode(to_unit(scenes.render_batch(scenes.TRAINING[i : i + 64]))).latent_dist.mean
-                             for i in range(1_000_000, 1_000_512, 64)])
+        latents = torch.cat(
+            [
+                self.vae.encode(to_unit(scenes.render_batch(scenes.TRAINING[i : i + 64]))).latent_dist.mean
+                for i in range(1_000_000, 1_000_512, 64)
+            ]
+        )
         scale = 1 / float(latents.std())
         self.vae.register_to_config(scaling_factor=round(scale, 5))
         save_half(self.vae, folder / "scenes-sd" / "vae")
