@@ -1,0 +1,304 @@
+"""The sampler: an image belongs to its index, whatever else is sampled beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.errors import CheckpointError, ProtocolError
+from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.sampler import Batch, image_seed, sample, to_uint8
+from tests.tiny_checkpoint import make_checkpoint
+
+PROMPTS = tuple(
+    f"{colour} and {other} {number}" for number in range(8) for colour, other in [("red", "blue")]
+)
+SAMPLING = {"steps": 2, "guidance": 3.0, "resolution": 64, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pipeline(pristine_checkpoint: Path) -> Any:
+    return load_pipeline(Checkpoint("tiny", pristine_checkpoint), device="cpu", dtype="float32")
+
+
+def protocol_of(tmp_path: Path, *, seeds: dict[str, Any] | None = None, **sampling: Any) -> Protocol:
+    content = {
+        "title": "Own",
+        "n": 8,
+        "prompts": {"kind": "csv", "file": "captions.csv", "sha256": "0" * 64, "rows": 8},
+        "seeds": seeds or {"kind": "per-image", "seed": 5},
+        "sampling": {**SAMPLING, **sampling},
+        "metrics": {"clip_score": {"model": "local:scenes-clip"}},
+    }
+    path = tmp_path / "own.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return load_protocol(path)
+
+
+SEQUENTIAL = {"kind": "sequential", "seed": 5, "device": "cpu"}
+
+
+def images(
+    pipeline: Any, protocol: Protocol, indices: Sequence[int], size: int, **options: Any
+) -> np.ndarray:
+    batches = list(sample(pipeline, protocol, PROMPTS, indices, batch_size=size, **options))
+    assert [index for batch in batches for index in batch.indices.tolist()] == list(indices)
+    return np.concatenate([batch.images for batch in batches])
+
+
+def assert_same_pictures(one: np.ndarray, other: np.ndarray) -> None:
+    """Allow what rounding of float arithmetic does to bytes: at most 2 of 255, and that rarely."""
+    apart = np.abs(one.astype(int) - other.astype(int))
+    assert apart.max() <= 2
+    assert (apart > 0).mean() < 0.01
+
+
+def test_a_batch_says_what_it_holds(pipeline: Any, tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path)
+    first, second = sample(pipeline, protocol, PROMPTS, range(2, 7), batch_size=3)
+    assert isinstance(first, Batch)
+    assert first.indices.tolist() == [2, 3, 4]
+    assert first.seeds.tolist() == [image_seed(5, index) for index in (2, 3, 4)]
+    assert first.prompts == PROMPTS[2:5]
+    assert first.images.shape == (3, 64, 64, 3)
+    assert first.images.dtype == np.uint8
+    assert first.blacked_out.tolist() == first.truncated.tolist() == [False] * 3
+    assert second.indices.tolist() == [5, 6]
+
+
+def test_an_image_is_what_diffusers_makes_of_its_prompt_and_seed(pipeline: Any, tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path)
+    (ours,) = images(pipeline, protocol, [3], 1)
+    generator = torch.Generator().manual_seed(image_seed(5, 3))
+    theirs = pipeline(
+        PROMPTS[3], num_inference_steps=2, guidance_scale=3.0, height=64, width=64, generator=generator
+    ).images[0]
+    np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+def test_bytes_are_rounded_as_diffusers_rounds_them(pipeline: Any) -> None:
+    values = np.concatenate([np.arange(511) / 510, np.linspace(0, 1, 1025)]).astype(np.float32)
+    pictures = np.tile(values[:, None, None, None], (1, 1, 1, 3))
+    theirs = np.stack([np.asarray(picture) for picture in pipeline.image_processor.numpy_to_pil(pictures)])
+    np.testing.assert_array_equal(to_uint8(pictures), theirs)
+
+
+def test_batch_size_and_order_do_not_matter(pipeline: Any, tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path)
+    together, alone = images(pipeline, protocol, range(8), 8), images(pipeline, protocol, range(8), 1)
+    assert_same_pictures(together, alone)
+    shuffled = [6, 0, 3, 7, 2, 5, 1, 4]
+    assert_same_pictures(images(pipeline, protocol, shuffled, 3), together[shuffled])
+    assert len({picture.tobytes() for picture in together}) == 8
+
+
+def test_images_are_the_same_bit_for_bit_when_sampled_again(pipeline: Any, tmp_path: Path) -> None:
+    """PNDM keeps outputs and a sample from call to call: none of it may reach the next batch."""
+    protocol = protocol_of(tmp_path)
+    first = images(pipeline, protocol, [0, 1], 2)
+    images(pipeline, protocol, [4, 5, 6], 3)
+    stopped = sample(pipeline, protocol, PROMPTS, range(8), batch_size=2)
+    next(stopped)
+    stopped.close()
+    np.testing.assert_array_equal(images(pipeline, protocol, [0, 1], 2), first)
+
+
+def test_the_pipeline_gets_its_scheduler_back(pipeline: Any, tmp_path: Path) -> None:
+    before = pipeline.scheduler
+    images(pipeline, protocol_of(tmp_path, scheduler="DDIMScheduler"), [0], 1)
+    assert pipeline.scheduler is before
+
+
+def test_batches_keep_to_the_grid_and_to_runs_of_indices(pipeline: Any, tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, steps=1)
+    batches = sample(pipeline, protocol, PROMPTS, [0, 1, 2, 3, 4, 6, 7], batch_size=3, align=4)
+    assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2], [3], [4], [6, 7]]
+
+
+def test_no_two_images_of_a_protocol_share_their_noise() -> None:
+    seeds = [image_seed(1234, index) for index in range(100_000)]
+    assert len(set(seeds)) == len(seeds)
+    assert 0 <= min(seeds) < max(seeds) < 2**32
+    assert len(set(seeds) & {image_seed(1235, index) for index in range(1000)}) <= 2
+    # Recorded evidence rests on these.
+    assert seeds[:3] == RECORDED_SEEDS
+
+
+RECORDED_SEEDS = [3458885594, 3894082881, 1995273532]
+
+
+def test_one_sequential_generator_is_consumed_in_the_order_of_the_prompts(
+    pipeline: Any, tmp_path: Path
+) -> None:
+    ours = images(pipeline, protocol_of(tmp_path, seeds=SEQUENTIAL), range(4), 32)
+    generator = torch.Generator().manual_seed(5)
+    theirs = [
+        np.asarray(
+            pipeline(
+                prompt, num_inference_steps=2, guidance_scale=3.0, height=64, width=64, generator=generator
+            ).images[0]
+        )
+        for prompt in PROMPTS[:4]
+    ]
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_skipped_images_leave_a_sequential_draw_as_it_was(pipeline: Any, tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, seeds=SEQUENTIAL)
+    whole = images(pipeline, protocol, range(8), 1)
+    for indices in ([5], [2, 3, 6]):
+        np.testing.assert_array_equal(images(pipeline, protocol, indices, 1, align=4), whole[indices])
+
+
+def test_a_sequential_draw_goes_forward_only(pipeline: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must increase"):
+        list(sample(pipeline, protocol_of(tmp_path, seeds=SEQUENTIAL), PROMPTS, [1, 0], batch_size=1))
+
+
+def test_a_sequential_draw_needs_a_scheduler_without_noise(pipeline: Any, tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, seeds=SEQUENTIAL, scheduler="LCMScheduler")
+    with pytest.raises(ProtocolError, match=r"seeds\.kind: sequential seeds need.*'LCMScheduler'.*per-image"):
+        list(sample(pipeline, protocol, PROMPTS, [0], batch_size=1))
+
+
+def test_a_cuda_generator_is_not_replaced_without_a_word(pipeline: Any, tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, seeds={**SEQUENTIAL, "device": "cuda"})
+    with pytest.raises(ProtocolError, match=r"seeds\.device: .*on cuda, the pipeline on cpu"):
+        list(sample(pipeline, protocol, PROMPTS, [0], batch_size=1))
+    assert len(images(pipeline, protocol.with_seeds_on("cpu"), [0], 1)) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 3},
+        {"guidance": 1.0},
+        {"guidance": 6.0},
+        {"negative_prompt": "blue"},
+        {"scheduler": "DDIMScheduler"},
+        {"scheduler": {"config": {"set_alpha_to_one": True}}},
+    ],
+)
+def test_every_setting_reaches_the_pipeline(change: dict[str, Any], pipeline: Any, tmp_path: Path) -> None:
+    base = images(pipeline, protocol_of(tmp_path), [0], 1)
+    assert (images(pipeline, protocol_of(tmp_path, **change), [0], 1) != base).any()
+
+
+def test_a_negative_prompt_holds_for_every_image_of_a_batch(pipeline: Any, tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, negative_prompt="blue")
+    assert_same_pictures(images(pipeline, protocol, range(3), 3), images(pipeline, protocol, range(3), 1))
+
+
+def test_the_resolution_is_the_protocols(pipeline: Any, tmp_path: Path) -> None:
+    assert images(pipeline, protocol_of(tmp_path, resolution=96), [0], 1).shape == (1, 96, 96, 3)
+
+
+def test_a_named_scheduler_takes_the_checkpoints_settings(pipeline: Any, tmp_path: Path) -> None:
+    from diffusers import DDIMScheduler
+
+    ours = images(pipeline, protocol_of(tmp_path, scheduler="DDIMScheduler"), [1], 1)
+    kept = pipeline.scheduler
+    pipeline.scheduler = DDIMScheduler.from_config(kept.config)
+    try:
+        generator = torch.Generator().manual_seed(image_seed(5, 1))
+        theirs = pipeline(
+            PROMPTS[1], num_inference_steps=2, guidance_scale=3.0, height=64, width=64, generator=generator
+        ).images[0]
+    finally:
+        pipeline.scheduler = kept
+    np.testing.assert_array_equal(ours[0], np.asarray(theirs))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "error", "message"),
+    [
+        ("PNDMSheduler", ProtocolError, r"sampling\.scheduler\.name: diffusers .* has no such scheduler"),
+        ("UNet2DConditionModel", ProtocolError, r"has no such scheduler"),
+        (
+            {"config": {"skip_prk": True}},
+            ProtocolError,
+            r"sampling\.scheduler\.config\.skip_prk: PNDMScheduler has no such setting",
+        ),
+        (
+            {"name": "checkpoint", "must_be": "DDIMScheduler"},
+            CheckpointError,
+            r"scheduler: protocol own .* the checkpoint's own DDIMScheduler \(found 'PNDMScheduler'\)",
+        ),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_says_so(
+    scheduler: Any, error: type[Exception], message: str, pipeline: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        list(sample(pipeline, protocol_of(tmp_path, scheduler=scheduler), PROMPTS, [0], batch_size=1))
+
+
+def test_long_prompts_are_cut_as_diffusers_cuts_them_and_counted(pipeline: Any, tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, steps=1)
+    prompts = ["red", "red and blue " * 60, "blue"]
+    (batch,) = sample(pipeline, protocol, prompts, range(3), batch_size=3)
+    assert batch.truncated.tolist() == [False, True, False]
+    assert batch.prompts == tuple(prompts)
+
+
+def test_images_that_a_safety_checker_blacks_out_are_counted(
+    pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def black_out_second(images: Any, *_: Any) -> tuple[Any, list[bool]]:
+        return images, [False, True]
+
+    monkeypatch.setattr(pipeline, "run_safety_checker", black_out_second)
+    (batch,) = sample(pipeline, protocol_of(tmp_path, steps=1), PROMPTS, range(2), batch_size=2)
+    assert batch.blacked_out.tolist() == [False, True]
+
+
+def test_a_network_with_embedded_guidance_is_told_the_guidance(tmp_path: Path) -> None:
+    """A consistency-distilled U-Net reads the guidance as an embedding, and runs once per step."""
+    folder = make_checkpoint(tmp_path / "lcm", unet={"time_cond_proj_dim": 8})
+    pipeline = load_pipeline(Checkpoint("lcm", folder), device="cpu", dtype="float32")
+    batches: list[int] = []
+    pipeline.unet.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
+    low = protocol_of(tmp_path, scheduler="LCMScheduler", steps=2)
+    one = images(pipeline, low, range(2), 2)
+    assert batches == [2, 2]
+    other = images(
+        pipeline, protocol_of(tmp_path, scheduler="LCMScheduler", steps=2, guidance=8.0), range(2), 2
+    )
+    assert (one != other).any()
+    # This scheduler draws noise between the steps: from each image's own generator.
+    assert_same_pictures(images(pipeline, low, range(2), 1), one)
+
+
+def test_a_picture_that_is_not_finite_is_an_error_and_not_black(
+    pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = pipeline.vae.decode
+
+    def overflow(latents: torch.Tensor, **options: Any) -> Any:
+        (pictures,) = decode(latents, **options)
+        pictures[1] = torch.nan
+        return (pictures,)
+
+    monkeypatch.setattr(pipeline.vae, "decode", overflow)
+    with pytest.raises(CheckpointError, match=r"prompt 5: image 5 holds NaN.*--sdbench-dtype float32"):
+        list(sample(pipeline, protocol_of(tmp_path), PROMPTS, [4, 5], batch_size=2))
+
+
+def test_a_batch_size_below_one_is_refused(pipeline: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        next(sample(pipeline, protocol_of(tmp_path), PROMPTS, [0], batch_size=0))
