@@ -127,6 +127,20 @@ def open_extractor(
     return _open(name, (feature_column(name),), {}, data_root=data_root, device=device, download=download)
 
 
+def identity(name: str) -> str:
+    """Return what an extractor is, without loading it; raises as `open_extractors` does.
+
+    It is the name where that stands for fixed weights, and has their checksum with it where it does not.
+    """
+    if name == "scenes-classifier":
+        return f"{name}@{sha256_of(_classifier_weights())[:16]}"
+    if name.startswith("local:"):
+        from pytest_sdbench.clip import locate_clip
+
+        return f"{name}@{sha256_of(locate_clip(name))[:16]}"
+    return name
+
+
 def describe(name: str, data_root: Path | None = None) -> str:
     """Say in one line which verified file an extractor would use; raises as `open_extractors` does."""
     if name.startswith("inception-"):
@@ -264,7 +278,7 @@ def _pixels(images: Images, device: torch.device | str) -> Tensor:
     """Return uint8 [B, 3, H, W] on the device."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().to(device)
+    return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C")).to(device)
 
 
 def _chosen(columns: tuple[str, ...], outputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,109 @@
+"""Show how far a long job is: a bar on a terminal, a line every half minute elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import TextIO, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+_QUIET_SECONDS = 30.0
+
+
+class Progress:
+    """A counter that shows itself with rate and time left; a context manager.
+
+    On a terminal it is a tqdm bar. In a log it is one line to stderr every 30 seconds and one at the end, and
+    nothing
+    for a job that is done before the first line is due.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        unit: str,
+        description: str,
+        *,
+        shown: bool = True,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._unit, self._description = total, unit, description
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._done = 0
+        self._start = self._due = clock()
+        self._due += _QUIET_SECONDS
+        self._spoke = False
+        self._shown = shown
+        self._bar = None
+        if shown and self._stream.isatty():
+            self._bar = tqdm(
+                total=total,
+                unit=f" {unit}",
+                desc=description,
+                file=self._stream,
+                dynamic_ncols=True,
+                leave=False,
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._spoke and kind is None:
+            self._say("done")
+
+    def update(self, n: int = 1) -> None:
+        """Count n more units."""
+        self._done += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif self._shown and self._clock() >= self._due:
+            self._say()
+            self._due = self._clock() + _QUIET_SECONDS
+
+    def _say(self, end: str = "") -> None:
+        self._spoke = True
+        seconds = max(self._clock() - self._start, 1e-9)
+        rate = self._done / seconds
+        of = f"/{self._total:,}" if self._total is not None else ""
+        after = f", took {_minutes(seconds)}" if end else ""
+        if self._total and rate and not end:
+            after = f", {_minutes((self._total - self._done) / rate)} left"
+        print(
+            f"{self._description}: {self._done:,}{of} {self._unit}, {rate:.3g} {self._unit}/s{after}",
+            file=self._stream,
+            flush=True,
+        )
+
+
+def progress(
+    items: Iterable[T],
+    total: int | None,
+    unit: str,
+    description: str,
+    *,
+    count: Callable[[T], int] = lambda item: 1,
+    shown: bool = True,
+) -> Iterator[T]:
+    """Yield the items and show how far they are; `count` says how many units an item is."""
+    with Progress(total, unit, description, shown=shown) as shower:
+        for item in items:
+            yield item
+            shower.update(count(item))
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

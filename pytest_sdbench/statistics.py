@@ -1,0 +1,310 @@
+"""Read and make reference statistics: npz files in pytorch-fid's form.
+
+Keys: `mu` [D] and `sigma` [D, D], float64; ours add `n` (images), `features` [M, D] where KID is to be had,
+and `provenance` (JSON). Files of pytorch-fid, which have the first two, are read as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pytest_sdbench import scenes
+from pytest_sdbench.checksums import sha256_of
+from pytest_sdbench.errors import DataError, Unavailable
+from pytest_sdbench.features import WIDTHS, Extractor, feature_column, open_extractor
+from pytest_sdbench.image_path import Images, apply_image_steps
+from pytest_sdbench.metrics import FeatureStatistics, Moments
+from pytest_sdbench.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_sdbench.protocol import FidSpec, Jpeg, KidSpec, Protocol, Resize
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_BATCH = 64
+
+
+# --- read ---
+
+
+def load_reference(path: Path, *, width: int, sha256: str | None = None) -> FeatureStatistics:
+    """Return the reference statistics in a file, checked.
+
+    Raises Unavailable where there is no file, DataError for another checksum, a missing key, another width,
+    NaN, a covariance that is none, and anything that is no npz of plain arrays.
+    """
+    again = "Compute it again: python -m pytest_sdbench stats --help"
+    if not path.is_file():
+        raise Unavailable("the reference statistics are not on this machine", file=path, remedy=again)
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
+        raise DataError(
+            f"these are other reference statistics: the sha256 must be {sha256}",
+            file=path,
+            found=found,
+            remedy="Put the right file there, or name this one in a protocol of its own",
+        )
+    arrays = _arrays(path, again)
+    for key, shape in (("mu", (width,)), ("sigma", (width, width))):
+        if key not in arrays:
+            raise DataError("this key is missing", file=path, key=key, found=sorted(arrays), remedy=again)
+        if arrays[key].shape != shape:
+            raise DataError(
+                f"the extractor has {width} features, so the shape must be {list(shape)}",
+                file=path,
+                key=key,
+                found=list(arrays[key].shape),
+                remedy="These are the statistics of another extractor: name the one they were made with",
+            )
+    for key in ("mu", "sigma", "features"):
+        if key in arrays and not (
+            np.issubdtype(arrays[key].dtype, np.floating) and np.isfinite(arrays[key]).all()
+        ):
+            raise DataError("NaN, infinity or no numbers at all", file=path, key=key, remedy=again)
+    sigma = arrays["sigma"].astype(np.float64)
+    if (np.diagonal(sigma) < 0).any() or not np.allclose(
+        sigma, sigma.T, rtol=1e-5, atol=1e-7 * np.abs(sigma).max()
+    ):
+        raise DataError(
+            "a covariance is symmetric with variances of 0 or more", file=path, key="sigma", remedy=again
+        )
+    features = arrays.get("features")
+    if features is not None and (features.ndim != 2 or features.shape[1] != width):
+        raise DataError(
+            f"must be [M, {width}]", file=path, key="features", found=list(features.shape), remedy=again
+        )
+    return FeatureStatistics(
+        mu=arrays["mu"].astype(np.float64),
+        sigma=(sigma + sigma.T) / 2,
+        n=int(arrays["n"]) if "n" in arrays and arrays["n"].ndim == 0 else None,
+        features=features,
+        source=str(path),
+    )
+
+
+def load_references(protocol: Protocol, data_root: Path | None = None) -> dict[str, FeatureStatistics]:
+    """Return the reference statistics of a protocol by metric; raises as `reference_of`."""
+    read: dict[object, FeatureStatistics] = {}
+    found = {}
+    for metric, spec in protocol.metrics.items():
+        if spec.metric == "fid" or spec.metric == "kid":
+            key = (spec.extractor, spec.statistics.file, spec.statistics.sha256)
+            read[key] = found[metric] = _check(spec, read.get(key) or _read(protocol, spec, data_root))
+    return found
+
+
+def reference_of(
+    protocol: Protocol, spec: FidSpec | KidSpec, data_root: Path | None = None
+) -> FeatureStatistics:
+    """Return the reference statistics of one metric of a protocol.
+
+    Raises Unavailable where the file is not on this machine, and DataError where it is not the one that the
+    protocol means: `load_reference`'s reasons, another number of images, no features for KID.
+    """
+    return _check(spec, _read(protocol, spec, data_root))
+
+
+def describe(protocol: Protocol, spec: FidSpec | KidSpec, data_root: Path | None = None) -> str:
+    """Say in one line which reference statistics a metric would use; raises as `reference_of`."""
+    found = reference_of(protocol, spec, data_root)
+    images = f"{found.n:,} images" if found.n is not None else "number of images not recorded"
+    checked = "sha256 verified" if spec.statistics.sha256 else "no checksum is published: unverified"
+    return f"{found.source}, {images}, {checked}"
+
+
+def _read(protocol: Protocol, spec: FidSpec | KidSpec, data_root: Path | None) -> FeatureStatistics:
+    wanted = spec.statistics
+    path = protocol.locate(wanted.file, data_root)
+    sizes = [getattr(step, "resize", None) for step in protocol.image]
+    resized = "".join(f" --resize {size}" for size in sizes if size)
+    command = f"python -m pytest_sdbench stats IMAGES --extractor {spec.extractor}{resized} --out"
+    if path is None:
+        raise Unavailable(
+            "no data root is given",
+            key=wanted.file,
+            remedy=f"Give --sdbench-data a folder that has it; to make it: {command} FOLDER/{wanted.file}",
+        )
+    if not path.is_file():
+        raise Unavailable(
+            "the reference statistics are not on this machine",
+            file=path,
+            remedy=f"Put them there, or compute them from {wanted.images:,} real images: {command} {path}",
+        )
+    if spec.extractor not in WIDTHS:
+        raise DataError("unknown extractor", file=protocol.path, key="extractor", found=spec.extractor)
+    return load_reference(path, width=WIDTHS[spec.extractor], sha256=wanted.sha256)
+
+
+def _check(spec: FidSpec | KidSpec, found: FeatureStatistics) -> FeatureStatistics:
+    if found.n is not None and found.n != spec.statistics.images:
+        raise DataError(
+            f"the protocol's reference is {spec.statistics.images:,} images; another number moves scores",
+            file=found.source,
+            key="n",
+            found=found.n,
+            remedy="Compute the statistics of the right images, or write a protocol for these",
+        )
+    if spec.metric == "kid" and found.features is None:
+        raise DataError(
+            "KID needs features, and these statistics hold moments only",
+            file=found.source,
+            key="features",
+            remedy="Compute them again with --features 4096, or leave KID out of the protocol",
+        )
+    return found
+
+
+def _arrays(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise DataError("this is one array, not an npz", file=path, remedy=remedy)
+        with file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
+        raise DataError(f"this is no npz of plain arrays: {problem}", file=path, remedy=remedy) from problem
+
+
+# --- make ---
+
+
+def make_statistics(
+    source: Path | range,
+    out: Path,
+    *,
+    extractor: str,
+    steps: Sequence[Jpeg | Resize] = (),
+    keep: int = 0,
+    data_root: Path | None = None,
+    device: torch.device | str = "cpu",
+    download: bool = False,
+) -> FeatureStatistics:
+    """Compute the statistics of a folder of images, or of a range of scenes, and write them to `out`.
+
+    `steps` are image steps (such as a resize to 256) that every picture goes through first; the features
+    of `keep` pictures stay for KID. Raises DataError for a folder without images or with one that is damaged.
+    """
+    network = open_extractor(extractor, data_root=data_root, device=device, download=download)
+    if isinstance(source, range):
+        batches, total, origin = (
+            scene_batches(source),
+            len(source),
+            f"scenes {source.start} to {source.stop - 1}",
+        )
+    else:
+        paths = image_paths(source)
+        batches, total, origin = image_batches(paths, steps), len(paths), source.name
+    shown = progress(batches, total, "images", f"statistics of {origin}", count=len)
+    made = compute_statistics(shown, network, total=total, keep=keep)
+    about = {
+        "images": origin,
+        "extractor": extractor,
+        "extractor_fingerprint": network.fingerprint,
+        "steps": [step.model_dump() for step in steps],
+    }
+    save_statistics(out, made, about)
+    return replace(made, source=str(out))
+
+
+def compute_statistics(
+    batches: Iterable[Images], extractor: Extractor, *, total: int, keep: int = 0
+) -> FeatureStatistics:
+    """Return the statistics of `total` images in uint8 batches [B, H, W, 3].
+
+    The features of `keep` of them, spread evenly over all, stay for KID.
+    """
+    column = feature_column(extractor.name)
+    kept_rows = set(np.linspace(0, total - 1, min(keep, total)).round().astype(int).tolist())
+    moments: Moments | None = None
+    kept = []
+    for batch in batches:
+        rows = extractor(batch)[column]
+        if moments is None:
+            moments = Moments(rows.shape[1])
+        chosen = [i for i in range(len(rows)) if moments.n + i in kept_rows]
+        kept.append(rows[chosen])
+        moments.update(rows)
+    if moments is None or moments.n < 2:
+        raise DataError("statistics need at least 2 images", found=0 if moments is None else moments.n)
+    return replace(moments.statistics(), features=np.concatenate(kept) if keep else None)
+
+
+def save_statistics(path: Path, statistics: FeatureStatistics, provenance: Mapping[str, object]) -> None:
+    """Write statistics as npz: whole or not at all. Raises DataError where the file cannot be written."""
+    arrays: dict[str, Any] = {
+        "mu": statistics.mu,
+        "sigma": statistics.sigma,
+        "provenance": np.array(json.dumps(dict(provenance), sort_keys=True)),
+    }
+    if statistics.n is not None:
+        arrays["n"] = np.array(statistics.n)
+    if statistics.features is not None:
+        arrays["features"] = statistics.features
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as problem:
+        raise DataError(
+            "the statistics cannot be written",
+            file=path,
+            found=problem.strerror,
+            remedy="Name a file in a folder that can be written and has room",
+        ) from problem
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Return the images of a folder, sorted by name; raises DataError where there are none."""
+    if not folder.is_dir():
+        raise DataError("this is no folder of images", file=folder)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DataError(
+            "no images in this folder", file=folder, remedy=f"Images end in {', '.join(SUFFIXES)}"
+        )
+    return paths
+
+
+def image_batches(paths: Iterable[Path], steps: Sequence[Jpeg | Resize] = ()) -> Iterator[Images]:
+    """Yield uint8 batches [B, H, W, 3] of image files, each after the steps; a batch holds one size."""
+    batch: list[Images] = []
+    for path in paths:
+        try:
+            with Image.open(path) as file:
+                pixels = np.asarray(file.convert("RGB"))
+        except (OSError, ValueError, Image.DecompressionBombError) as problem:
+            raise DataError(
+                f"this image cannot be read: {problem}", file=path, remedy="Remove it or fetch it again"
+            ) from problem
+        image = apply_image_steps(pixels[None], steps)
+        if batch and (len(batch) == _BATCH or batch[0].shape != image.shape):
+            yield np.concatenate(batch)
+            batch = []
+        batch.append(image)
+    if batch:
+        yield np.concatenate(batch)
+
+
+def scene_batches(indices: range, size: int = 64) -> Iterator[Images]:
+    """Yield the scenes with these indices: uint8 batches [B, size, size, 3]."""
+    for start in range(0, len(indices), _BATCH):
+        yield scenes.render_batch(indices[start : start + _BATCH], size)

@@ -1,0 +1,342 @@
+"""Reference statistics: what is read, what is refused and what is made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch_fidelity.metric_fid import fid_features_to_statistics
+
+from pytest_sdbench import scenes, statistics
+from pytest_sdbench.errors import DataError, Unavailable
+from pytest_sdbench.features import Extractor, open_extractor
+from pytest_sdbench.metrics import FeatureStatistics
+from pytest_sdbench.paths import reference
+from pytest_sdbench.protocol import Jpeg, Resize
+from pytest_sdbench.statistics import (
+    compute_statistics,
+    describe,
+    image_batches,
+    image_paths,
+    load_reference,
+    load_references,
+    make_statistics,
+    reference_of,
+    save_statistics,
+    scene_batches,
+)
+
+WIDTH = 6
+
+
+def some(n: int = 40) -> FeatureStatistics:
+    rows = np.random.default_rng(0).normal(size=(n, WIDTH))
+    return FeatureStatistics(rows.mean(0), np.cov(rows, rowvar=False), n, rows[:10].astype(np.float32))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "statistics.npz"
+    save_statistics(path, some(), {"made": "by a test"})
+    return path
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Replace keys of an npz; None takes one out."""
+    with np.load(path) as content:
+        arrays = dict(content) | changes
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+
+
+# --- reading ---
+
+
+def test_what_was_written_is_read(file: Path) -> None:
+    got, expected = load_reference(file, width=WIDTH), some()
+    assert np.array_equal(got.mu, expected.mu)
+    np.testing.assert_allclose(got.sigma, expected.sigma, rtol=1e-15)
+    assert got.n == 40
+    assert got.features is not None
+    assert expected.features is not None
+    assert np.array_equal(got.features, expected.features)
+    with np.load(file, allow_pickle=False) as content:
+        assert json.loads(str(content["provenance"])) == {"made": "by a test"}
+
+
+def test_files_of_pytorch_fid_are_read(tmp_path: Path) -> None:
+    statistics = some()
+    np.savez(tmp_path / "theirs.npz", mu=statistics.mu, sigma=statistics.sigma)
+    got = load_reference(tmp_path / "theirs.npz", width=WIDTH)
+    assert got.n is None
+    assert got.features is None
+
+
+def test_the_right_checksum_is_accepted_and_another_refused(file: Path) -> None:
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert load_reference(file, width=WIDTH, sha256=right).n == 40
+    with pytest.raises(DataError, match=f"must be {'0' * 64} .found '{right}'"):
+        load_reference(file, width=WIDTH, sha256="0" * 64)
+
+
+def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"nowhere\.npz.*python -m pytest_sdbench stats"):
+        load_reference(tmp_path / "nowhere.npz", width=WIDTH)
+
+
+def _nan() -> np.ndarray:
+    sigma = some().sigma.copy()
+    sigma[1, 2] = sigma[2, 1] = np.nan
+    return sigma
+
+
+def _lopsided() -> np.ndarray:
+    sigma = some().sigma.copy()
+    sigma[1, 2] += 1
+    return sigma
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mu": None}, "mu: this key is missing"),
+        ({"sigma": None}, "sigma: this key is missing"),
+        ({"mu": np.zeros(5)}, r"mu: the extractor has 6 features, so the shape must be \[6\] .found \[5\]"),
+        ({"sigma": np.zeros((6, 5))}, r"sigma: .*must be \[6, 6\] .found \[6, 5\]"),
+        ({"sigma": _nan()}, "sigma: NaN"),
+        ({"mu": np.array(["a"] * 6)}, "mu: NaN, infinity or no numbers"),
+        ({"sigma": _lopsided()}, "sigma: a covariance is symmetric"),
+        ({"sigma": -np.eye(6)}, "variances of 0 or more"),
+        ({"features": np.zeros((3, 5))}, r"features: must be \[M, 6\]"),
+        ({"features": np.full((3, 6), np.inf)}, "features: NaN"),
+    ],
+)
+def test_a_broken_file_names_key_and_remedy(file: Path, changes: dict[str, Any], message: str) -> None:
+    rewrite(file, **changes)
+    with pytest.raises(DataError, match=message) as raised:
+        load_reference(file, width=WIDTH)
+    assert str(file) in str(raised.value)
+    assert raised.value.remedy
+
+
+def test_no_npz_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "statistics.npz"
+    for content in (b"", b"PK\x03\x04 cut short", b"mu,sigma\n1,2\n"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="no npz of plain arrays"):
+            load_reference(path, width=WIDTH)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(DataError, match="one array"):
+        load_reference(path, width=WIDTH)
+
+
+def test_pickles_are_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "statistics.npz"
+    np.savez(path, mu=np.array([{"a": 1}], dtype=object), sigma=np.eye(6))
+    with pytest.raises(DataError, match="no npz of plain arrays"):
+        load_reference(path, width=WIDTH)
+
+
+# --- what a protocol means ---
+
+
+def a_protocol(
+    folder: Path, *, images: int = 40, sha256: str | None = None, metrics: tuple[str, ...] = ("fid", "kid")
+) -> Any:
+    file = SimpleNamespace(file="s.npz", sha256=sha256, images=images)
+    specs = {name: SimpleNamespace(metric=name, extractor="net", statistics=file) for name in metrics}
+    specs["clip_score"] = SimpleNamespace(metric="clip_score", model="local:clip")
+    return SimpleNamespace(
+        path=folder / "p.yaml",
+        image=(Jpeg(jpeg=75), Resize(resize=256, filter="pil-bicubic")),
+        metrics=specs,
+        locate=lambda file, root: None if root is None else root / file,
+    )
+
+
+@pytest.fixture
+def data_root(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(statistics.WIDTHS, "net", WIDTH)
+    file.rename(file.with_name("s.npz"))
+    return file.parent
+
+
+def test_each_file_is_read_once_for_all_metrics(data_root: Path) -> None:
+    found = load_references(a_protocol(data_root), data_root)
+    assert set(found) == {"fid", "kid"}
+    assert found["fid"] is found["kid"]
+
+
+def test_the_number_of_images_is_the_protocols(data_root: Path) -> None:
+    with pytest.raises(DataError, match=r"n: the protocol's reference is 40,504 images.*found 40\)"):
+        load_references(a_protocol(data_root, images=40504), data_root)
+
+
+def test_kid_needs_features(data_root: Path) -> None:
+    rewrite(data_root / "s.npz", features=None)
+    assert set(load_references(a_protocol(data_root, metrics=("fid",)), data_root)) == {"fid"}
+    with pytest.raises(DataError, match="KID needs features"):
+        load_references(a_protocol(data_root), data_root)
+
+
+def test_statistics_that_are_not_here_say_how_to_make_them(data_root: Path) -> None:
+    protocol = a_protocol(data_root)
+    with pytest.raises(Unavailable, match="--sdbench-data"):
+        load_references(protocol, None)
+    (data_root / "s.npz").unlink()
+    command = "python -m pytest_sdbench stats IMAGES --extractor net --resize 256 --out"
+    with pytest.raises(Unavailable, match=f"from 40 real images: {command} {data_root / 's.npz'}"):
+        reference_of(protocol, protocol.metrics["fid"], data_root)
+
+
+def test_an_unknown_extractor_is_refused(data_root: Path) -> None:
+    protocol = a_protocol(data_root)
+    protocol.metrics["fid"].extractor = "other"
+    with pytest.raises(DataError, match="unknown extractor"):
+        load_references(protocol, data_root)
+
+
+def test_the_doctors_line_says_what_was_verified(data_root: Path) -> None:
+    protocol = a_protocol(data_root)
+    assert "40 images, no checksum is published" in describe(protocol, protocol.metrics["fid"], data_root)
+    sha256 = hashlib.sha256((data_root / "s.npz").read_bytes()).hexdigest()
+    protocol = a_protocol(data_root, sha256=sha256)
+    assert "sha256 verified" in describe(protocol, protocol.metrics["fid"], data_root)
+    rewrite(data_root / "s.npz", n=None)
+    protocol = a_protocol(data_root)
+    assert "number of images not recorded" in describe(protocol, protocol.metrics["fid"], data_root)
+
+
+# --- making ---
+
+
+def colours(images: np.ndarray, prompts: object = ()) -> dict[str, torch.Tensor]:
+    """Six numbers of a picture that any resize or recompression moves a little."""
+    pixels = torch.from_numpy(np.array(images)).double()
+    return {"net": torch.cat([pixels.mean((1, 2)), pixels.std((1, 2))], dim=1)}
+
+
+NET = Extractor("net", "0" * 16, colours)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven pictures of three sizes, png and jpg, and a file that is no picture."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        shape = (24 + 8 * (i % 3), 40, 3)
+        image = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+        image.save(folder / (f"{i}.png" if i % 2 else f"{i}.JPG"), "PNG" if i % 2 else "JPEG")
+    (folder / "captions.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def _net(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "open_extractor", lambda name, **options: NET)
+
+
+@pytest.mark.usefixtures("_net")
+def test_statistics_of_a_folder_equal_those_of_its_images_one_by_one(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "statistics.npz"
+    steps = (Resize(resize=16, filter="pil-bicubic"),)
+    made = make_statistics(folder, out, extractor="net", steps=steps, keep=3)
+    rows = []
+    for path in sorted(folder.glob("[0-9]*")):
+        with Image.open(path) as image:
+            small = image.convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
+        rows.append(colours(np.asarray(small)[None])["net"].numpy()[0].astype(np.float32))
+    theirs = fid_features_to_statistics(torch.from_numpy(np.stack(rows).astype(np.float64)))
+    got = load_reference(out, width=WIDTH)
+    np.testing.assert_allclose(got.mu, theirs["mu"], rtol=1e-12)
+    np.testing.assert_allclose(got.sigma, theirs["sigma"], rtol=1e-9, atol=1e-9)
+    assert got.n == made.n == 7
+    assert got.features is not None
+    assert np.array_equal(got.features, np.stack(rows)[[0, 3, 6]])
+    with np.load(out) as content:
+        about = json.loads(str(content["provenance"]))
+    assert about["extractor"] == "net"
+    assert about["steps"] == [{"resize": 16, "filter": "pil-bicubic"}]
+
+
+@pytest.mark.usefixtures("_net")
+def test_pictures_of_several_sizes_need_no_resize(folder: Path, tmp_path: Path) -> None:
+    assert make_statistics(folder, tmp_path / "s.npz", extractor="net").n == 7
+    assert sum(len(batch) for batch in image_batches(image_paths(folder))) == 7
+
+
+@pytest.mark.usefixtures("_net")
+def test_statistics_of_scenes(tmp_path: Path) -> None:
+    indices = scenes.REFERENCE[:70]
+    made = make_statistics(indices, tmp_path / "s.npz", extractor="net", keep=70)
+    expected = colours(scenes.render_batch(indices))["net"].float().numpy()
+    assert made.features is not None
+    assert np.array_equal(made.features, expected)
+    assert sum(len(batch) for batch in scene_batches(indices)) == 70
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(DataError, match="at least 2 images"):
+        compute_statistics([np.zeros((1, 8, 8, 3), np.uint8)], NET, total=1)
+    with pytest.raises(DataError, match="at least 2 images"):
+        compute_statistics([], NET, total=0)
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no images in this folder"):
+        image_paths(tmp_path)
+    with pytest.raises(DataError, match="no folder of images"):
+        image_paths(tmp_path / "nowhere")
+
+
+@pytest.mark.usefixtures("_net")
+def test_a_damaged_image_is_named_and_nothing_is_written(folder: Path, tmp_path: Path) -> None:
+    path = folder / "5.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"5\.png: this image cannot be read"):
+        make_statistics(folder, tmp_path / "s.npz", extractor="net")
+    assert not (tmp_path / "s.npz").exists()
+
+
+def test_a_failed_write_keeps_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = file.read_bytes()
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(DataError, match=r"cannot be written .found 'No space left on device'"):
+        save_statistics(file, some(), {})
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+# --- what ships ---
+
+SHIPPED = reference() / "statistics" / "scenes-classifier.npz"
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="the statistics of scenes are not made yet")
+def test_shipped_statistics_are_those_of_the_shipped_classifier() -> None:
+    shipped = load_reference(SHIPPED, width=64)
+    assert shipped.n == len(scenes.REFERENCE)
+    assert shipped.features is not None
+    assert SHIPPED.stat().st_size < 2_000_000
+    with np.load(SHIPPED) as content:
+        about = json.loads(str(content["provenance"]))
+    extractor = open_extractor("scenes-classifier")
+    assert about["extractor_fingerprint"] == extractor.fingerprint
+    # The kept features are spread evenly; recompute some of them.
+    kept = np.linspace(0, len(scenes.REFERENCE) - 1, len(shipped.features)).round().astype(int)[:32]
+    indices = [scenes.REFERENCE[int(i)] for i in kept]
+    again = extractor(scenes.render_batch(indices))["scenes-classifier"]
+    np.testing.assert_allclose(shipped.features[:32], again, rtol=1e-3, atol=1e-3 * np.abs(again).max())
