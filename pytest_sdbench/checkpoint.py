@@ -16,6 +16,7 @@ from pytest_sdbench.errors import CheckpointError, Unavailable
 from pytest_sdbench.hub import HUB_ID, cached_snapshot, download_snapshot
 from pytest_sdbench.integrity import check_component, check_together
 from pytest_sdbench.paths import reference
+from pytest_sdbench.skeleton import known_keys
 from pytest_sdbench.tensors import COPY_AGAIN, Weights, find_weights, read_json
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class Checkpoint:
 
     @property
     def unet_config(self) -> dict[str, Any]:
-        """The configuration of the U-Net under test."""
-        return self.config("unet")
+        """The configuration of the U-Net under test, as far as the installed diffusers knows its keys."""
+        return known_keys(self.config("unet"))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -243,7 +244,8 @@ _NOTES = (
 
 def _config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of a configuration, without private entries, notes of versions and paths, or its layout."""
-    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in _NOTES}
+    notes = {key for key in config if key.startswith("_") and key != "_class_name"}.union(_NOTES)
+    kept = {key: value for key, value in config.items() if key not in notes}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

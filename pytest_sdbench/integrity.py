@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.errors import CardError, CheckpointError
-from pytest_sdbench.skeleton import text_encoder_skeleton, unet_skeleton, vae_skeleton
+from pytest_sdbench.skeleton import known_keys, text_encoder_skeleton, unet_skeleton, vae_skeleton
 from pytest_sdbench.tensors import COPY_AGAIN, Tensor, Weights, read_shapes, read_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -44,10 +44,11 @@ def expected_shapes(
     component: str, config: Mapping[str, Any], config_file: Path
 ) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the parameters that a component's configuration means."""
-    known = {key: value for key, value in config.items() if not key.startswith("_")}
-    build = {"unet": _build_unet, "vae": vae_skeleton, "text_encoder": text_encoder_skeleton}[component]
     try:
-        model = build(known)
+        if component == "unet":
+            model = unet_skeleton(known_keys(config))
+        else:
+            model = {"vae": vae_skeleton, "text_encoder": text_encoder_skeleton}[component](config)
     except Exception as error:
         # Constructors fail in as many ways as there are wrong values; the text of the error says which it
         # was.
@@ -107,16 +108,6 @@ def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> No
             )
 
 
-def _build_unet(config: Mapping[str, Any]) -> Any:
-    import inspect
-
-    from diffusers import UNet2DConditionModel
-
-    # Configurations of other diffusers versions may hold keys that this one ignores.
-    arguments = inspect.signature(UNet2DConditionModel.__init__).parameters
-    return unet_skeleton({key: value for key, value in config.items() if key in arguments})
-
-
 def _disagreement(
     component: str,
     stored: Mapping[str, Tensor],
@@ -138,9 +129,9 @@ def _disagreement(
     parts += [f"{len(extra)} extra, e.g. {extra[0]}"] if extra else []
     remedy = "Save the configuration of the network that was trained, beside its weights"
     shapes = {name: tensor.shape for name, tensor in stored.items()}
-    if component == "unet" and (name := _known_architecture(shapes)):
+    if component == "unet" and (known := _known_architecture(shapes)):
         # Distillation scripts are known to save the teacher's configuration with the student.
-        remedy = f"These are the tensors of {name}: put its configuration into {config_file.name}"
+        remedy = f"These are the tensors of {known}: put its configuration into {config_file.name}"
     return CheckpointError(
         "configuration and tensors disagree",
         file=config_file,

@@ -40,6 +40,11 @@ def unet_config(architecture: str | Config) -> Config:
     return architecture
 
 
+def known_keys(config: Config) -> dict[str, Any]:
+    """Return what the installed diffusers knows of a saved U-Net configuration: versions differ in it."""
+    return {key: value for key, value in config.items() if key in _unet_defaults()}
+
+
 def architecture_key(architecture: str | Config) -> str:
     """Return canonical JSON of a U-Net configuration: equal for networks that are built alike.
 
@@ -47,7 +52,7 @@ def architecture_key(architecture: str | Config) -> str:
     out.
     """
     config = unet_config(architecture) if isinstance(architecture, str) else architecture
-    known = {key: config.get(key, default) for key, default in _unet_defaults().items()}
+    known = {**_unet_defaults(), **known_keys(config)}
     return json.dumps(known, sort_keys=True, separators=(",", ":"), default=list)
 
 
@@ -68,10 +73,8 @@ def unet_skeleton(
     torch.nn.Module.to(model, dtype or torch.float32)
     if torch.device(device).type == "meta":
         return model
-    if next(model.buffers(), None) is not None:
-        # A buffer holds computed values, which only the constructor knows: pay for a full initialisation.
-        model = UNet2DConditionModel.from_config(dict(config)).eval().requires_grad_(False)
-        return torch.nn.Module.to(model, device=device, dtype=dtype or torch.float32)
+    # `to_empty` leaves buffers unset, and only the constructor could compute them: these U-Nets have none.
+    assert next(model.buffers(), None) is None, "a U-Net with buffers"
     model.to_empty(device=device)
     _fill(model)
     return model

@@ -149,14 +149,15 @@ def measure_latency(
         raise Unavailable("timing is disabled", remedy="Run without --benchmark-disable and without -n")
     with machine_lock():
         try:
-            candidate_call = UnetCall(architecture, device=device, dtype=dtype)
-            baseline_call = UnetCall(baseline, device=device, dtype=dtype) if baseline is not None else None
-            result = replace(
-                _interleave(benchmark, candidate_call, baseline_call, budget), identical=identical
+            result = _interleave(
+                benchmark,
+                UnetCall(architecture, device=device, dtype=dtype),
+                UnetCall(baseline, device=device, dtype=dtype) if baseline is not None else None,
+                budget,
             )
         finally:
-            candidate_call = baseline_call = None
             release_memory(device)
+    result = replace(result, identical=identical)
     benchmark.extra_info.update(
         result.as_dict(), device=device, dtype=str(dtype), threads=torch.get_num_threads()
     )

@@ -1,0 +1,634 @@
+"""Checkpoints: found, verified, identified, loaded; every damage named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pytest_sdbench import checkpoint as checkpoint_module
+from pytest_sdbench import hub
+from pytest_sdbench.architectures import ARCHITECTURES
+from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve, verify
+from pytest_sdbench.errors import CheckpointError, Unavailable
+from pytest_sdbench.integrity import check_component
+from pytest_sdbench.skeleton import unet_skeleton
+from pytest_sdbench.tensors import find_weights
+from tests.tiny_checkpoint import make_checkpoint
+
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def edit_weights(file: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def error_of(folder: Path) -> CheckpointError:
+    with pytest.raises(CheckpointError) as caught:
+        verify(resolve(str(folder)))
+    assert caught.value.remedy, "every error says what to do"
+    return caught.value
+
+
+def draw(pipeline: Any) -> np.ndarray:
+    generator = torch.Generator().manual_seed(3)
+    images = pipeline("red and blue", num_inference_steps=2, generator=generator, output_type="np").images
+    return np.asarray(images)
+
+
+# --- an untouched checkpoint ----------------------------------------------------------------------
+
+
+def test_a_whole_checkpoint_is_verified_and_draws(pristine_checkpoint: Path) -> None:
+    pipeline = load_pipeline(resolve(str(pristine_checkpoint)))
+    assert draw(pipeline).shape == (1, 64, 64, 3)
+    assert pipeline.safety_checker is None
+    assert pipeline.progress_bar(range(1)).disable
+    assert type(pipeline.scheduler).__name__ == "PNDMScheduler"
+    assert pipeline.scheduler.config.skip_prk_steps
+    models = (pipeline.unet, pipeline.text_encoder, pipeline.vae)
+    assert not any(model.training for model in models)
+
+
+def test_the_pipeline_draws_what_diffusers_own_loader_draws(pristine_checkpoint: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    theirs = StableDiffusionPipeline.from_pretrained(pristine_checkpoint, safety_checker=None)
+    theirs.set_progress_bar_config(disable=True)
+    ours = load_pipeline(resolve(str(pristine_checkpoint)))
+    np.testing.assert_array_equal(draw(ours), draw(theirs))
+
+
+def test_loading_is_silent(pristine_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_pipeline(resolve(str(pristine_checkpoint)))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16], ids=["name", "object"])
+def test_networks_are_loaded_in_the_dtype(pristine_checkpoint: Path, dtype: Any) -> None:
+    pipeline = load_pipeline(resolve(str(pristine_checkpoint)), dtype=dtype)
+    for model in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{"variant": "fp16", "dtype": "float16"}, {"safe_serialization": False}, {"max_shard_size": "200KB"}],
+    ids=["fp16", "bin", "sharded"],
+)
+def test_other_forms_of_the_same_checkpoint_load(tmp_path: Path, form: dict[str, Any]) -> None:
+    checkpoint = resolve(str(make_checkpoint(tmp_path / "other", **form)))
+    pipeline = load_pipeline(checkpoint)
+    assert draw(pipeline).shape == (1, 64, 64, 3)
+    assert pipeline.unet.dtype == torch.float32
+
+
+def test_full_precision_is_read_where_an_fp16_variant_lies_beside_it(tiny_checkpoint: Path) -> None:
+    full = tiny_checkpoint / UNET_WEIGHTS
+    shutil.copy(full, full.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert find_weights(full.parent, "unet").files == (full,)
+
+
+def test_old_names_of_vae_attention_and_clip_positions_are_accepted(tiny_checkpoint: Path) -> None:
+    before = draw(load_pipeline(resolve(str(tiny_checkpoint))))
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [n for n in tensors if ".mid_block.attentions." in n]:
+            for new, former in old.items():
+                if f".{new}." in name:
+                    tensors[name.replace(new, former)] = tensors.pop(name)
+
+    def prefix(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[f"text_model.{name}"] = tensors.pop(name)
+        tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+
+    edit_weights(tiny_checkpoint / "vae/diffusion_pytorch_model.safetensors", rename)
+    edit_weights(tiny_checkpoint / "text_encoder/model.safetensors", prefix)
+    stored = load_file(tiny_checkpoint / "vae/diffusion_pytorch_model.safetensors")
+    assert "decoder.mid_block.attentions.0.proj_attn.weight" in stored
+    np.testing.assert_array_equal(draw(load_pipeline(resolve(str(tiny_checkpoint)))), before)
+
+
+def test_keys_of_other_diffusers_versions_are_no_damage(tiny_checkpoint: Path) -> None:
+    edit_json(tiny_checkpoint / "unet" / "config.json", only_cross_attention_of_old=False)
+    checkpoint = resolve(str(tiny_checkpoint))
+    verify(checkpoint)
+    assert unet_skeleton(checkpoint.unet_config).config.layers_per_block == 2
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def test_missing_weights_are_named(tiny_checkpoint: Path) -> None:
+    (tiny_checkpoint / UNET_WEIGHTS).unlink()
+    error = error_of(tiny_checkpoint)
+    assert error.file == tiny_checkpoint / "unet"
+    assert error.key == "unet"
+    assert "diffusion_pytorch_model.safetensors" in str(error)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 5_000, -100], ids=lambda n: f"{n} bytes")
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_truncated_weights_are_named(tiny_checkpoint: Path, component: str, kept: int) -> None:
+    file = next((tiny_checkpoint / component).glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:kept])
+    error = error_of(tiny_checkpoint)
+    assert "truncated" in str(error)
+    assert error.file == file
+
+
+def test_a_git_lfs_pointer_is_recognised(tiny_checkpoint: Path) -> None:
+    (tiny_checkpoint / UNET_WEIGHTS).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
+    assert "git lfs pull" in str(error_of(tiny_checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (UNET_WEIGHTS, "conv_in.weight"),
+        ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias"),
+        ("text_encoder/model.safetensors", "final_layer_norm.weight"),
+    ],
+)
+def test_a_missing_tensor_is_named(tiny_checkpoint: Path, file: str, name: str) -> None:
+    edit_weights(tiny_checkpoint / file, lambda tensors: tensors.pop(name))
+    error = error_of(tiny_checkpoint)
+    assert "missing tensor" in str(error)
+    assert (error.file, error.key) == (tiny_checkpoint / file, name)
+
+
+def test_an_extra_tensor_is_named(tiny_checkpoint: Path) -> None:
+    edit_weights(tiny_checkpoint / UNET_WEIGHTS, lambda tensors: tensors.update(surplus=torch.ones(3)))
+    error = error_of(tiny_checkpoint)
+    assert (error.file, error.key, error.found) == (tiny_checkpoint / UNET_WEIGHTS, "surplus", (3,))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_no_number_is_named(tiny_checkpoint: Path, value: float) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["conv_out.weight"].view(-1)[7] = value
+
+    edit_weights(tiny_checkpoint / UNET_WEIGHTS, spoil)
+    error = error_of(tiny_checkpoint)
+    assert "NaN or infinity in 1 of 288 values" in str(error)
+    assert (error.file, error.key) == (tiny_checkpoint / UNET_WEIGHTS, "conv_out.weight")
+
+
+def test_diffusers_itself_says_nothing_of_missing_extra_and_nan(tiny_checkpoint: Path) -> None:
+    """The reason why checkpoints are verified: should this fail one day, diffusers has learnt to."""
+    from diffusers import UNet2DConditionModel
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["conv_in.weight"]
+        tensors["surplus"] = torch.ones(3)
+        tensors["conv_out.weight"][:] = float("nan")
+
+    edit_weights(tiny_checkpoint / UNET_WEIGHTS, spoil)
+    UNet2DConditionModel.from_pretrained(tiny_checkpoint / "unet")
+
+
+@pytest.mark.parametrize(
+    ("component", "change"),
+    [
+        ("unet", {"block_out_channels": [8, 8, 16, 32]}),
+        ("unet", {"layers_per_block": 1}),
+        ("unet", {"cross_attention_dim": 24}),
+        ("vae", {"block_out_channels": [8, 8, 8, 32]}),
+        ("text_encoder", {"hidden_size": 32}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_a_config_that_disagrees_with_the_tensors_is_named(
+    tiny_checkpoint: Path, component: str, change: dict[str, Any]
+) -> None:
+    config = tiny_checkpoint / component / "config.json"
+    edit_json(config, **change)
+    error = error_of(tiny_checkpoint)
+    assert "configuration and tensors disagree" in str(error)
+    assert error.file == config
+    assert error.key
+    assert error.key in str(error)
+
+
+def test_a_student_saved_with_its_teachers_config_is_recognised(tmp_path: Path) -> None:
+    """The known mistake of distillation scripts."""
+    (tmp_path / "config.json").write_text(json.dumps(dict(ARCHITECTURES["sd-v1"])))
+    shapes = {name: value.shape for name, value in unet_skeleton("bk-sdm-tiny").state_dict().items()}
+    write_sparse(tmp_path / "diffusion_pytorch_model.safetensors", shapes)
+    with pytest.raises(CheckpointError, match="These are the tensors of bk-sdm-tiny") as caught:
+        check_component(
+            "unet", ARCHITECTURES["sd-v1"], tmp_path / "config.json", find_weights(tmp_path, "unet")
+        )
+    assert "missing" in str(caught.value.found)
+
+
+def write_sparse(file: Path, shapes: dict[str, torch.Size]) -> None:
+    """Write a safetensors file whose values are a hole in the file: all zeros, and no room taken."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + 2 * shape.numel()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + offset)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "unreadable JSON"),
+        ("[]", "not a JSON object"),
+        ('{"norm_num_groups": 7}', "not a configuration"),
+    ],
+)
+def test_a_broken_config_is_named(tiny_checkpoint: Path, content: str, says: str) -> None:
+    config = tiny_checkpoint / "unet" / "config.json"
+    if "norm" in content:
+        edit_json(config, **json.loads(content))
+    else:
+        config.write_text(content)
+    error = error_of(tiny_checkpoint)
+    assert says in str(error)
+    assert error.file == config
+
+
+def test_a_missing_config_is_named(tiny_checkpoint: Path) -> None:
+    (tiny_checkpoint / "vae" / "config.json").unlink()
+    assert error_of(tiny_checkpoint).file == tiny_checkpoint / "vae" / "config.json"
+
+
+def test_another_kind_of_network_is_refused(tiny_checkpoint: Path) -> None:
+    edit_json(tiny_checkpoint / "vae" / "config.json", _class_name="AutoencoderTiny")
+    assert "AutoencoderKL" in str(error_of(tiny_checkpoint))
+    edit_json(
+        tiny_checkpoint / "model_index.json", text_encoder=["transformers", "CLIPTextModelWithProjection"]
+    )
+    assert "CLIPTextModel" in str(error_of(tiny_checkpoint))
+
+
+def test_components_of_two_families_are_refused(tmp_path: Path, pristine_checkpoint: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", unet={"cross_attention_dim": 24})
+    checkpoint = resolve(None, weights=other)
+    assert "do not fit together" in str(error_of(other))
+    mixed = Checkpoint("mixed", pristine_checkpoint, checkpoint.part("unet"))
+    with pytest.raises(
+        CheckpointError, match=r"unet\.cross_attention_dim.*24, but text_encoder\.hidden_size is 16"
+    ):
+        verify(mixed)
+
+
+def test_an_unknown_scheduler_is_refused(tiny_checkpoint: Path) -> None:
+    edit_json(tiny_checkpoint / "model_index.json", scheduler=["diffusers", "Miracle"])
+    error = error_of(tiny_checkpoint)
+    assert error.found == "Miracle"
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
+def test_a_missing_vocabulary_is_named(tiny_checkpoint: Path, name: str) -> None:
+    for file in (tiny_checkpoint / "tokenizer").glob("*"):
+        if name == "vocab.json" or file.name == "merges.txt":
+            file.unlink()
+    if name == "tokenizer.json":
+        (tiny_checkpoint / "tokenizer" / name).write_text("{")
+    with pytest.raises(CheckpointError, match="vocabulary") as caught:
+        load_pipeline(resolve(str(tiny_checkpoint)))
+    assert caught.value.file == tiny_checkpoint / "tokenizer"
+
+
+def test_a_vocabulary_larger_than_the_text_encoder_is_refused(tiny_checkpoint: Path) -> None:
+    file = tiny_checkpoint / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"]["surplus</w>"] = len(tokenizer["model"]["vocab"])
+    file.write_text(json.dumps(tokenizer))
+    vocabulary = tiny_checkpoint / "tokenizer" / "vocab.json"
+    edit_json(vocabulary, **{"surplus</w>": len(json.loads(vocabulary.read_text()))})
+    with pytest.raises(CheckpointError, match=r"text_encoder\.vocab_size"):
+        load_pipeline(resolve(str(tiny_checkpoint)))
+
+
+class Evil:
+    """Unpickling this would run a command."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("/nonexistent/ran",)
+
+
+def test_a_pickle_of_more_than_tensors_is_refused_and_not_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tiny_checkpoint / UNET_WEIGHTS).unlink()
+    file = tiny_checkpoint / "unet" / "diffusion_pytorch_model.bin"
+    torch.save({"conv_in.weight": Evil()}, file)
+    error = error_of(tiny_checkpoint)
+    assert "refused" in str(error)
+    assert error.file == file
+    assert "weights_only" in str(error)
+
+
+def test_a_damaged_or_nested_bin_is_named(tiny_checkpoint: Path) -> None:
+    (tiny_checkpoint / UNET_WEIGHTS).unlink()
+    file = tiny_checkpoint / "unet" / "diffusion_pytorch_model.bin"
+    torch.save({"state_dict": {"conv_in.weight": torch.ones(2)}}, file)
+    assert "not a flat mapping" in str(error_of(tiny_checkpoint))
+    file.write_bytes(file.read_bytes()[:300])
+    assert error_of(tiny_checkpoint).file == file
+
+
+def test_a_bin_of_the_format_before_zip_is_read(tiny_checkpoint: Path) -> None:
+    safe = tiny_checkpoint / UNET_WEIGHTS
+    file = tiny_checkpoint / "unet" / "diffusion_pytorch_model.bin"
+    torch.save(load_file(safe), file, _use_new_zipfile_serialization=False)
+    safe.unlink()
+    verify(resolve(str(tiny_checkpoint)))
+
+
+def test_a_missing_shard_and_one_outside_are_named(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "sharded", max_shard_size="200KB")
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    shard = folder / "unet" / "diffusion_pytorch_model-00002-of-00004.safetensors"
+    shard.rename(folder / "shard")
+    error = error_of(folder)
+    assert error.file == shard
+    content = json.loads(index.read_text())
+    placed = {
+        name: str(folder / "shard") if "00002" in file else file
+        for name, file in content["weight_map"].items()
+    }
+    edit_json(index, weight_map=placed)
+    assert "outside of the folder" in str(error_of(folder))
+    edit_json(index, weight_map={})
+    assert error_of(folder).key == "weight_map"
+
+
+# --- identity -------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_does_not_depend_on_place_notes_or_other_files(
+    pristine_checkpoint: Path, tiny_checkpoint: Path
+) -> None:
+    moved = tiny_checkpoint.rename(tiny_checkpoint.with_name("elsewhere"))
+    (moved / "README.md").write_text("# A checkpoint")
+    (moved / "safety_checker").mkdir()
+    edit_json(moved / "unet" / "config.json", _diffusers_version="0.19.3", _name_or_path="/home/me/run-7")
+    assert resolve(str(moved)).fingerprint == resolve(str(pristine_checkpoint)).fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: edit_weights(
+            folder / UNET_WEIGHTS, lambda t: t["conv_in.bias"].view(-1)[:1].add_(1e-6)
+        ),
+        lambda folder: edit_json(folder / "unet" / "config.json", norm_eps=1e-6),
+        lambda folder: edit_json(folder / "scheduler" / "scheduler_config.json", beta_end=0.013),
+        lambda folder: edit_json(folder / "model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
+        lambda folder: (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n"),
+    ],
+    ids=["weight", "config", "scheduler", "scheduler class", "vocabulary"],
+)
+def test_the_fingerprint_changes_with_anything_that_matters(
+    pristine_checkpoint: Path, tiny_checkpoint: Path, change: Callable[[Path], object]
+) -> None:
+    change(tiny_checkpoint)
+    assert resolve(str(tiny_checkpoint)).fingerprint != resolve(str(pristine_checkpoint)).fingerprint
+
+
+def test_equal_arguments_make_equal_checkpoints(pristine_checkpoint: Path, tmp_path: Path) -> None:
+    again, other = make_checkpoint(tmp_path / "again"), make_checkpoint(tmp_path / "other", seed=1)
+    fingerprints = [resolve(str(folder)).fingerprint for folder in (pristine_checkpoint, again, other)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+# --- specs ----------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_relative_to_the_card(tiny_checkpoint: Path) -> None:
+    near = tiny_checkpoint.parent / "cards"
+    near.mkdir()
+    assert resolve("../tiny-sd", near=near).folder == tiny_checkpoint
+
+
+def test_a_u_net_stands_on_a_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    student = make_checkpoint(tmp_path / "student", seed=5, unet={"time_cond_proj_dim": 32})
+    lone = Path(shutil.copytree(student / "unet", tmp_path / "lone"))
+    spec = {"base": "./tiny-sd", "unet": "./lone"}
+    checkpoint = resolve(spec, near=tmp_path)
+    assert checkpoint == resolve("base: ./tiny-sd, unet: ./lone", near=tmp_path)
+    assert checkpoint.unet_config["time_cond_proj_dim"] == 32
+    pipeline = load_pipeline(checkpoint)
+    assert pipeline.unet.config.time_cond_proj_dim == 32
+    assert draw(pipeline).shape == (1, 64, 64, 3)
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_checkpoint, whole)
+    shutil.rmtree(whole / "unet")
+    shutil.copytree(lone, whole / "unet")
+    assert checkpoint.fingerprint == resolve(str(whole)).fingerprint, "identity is content, not arrangement"
+
+
+def test_a_u_net_published_with_its_scheduler_brings_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    lone = tmp_path / "lcm"
+    shutil.copytree(tiny_checkpoint / "unet", lone / "unet")
+    (lone / "scheduler").mkdir()
+    (lone / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "LCMScheduler"}')
+    pipeline = load_pipeline(resolve({"base": "./tiny-sd", "unet": "./lcm"}, near=tmp_path))
+    assert type(pipeline.scheduler).__name__ == "LCMScheduler"
+
+
+def test_only_the_u_net_is_taken_of_a_whole_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", seed=2)
+    checkpoint = resolve({"base": str(tiny_checkpoint), "unet": str(other)})
+    assert checkpoint.part("unet") == other / "unet"
+    assert checkpoint.part("scheduler") == tiny_checkpoint / "scheduler"
+
+
+def test_weights_replace_what_the_card_names(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    whole = resolve("org/absent", card="tiny", weights=tiny_checkpoint)
+    assert whole.folder == tiny_checkpoint
+    alone = resolve(str(tiny_checkpoint), card="tiny", weights=tiny_checkpoint / "unet")
+    assert (alone.folder, alone.unet_folder) == (tiny_checkpoint, tiny_checkpoint / "unet")
+    pair = resolve({"base": str(tiny_checkpoint), "unet": "./absent"}, weights=tiny_checkpoint / "unet")
+    assert pair.folder == tiny_checkpoint
+
+
+def test_weights_that_are_none_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--sdbench-weights tiny: no such folder"):
+        resolve(str(tiny_checkpoint), card="tiny", weights=tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="no U-Net"):
+        resolve(str(tiny_checkpoint), weights=tiny_checkpoint / "tokenizer")
+
+
+def test_a_card_without_a_checkpoint_is_unavailable_with_the_remedy() -> None:
+    with pytest.raises(Unavailable, match="--sdbench-weights tiny-sd-lcm-6400=PATH"):
+        resolve(None, card="tiny-sd-lcm-6400")
+
+
+@pytest.mark.parametrize("spec", ["nonsense", "a/b/c", "org/name@", {"unet": "./x"}])
+def test_a_spec_of_no_form_is_refused_with_the_forms(spec: Any) -> None:
+    with pytest.raises(CheckpointError, match="org/name@revision"):
+        resolve(spec)
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        resolve("./absent", near=tmp_path)
+    with pytest.raises(CheckpointError, match="Embedded checkpoints"):
+        resolve("embedded:absent")
+    with pytest.raises(CheckpointError, match=r"no model_index\.json"):
+        resolve(str(tiny_checkpoint / "tokenizer"))
+    with pytest.raises(CheckpointError, match="U-Net alone"):
+        resolve(str(tiny_checkpoint / "unet"))
+
+
+def test_an_embedded_checkpoint_is_found(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    tiny_checkpoint.rename(tmp_path / "checkpoints" / "tiny-sd")
+    monkeypatch.setattr(checkpoint_module, "reference", lambda: tmp_path)
+    assert resolve("embedded:tiny-sd").folder == tmp_path / "checkpoints" / "tiny-sd"
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no network."""
+    import huggingface_hub
+
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+def fill_cache(cache: Path, name: str, folder: Path) -> Path:
+    """Lay ``folder`` out as the hub's cache does: blobs, and a snapshot of links to them."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "blobs").mkdir()
+    snapshot = repository / "snapshots" / COMMIT
+    for i, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        link = snapshot / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, repository / "blobs" / f"{i:064x}")
+        link.symlink_to(os.path.relpath(repository / "blobs" / f"{i:064x}", link.parent))
+    return snapshot
+
+
+@pytest.mark.parametrize("spec", ["org/tiny", f"org/tiny@{COMMIT}", "org/tiny@main"])
+@pytest.mark.parametrize("download", [False, True])
+def test_the_hub_cache_is_used_without_network(
+    hub_cache: Path, pristine_checkpoint: Path, spec: str, download: bool
+) -> None:
+    snapshot = fill_cache(hub_cache, "org/tiny", pristine_checkpoint)
+    if download and COMMIT not in spec:
+        with pytest.raises(Unavailable, match="cannot be fetched"):
+            resolve(spec, download=True)
+        return
+    checkpoint = resolve(spec, download=download)
+    assert checkpoint.folder == snapshot
+    assert checkpoint.fingerprint == resolve(str(pristine_checkpoint)).fingerprint
+    assert draw(load_pipeline(checkpoint)).shape == (1, 64, 64, 3)
+
+
+def test_what_is_not_cached_is_unavailable_with_both_remedies(hub_cache: Path) -> None:
+    with pytest.raises(Unavailable) as caught:
+        resolve(f"org/tiny@{COMMIT}", card="tiny")
+    assert "not in the hub cache" in str(caught.value)
+    assert "--sdbench-download" in str(caught.value)
+    assert "--sdbench-weights tiny=PATH" in str(caught.value)
+
+
+def test_without_network_a_download_is_unavailable_with_the_reason(hub_cache: Path) -> None:
+    with pytest.raises(Unavailable, match="--sdbench-weights tiny=PATH") as caught:
+        resolve(f"org/tiny@{COMMIT}", card="tiny", download=True)
+    assert "Offline" in str(caught.value.found)
+
+
+@pytest.mark.parametrize("lacks", [UNET_WEIGHTS, "tokenizer", "vae/config.json"])
+def test_a_cache_that_lacks_a_part_is_unavailable_and_names_it(
+    hub_cache: Path, tiny_checkpoint: Path, lacks: str
+) -> None:
+    path = tiny_checkpoint / lacks
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    fill_cache(hub_cache, "org/tiny", tiny_checkpoint)
+    with pytest.raises(Unavailable, match="only partly in the hub cache") as caught:
+        resolve("org/tiny")
+    assert lacks.split("/")[0] in str(caught.value.found)
+
+
+def test_a_repository_of_a_u_net_alone_stands_on_a_base(hub_cache: Path, tiny_checkpoint: Path) -> None:
+    snapshot = fill_cache(hub_cache, "org/lone", tiny_checkpoint / "unet")
+    checkpoint = resolve({"base": str(tiny_checkpoint), "unet": "org/lone"})
+    assert checkpoint.part("unet") == snapshot
+    verify(checkpoint)
+
+
+def test_a_download_takes_one_format_of_each_component(
+    hub_cache: Path, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    offered = [
+        p.relative_to(pristine_checkpoint).as_posix() for p in pristine_checkpoint.rglob("*") if p.is_file()
+    ]
+    offered += [
+        "v1-4.ckpt",
+        "README.md",
+        "unet/diffusion_pytorch_model.bin",
+        "safety_checker/model.safetensors",
+    ]
+    asked: list[str] = []
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(fill_cache(hub_cache, name, pristine_checkpoint))
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name, revision: offered)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    verify(resolve(f"org/tiny@{COMMIT}", download=True))
+    assert sorted(asked) == sorted(
+        p for p in offered if p.count("/") + p.count("model_index") and ".bin" not in p and "safety" not in p
+    )
+
+
+def test_a_download_of_a_repository_without_weights_is_an_error(
+    hub_cache: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    (tiny_checkpoint / UNET_WEIGHTS).unlink()
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name, revision: ["model_index.json"])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tiny_checkpoint))
+    with pytest.raises(CheckpointError, match="no unet"):
+        resolve("org/tiny", download=True)
+
+
+def test_shards_variants_and_lone_u_nets_are_chosen() -> None:
+    shards = [f"unet/diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    sharded = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors.index.fp16.json", *shards]
+    assert hub.wanted_files([*sharded, "unet/diffusion_pytorch_model.bin"], ["unet"]) == sharded
+    lone = ["config.json", "diffusion_pytorch_model.bin"]
+    assert hub.wanted_files([*lone, "notes.txt"], ["unet"]) == lone
