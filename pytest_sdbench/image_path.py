@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-if TYPE_CHECKING:
-    from pytest_sdbench.protocol import Jpeg, Resize
+from pytest_sdbench.protocol import Jpeg, Resize
 
 Images = npt.NDArray[np.uint8]
 """RGB pictures, uint8 [B, H, W, 3]."""
@@ -48,9 +46,7 @@ def resize(image: Image.Image, size: int, filter: str = "pil-bicubic") -> Image.
 
 def _walk(image: Image.Image, steps: Sequence[Jpeg | Resize]) -> Image.Image:
     for step in steps:
-        quality = getattr(step, "jpeg", None)
-        image = _jpeg(image, quality) if quality is not None else resize(image, step.resize, step.filter)  #
-        type: ignore[union-attr]
+        image = _jpeg(image, step.jpeg) if isinstance(step, Jpeg) else resize(image, step.resize, step.filter)
     return image
 
 
