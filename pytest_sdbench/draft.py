@@ -33,7 +33,7 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
     """Return the text of a card for a checkpoint in diffusers layout; no weights are loaded.
 
     A README.md in the folder keeps its front matter and its body, and gains the ``sdbench`` block. `out` is
-    where the card will lie (default: README.md in the folder itself); the checkpoint's path is told from there.
+    where the card will lie, and tells the way to the checkpoint (default: README.md in the folder itself).
     Raises CheckpointError if the folder is no checkpoint, and CardError if its README.md has an ``sdbench``
     block already.
     """

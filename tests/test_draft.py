@@ -15,6 +15,7 @@ from safetensors import safe_open
 from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.card import check_lineage, read_card
 from pytest_sdbench.checkpoint import resolve
+from pytest_sdbench.compute import Macs
 from pytest_sdbench.draft import draft
 from pytest_sdbench.errors import CardError, CheckpointError
 from pytest_sdbench.paths import reference
@@ -27,6 +28,15 @@ def count(file: Path, prefix: str = "") -> int:
     with safe_open(file, "numpy") as tensors:
         shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(prefix))
+
+
+@pytest.fixture(autouse=True)
+def quick_macs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count multiply-accumulates in one test alone: it costs a forward pass, and others test the counting."""
+    if request.node.originalname != "test_a_draft_is_a_card_at_once":
+        monkeypatch.setattr(
+            "pytest_sdbench.compute.unet_macs", lambda _: Macs(255_400_000_000, 217_600_000_000)
+        )
 
 
 def test_a_draft_is_a_card_at_once(tiny_checkpoint: Path) -> None:
@@ -74,7 +84,6 @@ def test_the_commented_example_is_valid_once_filled_in(tiny_checkpoint: Path) ->
 def test_a_known_architecture_is_named(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The counts of a full-size network are others' tests: only the recognition is under test here.
     monkeypatch.setattr("pytest_sdbench.size.component_sizes", lambda _: {"unet": 482346884})
-    monkeypatch.setattr("pytest_sdbench.compute.unet_macs", lambda _: type("Macs", (), {"total": 255.4e9}))
     config = json.dumps(
         {
             **ARCHITECTURES["bk-sdm-small"],
