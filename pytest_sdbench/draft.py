@@ -163,8 +163,10 @@ def _protocols(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
 def _base_card(checkpoint: Checkpoint, front: FrontMatter | None) -> str | None:
     """Return the packaged card of the model that a checkpoint says it was built from."""
     stated = front.data.get("base_model") if front is not None else None
-    names = stated if isinstance(stated, list) else [stated]
-    names.append(checkpoint.unet_config.get("_name_or_path"))
+    names = [
+        *(stated if isinstance(stated, list) else [stated]),
+        checkpoint.config("unet").get("_name_or_path"),
+    ]
     known = {}
     for path in sorted((reference() / "cards").glob("*.md")):
         card = read_card(path)

@@ -15,14 +15,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_sdbench.errors import CardError
 from pytest_sdbench.front_matter import FrontMatter, child, parse, read_text
 from pytest_sdbench.metric_names import METRICS
-
-if TYPE_CHECKING:
-    from ruamel.yaml.nodes import Node
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # Words of another type in YAML 1.1, and fingerprints: some of those are numbers, so all look alike in quotes.
@@ -111,9 +108,9 @@ def with_records(path: Path, text: str, records: Sequence[Record]) -> str:
     return text
 
 
-def _edit(front: FrontMatter, block: Node, record: Record) -> str:
+def _edit(front: FrontMatter, block: Any, record: Record) -> str:
     text, offset, new = front.text, front.start, record.to_dict()
-    node = child(block, "records")
+    node: Any = child(block, "records")
     if node is None:
         return _insert_key(front, block, new)
     if not isinstance(node.value, list):
@@ -132,7 +129,7 @@ def _edit(front: FrontMatter, block: Node, record: Record) -> str:
     return text[:end] + front.newline + _block(new, column, front.newline) + text[end:]
 
 
-def _insert_key(front: FrontMatter, block: Node, new: Mapping[str, Any]) -> str:
+def _insert_key(front: FrontMatter, block: Any, new: Mapping[str, Any]) -> str:
     text, offset = front.text, front.start
     if block.flow_style:
         end = offset + _leaf_end(block) - 1
@@ -144,7 +141,7 @@ def _insert_key(front: FrontMatter, block: Node, new: Mapping[str, Any]) -> str:
     return text[:end] + front.newline + lines + text[end:]
 
 
-def _fill_empty(front: FrontMatter, block: Node, node: Node, new: Mapping[str, Any]) -> str:
+def _fill_empty(front: FrontMatter, block: Any, node: Any, new: Mapping[str, Any]) -> str:
     """Put the first entry in the place of ``[]``, ``null`` or nothing; a comment behind it stays."""
     text, offset = front.text, front.start
     name = next(pair[0] for pair in block.value if pair[1] is node)
@@ -159,7 +156,7 @@ def _fill_empty(front: FrontMatter, block: Node, node: Node, new: Mapping[str, A
     return text[:start] + comment.rstrip() + lines + text[line:]
 
 
-def _replace_entry(front: FrontMatter, item: Node, new: Mapping[str, Any]) -> str:
+def _replace_entry(front: FrontMatter, item: Any, new: Mapping[str, Any]) -> str:
     """Change only the values that differ, or the whole entry where its keys do."""
     text, offset = front.text, front.start
     spans: list[tuple[int, int, str]] = []

@@ -278,7 +278,7 @@ def test_a_full_disk_leaves_the_card_as_it_was(tmp_path: Path, monkeypatch: pyte
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co", "Cn"]), min_size=1)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     value=st.floats(1e-9, 1e9),
     error=st.none() | st.floats(0, 1e6),
