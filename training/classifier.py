@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ _LABELS = {
     "size": classifier.SIZE_LABELS,
     "pattern": classifier.PATTERN_LABELS,
 }
+
+
+_SCALE_FROM = 9_000_000
+"""First of the training scenes that the scale of the features is measured on."""
 
 
 class ClassifierStage:
@@ -55,7 +60,8 @@ class ClassifierStage:
         """Write config.json and model.safetensors."""
         folder = folder / classifier.NAME
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        model = with_unit_features(self.model, range(_SCALE_FROM, _SCALE_FROM + 2048))
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         config = {**self.recipe["network"], "shapes": scenes.SHAPES, "colours": scenes.COLOURS}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -87,6 +93,30 @@ def _slot_targets(drawn: list[scenes.Scene], name: str) -> Tensor:
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+@torch.no_grad()
+def with_unit_features(model: classifier.SceneClassifier, indices: range) -> classifier.SceneClassifier:
+    """Return a copy whose features have a mean variance of 1 over these real scenes, and that reads the same.
+
+    Distances between features then have a scale that a reader knows, whatever scale training ended with: the
+    features are divided by a number, and the weights of the heads behind them multiplied by it.
+    """
+    scaled = copy.deepcopy(model).eval()
+    features = torch.cat(
+        [
+            scaled(torch.from_numpy(scenes.render_batch(indices[first : first + 128])).permute(0, 3, 1, 2))[
+                "features"
+            ]
+            for first in range(0, len(indices), 128)
+        ]
+    )
+    scale = features.double().var(dim=0).mean().sqrt().float()
+    for tensor in (scaled.features.weight, scaled.features.bias):
+        tensor /= scale
+    for head in (scaled.logits, scaled.scene):
+        head.weight *= scale
+    return scaled
 
 
 @torch.no_grad()

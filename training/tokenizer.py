@@ -11,36 +11,40 @@ from transformers import CLIPTokenizer
 from pytest_sdbench import scenes
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+MERGES = Path(__file__).parent / "merges.txt"
 CONTEXT = 32
 """Tokens of the longest prompt, start and end included; the longest caption has 31."""
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Learn the merges from training captions and return the tokenizer; the same every time."""
+    """Build the tokenizer from the kept merges."""
+    # CLIP's order: bytes, bytes that end a word, merges, start, end. The end has the largest number, because
+    # CLIP text encoders find it with argmax.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    lines = MERGES.read_text(encoding="utf-8").splitlines()[1:]
+    merges = [(first, second) for first, second in (line.split() for line in lines)]
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    words += [first + second for first, second in merges] + [START, END]
+    return CLIPTokenizer(
+        vocab={word: number for number, word in enumerate(words)},
+        merges=merges,
+        model_max_length=CONTEXT,
+        padding_side="right",
+    )
+
+
+def learn_merges(count: int = 20_000) -> list[tuple[str, str]]:
+    """Learn merges from the captions of `count` training scenes.
+
+    Pairs of equal count may come in any order from run to run, and trained text encoders rest on the order:
+    that is why the merges are kept in a file, and learned again only when the words of the captions change.
+    """
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[^\sa-z]+"), "removed", invert=True)
     trainer = trainers.BpeTrainer(vocab_size=1400, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator(scenes.captions(scenes.TRAINING[:20000]), trainer)
-    merges = json.loads(learner.to_str())["model"]["merges"]
-
-    # CLIP's order: bytes, bytes that end a word, merges, start, end. The end has the largest number, because
-    # CLIP text encoders find it with argmax.
-    words = [
-        *alphabet,
-        *(letter + "</w>" for letter in alphabet),
-        *("".join(pair) for pair in merges),
-        START,
-        END,
-    ]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    return CLIPTokenizer(
-        vocab=vocabulary,
-        merges=[tuple(pair) for pair in merges],
-        model_max_length=CONTEXT,
-        padding_side="right",
-    )
+    learner.train_from_iterator(scenes.captions(scenes.TRAINING[:count]), trainer)
+    return [(first, second) for first, second in json.loads(learner.to_str())["model"]["merges"]]
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:

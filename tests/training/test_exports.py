@@ -1,0 +1,117 @@
+"""What training exports is what its users load."""
+
+from __future__ import annotations
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from PIL import Image
+
+from pytest_sdbench import scenes
+from pytest_sdbench.paths import reference
+from training import loop, vae
+from training.clip import ClipStage
+from training.tokenizer import CONTEXT, MERGES, build_tokenizer, learn_merges, save_tokenizer
+
+SHIPPED = reference() / "checkpoints"
+needs_weights = pytest.mark.skipif(
+    not (SHIPPED / "scenes-sd" / "unet" / "diffusion_pytorch_model.safetensors").is_file(),
+    reason="the embedded teacher is not trained: see training/",
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    loaded = StableDiffusionPipeline.from_pretrained(SHIPPED / "scenes-sd")
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def test_tokenizer_is_small(tmp_path):
+    tokenizer = build_tokenizer()
+    assert len(tokenizer) < 2000
+    longest = max(len(ids) for ids in tokenizer(scenes.captions(range(3000))).input_ids)
+    assert longest <= CONTEXT
+    save_tokenizer(tokenizer, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"tokenizer.json", "vocab.json", "merges.txt"}
+    assert (tmp_path / "merges.txt").read_text() == MERGES.read_text()
+
+
+def test_every_word_of_the_captions_is_one_token():
+    tokenizer = build_tokenizer()
+    words = {word.strip(",") for caption in scenes.captions(range(3000)) for word in caption.split()}
+    assert {word for word in words if len(tokenizer(word).input_ids) != 3} == set()
+
+
+def test_merges_can_be_learned_again():
+    assert {"".join(pair) for pair in learn_merges(2000)} >= {"striped</w>", "underneath</w>"}
+
+
+def test_vae_stage_learns_and_exports(tmp_path):
+    recipe = loop.read_recipe("vae")
+    recipe["network"]["block_out_channels"] = [8, 8, 8, 8]
+    schedule = loop.Schedule(images=8, batch=4, learning_rate=1e-3, warmup=4)
+    stage = vae.VaeStage(recipe)
+    loop.train(stage, schedule, tmp_path / "state", say=lambda _line: None)
+    stage.export(tmp_path)
+    loaded = AutoencoderKL.from_pretrained(tmp_path / "scenes-sd" / "vae")
+    assert loaded.config.scaling_factor == stage.vae.config.scaling_factor != 0.18215
+    assert np.isfinite(vae.psnr(loaded, scenes.EVALUATION[:2]))
+
+
+def test_clip_stage_exports_what_open_clip_loads(tmp_path):
+    stage = ClipStage(loop.read_recipe("clip"))
+    stage.export(tmp_path)
+    name = f"local-dir:{tmp_path / 'scenes-clip'}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    tokens = open_clip.get_tokenizer(name)(["a large red star on a beach"])
+    assert tokens.shape == (1, CONTEXT)
+    picture = preprocess(Image.fromarray(scenes.render(scenes.scene(0))))
+    assert picture.shape == (3, 64, 64)
+    saved = stage.model.eval().half().float()
+    torch.testing.assert_close(
+        model.eval().encode_text(tokens), saved.encode_text(tokens), rtol=1e-4, atol=1e-5
+    )
+
+
+@needs_weights
+def test_shipped_teacher_has_the_topology_and_the_budget(pipeline):
+    assert sum(weight.numel() for weight in pipeline.unet.parameters()) <= 4_000_000
+    config = pipeline.unet.config
+    assert tuple(config.down_block_types) == (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
+    assert tuple(config.up_block_types) == ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
+    assert (config.mid_block_type, config.layers_per_block) == ("UNetMidBlock2DCrossAttn", 2)
+    assert pipeline.vae_scale_factor == 8
+    assert {network.dtype for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {
+        torch.float32
+    }
+    assert pipeline.tokenizer.get_vocab() == build_tokenizer().get_vocab()
+
+
+@needs_weights
+def test_shipped_teacher_samples(pipeline):
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline(
+        "a large red star on a beach", num_inference_steps=2, generator=generator, output_type="np"
+    ).images
+    assert images.shape == (1, 64, 64, 3)
+    assert np.isfinite(images).all()
+
+
+@needs_weights
+def test_shipped_vae_is_crisp(pipeline):
+    assert vae.psnr(pipeline.vae, scenes.EVALUATION[-32:]) >= 26
+
+
+@needs_weights
+def test_shipped_clip_tells_right_from_nearly_right():
+    from training.clip import near_miss_accuracy
+
+    assert near_miss_accuracy(SHIPPED / "scenes-clip", scenes.EVALUATION[-64:]) >= 0.85
+
+
+def test_checkpoints_fit_the_budget():
+    total = sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file())
+    assert total <= 40 * 2**20
