@@ -83,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
         loop.train(stage, schedule, folder, stop_at=options.stop_at, say=lambda line: print(line, flush=True))
     if rank == 0:
         stage.export(options.folder)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

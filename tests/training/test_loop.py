@@ -149,3 +149,40 @@ def test_unknown_recipe_lists_the_known():
 def test_untrained_stage_says_what_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m training toy"):
         loop.load_trained(Toy(), SCHEDULE, tmp_path / "toy")
+
+
+SHARED = """
+import sys
+from pathlib import Path
+import torch
+from torch import distributed
+sys.path.insert(0, {tests!r})
+from test_loop import SCHEDULE, Toy, quiet
+from training import loop
+
+torch.set_num_threads(1)
+rank, folder = int(sys.argv[1]), Path({folder!r})
+distributed.init_process_group("gloo", init_method="file://" + {folder!r} + "/meet", rank=rank, world_size=2)
+stage = Toy()
+loop.train(stage, SCHEDULE, folder / "state", say=quiet)
+torch.save(list(stage.net.parameters())[0].detach(), folder / f"weight{{rank}}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_processes_that_share_a_batch_stay_equal(tmp_path):
+    code = SHARED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    root = str(Path(__file__).parents[2])
+    running = [subprocess.Popen([sys.executable, "-c", code, rank], cwd=root) for rank in ("0", "1")]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    first, second = (torch.load(tmp_path / f"weight{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first, second)
+    assert torch.load(tmp_path / "state" / "state.pt", weights_only=True)["seen"] == 64
+
+
+def test_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_grouped", lambda: True)
+    monkeypatch.setattr(loop.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(loop.distributed, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match="a batch of 8 cannot be shared by 3 processes"):
+        loop.train(Toy(), SCHEDULE, tmp_path, say=quiet)
