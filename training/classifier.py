@@ -33,7 +33,7 @@ class ClassifierStage:
         torch.manual_seed(0)
         self.recipe = recipe
         self.model = classifier.SceneClassifier(**recipe["network"])
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(memory_format=torch.channels_last)
         self.modules = nn.ModuleDict({"model": self.model})
 
     def losses(self, start: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from training.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
 
 CHECKPOINTS = Path(__file__).parents[1] / "reference" / "checkpoints"
 
-NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NOISE_SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """The schedule of Stable Diffusion v1."""
 
 
@@ -102,7 +102,7 @@ class TeacherStage:
 def noise_schedule() -> Tensor:
     """Return the share of signal variance left after each of the 1,000 noise steps, float32."""
     first, last = NOISE_SCHEDULE["beta_start"], NOISE_SCHEDULE["beta_end"]
-    betas = torch.linspace(float(first) ** 0.5, float(last) ** 0.5, 1000, dtype=torch.float64).square()
+    betas = torch.linspace(first**0.5, last**0.5, 1000, dtype=torch.float64).square()
     return (1 - betas).cumprod(0).float()
 
 
