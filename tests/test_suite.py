@@ -1,0 +1,368 @@
+"""Whole runs of ``pytest --sdbench`` on a small project: every option, and what a reader finds afterwards."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from pytest_sdbench.card import read_card
+from tests.project import FAILS, IMAGES, PASSES, make_card, make_project, make_protocol
+
+QUALITY = ("-m", "quality", "--sdbench")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all runs of this module: the same checkpoint's images are made once."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
+    return make_project(pytester.path, pristine_checkpoint, claims=PASSES | FAILS)
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, store: Path):
+    return lambda *words: pytester.runpytest("--sdbench-store", store, *QUALITY, *words)
+
+
+def rows(path: Path) -> dict[str, dict]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["schema_version"] == 1
+    return {row["node_id"].partition("::")[2]: row for row in content["results"]}
+
+
+def test_claims_pass_fail_or_have_nothing_to_compare(run, project, pytester):
+    result = run("cards", "--junitxml=junit.xml", "--sdbench-report=out/r.md", "--sdbench-report=r.json")
+    result.assert_outcomes(passed=1, failed=1, skipped=2)
+    text = result.stdout.str()
+    assert "CLIP score: claimed 0.9900, measured" in text
+    assert "Traceback" not in text
+    assert "suite.py" not in text
+
+    found = rows(pytester.path / "r.json")
+    passed = found["test_quality[mini-inception_score]"]
+    assert (passed["verdict"], passed["claimed"], passed["margin"], passed["n"]) == ("pass", 2.0, 1.5, IMAGES)
+    assert passed["measured"] >= 1.0
+    assert found["test_quality[mini-clip_score]"]["verdict"] == "fail"
+    assert found["test_quality[mini-fid]"]["verdict"] == "uncalibrated"
+    assert "--sdbench-update" in found["test_quality[mini-fid]"]["reason"]
+    table = (pytester.path / "out" / "r.md").read_text(encoding="utf-8")
+    assert "0.9900" in table
+    assert "fail" in table
+
+    cases = ET.parse(pytester.path / "junit.xml").iter("testcase")
+    properties = {
+        case.get("name"): {item.get("name"): item.get("value") for item in case.iter("property")} for case in cases
+    }
+    fid = properties["test_quality[mini-inception_score]"]
+    assert fid["sdbench_verdict"] == "pass"
+    assert float(fid["sdbench_measured"]) == pytest.approx(passed["measured"])
+
+
+def test_last_failed_runs_the_fallen_claim_alone(run, project):
+    run("cards").assert_outcomes(passed=1, failed=1, skipped=2)
+    run("cards", "--lf").assert_outcomes(failed=1)
+
+
+def test_fewer_samples_are_shown_and_never_compared(run, project, pytester):
+    result = run("cards", "--sdbench-samples=66", "--sdbench-report=r.json")
+    result.assert_outcomes(skipped=4)
+    row = rows(pytester.path / "r.json")["test_quality[mini-inception_score]"]
+    assert row["verdict"] == "mismatch"
+    assert row["n"] == 66
+    assert row["measured"] is not None
+    assert "66" in row["reason"]
+    assert "72" in row["reason"]
+
+
+def test_another_precision_is_another_protocol(run, project, pytester):
+    run("cards", "--sdbench-dtype=bfloat16", "--sdbench-samples=2", "--sdbench-report=r.json")
+    row = rows(pytester.path / "r.json")["test_quality[mini-clip_score]"]
+    assert row["verdict"] == "mismatch"
+    assert "bfloat16" in row["reason"]
+
+
+def test_weights_put_a_candidate_in_the_place_of_the_checkpoint(run, project, pytester, tiny_checkpoint):
+    report = "--sdbench-report=r.json"
+    run("cards", report)
+    own = rows(pytester.path / "r.json")["test_quality[mini-clip_score]"]
+    damage(tiny_checkpoint / "unet")
+    for name in ("mini", "cards/mini.md"):
+        run("cards", report, f"--sdbench-weights={name}={tiny_checkpoint}")
+        whole = rows(pytester.path / "r.json")["test_quality[mini-clip_score]"]
+        assert whole["extra"]["checkpoint_fingerprint"] != own["extra"]["checkpoint_fingerprint"]
+        assert whole["measured"] != own["measured"]
+    run("cards", report, f"--sdbench-weights=mini={tiny_checkpoint / 'unet'}")
+    unet = rows(pytester.path / "r.json")["test_quality[mini-clip_score]"]
+    assert unet["measured"] == whole["measured"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sdbench-weights=nobody=cards"], "'nobody' is none of the cards of this run (mini)"),
+        (["--sdbench-weights=mini"], "give CARD=PATH"),
+        (["--sdbench-weights=mini=nowhere"], "no such folder"),
+        (["--sdbench-weights=mini=cards", "--sdbench-weights=mini=cards"], "mini is given twice"),
+        (["--sdbench-samples=0"], "give a whole number above 0"),
+        (["--sdbench-samples=many"], "give a whole number above 0"),
+        (["--sdbench-data=nowhere"], "nowhere is not a folder"),
+        (["--sdbench-report=results.txt"], "neither .md"),
+        (["--sdbench-dtype=float8"], "invalid choice: 'float8'"),
+    ],
+)
+def test_an_option_that_makes_no_sense_ends_the_run_with_a_reason(run, project, words, message):
+    result = run("cards", *words)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stdout.str() + result.stderr.str()
+
+
+def test_ini_twins_stand_for_the_options(pytester, project, tmp_path):
+    pytester.makeini(
+        f"""
+        [pytest]
+        sdbench = true
+        sdbench_cards = cards
+        sdbench_samples = 2
+        sdbench_store = {tmp_path}
+        sdbench_report = from-ini.json
+        sdbench_device = cpu
+        """
+    )
+    pytester.runpytest("-m", "quality").assert_outcomes(skipped=4)
+    assert rows(pytester.path / "from-ini.json")["test_quality[mini-clip_score]"]["n"] == 2
+    assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sdbench_samples = few", "sdbench_samples: found 'few'"),
+        ("sdbench_dtype = float8", "sdbench_dtype: found 'float8'"),
+    ],
+)
+def test_an_ini_value_that_makes_no_sense_is_named(pytester, project, line, message):
+    pytester.makeini(f"[pytest]\n{line}\n")
+    result = pytester.runpytest("--sdbench", "cards")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr.str()
+
+
+def test_a_device_that_is_not_there_skips_with_the_remedy(run, project):
+    result = run("cards", "--sdbench-device=cuda:99")
+    result.assert_outcomes(skipped=4)
+    result.stdout.fnmatch_lines(["*--sdbench-device cuda:99: *Leave the option out*"])
+
+
+def test_update_records_what_was_measured_and_fails_that_run_alone(run, project, pytester):
+    make_card(project, claims=PASSES)
+    before = project.read_text(encoding="utf-8").splitlines()
+    result = run("cards", "--sdbench-update")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=1, skipped=3)
+    after = project.read_text(encoding="utf-8").splitlines()
+    assert [line for line in after if line in before] == [line for line in before if "records: []" not in line]
+    result.stdout.fnmatch_lines(["*+  - protocol: mini*", "*review the diff*"])
+
+    card = read_card(project)
+    assert {claim.metric for claim in card.claims if claim.kind == "recorded"} == {
+        "fid",
+        "kid",
+        "inception_score",
+        "clip_score",
+    }
+    record = card.records[0]
+    assert record.n == IMAGES
+    assert record.date
+    assert record.versions["torch"]
+    assert ModelCard.load(project).data.eval_results[0].metric_value == PASSES["inception_score"]
+
+    again = run("cards")
+    assert again.ret == 0
+    again.assert_outcomes(passed=5)
+    unchanged = run("cards", "--sdbench-update")
+    assert unchanged.ret == 0
+    assert project.read_text(encoding="utf-8").splitlines() == after
+
+
+@pytest.mark.parametrize("reason", ["samples", "weights"])
+def test_update_refuses_figures_that_are_not_the_cards_own(run, project, reason, tiny_checkpoint):
+    words = {"samples": "--sdbench-samples=66", "weights": f"--sdbench-weights=mini={tiny_checkpoint}"}[reason]
+    before = project.read_bytes()
+    result = run("cards", "--sdbench-update", words)
+    assert project.read_bytes() == before
+    result.stdout.fnmatch_lines([f"sdbench: not recorded: *fid*--sdbench-{reason}*"])
+
+
+def test_update_refuses_figures_of_an_interrupted_run(run, project, pytester):
+    pytester.makeconftest(
+        """
+        def pytest_runtest_teardown(item):
+            if "clip_score" in item.name:
+                raise KeyboardInterrupt
+        """
+    )
+    before = project.read_bytes()
+    result = run("cards", "--sdbench-update")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert project.read_bytes() == before
+    assert "the run was interrupted" in result.stdout.str()
+
+
+def test_a_recorded_figure_finds_a_regression(run, project, tiny_checkpoint):
+    make_card(project, claims={}, margins={"clip_score": 0.0001, "inception_score": 0.01})
+    run("cards", "--sdbench-update")
+    run("cards").assert_outcomes(passed=4)
+    damage(tiny_checkpoint / "unet")
+    worse = run("cards", f"--sdbench-weights=mini={tiny_checkpoint}", "-k", "clip_score or inception_score")
+    assert worse.parseoutcomes().get("failed", 0) >= 1
+
+
+def test_workers_agree_with_a_single_process_and_the_controller_writes(pytester, project, store):
+    make_card(project.with_name("second.md"), claims=PASSES)
+    words = ("--sdbench", "cards", "--sdbench-store", store, "-m", "quality or speed")
+    pytester.runpytest_subprocess(*words, "--sdbench-report=one.json", "-m", "quality")
+    result = pytester.runpytest_subprocess(*words, "-n", "2", "--sdbench-report=two.json", "--sdbench-update")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    one, two = rows(pytester.path / "one.json"), rows(pytester.path / "two.json")
+    for name in one:
+        assert (one[name]["measured"], one[name]["verdict"]) == (two[name]["measured"], two[name]["verdict"])
+    assert two["test_speed"]["verdict"] == "unavailable"
+    assert "-n" in two["test_speed"]["reason"]
+    assert read_card(project).records
+    assert read_card(project.with_name("second.md")).records
+
+
+def test_a_fixture_of_the_suite_can_be_overridden(run, project, pytester, tmp_path):
+    pytester.makeconftest(
+        f"""
+        import pathlib, pytest
+
+        @pytest.fixture(scope="session")
+        def sdbench_store():
+            return pathlib.Path({str(tmp_path)!r})
+        """
+    )
+    run("cards", "--sdbench-samples=2").assert_outcomes(skipped=4)
+    assert list(tmp_path.iterdir())
+
+
+def test_claims_of_an_unstated_protocol_are_shown_and_never_gated(run, project, pytester):
+    text = project.read_text(encoding="utf-8").replace("config: mini", "config: unstated")
+    project.write_text(text.replace("type: scenes}", "type: scenes, args: {num_samples: 5000}}"), encoding="utf-8")
+    run("cards", "-k", "unstated", "--sdbench-report=r.json").assert_outcomes(skipped=2)
+    assert {row["verdict"] for row in rows(pytester.path / "r.json").values()} == {"mismatch"}
+
+
+def test_without_prompts_the_claim_is_skipped_with_the_remedy(run, project):
+    make_card(project, claims={"fid": 17.0}, protocol="coco30k-bksdm")
+    result = run("cards")
+    assert result.parseoutcomes().get("passed") is None
+    result.stdout.fnmatch_lines(["*--sdbench-data*"])
+
+
+def test_a_missing_checkpoint_is_skipped_with_the_remedy_and_a_damaged_one_fails(run, project):
+    unet = project.parent / "mini-sd" / "unet" / "diffusion_pytorch_model.safetensors"
+    content = unet.read_bytes()
+    unet.write_bytes(content[: len(content) // 2])
+    damaged = run("cards")
+    assert damaged.parseoutcomes().get("failed", 0) + damaged.parseoutcomes().get("errors", 0) == 4
+    assert "diffusion_pytorch_model.safetensors" in damaged.stdout.str()
+    assert "Traceback" not in damaged.stdout.str()
+    make_card(project, checkpoint="nobody/nothing")
+    missing = run("cards")
+    missing.assert_outcomes(skipped=4)
+    missing.stdout.fnmatch_lines(["*--sdbench-download*"])
+
+
+class TestSpeed:
+    """Timing through pytest-benchmark: nothing here asserts a time."""
+
+    @pytest.fixture
+    def speed(self, pytester, pristine_checkpoint, store):
+        make_project(pytester.path, pristine_checkpoint, claims={})
+        half = {"unet_ratio": {"max": 1000.0, "source": "own record"}}
+        make_card(pytester.path / "cards" / "student.md", claims={}, baseline="mini", speed=half)
+        words = ("--sdbench", "cards/student.md", "-m", "speed", "--sdbench-report=r.json")
+        return lambda *more: pytester.runpytest(*words, *more)
+
+    def test_same_architecture_has_ratio_one_by_identity(self, speed, pytester):
+        speed().assert_outcomes(passed=1)
+        row = rows(pytester.path / "r.json")["test_speed"]
+        assert row["measured"] == 1.0
+        assert row["extra"]["identical"] is True
+
+    @pytest.mark.parametrize(
+        ("words", "remedy"),
+        [
+            (["-p", "no:benchmark"], "-p no:benchmark"),
+            (["--benchmark-disable"], "--benchmark-disable"),
+            (["--benchmark-skip"], "--benchmark-skip"),
+        ],
+    )
+    def test_unmeasured_speed_is_skipped_never_passed(self, speed, words, remedy):
+        result = speed(*words)
+        result.assert_outcomes(skipped=1)
+        result.stdout.fnmatch_lines([f"*{remedy}*"])
+
+    def test_benchmark_only_still_runs_it(self, speed):
+        speed("--benchmark-only").assert_outcomes(passed=1)
+
+    def test_ratio_to_a_baseline_is_measured_in_turn_and_judged(self, speed, pytester, pristine_checkpoint):
+        cards = pytester.path / "cards"
+        config = json.loads((pristine_checkpoint / "unet" / "config.json").read_text(encoding="utf-8"))
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        for largest, outcome in ((1000.0, "passed"), (1e-6, "failed")):
+            make_card(
+                cards / "student.md",
+                claims={},
+                baseline="mini",
+                checkpoint="nobody/nothing",
+                architecture=config | {"layers_per_block": 1},
+                speed={"unet_ratio": {"max": largest, "source": "own record"}},
+            )
+            assert speed().parseoutcomes() == {outcome: 1}
+            row = rows(pytester.path / "r.json")["test_speed"]
+            assert len(row["extra"]["baseline_seconds"]) == len(row["extra"]["seconds"]) >= 3
+            assert row["measured"] > 0
+
+    def test_memory_is_read_on_cuda_and_skipped_elsewhere(self, pytester, speed):
+        result = pytester.runpytest("--sdbench", "cards/student.md", "-m", "memory", "--sdbench-device=cpu")
+        result.assert_outcomes(skipped=1)
+        result.stdout.fnmatch_lines(["*--sdbench-device cuda*"])
+
+
+def damage(unet: Path) -> None:
+    """Add noise to every weight of a U-Net."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = unet / "diffusion_pytorch_model.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    weights = load_file(file)
+    noisy = {key: value + torch.randn(value.shape, generator=generator) for key, value in weights.items()}
+    save_file(noisy, file, metadata={"format": "pt"})
+
+
+def test_a_hub_card_without_our_block_is_read_and_explained(run, pytester):
+    pytester.makefile(
+        ".md",
+        hub="---\nmodel-index:\n- name: Hub\n  results:\n  - task: {type: text-to-image}\n"
+        "    dataset: {type: coco, name: COCO}\n    metrics:\n    - {type: fid, value: 12.5}\n---\n# Hub\n",
+    )
+    result = run("hub.md")
+    assert result.parseoutcomes().get("failed") is None
+    result.stdout.fnmatch_lines(["*not comparable*"])
+
+
+def test_protocol_of_ones_own_beside_the_card(run, project):
+    make_protocol(project.parent / "protocols" / "ours.yaml", n=2)
+    make_card(project, claims={"clip_score": 0.5}, protocol="ours", margins={"clip_score": 0.4999})
+    outcomes = run("cards").parseoutcomes()
+    assert outcomes.get("passed", 0) + outcomes.get("failed", 0) == 1
