@@ -13,7 +13,7 @@ from pytest_sdbench.paths import reference
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 something is lacking, 2 an error that is explained."""
+    """Run a command and return its exit status: 0 done, 1 something lacks, 2 an explained error."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
@@ -61,7 +61,30 @@ def _parser() -> argparse.ArgumentParser:
     stats = commands.add_parser(
         "stats", help="compute reference statistics of images, as an npz of mu and sigma"
     )
-    _stats_arguments(stats)
+    stats.add_argument(
+        "source", metavar="FOLDER|scenes:FIRST-LAST", help="a folder of images, or a range of embedded scenes"
+    )
+    stats.add_argument("-o", "--out", type=Path, metavar="FILE.npz", required=True, help="where to write it")
+    stats.add_argument(
+        "--extractor",
+        default="inception-pytorch-fid",
+        metavar="NAME",
+        help="inception-pytorch-fid, inception-torch-fidelity or scenes-classifier [%(default)s]",
+    )
+    stats.add_argument(
+        "--resize",
+        type=int,
+        metavar="PIXELS",
+        help="squash every image to a square first (Pillow, bicubic); the COCO statistics are of 256",
+    )
+    stats.add_argument(
+        "--features", type=int, default=0, metavar="N", help="keep the features of N images, for KID [0]"
+    )
+    stats.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
+    stats.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device [%(default)s]")
+    stats.add_argument(
+        "--download", action="store_true", help="fetch the extractor's weights if they are missing"
+    )
     stats.set_defaults(run=_stats)
     return parser
 
@@ -100,7 +123,7 @@ def _draft(options: argparse.Namespace) -> int:
             file=options.out,
             remedy="Name another --out",
         )
-    _write(draft(options.folder), options.out)
+    _write(draft(options.folder, options.out), options.out)
     return 0
 
 
@@ -119,3 +142,34 @@ def _table(options: argparse.Namespace) -> int:
         text += "\n" + results_markdown(cards, rows)
     _write(text, options.out)
     return 0
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from pytest_sdbench.protocol import Resize
+    from pytest_sdbench.statistics import make_statistics
+
+    steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
+    made = make_statistics(
+        _source(options.source),
+        options.out,
+        extractor=options.extractor,
+        steps=steps,
+        keep=options.features,
+        data_root=options.data,
+        device=options.device,
+        download=options.download,
+    )
+    print(f"written to {options.out}: {made.n:,} images, {len(made.mu)} features")
+    return 0
+
+
+def _source(text: str) -> Path | range:
+    """Read ``scenes:FIRST-LAST`` as a range that includes its last scene, anything else as a folder."""
+    if not text.startswith("scenes:"):
+        return Path(text)
+    first, dash, last = text.removeprefix("scenes:").partition("-")
+    if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise SdbenchError(
+            "not a range of scenes", key="source", found=text, remedy="Write scenes:20000000-20029999"
+        )
+    return range(int(first), int(last) + 1)

@@ -12,6 +12,13 @@ from pytest_sdbench.card import Card, check_lineage, read_card
 from pytest_sdbench.errors import SdbenchError
 
 SUITE = "pytest_sdbench.suite"
+MARKERS = {
+    "size": "exact parameter counts of a card's networks",
+    "compute": "multiply-accumulates of one U-Net call",
+    "speed": "latency of one U-Net call as a ratio to the baseline's, measured side by side",
+    "memory": "peak memory of one U-Net call",
+    "quality": "scores of generated images under the protocol of each claim",
+}
 
 
 class CardModule(pytest.Module):
@@ -37,7 +44,7 @@ class CardModule(pytest.Module):
             return [BrokenCard.from_parent(self, name="card", error=error)]
         items = list(super().collect())
         for item in items:
-            # The claim stands in the card: "bk-sdm-small.md::test_size[unet]" needs no "<- suite.py" behind it.
+            # The claim stands in the card: its node id needs no "<- suite.py" behind it.
             if isinstance(item, pytest.Item):
                 item.__dict__["location"] = (item.nodeid.partition("::")[0], 0, item.name)
         return items
@@ -49,6 +56,9 @@ class BrokenCard(pytest.Item):
     def __init__(self, *, error: SdbenchError, **rest: object) -> None:
         super().__init__(**rest)  # type: ignore[arg-type]
         self.error = error
+        for name in MARKERS:
+            # Whatever part of the suite is selected, the card is broken for it.
+            self.add_marker(name)
 
     def runtest(self) -> None:
         """Raise what is wrong with the card."""

@@ -44,7 +44,7 @@ def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Fin
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """Return a table of what is here, and each missing thing once with its remedy and the cards that need it."""
+    """Return a table of what is here, and each missing thing with its remedy and its users."""
     cards = list(dict.fromkeys(finding.card for finding in findings))
     needs = ("card", "weights", "prompts", "statistics", "extractor")
     rows = []

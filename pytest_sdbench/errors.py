@@ -26,12 +26,17 @@ class SdbenchError(Exception):
         super().__init__(f"{where}{what}" + (f". {remedy}" if remedy else ""))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross process borders under pytest-xdist; keyword arguments need help to survive pickling.
+        # Exceptions cross process borders under pytest-xdist, and pickling alone drops keyword arguments.
         return _rebuild, (type(self), self.message, self.file, self.key, self.found, self.remedy)
 
 
 def _rebuild(
-    kind: type[SdbenchError], message: str, file: str | None, key: str | None, found: object, remedy: str | None
+    kind: type[SdbenchError],
+    message: str,
+    file: str | None,
+    key: str | None,
+    found: object,
+    remedy: str | None,
 ) -> SdbenchError:
     return kind(message, file=file, key=key, found=found, remedy=remedy)
 

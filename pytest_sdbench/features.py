@@ -130,15 +130,26 @@ def open_extractor(
 def identity(name: str) -> str:
     """Return what an extractor is, without loading it; raises as `open_extractors` does.
 
-    It is the name where that stands for fixed weights, and has their checksum with it where it does not.
+    It is the name, with the fingerprint of its weights where that is known before they are loaded: those of a
+    pretrained open_clip model are gigabytes, and fixed by their name.
     """
+    known = known_fingerprint(name)
+    return f"{name}@{known}" if known else name
+
+
+def known_fingerprint(name: str) -> str | None:
+    """Return the fingerprint of the extractor of this name, without loading it; None if that is not known."""
     if name == "scenes-classifier":
-        return f"{name}@{sha256_of(_classifier_weights())[:16]}"
+        return _fingerprint(name, sha256_of(_classifier_weights()))
+    if name.startswith("inception-"):
+        from pytest_sdbench.inception import SHA256
+
+        return _fingerprint(name, SHA256)
     if name.startswith("local:"):
         from pytest_sdbench.clip import locate_clip
 
-        return f"{name}@{sha256_of(locate_clip(name))[:16]}"
-    return name
+        return _fingerprint(name, sha256_of(locate_clip(name)))
+    return None
 
 
 def describe(name: str, data_root: Path | None = None) -> str:

@@ -1,7 +1,7 @@
 """Fixtures of the suite; a team overrides any of them in its own conftest.py.
 
-Every name starts with ``sdbench_``, so that no fixture of a project is taken over by accident. Heavy modules are
-imported inside, when a test asks for what they make.
+Every name starts with ``sdbench_``, so that no fixture of a project is taken over by accident. Heavy
+modules are imported inside, when a test asks for what they make.
 """
 
 from __future__ import annotations
@@ -50,11 +50,19 @@ def sdbench_baseline(sdbench_card: Card) -> Card | None:
 
 @pytest.fixture(scope="session")
 def sdbench_device(sdbench_session: SdbenchSession) -> str:
-    """Return the torch device of this process; under xdist every worker has its own GPU while there are enough."""
+    """Return the torch device of this process; under xdist the workers share out the GPUs."""
     import torch
 
     asked = sdbench_session.settings.device
     if asked != "auto":
+        try:
+            torch.empty(0, device=asked)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise Unavailable(
+                f"--sdbench-device {asked}: {reason}",
+                remedy="Leave the option out, or name a device of this machine",
+            ) from None
         return asked
     if torch.cuda.is_available():
         worker = getattr(sdbench_session.config, "workerinput", {}).get("workerid", "gw0")
@@ -130,7 +138,7 @@ def sdbench_latencies() -> dict[Any, Any]:
 def sdbench_pipeline(sdbench_checkpoint: Checkpoint, sdbench_device: str) -> Callable[[str], Any]:
     """Return a function from a dtype's name to the diffusers pipeline under test.
 
-    Override it to test a pipeline that ``from_pretrained`` does not build; it is called only if images are missing.
+    Override it to test a pipeline that ``from_pretrained`` does not build. Called if images are missing.
     """
     from pytest_sdbench.checkpoint import load_pipeline
 
@@ -146,7 +154,7 @@ def sdbench_evaluate(
     sdbench_data: Path | None,
     sdbench_store: Path,
 ) -> Callable[[Protocol], Evaluation]:
-    """Return a function that evaluates the checkpoint under a protocol, once however many claims ask for it."""
+    """Return a function that evaluates the checkpoint under a protocol, once for all claims."""
     from pytest_sdbench.evaluation import evaluate
 
     done: dict[str, Evaluation] = {}
@@ -154,17 +162,19 @@ def sdbench_evaluate(
 
     def once(protocol: Protocol) -> Evaluation:
         if protocol.fingerprint not in done:
-            done[protocol.fingerprint] = evaluate(
-                sdbench_checkpoint,
-                protocol,
-                store=sdbench_store,
-                data_root=sdbench_data,
-                device=sdbench_device,
-                dtype=None if settings.dtype == "auto" else settings.dtype,
-                download=settings.download,
-                samples=settings.samples,
-                load=sdbench_pipeline,
-            )
+            with sdbench_session.visible_progress() as progress:
+                done[protocol.fingerprint] = evaluate(
+                    sdbench_checkpoint,
+                    protocol,
+                    store=sdbench_store,
+                    data_root=sdbench_data,
+                    device=sdbench_device,
+                    dtype=None if settings.dtype == "auto" else settings.dtype,
+                    download=settings.download,
+                    samples=settings.samples,
+                    progress=progress,
+                    load=sdbench_pipeline,
+                )
         return done[protocol.fingerprint]
 
     return once
@@ -172,13 +182,13 @@ def sdbench_evaluate(
 
 @pytest.fixture
 def sdbench_conclude(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Return a function that files a verdict with its figures and passes, fails or skips the test accordingly."""
+    """Return a function that files a verdict with its figures, and passes, fails or skips the test."""
     return lambda verdict, **figures: conclude(request.node, verdict, **figures)
 
 
 @pytest.fixture(scope="session")
 def sdbench_dtype(sdbench_session: SdbenchSession, sdbench_device: str) -> str:
-    """Return the precision of timings: float16 on CUDA and float32 elsewhere, unless the run was told another."""
+    """Return the precision of timings: float16 on CUDA, float32 elsewhere, or what the run was told."""
     asked = sdbench_session.settings.dtype
     if asked != "auto":
         return asked

@@ -1,4 +1,4 @@
-"""The network of a card: that of its checkpoint where it is at hand, else the architecture that the card names."""
+"""The network of a card: its checkpoint's where that is at hand, else the architecture's that it names."""
 
 from __future__ import annotations
 

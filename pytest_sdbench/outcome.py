@@ -51,8 +51,8 @@ def write_records_of(
 ) -> tuple[list[str], list[str]]:
     """Write what was measured into the cards; return the diffs, and a line for each figure that was refused.
 
-    Refused are figures of a run that was interrupted, of fewer images than the protocol has, and of a checkpoint
-    that stood in for the card's own (`replaced` names these cards).
+    Refused are figures of a run that was interrupted, of fewer images than the protocol has, and of a
+    checkpoint that stood in for the card's own (`replaced` names these cards).
     """
     diffs: list[str] = []
     refused: list[str] = []

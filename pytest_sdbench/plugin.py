@@ -82,8 +82,8 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
             "action": "append",
             "metavar": "CARD=PATH",
             "default": [],
-            "help": "judge PATH (a diffusers folder, or the folder of a U-Net alone) by the claims of CARD (its name "
-            "or its path): this is how a release candidate is gated; may be repeated",
+            "help": "judge PATH (a diffusers folder, or that of a U-Net alone) by the claims of CARD (its "
+            "name or its path): this is how a release candidate is gated; may be repeated",
         },
     ),
     (
@@ -108,7 +108,7 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
         None,
         _value(
             "N",
-            "make only the first N images of each protocol: shows that a run works; its scores are not comparable",
+            "make only the first N images of each protocol: a dry run, whose scores are not comparable",
             type=_count,
         ),
     ),
@@ -124,8 +124,8 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
         "auto",
         _value(
             "DTYPE",
-            "auto (the protocol's for quality; float16 on cuda and float32 elsewhere for speed), float32, float16 "
-            "or bfloat16 [auto]",
+            "auto (the protocol's for quality; float16 on cuda and float32 elsewhere for speed), float32, "
+            "float16 or bfloat16 [auto]",
             choices=("auto", "float32", "float16", "bfloat16"),
         ),
     ),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,13 @@ from typing import Any
 import pytest
 
 from pytest_sdbench.card import is_card
-from pytest_sdbench.collection import SUITE, BrokenCard, CardModule, card_of
+from pytest_sdbench.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
 from pytest_sdbench.errors import SdbenchError, Unavailable
 from pytest_sdbench.paths import reference
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.settings import Settings
 from pytest_sdbench.verdict import Outcome, Verdict
 
-_MARKERS = {
-    "size": "exact parameter counts of a card's networks",
-    "compute": "multiply-accumulates of one U-Net call",
-    "speed": "latency of one U-Net call as a ratio to the baseline's, measured side by side",
-    "memory": "peak memory of one U-Net call",
-    "quality": "scores of generated images under the protocol of each claim",
-}
 _PROPERTY = "sdbench_"
 _OPTION_OF_XDIST = ("--dist", "-d")
 
@@ -46,7 +40,7 @@ class SdbenchSession:
     def from_config(cls, config: pytest.Config) -> SdbenchSession:
         """Read the settings, register the markers and point pytest at the cards."""
         session = cls(config, Settings.from_pytest_config(config))
-        for name, text in _MARKERS.items():
+        for name, text in MARKERS.items():
             config.addinivalue_line("markers", f"{name}: {text} (pytest-sdbench)")
         pytest.register_assert_rewrite(SUITE)
         if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -73,7 +67,7 @@ class SdbenchSession:
             cards += [Path(path) for path in found]
         return cards
 
-    # --- collection ---------------------------------------------------------------------------------------------
+    # --- collection ---
 
     @pytest.hookimpl
     def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -97,7 +91,8 @@ class SdbenchSession:
             if key not in names and not any(_same(key, card, self.config) for card in cards):
                 known = ", ".join(sorted(names)) or "none"
                 raise pytest.UsageError(
-                    f"--sdbench-weights: {key!r} is none of the cards of this run ({known}); name a card or its file"
+                    f"--sdbench-weights: {key!r} is none of the cards of this run ({known}); "
+                    "name a card or its file"
                 )
 
     def weights_for(self, module: CardModule) -> Path | None:
@@ -117,7 +112,17 @@ class SdbenchSession:
             or _same(key, self.config.rootpath / row.node_id.partition("::")[0], self.config)
         )
 
-    # --- results ------------------------------------------------------------------------------------------------
+    @contextmanager
+    def visible_progress(self) -> Iterator[bool]:
+        """Let a progress bar through pytest's capturing; yield whether there is anybody to see it."""
+        if hasattr(self.config, "workerinput"):
+            yield False
+            return
+        capture = self.config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            yield True
+
+    # --- results ---
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -160,7 +165,7 @@ class SdbenchSession:
         if row is not None and (report.when == "call" or report.outcome != "passed"):
             self.rows = [known for known in self.rows if known.node_id != row.node_id] + [row]
 
-    # --- the end ------------------------------------------------------------------------------------------------
+    # --- the end ---
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(

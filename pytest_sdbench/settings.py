@@ -53,7 +53,7 @@ class Settings:
         for report in reports:
             if report.suffix not in (".md", ".json"):
                 raise pytest.UsageError(
-                    f"--sdbench-report: {report.name!r} ends in neither .md (a GitHub table) nor .json (everything)"
+                    f"--sdbench-report: {report.name!r} ends in neither .md (a table) nor .json (everything)"
                 )
         data = path("sdbench_data")
         if data is not None and not data.is_dir():
@@ -96,6 +96,6 @@ def _weights(pairs: list[str], place: Any) -> dict[str, Path]:
         weights[card] = place(folder)
         if not weights[card].is_dir():
             raise pytest.UsageError(
-                f"--sdbench-weights: {card}={folder}: no such folder; give a diffusers folder or a U-Net's folder"
+                f"--sdbench-weights: {card}={folder}: no such folder; give a diffusers or a U-Net folder"
             )
     return weights

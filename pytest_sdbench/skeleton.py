@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -168,19 +167,14 @@ def _fill(model: torch.nn.Module) -> None:
 
     generator = torch.Generator().manual_seed(0)
     pool = torch.empty(1_000_003).normal_(0.0, 0.02, generator=generator)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            values = pool.to(device=parameter.device, dtype=parameter.dtype)
-            flat, whole = parameter.view(-1), parameter.numel() // pool.numel() * pool.numel()
-            flat[:whole].view(-1, pool.numel()).copy_(values)
-            flat[whole:].copy_(values[: flat.numel() - whole])
-    for module in model.modules():
-        if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm) and module.weight is not None:
-            module.weight.fill_(1.0)
-        elif (weight := getattr(module, "weight", None)) is not None and weight.dim() == 1:
-            weight.fill_(1.0 / math.sqrt(weight.numel()))
-        if (bias := getattr(module, "bias", None)) is not None:
-            bias.fill_(0.0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            continue
+        values = pool.to(device=parameter.device, dtype=parameter.dtype)
+        flat, whole = parameter.view(-1), parameter.numel() // pool.numel() * pool.numel()
+        flat[:whole].view(-1, pool.numel()).copy_(values)
+        flat[whole:].copy_(values[: flat.numel() - whole])
 
 
 def _unet_defaults() -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from PIL import Image
 from pytest_sdbench import scenes
 from pytest_sdbench.checksums import sha256_of
 from pytest_sdbench.errors import DataError, Unavailable
-from pytest_sdbench.features import WIDTHS, Extractor, feature_column, open_extractor
+from pytest_sdbench.features import WIDTHS, Extractor, feature_column, known_fingerprint, open_extractor
 from pytest_sdbench.image_path import Images, apply_image_steps
 from pytest_sdbench.metrics import FeatureStatistics, Moments
 from pytest_sdbench.progress import progress
@@ -142,7 +142,28 @@ def _read(protocol: Protocol, spec: FidSpec | KidSpec, data_root: Path | None) -
         )
     if spec.extractor not in WIDTHS:
         raise DataError("unknown extractor", file=protocol.path, key="extractor", found=spec.extractor)
-    return load_reference(path, width=WIDTHS[spec.extractor], sha256=wanted.sha256)
+    found = load_reference(path, width=WIDTHS[spec.extractor], sha256=wanted.sha256)
+    _made_with(spec.extractor, path, remedy=f"Compute them again: {command} {path}")
+    return found
+
+
+def _made_with(extractor: str, path: Path, *, remedy: str) -> None:
+    """Raise DataError where statistics say that other weights made them than the extractor's now."""
+    with np.load(path, allow_pickle=False) as file:
+        text = str(file["provenance"]) if "provenance" in file.files else "{}"
+    try:
+        made = dict(json.loads(text)).get("extractor_fingerprint")
+    except ValueError as problem:
+        raise DataError("this is no JSON", file=path, key="provenance", found=text[:80], remedy=remedy) from problem
+    now = known_fingerprint(extractor) if made else None
+    if made != now and now is not None:
+        raise DataError(
+            f"these statistics were made with other weights of {extractor}, whose fingerprint is now {now}",
+            file=path,
+            key="provenance.extractor_fingerprint",
+            found=made,
+            remedy=remedy,
+        )
 
 
 def _check(spec: FidSpec | KidSpec, found: FeatureStatistics) -> FeatureStatistics:

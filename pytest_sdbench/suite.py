@@ -1,7 +1,7 @@
 """The tests that every card runs: ordinary functions, spread over the card's claims.
 
-A test measures, asks ``verdict`` for a judgement and files it; it passes, fails, or is skipped with a reason and the
-command that would make it run. Nothing is asserted that was not claimed.
+A test measures, asks ``verdict`` for a judgement and files it; it passes, fails, or is skipped with a
+reason and the command that would make it run. Nothing is asserted that was not claimed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Judge a measured figure by a claimed one: pure functions on numbers that return a printable verdict.
 
-Identity comes first: figures of two protocols, or of two numbers of images, are never compared. Then one margin per
-metric decides: a figure passes when it is no worse than the claim by more than the margin.
+Identity comes first: figures of two protocols, or of two numbers of images, are never compared. Then one
+margin per metric decides: a figure passes when it is no worse than the claim by more than the margin.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def judge_score(
 ) -> Verdict:
     """Judge a quality score: no worse than the claim by more than the margin.
 
-    All figures are in the metric's own unit. A score that is better than the claim by more than the margin passes,
-    and says so: such a surprise deserves a look. Raises ValueError if a figure is not finite or the margin is negative.
+    All figures are in the metric's own unit. A score that is better than the claim by more than the margin
+    passes, and says so: such a surprise deserves a look. Raises ValueError if a figure is not finite or the
+    margin is negative.
     """
     for name, figure in (("claimed", claimed), ("measured", measured), ("margin", margin)):
         if not math.isfinite(figure):

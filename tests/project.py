@@ -1,4 +1,4 @@
-"""Make a small project around a card: a tiny checkpoint, a tiny protocol, and a card that claims something."""
+"""Make a small project around a card: a tiny checkpoint, a tiny protocol, and a claim."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-# A run inside this process forgets what it imported, and numpy cannot be imported twice: import all of it before.
+# A run inside this process forgets what it imported, and numpy cannot be imported twice: import it before.
 import pytest_sdbench.fixtures
 import pytest_sdbench.session
 import pytest_sdbench.suite  # noqa: F401

@@ -58,7 +58,8 @@ def test_claims_pass_fail_or_have_nothing_to_compare(run, project, pytester):
 
     cases = ET.parse(pytester.path / "junit.xml").iter("testcase")
     properties = {
-        case.get("name"): {item.get("name"): item.get("value") for item in case.iter("property")} for case in cases
+        case.get("name"): {item.get("name"): item.get("value") for item in case.iter("property")}
+        for case in cases
     }
     fid = properties["test_quality[mini-inception_score]"]
     assert fid["sdbench_verdict"] == "pass"
@@ -167,7 +168,9 @@ def test_update_records_what_was_measured_and_fails_that_run_alone(run, project,
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(passed=1, skipped=3)
     after = project.read_text(encoding="utf-8").splitlines()
-    assert [line for line in after if line in before] == [line for line in before if "records: []" not in line]
+    assert [line for line in after if line in before] == [
+        line for line in before if "records: []" not in line
+    ]
     result.stdout.fnmatch_lines(["*+  - protocol: mini*", "*review the diff*"])
 
     card = read_card(project)
@@ -193,7 +196,9 @@ def test_update_records_what_was_measured_and_fails_that_run_alone(run, project,
 
 @pytest.mark.parametrize("reason", ["samples", "weights"])
 def test_update_refuses_figures_that_are_not_the_cards_own(run, project, reason, tiny_checkpoint):
-    words = {"samples": "--sdbench-samples=66", "weights": f"--sdbench-weights=mini={tiny_checkpoint}"}[reason]
+    words = {"samples": "--sdbench-samples=66", "weights": f"--sdbench-weights=mini={tiny_checkpoint}"}[
+        reason
+    ]
     before = project.read_bytes()
     result = run("cards", "--sdbench-update", words)
     assert project.read_bytes() == before
@@ -255,7 +260,9 @@ def test_a_fixture_of_the_suite_can_be_overridden(run, project, pytester, tmp_pa
 
 def test_claims_of_an_unstated_protocol_are_shown_and_never_gated(run, project, pytester):
     text = project.read_text(encoding="utf-8").replace("config: mini", "config: unstated")
-    project.write_text(text.replace("type: scenes}", "type: scenes, args: {num_samples: 5000}}"), encoding="utf-8")
+    project.write_text(
+        text.replace("type: scenes}", "type: scenes, args: {num_samples: 5000}}"), encoding="utf-8"
+    )
     run("cards", "-k", "unstated", "--sdbench-report=r.json").assert_outcomes(skipped=2)
     assert {row["verdict"] for row in rows(pytester.path / "r.json").values()} == {"mismatch"}
 
