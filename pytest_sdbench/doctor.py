@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tabulate import tabulate
 
 from pytest_sdbench.card import Card, read_card
 from pytest_sdbench.errors import SdbenchError, Unavailable
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocol import FidSpec, KidSpec, Protocol, load_protocol
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def _needs(card: Card, data_root: Path | None) -> list[tuple[str, str, Callable[
     needs: list[tuple[str, str, Callable[[], str]]] = []
     if card.checkpoint is not None:
         needs.append(("weights", str(card.checkpoint), lambda: _weights(card)))
-    names = dict.fromkeys(claim.gate_protocol for claim in card.claims if claim.gate_protocol is not None)
+    gated = [claim.gate_protocol for claim in card.claims if claim.gate_protocol is not None]
+    names = dict.fromkeys([*gated, *card.protocols])
     for name in names:
         try:
             protocol = load_protocol(name, search=(card.path.parent,))
@@ -96,22 +98,18 @@ def _protocol_needs(protocol: Protocol, data_root: Path | None) -> list[tuple[st
 
     needs: list[tuple[str, str, Callable[[], str]]] = [("prompts", protocol.name, captions)]
     for spec in protocol.metrics.values():
-        if hasattr(spec, "statistics"):
+        if isinstance(spec, FidSpec | KidSpec):
             name = f"{spec.statistics.file} ({protocol.name})"
-            needs.append(
-                ("statistics", name, lambda spec=spec: statistics.describe(protocol, spec, data_root))
-            )
+            needs.append(("statistics", name, partial(statistics.describe, protocol, spec, data_root)))
     for extractor in protocol.extractors:
-        needs.append(
-            ("extractor", extractor, lambda extractor=extractor: features.describe(extractor, data_root))
-        )
+        needs.append(("extractor", extractor, partial(features.describe, extractor, data_root)))
     return list({(need, name): (need, name, look) for need, name, look in needs}.values())
 
 
 def _weights(card: Card) -> str:
     from pytest_sdbench.checkpoint import resolve, verify
 
-    checkpoint = resolve(card.checkpoint, card=card.path)
+    checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
     verify(checkpoint)
     return f"verified, fingerprint {checkpoint.fingerprint}"
 
