@@ -154,7 +154,9 @@ def _made_with(extractor: str, path: Path, *, remedy: str) -> None:
     try:
         made = dict(json.loads(text)).get("extractor_fingerprint")
     except ValueError as problem:
-        raise DataError("this is no JSON", file=path, key="provenance", found=text[:80], remedy=remedy) from problem
+        raise DataError(
+            "this is no JSON", file=path, key="provenance", found=text[:80], remedy=remedy
+        ) from problem
     now = known_fingerprint(extractor) if made else None
     if made != now and now is not None:
         raise DataError(
