@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the figures as JSON, and write the contact sheet."""
     parser = argparse.ArgumentParser(prog="python -m training.check", description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "reference" / "checkpoints")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[2.5])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[2.0])
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--scenes", type=int, default=512, help="real scenes for the VAE and the classifier")
     parser.add_argument(

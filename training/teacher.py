@@ -90,13 +90,20 @@ class TeacherStage:
         self.modules.float()
         save_tokenizer(self.tokenizer, temporary / "tokenizer")
         # transformers loads the type that the config names, diffusers float32: they have to agree.
-        config = temporary / "text_encoder" / "config.json"
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+        _edit_config(temporary / "text_encoder" / "config.json", {"dtype": "float32"})
+        # diffusers notes the folder that the VAE came from, which means nothing on another machine.
+        _edit_config(temporary / "vae" / "config.json", {"_name_or_path": None})
         if target.exists():
             target.rename(folder / "scenes-sd.old")
         temporary.rename(target)
         shutil.rmtree(folder / "scenes-sd.old", ignore_errors=True)
+
+
+def _edit_config(path: Path, changes: dict[str, Any]) -> None:
+    """Set keys of a JSON config; None removes the key."""
+    settings = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    kept = {name: value for name, value in settings.items() if name not in changes or value is not None}
+    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def noise_schedule() -> Tensor:
