@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def sdbench_session(pytestconfig: pytest.Config) -> SdbenchSession:
     """Return this run: its settings and results."""
-    session: SdbenchSession = pytestconfig.pluginmanager.get_plugin("sdbench-session")
+    session = pytestconfig.pluginmanager.get_plugin("sdbench-session")
+    assert isinstance(session, SdbenchSession)
     return session
 
 

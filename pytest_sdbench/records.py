@@ -134,11 +134,11 @@ def _insert_key(front: FrontMatter, block: Any, new: Mapping[str, Any]) -> str:
     if block.flow_style:
         end = offset + _leaf_end(block) - 1
         head = text[:end].rstrip().rstrip(",")
-        return head + ", records: [" + _flow(new) + "]" + text[end:]
+        return f"{head}, records: [{_flow(new)}]{text[end:]}"
     end = _line_end(text, offset + _leaf_end(block))
     column = block.start_mark.column
     lines = " " * column + "records:" + front.newline + _block(new, column, front.newline)
-    return text[:end] + front.newline + lines + text[end:]
+    return f"{text[:end]}{front.newline}{lines}{text[end:]}"
 
 
 def _fill_empty(front: FrontMatter, block: Any, node: Any, new: Mapping[str, Any]) -> str:
