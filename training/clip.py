@@ -80,12 +80,14 @@ def near_miss_accuracy(folder: Path, indices: range, count: int = 4) -> float:
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.eval()
     right = []
-    for index in indices:
-        one = scenes.scene(index)
-        picture = preprocess(_picture(scenes.render(one))).unsqueeze(0)
-        told = model.encode_text(tokenizer([one.caption, *scenes.near_misses(one, count)]), normalize=True)
-        likeness = (model.encode_image(picture, normalize=True) @ told.T)[0]
-        right.append((likeness[0] > likeness[1:]).float())
+    for first in range(0, len(indices), 32):
+        drawn = [scenes.scene(index) for index in indices[first : first + 32]]
+        pictures = torch.stack([preprocess(_picture(scenes.render(one))) for one in drawn])
+        told = [caption for one in drawn for caption in (one.caption, *scenes.near_misses(one, count))]
+        texts = model.encode_text(tokenizer(told), normalize=True).view(len(drawn), count + 1, -1)
+        seen = model.encode_image(pictures, normalize=True)
+        likeness = (texts @ seen[:, :, None])[:, :, 0]
+        right.append((likeness[:, :1] > likeness[:, 1:]).float().flatten())
     return float(torch.cat(right).mean())
 
 

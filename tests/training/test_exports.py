@@ -52,7 +52,7 @@ def test_merges_can_be_learned_again():
 def test_vae_stage_learns_and_exports(tmp_path):
     recipe = loop.read_recipe("vae")
     recipe["network"]["block_out_channels"] = [8, 8, 8, 8]
-    schedule = loop.Schedule(images=8, batch=4, learning_rate=1e-3, warmup=4)
+    schedule = loop.Schedule(images=4, batch=2, learning_rate=1e-3, warmup=2)
     stage = vae.VaeStage(recipe)
     loop.train(stage, schedule, tmp_path / "state", say=lambda _line: None)
     stage.export(tmp_path)
