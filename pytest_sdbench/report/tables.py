@@ -171,6 +171,10 @@ def terminal_tables(rows: Sequence[Row]) -> str:
         parts.append(
             f"not measured: {len(rest)} scores of {len({row.card for row in rest})} cards ({counts})"
         )
+    # Failures have a section of their own in pytest's output; what was skipped has its reason here.
+    skipped = [row for row in rows if row.verdict not in ("pass", "fail", "error")]
+    if skipped:
+        parts.append(_reasons(skipped))
     return "\n\n".join(parts)
 
 
