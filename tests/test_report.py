@@ -50,7 +50,7 @@ def typed(text: str) -> list[list[str]]:
 
 def test_both_published_tables_come_out_to_the_digit(cards: list[Card]) -> None:
     text = published_tables(cards)
-    first, second = text.split("### ")[1:]
+    first, second, *_ = text.split("### ")[1:]
     assert cells(first) == typed(BK_SDM)
     assert cells(second) == typed(RECORD_SHEET)
     assert first.startswith("[BK-SDM model card](https://github.com/Nota-NetsPresso/BK-SDM)\n")

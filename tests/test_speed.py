@@ -167,7 +167,11 @@ def test_a_real_pair_is_timed_and_both_networks_are_freed(
     assert [network() for network in built] == [None, None]
 
 
-def test_pytest_benchmark_measures_and_keeps_the_figures(pytester: pytest.Pytester) -> None:
+def test_pytest_benchmark_measures_and_keeps_the_figures(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A run inside a worker of this run is none itself.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     pytester.makepyfile(
         """
         from pytest_sdbench.speed import measure_latency
