@@ -46,6 +46,10 @@ class SdbenchSession:
         if config.args_source is not pytest.Config.ArgsSource.ARGS:
             # Nothing was named: the cards replace testpaths, and the folder itself when there are none.
             config.args[:] = [str(path) for path in session._cards()]
+        if (worker := getattr(config, "workerinput", None)) is not None:
+            # Before torch is imported: workers whose threads outnumber the cores wait for each other.
+            threads = max(1, (os.cpu_count() or 1) // int(worker["workercount"]))
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         typed = config.invocation_params.args
         if getattr(config.option, "dist", None) == "load" and not any(
             str(word).startswith(_OPTION_OF_XDIST) for word in typed

@@ -1,0 +1,167 @@
+"""The commands beside pytest: doctor, draft, table, stats."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from pytest_sdbench import scenes
+from pytest_sdbench.card import read_card
+from pytest_sdbench.cli import main
+from tests.project import make_card, make_project
+
+
+def test_module_runs_and_lists_its_commands():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_sdbench", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("doctor", "draft", "table", "stats"):
+        assert command in done.stdout
+
+
+class TestTable:
+    def test_without_cards_it_writes_the_packaged_tables(self, capsys):
+        assert main(["table"]) == 0
+        text = capsys.readouterr().out
+        assert "| BK-SDM-Small " in text
+        assert "27.4531" in text
+
+    def test_results_are_shown_beside_the_claims(self, tmp_path, pristine_checkpoint, capsys):
+        card = make_project(tmp_path, pristine_checkpoint, claims={"clip_score": 0.25})
+        row = {
+            "node_id": "cards/mini.md::test_quality[mini-clip_score]",
+            "card": "mini",
+            "test": "quality",
+            "name": "mini-clip_score",
+            "metric": "clip_score",
+            "protocol": "mini",
+            "measured": 0.1234,
+            "n": 72,
+            "verdict": "fail",
+            "reason": "worse",
+        }
+        results = tmp_path / "results.json"
+        results.write_text(json.dumps({"schema_version": 1, "environment": {}, "results": [row]}))
+        out = tmp_path / "table.md"
+        assert main(["table", str(card), "--results", str(results), "-o", str(out)]) == 0
+        assert "0.1234" in out.read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("content", ["{}", "no json", '{"schema_version": 99, "results": []}'])
+    def test_results_of_another_kind_are_refused(self, tmp_path, content, capsys):
+        results = tmp_path / "results.json"
+        results.write_text(content)
+        assert main(["table", "--results", str(results)]) == 2
+        assert str(results) in capsys.readouterr().err
+
+    def test_a_file_that_cannot_be_written_is_named(self, tmp_path, capsys):
+        assert main(["table", "-o", str(tmp_path / "nowhere" / "table.md")]) == 2
+        assert "nowhere" in capsys.readouterr().err
+
+
+class TestDraft:
+    def test_draft_is_a_card_of_the_checkpoint(self, tmp_path, pristine_checkpoint, capsys):
+        folder = shutil.copytree(pristine_checkpoint, tmp_path / "model")
+        out = tmp_path / "model.md"
+        assert main(["draft", str(folder), "-o", str(out)]) == 0
+        card = read_card(out)
+        assert card.size["unet"].exact is not None
+        ModelCard.load(out)
+
+    def test_a_card_is_never_overwritten(self, tmp_path, pristine_checkpoint, capsys):
+        out = tmp_path / "model.md"
+        out.write_text("mine")
+        assert main(["draft", str(pristine_checkpoint), "-o", str(out)]) == 2
+        assert out.read_text() == "mine"
+        assert "never overwritten" in capsys.readouterr().err
+
+    def test_a_folder_without_a_checkpoint_is_an_error(self, tmp_path, capsys):
+        assert main(["draft", str(tmp_path)]) == 2
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+class TestStats:
+    def test_statistics_of_scenes_equal_numpy_on_their_features(self, tmp_path, capsys):
+        import torch
+
+        from pytest_sdbench.classifier import load_classifier
+
+        out = tmp_path / "scenes.npz"
+        words = ["stats", "scenes:20000000-20000199", "-o", str(out), "--extractor", "scenes-classifier"]
+        assert main([*words, "--features", "16"]) == 0
+        assert "200 images" in capsys.readouterr().out
+        images = torch.from_numpy(scenes.render_batch(range(20_000_000, 20_000_200))).permute(0, 3, 1, 2)
+        features = load_classifier()(images)["features"].double().numpy()
+        with np.load(out, allow_pickle=False) as found:
+            np.testing.assert_allclose(found["mu"], features.mean(axis=0), atol=1e-5)
+            np.testing.assert_allclose(found["sigma"], np.cov(features, rowvar=False), atol=1e-5)
+            assert found["features"].shape == (16, 64)
+
+    def test_a_folder_of_images_is_squashed_first_when_asked(self, tmp_path, capsys):
+        folder = tmp_path / "images"
+        folder.mkdir()
+        for index, picture in enumerate(scenes.render_batch(range(8), 128)):
+            Image.fromarray(picture).save(folder / f"{index}.png")
+        out = tmp_path / "images.npz"
+        words = ["stats", str(folder), "-o", str(out), "--extractor", "scenes-classifier", "--resize", "64"]
+        assert main(words) == 0
+        with np.load(out, allow_pickle=False) as found:
+            assert found["mu"].shape == (64,)
+
+    @pytest.mark.parametrize("source", ["scenes:5", "scenes:9-5", "scenes:a-b", "nowhere"])
+    def test_a_source_that_is_none_is_named(self, tmp_path, source, capsys):
+        assert main(["stats", source, "-o", str(tmp_path / "x.npz"), "--extractor", "scenes-classifier"]) == 2
+        assert source.removeprefix("scenes:") in capsys.readouterr().err
+
+
+class TestDoctor:
+    def test_a_card_that_has_everything_is_healthy(self, tmp_path, pristine_checkpoint, capsys):
+        card = make_project(tmp_path, pristine_checkpoint)
+        assert main(["doctor", str(card)]) == 0
+        text = capsys.readouterr().out
+        assert "Nothing is missing" in text
+        assert "fingerprint" in text
+
+    def test_what_is_missing_is_named_once_with_its_remedy_and_users(self, tmp_path, capsys):
+        cards = [
+            make_card(
+                tmp_path / f"{name}.md",
+                claims={"fid": 17.0},
+                protocol="coco30k-bksdm",
+                margins={"fid": 0.4},
+                checkpoint="nobody/nothing",
+            )
+            for name in ("one", "two")
+        ]
+        assert main(["doctor", *map(str, cards)]) == 1
+        text = capsys.readouterr().out
+        assert text.count("needed by one, two") >= 4  # weights, prompts, statistics, extractors
+        for remedy in ("--sdbench-download", "--sdbench-data"):
+            assert remedy in text
+
+    def test_damaged_weights_a_broken_card_and_wrong_prompts_are_told_apart(
+        self, tmp_path, tiny_checkpoint, capsys
+    ):
+        card = make_project(tmp_path, tiny_checkpoint)
+        weights = card.parent / "mini-sd" / "unet" / "diffusion_pytorch_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        broken = make_card(card.with_name("broken.md"), claims={"clip_score": 29.0})
+        data = tmp_path / "data" / "mscoco_val2014_30k"
+        data.mkdir(parents=True)
+        (data / "metadata.csv").write_text("file_name,text\na.jpg,A cat.\n")
+        coco = make_card(
+            card.with_name("coco.md"), claims={"fid": 17.0}, protocol="coco5k", margins={"fid": 0.4}
+        )
+        assert main(["doctor", str(card), str(broken), str(coco), "--data", str(data.parent)]) == 1
+        text = capsys.readouterr().out
+        assert "broken: " in text
+        assert weights.name in text
+        assert "29.0" in text
+        assert "metadata.csv" in text
+        assert "sha256" in text.lower() or "checksum" in text.lower()
