@@ -296,6 +296,63 @@ def test_a_missing_checkpoint_is_skipped_with_the_remedy_and_a_damaged_one_fails
     missing.stdout.fnmatch_lines(["*--sdbench-download*"])
 
 
+class TestNetworks:
+    """Size, compute and memory, on the tensors that are stored."""
+
+    @pytest.fixture
+    def counted(self, pristine_checkpoint) -> dict[str, int]:
+        """Count parameters with the libraries that load them."""
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline.from_pretrained(pristine_checkpoint)
+        parts = {
+            "unet": pipeline.unet,
+            "text_encoder": pipeline.text_encoder,
+            "image_decoder": pipeline.vae.decoder,
+        }
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+    @pytest.mark.parametrize("off", [0, 1])
+    def test_sizes_are_exact(self, pytester, project, counted, off):
+        sizes = counted | {"unet": counted["unet"] + off}
+        size = {name: {"exact": count} for name, count in (sizes | {"whole": sum(sizes.values())}).items()}
+        make_card(project, size=size)
+        result = pytester.runpytest("--sdbench", "cards", "-m", "size")
+        # One parameter too many is one in the U-Net and one in the whole.
+        result.assert_outcomes(
+            passed=4 - 2 * off, failed=2 * off, deselected=result.parseoutcomes()["deselected"]
+        )
+        if off:
+            assert f"{counted['unet'] + 1:,}" in result.stdout.str()
+            assert "-1" in result.stdout.str()
+
+    def test_sizes_of_an_inline_unet_without_its_companions_are_explained(self, pytester, project):
+        config = json.loads((project.parent / "mini-sd" / "unet" / "config.json").read_text(encoding="utf-8"))
+        config = {
+            key: value for key, value in config.items() if not key.startswith("_") and key != "norm_eps"
+        }
+        make_card(project, checkpoint="nobody/nothing", architecture=config)
+        result = pytester.runpytest("--sdbench", "cards", "-m", "size", "--sdbench-report=r.json")
+        found = rows(pytester.path / "r.json")
+        assert found["test_size[unet]"]["verdict"] == "uncalibrated"
+        assert found["test_size[whole]"]["verdict"] == "unavailable"
+        assert "--sdbench-weights mini=FOLDER" in found["test_size[whole]"]["reason"]
+        assert result.ret == 0
+
+    def test_a_card_without_checkpoint_and_architecture_says_how_to_add_one(self, pytester, project):
+        make_card(project, checkpoint="nobody/nothing")
+        result = pytester.runpytest("--sdbench", "cards", "-m", "compute")
+        result.stdout.fnmatch_lines(["*sdbench.architecture*draft FOLDER*"])
+
+    @pytest.mark.parametrize(("factor", "outcome"), [(1.0, "passed"), (1.01, "failed")])
+    def test_compute_is_judged_to_a_thousandth(self, pytester, project, factor, outcome):
+        from pytest_sdbench.compute import unet_macs
+        from tests.tiny_checkpoint import UNET
+
+        make_card(project, compute={"unet_macs": round(unet_macs(UNET).total * factor)})
+        assert pytester.runpytest("--sdbench", "cards", "-m", "compute").parseoutcomes()[outcome] == 1
+
+
 class TestSpeed:
     """Timing through pytest-benchmark: nothing here asserts a time."""
 
