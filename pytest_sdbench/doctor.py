@@ -22,25 +22,29 @@ class Finding:
     need: str
     """``card``, ``weights``, ``prompts``, ``statistics`` or ``extractor``."""
     name: str
-    found: bool
+    state: str
+    """``ok``, ``missing`` or ``broken``."""
     detail: str
+
+    @property
+    def found(self) -> bool:
+        return self.state == "ok"
 
 
 def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Finding]:
     """Look for everything that the cards need; nothing is downloaded and no image is made."""
-    looked: dict[tuple[str, str], tuple[bool, str]] = {}
+    looked: dict[tuple[str, str], tuple[str, str]] = {}
     findings: list[Finding] = []
     for path in cards:
         try:
             card = read_card(path)
         except SdbenchError as error:
-            findings.append(Finding(path.stem, "card", path.name, False, str(error)))
+            findings.append(Finding(path.stem, "card", path.name, "broken", str(error)))
             continue
         for need, name, look in _needs(card, data_root):
             if (need, name) not in looked:
                 looked[need, name] = _try(look)
-            found, detail = looked[need, name]
-            findings.append(Finding(card.name, need, name, found, detail))
+            findings.append(Finding(card.name, need, name, *looked[need, name]))
     return findings
 
 
@@ -52,11 +56,16 @@ def report(findings: Sequence[Finding]) -> str:
     for card in cards:
         mine = [finding for finding in findings if finding.card == card]
         cells = []
-        for need in needs[1:]:
-            states = [finding.found for finding in mine if finding.need == need]
-            cells.append("" if not states else "ok" if all(states) else "missing")
-        rows.append([card, *cells])
-    table = tabulate(rows, headers=["card", *needs[1:]], tablefmt="simple")
+        for need in needs:
+            states = {finding.state for finding in mine if finding.need == need}
+            cells.append(next((state for state in ("broken", "missing", "ok") if state in states), ""))
+        rows.append(
+            [
+                card,
+                *(cell or ("ok" if need == "card" else "-") for need, cell in zip(needs, cells, strict=True)),
+            ]
+        )
+    table = tabulate(rows, headers=["name", *needs], tablefmt="simple")
     missing: dict[tuple[str, str, str], list[str]] = {}
     for finding in findings:
         if not finding.found:
@@ -70,14 +79,13 @@ def report(findings: Sequence[Finding]) -> str:
     parts = [table]
     if here:
         parts += ["\nHere:", *here]
-    parts += ["\nMissing:", *notes] if notes else ["\nNothing is missing."]
+    parts += ["\nMissing or broken:", *notes] if notes else ["\nNothing is missing."]
     return "\n".join(parts)
 
 
 def _needs(card: Card, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
     needs: list[tuple[str, str, Callable[[], str]]] = []
-    if card.checkpoint is not None:
-        needs.append(("weights", str(card.checkpoint), lambda: _weights(card)))
+    needs.append(("weights", str(card.checkpoint or f"of {card.name}"), lambda: _weights(card)))
     gated = [claim.gate_protocol for claim in card.claims if claim.gate_protocol is not None]
     names = dict.fromkeys([*gated, *card.protocols])
     for name in names:
@@ -114,13 +122,13 @@ def _weights(card: Card) -> str:
     return f"verified, fingerprint {checkpoint.fingerprint}"
 
 
-def _try(look: Callable[[], str]) -> tuple[bool, str]:
+def _try(look: Callable[[], str]) -> tuple[str, str]:
     try:
-        return True, look()
+        return "ok", look()
     except Unavailable as lacking:
-        return False, str(lacking)
+        return "missing", str(lacking)
     except SdbenchError as error:
-        return False, f"broken: {error}"
+        return "broken", str(error)
 
 
 def _raise(error: SdbenchError) -> Callable[[], str]:

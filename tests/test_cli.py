@@ -160,7 +160,14 @@ class TestDoctor:
         )
         assert main(["doctor", str(card), str(broken), str(coco), "--data", str(data.parent)]) == 1
         text = capsys.readouterr().out
-        assert "broken: " in text
+        cells = {
+            line.split()[0]: line.split()[1:]
+            for line in text.splitlines()
+            if line.startswith(("mini", "broken", "coco"))
+        }
+        assert cells["mini"][:2] == ["ok", "broken"]
+        assert cells["broken"][0] == "broken"
+        assert cells["coco"][2] == "broken"
         assert weights.name in text
         assert "29.0" in text
         assert "metadata.csv" in text

@@ -156,8 +156,14 @@ def terminal_tables(rows: Sequence[Row]) -> str:
     parts = []
     network = [[name, *_network_cells(name, rows)] for name in names if _of(rows, name, *_NETWORK)]
     if network:
-        heading = ["card", "U-Net", "whole", "MACs", "latency ratio", "peak memory", "verdicts"]
-        parts.append(_plain(heading, network))
+        heading = ["card", "U-Net", "whole", "MACs", "s/call", "ratio", "memory", "verdicts"]
+        # Memory is read on CUDA alone: elsewhere the column would be empty.
+        shown = [
+            i
+            for i, title in enumerate(heading)
+            if title != "memory" or any(row[i] != NONE for row in network)
+        ]
+        parts.append(_plain([heading[i] for i in shown], [[row[i] for i in shown] for row in network]))
     scores = [
         [row.card, row.name or row.metric, _claimed(row), _measured(row), _count(row.n), row.verdict]
         for row in rows
@@ -214,18 +220,19 @@ def _networks(order: Sequence[str], titles: Mapping[str, str], rows: Sequence[Ro
             [
                 titles.get(name, name),
                 _macs(_one(rows, name, "compute")),
+                _seconds(_one(rows, name, "speed")),
                 *_latency(_one(rows, name, "speed")),
                 _memory(_one(rows, name, "memory")),
                 _verdicts(_of(rows, name, "compute", "speed", "memory")),
             ]
             for name in timed
         ]
-        heading = ["Model", "MACs ↓", "Latency ratio ↓", "Allowed", "Peak memory ↓", "Verdict"]
+        heading = ["Model", "MACs ↓", "s/call ↓", "Latency ratio ↓", "Allowed", "Peak memory ↓", "Verdict"]
         rest = [row for row in rows if row.test in _NETWORK[1:] and row.verdict != "pass"]
         parts += [
             "## Compute, speed and memory of one U-Net call",
             "The latency ratio is relative to the baseline's network, measured interleaved in the same run.",
-            _table(heading, table, left=(0, 5)),
+            _table(heading, table, left=(0, 6)),
             _reasons(rest),
         ]
     return parts
@@ -234,10 +241,11 @@ def _networks(order: Sequence[str], titles: Mapping[str, str], rows: Sequence[Ro
 def _network_cells(name: str, rows: Sequence[Row]) -> list[str]:
     speed = _one(rows, name, "speed")
     return [
-        _figure(_one(rows, name, "size", "unet")),
-        _figure(_one(rows, name, "size", "whole")),
+        _size(rows, name, "unet"),
+        _size(rows, name, "whole"),
         _macs(_one(rows, name, "compute")),
-        " of ".join(part for part in _latency(speed) if part != NONE) or NONE,
+        _seconds(speed),
+        _ratio(speed),
         _memory(_one(rows, name, "memory")),
         _verdicts(_of(rows, name, *_NETWORK)),
     ]
@@ -278,6 +286,17 @@ def _latency(row: Row | None) -> tuple[str, str]:
         return NONE, NONE
     measured = NONE if row.measured is None else f"{row.measured:.3f}"
     return measured, NONE if row.claimed is None else f"{row.claimed:.2f}"
+
+
+def _ratio(row: Row | None) -> str:
+    measured, allowed = _latency(row)
+    return measured if NONE in (measured, allowed) else f"{measured} (max {allowed})"
+
+
+def _seconds(row: Row | None) -> str:
+    """Return the median latency of one U-Net call; figures of two runs are not comparable, ratios are."""
+    seconds = None if row is None else row.extra.get("candidate_median")
+    return NONE if seconds is None else f"{seconds:.3g}"
 
 
 def _memory(row: Row | None) -> str:
