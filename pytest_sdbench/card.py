@@ -243,7 +243,7 @@ def _title(front: FrontMatter, models: Sequence[Model]) -> str:
 
 def _protocols(path: Path, search: Sequence[Path]) -> tuple[str, ...]:
     """Return the names of the protocols that a card can refer to."""
-    folders = [reference() / "protocols", path.parent / "protocols"]
+    folders = [reference() / "protocols", path.parent, path.parent / "protocols"]
     folders += [part for folder in search for part in (folder, folder / "protocols")]
     return tuple(sorted({file.stem for folder in folders for file in folder.glob("*.yaml")}))
 

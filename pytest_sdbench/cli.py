@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytest_sdbench import __version__
 from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.front_matter import is_card
 from pytest_sdbench.paths import reference
 
 
@@ -90,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _cards(named: Sequence[Path]) -> list[Path]:
-    return list(named) or sorted((reference() / "cards").glob("*.md"))
+    cards: list[Path] = []
+    for path in named or [reference() / "cards"]:
+        cards += sorted(file for file in path.glob("*.md") if is_card(file)) if path.is_dir() else [path]
+    return cards
 
 
 def _write(text: str, out: Path | None) -> None:
@@ -137,8 +141,13 @@ def _table(options: argparse.Namespace) -> int:
     if options.results is not None:
         try:
             rows, _ = read_results(options.results.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SdbenchError(str(error), file=options.results, key="--results") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SdbenchError(
+                f"not the results of a run: {error}",
+                file=options.results,
+                key="--results",
+                remedy="`pytest --sdbench --sdbench-report results.json` writes them",
+            ) from None
         text += "\n" + results_markdown(cards, rows)
     _write(text, options.out)
     return 0

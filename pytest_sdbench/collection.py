@@ -10,6 +10,7 @@ import pytest
 
 from pytest_sdbench.card import Card, check_lineage, read_card
 from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.metric_names import METRICS
 
 SUITE = "pytest_sdbench.suite"
 MARKERS = {
@@ -19,6 +20,13 @@ MARKERS = {
     "memory": "peak memory of one U-Net call",
     "quality": "scores of generated images under the protocol of each claim",
 }
+
+
+_WORDS = (
+    *(f"test_{name}" for name in MARKERS),
+    *(word for name in METRICS for word in (name, *name.split("_"))),
+    *("unet", "text_encoder", "image_decoder", "whole", "recorded"),
+)
 
 
 class CardModule(pytest.Module):
@@ -40,9 +48,9 @@ class CardModule(pytest.Module):
         try:
             self.card = read_card(self.path)
             check_lineage(self.card)
+            items = list(super().collect())
         except SdbenchError as error:
             return [BrokenCard.from_parent(self, name="card", error=error)]
-        items = list(super().collect())
         for item in items:
             # The claim stands in the card: its node id needs no "<- suite.py" behind it.
             if isinstance(item, pytest.Item):
@@ -59,6 +67,8 @@ class BrokenCard(pytest.Item):
         for name in MARKERS:
             # Whatever part of the suite is selected, the card is broken for it.
             self.add_marker(name)
+        # Nor does `-k fid` leave it out: every word that selects a test of a card selects this one.
+        self.extra_keyword_matches.update(_WORDS)
 
     def runtest(self) -> None:
         """Raise what is wrong with the card."""

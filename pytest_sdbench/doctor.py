@@ -33,7 +33,8 @@ class Finding:
 
 def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Finding]:
     """Look for everything that the cards need; nothing is downloaded and no image is made."""
-    looked: dict[tuple[str, str], tuple[str, str]] = {}
+    # By folder too: "./" and a protocol beside the card mean another thing elsewhere.
+    looked: dict[tuple[Path, str, str], tuple[str, str]] = {}
     findings: list[Finding] = []
     for path in cards:
         try:
@@ -42,9 +43,10 @@ def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Fin
             findings.append(Finding(path.stem, "card", path.name, "broken", str(error)))
             continue
         for need, name, look in _needs(card, data_root):
-            if (need, name) not in looked:
-                looked[need, name] = _try(look)
-            findings.append(Finding(card.name, need, name, *looked[need, name]))
+            key = (card.path.parent.resolve(), need, name)
+            if key not in looked:
+                looked[key] = _try(look)
+            findings.append(Finding(card.name, need, name, *looked[key]))
     return findings
 
 

@@ -25,6 +25,10 @@ class SdbenchError(Exception):
         what = message if found is None else f"{message} (found {found!r})"
         super().__init__(f"{where}{what}" + (f". {remedy}" if remedy else ""))
 
+    def at(self, file: str | Path) -> SdbenchError:
+        """Return the same error with the file that it came from."""
+        return type(self)(self.message, file=file, key=self.key, found=self.found, remedy=self.remedy)
+
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders under pytest-xdist, and pickling alone drops keyword arguments.
         return _rebuild, (type(self), self.message, self.file, self.key, self.found, self.remedy)

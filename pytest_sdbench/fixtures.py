@@ -7,6 +7,7 @@ modules are imported inside, when a test asks for what they make.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from pytest_sdbench.card import Card, find_card, read_card
 from pytest_sdbench.collection import card_of
-from pytest_sdbench.errors import Unavailable
+from pytest_sdbench.errors import SdbenchError, Unavailable
 from pytest_sdbench.networks import Network, network_of
 from pytest_sdbench.session import SdbenchSession, conclude
 
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from pytest_sdbench.checkpoint import Checkpoint
     from pytest_sdbench.evaluation import Evaluation
     from pytest_sdbench.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class PlainPipeline:
+    """Load a checkpoint's pipeline as it is, given the name of a dtype."""
+
+    checkpoint: Checkpoint
+    device: str
+
+    def __call__(self, dtype: str) -> Any:
+        from pytest_sdbench.checkpoint import load_pipeline
+
+        return load_pipeline(self.checkpoint, device=self.device, dtype=dtype)
 
 
 @pytest.fixture(scope="session")
@@ -93,23 +107,34 @@ def sdbench_checkpoint(
     module = card_of(request.node)
     assert module is not None
     weights = sdbench_session.weights_for(module)
-    checkpoint = resolve(
-        sdbench_card.checkpoint,
-        card=sdbench_card.name,
-        near=sdbench_card.path.parent,
-        weights=weights,
-        download=sdbench_session.settings.download,
-    )
+    try:
+        checkpoint = resolve(
+            sdbench_card.checkpoint,
+            card=sdbench_card.name,
+            near=sdbench_card.path.parent,
+            weights=weights,
+            download=sdbench_session.settings.download,
+        )
+    except SdbenchError as error:
+        if error.file is None:
+            raise error.at(sdbench_card.path) from None
+        raise
     verify(checkpoint)
     return checkpoint
 
 
 @pytest.fixture(scope="module")
-def sdbench_network(request: pytest.FixtureRequest, sdbench_card: Card) -> Network:
+def sdbench_network(
+    request: pytest.FixtureRequest, sdbench_session: SdbenchSession, sdbench_card: Card
+) -> Network:
     """Return the network under test: the checkpoint's where it is at hand, else the card's architecture."""
+    module = card_of(request.node)
+    assert module is not None
     try:
         checkpoint = request.getfixturevalue("sdbench_checkpoint")
     except Unavailable:
+        if sdbench_session.weights_for(module) is not None:
+            raise  # a candidate was named: the card's architecture must not pass in its place
         checkpoint = None
     return network_of(sdbench_card, checkpoint)
 
@@ -141,9 +166,7 @@ def sdbench_pipeline(sdbench_checkpoint: Checkpoint, sdbench_device: str) -> Cal
 
     Override it to test a pipeline that ``from_pretrained`` does not build. Called if images are missing.
     """
-    from pytest_sdbench.checkpoint import load_pipeline
-
-    return lambda dtype: load_pipeline(sdbench_checkpoint, device=sdbench_device, dtype=dtype)
+    return PlainPipeline(sdbench_checkpoint, sdbench_device)
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +177,14 @@ def sdbench_evaluate(
     sdbench_device: str,
     sdbench_data: Path | None,
     sdbench_store: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[Protocol], Evaluation]:
     """Return a function that evaluates the checkpoint under a protocol, once for all claims."""
     from pytest_sdbench.evaluation import evaluate
 
+    # A pipeline of one's own has no fingerprint: its images are kept for this run alone.
+    plain = isinstance(sdbench_pipeline, PlainPipeline)
+    store = sdbench_store if plain else tmp_path_factory.mktemp("sdbench-store")
     done: dict[str, Evaluation] = {}
     settings = sdbench_session.settings
 
@@ -167,7 +194,7 @@ def sdbench_evaluate(
                 done[protocol.fingerprint] = evaluate(
                     sdbench_checkpoint,
                     protocol,
-                    store=sdbench_store,
+                    store=store,
                     data_root=sdbench_data,
                     device=sdbench_device,
                     dtype=None if settings.dtype == "auto" else settings.dtype,

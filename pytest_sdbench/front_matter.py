@@ -107,7 +107,9 @@ def is_card(path: str | Path) -> bool:
     except OSError:
         return False
     block = BLOCK.match(text)
-    return bool(block and _OURS.search(block.group(2)))
+    # Front matter that is never closed is a broken card, to be told of, and no other file.
+    front = block.group(2) if block else text if text.lstrip().startswith("---") else ""
+    return bool(_OURS.search(front))
 
 
 def read_text(path: Path) -> str:

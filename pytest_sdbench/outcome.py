@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from pytest_sdbench.environment import versions
 from pytest_sdbench.errors import SdbenchError
@@ -17,7 +18,7 @@ from pytest_sdbench.report.results import Row, results_json
 _PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "device", "date")
 
 
-def write_reports(paths: Sequence[Path], rows: Sequence[Row], config: pytest.Config) -> list[str]:
+def write_reports(paths: Sequence[Path], rows: Sequence[Row], files: Mapping[str, Path]) -> list[str]:
     """Write each report by its ending and return one line about each; a failed write fails nothing else."""
     from pytest_sdbench.card import read_card
     from pytest_sdbench.report.tables import results_markdown
@@ -27,33 +28,40 @@ def write_reports(paths: Sequence[Path], rows: Sequence[Row], config: pytest.Con
         if path.suffix == ".json":
             text = results_json(rows, {"versions": versions()})
         else:
-            files = {config.rootpath / row.node_id.partition("::")[0] for row in rows}
             cards = []
-            for file in sorted(files, key=lambda found: found.name):
+            for file in sorted(set(files.values()), key=lambda found: found.name):
                 try:
                     cards.append(read_card(file))
                 except SdbenchError:
                     continue  # its row in the table says what is wrong with it
-            text = results_markdown(cards, rows)
+            text = results_markdown(cards, rows, {"versions": versions()})
+        temporary = path.with_name(f".{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.tmp")
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, path)
             lines.append(f"results written to {path}")
         except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             lines.append(f"results NOT written to {path}: {error.strerror}; give a place that can be written")
     return lines
 
 
 def write_records_of(
-    rows: Sequence[Row], *, finished: bool, root: Path, replaced: frozenset[str] = frozenset()
+    rows: Sequence[Row],
+    *,
+    finished: bool,
+    files: Mapping[str, Path],
+    replaced: frozenset[str] = frozenset(),
 ) -> tuple[list[str], list[str]]:
     """Write what was measured into the cards; return the diffs, and a line for each figure that was refused.
 
     Refused are figures of a run that was interrupted, of fewer images than the protocol has, and of a
     checkpoint that stood in for the card's own (`replaced` names these cards).
     """
+    from pytest_sdbench.card import read_card
+
     diffs: list[str] = []
     refused: list[str] = []
     records: dict[Path, dict[tuple[str, str], Record]] = {}
@@ -71,10 +79,12 @@ def write_records_of(
             refused.append(f"not recorded: {row.node_id}: {reason}")
             continue
         record = _record(row)
-        records.setdefault(root / row.node_id.partition("::")[0], {})[record.key] = record
+        records.setdefault(files[row.node_id], {})[record.key] = record
     for path, found in records.items():
         try:
-            diff = write_records(path, list(found.values()))
+            known = {record.key: record for record in read_card(path).records}
+            changed = [record for record in found.values() if not _same(known.get(record.key), record)]
+            diff = write_records(path, changed)
         except SdbenchError as error:
             refused.append(f"not recorded: {error}")
             continue
@@ -88,6 +98,15 @@ def summary(rows: Sequence[Row]) -> str:
     from pytest_sdbench.report.tables import terminal_tables
 
     return terminal_tables(rows)
+
+
+def _same(known: Record | None, new: Record) -> bool:
+    """Return whether a record says already what was measured: threads and batches move the last digits."""
+    if known is None or not math.isclose(known.value, new.value, rel_tol=5e-4):
+        return False
+    return replace(known, value=0, standard_error=None, date=None) == replace(
+        new, value=0, standard_error=None, date=None
+    )
 
 
 def _record(row: Row) -> Record:

@@ -32,6 +32,8 @@ class SdbenchSession:
     config: pytest.Config
     settings: Settings
     rows: list[Row] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
+    """The card of each node id: an id alone does not lead to a card outside the rootdir."""
     written: list[str] = field(default_factory=list)
     """Lines for the end of the terminal summary: files written, records refused."""
     diffs: list[str] = field(default_factory=list)
@@ -91,7 +93,8 @@ class SdbenchSession:
             item.path for item in session.items if isinstance(item, BrokenCard)
         }
         names = {module.card.name for module in modules if hasattr(module, "card")}
-        for key in self.settings.weights:
+        # The ini file speaks of all cards of a project, the command line of those of this run.
+        for key in self.settings.weights if self.config.getoption("sdbench_weights") else ():
             if key not in names and not any(_same(key, card, self.config) for card in cards):
                 known = ", ".join(sorted(names)) or "none"
                 raise pytest.UsageError(
@@ -112,8 +115,7 @@ class SdbenchSession:
             row.card
             for row in self.rows
             for key in self.settings.weights
-            if key == row.card
-            or _same(key, self.config.rootpath / row.node_id.partition("::")[0], self.config)
+            if key == row.card or _same(key, self.files[row.node_id], self.config)
         )
 
     @contextmanager
@@ -146,7 +148,7 @@ class SdbenchSession:
             report.longrepr = (str(module.path), 1, report.longrepr[2])
         elif isinstance(error, SdbenchError):
             report.longrepr = str(error)
-        if isinstance(error, Exception) and not _row_of(report.user_properties):
+        if isinstance(error, Exception) and (call.when == "teardown" or not _row_of(report.user_properties)):
             verdict = "unavailable" if isinstance(error, Unavailable) else "error"
             if report.outcome == "skipped":
                 verdict = "unavailable"
@@ -159,7 +161,7 @@ class SdbenchSession:
                 verdict=verdict,
                 reason=str(error),
             )
-            report.user_properties.extend(properties(row))
+            report.user_properties.extend(properties(row, module.path))
         return report
 
     @pytest.hookimpl
@@ -168,6 +170,8 @@ class SdbenchSession:
         row = _row_of(report.user_properties)
         if row is not None and (report.when == "call" or report.outcome != "passed"):
             self.rows = [known for known in self.rows if known.node_id != row.node_id] + [row]
+            found = dict(report.user_properties)
+            self.files[row.node_id] = Path(str(found[_PROPERTY + "file"]))
 
     # --- the end ---
 
@@ -179,11 +183,12 @@ class SdbenchSession:
         if not hasattr(self.config, "workerinput") and not self.config.option.collectonly:
             from pytest_sdbench.outcome import write_records_of, write_reports
 
-            self.written += write_reports(self.settings.reports, self.rows, self.config)
+            self.written += write_reports(self.settings.reports, self.rows, self.files)
             if self.settings.update:
                 finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+                finished = finished and not (session.shouldstop or session.shouldfail)  # -x, --maxfail
                 diffs, refused = write_records_of(
-                    self.rows, finished=finished, root=self.config.rootpath, replaced=self._replaced()
+                    self.rows, finished=finished, files=self.files, replaced=self._replaced()
                 )
                 self.diffs += diffs
                 self.written += refused
@@ -243,19 +248,22 @@ def conclude(item: pytest.Item, verdict: Verdict, **figures: Any) -> None:
         reason=verdict.reason,
         **figures,
     )
-    item.user_properties.extend(properties(row))
+    item.user_properties.extend(properties(row, module.path))
     if verdict.outcome is Outcome.FAIL or verdict.outcome is Outcome.INCONCLUSIVE:
         pytest.fail(verdict.reason, pytrace=False)
     if verdict.outcome is not Outcome.PASS:
         pytest.skip(f"{verdict.outcome}: {verdict.reason}")
 
 
-def properties(row: Row) -> list[tuple[str, Any]]:
-    """Return a row as user properties: they reach junit files and, under xdist, the controller."""
+def properties(row: Row, card: Path) -> list[tuple[str, Any]]:
+    """Return a row and its card as user properties, which reach junit files and the controller of xdist."""
     return [
-        (_PROPERTY + key, json.dumps(value) if isinstance(value, dict) else value)
-        for key, value in row.to_dict().items()
-        if value is not None
+        (_PROPERTY + "file", str(card)),
+        *(
+            (_PROPERTY + key, json.dumps(value) if isinstance(value, dict) else value)
+            for key, value in row.to_dict().items()
+            if value is not None
+        ),
     ]
 
 

@@ -61,7 +61,10 @@ class Settings:
                 f"--sdbench-data: {data} is not a folder; give the data root (see the README)"
             )
         store = path("sdbench_store")
-        assert store is not None
+        if store is None:
+            raise pytest.UsageError(
+                "--sdbench-store: the name is empty; give a folder, or leave the option out"
+            )
         return cls(
             weights=_weights(option(config, "sdbench_weights"), lambda text: place("sdbench_weights", text)),
             data=data,

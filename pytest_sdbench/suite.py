@@ -157,9 +157,8 @@ def test_speed(
     elif claim is None:
         verdict = judges.uncalibrated(f"{shown}, {ratio:.3f} of the baseline's; the card claims no ratio")
     elif latency.identical:
-        verdict = judges.Verdict(
-            judges.Outcome.PASS, f"{shown}; the architecture of the baseline, so the ratio is 1"
-        )
+        same = f"{shown}, the architecture of the baseline"
+        verdict = judges.judge_ratio(label=same, largest=claim.max, measured=ratio)
     else:
         verdict = judges.judge_ratio(label=shown, largest=claim.max, measured=ratio)
     sdbench_conclude(
@@ -209,9 +208,10 @@ def test_quality(
 ) -> None:
     """Score the checkpoint under the claim's protocol and judge the score by the claim."""
     if not case.metric:
-        pytest.skip(
+        nothing = (
             "no score is claimed; name protocols in sdbench.protocols, and --sdbench-update records theirs"
         )
+        sdbench_conclude(judges.uncalibrated(nothing))
     claim = case.claim
     figures: dict[str, Any] = {"metric": case.metric, "protocol": case.protocol or "unstated"}
     if claim is not None:
@@ -227,6 +227,8 @@ def test_quality(
     protocol = load_protocol(str(case.protocol), search=(sdbench_card.path.parent,))
     if figures.get("margin") is None:
         figures["margin"] = protocol.margins.get(case.metric)
+    if claim is not None and (other := _other_protocol(claim, protocol)):
+        sdbench_conclude(judges.mismatch(other), **figures)
     # Asked for here and not by argument: a claim that cannot be compared needs no checkpoint.
     evaluation = request.getfixturevalue("sdbench_evaluate")(protocol)
     estimate = evaluation.estimates[case.metric]
@@ -234,6 +236,16 @@ def test_quality(
     if isinstance(estimate, Estimate):
         figures |= {"measured": estimate.value, "standard_error": estimate.standard_error}
     sdbench_conclude(_judge_quality(claim, protocol, evaluation, estimate, figures["margin"]), **figures)
+
+
+def _other_protocol(claim: Claim, protocol: Protocol) -> str:
+    """Say why a claim is not one of this protocol as it is today; empty if it is."""
+    if claim.n not in (None, protocol.n):
+        return f"the claim is of {claim.n:,} images, and {protocol.name} has {protocol.n:,}"
+    made = claim.record.protocol_fingerprint if claim.record else None
+    if made not in (None, protocol.fingerprint):
+        return f"{protocol.name} has changed since this was recorded ({made}, now {protocol.fingerprint})"
+    return ""
 
 
 def _judge_quality(
@@ -265,5 +277,6 @@ def _judge_quality(
         decimals=metric.decimals,
         standard_error=estimate.standard_error,
     )
-    assumed = f" (assumed protocol {protocol.name})" if claim.assumed else ""
-    return judges.Verdict(verdict.outcome, verdict.reason + assumed)
+    notes = [f"assumed protocol {protocol.name}"] if claim.assumed else []
+    notes += evaluation.notes
+    return judges.Verdict(verdict.outcome, verdict.reason + (f" ({'; '.join(notes)})" if notes else ""))

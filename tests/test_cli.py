@@ -172,3 +172,16 @@ class TestDoctor:
         assert "29.0" in text
         assert "metadata.csv" in text
         assert "sha256" in text.lower() or "checksum" in text.lower()
+
+    def test_the_same_words_in_two_folders_are_two_checkpoints(self, tmp_path, pristine_checkpoint, capsys):
+        here = make_project(tmp_path / "a", pristine_checkpoint)
+        there = make_project(tmp_path / "b", pristine_checkpoint)
+        shutil.rmtree(there.parent / "mini-sd")
+        assert main(["doctor", str(here), str(there)]) == 1
+        assert "Missing or broken" in capsys.readouterr().out
+
+    def test_a_folder_stands_for_its_cards(self, tmp_path, pristine_checkpoint, capsys):
+        card = make_project(tmp_path, pristine_checkpoint)
+        (card.parent / "notes.md").write_text("# Notes")
+        assert main(["doctor", str(card.parent)]) == 0
+        assert "notes" not in capsys.readouterr().out

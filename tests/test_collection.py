@@ -121,3 +121,29 @@ def test_header_says_where_the_run_looks(pytester, card):
     result.stdout.fnmatch_lines(
         ["sdbench: device auto, *store .sdbench*data none*download off*8 images only*"]
     )
+
+
+@pytest.mark.parametrize("content", ["n: [", "n: 0\n", "title: Nothing else\n"])
+def test_a_broken_protocol_breaks_its_card_alone(pytester, card, content):
+    make_protocol(pytester.path / "cards" / "protocols" / "bad.yaml").write_text(content)
+    make_card(
+        card.with_name("wrong.md"), protocol="bad", architecture="bk-sdm-tiny", checkpoint="nobody/nothing"
+    )
+    result = pytester.runpytest("--sdbench", "cards", "-m", "compute")
+    assert result.parseoutcomes()["failed"] == 1
+    assert result.parseoutcomes()["skipped"] == 1
+    assert "bad.yaml" in result.stdout.str()
+    assert "Traceback" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("word", ["fid", "clip_score", "test_size", "unet"])
+def test_selecting_by_keyword_never_hides_a_broken_card(pytester, card, word):
+    make_card(card.with_name("wrong.md"), claims={"fid": 0.0})
+    ids = collected(pytester.runpytest(*COLLECT, "cards", "-k", word))
+    assert "cards/wrong.md::card" in ids
+
+
+def test_front_matter_that_is_never_closed_is_a_broken_card_in_a_walk(pytester, card):
+    text = card.read_text(encoding="utf-8")
+    card.with_name("open.md").write_text(text[: text.rindex("---")], encoding="utf-8")
+    assert "cards/open.md::card" in collected(pytester.runpytest(*COLLECT, "cards"))

@@ -296,6 +296,72 @@ def test_a_missing_checkpoint_is_skipped_with_the_remedy_and_a_damaged_one_fails
     missing.stdout.fnmatch_lines(["*--sdbench-download*"])
 
 
+def test_a_claim_of_another_number_of_images_is_not_compared(run, project, pytester):
+    text = project.read_text(encoding="utf-8")
+    project.write_text(
+        text.replace("type: scenes}", "type: scenes, args: {num_samples: 5000}}"), encoding="utf-8"
+    )
+    result = run("cards", "-k", "mini-clip_score", "--sdbench-report=r.json")
+    assert result.parseoutcomes().get("passed") is None
+    if not result.parseoutcomes().get("failed"):
+        assert rows(pytester.path / "r.json")["test_quality[mini-clip_score]"]["verdict"] == "mismatch"
+
+
+def test_a_record_of_a_protocol_that_has_changed_is_not_compared(run, project, pytester):
+    run("cards", "--sdbench-update")
+    make_protocol(project.parent / "protocols" / "mini.yaml", n=IMAGES - 4)
+    run("cards", "-k", "fid-recorded", "--sdbench-report=r.json").assert_outcomes(skipped=1, deselected=12)
+    row = rows(pytester.path / "r.json")["test_quality[mini-fid-recorded]"]
+    assert row["verdict"] == "mismatch"
+    assert "has changed" in row["reason"]
+
+
+def test_update_refuses_figures_of_a_run_that_stopped_early(run, project):
+    before = project.read_bytes()
+    result = run("cards", "-x", "--sdbench-update")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert project.read_bytes() == before
+    assert "the run was interrupted" in result.stdout.str()
+
+
+def test_a_candidate_without_its_base_is_not_judged_by_the_cards_architecture(
+    pytester, project, tiny_checkpoint
+):
+    make_card(project, checkpoint="nobody/nothing", architecture="bk-sdm-tiny", claims={})
+    (tiny_checkpoint / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"garbage")
+    result = pytester.runpytest(
+        "--sdbench", "cards", "-m", "size or compute", f"--sdbench-weights=mini={tiny_checkpoint / 'unet'}"
+    )
+    assert result.parseoutcomes().get("passed") is None
+
+
+def test_the_ini_may_name_weights_of_cards_that_do_not_run(pytester, project, tiny_checkpoint):
+    pytester.makeini(f"[pytest]\nsdbench_weights =\n    other={tiny_checkpoint}\n")
+    assert pytester.runpytest("--sdbench", "cards", "-m", "memory").ret == 0
+
+
+def test_a_pipeline_of_ones_own_is_never_judged_by_the_images_of_another(run, project, pytester):
+    run("cards", "--sdbench-report=r.json")
+    plain = rows(pytester.path / "r.json")["test_quality[mini-clip_score]"]["measured"]
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def sdbench_pipeline(sdbench_pipeline):
+            def load(dtype):
+                pipeline = sdbench_pipeline(dtype)
+                for parameter in pipeline.unet.parameters():
+                    parameter.data.zero_()
+                return pipeline
+
+            return load
+        """
+    )
+    run("cards", "--sdbench-report=r.json")
+    assert rows(pytester.path / "r.json")["test_quality[mini-clip_score]"]["measured"] != plain
+
+
 class TestNetworks:
     """Size, compute and memory, on the tensors that are stored."""
 
@@ -371,6 +437,11 @@ class TestSpeed:
         row = rows(pytester.path / "r.json")["test_speed"]
         assert row["measured"] == 1.0
         assert row["extra"]["identical"] is True
+
+    def test_a_student_that_is_its_teacher_fails_the_ratio_of_a_student(self, speed, pytester):
+        ratio = {"unet_ratio": {"max": 0.7, "source": "own record"}}
+        make_card(pytester.path / "cards" / "student.md", claims={}, baseline="mini", speed=ratio)
+        speed().assert_outcomes(failed=1)
 
     @pytest.mark.parametrize(
         ("words", "remedy"),
