@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.architectures import Config
 from pytest_sdbench.errors import Unavailable
+from pytest_sdbench.progress import Progress
 from pytest_sdbench.skeleton import architecture_key, unet_inputs, unet_skeleton
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def measure_latency(
     dtype: torch.dtype | None = None,
     cache: Cache | None = None,
     budget: float = BUDGET,
+    progress: bool = False,
 ) -> Ratio:
     """Measure one U-Net call through pytest-benchmark, in turn with one call of the baseline's network.
 
@@ -126,7 +128,7 @@ def measure_latency(
 
     The first call of each network warms up and tells how many rounds fit ``budget`` seconds (3 to 50).
     Raise ``Unavailable`` where pytest-benchmark does not measure (``--benchmark-disable``, ``-n``) or where
-    another process keeps the lock.
+    another process keeps the lock. ``progress`` shows the rounds as they go.
     """
     import torch
 
@@ -154,6 +156,7 @@ def measure_latency(
                 UnetCall(architecture, device=device, dtype=dtype),
                 UnetCall(baseline, device=device, dtype=dtype) if baseline is not None else None,
                 budget,
+                progress,
             )
         finally:
             release_memory(device)
@@ -165,7 +168,9 @@ def measure_latency(
     return result
 
 
-def _interleave(benchmark: Any, candidate: UnetCall, baseline: UnetCall | None, budget: float) -> Ratio:
+def _interleave(
+    benchmark: Any, candidate: UnetCall, baseline: UnetCall | None, budget: float, progress: bool
+) -> Ratio:
     """Time ``candidate`` with pytest-benchmark; ``baseline`` runs and is timed in the setup of each round."""
     # The first call of each allocates and picks kernels: it is not counted, but tells how long a round takes.
     start = time.perf_counter()
@@ -176,11 +181,14 @@ def _interleave(benchmark: Any, candidate: UnetCall, baseline: UnetCall | None, 
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int((budget - warm_up) / warm_up)))
     baseline_seconds: list[float] = []
 
-    def setup() -> None:
-        if baseline is not None:
-            baseline_seconds.append(baseline.seconds())
+    with Progress(rounds, "rounds", "latency of one U-Net call", shown=progress) as shower:
 
-    benchmark.pedantic(candidate, setup=setup, rounds=rounds)
+        def setup() -> None:
+            if baseline is not None:
+                baseline_seconds.append(baseline.seconds())
+            shower.update()
+
+        benchmark.pedantic(candidate, setup=setup, rounds=rounds)
     return Ratio(tuple(benchmark.stats.stats.data), tuple(baseline_seconds))
 
 

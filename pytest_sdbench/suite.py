@@ -20,6 +20,7 @@ from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.networks import Network
 from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.session import SdbenchSession
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation import Evaluation
@@ -124,6 +125,7 @@ def test_compute(sdbench_card: Card, sdbench_network: Network, sdbench_conclude:
 @pytest.mark.speed
 def test_speed(
     request: pytest.FixtureRequest,
+    sdbench_session: SdbenchSession,
     sdbench_card: Card,
     sdbench_network: Network,
     sdbench_baseline_network: Network | None,
@@ -142,14 +144,16 @@ def test_speed(
         raise Unavailable("timing needs pytest-benchmark", remedy="Run without -p no:benchmark")
     if request.config.getoption("benchmark_skip", False):
         raise Unavailable("timing is switched off", remedy="Run without --benchmark-skip")
-    latency = measure_latency(
-        lambda: request.getfixturevalue("benchmark"),
-        sdbench_network.unet,
-        sdbench_baseline_network.unet if sdbench_baseline_network else None,
-        device=sdbench_device,
-        dtype=getattr(torch, sdbench_dtype),
-        cache=sdbench_latencies,
-    )
+    with sdbench_session.visible_progress() as progress:
+        latency = measure_latency(
+            lambda: request.getfixturevalue("benchmark"),
+            sdbench_network.unet,
+            sdbench_baseline_network.unet if sdbench_baseline_network else None,
+            device=sdbench_device,
+            dtype=getattr(torch, sdbench_dtype),
+            cache=sdbench_latencies,
+            progress=progress,
+        )
     claim, ratio = sdbench_card.speed, latency.ratio
     shown = f"{latency.candidate_median:.3g} s a call"
     if ratio is None:
