@@ -13,6 +13,7 @@ whole file or none, and of two writers of one shard the last wins, with the same
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -125,9 +126,11 @@ class Evidence:
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(".tmp-*"):
-                # Of a run that was killed long ago; a younger one may belong to a run beside this one.
-                if time.time() - left.stat().st_mtime > _STALE:
-                    left.unlink(missing_ok=True)
+                # Of a run that was killed long ago; a younger one may belong to a run beside this one, which
+                # may have given it its name by now.
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > _STALE:
+                        left.unlink()
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         content = {"format": FORMAT, **self.manifest}
