@@ -1,0 +1,99 @@
+"""Read features inside a U-Net: the layers that distillation compares, and a module that returns what they put out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from training.architecture import Removal
+from training.errors import TrainingError
+
+Pairing = Literal["bk-sdm", "segmind"]
+Pair = tuple[str, str]
+"""A layer of the teacher, a layer of the student; both put out the same shape."""
+
+_LEVELS: tuple[Pair, ...] = tuple((f"{way}_blocks.{i}",) * 2 for way in ("down", "up") for i in range(4))  # type: ignore[misc]
+_TINY_UP: tuple[Pair, ...] = tuple((f"up_blocks.{i + 1}", f"up_blocks.{i}") for i in range(3))
+_TINY_DOWN: tuple[Pair, ...] = (("down_blocks.0", "down_blocks.0"), ("down_blocks.1", "down_blocks.1"))
+# What BK-SDM compares where the tiny student has no third downsampler: the ends of the last attention before it.
+_TINY_PROJECTION: Pair = ("down_blocks.2.attentions.1.proj_out", "down_blocks.2.attentions.0.proj_out")
+# What segmind compares there: the teacher's innermost level on the way up has the size of the student's innermost.
+_TINY_TURN: Pair = ("up_blocks.0", "down_blocks.2")
+
+
+def feature_pairs(pairing: Pairing, remove: Removal) -> tuple[Pair, ...]:
+    """Return the layers whose outputs are compared, teacher first.
+
+    Source: the published training scripts of BK-SDM and of segmind's distill-sd.
+    """
+    if remove == "tiny":
+        turn = _TINY_PROJECTION if pairing == "bk-sdm" else _TINY_TURN
+        return (*_TINY_DOWN, turn, *_TINY_UP)
+    if pairing == "segmind" and remove in ("none", "base"):
+        return (*_LEVELS[:4], ("mid_block", "mid_block"), *_LEVELS[4:])
+    return _LEVELS
+
+
+class Tapped(nn.Module):
+    """A U-Net, with its text encoder if that learns too, that returns its prediction and the features at `taps`.
+
+    The features are outputs of this module and not entries of a shared dictionary: wrappers (data parallel, compiled,
+    checkpointed) then treat them as they treat the prediction, names of layers never change under them, and every
+    feature has a gradient.
+    """
+
+    def __init__(
+        self, unet: nn.Module, taps: Sequence[str] = (), text_encoder: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.taps = tuple(taps)
+        self._caught: dict[str, Tensor] | None = None
+        layers = dict(unet.named_modules())
+        for tap in self.taps:
+            if tap not in layers:
+                raise TrainingError(
+                    "the U-Net has no such layer to compare features at",
+                    key=tap,
+                    remedy="Choose the pairing that fits the student's architecture",
+                )
+            layers[tap].register_forward_hook(self._hook(tap))
+
+    def forward(
+        self,
+        noisy: Tensor,
+        steps: Tensor,
+        text: Tensor,
+        guidance: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the prediction [B, C, h, w] and a feature for each tap.
+
+        `text` is token numbers [B, T] where this module has a text encoder, else text states [B, T, D]; `guidance` is the
+        embedding of the guidance scale [B, G] of a consistency model.
+        """
+        if self.text_encoder is not None:
+            text = self.text_encoder(text).last_hidden_state
+        caught: dict[str, Tensor] = {}
+        self._caught = caught
+        prediction = self.unet(noisy, steps, text, timestep_cond=guidance, return_dict=False)[0]
+        # Gradient checkpointing runs layers again in the backward pass: what they put out then is not kept.
+        self._caught = None
+        return prediction, tuple(caught[tap] for tap in self.taps)
+
+    def _hook(self, tap: str) -> Any:
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if self._caught is not None:
+                self._caught[tap] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+
+@torch.no_grad()
+def without_gradient(module: Tapped, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Call a frozen network."""
+    prediction, features = module(*inputs)
+    return prediction, features
