@@ -1,0 +1,115 @@
+"""Find what contradicts itself in a recipe whose values are each fine alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_sdbench.card_schema import suggestion
+from training.recipe_errors import Problem, schema_keys
+from training.recipe_schema import Recipe, Student
+
+LEAVE_OUT = "Leave the key out"
+
+
+def contradictions(recipe: Recipe) -> list[Problem]:
+    """Return everything that is wrong, each with its key."""
+    return [
+        *_schedule(recipe),
+        *_teacher(recipe),
+        *_student(recipe),
+        *_objective(recipe),
+        *_data(recipe),
+        *_notes(recipe),
+    ]
+
+
+def _schedule(recipe: Recipe) -> Iterator[Problem]:
+    steps, batch, micro_batch = recipe.schedule.steps, recipe.schedule.batch, recipe.schedule.micro_batch
+    if batch % micro_batch:
+        fits = max((n for n in range(1, min(micro_batch, batch) + 1) if batch % n == 0), default=1)
+        remedy = f"Take {fits}, or another batch"
+        yield Problem("schedule.micro_batch", f"does not divide the batch of {batch}", micro_batch, remedy)
+    if (warmup := recipe.optimizer.warmup_steps) > steps:
+        remedy = "Shorten it, or raise schedule.steps"
+        yield Problem("optimizer.warmup_steps", f"longer than the run of {steps} steps", warmup, remedy)
+    if recipe.watch.preview_images and not recipe.watch.prompts:
+        remedy = "Give some, or watch.preview_images: 0"
+        yield Problem("watch.prompts", "no prompts to draw a preview of", None, remedy)
+
+
+def _teacher(recipe: Recipe) -> Iterator[Problem]:
+    kind = recipe.objective.kind
+    if recipe.teacher is not None:
+        if kind in ("autoencoder", "classifier", "clip"):
+            yield Problem("teacher", f"{kind} is trained from scratch", recipe.teacher, LEAVE_OUT)
+        elif recipe.student.networks is not None:
+            message = "the networks come from student.networks, not from a teacher"
+            yield Problem("teacher", message, recipe.teacher, "Leave one of the two out")
+    elif kind in ("consistency", "distillation", "dreambooth"):
+        yield Problem("teacher", f"{kind} needs one", None, "Name a checkpoint: teacher=ORG/NAME")
+    elif kind == "prediction" and recipe.student.networks is None:
+        message = "without a teacher nothing says which networks to train"
+        remedy = "Give student.networks (unet, text_encoder, vae), or name a teacher"
+        yield Problem("student.networks", message, None, remedy)
+
+
+def _student(recipe: Recipe) -> Iterator[Problem]:
+    kind, student = recipe.objective.kind, recipe.student
+    if kind in ("autoencoder", "classifier", "clip"):
+        if student != Student():
+            yield Problem("student", f"{kind} trains no U-Net", None, LEAVE_OUT)
+        return
+    if recipe.teacher is None and student.remove != "none":
+        message = "there is no teacher to take blocks out of"
+        yield Problem("student.remove", message, student.remove, "Name a teacher, or leave the key out")
+    if kind in ("consistency", "dreambooth"):
+        message = f"{kind} starts from the teacher as it is"
+        if student.remove != "none":
+            remedy = "Leave the key out; make the smaller student first, by distillation"
+            yield Problem("student.remove", message, student.remove, remedy)
+        if student.init != "teacher":
+            yield Problem("student.init", message, student.init, LEAVE_OUT)
+    if kind == "distillation" and recipe.teacher is not None and student == Student():
+        message = "the student is the teacher: there is nothing to distil"
+        yield Problem("student.remove", message, "none", "Take base, small or tiny")
+
+
+def _objective(recipe: Recipe) -> Iterator[Problem]:
+    objective = recipe.objective
+    if objective.kind == "distillation":
+        weights = objective.weights
+        if not (weights.task or weights.output or weights.feature):
+            yield Problem("objective.weights", "all are zero", None, "Give one of them some weight")
+    elif objective.kind == "consistency":
+        if objective.guidance[0] > objective.guidance[1]:
+            remedy = "Write [smallest, largest]"
+            yield Problem("objective.guidance", "not a range", list(objective.guidance), remedy)
+        if objective.embedding % 2:
+            remedy = "Take an even width: half of it are sines, half cosines"
+            yield Problem("objective.embedding", "not even", objective.embedding, remedy)
+    elif objective.kind == "dreambooth" and objective.prior_weight and not objective.class_images:
+        message = f"a prior weight of {objective.prior_weight:g} needs class images"
+        yield Problem("objective.class_images", message, 0, "Take some, such as 200, or prior_weight: 0")
+
+
+def _data(recipe: Recipe) -> Iterator[Problem]:
+    kind, data = recipe.objective.kind, recipe.data
+    if data.cache and kind in ("autoencoder", "classifier", "clip"):
+        yield Problem("data.cache", f"{kind} learns from pictures, not latents", True, "Write cache: false")
+    if data.cache_text and not data.cache:
+        yield Problem("data.cache_text", "text is cached beside latents", True, "Write cache: true too")
+    if data.cache_text and getattr(recipe.objective, "train_text_encoder", False):
+        remedy = "Write cache_text: false, or objective.train_text_encoder: false"
+        yield Problem("data.cache_text", "the text encoder learns, so its states change", True, remedy)
+
+
+def _notes(recipe: Recipe) -> Iterator[Problem]:
+    known = schema_keys(recipe)
+    for name, notes in (("sources", recipe.sources), ("unstated", recipe.unstated)):
+        for key in notes:
+            if key not in known:
+                remedy = f"{suggestion(key, known)}Write a dotted key, such as optimizer.learning_rate"
+                yield Problem(f"{name}.{key}", "not a key of this recipe", key, remedy)
+    for key in recipe.unstated:
+        if key in recipe.sources:
+            yield Problem(f"unstated.{key}", "has a source too", key, "Keep one of the two")
