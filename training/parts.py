@@ -1,0 +1,42 @@
+"""The networks of one checkpoint, loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a diffusers pipeline is made of."""
+
+    unet: Any
+    text_encoder: Any
+    vae: Any
+    tokenizer: Any
+    scheduler: Any
+    """The scheduler that the checkpoint samples with; its configuration says what the network predicts."""
+    checkpoint: Checkpoint | None = None
+    """Where they were loaded from; None for networks from scratch."""
+
+
+def load_parts(spec: str | dict[str, str], *, download: bool = False) -> Parts:
+    """Load and verify a checkpoint in float32 on the CPU, its networks frozen.
+
+    `spec` is what a card's `sdbench.checkpoint` may be; folders are relative to where the command runs.
+    """
+    checkpoint = resolve(spec, near=Path.cwd(), download=download)
+    pipeline = load_pipeline(checkpoint, device="cpu", dtype=torch.float32)
+    return Parts(
+        pipeline.unet,
+        pipeline.text_encoder,
+        pipeline.vae,
+        pipeline.tokenizer,
+        pipeline.scheduler,
+        checkpoint,
+    )
