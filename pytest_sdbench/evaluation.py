@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_sdbench.environment import device_name, versions
+from pytest_sdbench.errors import Unavailable
 from pytest_sdbench.evidence import SHARD, Evidence, Rows, Store
 from pytest_sdbench.features import identity, open_extractors
 from pytest_sdbench.image_path import apply_image_steps
@@ -102,6 +103,7 @@ def evaluate(
     batch_size: int | None = None,
     download: bool = False,
     samples: int | None = None,
+    max_images: int | None = None,
     progress: bool = True,
     load: Load | None = None,
 ) -> Evaluation:
@@ -109,10 +111,11 @@ def evaluate(
 
     `samples` and `dtype` depart from the protocol: the result is then not `complete`, and comparable with no
     claim. `load` makes the pipeline (default: `checkpoint.load_pipeline`); it is not called, and no network
-    is loaded, if all evidence is there. Scores depend on `batch_size` by rounding alone.
+    is loaded, if all evidence is there. Scores depend on `batch_size` by rounding alone. Where more than
+    `max_images` are missing, none is made.
 
-    Raises Unavailable for data or weights that are not on this machine, DataError and CheckpointError for
-    what is damaged, EvidenceError for a store that cannot be used.
+    Raises Unavailable for data or weights that are not on this machine and for more than `max_images`,
+    DataError and CheckpointError for what is damaged, EvidenceError for a store that cannot be used.
     """
     started = time.monotonic()
     measured = protocol if samples is None else protocol.with_samples(min(samples, protocol.n))
@@ -127,6 +130,8 @@ def evaluate(
     missing = evidence.missing(measured.n)
     if missing:
         indices = [index for images in missing for index in images]
+        if max_images is not None and len(indices) > max_images:
+            raise _too_many(len(indices), max_images, measured, evidence.pace())
         title = f"{checkpoint.spec}: {protocol.name}"
         with Progress(len(indices), "images", title, shown=progress) as shower:
             _make(
@@ -157,6 +162,27 @@ def evaluate(
         notes=tuple(_notes(measured, drawn, writers, evidence.manifest, counts)),
         **counts,
     )
+
+
+def _too_many(missing: int, most: int, protocol: Protocol, pace: float | None) -> Unavailable:
+    """Return the reason for a score that costs more images than this run may make."""
+    cost = f"{protocol.sampling.steps} steps each"
+    if pace is not None:
+        cost += f", about {_duration(missing * pace)} on this machine"
+    return Unavailable(
+        f"{missing:,} of {protocol.n:,} images are not in the store ({cost}), and this run makes at most "
+        f"{most:,} of a checkpoint and protocol",
+        key=protocol.name,
+        remedy="To make them: --sdbench-max-images all",
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Say a time in the unit that suits it: it is an estimate."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def default_batch_size(protocol: Protocol) -> int:
@@ -211,7 +237,7 @@ def _make(
     extractors = open_extractors(protocol, data_root=data_root, device=device, download=download)
     pipeline = load(protocol.sampling.dtype)
     _arrange(pipeline)
-    wanted, parts = set(indices), list[Rows]()
+    wanted, parts, started = set(indices), list[Rows](), time.monotonic()
     for batch in sample(pipeline, protocol, prompts, indices, batch_size=batch_size, align=SHARD):
         rows: Rows = {
             **extractors.extract(apply_image_steps(batch.images, protocol.image), batch.prompts),
@@ -226,6 +252,7 @@ def _make(
             evidence.write(following - len(shard["seed"]), shard)
             parts = []
         count(len(batch.indices))
+    evidence.keep_pace((time.monotonic() - started) / len(indices))
 
 
 def _arrange(pipeline: Any) -> None:

@@ -5,6 +5,7 @@ A store is a folder. Each pair of checkpoint and draw has a folder of its own in
     <checkpoint>-<draw>/
         manifest-<writer>.json                what was drawn; on which device, with which versions and command
         shard-00000000-00000064.safetensors   rows of images 0 to 63; its header holds its checksum and writer
+        pace-<writer>.json                    seconds an image: what the missing ones would take
 
 Shards lie on a fixed grid, so that their borders do not depend on where a run was killed. Nothing is ever
 written in place: a file is written under another name, flushed to the disk and renamed. So a reader finds a
@@ -135,6 +136,22 @@ class Evidence:
             raise _unwritable(self.folder, error) from error
         content = {"format": FORMAT, **self.manifest}
         _put(path, (json.dumps(content, indent=2, sort_keys=True, default=str) + "\n").encode())
+
+    def pace(self) -> float | None:
+        """Return the seconds that an image last took this set-up, or None where it has made none yet."""
+        try:
+            return float(json.loads(_get(self._pace))["seconds_per_image"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep_pace(self, seconds: float) -> None:
+        """Write down the seconds that an image took; a store that cannot take it loses an estimate alone."""
+        with contextlib.suppress(EvidenceError):
+            _put(self._pace, (json.dumps({"seconds_per_image": round(seconds, 6)}) + "\n").encode())
+
+    @property
+    def _pace(self) -> Path:
+        return self.folder / f"pace-{self.writer}.json"
 
     def read(self, n: int) -> Iterator[Rows]:
         """Yield the rows of the first `n` images in the order of their index, shard by shard.

@@ -185,25 +185,33 @@ def sdbench_evaluate(
     # A pipeline of one's own has no fingerprint: its images are kept for this run alone.
     plain = isinstance(sdbench_pipeline, PlainPipeline)
     store = sdbench_store if plain else tmp_path_factory.mktemp("sdbench-store")
-    done: dict[str, Evaluation] = {}
+    done: dict[str, Evaluation | SdbenchError] = {}
     settings = sdbench_session.settings
 
     def once(protocol: Protocol) -> Evaluation:
         if protocol.fingerprint not in done:
-            with sdbench_session.visible_progress() as progress:
-                done[protocol.fingerprint] = evaluate(
-                    sdbench_checkpoint,
-                    protocol,
-                    store=store,
-                    data_root=sdbench_data,
-                    device=sdbench_device,
-                    dtype=None if settings.dtype == "auto" else settings.dtype,
-                    download=settings.download,
-                    samples=settings.samples,
-                    progress=progress,
-                    load=sdbench_pipeline,
-                )
-        return done[protocol.fingerprint]
+            try:
+                with sdbench_session.visible_progress() as progress:
+                    done[protocol.fingerprint] = evaluate(
+                        sdbench_checkpoint,
+                        protocol,
+                        store=store,
+                        data_root=sdbench_data,
+                        device=sdbench_device,
+                        dtype=None if settings.dtype == "auto" else settings.dtype,
+                        download=settings.download,
+                        samples=settings.samples,
+                        max_images=settings.limit(sdbench_device),
+                        progress=progress,
+                        load=sdbench_pipeline,
+                    )
+            except SdbenchError as error:
+                # What could not be done for one claim is not tried again for the next.
+                done[protocol.fingerprint] = error
+        found = done[protocol.fingerprint]
+        if isinstance(found, SdbenchError):
+            raise found
+        return found
 
     return once
 

@@ -67,6 +67,14 @@ def _count(text: str) -> int:
     return count
 
 
+def _limit(text: str) -> str:
+    if text not in ("auto", "all") and not text.isdecimal():
+        raise pytest.UsageError(
+            f"--sdbench-max-images: {text!r} is not a number of images; give a whole number, all or auto"
+        )
+    return text
+
+
 _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
     (
         "--sdbench",
@@ -110,6 +118,17 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
             "N",
             "make only the first N images of each protocol: a dry run, whose scores are not comparable",
             type=_count,
+        ),
+    ),
+    (
+        "--sdbench-max-images",
+        "string",
+        "auto",
+        _value(
+            "N|all",
+            "skip a score that needs more new images than this, of one checkpoint under one protocol; auto: "
+            "1,000 on a cpu unless --sdbench-samples is given, no limit elsewhere [auto]",
+            type=_limit,
         ),
     ),
     (

@@ -13,6 +13,9 @@ from pytest_sdbench.plugin import option
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 
+UNASKED = 1000
+"""New images of one checkpoint under one protocol that a CPU makes without being asked: minutes of work."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -23,11 +26,21 @@ class Settings:
     data: Path | None
     download: bool
     samples: int | None
+    max_images: int | str
+    """New images of one checkpoint under one protocol; `all` is no limit, `auto` depends on the device."""
     device: str
     dtype: str
     store: Path
     reports: tuple[Path, ...]
     update: bool
+
+    def limit(self, device: str) -> int | None:
+        """Return how many new images a score may cost on a torch device, or None where there is no limit."""
+        if isinstance(self.max_images, int):
+            return self.max_images
+        # Who names a number of images has asked for them.
+        unasked = self.max_images == "auto" and self.samples is None and device.startswith("cpu")
+        return UNASKED if unasked else None
 
     @classmethod
     def from_pytest_config(cls, config: pytest.Config) -> Settings:
@@ -70,6 +83,7 @@ class Settings:
             data=data,
             download=bool(option(config, "sdbench_download")),
             samples=None if samples is None else _samples(samples),
+            max_images=_max_images(str(option(config, "sdbench_max_images"))),
             device=str(option(config, "sdbench_device")),
             dtype=str(dtype),
             store=store,
@@ -82,6 +96,16 @@ def _samples(value: int | str) -> int:
     if isinstance(value, str) and not (value.strip().isdigit() and int(value) > 0):
         raise pytest.UsageError(f"sdbench_samples: found {value!r}; give a whole number of images above 0")
     return int(value)
+
+
+def _max_images(text: str) -> int | str:
+    if text in ("auto", "all"):
+        return text
+    if not text.isdecimal():
+        raise pytest.UsageError(
+            f"sdbench_max_images: found {text!r}; give a whole number of images, all or auto"
+        )
+    return int(text)
 
 
 def _weights(pairs: list[str], place: Any) -> dict[str, Path]:

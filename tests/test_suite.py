@@ -84,6 +84,49 @@ def test_fewer_samples_are_shown_and_never_compared(run, project, pytester):
     assert "72" in row["reason"]
 
 
+@pytest.mark.parametrize("words", [[], ["-n", "2"]], ids=["alone", "workers"])
+def test_a_score_that_costs_too_many_images_is_skipped_and_says_what_it_would_take(
+    pytester, project, tmp_path, words
+):
+    make_protocol(project.parent / "protocols" / "long.yaml", n=200)
+    make_card(project, claims=PASSES, protocols=["mini", "long"])
+
+    def verdicts(*more: str) -> dict[str, tuple[str, str]]:
+        report = "--sdbench-report=r.json"
+        # Under workers the other threads of this process must not be those of the test's own.
+        start = pytester.runpytest_subprocess if words else pytester.runpytest
+        start("cards", *QUALITY, "--sdbench-store", tmp_path, report, *words, *more)
+        found = rows(pytester.path / "r.json")
+        return {name: (row["verdict"], row["reason"]) for name, row in found.items()}
+
+    few = verdicts(f"--sdbench-max-images={IMAGES}")
+    assert few["test_quality[mini-inception_score]"][0] == "pass"
+    verdict, reason = few["test_quality[long-clip_score]"]
+    assert verdict == "unavailable"
+    # What the shorter protocol made counts, but for its last, unfinished shard.
+    assert reason.startswith("long: 136 of 200 images are not in the store (2 steps each, about ")
+    assert "at most 72" in reason
+    assert reason.endswith("--sdbench-max-images all")
+
+    every = verdicts("--sdbench-max-images=all")
+    assert every["test_quality[long-clip_score]"][0] == "uncalibrated"
+    # What is in the store is scored without asking.
+    assert verdicts("--sdbench-max-images=0") == every
+
+
+def test_a_cpu_makes_a_thousand_images_unasked(pytester, project, tmp_path, monkeypatch):
+    from pytest_sdbench import settings
+
+    assert settings.UNASKED == 1000
+    monkeypatch.setattr(settings, "UNASKED", IMAGES - 1)
+    words = ("cards", *QUALITY, "-k", "inception_score", "--sdbench-store", tmp_path)
+    pytester.runpytest_inprocess(*words, "--sdbench-device=cpu").assert_outcomes(skipped=1, deselected=10)
+    assert not list(tmp_path.iterdir())
+    # Who names a number has asked for it.
+    result = pytester.runpytest(*words, "--sdbench-samples", str(IMAGES), "--sdbench-device=cpu")
+    result.assert_outcomes(passed=1, deselected=10)
+
+
 def test_another_precision_is_another_protocol(run, project, pytester):
     run("cards", "--sdbench-dtype=bfloat16", "--sdbench-samples=2", "--sdbench-report=r.json")
     row = rows(pytester.path / "r.json")["test_quality[mini-clip_score]"]
@@ -115,6 +158,7 @@ def test_weights_put_a_candidate_in_the_place_of_the_checkpoint(run, project, py
         (["--sdbench-weights=mini=cards", "--sdbench-weights=mini=cards"], "mini is given twice"),
         (["--sdbench-samples=0"], "give a whole number above 0"),
         (["--sdbench-samples=many"], "give a whole number above 0"),
+        (["--sdbench-max-images=few"], "give a whole number, all or auto"),
         (["--sdbench-data=nowhere"], "nowhere is not a folder"),
         (["--sdbench-report=results.txt"], "neither .md"),
         (["--sdbench-dtype=float8"], "invalid choice: 'float8'"),
@@ -147,6 +191,7 @@ def test_ini_twins_stand_for_the_options(pytester, project, tmp_path):
     ("line", "message"),
     [
         ("sdbench_samples = few", "sdbench_samples: found 'few'"),
+        ("sdbench_max_images = few", "sdbench_max_images: found 'few'"),
         ("sdbench_dtype = float8", "sdbench_dtype: found 'float8'"),
     ],
 )
