@@ -1,0 +1,65 @@
+"""Hand training pairs to the loop: what a batch holds, and where batches come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some training pairs; either `pixels`, or `mean` and `deviation` are there."""
+
+    tokens: Tensor
+    """Caption tokens, int64 [B, T], padded to the tokenizer's length."""
+
+    pixels: Tensor | None = None
+    """Pictures, float32 [B, 3, H, W], -1 to 1: where latents are not cached."""
+
+    mean: Tensor | None = None
+    """Mean of the VAE's posterior, before scaling, float16 [B, C, h, w]."""
+
+    deviation: Tensor | None = None
+    """Standard deviation of the VAE's posterior, float16 [B, C, h, w]."""
+
+    text: Tensor | None = None
+    """Last hidden states of the frozen text encoder, float16 [B, T, D]: where they are cached."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: str | torch.device, non_blocking: bool = True) -> Examples:
+        """Return the same examples on a device."""
+        there = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self,
+            **{
+                name: value.to(device, non_blocking=non_blocking)
+                for name, value in there.items()
+                if value is not None
+            },
+        )
+
+
+class Pairs(Protocol):
+    """Captioned pictures that can be taken in any order, as often as one likes."""
+
+    @property
+    def group_sizes(self) -> Sequence[int]:
+        """Number of rows of each shard, in the order of the rows; a single number where there are none."""
+        ...
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """The corrupt samples met so far: the reason of each by its key."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Sequence[int], flipped: Sequence[bool] | None = None) -> Examples:
+        """Return the pairs of these rows, with the pictures mirrored where `flipped` says so."""
+        ...

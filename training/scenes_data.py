@@ -1,0 +1,98 @@
+"""Draw training pairs from scenes, the embedded dataset."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from functools import cached_property
+
+from pytest_sdbench import scenes
+from training.errors import TrainingError
+from training.sources import Sample
+
+LAYOUTS = ("one", "beside", "above", "row", "two-over-one", "one-over-two")
+
+
+class ScenesSource:
+    """`pairs` scenes from index `first` on, or those of certain layouts, drawn `size` pixels wide.
+
+    Raises TrainingError for a layout that there is none, and where the indices leave `scenes.TRAINING`: the
+    scenes beyond are those that checkpoints are judged on.
+    """
+
+    def __init__(
+        self,
+        pairs: int | None,
+        *,
+        first: int = 0,
+        layouts: Collection[str] | None = None,
+        size: int = 64,
+    ) -> None:
+        self._size, self._layouts = size, None if layouts is None else frozenset(layouts)
+        for layout in self._layouts or ():
+            if layout not in LAYOUTS:
+                raise TrainingError(
+                    "unknown layout", key="data.layouts", found=layout, remedy=f"Known: {', '.join(LAYOUTS)}"
+                )
+        if first < 0 or (pairs is not None and pairs < 1):
+            raise TrainingError(
+                "not a range of scenes",
+                key="data.first" if first < 0 else "data.pairs",
+                found=first if first < 0 else pairs,
+                remedy="Indices start at 0, and one pair is the least",
+            )
+        self._indices = self._choose(first, pairs)
+
+    def _choose(self, first: int, pairs: int | None) -> Sequence[int]:
+        last = scenes.TRAINING.stop
+        if self._layouts is None:
+            wanted = range(first, first + pairs if pairs is not None else max(first + 1, last))
+            if wanted.stop > last:
+                raise _beyond(f"{wanted.start} to {wanted.stop - 1}")
+            return wanted
+        chosen = []
+        for index in range(first, last):
+            if scenes.scene(index).layout in self._layouts:
+                chosen.append(index)
+                if len(chosen) == pairs:
+                    return chosen
+        if pairs is not None or not chosen:
+            raise _beyond(f"{len(chosen)} scenes of {', '.join(sorted(self._layouts))} from {first} on")
+        return chosen
+
+    @property
+    def name(self) -> str:
+        return f"scenes {self._indices[0]} to {self._indices[-1]}"
+
+    @property
+    def group_sizes(self) -> Sequence[int]:
+        return (len(self._indices),)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the indices, and of some drawn scenes: they change when the drawing of scenes does."""
+        layouts = None if self._layouts is None else sorted(self._layouts)
+        digest = hashlib.sha256(
+            f"scenes {len(self)} {self._indices[0]} {self._indices[-1]} {layouts} {self._size}".encode()
+        )
+        some = [self._indices[place * (len(self) - 1) // 15] for place in range(16)]
+        digest.update(repr(scenes.captions(some)).encode())
+        digest.update(scenes.render_batch(some, self._size).tobytes())
+        return digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, row: int) -> Sample:
+        """Draw the scene of a row."""
+        scene = scenes.scene(self._indices[row])
+        return Sample(f"scene {scene.index}", scenes.render(scene, self._size), scene.caption)
+
+
+def _beyond(found: str) -> TrainingError:
+    return TrainingError(
+        f"scenes beyond {scenes.TRAINING.stop - 1}, the last that training may draw",
+        key="data.pairs",
+        found=found,
+        remedy="Lower data.first or data.pairs",
+    )

@@ -1,0 +1,112 @@
+"""Read captioned pictures, wherever they lie."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from training.errors import TrainingError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One captioned picture."""
+
+    key: str
+    """What names it in messages: its file, its place in a shard, or its row."""
+
+    image: Image.Image | Pixels
+    """An RGB picture, or uint8 [H, W, 3]."""
+
+    caption: str
+
+
+class BadSample(Exception):
+    """A sample that cannot be used; it is reported, counted and left out."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+
+class Source(Protocol):
+    """Captioned pictures by row, each always the same; `read` may be called from several threads."""
+
+    @property
+    def name(self) -> str:
+        """What and where it is, for messages."""
+        ...
+
+    @property
+    def group_sizes(self) -> Sequence[int]:
+        """Number of rows of each shard, in the order of the rows."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify the content, from names, sizes and captions: hex digits."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> Sample:
+        """Return a row, the picture decoded. Raises BadSample."""
+        ...
+
+
+def decode(key: str, content: bytes) -> Image.Image:
+    """Decode a picture to RGB, turned upright as its EXIF data say. Raises BadSample."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # Pillow's decoders raise errors of many kinds
+        raise BadSample(key, f"not a readable picture: {error or type(error).__name__}") from error
+
+
+def fit(sample: Sample, resolution: int | None, upscale: bool = False) -> Pixels:
+    """Return the picture with its short side resized to `resolution`, then its centre: uint8 [H, W, 3].
+
+    That is what the published scripts do with torchvision's Resize (bilinear, antialiased) and CenterCrop.
+    With no resolution it stays as it is. Raises TrainingError for a picture smaller than `resolution`, unless
+    `upscale`.
+    """
+    image = sample.image
+    height, width = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+    if resolution is None or height == width == resolution:
+        return np.asarray(image)
+    if min(width, height) < resolution and not upscale:
+        raise TrainingError(
+            f"a picture smaller than the resolution of {resolution}",
+            file=sample.key,
+            key="data.resolution",
+            found=f"{width}x{height}",
+            remedy="Lower data.resolution, or set data.upscale: true to enlarge small pictures",
+        )
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    if width <= height:
+        width, height = resolution, int(resolution * height / width)
+    else:
+        width, height = int(resolution * width / height), resolution
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - resolution) / 2.0), round((height - resolution) / 2.0)
+    return np.asarray(resized.crop((left, top, left + resolution, top + resolution)))
+
+
+def to_pixels(images: Sequence[Pixels], flipped: Sequence[bool] | None = None) -> Any:
+    """Turn pictures of one size, uint8 [H, W, 3], into a float32 tensor [N, 3, H, W] from -1 to 1."""
+    import torch
+
+    some = [
+        image[:, ::-1] if flip else image
+        for image, flip in zip(images, flipped or [False] * len(images), strict=True)
+    ]
+    return torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).float() / 127.5 - 1
