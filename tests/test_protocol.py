@@ -24,7 +24,15 @@ from pytest_sdbench.protocol import (
     protocol_names,
 )
 
-SHIPPED = ("coco30k-bksdm", "coco5k", "scenes-30k", "scenes-5k", "scenes-quick")
+SHIPPED = {
+    "coco30k-bksdm": 30000,
+    "coco5k": 5000,
+    "scenes-30k": 30000,
+    "scenes-5k": 5000,
+    "scenes-lcm4-5k": 5000,
+    "scenes-lcm4-quick": 512,
+    "scenes-quick": 512,
+}
 
 
 @cache
@@ -50,9 +58,9 @@ def edited(tmp_path: Path, changes: dict[str, Any], base: str = "coco30k-bksdm",
 
 
 def test_every_shipped_protocol_loads_by_name() -> None:
-    assert protocol_names() == SHIPPED
+    assert protocol_names() == tuple(SHIPPED)
     assert [load_protocol(name).name for name in SHIPPED] == list(SHIPPED)
-    assert [load_protocol(name).n for name in SHIPPED] == [30000, 5000, 30000, 5000, 512]
+    assert {name: load_protocol(name).n for name in SHIPPED} == SHIPPED
 
 
 def test_the_published_protocol_has_every_published_step() -> None:
@@ -79,7 +87,25 @@ def test_the_published_protocol_has_every_published_step() -> None:
     assert protocol.extractors == ("inception-pytorch-fid", "inception-torch-fidelity", clip.model)
 
 
-@pytest.mark.parametrize("family", [("coco30k-bksdm", "coco5k"), ("scenes-quick", "scenes-5k", "scenes-30k")])
+FAMILIES = [
+    ("coco30k-bksdm", "coco5k"),
+    ("scenes-quick", "scenes-5k", "scenes-30k"),
+    ("scenes-lcm4-quick", "scenes-lcm4-5k"),
+]
+
+
+@pytest.mark.parametrize("size", ["quick", "5k"])
+def test_the_consistency_protocols_differ_in_the_sampling_alone(size: str) -> None:
+    theirs, ours = (json.loads(shipped(f"scenes-{kind}{size}")) for kind in ("", "lcm4-"))
+    changed = {key for key in theirs if theirs[key] != ours[key]}
+    assert changed == {"title", "description", "sampling"}
+    assert ours["sampling"] == theirs["sampling"] | {
+        "steps": 4,
+        "scheduler": {"name": "checkpoint", "must_be": "LCMScheduler"},
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_one_family_shares_its_images_and_no_claims(family: tuple[str, ...]) -> None:
     protocols = [load_protocol(name) for name in family]
     assert len({protocol.draw_fingerprint for protocol in protocols}) == 1

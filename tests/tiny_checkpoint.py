@@ -22,6 +22,8 @@ UNET: dict[str, Any] = {
     "cross_attention_dim": 16,
     "attention_head_dim": 2,
 }
+GUIDANCE_WIDTH = 8
+"""Width of the guidance embedding of a consistency-distilled U-Net."""
 TEXT_ENCODER: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -91,6 +93,21 @@ def make_checkpoint(
     if dtype != "float32":
         pipeline.to(dtype=getattr(torch, dtype))
     pipeline.save_pretrained(folder, **save_options)
+    return folder
+
+
+def make_consistency_unet(folder: Path, **options: Any) -> Path:
+    """Write a U-Net with embedded guidance and its LCMScheduler: what is published to stand on a base."""
+    import shutil
+
+    from diffusers import LCMScheduler
+
+    make_checkpoint(folder, unet={"time_cond_proj_dim": GUIDANCE_WIDTH}, **options)
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    for name in ("text_encoder", "tokenizer", "vae", "scheduler"):
+        shutil.rmtree(folder / name)
+    (folder / "model_index.json").unlink()
+    LCMScheduler.from_config(config).save_pretrained(folder / "scheduler")
     return folder
 
 
