@@ -335,7 +335,7 @@ class Recipe(_Part):
 
 
 def numbers(recipe: Recipe) -> dict[str, float]:
-    """Return every number of a recipe by its dotted key, defaults included; a list's under that of the list."""
+    """Return every number of a recipe by its dotted key, defaults included; lists under one key."""
     found: dict[str, float] = {}
 
     def collect(value: Any, key: str) -> None:
