@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument(
         "--features", type=int, default=0, metavar="N", help="keep the features of N images, for KID [0]"
     )
+    stats.add_argument(
+        "--layouts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of a range of scenes, those of these layouts",
+    )
     stats.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
     stats.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device [%(default)s]")
     stats.add_argument(
@@ -158,11 +165,14 @@ def _stats(options: argparse.Namespace) -> int:
     from pytest_sdbench.statistics import make_statistics
 
     steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
+    source = _source(options.source)
+    _check_layouts(options.layouts, source)
     made = make_statistics(
-        _source(options.source),
+        source,
         options.out,
         extractor=options.extractor,
         steps=steps,
+        layouts=options.layouts,
         keep=options.features,
         data_root=options.data,
         device=options.device,
@@ -170,6 +180,18 @@ def _stats(options: argparse.Namespace) -> int:
     )
     print(f"written to {options.out}: {made.n:,} images, {len(made.mu)} features")
     return 0
+
+
+def _check_layouts(layouts: Sequence[str], source: Path | range) -> None:
+    from pytest_sdbench.scenes import LAYOUTS
+
+    if layouts and isinstance(source, Path):
+        raise SdbenchError("layouts are those of scenes", key="--layouts", found=str(source))
+    for name in layouts:
+        if name not in LAYOUTS:
+            raise SdbenchError(
+                "no scene has this layout", key="--layouts", found=name, remedy=f"Give {', '.join(LAYOUTS)}"
+            )
 
 
 def _source(text: str) -> Path | range:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 
 from pytest_sdbench import scenes
@@ -29,8 +31,11 @@ def load_prompts(protocol: Protocol, data_root: Path | None = None) -> tuple[str
 
 
 def _scenes(protocol: Protocol, prompts: ScenesPrompts) -> tuple[str, ...]:
+    indices: Iterator[int] = count(prompts.first)
+    if prompts.layouts is not None:
+        indices = scenes.indices_of(prompts.layouts, indices)
     # The checksum is over a fixed number, so that every N of one family of protocols is checked alike.
-    checked = scenes.captions(range(prompts.first, prompts.first + CHECKED_CAPTIONS))
+    checked = scenes.captions(islice(indices, CHECKED_CAPTIONS))
     found = hashlib.sha256("".join(f"{caption}\n" for caption in checked).encode()).hexdigest()
     if found != prompts.captions_sha256:
         raise DataError(
@@ -40,7 +45,7 @@ def _scenes(protocol: Protocol, prompts: ScenesPrompts) -> tuple[str, ...]:
             found=found,
             remedy="Scenes have changed: scores are not comparable with older ones; record the new checksum.",
         )
-    rest = scenes.captions(range(prompts.first + len(checked), prompts.first + protocol.n))
+    rest = scenes.captions(islice(indices, max(0, protocol.n - CHECKED_CAPTIONS)))
     return tuple([*checked, *rest][: protocol.n])
 
 

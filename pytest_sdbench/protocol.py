@@ -23,10 +23,12 @@ from pydantic import (
     Discriminator,
     Field,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     Tag,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from ruamel.yaml import YAML
@@ -68,6 +70,9 @@ class CsvPrompts(_Model):
     """Captions in the file; a protocol uses the first N of them."""
 
 
+Layout = Literal["one", "beside", "above", "row", "two-over-one", "one-over-two"]
+
+
 class ScenesPrompts(_Model):
     """Captions of scenes, the embedded dataset."""
 
@@ -75,8 +80,22 @@ class ScenesPrompts(_Model):
     first: Annotated[int, Field(ge=0)]
     """Index of the scene behind prompt 0."""
     rows: PositiveInt
+    layouts: Annotated[tuple[Layout, ...], Field(strict=False, min_length=1)] | None = None
+    """Only scenes of these layouts: prompt i is the caption of the i-th of them. None: every scene."""
     captions_sha256: Sha256
     """Of the first 512 captions, each ended by a line feed."""
+
+    @field_validator("layouts", mode="after")
+    @classmethod
+    def _in_one_order(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        # A set of layouts: neither order nor repetition makes other prompts, nor another fingerprint.
+        return value and tuple(sorted(set(value)))
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is not there moves no fingerprint: not that of protocols from before it could be.
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "layouts" or value is not None}
 
 
 Prompts = Annotated[CsvPrompts | ScenesPrompts, Field(discriminator="kind")]

@@ -11,7 +11,7 @@ and with every numpy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ REFERENCE = range(20_000_000, 20_030_000)
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart")
 PATTERNS = ("plain", "striped", "dotted", "checked")
 SIZES = ("small", "large")
+LAYOUTS = ("one", "beside", "above", "row", "two-over-one", "one-over-two")
 MAX_OBJECTS = 3
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
@@ -104,7 +105,7 @@ class Scene:
     caption: str
     objects: tuple[SceneObject, ...]
     layout: str
-    """`one`, `beside`, `above`, `row`, `two-over-one` or `one-over-two`."""
+    """One of `LAYOUTS`."""
     background: Background
 
 
@@ -117,7 +118,7 @@ def scene(index: int) -> Scene:
         raise ValueError(f"scene index {index} is negative; indices start at 0")
     dice = _Dice(index)
     background = dice.pick(BACKGROUNDS)
-    layout = dice.weighted(_LAYOUTS)
+    layout = dice.weighted(_LAYOUT_WEIGHTS)
     colours = _ALLOWED[background.name]
     places = _places(layout, dice)
     objects: list[SceneObject] = []
@@ -134,6 +135,17 @@ def scene(index: int) -> Scene:
 def captions(indices: Iterable[int]) -> list[str]:
     """Return the captions of the scenes with these indices."""
     return [scene(index).caption for index in indices]
+
+
+def indices_of(layouts: Iterable[str], indices: Iterable[int]) -> Iterator[int]:
+    """Yield those of the indices whose scene has one of the layouts.
+
+    Raises ValueError for a layout that does not exist: no scene would ever have it.
+    """
+    wanted = frozenset(layouts)
+    if unknown := sorted(wanted.difference(LAYOUTS)):
+        raise ValueError(f"no scene has the layout {unknown[0]!r}; there are {', '.join(LAYOUTS)}")
+    return (index for index in indices if scene(index).layout in wanted)
 
 
 def near_misses(scene: Scene, count: int) -> list[str]:
@@ -201,7 +213,7 @@ class _Dice:
         return round(low + (high - low) * self.below(1001) / 1000, 4)
 
 
-_LAYOUTS = (("one", 25), ("beside", 27), ("above", 27), ("row", 7), ("two-over-one", 7), ("one-over-two", 7))
+_LAYOUT_WEIGHTS = tuple(zip(LAYOUTS, (25, 27, 27, 7, 7, 7), strict=True))
 _PATTERN_WEIGHTS = (("plain", 4), ("striped", 1), ("dotted", 1), ("checked", 1))
 
 

@@ -207,6 +207,7 @@ def make_statistics(
     *,
     extractor: str,
     steps: Sequence[Jpeg | Resize] = (),
+    layouts: Sequence[str] = (),
     keep: int = 0,
     data_root: Path | None = None,
     device: torch.device | str = "cpu",
@@ -214,16 +215,16 @@ def make_statistics(
 ) -> FeatureStatistics:
     """Compute the statistics of a folder of images, or of a range of scenes, and write them to `out`.
 
-    `steps` are image steps (such as a resize to 256) that every picture goes through first; the features
-    of `keep` pictures stay for KID. Raises DataError for a folder without images or with one that is damaged.
+    `steps` are image steps (such as a resize to 256) that every picture goes through first; of a range of
+    scenes, `layouts` takes those of these layouts alone; the features of `keep` pictures stay for KID. Raises
+    DataError for a folder without images or with one that is damaged.
     """
     network = open_extractor(extractor, data_root=data_root, device=device, download=download)
     if isinstance(source, range):
-        batches, total, origin = (
-            scene_batches(source),
-            len(source),
-            f"scenes {source.start} to {source.stop - 1}",
-        )
+        indices: Sequence[int] = list(scenes.indices_of(layouts, source)) if layouts else source
+        batches, total = scene_batches(indices), len(indices)
+        origin = f"scenes {source.start} to {source.stop - 1}"
+        origin += f" of layout {', '.join(layouts)}" if layouts else ""
     else:
         paths = image_paths(source)
         batches, total, origin = image_batches(paths, steps), len(paths), source.name
@@ -327,7 +328,7 @@ def image_batches(paths: Iterable[Path], steps: Sequence[Jpeg | Resize] = ()) ->
         yield np.concatenate(batch)
 
 
-def scene_batches(indices: range, size: int = 64) -> Iterator[Images]:
+def scene_batches(indices: Sequence[int], size: int = 64) -> Iterator[Images]:
     """Yield the scenes with these indices: uint8 batches [B, size, size, 3]."""
     for start in range(0, len(indices), _BATCH):
         yield scenes.render_batch(indices[start : start + _BATCH], size)

@@ -119,6 +119,17 @@ class TestStats:
         assert main(["stats", source, "-o", str(tmp_path / "x.npz"), "--extractor", "scenes-classifier"]) == 2
         assert source.removeprefix("scenes:") in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("source", "layout", "message"),
+        [
+            ("scenes:0-9", "pile", "--layouts: no scene has this layout (found 'pile'). Give one, beside"),
+            ("nowhere", "one", "--layouts: layouts are those of scenes (found 'nowhere')"),
+        ],
+    )
+    def test_layouts_that_make_no_sense_are_named(self, tmp_path, source, layout, message, capsys):
+        assert main(["stats", source, "-o", str(tmp_path / "x.npz"), "--layouts", layout]) == 2
+        assert message in capsys.readouterr().err
+
 
 class TestDoctor:
     def test_a_card_that_has_everything_is_healthy(self, tmp_path, pristine_checkpoint, capsys):

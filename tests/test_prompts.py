@@ -114,6 +114,16 @@ def test_the_prompts_of_scenes_are_the_captions_that_no_training_sees() -> None:
         assert protocol.prompts.rows == len(scenes.EVALUATION)
 
 
+def test_prompts_of_a_layout_are_those_of_its_scenes_in_order() -> None:
+    alone = [scene for scene in map(scenes.scene, scenes.EVALUATION) if len(scene.objects) == 1]
+    for name in ("scenes-portrait-quick", "scenes-portrait-5k"):
+        protocol = load_protocol(name)
+        assert load_prompts(protocol) == tuple(scene.caption for scene in alone[: protocol.n])
+        assert load_prompts(protocol.with_samples(3)) == tuple(scene.caption for scene in alone[:3])
+        assert protocol.prompts.model_dump()["first"] == scenes.EVALUATION.start
+        assert protocol.prompts.rows == len(alone)
+
+
 def test_scenes_that_have_changed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     old = scenes.captions
     monkeypatch.setattr(scenes, "captions", lambda indices: [f"{text}!" for text in old(indices)])

@@ -31,6 +31,8 @@ SHIPPED = {
     "scenes-5k": 5000,
     "scenes-lcm4-5k": 5000,
     "scenes-lcm4-quick": 512,
+    "scenes-portrait-5k": 5000,
+    "scenes-portrait-quick": 512,
     "scenes-quick": 512,
 }
 
@@ -91,6 +93,7 @@ FAMILIES = [
     ("coco30k-bksdm", "coco5k"),
     ("scenes-quick", "scenes-5k", "scenes-30k"),
     ("scenes-lcm4-quick", "scenes-lcm4-5k"),
+    ("scenes-portrait-quick", "scenes-portrait-5k"),
 ]
 
 
@@ -103,6 +106,30 @@ def test_the_consistency_protocols_differ_in_the_sampling_alone(size: str) -> No
         "steps": 4,
         "scheduler": {"name": "checkpoint", "must_be": "LCMScheduler"},
     }
+
+
+@pytest.mark.parametrize("size", ["quick", "5k"])
+def test_the_portrait_protocols_differ_in_prompts_and_reference_alone(size: str) -> None:
+    theirs, ours = (json.loads(shipped(f"scenes-{kind}{size}")) for kind in ("", "portrait-"))
+    assert {key for key in theirs if theirs[key] != ours[key]} == {
+        "title",
+        "description",
+        "prompts",
+        "metrics",
+    }
+    assert ours["prompts"]["layouts"] == ["one"]
+    for name in ("inception_score", "clip_score"):
+        assert ours["metrics"][name] == theirs["metrics"][name]
+
+
+def test_layouts_are_a_set_and_their_absence_moves_no_fingerprint(tmp_path: Path) -> None:
+    def fingerprint(layouts: list[str] | None) -> str:
+        path = edited(tmp_path, {"prompts.layouts": layouts}, "scenes-quick")
+        return load_protocol(path).draw_fingerprint
+
+    assert fingerprint(None) == load_protocol("scenes-quick").draw_fingerprint
+    assert fingerprint(["row", "one"]) == fingerprint(["one", "row", "one"]) != fingerprint(["one"])
+    assert fingerprint(["one"]) != fingerprint(None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

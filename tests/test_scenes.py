@@ -106,6 +106,14 @@ def test_render_batch_is_the_renders_stacked():
     assert np.array_equal(batch[1], scenes.render(scenes.scene(8)))
 
 
+def test_scenes_are_found_by_their_layout():
+    found = list(scenes.indices_of(["one", "row"], range(2000)))
+    assert found == [i for i in range(2000) if scenes.scene(i).layout in ("one", "row")]
+    assert {scenes.scene(i).layout for i in range(200)} == set(scenes.LAYOUTS)
+    with pytest.raises(ValueError, match="no scene has the layout 'pile'; there are one, beside"):
+        scenes.indices_of(["pile"], range(5))
+
+
 def test_near_misses_differ_from_the_caption_and_stay_captions():
     words = {word for caption in scenes.captions(range(3000)) for word in caption.split()}
     for index in SAMPLE:

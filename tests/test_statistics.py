@@ -284,6 +284,15 @@ def test_statistics_of_scenes(tmp_path: Path) -> None:
     assert sum(len(batch) for batch in scene_batches(indices)) == 70
 
 
+@pytest.mark.usefixtures("_net")
+def test_statistics_of_scenes_of_one_layout(tmp_path: Path) -> None:
+    made = make_statistics(scenes.REFERENCE[:200], tmp_path / "s.npz", extractor="net", layouts=["row"])
+    rows = [index for index in scenes.REFERENCE[:200] if scenes.scene(index).layout == "row"]
+    expected = colours(scenes.render_batch(rows))["net"].double().numpy()
+    assert made.n == len(rows)
+    np.testing.assert_allclose(made.mu, expected.mean(axis=0))
+
+
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(DataError, match="at least 2 images"):
         compute_statistics([np.zeros((1, 8, 8, 3), np.uint8)], NET, total=1)
@@ -322,21 +331,33 @@ def test_a_failed_write_keeps_the_old_file(file: Path, monkeypatch: pytest.Monke
 
 # --- what ships ---
 
-SHIPPED = reference() / "statistics" / "scenes-classifier.npz"
+SHIPPED = reference() / "statistics"
 
 
-@pytest.mark.skipif(not SHIPPED.is_file(), reason="the statistics of scenes are not made yet")
-def test_shipped_statistics_are_those_of_the_shipped_classifier() -> None:
-    shipped = load_reference(SHIPPED, width=64)
-    assert shipped.n == len(scenes.REFERENCE)
+@pytest.mark.parametrize(
+    ("name", "indices", "most"),
+    [
+        ("scenes-classifier", list(scenes.REFERENCE), 2_000_000),
+        (
+            "scenes-portrait-classifier",
+            [index for index in scenes.REFERENCE if len(scenes.scene(index).objects) == 1],
+            600_000,
+        ),
+    ],
+)
+def test_shipped_statistics_are_those_of_the_shipped_classifier(
+    name: str, indices: list[int], most: int
+) -> None:
+    path = SHIPPED / f"{name}.npz"
+    shipped = load_reference(path, width=64)
+    assert shipped.n == len(indices)
     assert shipped.features is not None
-    assert SHIPPED.stat().st_size < 2_000_000
-    with np.load(SHIPPED) as content:
+    assert path.stat().st_size < most
+    with np.load(path) as content:
         about = json.loads(str(content["provenance"]))
     extractor = open_extractor("scenes-classifier")
     assert about["extractor_fingerprint"] == extractor.fingerprint
     # The kept features are spread evenly; recompute some of them.
-    kept = np.linspace(0, len(scenes.REFERENCE) - 1, len(shipped.features)).round().astype(int)[:32]
-    indices = [scenes.REFERENCE[int(i)] for i in kept]
-    again = extractor(scenes.render_batch(indices))["scenes-classifier"]
+    kept = np.linspace(0, len(indices) - 1, len(shipped.features)).round().astype(int)[:32]
+    again = extractor(scenes.render_batch([indices[int(i)] for i in kept]))["scenes-classifier"]
     np.testing.assert_allclose(shipped.features[:32], again, rtol=1e-3, atol=1e-3 * np.abs(again).max())
