@@ -1,267 +1,338 @@
-"""Train one stage: resume, then step, report and save until the planned number of images is seen.
+"""Train: resume, then step, report and save until the planned number of images is seen.
 
-Progress is counted in images, and everything random in a step is derived from the number of images seen
-before it. So a run that was killed and resumed is the run that was not, bit for bit.
+Progress is counted in images. Everything random in a step is a function of the seed and of the images seen before it,
+and so is the order of the data: a run that was killed and resumed is the run that was not, bit for bit on a CPU, and a
+run on two processes is the run on one, to rounding.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from ruamel.yaml import YAML
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor, distributed, nn
 
-RECIPES = Path(__file__).parent / "recipes"
+from training.dice import Dice
+from training.ema import Average
+from training.errors import TrainingError
+from training.recipe import Recipe
+from training.state import FILE, load_state, save_state
+from training.status import Log, Meter, Status
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long and how fast a stage learns; one block of its recipe."""
+class Piece:
+    """Some consecutive images of a run's endless sequence: what one process computes at once."""
 
-    images: int
-    """Planned number of images, repeats counted; the learning rate reaches its end there."""
+    first: int
+    count: int
+    dice: Dice
+    next: tuple[int, int] | None = None
+    """First and count of the piece that this process computes next, to be read meanwhile."""
+
+
+class Task(Protocol):
+    """What the loop needs to know of what is trained."""
+
+    model: nn.Module
+    """Everything that learns; the loop wraps it for its processes."""
+
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        """Return named scalars; the one named `loss` is descended. `model` is the wrapped model."""
+        ...
+
+    def after_step(self, model: nn.Module) -> None:
+        """Follow the weights after a step of the optimiser; `model` is unwrapped."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides the weights."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave."""
+        ...
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Return losses that are measured the same way every time."""
+        ...
+
+    def preview(self, model: nn.Module, path: Path) -> None:
+        """Write a sheet of samples; only the first process has a path to write to."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step's global batch is cut: `parts` times `world` times `micro` images."""
+
     batch: int
-    learning_rate: float
-    warmup: int
-    """Images over which the learning rate climbs from zero."""
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    average: int = 0
-    """Half-life in images of the moving average that is exported; 0 exports the weights themselves."""
-    seed: int = 0
+    micro: int
+    parts: int
+    world: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, world: int) -> Plan:
+        """Cut the recipe's batch; raise TrainingError where it does not divide."""
+        batch, micro = recipe.schedule.batch, min(recipe.schedule.micro_batch, recipe.schedule.batch // world)
+        if micro < 1 or batch % (micro * world):
+            raise TrainingError(
+                f"{world} processes of {recipe.schedule.micro_batch} images do not divide the batch",
+                key="schedule.batch",
+                found=batch,
+                remedy="Change schedule.micro_batch or the number of processes",
+            )
+        return cls(batch, micro, batch // (micro * world), world)
+
+    def first(self, part: int, rank: int) -> int:
+        """Return the offset of a piece in its step."""
+        return (part * self.world + rank) * self.micro
 
 
-class Stage(Protocol):
-    """What the loop needs of a stage."""
+def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
+    """Join the processes of this run and choose its device and precision.
 
-    modules: nn.ModuleDict
-    """Everything that learns."""
-
-    def losses(self, start: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the named losses of images `start` to `start + count`; the one named `loss` is descended."""
-        ...
-
-    def export(self, folder: Path) -> None:
-        """Write the finished networks in the form that their users load."""
-        ...
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """Read `training/recipes/NAME.yaml`, or the file itself when a path is given.
-
-    Raises FileNotFoundError that lists the recipes there are.
+    `device` is `auto`, `cpu` or `cuda`. Raises TrainingError for a device or a precision that is not to be had.
     """
-    path = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-        raise FileNotFoundError(f"no recipe {path}; the recipes are: {known}")
-    recipe: dict[str, Any] = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    return recipe
-
-
-def cache_folder(stage: str) -> Path:
-    """Return the folder that keeps the state of a stage: `SDBENCH_CACHE` or the user's cache."""
-    base = os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench"
-    return Path(base) / "training" / stage
-
-
-def learning_rate(schedule: Schedule, seen: int) -> float:
-    """Return the rate after `seen` images: a straight climb, then half a cosine down to 1 % of the peak."""
-    climb = min(1.0, (seen + schedule.batch) / max(1, schedule.warmup))
-    fall = 0.5 + 0.5 * math.cos(math.pi * min(1.0, seen / schedule.images))
-    return schedule.learning_rate * climb * (0.01 + 0.99 * fall)
-
-
-def step_generator(seed: int, seen: int) -> torch.Generator:
-    """Return the generator of the images that start after `seen` images."""
-    return torch.Generator().manual_seed((seed << 40) + seen)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("there is no CUDA device here", key="--device", found=device, remedy="Give cpu or auto")
+    cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if cpu and recipe.precision == "fp16":
+        raise TrainingError(
+            "float16 training needs a GPU", key="precision", found="fp16", remedy="Give precision=bf16 or fp32"
+        )
+    trackers = [name for name in recipe.watch.trackers]
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision),
+        cpu=cpu,
+        log_with=trackers or None,
+        project_dir=folder,
+    )
+    if cpu and accelerator.num_processes > 1:
+        _own_core(accelerator.local_process_index)
+    set_seed(recipe.schedule.seed)
+    return accelerator
 
 
 def train(
-    stage: Stage,
-    schedule: Schedule,
+    task: Task,
+    recipe: Recipe,
     folder: Path,
+    accelerator: Accelerator,
     *,
-    save_seconds: float = 120.0,
     stop_at: int | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Train a stage until its schedule is done and return the number of images seen.
+    """Train until the recipe's images are seen and return the number seen; `task.model` then holds what is exported.
 
-    The state lives in `folder/state.pt`, written at least every `save_seconds`; one JSON line per report is
-    appended to `folder/log.jsonl`. `stop_at` ends the run early, state saved. SIGTERM saves and ends too.
-
-    In a torch.distributed group each process computes its share of the batch and the gradients are averaged;
-    the first process reports and saves. A run is then the same for the same number of processes.
+    The state lives in `folder/state.pt`; one JSON line per report is appended to `folder/log.jsonl`. `stop_at` ends the
+    run early, state saved; SIGTERM and Ctrl-C do so too. Raises TrainingError when a loss is not finite, naming the step, the
+    loss and the last good state.
     """
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if _grouped() else (0, 1)
-    if schedule.batch % world:
-        raise ValueError(f"a batch of {schedule.batch} cannot be shared by {world} processes")
-    share = schedule.batch // world
+    plan = Plan.of(recipe, accelerator.num_processes)
+    rank, device, watch = accelerator.process_index, accelerator.device, recipe.watch
+    main = accelerator.is_main_process
     folder.mkdir(parents=True, exist_ok=True)
-    end = min(schedule.images, stop_at if stop_at is not None else schedule.images)
-    parameters = [weight for weight in stage.modules.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=0.0, weight_decay=schedule.weight_decay, betas=(0.9, 0.99), fused=True
-    )
-    average = {name: value.clone() for name, value in stage.modules.state_dict().items()}
-    seen = _resume(folder, stage, optimizer, average)
-    say(f"{folder.name}: {seen} of {schedule.images} images seen, {_count(stage.modules)} parameters")
+    images = recipe.schedule.steps * plan.batch
+    end = min(images, stop_at if stop_at is not None else images)
 
-    began = reported = saved = time.monotonic()
-    sums: dict[str, float] = {}
-    first = seen_at_report = seen
+    task.model.to(device)
+    optimizer: Any = _optimizer(task.model, recipe)
+    if recipe.speed.compile:
+        task.model.compile()
+    model, optimizer = accelerator.prepare(task.model, optimizer)
+    plain = accelerator.unwrap_model(model)
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    average = Average(plain, recipe.ema.decay) if recipe.ema else None
+    seen, extra = load_state(folder, accelerator, model, optimizer, average, identity=identity(recipe))
+    task.load_state(extra)
+    log = Log(folder, seen, accelerator if watch.trackers else None) if main else None
+    status = Status(folder.name, seen, end)
+    meter = Meter(device)
+    if main:
+        count = sum(weight.numel() for weight in parameters)
+        say(f"{folder.name}: {seen:,} of {images:,} images seen; {count:,} parameters learn; {plan.batch} images a step")
+
+    def save() -> None:
+        meter.check(accelerator, folder / FILE)
+        save_state(
+            folder, accelerator, model, optimizer, average, seen=seen, identity=identity(recipe), extra=task.state()
+        )
+
+    saved = time.monotonic()
     with _asked_to_stop() as asked:
         stopping = False
         while seen < end and not stopping:
-            stage.modules.train()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(schedule, seen)
-            start = seen + rank * share
-            losses = stage.losses(start, share, step_generator(schedule.seed, start))
-            optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()  # type: ignore[no-untyped-call]
-            if world > 1:
-                stopping = _share_gradients(parameters, world, stopping=asked())
-            nn.utils.clip_grad_norm_(parameters, schedule.clip)
+                group["lr"] = learning_rate(recipe, seen)
+            plain.train()
+            for part in range(plan.parts):
+                offset = plan.first(part, rank)
+                dice = Dice(recipe.schedule.seed, seen, plan.batch, offset, plan.micro, device)
+                last = part == plan.parts - 1
+                following = seen + plan.batch + plan.first(0, rank) if last else seen + plan.first(part + 1, rank)
+                piece = Piece(seen + offset, plan.micro, dice, (following, plan.micro))
+                with nullcontext() if last else accelerator.no_sync(model):
+                    losses = task.losses(model, piece)
+                    accelerator.backward(losses["loss"] / plan.parts)
+                meter.add(losses, step=seen // plan.batch)
+            norm = accelerator.clip_grad_norm_(parameters, recipe.optimizer.clip or math.inf)
+            if recipe.precision != "fp16":  # its scaler skips a step whose gradients overflow
+                meter.watch("gradient norm", norm, step=seen // plan.batch)
             optimizer.step()
-            stopping = stopping or (world == 1 and asked())
-            seen += schedule.batch
-            _follow(average, stage.modules, schedule, seen)
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(loss.detach()) * schedule.batch
+            optimizer.zero_grad(set_to_none=True)
+            seen += plan.batch
+            task.after_step(plain)
+            if average:
+                average.follow(plain, seen // plan.batch)
 
+            if device.type != "cpu" and seen // plan.batch % 10 and seen < end:
+                continue  # whatever follows waits for the device
             now = time.monotonic()
-            if rank == 0 and (now - reported >= 20.0 or seen >= end):
-                means = {name: total / (seen - seen_at_report) for name, total in sums.items()}
-                _report(folder, means, seen, end, (seen - first) / (now - began), now - began, say)
-                if not math.isfinite(means["loss"]):
-                    raise FloatingPointError(
-                        f"{folder.name}: the loss is {means['loss']} after {seen} images"
-                    )
-                sums, seen_at_report, reported = {}, seen, now
-            if rank == 0 and now - saved >= save_seconds:
-                _save(folder, stage, optimizer, average, seen)
-                saved = now
-    if rank == 0:
-        _save(folder, stage, optimizer, average, seen)
-    if schedule.average:
-        stage.modules.load_state_dict(average)
-    stage.modules.eval()
+            stopping, report, keep = _agree(
+                accelerator,
+                asked(),
+                now - status.reported >= watch.report_seconds or seen >= end,
+                now - saved >= 60 * watch.save_minutes,
+            )
+            meter.check(accelerator, folder / FILE)
+            if report or stopping:
+                values = meter.means(accelerator) | {"lr": learning_rate(recipe, seen), "gradient_norm": float(norm)}
+                line = status.line(seen, values)
+                if main and log:
+                    say(line)
+                    log.write(seen, values | status.figures)
+            if _passed(seen, plan.batch, watch.validation_images) or _passed(seen, plan.batch, watch.preview_images):
+                plain.eval()
+                with average.applied(plain) if average else nullcontext():
+                    if _passed(seen, plan.batch, watch.validation_images):
+                        measured = task.validate(plain)
+                        if main and log:
+                            log.write(seen, measured)
+                            say(f"{folder.name}: {seen:,} images, " + _words(measured))
+                    if _passed(seen, plan.batch, watch.preview_images):
+                        task.preview(plain, folder / "samples" / f"{seen:012d}.png")
+            if keep:
+                save()
+                saved = time.monotonic()
+    save()
+    if log:
+        log.close()
+    if average:
+        average.put(plain)
+    plain.eval()
     return seen
 
 
-def load_trained(stage: Stage, schedule: Schedule, folder: Path) -> int:
-    """Load the exportable weights of a stage as far as it got; return the number of images seen.
+def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
+    """Put into `task.model` what a run has learned so far (the average, if it keeps one); return the images seen.
 
-    Raises FileNotFoundError when the stage was never trained.
+    Raises TrainingError where nothing was saved.
     """
-    path = folder / "state.pt"
+    from training.state import read_state
+
+    path = folder / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run `python -m training {folder.name}` first")
-    state = torch.load(path, weights_only=True)
-    stage.modules.load_state_dict(state["average"] if schedule.average else state["modules"])
-    stage.modules.eval()
+        raise TrainingError(
+            "there is no state of a run", file=path, remedy=f"Train first: python -m training {recipe.name}"
+        )
+    state = read_state(path)
+    task.model.load_state_dict(state["model"], strict=False)
+    if recipe.ema and state["average"]:
+        task.model.load_state_dict(state["average"], strict=False)
+    task.load_state(state["extra"])
+    task.model.eval()
     return int(state["seen"])
 
 
-def _resume(folder: Path, stage: Stage, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> int:
-    path = folder / "state.pt"
-    if not path.is_file():
-        return 0
-    state = torch.load(path, weights_only=True)
-    stage.modules.load_state_dict(state["modules"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.update(state["average"])
-    return int(state["seen"])
+def learning_rate(recipe: Recipe, seen: int) -> float:
+    """Return the rate after `seen` images: a straight climb, then constant or half a cosine down to 1 % of the peak."""
+    batch, settings = recipe.schedule.batch, recipe.optimizer
+    climb = min(1.0, (seen + batch) / (settings.warmup_steps * batch)) if settings.warmup_steps else 1.0
+    if settings.schedule == "constant":
+        return settings.learning_rate * climb
+    done = min(1.0, seen / (recipe.schedule.steps * batch))
+    return settings.learning_rate * climb * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * done)))
 
 
-def _grouped() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+def identity(recipe: Recipe) -> str:
+    """Identify what may not change between a run and its resumption: 16 hex digits."""
+    import hashlib
+    import json
+
+    kept = recipe.model_dump(
+        mode="json", include={"teacher", "student", "objective", "data", "schedule", "optimizer", "ema"}
+    )
+    del kept["schedule"]["micro_batch"]
+    if recipe.optimizer.schedule == "constant":
+        del kept["schedule"]["steps"]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _share_gradients(parameters: list[nn.Parameter], world: int, *, stopping: bool) -> bool:
-    """Average the gradients over the processes; return whether any process was asked to stop."""
-    gradients = [weight.grad for weight in parameters if weight.grad is not None]
-    flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([float(stopping)])])
-    distributed.all_reduce(flat)
-    first = 0
-    for gradient in gradients:
-        gradient.copy_((flat[first : first + gradient.numel()] / world).view_as(gradient))
-        first += gradient.numel()
-    return bool(flat[-1] > 0)
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    settings = recipe.optimizer
+    return torch.optim.AdamW(
+        [weight for weight in model.parameters() if weight.requires_grad],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        eps=settings.epsilon,
+        fused=True,
+    )
 
 
-def _save(
-    folder: Path, stage: Stage, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], seen: int
-) -> None:
-    """Replace the state file in one step, so that a kill leaves the old one or the new one."""
-    state = {
-        "seen": seen,
-        "modules": stage.modules.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average,
-    }
-    temporary = folder / "state.pt.tmp"
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / "state.pt")
+def _passed(seen: int, batch: int, interval: int) -> bool:
+    """Say whether the step that just ended passed a multiple of the interval; 0 is never."""
+    return interval > 0 and seen // interval > (seen - batch) // interval
 
 
-def _follow(average: dict[str, Tensor], modules: nn.ModuleDict, schedule: Schedule, seen: int) -> None:
-    """Move the average toward the weights; early on it forgets faster, not to remember the random start."""
-    if not schedule.average:
-        return
-    keep = 0.5 ** (schedule.batch / min(schedule.average, max(1.0, 0.05 * seen)))
-    with torch.no_grad():
-        pairs = [(average[name], value) for name, value in modules.state_dict().items()]
-        floating = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
-        torch._foreach_lerp_([mean for mean, _ in floating], [value for _, value in floating], 1 - keep)
-        for mean, value in pairs:
-            if not mean.is_floating_point():
-                mean.copy_(value)
+def _agree(accelerator: Accelerator, *wishes: bool) -> list[bool]:
+    """Make one process's wish that of all, so that they report, save and stop at the same step."""
+    if accelerator.num_processes == 1:
+        return list(wishes)
+    flags = torch.tensor([float(wish) for wish in wishes], device=accelerator.device)
+    distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
 
 
-def _report(
-    folder: Path,
-    means: dict[str, float],
-    seen: int,
-    end: int,
-    rate: float,
-    seconds: float,
-    say: Callable[[str], None],
-) -> None:
-    left = (end - seen) / max(rate, 1e-9)
-    words = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-    say(f"{folder.name}: {seen}/{end} images, {rate:.1f}/s, {words}, {left / 60:.1f} min left")
-    line = {"seen": seen, "images_per_second": round(rate, 2), "seconds": round(seconds, 1), **means}
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def _own_core(rank: int) -> None:
+    """Keep this process on one core: processes that wait for each other lose most when they are moved about."""
+    if hasattr(os, "sched_setaffinity") and torch.get_num_threads() == 1:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
+
+
+def _words(values: Mapping[str, float]) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
 @contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM into a question that the loop asks between two steps."""
+    """Turn SIGTERM and Ctrl-C into a question that the loop asks between two steps; a second Ctrl-C interrupts."""
     asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: asked.append(number))
+
+    def note(number: int, _frame: object) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _count(modules: nn.Module) -> int:
-    return sum(weight.numel() for weight in modules.parameters())
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,137 @@
+"""Turn a piece of a run into latents and text states: what every objective starts from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.ahead import Ahead
+from training.dice import Dice
+from training.examples import Examples, Pairs
+from training.loop import Piece
+from training.noise import NoiseSchedule
+from training.order import Order
+from training.parts import Parts
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Latents with noise at random steps."""
+
+    latents: Tensor
+    """float32 [B, C, h, w]"""
+    steps: Tensor
+    """int64 [B]"""
+    noise: Tensor
+    target: Tensor
+    """What the network is to predict."""
+    clean: Tensor
+
+
+class Material:
+    """The pairs of a run in their order, with the frozen networks that make latents and text states of them."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        pairs: Pairs,
+        *,
+        seed: int,
+        flip: bool,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        look_ahead: int = 2,
+    ) -> None:
+        """Take the VAE and the text encoder of `parts`; they go to the device where they are needed."""
+        self.schedule = NoiseSchedule.of(parts.scheduler.config)
+        self.pairs, self.device, self.dtype = pairs, device, dtype
+        self._order, self._seed, self._flip = Order(pairs.group_sizes, seed), seed, flip
+        self._vae, self._text_encoder, self._tokenizer = parts.vae, parts.text_encoder, parts.tokenizer
+        self._scaling = float(parts.vae.config.scaling_factor)
+        self._nothing: Tensor | None = None
+        self._on_device: set[str] = set()
+        self._reader: Ahead[tuple[int, int], Examples] = Ahead(self.read, depth=look_ahead)
+
+    def read(self, place: tuple[int, int]) -> Examples:
+        """Return the pairs of (first, count) of the run's sequence."""
+        first, count = place
+        flipped = [mirrored(self._seed, first + i) for i in range(count)] if self._flip else None
+        return self.pairs.take(self._order.rows(first, count), flipped)
+
+    def examples(self, piece: Piece) -> Examples:
+        """Return the pairs of a piece, on the device."""
+        return self._reader.get((piece.first, piece.count)).to(self.device)
+
+    @torch.no_grad()
+    def latents(self, examples: Examples, dice: Dice) -> Tensor:
+        """Draw latents from the VAE's posterior, scaled: float32 [B, C, h, w]."""
+        if examples.mean is not None and examples.deviation is not None:
+            mean, deviation = examples.mean.float(), examples.deviation.float()
+        else:
+            assert examples.pixels is not None
+            vae = self._placed("vae", self._vae)
+            posterior = vae.encode(examples.pixels.to(self.dtype)).latent_dist
+            mean, deviation = posterior.mean.float(), posterior.std.float()
+        return (mean + deviation * dice.normal(*mean.shape[1:])) * self._scaling
+
+    @torch.no_grad()
+    def text(self, examples: Examples) -> Tensor:
+        """Return the text states [B, T, D]."""
+        if examples.text is not None:
+            return examples.text.to(self.dtype)
+        encoder = self._placed("text_encoder", self._text_encoder)
+        states: Tensor = encoder(examples.tokens).last_hidden_state
+        return states
+
+    def nothing_tokens(self) -> Tensor:
+        """Return the tokens of the empty prompt, int64 [1, T]."""
+        tokens: Tensor = self._tokenizer(
+            [""],
+            padding="max_length",
+            max_length=self._tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return tokens.to(self.device)
+
+    @torch.no_grad()
+    def nothing(self) -> Tensor:
+        """Return the text states of the empty prompt, computed once: [1, T, D]."""
+        if self._nothing is None:
+            encoder = self._placed("text_encoder", self._text_encoder)
+            self._nothing = encoder(self.nothing_tokens()).last_hidden_state
+        return self._nothing
+
+    def without_captions(self, text: Tensor, nothing: Tensor, share: float, dice: Dice) -> Tensor:
+        """Replace the captions of a share of the pictures by the empty prompt."""
+        if not share:
+            return text
+        dropped = dice.uniform() < share
+        return torch.where(dropped.view(-1, *[1] * (text.dim() - 1)), nothing.to(text.dtype), text)
+
+    def noisy(self, clean: Tensor, dice: Dice) -> Noisy:
+        """Add noise at uniformly drawn steps."""
+        noise = dice.normal(*clean.shape[1:])
+        steps = dice.integers(len(self.schedule))
+        latents = self.schedule.add_noise(clean, noise, steps)
+        return Noisy(latents, steps, noise, self.schedule.target(clean, noise, steps), clean)
+
+    def close(self) -> None:
+        """End the look-ahead."""
+        self._reader.close()
+
+    def _placed(self, name: str, network: Any) -> Any:
+        """Return a frozen network, moved to the device on first use: with everything cached it never goes there."""
+        if name not in self._on_device:
+            network.to(self.device, self.dtype).eval().requires_grad_(False)
+            self._on_device.add(name)
+        return network
+
+
+def mirrored(seed: int, ordinal: int) -> bool:
+    """Say whether an image of a run is mirrored: a fair coin, a function of seed and ordinal."""
+    return bool(hashlib.blake2b(f"{seed} {ordinal}".encode(), digest_size=1).digest()[0] & 1)

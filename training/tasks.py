@@ -1,0 +1,349 @@
+"""Build what a recipe trains: its networks, its data and its objective."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from training import objectives
+from training.architecture import account, build_student
+from training.dice import Dice
+from training.errors import TrainingError
+from training.examples import Examples, Pairs
+from training.loop import Piece, Task
+from training.material import Material
+from training.parts import Parts, load_parts
+from training.recipe import Recipe
+from training.recipe_schema import Consistency, Distillation, Prediction
+from training.taps import Tapped, feature_pairs, without_gradient
+
+VALIDATION_STEPS = (50, 250, 450, 650, 850)
+"""Where the loss is measured at intervals: fixed timesteps, rows and noise, so that the figures compare."""
+
+Say = Callable[[str], None]
+
+
+class DiffusionTask:
+    """A U-Net that learns to predict noise or velocity, and what all objectives share."""
+
+    def __init__(self, recipe: Recipe, parts: Parts, model: Tapped, material: Material) -> None:
+        self.recipe, self.parts, self.model, self.material = recipe, parts, model, material
+
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def after_step(self, model: nn.Module) -> None:
+        """Nothing follows a step."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave."""
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Return the error of the prediction at fixed timesteps, on fixed pairs with fixed noise."""
+        material, count = self.material, min(self.recipe.watch.validation_rows, len(self.material.pairs))
+        examples = material.pairs.take(range(count)).to(material.device)
+        dice = Dice(self.recipe.schedule.seed, 0, count, 0, count, material.device)
+        clean = material.latents(examples, dice)
+        noise, text = dice.normal(*clean.shape[1:]), self.conditioning(examples)
+        found = {}
+        for step in VALIDATION_STEPS:
+            steps = torch.full((count,), step, device=material.device)
+            noisy = material.schedule.add_noise(clean, noise, steps)
+            guess, _ = model(noisy, steps, text, self.guidance(count))
+            found[f"error_at_{step}"] = float(
+                objectives.squared_error(guess, material.schedule.target(clean, noise, steps))
+            )
+        return found
+
+    def preview(self, model: nn.Module, path: Path) -> None:
+        from training.preview import sample_sheet
+
+        watch = self.recipe.watch
+        if not watch.prompts:
+            return
+        sample_sheet(
+            self.sampled(),
+            watch.prompts,
+            path,
+            guidance=watch.guidance,
+            steps=watch.sampling_steps,
+            device=self.material.device,
+            dtype=self.material.dtype,
+        )
+
+    def sampled(self) -> Parts:
+        """Return the parts that samples are drawn with."""
+        return self.parts
+
+    def conditioning(self, examples: Examples) -> Tensor:
+        """Return what the model takes as text: tokens where its text encoder learns, else states."""
+        return examples.tokens if self.model.text_encoder is not None else self.material.text(examples)
+
+    def nothing(self) -> Tensor:
+        """Return what the model takes as the empty prompt."""
+        if self.model.text_encoder is not None:
+            return self.material.nothing_tokens()
+        return self.material.nothing()
+
+    def guidance(self, count: int) -> Tensor | None:
+        """Return the guidance that the model is validated at."""
+        return None
+
+
+class PredictionTask(DiffusionTask):
+    """Learn from noise alone: training from scratch and fine-tuning."""
+
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        objective = self.recipe.objective
+        assert isinstance(objective, Prediction)
+        examples, dice = self.material.examples(piece), piece.dice
+        noisy = self.material.noisy(self.material.latents(examples, dice), dice)
+        text = self.conditioning(examples)
+        if objective.caption_dropout:
+            text = self.material.without_captions(text, self.nothing(), objective.caption_dropout, dice)
+        guess, _ = model(noisy.latents, noisy.steps, text)
+        return objectives.prediction_losses(
+            guess, noisy.target, noisy.steps, self.material.schedule, objective.min_snr
+        )
+
+
+class DistillationTask(DiffusionTask):
+    """Learn from noise, from the teacher's prediction and from its features."""
+
+    def __init__(
+        self, recipe: Recipe, parts: Parts, model: Tapped, material: Material, teacher: Tapped
+    ) -> None:
+        super().__init__(recipe, parts, model, material)
+        self.teacher = teacher
+
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        objective = self.recipe.objective
+        assert isinstance(objective, Distillation)
+        weights = objectives.DistillationWeights(
+            objective.weights.task, objective.weights.output, objective.weights.feature
+        )
+        examples, dice = self.material.examples(piece), piece.dice
+        noisy = self.material.noisy(self.material.latents(examples, dice), dice)
+        text = self.conditioning(examples)
+        if objective.caption_dropout:
+            text = self.material.without_captions(text, self.nothing(), objective.caption_dropout, dice)
+        wanted: Tensor | None = None
+        wanted_features: tuple[Tensor, ...] = ()
+        if weights.output or weights.feature:
+            dtype = self.material.dtype
+            wanted, wanted_features = without_gradient(
+                self.teacher, noisy.latents.to(dtype), noisy.steps, text.to(dtype)
+            )
+        guess, features = model(noisy.latents, noisy.steps, text)
+        return objectives.distillation_losses(guess, noisy.target, features, wanted, wanted_features, weights)
+
+
+class ConsistencyTask(DiffusionTask):
+    """Learn the end of the teacher's guided trajectory (latent consistency distillation)."""
+
+    def __init__(
+        self, recipe: Recipe, parts: Parts, model: Tapped, material: Material, teacher: Tapped
+    ) -> None:
+        super().__init__(recipe, parts, model, material)
+        self.teacher = teacher
+        self.target = copy.deepcopy(model).eval().requires_grad_(False).to(material.device)
+        self._grid = objectives.ddim_grid(len(material.schedule), self._objective.grid_steps)
+
+    @property
+    def _objective(self) -> Consistency:
+        assert isinstance(self.recipe.objective, Consistency)
+        return self.recipe.objective
+
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        objective, schedule, dice = self._objective, self.material.schedule, piece.dice
+        examples = self.material.examples(piece)
+        clean = self.material.latents(examples, dice)
+        noise = dice.normal(*clean.shape[1:])
+        grid = self._grid.to(clean.device)
+        steps = grid[dice.integers(len(grid))]
+        earlier = (steps - len(schedule) // objective.grid_steps).clamp(min=0)
+        low, high = objective.guidance
+        guidance = low + (high - low) * dice.uniform()
+        embedded = objectives.guidance_embedding(guidance, objective.embedding)
+        noisy = schedule.add_noise(clean, noise, steps)
+        text = self.conditioning(examples)
+
+        # One call of the teacher for both branches of the guidance.
+        dtype = self.material.dtype
+        nothing = self.material.nothing().to(dtype).expand(len(text), -1, -1)
+        both, _ = without_gradient(
+            self.teacher,
+            torch.cat([noisy, noisy]).to(dtype),
+            torch.cat([steps, steps]),
+            torch.cat([text.to(dtype), nothing]),
+        )
+        output, unconditional = both.chunk(2)
+        before = objectives.guided_ddim_step(
+            noisy, steps, earlier, output, unconditional, guidance, schedule
+        )
+        aimed, _ = without_gradient(self.target, before, earlier, text.float(), embedded)
+        guess, _ = model(noisy, steps, text, embedded)
+        settings = {"timestep_scaling": objective.timestep_scaling, "sigma_data": objective.sigma_data}
+        mine = objectives.consistency_function(guess, noisy, steps, schedule, **settings)
+        wanted = objectives.consistency_function(aimed, before, earlier, schedule, **settings)
+        return {"loss": objectives.pseudo_huber(mine, wanted, objective.huber)}
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module) -> None:
+        """Let the target follow the student."""
+        new = dict(model.named_parameters())
+        pairs = [(value, new[name]) for name, value in self.target.named_parameters()]
+        torch._foreach_lerp_(
+            [value for value, _ in pairs], [value.detach() for _, value in pairs], 1 - self._objective.target_decay
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"target": self.target.state_dict()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if "target" in state:
+            self.target.load_state_dict(state["target"])
+
+    def guidance(self, count: int) -> Tensor:
+        middle = torch.full((count,), sum(self._objective.guidance) / 2, device=self.material.device)
+        return objectives.guidance_embedding(middle, self._objective.embedding)
+
+
+def build_task(
+    recipe: Recipe,
+    *,
+    folder: Path,
+    accelerator: Accelerator,
+    download: bool = False,
+    say: Say = print,
+) -> Task:
+    """Load, build and connect everything that a recipe trains.
+
+    Latents and text states are cached beside the run's folder, in `../cache`, so that runs share them. Raises
+    TrainingError for what cannot be trained so, CheckpointError and Unavailable for the teacher.
+    """
+    kind = recipe.objective.kind
+    if kind in ("autoencoder", "classifier", "clip"):
+        from training.extractors import build_extractor
+
+        return build_extractor(recipe)
+    if kind == "dreambooth":
+        from training.dreambooth_task import build_dreambooth
+
+        return build_dreambooth(recipe, folder=folder, accelerator=accelerator, download=download, say=say)
+    if recipe.teacher is None:
+        from training.scratch import build_scratch
+
+        parts = build_scratch(recipe)
+        teacher_unet = parts.unet
+    else:
+        parts = load_parts(recipe.teacher, download=download)
+        teacher_unet = parts.unet
+    dtype = half_type(accelerator)
+    material = Material(
+        parts,
+        open_pairs(recipe, parts, folder, accelerator, say),
+        seed=recipe.schedule.seed,
+        flip=recipe.data.flip,
+        device=accelerator.device,
+        dtype=dtype,
+    )
+    objective = recipe.objective
+    if isinstance(objective, Prediction):
+        unet = teacher_unet
+        if recipe.teacher is not None:
+            unet = _student(recipe, teacher_unet, say)
+        encoder = parts.text_encoder if objective.train_text_encoder else None
+        model = Tapped(_prepared(unet, recipe), (), encoder)
+        model.requires_grad_(True)
+        return PredictionTask(recipe, replace(parts, unet=unet), model, material)
+    student = _prepared(_student(recipe, teacher_unet, say), recipe)
+    trained = replace(parts, unet=student)
+    if isinstance(objective, Distillation):
+        pairs = feature_pairs(objective.pairing, recipe.student.remove) if objective.weights.feature else ()
+        teacher = _frozen(teacher_unet, [theirs for theirs, _ in pairs], accelerator.device, dtype, recipe)
+        model = Tapped(student, [mine for _, mine in pairs])
+        return DistillationTask(recipe, trained, model, material, teacher)
+    assert isinstance(objective, Consistency)
+    teacher = _frozen(teacher_unet, (), accelerator.device, dtype, recipe)
+    return ConsistencyTask(recipe, trained, Tapped(student), material, teacher)
+
+
+def open_pairs(
+    recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelerator, say: Say
+) -> Pairs:
+    """Open the recipe's data, encoded and cached where it says so."""
+    from training.cache import cached_pairs
+    from training.scenes_data import ScenesSource
+
+    data = recipe.data
+    source = ScenesSource(data.pairs, first=data.first, layouts=data.layouts, size=data.resolution or 64)
+    if not recipe.data.cache:
+        return live_pairs(
+            source,
+            parts.tokenizer,
+            recipe.data.resolution,
+            upscale=recipe.data.upscale,
+            say=say,
+        )
+    assert parts.checkpoint is not None
+    return cached_pairs(
+        source,
+        checkpoint=parts.checkpoint,
+        resolution=recipe.data.resolution,
+        flip=recipe.data.flip,
+        text=recipe.data.cache_text,
+        folder=folder.parent / "cache",
+        device=accelerator.device,
+        say=say,
+        upscale=recipe.data.upscale,
+    )
+
+
+def half_type(accelerator: Accelerator) -> torch.dtype:
+    """Return the type of networks that do not learn."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+def _student(recipe: Recipe, teacher: Any, say: Say) -> Any:
+    student, objective = recipe.student, recipe.objective
+    width = objective.embedding if isinstance(objective, Consistency) else None
+    if student.remove != "none":
+        say(f"student by block removal ({student.remove}, {student.init} weights):")
+        say(account(teacher.config, student.remove))
+    return build_student(
+        teacher, student.remove, init=student.init, guidance_embedding=width, seed=recipe.schedule.seed
+    )
+
+
+def _prepared(unet: Any, recipe: Recipe) -> Any:
+    unet.requires_grad_(True).train()
+    if recipe.speed.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if recipe.speed.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def _frozen(
+    unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe
+) -> Tapped:
+    unet = copy.deepcopy(unet).eval().requires_grad_(False)
+    unet.to(device=device, dtype=dtype)
+    if recipe.speed.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    teacher = Tapped(unet, taps)
+    if recipe.speed.compile:
+        teacher.compile()
+    return teacher
