@@ -23,8 +23,11 @@ from pytest_sdbench.checksums import sha256_of
 from training.ahead import Ahead
 from training.columns import Array, Columns
 from training.errors import TrainingError
-from training.examples import Examples
-from training.sources import BadSample, Pixels, Sample, Source, fit, to_pixels
+from training.examples import Examples, tokenize
+from training.live import live_pairs
+from training.sources import BadSample, Pixels, Sample, Source, check_same_size, fit, to_pixels
+
+__all__ = ["CachedPairs", "cached_pairs", "live_pairs"]
 
 CHUNK = 128
 """Rows of the source that are encoded and written together."""
@@ -114,19 +117,6 @@ def cached_pairs(
     return CachedPairs(
         pairs.latents, pairs.tokens, pairs.skipped, states.open("text"), rows.reshape(-1).astype(np.int64)
     )
-
-
-def tokenize(tokenizer: Any, captions: Sequence[str]) -> tuple[Tensor, int]:
-    """Return padded tokens, int64 [N, T], and how many captions were too long.
-
-    A caption that is too long loses its last words; its end token stays, as CLIP reads its result there.
-    """
-    length = tokenizer.model_max_length
-    whole = tokenizer(list(captions), truncation=False, verbose=False).input_ids
-    cut = tokenizer(
-        list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
-    return cut.input_ids, sum(len(tokens) > length for tokens in whole)
 
 
 @dataclass
@@ -227,7 +217,7 @@ class _Work:
             size = f"{image.shape[1]}x{image.shape[0]}"
             if notes["first"] is None:
                 notes["first"] = [key, size]
-            _check_same_size(notes["first"], key, size)
+            check_same_size(notes["first"], key, size)
         height, width = chunk.images[0].shape[:2]
         batch = max(1, min(CHUNK, _PIXELS.get(self.device.type, _PIXELS["cuda"]) // (height * width)))
         sides = []
@@ -314,17 +304,6 @@ def _check_resolution(resolution: int | None, factor: int) -> None:
             key="data.resolution",
             found=resolution,
             remedy=f"Take {max(1, resolution // factor) * factor}",
-        )
-
-
-def _check_same_size(first: Sequence[str], key: str, size: str) -> None:
-    """Raise TrainingError where a picture is not as large as the first one."""
-    if first[1] != size:
-        raise TrainingError(
-            "pictures of different sizes",
-            key="data.resolution",
-            found=f"{first[0]}: {first[1]}, {key}: {size}",
-            remedy="Set data.resolution: pictures are then resized and cropped to it",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -63,3 +63,16 @@ class Pairs(Protocol):
     def take(self, rows: Sequence[int], flipped: Sequence[bool] | None = None) -> Examples:
         """Return the pairs of these rows, with the pictures mirrored where `flipped` says so."""
         ...
+
+
+def tokenize(tokenizer: Any, captions: Sequence[str]) -> tuple[Tensor, int]:
+    """Return padded tokens, int64 [N, T], and how many captions were too long.
+
+    A caption that is too long loses its last words; its end token stays, as CLIP reads its result there.
+    """
+    length = tokenizer.model_max_length
+    whole = tokenizer(list(captions), truncation=False, verbose=False).input_ids
+    cut = tokenizer(
+        list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    return cut.input_ids, sum(len(tokens) > length for tokens in whole)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,10 @@ from PIL import Image, ImageOps
 
 from training.errors import TrainingError
 
+if TYPE_CHECKING:
+    from training.recipe import Data
+
+_T = TypeVar("_T")
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -110,3 +114,118 @@ def to_pixels(images: Sequence[Pixels], flipped: Sequence[bool] | None = None) -
         for image, flip in zip(images, flipped or [False] * len(images), strict=True)
     ]
     return torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def check_same_size(first: Sequence[str], key: str, size: str) -> None:
+    """Raise TrainingError where a picture is not as large as the first one, given by key and size."""
+    if first[1] != size:
+        raise TrainingError(
+            "pictures of different sizes",
+            key="data.resolution",
+            found=f"{first[0]}: {first[1]}, {key}: {size}",
+            remedy="Set data.resolution: pictures are then resized and cropped to it",
+        )
+
+
+class Chosen:
+    """The first `pairs` rows of a source, and what the recipe says of empty captions.
+
+    `empty_captions`: `error` raises TrainingError when one is read, `skip` makes it a BadSample, `keep` lets
+    it pass.
+    """
+
+    def __init__(self, source: Source, pairs: int | None, empty_captions: str = "error") -> None:
+        if pairs is not None and pairs > len(source):
+            raise TrainingError(
+                f"fewer pairs than asked for: {len(source)}",
+                file=source.name,
+                key="data.pairs",
+                found=pairs,
+                remedy=f"Lower it to {len(source)}, or leave it out to take all",
+            )
+        self._source, self._count = source, len(source) if pairs is None else pairs
+        self._empty = empty_captions
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    @property
+    def group_sizes(self) -> Sequence[int]:
+        sizes, left = [], self._count
+        for size in self._source.group_sizes:
+            sizes.append(min(size, left))
+            left -= sizes[-1]
+        return [size for size in sizes if size]
+
+    @property
+    def fingerprint(self) -> str:
+        # `error` and `skip` come to the same as long as no caption is empty, and `error` ends at the first:
+        # what was encoded until then need not be encoded again when the recipe changes to `skip`.
+        return f"{self._source.fingerprint}-{self._count}" + ("-keep" if self._empty == "keep" else "")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, row: int) -> Sample:
+        """Return a row of the source. Raises BadSample."""
+        sample = self._source.read(row)
+        if self._empty != "keep" and not sample.caption.strip():
+            if self._empty == "skip":
+                raise BadSample(sample.key, "empty caption")
+            raise empty_caption(sample.key, self.name)
+        return sample
+
+
+def empty_caption(key: str, where: str) -> TrainingError:
+    """Return the error of an empty caption that the recipe does not allow."""
+    return TrainingError(
+        "an empty caption",
+        file=where,
+        key=key,
+        remedy="Write one, or say what to do with it: data.empty_captions: keep or skip",
+    )
+
+
+def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
+    """Open the data of a recipe: its first `pairs` pairs.
+
+    Raises TrainingError for data that is missing or malformed, and for an empty caption where it is known
+    already and the recipe does not allow it.
+    """
+    # Each kind imports what the others do not need.
+    source: Any
+    if data.kind == "scenes":
+        from training.scenes_data import ScenesSource
+
+        return ScenesSource(data.pairs, first=data.first, layouts=data.layouts, size=data.resolution or 64)
+    if data.kind == "folder":
+        from training.folder import FolderSource
+
+        source = FolderSource(_given(data.path, "data.path"))
+    elif data.kind == "huggingface":
+        from training.hub_data import HubSource
+
+        source = HubSource(
+            _given(data.name, "data.name"),
+            split=data.split,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            revision=data.revision,
+        )
+    else:
+        from training.shards import ShardsSource
+
+        source = ShardsSource(_given(data.urls, "data.urls"), pairs=data.pairs, say=say)
+    chosen = Chosen(source, data.pairs, data.empty_captions)
+    if data.empty_captions == "error" and data.kind != "webdataset":
+        for row, caption in zip(range(len(chosen)), source.captions, strict=False):
+            if not caption.strip():
+                raise empty_caption(f"row {row}", source.name)
+    return chosen
+
+
+def _given(value: _T | None, key: str) -> _T:
+    if not value:
+        raise TrainingError("the recipe does not say where its data is", key=key, remedy=f"Give {key}=...")
+    return value

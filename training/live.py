@@ -1,0 +1,105 @@
+"""Read training pairs anew each time: where latents are not cached."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from training.errors import TrainingError
+from training.examples import Examples, tokenize
+from training.sources import BadSample, Pixels, Sample, Source, check_same_size, fit, to_pixels
+
+
+class LivePairs:
+    """Pairs whose pictures are read when they are taken.
+
+    In the place of a corrupt row comes the next good one: so a batch is always full, and always the same.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Any,
+        resolution: int | None,
+        upscale: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._source, self._tokenizer, self._resolution = source, tokenizer, resolution
+        self._upscale, self._say = upscale, say
+        self._readers = ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="reader")
+        self._lock = threading.Lock()
+        self._bad_rows: set[int] = set()
+        self._skipped: dict[str, str] = {}
+        self._first: list[str] | None = None
+        self._told_of_cut = False
+
+    @property
+    def group_sizes(self) -> Sequence[int]:
+        return self._source.group_sizes
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        with self._lock:
+            return dict(self._skipped)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def take(self, rows: Sequence[int], flipped: Sequence[bool] | None = None) -> Examples:
+        """Return the pairs of these rows, mirrored where `flipped` says so.
+
+        Raises TrainingError where no row of the source is good, and for a picture of the wrong size.
+        """
+        some = list(self._readers.map(self._read, rows))
+        for sample, image in some:
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            self._first = self._first or [sample.key, size]
+            check_same_size(self._first, sample.key, size)
+        tokens, cut = tokenize(self._tokenizer, [sample.caption for sample, _ in some])
+        if cut and not self._told_of_cut:
+            self._told_of_cut = True
+            self._say(
+                f"some captions are longer than {self._tokenizer.model_max_length} tokens, as near "
+                f"{some[0][0].key}: their ends are cut off"
+            )
+        return Examples(tokens, pixels=to_pixels([image for _, image in some], flipped))
+
+    def _read(self, row: int) -> tuple[Sample, Pixels]:
+        """Return a row, or else the next that is good."""
+        for further in range(len(self._source)):
+            candidate = (row + further) % len(self._source)
+            if candidate in self._bad_rows:
+                continue
+            try:
+                sample = self._source.read(candidate)
+                return sample, fit(sample, self._resolution, self._upscale)
+            except BadSample as bad:
+                self._skip(candidate, bad)
+        key, reason = next(iter(self.skipped.items()))
+        raise TrainingError("not one usable pair", file=self._source.name, key=key, found=reason)
+
+    def _skip(self, row: int, bad: BadSample) -> None:
+        with self._lock:
+            self._bad_rows.add(row)
+            known = bad.key in self._skipped
+            self._skipped[bad.key] = bad.reason
+        if not known:
+            self._say(f"skipped {bad.key}: {bad.reason}")
+
+
+def live_pairs(
+    source: Source,
+    tokenizer: Any,
+    resolution: int | None,
+    *,
+    upscale: bool = False,
+    say: Callable[[str], None] = print,
+) -> LivePairs:
+    """Return the pairs of a source as pixels, read by several threads when they are taken.
+
+    A corrupt row is reported once and counted; the next good row stands in for it.
+    """
+    return LivePairs(source, tokenizer, resolution, upscale, say)

@@ -1,0 +1,269 @@
+"""Read WebDataset shards: tar files in which the members of one name, but for their endings, are a pair."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import zipfile
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from training.errors import TrainingError
+from training.shelf import Remote, Shelf, expand, locate
+from training.sources import BadSample, Sample, decode
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+LOCAL_BYTES = 50 * 10**9
+"""Room for copies of remote shards."""
+_INDEXED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where the pairs of one shard lie."""
+
+    keys: Sequence[str]
+    places: npt.NDArray[np.int64]
+    """[N, 4]: offset and size of the picture, offset and size of the caption; -1 where there is none."""
+    json: npt.NDArray[np.bool_]
+    """Whether the caption is a JSON object: its key `caption` or `text`."""
+
+
+class ShardsSource:
+    """The pairs of tar files, at local paths or fsspec URLs, with `{000..010}`, `{a,b}` and `*` in them.
+
+    A pair is a picture (jpg, png, webp) and a `.txt`, or a `.json` with the key `caption` or `text`. Each
+    shard is indexed once; the index is kept, and with `pairs` only as many shards are opened as needed. A
+    remote shard is fetched whole, and up to `local_bytes` of them are kept in `folder`.
+
+    Raises TrainingError for a shard that is missing, compressed or truncated, and where there is no pair.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        pairs: int | None = None,
+        folder: Path | None = None,
+        local_bytes: int = LOCAL_BYTES,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        patterns = [urls] if isinstance(urls, str) else list(urls)
+        self._urls = [url for pattern in patterns for part in braces(pattern) for url in expand(part)]
+        if not self._urls:
+            raise TrainingError(
+                "no shards", key="data.urls", found=list(patterns), remedy="Give tar files, or a pattern"
+            )
+        base = os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench"
+        self._folder = folder or Path(base) / "training" / "shards"
+        self._shelf = Shelf(self._folder / "copies", local_bytes)
+        self._remotes: list[Remote] = []
+        self._indices: list[Index] = []
+        self._open(pairs, say)
+        self._ends = list(accumulate(len(index.keys) for index in self._indices))
+        if not self._ends[-1]:
+            raise TrainingError(
+                "no pairs: no member is a picture",
+                file=self._urls[0],
+                found=f"{len(self._urls)} shards",
+                remedy=f"Members are pairs like 000.jpg and 000.txt; pictures end in {', '.join(PICTURES)}",
+            )
+
+    @property
+    def name(self) -> str:
+        return self._urls[0] if len(self._urls) == 1 else f"{self._urls[0]} to {self._urls[-1]}"
+
+    @property
+    def group_sizes(self) -> Sequence[int]:
+        return [len(index.keys) for index in self._indices]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the names of the shards, and of the names, places and sizes of their members."""
+        digest = hashlib.sha256(b"shards")
+        for remote, index in zip(self._remotes, self._indices, strict=True):
+            digest.update(repr((remote.path.rsplit("/", 1)[-1], index.keys)).encode())
+            digest.update(index.places.tobytes())
+        return digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, row: int) -> Sample:
+        """Read and decode the pair of a row. Raises BadSample."""
+        shard = bisect_right(self._ends, row)
+        remote, index = self._remotes[shard], self._indices[shard]
+        place = row - (self._ends[shard - 1] if shard else 0)
+        key = f"{remote.url}: {index.keys[place]}"
+        picture, length, text, text_length = (int(number) for number in index.places[place])
+        if text < 0:
+            raise BadSample(key, "no caption: neither .txt nor .json")
+        file = self._shelf.open(remote)
+        caption = _caption(key, _part(file, key, text, text_length), bool(index.json[place]))
+        return Sample(key, decode(key, _part(file, key, picture, length)), caption)
+
+    def _open(self, pairs: int | None, say: Callable[[str], None]) -> None:
+        """Index shard after shard, some at once, until there are enough pairs."""
+        built = 0
+        with ThreadPoolExecutor(_INDEXED_AT_ONCE) as pool:
+            for first in range(0, len(self._urls), _INDEXED_AT_ONCE):
+                some = self._urls[first : first + _INDEXED_AT_ONCE]
+                for remote, index, new in pool.map(self._index, some):
+                    built += new
+                    self._remotes.append(remote)
+                    self._indices.append(index)
+                if built:
+                    say(f"indexed {len(self._indices)} of {len(self._urls)} shards")
+                if pairs is not None and sum(self.group_sizes) >= pairs:
+                    break
+
+    def _index(self, url: str) -> tuple[Remote, Index, bool]:
+        """Return a shard's index, made now unless it was kept."""
+        remote = locate(url)
+        path = self._folder / "indices" / f"{remote.digest}.npz"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                kept = _load_index(path)
+                if kept is not None:
+                    return remote, kept, False
+                index = index_tar(self._shelf.open(remote), url)
+                _save_index(path, index)
+        except OSError as error:
+            raise TrainingError(
+                "the index of a shard cannot be kept",
+                file=error.filename or path,
+                found=error.strerror,
+                remedy="Free some space, or name another folder: SDBENCH_CACHE=FOLDER",
+            ) from error
+        return remote, index, True
+
+
+def braces(pattern: str) -> list[str]:
+    """Write out `{000..010}` (numbers, with their zeros) and `{a,b}`, as shells do."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    if match[3] is not None:
+        parts = match[3].split(",")
+    else:
+        first, last = int(match[1]), int(match[2])
+        padded = match[1].startswith("0") or match[2].startswith("0")
+        width = max(len(match[1]), len(match[2])) if padded else 0
+        step = 1 if first <= last else -1
+        parts = [f"{number:0{width}}" for number in range(first, last + step, step)]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [before + part + rest for part in parts for rest in braces(after)]
+
+
+def index_tar(file: BinaryIO, url: str) -> Index:
+    """Find the pairs of a tar file, in the order in which they begin.
+
+    Raises TrainingError for a file that is no tar file, is compressed, or ends too early.
+    """
+    pairs: dict[str, dict[str, tuple[int, int]]] = {}
+    file.seek(0)
+    with _tar(file, url) as tar:
+        try:
+            for member in tar:
+                match = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", member.name)
+                if match is not None and member.isreg():
+                    pairs.setdefault(match[1], {})[match[2].lower()] = (member.offset_data, member.size)
+            file.seek(tar.offset)
+            end = file.read(tarfile.BLOCKSIZE)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise _truncated(url, str(error)) from error
+    # A writer that was killed leaves out the empty block at the end, even where no member is cut.
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        raise _truncated(url, "no end mark")
+    keys, places, is_json = [], [], []
+    for key, members in pairs.items():
+        picture = next((members[ending] for ending in PICTURES if ending in members), None)
+        if picture is None:
+            continue
+        caption = members.get("txt", members.get("json", (-1, -1)))
+        keys.append(key)
+        places.append((*picture, *caption))
+        is_json.append("txt" not in members)
+    return Index(keys, np.array(places, np.int64).reshape(-1, 4), np.array(is_json, np.bool_))
+
+
+def _tar(file: BinaryIO, url: str) -> tarfile.TarFile:
+    start = file.read(6)
+    file.seek(0)
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
+        raise TrainingError(
+            "a compressed tar file, which can be read only from its beginning",
+            file=url,
+            key="data.urls",
+            remedy="Unpack it to a plain .tar: pictures hardly get smaller",
+        )
+    try:
+        return tarfile.open(fileobj=file, mode="r:")
+    except (tarfile.TarError, EOFError) as error:
+        raise TrainingError(
+            "not a tar file", file=url, key="data.urls", found=str(error), remedy="Fetch it again"
+        ) from error
+
+
+def _truncated(url: str, found: str) -> TrainingError:
+    return TrainingError("a truncated tar file", file=url, found=found, remedy="Fetch or write it again")
+
+
+def _part(file: BinaryIO, key: str, offset: int, size: int) -> bytes:
+    content = os.pread(file.fileno(), size, offset)
+    if len(content) != size:
+        raise BadSample(key, f"the shard has become shorter: {len(content)} of {size} bytes are there")
+    return content
+
+
+def _caption(key: str, content: bytes, is_json: bool) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+        if not is_json:
+            return text.strip()
+        entry = json.loads(text)
+        caption = entry["caption"] if "caption" in entry else entry["text"]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadSample(key, f"unreadable caption: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise BadSample(key, "no caption: its .json has neither the key caption nor text") from error
+    if not isinstance(caption, str):
+        raise BadSample(key, f"a caption that is no text: {caption!r}")
+    return caption
+
+
+def _load_index(path: Path) -> Index | None:
+    try:
+        with np.load(path) as kept:
+            keys = str(kept["keys"]).split("\n") if len(kept["places"]) else []
+            return Index(keys, kept["places"], kept["json"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # of an older version, or damaged: it is made again
+
+
+def _save_index(path: Path, index: Index) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, keys=np.array("\n".join(index.keys)), places=index.places, json=index.json)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
