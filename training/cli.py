@@ -1,0 +1,206 @@
+"""Train one checkpoint from its recipe.
+
+examples:
+  python -m training --list
+  python -m training bk-sdm-small data.path=LAION --dry-run
+  python -m training bk-sdm-small data.path=LAION --out bk-sdm-small
+  python -m training my-recipe.yaml schedule.steps=1000 optimizer.learning_rate=1e-4
+  accelerate launch --num_processes 8 -m training bk-sdm-small data.path=LAION
+  torchrun --nproc-per-node 2 -m training scenes-small --threads 1 --device cpu
+
+A run that was stopped or killed goes on where it was: give the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytest_sdbench.errors import SdbenchError
+from training.errors import TrainingError
+from training.recipe import Recipe, load_recipe, recipe_names, require_data
+
+STOPPED = 143
+"""Exit status of a run that was asked to stop before its end: that of a process ended by SIGTERM."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 2 an explained error, 143 stopped, 130 interrupted."""
+    options = _parser().parse_intermixed_args(arguments)
+    try:
+        return _run(options)
+    except SdbenchError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"error{f' of process {rank}' if rank else ''}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def run_folder(name: str) -> Path:
+    """Return where a run is kept: in `SDBENCH_CACHE` or the user's cache."""
+    base = os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench"
+    return Path(base) / "training" / name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="the name of a shipped recipe, or a YAML file"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="change the recipe: dotted keys, YAML values"
+    )
+    what = parser.add_argument_group("what to do instead of training")
+    what.add_argument("--list", action="store_true", help="list the recipes")
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print networks, parameters, steps, epochs, memory and disk; load and write nothing",
+    )
+    what.add_argument("--export-only", action="store_true", help="export what is trained so far")
+    run = parser.add_argument_group("the run")
+    run.add_argument(
+        "--folder", type=Path, metavar="RUN_FOLDER", help="state and log (default: in the cache)"
+    )
+    run.add_argument(
+        "--out", type=Path, metavar="EXPORT_FOLDER", help="checkpoint and card (default: RUN_FOLDER/export)"
+    )
+    again = run.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="insist that there is a run to go on with")
+    again.add_argument("--restart", action="store_true", help="put a run that is there aside and begin anew")
+    run.add_argument("--stop-at", type=_count, metavar="IMAGES", help="save and stop after so many images")
+    run.add_argument(
+        "--download", action="store_true", help="fetch the teacher from the hub if it is not here"
+    )
+    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    run.add_argument("--threads", type=_count, metavar="N", help="CPU threads of each process")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return number
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.list:
+        print("\n".join(_listed()))
+        return 0
+    if options.recipe is None:
+        raise TrainingError(
+            "no recipe is named", remedy=f"Give a file, or one of: {', '.join(recipe_names())}"
+        )
+    recipe = load_recipe(options.recipe, options.overrides)
+    folder = (options.folder or run_folder(recipe.name)).expanduser().absolute()
+    if options.dry_run:
+        from training.dry_run import describe
+
+        text = describe(recipe, folder)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(text)
+        return 0
+    require_data(recipe)
+    return _train(recipe, folder, options)
+
+
+def _listed() -> Iterator[str]:
+    names = recipe_names()
+    for name in names:
+        try:
+            title = load_recipe(name).title
+        except TrainingError:
+            title = "(cannot be read: try --dry-run)"
+        yield f"{name:<{max(map(len, names)) + 2}}{title}"
+
+
+def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
+    # Imported here: the libraries behind them take seconds, which --list and --help need not wait for.
+    import torch
+
+    from training import export, loop, tasks
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    accelerator = loop.start(recipe, folder, options.device)
+
+    def say(line: str) -> None:
+        if accelerator.is_main_process:
+            print(line, flush=True)
+
+    with _alone(folder, accelerator.is_main_process):
+        _prepare(folder, options, accelerator)
+        task = tasks.build_task(
+            recipe, folder=folder, accelerator=accelerator, download=options.download, say=say
+        )
+        status = 0
+        if options.export_only:
+            seen = loop.load_trained(task, recipe, folder)
+        else:
+            seen = loop.train(task, recipe, folder, accelerator, stop_at=options.stop_at, say=say)
+        if seen < recipe.images and not options.export_only:
+            reached = f"{seen:,} of {recipe.images:,} images"
+            say(f"stopped after {reached}: the same command goes on, --export-only exports it as it is")
+            status = 0 if options.stop_at and seen >= options.stop_at else STOPPED
+        else:
+            out = (options.out or folder / "export").expanduser().absolute()
+            if accelerator.is_main_process:
+                export.export_checkpoint(task, recipe, folder, out)
+            say(f"exported to {out}")
+    accelerator.end_training()
+    return status
+
+
+def _prepare(folder: Path, options: argparse.Namespace, accelerator: Any) -> None:
+    """See that there is a run to resume, or put one aside, as asked for."""
+    from training.state import FILE
+
+    state = folder / FILE
+    if options.resume and not state.is_file():
+        raise TrainingError("there is no run to resume", file=state, remedy="Leave --resume out to begin one")
+    if options.restart and accelerator.is_main_process and state.is_file():
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        print(f"the run that was there is now {aside}", flush=True)
+    accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _alone(folder: Path, main: bool) -> Iterator[None]:
+    """Keep a second run out of this folder; the lock goes with the process, however that ends."""
+    from filelock import FileLock, Timeout
+
+    if not main:
+        yield
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TrainingError(
+            "another process is training in this folder", file=folder, remedy="Wait for it, or give --folder"
+        ) from None
+    except OSError as error:
+        raise TrainingError(
+            "cannot be written",
+            file=folder,
+            found=error.strerror,
+            remedy="Give another one: --folder RUN_FOLDER",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
