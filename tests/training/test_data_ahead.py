@@ -1,0 +1,120 @@
+"""The look-ahead gives what a plain call would give, sooner."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from training.ahead import Ahead
+
+
+def ahead_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_what_comes_next_is_computed_while_the_caller_is_busy():
+    begun = {key: threading.Event() for key in range(10)}
+
+    def take(key: int) -> int:
+        begun[key].set()
+        return key * key
+
+    with Ahead(take, depth=2, following=lambda key: key + 1) as ahead:
+        assert ahead.get(0) == 0
+        # Nobody has asked for these yet.
+        assert begun[1].wait(10)
+        assert begun[2].wait(10)
+        assert not begun[3].is_set()
+        assert [ahead.get(key) for key in range(1, 8)] == [key * key for key in range(1, 8)]
+
+
+def test_regular_keys_need_no_hint():
+    taken: list[tuple[int, int]] = []
+    done = threading.Event()
+
+    def take(key: tuple[int, int]) -> int:
+        taken.append(key)
+        if key == (24, 8):
+            done.set()
+        return sum(key)
+
+    with Ahead(take, depth=1) as ahead:
+        assert ahead.get((0, 8)) == 8
+        assert ahead.get((12, 8)) == 20
+        assert done.wait(10)
+        assert ahead.get((24, 8)) == 32
+    assert taken[:3] == [(0, 8), (12, 8), (24, 8)]
+
+
+def test_each_result_is_that_of_its_key_in_any_order():
+    keys = [0, 1, 2, 7, 8, 9, 3, 3, 0, 100, 50, 51, 52]
+    with Ahead(lambda key: key * 10, depth=3) as ahead:
+        assert [ahead.get(key) for key in keys] == [key * 10 for key in keys]
+
+
+def test_an_error_surfaces_at_the_get_of_its_key():
+    def take(key: int) -> int:
+        if key == 3:
+            raise ValueError(f"broken {key}")
+        return key
+
+    with Ahead(take, depth=2, following=lambda key: key + 1) as ahead:
+        assert [ahead.get(key) for key in (0, 1, 2)] == [0, 1, 2]
+        with pytest.raises(ValueError, match="broken 3"):
+            ahead.get(3)
+        assert ahead.get(4) == 4
+
+
+def test_no_more_than_depth_results_wait():
+    taken: list[int] = []
+    with Ahead(lambda key: taken.append(key) or key, depth=2, following=lambda key: key + 1) as ahead:
+        ahead.get(0)
+        time.sleep(0.05)
+        assert set(taken) <= {0, 1, 2}
+    with Ahead(lambda key: taken.append(key) or key, depth=0) as plain:
+        taken.clear()
+        assert plain.get(5) == 5
+        assert taken == [5]
+        assert not ahead_threads()
+
+
+def test_the_last_key_has_nothing_after_it():
+    taken: list[int] = []
+    with Ahead(
+        lambda key: taken.append(key) or key, depth=3, following=lambda key: key + 1 if key < 2 else None
+    ) as ahead:
+        assert [ahead.get(key) for key in (0, 1, 2)] == [0, 1, 2]
+    assert sorted(taken) == [0, 1, 2]
+
+
+def test_no_thread_is_left_behind():
+    ahead = Ahead(lambda key: key, depth=2, following=lambda key: key + 1)
+    ahead.get(0)
+    assert ahead_threads()
+    ahead.close()
+    assert not ahead_threads()
+    assert ahead.get(1) == 1
+
+    forgotten = Ahead(lambda key: key, depth=2, following=lambda key: key + 1)
+    forgotten.get(0)
+    threads = ahead_threads()
+    del forgotten
+    gc.collect()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_program_that_forgets_it_ends():
+    program = (
+        "from training.ahead import Ahead\n"
+        "ahead = Ahead(lambda key: key, depth=2, following=lambda key: key + 1)\n"
+        "print(ahead.get(0))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

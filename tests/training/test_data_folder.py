@@ -1,0 +1,212 @@
+"""Folders of pictures, with metadata or texts beside them, and how a picture is fitted."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision import transforms
+
+from tests.training.data_samples import encoded, picture, write_folder
+from training.errors import TrainingError
+from training.folder import FolderSource
+from training.recipe import FolderData, ScenesData
+from training.sources import BadSample, Sample, fit, open_source, to_pixels
+
+CAPTION = 'A "red" cat, über\nälles 猫 🐈'
+
+
+def test_metadata_csv_is_read_as_the_image_folder_of_datasets_reads_it(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    folder = write_folder(
+        tmp_path / "data",
+        {
+            "b.png": (picture(0), CAPTION),
+            "sub/a.png": (picture(1, 90, 70), "blue"),
+            "c.png": (picture(2), "x"),
+        },
+    )
+    source = FolderSource(folder)
+    oracle = datasets.load_dataset(
+        "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    theirs = {row["text"]: np.asarray(row["image"]) for row in oracle}
+    ours = {source.read(row).caption: np.asarray(source.read(row).image) for row in range(len(source))}
+    assert ours.keys() == theirs.keys() == {CAPTION, "blue", "x"}
+    for caption, pixels in theirs.items():
+        assert np.array_equal(ours[caption], pixels)
+    # The rows keep the order of the metadata.
+    assert [source.read(row).caption for row in range(3)] == [CAPTION, "blue", "x"]
+
+
+def test_metadata_jsonl_and_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(picture(0)))
+    line = json.dumps({"file_name": "a.png", "text": CAPTION, "width": 64})
+    (tmp_path / "metadata.jsonl").write_text(f"\ufeff{line}\n\n", encoding="utf-8")
+    assert FolderSource(tmp_path).read(0).caption == CAPTION
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text("\ufefffile_name,text\na.png,red\n", encoding="utf-8")
+    assert FolderSource(tmp_path).read(0).caption == "red"
+
+
+def test_a_text_beside_each_picture(tmp_path):
+    for name in ("b.jpg", "a.webp", "deep/er/c.PNG", ".hidden.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        form = {"jpg": "jpeg", "webp": "webp"}.get(name.rsplit(".")[-1], "png")
+        (tmp_path / name).write_bytes(encoded(picture(1), form))
+        (tmp_path / name).with_suffix(".txt").write_text(f"the {name}\n", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("no picture of that name")
+    source = FolderSource(tmp_path)
+    captions = [source.read(row).caption for row in range(len(source))]
+    assert captions == ["the a.webp", "the b.jpg", "the deep/er/c.PNG"]
+
+
+def test_one_caption_for_all(tmp_path):
+    write_folder(tmp_path, {"a.png": (picture(0), "ignored"), "b.png": (picture(1), "ignored")})
+    source = FolderSource(tmp_path, caption="a sks dog")
+    assert [source.read(row).caption for row in range(len(source))] == ["a sks dog"] * 2
+
+
+def test_a_picture_is_upright_and_rgb(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    tall = picture(3, 40, 20)
+    tall.save(tmp_path / "a.png", exif=exif)
+    Image.new("LA", (8, 8), (100, 0)).save(tmp_path / "b.png")
+    source = FolderSource(tmp_path, caption="x")
+    assert np.array_equal(np.asarray(source.read(0).image), np.rot90(np.asarray(tall), -1))
+    assert np.asarray(source.read(1).image).shape == (8, 8, 3)
+
+
+def test_a_corrupt_picture_is_named_with_the_reason(tmp_path):
+    whole = encoded(picture(0))
+    write_folder(
+        tmp_path,
+        {"good.png": (whole, "a"), "cut.png": (whole[: len(whole) // 2], "b"), "empty.png": (b"", "c")},
+    )
+    source = FolderSource(tmp_path)
+    source.read(0)
+    for row, name in ((1, "cut.png"), (2, "empty.png")):
+        with pytest.raises(BadSample) as caught:
+            source.read(row)
+        assert name in caught.value.key
+        assert "not a readable picture" in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("file_name,text\na.png,red\nmissing.png,blue\n", ["missing.png", "not there", "metadata.csv"]),
+        ("file_name,caption\na.png,red\n", ["'text'", "line 2", "caption"]),
+        ("name,text\na.png,red\n", ["'file_name'", "metadata.csv"]),
+        ("file_name,text\na.png\n", ["'text'", "line 2"]),
+        ("file_name,text\n", ["no pictures", "metadata.csv"]),
+        (b"file_name,text\na.png,\xff\xfe\n", ["UTF-8", "metadata.csv"]),
+    ],
+)
+def test_broken_metadata_is_explained(tmp_path, content, words):
+    (tmp_path / "a.png").write_bytes(encoded(picture(0)))
+    (tmp_path / "metadata.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(TrainingError) as caught:
+        FolderSource(tmp_path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_broken_lines_folders_and_doubled_metadata_are_explained(tmp_path):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n{broken\n')
+    (tmp_path / "a.png").write_bytes(encoded(picture(0)))
+    with pytest.raises(TrainingError, match=r"metadata\.jsonl: line 2: not JSON"):
+        FolderSource(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,x\n")
+    with pytest.raises(TrainingError, match="two files of captions"):
+        FolderSource(tmp_path)
+    with pytest.raises(TrainingError, match=r"data\.path: no such folder"):
+        FolderSource(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingError, match="no pictures"):
+        FolderSource(tmp_path / "empty")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "a.png").write_bytes(encoded(picture(0)))
+    with pytest.raises(TrainingError, match="no captions"):
+        FolderSource(tmp_path / "bare")
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
+    rows = {"a.png": (picture(0), "red"), "b.png": (picture(1), "blue")}
+    original = FolderSource(write_folder(tmp_path / "one", rows)).fingerprint
+    assert FolderSource(write_folder(tmp_path / "two", rows)).fingerprint == original
+    others = [
+        {**rows, "b.png": (picture(1), "green")},
+        {**rows, "b.png": (picture(1, 65, 64), "blue")},
+        {"a.png": rows["a.png"], "c.png": rows["b.png"]},
+        dict(reversed(rows.items())),
+    ]
+    different = [
+        FolderSource(write_folder(tmp_path / str(n), other)).fingerprint for n, other in enumerate(others)
+    ]
+    assert len({original, *different}) == 5
+
+
+@pytest.mark.parametrize("caption", ["", "  \n"])
+def test_empty_captions(tmp_path, caption):
+    folder = write_folder(tmp_path, {"a.png": (picture(0), "red"), "b.png": (picture(1), caption)})
+
+    def data(**options):
+        return FolderData(kind="folder", path=str(folder), **options)
+
+    with pytest.raises(TrainingError, match="empty caption") as caught:
+        open_source(data())
+    assert "row 1" in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "data.empty_captions" in str(caught.value)
+    assert open_source(data(empty_captions="keep")).read(1).caption == caption
+    with pytest.raises(BadSample, match="empty caption"):
+        open_source(data(empty_captions="skip")).read(1)
+    # Only the pairs that are asked for count.
+    assert len(open_source(data(pairs=1))) == 1
+
+
+def test_more_pairs_than_there_are(tmp_path):
+    folder = write_folder(tmp_path, {"a.png": (picture(0), "red")})
+    with pytest.raises(TrainingError, match=r"data\.pairs: fewer pairs than asked for: 1 \(found 5\)"):
+        open_source(FolderData(kind="folder", path=str(folder), pairs=5))
+
+
+def test_scenes_by_recipe():
+    source = open_source(ScenesData(kind="scenes", pairs=5, first=100, resolution=32))
+    assert source.read(0).key == "scene 100"
+    assert fit(source.read(0), 32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(64, 64), (200, 100), (101, 333), (65, 64), (511, 97), (50, 77)]
+)
+@pytest.mark.parametrize("resolution", [32, 50])
+def test_fitting_equals_torchvisions_resize_and_centre_crop(width, height, resolution):
+    image = picture(width, width, height)
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(resolution, interpolation=transforms.InterpolationMode.BILINEAR),
+            transforms.CenterCrop(resolution),
+        ]
+    )(image)
+    ours = fit(Sample("a", image, ""), resolution)
+    assert np.array_equal(ours, np.asarray(theirs))
+    scaled = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])(theirs)
+    mirrored = scaled.flip(2)
+    pixels = to_pixels([ours, ours], [False, True])
+    assert (pixels[0] - scaled).abs().max() < 1e-6
+    assert (pixels[1] - mirrored).abs().max() < 1e-6
+
+
+def test_small_pictures_are_refused_or_enlarged():
+    small = Sample("dir/small.png", picture(0, 100, 20), "")
+    with pytest.raises(TrainingError) as caught:
+        fit(small, 32)
+    for word in ("dir/small.png", "100x20", "data.upscale"):
+        assert word in str(caught.value)
+    assert fit(small, 32, upscale=True).shape == (32, 32, 3)
+    assert fit(small, None).shape == (20, 100, 3)

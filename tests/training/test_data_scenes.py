@@ -1,0 +1,62 @@
+"""Scenes as training data: drawn by index, never those that checkpoints are judged on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pytest_sdbench import scenes
+from training.errors import TrainingError
+from training.scenes_data import LAYOUTS, ScenesSource
+
+
+def test_rows_are_the_scenes_of_their_indices():
+    source = ScenesSource(10, first=50)
+    assert len(source) == 10
+    for row in (0, 9):
+        sample = source.read(row)
+        assert np.array_equal(sample.image, scenes.render(scenes.scene(50 + row)))
+        assert sample.caption == scenes.scene(50 + row).caption
+
+
+def test_only_some_layouts():
+    source = ScenesSource(20, first=5, layouts=["row", "one"])
+    expected = [index for index in range(5, 500) if scenes.scene(index).layout in ("row", "one")][:20]
+    assert [source.read(row).key for row in range(20)] == [f"scene {index}" for index in expected]
+
+
+def test_every_layout_can_be_named():
+    assert {scenes.scene(index).layout for index in range(500)} == set(LAYOUTS)
+    with pytest.raises(TrainingError, match="unknown layout") as caught:
+        ScenesSource(5, layouts=["circle"])
+    assert "two-over-one" in str(caught.value)
+
+
+def test_the_scenes_of_the_evaluation_are_out_of_reach():
+    last = scenes.TRAINING.stop
+    assert ScenesSource(10, first=last - 10).read(9).key == f"scene {last - 1}"
+    assert len(ScenesSource(None, first=last - 10)) == 10
+    for options in (
+        {"pairs": 11, "first": last - 10},
+        {"pairs": None, "first": last},
+        {"pairs": 1, "first": scenes.EVALUATION.start},
+        {"pairs": 50, "first": last - 30, "layouts": ["one"]},
+        {"pairs": None, "first": last, "layouts": ["one"]},
+    ):
+        with pytest.raises(TrainingError, match=f"beyond {last - 1}"):
+            ScenesSource(**options)
+    for options in ({"pairs": 1, "first": -1}, {"pairs": 0}):
+        with pytest.raises(TrainingError, match="not a range of scenes"):
+            ScenesSource(**options)
+
+
+def test_fingerprints_tell_different_scenes_apart():
+    sources = [
+        ScenesSource(10),
+        ScenesSource(11),
+        ScenesSource(10, first=1),
+        ScenesSource(10, layouts=["one"]),
+        ScenesSource(10, size=32),
+    ]
+    assert len({source.fingerprint for source in sources}) == 5
+    assert ScenesSource(10).fingerprint == sources[0].fingerprint

@@ -1,0 +1,338 @@
+"""WebDataset shards: read by row, indexed once, fetched once, broken ones explained."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import fsspec
+import numpy as np
+import pytest
+
+from tests.training.data_samples import encoded, picture, write_shards, write_tar
+from training.errors import TrainingError
+from training.recipe import WebDatasetData
+from training.shards import ShardsSource, braces
+from training.shelf import Shelf, locate
+from training.sources import BadSample, open_source
+
+
+@pytest.fixture(autouse=True)
+def folder_of_the_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("SDBENCH_CACHE", str(tmp_path / "sdbench-cache"))
+    return tmp_path / "sdbench-cache"
+
+
+@pytest.fixture
+def remote(tmp_path):
+    """The in-memory file system of fsspec, which counts as remote."""
+    system = fsspec.filesystem("memory")
+    yield system
+    for path in system.find("/"):
+        system.rm(path)
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def test_any_row_of_any_shard(tmp_path):
+    write_shards(tmp_path, [3, 5, 1, 4])
+    source = ShardsSource(str(tmp_path / "shard-{000..003}.tar"), say=quiet)
+    assert list(source.group_sizes) == [3, 5, 1, 4]
+    for row in (12, 0, 3, 2, 8, 7, 9):
+        sample = source.read(row)
+        assert sample.caption == f"red {row}"
+        assert np.array_equal(np.asarray(sample.image), np.asarray(picture(row)))
+
+
+def test_many_threads_read_at_once(tmp_path):
+    write_shards(tmp_path, [20, 20])
+    source = ShardsSource(str(tmp_path / "*.tar"), say=quiet)
+    rows = list(np.random.default_rng(0).integers(0, 40, 200))
+    with ThreadPoolExecutor(8) as pool:
+        assert [s.caption for s in pool.map(source.read, rows)] == [f"red {row}" for row in rows]
+
+
+def test_forms_of_members(tmp_path):
+    jpeg, png, webp = (encoded(picture(1), form) for form in ("jpeg", "png", "webp"))
+    text = "naïve 猫".encode()
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("./", b""),
+            ("dir/one.jpg", jpeg),
+            ("dir/one.json", json.dumps({"caption": "from json", "width": 64}).encode()),
+            ("dir/two.txt", text),
+            ("dir/two.PNG", png),
+            ("dir/two.cls", b"7"),
+            ("dir.v1/three.webp", webp),
+            ("other.txt", b"no picture"),
+            ("dir.v1/three.json", json.dumps({"text": "key text"}).encode()),
+            ("dir/._one.jpg", b"resource fork"),
+            ("four.jpeg", jpeg),
+            ("four.json", b'{"caption": "json"}'),
+            ("four.txt", b"txt goes first\n"),
+        ],
+    )
+    source = ShardsSource(str(tmp_path / "a.tar"), say=quiet)
+    captions = [source.read(row).caption for row in range(len(source))]
+    assert captions == ["from json", "naïve 猫", "key text", "txt goes first"]
+
+
+def test_tars_of_other_writers(tmp_path):
+    # Long names need extra headers, and each format writes them in its way.
+    name = "x" * 150
+    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tmp_path / f"{kind}.tar"
+        (tmp_path / "p.png").write_bytes(encoded(picture(5)))
+        (tmp_path / "p.txt").write_text("long")
+        with tarfile.open(path, "w", format=kind) as tar:
+            tar.add(tmp_path / "p.png", f"{name}.png")
+            tar.add(tmp_path / "p.txt", f"{name}.txt")
+        sample = ShardsSource(str(path), say=quiet).read(0)
+        assert sample.caption == "long"
+        assert np.array_equal(np.asarray(sample.image), np.asarray(picture(5)))
+
+
+def test_broken_samples_are_named_with_their_shard(tmp_path):
+    good = encoded(picture(0))
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("a.png", good),
+            ("b.png", good[:100]),
+            ("b.txt", b"cut"),
+            ("c.png", good),
+            ("c.txt", b"\xff\xfe"),
+            ("d.png", good),
+            ("d.json", b"{}"),
+            ("e.png", good),
+            ("e.json", b"[broken"),
+            ("f.png", good),
+            ("f.json", b'{"caption": 3}'),
+            ("g.png", good),
+            ("g.txt", b"fine"),
+        ],
+    )
+    source = ShardsSource(str(tmp_path / "a.tar"), say=quiet)
+    reasons = ["no caption", "not a readable", "unreadable", "neither the key", "unreadable", "no text"]
+    for row, reason in enumerate(reasons):
+        with pytest.raises(BadSample) as caught:
+            source.read(row)
+        assert reason in caught.value.reason
+        assert caught.value.key == f"{tmp_path / 'a.tar'}: {'abcdef'[row]}"
+    assert source.read(6).caption == "fine"
+
+
+def test_patterns(tmp_path):
+    assert braces("s-{000..010..}.tar") == ["s-{000..010..}.tar"]
+    assert braces("s-{008..010}.tar") == ["s-008.tar", "s-009.tar", "s-010.tar"]
+    assert braces("s-{8..10}") == ["s-8", "s-9", "s-10"]
+    assert braces("{b,a}/{1..2}") == ["b/1", "b/2", "a/1", "a/2"]
+    assert braces("s3://bucket/x.tar") == ["s3://bucket/x.tar"]
+    paths = write_shards(tmp_path, [1, 1, 1])
+    for urls in (str(tmp_path / "*.tar"), [str(path) for path in paths]):
+        source = ShardsSource(urls, say=quiet)
+        assert [source.read(row).caption for row in range(3)] == ["red 0", "red 1", "red 2"]
+    with pytest.raises(TrainingError, match="no shards"):
+        ShardsSource(str(tmp_path / "x*.tar"), say=quiet)
+
+
+def test_only_as_many_shards_as_needed(tmp_path):
+    write_shards(tmp_path, [4] * 20)
+    (tmp_path / "shard-019.tar").write_bytes(b"this shard is broken")
+    urls = str(tmp_path / "shard-{000..019}.tar")
+    source = open_source(WebDatasetData(kind="webdataset", urls=(urls,), pairs=10), say=quiet)
+    assert len(source) == 10
+    assert list(source.group_sizes) == [4, 4, 2]
+    with pytest.raises(TrainingError, match=r"shard-019\.tar"):
+        open_source(WebDatasetData(kind="webdataset", urls=(urls,)), say=quiet)
+
+
+def test_empty_captions_of_shards(tmp_path):
+    write_tar(tmp_path / "a.tar", [("a.png", encoded(picture(0))), ("a.txt", b" \n")])
+    data = {"kind": "webdataset", "urls": (str(tmp_path / "a.tar"),)}
+    with pytest.raises(TrainingError, match="an empty caption") as caught:
+        open_source(WebDatasetData(**data), say=quiet).read(0)
+    assert "a.tar: a" in str(caught.value)
+    with pytest.raises(BadSample):
+        open_source(WebDatasetData(**data, empty_captions="skip"), say=quiet).read(0)
+    assert open_source(WebDatasetData(**data, empty_captions="keep"), say=quiet).read(0).caption == ""
+
+
+def test_a_truncated_shard_is_refused_wherever_it_was_cut(tmp_path):
+    path = write_shards(tmp_path, [3])[0]
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+    borders = [members[2].offset, members[-1].offset_data + 512]
+    for length in (100, 512, 700, *borders, borders[0] + 300, len(whole) // 3):
+        path.write_bytes(whole[:length])
+        with pytest.raises(TrainingError) as caught:
+            ShardsSource(str(path), say=quiet)
+        assert str(path) in str(caught.value)
+        assert "tar file" in str(caught.value)
+    path.write_bytes(whole)
+    assert len(ShardsSource(str(path), say=quiet)) == 3
+
+
+def test_other_broken_shards_are_explained(tmp_path):
+    cases = {"empty.tar": (b"", "tar file"), "text.tar": (b"<html>404</html>" * 100, "not a tar file")}
+    for name, (content, words) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(TrainingError, match=words) as caught:
+            ShardsSource(str(tmp_path / name), say=quiet)
+        assert name in str(caught.value)
+    (tmp_path / "p.txt").write_text("x")
+    for kind in ("gz", "xz", "bz2"):
+        with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}") as tar:
+            tar.add(tmp_path / "p.txt", "p.txt")
+        with pytest.raises(TrainingError, match="compressed"):
+            ShardsSource(str(tmp_path / f"a.tar.{kind}"), say=quiet)
+    with pytest.raises(TrainingError, match=r"missing\.tar: data\.urls: no such file"):
+        ShardsSource(str(tmp_path / "missing.tar"), say=quiet)
+    with pytest.raises(TrainingError, match="a folder"):
+        ShardsSource(str(tmp_path), say=quiet)
+    with pytest.raises(TrainingError, match="unknown kind"):
+        ShardsSource("nonsense://x/a.tar", say=quiet)
+    write_tar(tmp_path / "texts.tar", [("a.txt", b"x")])
+    with pytest.raises(TrainingError, match="no pairs"):
+        ShardsSource(str(tmp_path / "texts.tar"), say=quiet)
+
+
+def test_the_index_is_kept_and_made_anew_when_the_shard_changes(tmp_path):
+    lines: list[str] = []
+    path = write_shards(tmp_path, [2])[0]
+    first = ShardsSource(str(path), say=lines.append)
+    assert lines == ["indexed 1 of 1 shards"]
+    again = ShardsSource(str(path), say=lines.append)
+    assert len(lines) == 1
+    assert again.fingerprint == first.fingerprint
+    assert again.read(1).caption == "red 1"
+
+    write_tar(path, [("x.png", encoded(picture(9))), ("x.txt", b"changed")])
+    changed = ShardsSource(str(path), say=lines.append)
+    assert len(lines) == 2
+    assert changed.read(0).caption == "changed"
+    assert changed.fingerprint != first.fingerprint
+
+
+def test_a_damaged_index_is_made_anew(tmp_path, folder_of_the_caches):
+    path = write_shards(tmp_path, [2])[0]
+    ShardsSource(str(path), say=quiet)
+    [index] = (folder_of_the_caches / "training" / "shards" / "indices").glob("*.npz")
+    for content in (b"", b"garbage", index.read_bytes()[:-40]):
+        index.write_bytes(content)
+        assert ShardsSource(str(path), say=quiet).read(1).caption == "red 1"
+
+
+def test_remote_shards_are_fetched_once(tmp_path, remote, monkeypatch):
+    for path in write_shards(tmp_path / "there", [3, 2]):
+        remote.pipe(f"/bucket/{path.name}", path.read_bytes())
+    fetched: list[str] = []
+    plain = type(remote).get_file
+    monkeypatch.setattr(
+        type(remote), "get_file", lambda self, path, *rest: (fetched.append(path), plain(self, path, *rest))
+    )
+    for _ in range(2):
+        source = ShardsSource("memory://bucket/shard-{000..001}.tar", say=quiet)
+        assert [source.read(row).caption for row in range(5)] == [f"red {row}" for row in range(5)]
+    assert sorted(fetched) == ["/bucket/shard-000.tar", "/bucket/shard-001.tar"]
+    local = ShardsSource(str(tmp_path / "there" / "*.tar"), say=quiet)
+    assert local.fingerprint == source.fingerprint
+
+
+def test_remote_patterns(tmp_path, remote):
+    for path in write_shards(tmp_path / "there", [1, 1]):
+        remote.pipe(f"/bucket/{path.name}", path.read_bytes())
+    source = ShardsSource("memory://bucket/*.tar", say=quiet)
+    assert [source.read(row).caption for row in range(2)] == ["red 0", "red 1"]
+    with pytest.raises(TrainingError, match="no such file"):
+        ShardsSource("memory://bucket/other.tar", say=quiet)
+
+
+def test_copies_of_remote_shards_are_bounded(tmp_path, remote, folder_of_the_caches):
+    paths = write_shards(tmp_path / "there", [2] * 6)
+    for path in paths:
+        remote.pipe(f"/bucket/{path.name}", path.read_bytes())
+    room = 2 * max(path.stat().st_size for path in paths)
+    source = ShardsSource("memory://bucket/shard-{000..005}.tar", local_bytes=room, say=quiet)
+    copies = folder_of_the_caches / "training" / "shards" / "copies"
+    rows = [*range(12), *reversed(range(12)), 0, 11, 0, 11]
+    for row in rows:
+        assert source.read(row).caption == f"red {row}"
+        assert sum(copy.stat().st_size for copy in copies.glob("*.tar")) <= room
+    # No deleted copy is held open either: its room would not be free.
+    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)]
+    assert not [name for name in held if str(copies) in name and name.endswith("(deleted)")]
+
+
+def _is_link(fd: str) -> bool:
+    return os.path.islink(f"/proc/self/fd/{fd}")
+
+
+def test_over_http(tmp_path):
+    pytest.importorskip("aiohttp")
+    write_shards(tmp_path / "there", [2])
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=str(tmp_path / "there"), **kwargs)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = ShardsSource(f"http://127.0.0.1:{server.server_port}/shard-000.tar", say=quiet)
+        assert source.read(1).caption == "red 1"
+        server.shutdown()
+
+
+def test_a_failing_network_is_tried_again_then_explained(tmp_path, remote, monkeypatch):
+    path = write_shards(tmp_path / "there", [1])[0]
+    remote.pipe("/bucket/a.tar", path.read_bytes())
+    waits: list[float] = []
+    failures = [ConnectionError("reset"), TimeoutError("slow")]
+    plain = type(remote).get_file
+
+    def flaky(self, source, target, *rest):
+        if failures:
+            # What a broken transfer leaves behind must not pass for the file.
+            with open(target, "wb") as part:
+                part.write(b"half")
+            raise failures.pop()
+        plain(self, source, target, *rest)
+
+    monkeypatch.setattr(type(remote), "get_file", flaky)
+    shelf = Shelf(tmp_path / "copies", 10**9, wait=waits.append)
+    found = locate("memory://bucket/a.tar")
+    assert shelf.open(found).read() == path.read_bytes()
+    assert waits == [2.0, 8.0]
+
+    failures += [ConnectionError("down")] * 3
+    other = Shelf(tmp_path / "others", 10**9, wait=waits.append)
+    with pytest.raises(TrainingError, match="cannot be reached: ConnectionError") as caught:
+        other.open(found)
+    assert "memory://bucket/a.tar" in str(caught.value)
+    assert not list((tmp_path / "others").glob("*.tar"))
+    assert not list((tmp_path / "others").glob("*.part"))
+
+
+def test_a_copy_that_arrives_incomplete_is_not_kept(tmp_path, remote, monkeypatch):
+    path = write_shards(tmp_path / "there", [1])[0]
+    remote.pipe("/bucket/a.tar", path.read_bytes())
+
+    def short(self, source, target, *rest):
+        with open(target, "wb") as part:
+            part.write(path.read_bytes()[:-600])
+
+    monkeypatch.setattr(type(remote), "get_file", short)
+    with pytest.raises(TrainingError, match="arrived incomplete"):
+        Shelf(tmp_path / "copies", 10**9).open(locate("memory://bucket/a.tar"))
+    assert not list((tmp_path / "copies").glob("*.tar"))
