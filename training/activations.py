@@ -106,7 +106,7 @@ def _count(model: Any, inputs: Mapping[str, Any], half: bool, watched: Sequence[
 
 
 def _as_autocast(model: nn.Module) -> None:
-    """Cast as CUDA's autocast, which skips ``meta``: norms to float32, what multiplies matrices to 16 bits."""
+    """Cast as autocast on CUDA does, which skips ``meta``: norms to float32, matrix products to 16 bits."""
     for module in model.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.float()
@@ -131,5 +131,5 @@ class _FusedAttention(TorchFunctionMode):
         self, function: Any, types: Any, arguments: Any = (), keywords: Mapping[str, Any] | None = None
     ) -> Any:
         if function is nn.functional.scaled_dot_product_attention:
-            return _Fused.apply(*arguments[:3])  # type: ignore[no-untyped-call]
+            return _Fused.apply(*arguments[:3])
         return function(*arguments, **(keywords or {}))

@@ -164,9 +164,10 @@ def _scratch(recipe: Recipe) -> Configs:
     lender = resolve(networks.vae, near=Path.cwd())
     text: dict[str, Any] = dict(networks.text_encoder or lender.config("text_encoder"))
     if "vocab_size" not in text:
-        from training.tokenizer import CONTEXT, build_tokenizer
+        from training.scratch import text_config
+        from training.tokenizer import build_tokenizer
 
-        text |= {"vocab_size": len(build_tokenizer()), "max_position_embeddings": CONTEXT}
+        text = text_config(text, len(build_tokenizer())).to_dict()
     return Configs(networks.unet, text, lender.config("vae"), "trained from scratch")
 
 

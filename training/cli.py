@@ -30,7 +30,7 @@ STOPPED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 2 an explained error, 143 stopped, 130 interrupted."""
+    """Run a command and return its exit status: 0 done, 2 an explained error, 143 stopped, 130 interrupted."""
     options = _parser().parse_intermixed_args(arguments)
     try:
         return _run(options)

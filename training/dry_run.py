@@ -30,7 +30,9 @@ def describe(recipe: Recipe, folder: Path) -> str:
         _rows(_what(recipe, plan, folder)),
         "Networks\n" + _networks(plan),
         "Run\n" + _rows(_run(recipe, cut.micro, cut.parts, cut.world), indent=2),
-        "Memory of each GPU\n" + _amounts(memory(recipe, plan, cut.micro)) + _REMARK,
+        "Memory of each GPU\n"
+        + _amounts(memory(recipe, plan, cut.micro))
+        + (_COUNTED if plan.student else _NOT),
         "Disk\n" + _amounts(disk(recipe, plan), total=recipe.data.pairs is not None or not recipe.data.cache),
     ]
     if plan.teacher is not None and recipe.student.remove != "none":
@@ -42,7 +44,8 @@ def describe(recipe: Recipe, folder: Path) -> str:
     return "\n\n".join(sections)
 
 
-_REMARK = """
+_NOT = "\n  Without activations: they are estimated for U-Nets alone."
+_COUNTED = """
   Exact but for the activations, which are counted layer by layer. What lives for a moment only, workspaces
   and gaps of the allocator come on top, so leave room."""
 
@@ -121,10 +124,9 @@ def _run(recipe: Recipe, micro: int, parts: int, world: int) -> list[tuple[str, 
     schedule, optimizer = recipe.schedule, recipe.optimizer
     processes = "1 process" if world == 1 else f"{world} processes"
     cut = f"{_images(schedule.batch)} = {processes} x {parts} in turn x {micro} at once"
-    pairs = recipe.data.pairs
-    epochs = (
-        f"{recipe.images / pairs:,.1f} of {pairs:,} pairs" if pairs else "unknown: data.pairs is not given"
-    )
+    pairs, endless = recipe.data.pairs, recipe.data.kind == "scenes"
+    unknown = "none: every scene is new" if endless else "unknown: data.pairs is not given"
+    epochs = f"{recipe.images / pairs:,.1f} of {pairs:,} pairs" if pairs else unknown
     warmup = f"after {optimizer.warmup_steps:,} steps of warm-up" if optimizer.warmup_steps else "no warm-up"
     average = f"decay {recipe.ema.decay:g} a step" if recipe.ema else "none"
     speed = [name.replace("_", " ") for name, on in recipe.speed.model_dump().items() if on]
