@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pytest_sdbench.paths import reference
 from pytest_sdbench.records import scalar
 
 _COLUMN = 46
+_NO_PROTOCOL = "none fits; your own: protocols/NAME.yaml beside the card"
 _EXAMPLE = """# model-index:          # the published figures, in the hub's own form: fill in and uncomment
 # - name: {title}
 #   results:
@@ -57,7 +58,8 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
             remedy=f"Run it: pytest --sdbench {readme}",
         )
     name = folder.resolve().name
-    block = _block(checkpoint, front, _place(folder, out), _shown(out or readme))
+    base = base_card(*_origins(checkpoint, front))
+    block = sdbench_block(checkpoint, place=_place(folder, out), shown=_shown(out or readme), base=base)
     if front is not None:
         lines = block.replace("\n", front.newline)
         return text[: front.end] + front.newline + lines + text[front.end :]
@@ -80,16 +82,29 @@ What it is, and what it was made from.
 """
 
 
-def _block(checkpoint: Checkpoint, front: FrontMatter | None, place: str, shown: str) -> str:
-    """Return the ``sdbench`` block, without the last line ending."""
+def sdbench_block(
+    checkpoint: Checkpoint,
+    *,
+    place: str | Mapping[str, str],
+    shown: str,
+    base: str | None,
+    protocols: Sequence[str] | None = None,
+) -> str:
+    """Return the ``sdbench`` block of a checkpoint, without the last line ending.
+
+    `place` is how the card names the checkpoint, `shown` how a command line names the card, `base` the card
+    of the model it was built from. Without `protocols` those that fit its vocabulary and size are named.
+    """
     from pytest_sdbench.compute import unet_macs
     from pytest_sdbench.size import component_sizes
 
     config, sizes = checkpoint.unet_config, component_sizes(checkpoint)
-    base = _base_card(checkpoint, front)
     lines = [f"sdbench:  # how to verify this card: pytest --sdbench {shown}"]
-    where = place if re.fullmatch(r"[\w./-]+", place, re.ASCII) else scalar(place)
-    lines.append(_line(f"checkpoint: {where}", "this folder; once pushed: org/name@revision"))
+    if isinstance(place, str):
+        where = place if re.fullmatch(r"[\w./-]+", place, re.ASCII) else scalar(place)
+        lines.append(_line(f"checkpoint: {where}", "this folder; once pushed: org/name@revision"))
+    else:
+        lines.append(_line(f"checkpoint: {_value(place)}", "this U-Net on the parts of its base"))
     if base is not None:
         lines.append(_line(f"base: {scalar(base)}", "the card of the model it was built from"))
         lines.append(_line(f"baseline: {scalar(base)}", "the card it is compared with: speed ratio"))
@@ -106,7 +121,13 @@ def _block(checkpoint: Checkpoint, front: FrontMatter | None, place: str, shown:
     lines.append(
         _line("# speed: {unet_ratio: {max: 0.75}}", "the largest latency relative to the baseline's")
     )
-    lines += _protocols(checkpoint, config)
+    if protocols is None:
+        lines += _protocols(checkpoint, config)
+    elif protocols:
+        named = ", ".join(scalar(name) for name in protocols)
+        lines.append(_line(f"protocols: [{named}]", "measured even while nothing is claimed"))
+    else:
+        lines.append(_line("protocols: []", _NO_PROTOCOL))
     lines.append(
         _line("# margins: {fid: 0.5}", "how much worse than claimed passes; default: the protocol's")
     )
@@ -157,23 +178,35 @@ def _protocols(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
     if config.get("sample_size") == 64:
         comment = "measured even while nothing is claimed: 30,000 images; coco5k: 5,000"
         return [_line("protocols: [coco30k-bksdm]", comment)]
-    return [_line("protocols: []", "none fits; your own: protocols/NAME.yaml beside the card")]
+    return [_line("protocols: []", _NO_PROTOCOL)]
 
 
-def _base_card(checkpoint: Checkpoint, front: FrontMatter | None) -> str | None:
-    """Return the packaged card of the model that a checkpoint says it was built from."""
+def _origins(checkpoint: Checkpoint, front: FrontMatter | None) -> list[Any]:
+    """Return the names of the models that a checkpoint says it was built from."""
     stated = front.data.get("base_model") if front is not None else None
-    names = [
-        *(stated if isinstance(stated, list) else [stated]),
-        checkpoint.config("unet").get("_name_or_path"),
-    ]
+    listed = stated if isinstance(stated, list) else [stated]
+    return [*listed, checkpoint.config("unet").get("_name_or_path")]
+
+
+def base_card(*names: Any) -> str | None:
+    """Return the packaged card of the first of these checkpoints that has one; revisions do not count.
+
+    A checkpoint is named as in ``sdbench.checkpoint``; anything else is passed over.
+    """
     known = {}
     for path in sorted((reference() / "cards").glob("*.md")):
         card = read_card(path)
-        if isinstance(card.checkpoint, str):
-            known[card.checkpoint.partition("@")[0]] = card.name
+        if card.checkpoint is not None:
+            known[_plain_spec(card.checkpoint)] = card.name
     known["runwayml/stable-diffusion-v1-5"] = "stable-diffusion-v1-5"
-    return next((known[name] for name in names if isinstance(name, str) and name in known), None)
+    specs = [_plain_spec(name) for name in names if isinstance(name, str | Mapping)]
+    return next((known[spec] for spec in specs if spec in known), None)
+
+
+def _plain_spec(spec: str | Mapping[str, str]) -> str:
+    if isinstance(spec, str):
+        return spec.partition("@")[0]
+    return " + ".join(f"{key} {value.partition('@')[0]}" for key, value in sorted(spec.items()))
 
 
 def _place(folder: Path, out: str | Path | None) -> str:
