@@ -30,7 +30,7 @@ STOPPED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 2 an explained error, 143 stopped, 130 interrupted."""
+    """Run a command and return its exit status: 0 done, 2 explained error, 143 stopped, 130 interrupted."""
     options = _parser().parse_intermixed_args(arguments)
     try:
         return _run(options)
@@ -128,7 +128,7 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
     # Imported here: the libraries behind them take seconds, which --list and --help need not wait for.
     import torch
 
-    from training import export, loop, tasks
+    from training import loop, tasks
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -155,7 +155,9 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
         else:
             out = (options.out or folder / "export").expanduser().absolute()
             if accelerator.is_main_process:
-                export.export_checkpoint(task, recipe, folder, out)
+                from training.export import export_checkpoint
+
+                export_checkpoint(task, recipe, folder, out)
             say(f"exported to {out}")
     accelerator.end_training()
     return status
