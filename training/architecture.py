@@ -1,9 +1,9 @@
-"""Make students by block removal: configuration, the teacher tensor that each tensor starts from, and an account.
+"""Make students by block removal: configuration, the source of every tensor, and an account of both.
 
-A Stable Diffusion v1 or v2 U-Net has four levels of two resnets (three on the way up) with a mid block. BK-SDM (Kim
-et al. 2023) keeps one resnet and attention of each pair going down and the first and third of three going up (*base*),
-then drops the mid block (*small*), then the innermost level (*tiny*). Every tensor of a student is a tensor of
-its teacher under another name; nothing is cut or averaged.
+A Stable Diffusion v1 or v2 U-Net has four levels of two resnets (three on the way up) with a mid block.
+BK-SDM (Kim et al. 2023) keeps one resnet and attention of each pair going down and the first and third of
+three going up (*base*), then drops the mid block (*small*), then the innermost level (*tiny*). Every tensor
+of a student is a tensor of its teacher under another name; nothing is cut or averaged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def student_config(
     if remove == "none":
         return config
     _check_topology(teacher)
-    config["layers_per_block"] = 1
+    config = {**_TOPOLOGY, **config, "layers_per_block": 1}
     if remove in ("small", "tiny"):
         config["mid_block_type"] = None
     if remove == "tiny":
@@ -81,7 +81,9 @@ def mapping(
     teacher has no such tensor, or one of another shape.
     """
     config = student_config(teacher, remove, guidance_embedding=guidance_embedding)
-    have = {name: tuple(value.shape) for name, value in unet_skeleton(known_keys(teacher)).state_dict().items()}
+    have = {
+        name: tuple(value.shape) for name, value in unet_skeleton(known_keys(teacher)).state_dict().items()
+    }
     need = {name: tuple(value.shape) for name, value in unet_skeleton(config).state_dict().items()}
     sources = {name: teacher_tensor(name, remove) for name in need if name != GUIDANCE_TENSOR}
     for name, source in sources.items():
@@ -129,7 +131,7 @@ def account(teacher: Mapping[str, Any], remove: Removal) -> str:
     for name, source in sources.items():
         moved.setdefault(_block(name), _block(source))
     gone: Counter[str] = Counter(_block(name) for name in every if name not in kept)
-    lines = [f"{len(sources)} tensors, each from a teacher tensor of the same shape; {len(every)} in the teacher"]
+    lines = [f"{len(sources)} tensors, each from one of the {len(every)} of the teacher, of the same shape"]
     lines += [f"removed  {name:<28} {count} tensors" for name, count in gone.items()]
     lines += [
         f"kept     {name:<28} {'from ' + source if source != name else 'as it is'}"
@@ -146,13 +148,13 @@ def _block(name: str) -> str:
 
 def _check_topology(teacher: Mapping[str, Any]) -> None:
     for key, wanted in _TOPOLOGY.items():
-        found = teacher.get(key)
+        found = teacher.get(key, wanted)  # files of early diffusers, as SD v1.4's, leave out what is the default
         same = tuple(found) == wanted if isinstance(found, list | tuple) else found == wanted
         if not same:
             raise TrainingError(
                 "blocks can be removed from the topology of Stable Diffusion v1 and v2 alone",
                 file="the teacher's U-Net",
                 key=key,
-                found=list(found) if isinstance(found, tuple) else found,
+                found=list(found) if isinstance(found, tuple) else found or "null",
                 remedy=f"It has to be {list(wanted) if isinstance(wanted, tuple) else wanted}",
             )

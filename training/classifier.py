@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_sdbench import classifier, scenes
+from training.dice import Dice
+from training.loop import Piece, Task
+from training.recipe import Recipe
+from training.recipe_schema import Classifier
 
 _LABELS = {
     "shape": classifier.SHAPE_LABELS,
@@ -26,27 +30,27 @@ _SCALE_FROM = 9_000_000
 """First of the training scenes that the scale of the features is measured on."""
 
 
-class ClassifierStage:
+class ClassifierTask(Task):
     """Read every object of a scene, slot by slot."""
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
-        torch.manual_seed(0)
-        self.recipe = recipe
-        self.model = classifier.SceneClassifier(**recipe["network"])
+    def __init__(self, recipe: Recipe, objective: Classifier) -> None:
+        torch.manual_seed(recipe.schedule.seed)
+        self.network = objective.network
+        self.model: Any = classifier.SceneClassifier(**objective.network)
         self.model.to(memory_format=torch.channels_last)
-        self.modules = nn.ModuleDict({"model": self.model})
 
-    def losses(self, start: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        drawn = [scenes.scene(scenes.TRAINING[index]) for index in range(start, start + count)]
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        drawn = [scenes.scene(scenes.TRAINING[piece.first + i]) for i in range(piece.count)]
         images = torch.stack([torch.from_numpy(scenes.render(one)) for one in drawn]).permute(0, 3, 1, 2)
-        outputs = self.model(roughen(images, generator))
-        targets = {name: _slot_targets(drawn, name) for name in _LABELS}
+        device = piece.dice.device
+        outputs = model(roughen(images.to(device), piece.dice))
+        targets = {name: _slot_targets(drawn, name).to(device) for name in _LABELS}
 
         slots = [_cross_entropy(outputs[name], targets[name]) for name in ("shape", "colour")]
         first = targets["shape"][:, 0] * len(scenes.COLOURS) + targets["colour"][:, 0]
         logits = _cross_entropy(outputs["logits"], first)
         parts, background = classifier.split_scene_head(outputs["scene"])
-        grounds = torch.tensor([scenes.BACKGROUNDS.index(one.background) for one in drawn])
+        grounds = torch.tensor([scenes.BACKGROUNDS.index(one.background) for one in drawn], device=device)
         told = [_cross_entropy(parts[name], targets[name]) for name in _LABELS]
         told.append(_cross_entropy(background, grounds))
 
@@ -58,28 +62,26 @@ class ClassifierStage:
 
     def export(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
-        folder = folder / classifier.NAME
         folder.mkdir(parents=True, exist_ok=True)
-        model = with_unit_features(self.model, range(_SCALE_FROM, _SCALE_FROM + 2048))
+        model = with_unit_features(self.model.cpu(), range(_SCALE_FROM, _SCALE_FROM + 2048))
         weights = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        config = {**self.recipe["network"], "shapes": scenes.SHAPES, "colours": scenes.COLOURS}
+        config = {**self.network, "shapes": scenes.SHAPES, "colours": scenes.COLOURS}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def roughen(images: Tensor, generator: torch.Generator) -> Tensor:
+def roughen(images: Tensor, dice: Dice) -> Tensor:
     """Blur a third of the pictures and add noise to all, in amounts drawn per picture; float, 0 to 255.
 
     Decoded pictures are softer than real ones; the classifier is to read shapes, not the sharpness of edges.
     """
     pictures = images.float()
-    count = len(pictures)
     blurred = functional.avg_pool2d(functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    amount = torch.rand(count, 1, 1, 1, generator=generator)
-    blur = (torch.rand(count, 1, 1, 1, generator=generator) < 1 / 3) * amount
+    amount = dice.uniform(1, 1, 1)
+    blur = (dice.uniform(1, 1, 1) < 1 / 3) * amount
     pictures = pictures + blur * (blurred - pictures)
-    deviation = 12 * torch.rand(count, 1, 1, 1, generator=generator).square()
-    return pictures + deviation * torch.randn(pictures.shape, generator=generator)
+    deviation = 12 * dice.uniform(1, 1, 1).square()
+    return pictures + deviation * dice.normal(*pictures.shape[1:])
 
 
 def _slot_targets(drawn: list[scenes.Scene], name: str) -> Tensor:

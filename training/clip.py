@@ -13,42 +13,49 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_sdbench import scenes
+from training.cache import tokenize
 from training.classifier import roughen
-from training.data import tokenize
+from training.loop import Piece, Task
+from training.recipe import Recipe
+from training.recipe_schema import Clip
 from training.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
 
 NAME = "scenes-clip"
 
 
-class ClipStage:
-    """Tell the caption of a scene from the captions of other scenes and from near misses."""
+class ClipTask(Task):
+    """Tell the caption of a scene from the captions of other scenes and from near misses.
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
-        torch.manual_seed(0)
-        self.recipe = recipe
+    The other scenes are those of the same piece: more processes or smaller micro-batches mean fewer of them.
+    """
+
+    def __init__(self, recipe: Recipe, objective: Clip) -> None:
+        torch.manual_seed(recipe.schedule.seed)
+        self.objective = objective
         self.tokenizer = build_tokenizer()
-        self.model = open_clip.CLIP(**self.config())
-        self.model.visual.to(memory_format=torch.channels_last)
-        self.modules = nn.ModuleDict({"model": self.model})
+        self.clip: Any = open_clip.CLIP(**self.config())
+        self.clip.visual.to(memory_format=torch.channels_last)
+        self.model = self.clip
 
     def config(self) -> dict[str, Any]:
         """Return the `model_cfg` of open_clip_config.json."""
-        text = {**self.recipe["text"], "context_length": CONTEXT, "vocab_size": len(self.tokenizer)}
+        text = {**self.objective.text, "context_length": CONTEXT, "vocab_size": len(self.tokenizer)}
         # open_clip takes its tokenizer from the model's own folder as soon as this name is set.
         text["hf_tokenizer_name"] = NAME
-        return {"embed_dim": self.recipe["embed_dim"], "vision_cfg": self.recipe["vision"], "text_cfg": text}
+        return {"embed_dim": self.objective.embed_dim, "vision_cfg": self.objective.vision, "text_cfg": text}
 
-    def losses(self, start: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        drawn = [scenes.scene(scenes.TRAINING[index]) for index in range(start, start + count)]
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        device, count = piece.dice.device, piece.count
+        drawn = [scenes.scene(scenes.TRAINING[piece.first + i]) for i in range(count)]
         images = torch.stack([torch.from_numpy(scenes.render(one)) for one in drawn]).permute(0, 3, 1, 2)
         captions = [one.caption for one in drawn]
-        captions += [wrong for one in drawn for wrong in scenes.near_misses(one, self.recipe["near_misses"])]
-        pictures = (roughen(images, generator) / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        seen = functional.normalize(self.model.encode_image(pictures), dim=-1)
-        told = functional.normalize(self.model.encode_text(tokenize(self.tokenizer, captions)), dim=-1)
-        scale = self.model.logit_scale.exp().clamp(max=100)
+        captions += [wrong for one in drawn for wrong in scenes.near_misses(one, self.objective.near_misses)]
+        pictures = roughen(images.to(device), piece.dice) / 127.5 - 1
+        tokens, _ = tokenize(self.tokenizer, captions)
+        seen, told, scale = model(pictures.contiguous(memory_format=torch.channels_last), tokens.to(device))
+        scale = scale.clamp(max=100)
         likeness = scale * seen @ told.T
-        own = torch.arange(count)
+        own = torch.arange(count, device=device)
         by_picture = functional.cross_entropy(likeness, own)
         by_caption = functional.cross_entropy(likeness[:, :count].T, own)
         return {
@@ -59,12 +66,11 @@ class ClipStage:
 
     def export(self, folder: Path) -> None:
         """Write config, weights and tokenizer so that open_clip loads them as `local-dir:FOLDER`."""
-        folder = folder / NAME
         folder.mkdir(parents=True, exist_ok=True)
         preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "size": [64, 64], "interpolation": "bicubic"}
         config = {"model_cfg": self.config(), "preprocess_cfg": preprocess}
         (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        weights = {name: _half(value) for name, value in self.model.state_dict().items()}
+        weights = {name: _half(value).cpu() for name, value in self.clip.state_dict().items()}
         save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
         save_tokenizer(self.tokenizer, folder)
 

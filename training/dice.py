@@ -11,15 +11,16 @@ from torch import Tensor
 class Dice:
     """The random numbers of some images of one step.
 
-    A step draws for its whole global batch, from a generator seeded by (seed, images seen before the step), and each piece
-    of it (a micro-batch of a process) keeps its own rows. So the numbers of an image are the same on one process or
-    many, with accumulation or without, after a resume or not. All pieces have to draw in the same order.
+    A step draws for its whole global batch, from a generator seeded by (seed, images seen before the step),
+    and each piece of it (a micro-batch of a process) keeps its own rows. So the numbers of an image are the
+    same on one process or many, with accumulation or without, after a resume or not. All pieces have to
+    draw in the same order.
     """
 
     def __init__(
         self, seed: int, seen: int, total: int, first: int, count: int, device: torch.device | str = "cpu"
     ) -> None:
-        """Draw rows `first` to `first + count` of a step of `total` images that starts after `seen` images."""
+        """Draw rows `first` to `first + count` of a step of `total` images, `seen` images into the run."""
         if not 0 <= first <= first + count <= total:
             raise ValueError(f"rows {first} to {first + count} of {total}")
         # torch's CPU generator reads the low 32 bits of a seed alone, so both numbers are mixed into them.
@@ -38,6 +39,6 @@ class Dice:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Draw whole numbers from 0 to `high - 1`: int64 [count, *shape]."""
-        return torch.randint(
-            high, (self._total, *shape), generator=self._generator, device=self.device
-        )[self._rows]
+        return torch.randint(high, (self._total, *shape), generator=self._generator, device=self.device)[
+            self._rows
+        ]

@@ -21,12 +21,15 @@ class Average:
     def follow(self, module: nn.Module, step: int) -> None:
         """Move toward the parameters after optimiser step `step`, counted from 1.
 
-        The average remembers min(decay, (1 + step) / (10 + step)): early on it forgets faster, not to keep the start.
+        The average remembers min(decay, (1 + step) / (10 + step)): early on it forgets faster, not to keep
+        the start.
         """
         keep = min(self.decay, (1 + step) / (10 + step))
         parameters = _trainable(module)
         torch._foreach_lerp_(
-            [self.values[name] for name in parameters], [value.detach() for value in parameters.values()], 1 - keep
+            [self.values[name] for name in parameters],
+            [value.detach() for value in parameters.values()],
+            1 - keep,
         )
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 """Train: resume, then step, report and save until the planned number of images is seen.
 
-Progress is counted in images. Everything random in a step is a function of the seed and of the images seen before it,
-and so is the order of the data: a run that was killed and resumed is the run that was not, bit for bit on a CPU, and a
-run on two processes is the run on one, to rounding.
+Progress is counted in images. Everything random in a step is a function of the seed and of the images seen
+before it, and so is the order of the data: a run that was killed and resumed is the run that was not, bit
+for bit on a CPU, and a run on two processes is the run on one, to rounding.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, distributed, nn
 
@@ -38,12 +39,10 @@ class Piece:
     first: int
     count: int
     dice: Dice
-    next: tuple[int, int] | None = None
-    """First and count of the piece that this process computes next, to be read meanwhile."""
 
 
 class Task(Protocol):
-    """What the loop needs to know of what is trained."""
+    """What the loop needs to know of what is trained; tasks inherit the methods that do nothing."""
 
     model: nn.Module
     """Everything that learns; the loop wraps it for its processes."""
@@ -54,23 +53,20 @@ class Task(Protocol):
 
     def after_step(self, model: nn.Module) -> None:
         """Follow the weights after a step of the optimiser; `model` is unwrapped."""
-        ...
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the weights."""
-        ...
+        return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""
-        ...
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return losses that are measured the same way every time."""
-        ...
+        return {}
 
     def preview(self, model: nn.Module, path: Path) -> None:
-        """Write a sheet of samples; only the first process has a path to write to."""
-        ...
+        """Write a sheet of samples."""
 
 
 @dataclass(frozen=True)
@@ -103,20 +99,27 @@ class Plan:
 def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
     """Join the processes of this run and choose its device and precision.
 
-    `device` is `auto`, `cpu` or `cuda`. Raises TrainingError for a device or a precision that is not to be had.
+    `device` is `auto`, `cpu` or `cuda`. Raises TrainingError for a device or a precision that is not to be
+    had.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("there is no CUDA device here", key="--device", found=device, remedy="Give cpu or auto")
+        raise TrainingError(
+            "there is no CUDA device here", key="--device", found=device, remedy="Give cpu or auto"
+        )
     cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if cpu and recipe.precision == "fp16":
         raise TrainingError(
-            "float16 training needs a GPU", key="precision", found="fp16", remedy="Give precision=bf16 or fp32"
+            "float16 training needs a GPU",
+            key="precision",
+            found="fp16",
+            remedy="Give precision=bf16 or fp32",
         )
-    trackers = [name for name in recipe.watch.trackers]
+    # accelerate keeps the precision of the first run of a process; the next may want another.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision),
         cpu=cpu,
-        log_with=trackers or None,
+        log_with=list(recipe.watch.trackers) or None,
         project_dir=folder,
     )
     if cpu and accelerator.num_processes > 1:
@@ -134,68 +137,55 @@ def train(
     stop_at: int | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Train until the recipe's images are seen and return the number seen; `task.model` then holds what is exported.
+    """Train until the recipe's images are seen; return their number. `task.model` is then what is exported.
 
-    The state lives in `folder/state.pt`; one JSON line per report is appended to `folder/log.jsonl`. `stop_at` ends the
-    run early, state saved; SIGTERM and Ctrl-C do so too. Raises TrainingError when a loss is not finite, naming the step, the
-    loss and the last good state.
+    The state lives in `folder/state.pt`; one JSON line per report is appended to `folder/log.jsonl`.
+    `stop_at` ends the run early, state saved; SIGTERM and Ctrl-C do so too. Raises TrainingError when a
+    loss is not finite, naming the step, the loss and the last good state.
     """
     plan = Plan.of(recipe, accelerator.num_processes)
-    rank, device, watch = accelerator.process_index, accelerator.device, recipe.watch
+    device, watch = accelerator.device, recipe.watch
     main = accelerator.is_main_process
     folder.mkdir(parents=True, exist_ok=True)
     images = recipe.schedule.steps * plan.batch
     end = min(images, stop_at if stop_at is not None else images)
 
-    task.model.to(device)
-    optimizer: Any = _optimizer(task.model, recipe)
-    if recipe.speed.compile:
-        task.model.compile()
-    model, optimizer = accelerator.prepare(task.model, optimizer)
-    plain = accelerator.unwrap_model(model)
-    parameters = [weight for weight in model.parameters() if weight.requires_grad]
-    average = Average(plain, recipe.ema.decay) if recipe.ema else None
+    learner = prepare(task, recipe, accelerator)
+    model, plain, optimizer, average, meter = (
+        learner.model,
+        learner.plain,
+        learner.optimizer,
+        learner.average,
+        learner.meter,
+    )
     seen, extra = load_state(folder, accelerator, model, optimizer, average, identity=identity(recipe))
     task.load_state(extra)
     log = Log(folder, seen, accelerator if watch.trackers else None) if main else None
     status = Status(folder.name, seen, end)
-    meter = Meter(device)
     if main:
-        count = sum(weight.numel() for weight in parameters)
-        say(f"{folder.name}: {seen:,} of {images:,} images seen; {count:,} parameters learn; {plan.batch} images a step")
+        count = sum(weight.numel() for weight in learner.parameters)
+        done = f"{seen:,} of {images:,} images seen"
+        say(f"{folder.name}: {done}; {count:,} parameters learn; {plan.batch} images a step")
 
     def save() -> None:
         meter.check(accelerator, folder / FILE)
         save_state(
-            folder, accelerator, model, optimizer, average, seen=seen, identity=identity(recipe), extra=task.state()
+            folder,
+            accelerator,
+            model,
+            optimizer,
+            average,
+            seen=seen,
+            identity=identity(recipe),
+            extra=task.state(),
         )
 
     saved = time.monotonic()
     with _asked_to_stop() as asked:
         stopping = False
         while seen < end and not stopping:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, seen)
-            plain.train()
-            for part in range(plan.parts):
-                offset = plan.first(part, rank)
-                dice = Dice(recipe.schedule.seed, seen, plan.batch, offset, plan.micro, device)
-                last = part == plan.parts - 1
-                following = seen + plan.batch + plan.first(0, rank) if last else seen + plan.first(part + 1, rank)
-                piece = Piece(seen + offset, plan.micro, dice, (following, plan.micro))
-                with nullcontext() if last else accelerator.no_sync(model):
-                    losses = task.losses(model, piece)
-                    accelerator.backward(losses["loss"] / plan.parts)
-                meter.add(losses, step=seen // plan.batch)
-            norm = accelerator.clip_grad_norm_(parameters, recipe.optimizer.clip or math.inf)
-            if recipe.precision != "fp16":  # its scaler skips a step whose gradients overflow
-                meter.watch("gradient norm", norm, step=seen // plan.batch)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            norm = one_step(learner, seen)
             seen += plan.batch
-            task.after_step(plain)
-            if average:
-                average.follow(plain, seen // plan.batch)
 
             if device.type != "cpu" and seen // plan.batch % 10 and seen < end:
                 continue  # whatever follows waits for the device
@@ -208,12 +198,17 @@ def train(
             )
             meter.check(accelerator, folder / FILE)
             if report or stopping:
-                values = meter.means(accelerator) | {"lr": learning_rate(recipe, seen), "gradient_norm": float(norm)}
+                values = meter.means(accelerator) | {
+                    "lr": learning_rate(recipe, seen),
+                    "gradient_norm": float(norm),
+                }
                 line = status.line(seen, values)
                 if main and log:
                     say(line)
                     log.write(seen, values | status.figures)
-            if _passed(seen, plan.batch, watch.validation_images) or _passed(seen, plan.batch, watch.preview_images):
+            if _passed(seen, plan.batch, watch.validation_images) or _passed(
+                seen, plan.batch, watch.preview_images
+            ):
                 plain.eval()
                 with average.applied(plain) if average else nullcontext():
                     if _passed(seen, plan.batch, watch.validation_images):
@@ -235,8 +230,81 @@ def train(
     return seen
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What a step changes, and what it needs for that."""
+
+    task: Task
+    recipe: Recipe
+    plan: Plan
+    accelerator: Accelerator
+    model: nn.Module
+    """`task.model`, wrapped for its processes."""
+    plain: nn.Module
+    """The same, unwrapped."""
+    parameters: list[Tensor]
+    optimizer: Any
+    average: Average | None
+    meter: Meter
+
+
+def prepare(task: Task, recipe: Recipe, accelerator: Accelerator) -> Learner:
+    """Put a task on its device, with its optimiser and its average.
+
+    Raises TrainingError where the batch does not divide.
+    """
+    plan = Plan.of(recipe, accelerator.num_processes)
+    task.model.to(accelerator.device)
+    optimizer: Any = _optimizer(task.model, recipe)
+    if recipe.speed.compile:
+        task.model.compile()
+    model, optimizer = accelerator.prepare(task.model, optimizer)
+    plain = accelerator.unwrap_model(model)
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    average = Average(plain, recipe.ema.decay) if recipe.ema else None
+    return Learner(
+        task,
+        recipe,
+        plan,
+        accelerator,
+        model,
+        plain,
+        parameters,
+        optimizer,
+        average,
+        Meter(accelerator.device),
+    )
+
+
+def one_step(learner: Learner, seen: int) -> Tensor:
+    """Take the step that comes after `seen` images; return the norm of its gradient, on the device."""
+    task, recipe, plan, accelerator = learner.task, learner.recipe, learner.plan, learner.accelerator
+    model, optimizer, meter, step = learner.model, learner.optimizer, learner.meter, seen // plan.batch
+    rank = accelerator.process_index
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(recipe, seen)
+    learner.plain.train()
+    for part in range(plan.parts):
+        offset = plan.first(part, rank)
+        dice = Dice(recipe.schedule.seed, seen, plan.batch, offset, plan.micro, accelerator.device)
+        piece = Piece(seen + offset, plan.micro, dice)
+        with nullcontext() if part == plan.parts - 1 else accelerator.no_sync(model):
+            losses = task.losses(model, piece)
+            accelerator.backward(losses["loss"] / plan.parts)
+        meter.add(losses, step=step)
+    norm: Tensor = accelerator.clip_grad_norm_(learner.parameters, recipe.optimizer.clip or math.inf)
+    if recipe.precision != "fp16":  # its scaler skips a step whose gradients overflow
+        meter.watch("gradient norm", norm, step=step)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    task.after_step(learner.plain)
+    if learner.average:
+        learner.average.follow(learner.plain, step + 1)
+    return norm
+
+
 def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
-    """Put into `task.model` what a run has learned so far (the average, if it keeps one); return the images seen.
+    """Put into `task.model` what a run has learned so far, averaged if it does that; return the images seen.
 
     Raises TrainingError where nothing was saved.
     """
@@ -257,7 +325,7 @@ def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
 
 
 def learning_rate(recipe: Recipe, seen: int) -> float:
-    """Return the rate after `seen` images: a straight climb, then constant or half a cosine down to 1 % of the peak."""
+    """Return the rate after `seen` images: a climb, then constant or half a cosine to 1 % of the peak."""
     batch, settings = recipe.schedule.batch, recipe.optimizer
     climb = min(1.0, (seen + batch) / (settings.warmup_steps * batch)) if settings.warmup_steps else 1.0
     if settings.schedule == "constant":
@@ -298,7 +366,7 @@ def _passed(seen: int, batch: int, interval: int) -> bool:
 
 
 def _agree(accelerator: Accelerator, *wishes: bool) -> list[bool]:
-    """Make one process's wish that of all, so that they report, save and stop at the same step."""
+    """Make one process's wish that of all: they report, save and stop at the same step."""
     if accelerator.num_processes == 1:
         return list(wishes)
     flags = torch.tensor([float(wish) for wish in wishes], device=accelerator.device)
@@ -307,7 +375,7 @@ def _agree(accelerator: Accelerator, *wishes: bool) -> list[bool]:
 
 
 def _own_core(rank: int) -> None:
-    """Keep this process on one core: processes that wait for each other lose most when they are moved about."""
+    """Keep this process on one core: processes that wait for each other lose most when moved about."""
     if hasattr(os, "sched_setaffinity") and torch.get_num_threads() == 1:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[rank % len(cores)]})
@@ -319,7 +387,7 @@ def _words(values: Mapping[str, float]) -> str:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and Ctrl-C into a question that the loop asks between two steps; a second Ctrl-C interrupts."""
+    """Turn SIGTERM and Ctrl-C into a question for the loop to ask; a second Ctrl-C interrupts."""
     asked: list[int] = []
 
     def note(number: int, _frame: object) -> None:

@@ -33,7 +33,7 @@ class Noisy:
 
 
 class Material:
-    """The pairs of a run in their order, with the frozen networks that make latents and text states of them."""
+    """The pairs of a run in their order, with the frozen networks that make latents and text of them."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Material:
         self._reader.close()
 
     def _placed(self, name: str, network: Any) -> Any:
-        """Return a frozen network, moved to the device on first use: with everything cached it never goes there."""
+        """Return a frozen network, moved to the device on first use: with all cached it never goes there."""
         if name not in self._on_device:
             network.to(self.device, self.dtype).eval().requires_grad_(False)
             self._on_device.add(name)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from training.errors import TrainingError
@@ -78,7 +77,7 @@ class NoiseSchedule:
         return alpha * output + sigma * noisy
 
     def min_snr(self, steps: Tensor, limit: float) -> Tensor:
-        """Return the min-SNR weight of each step, float32 [B] (Hang et al. 2023, eq. 5, noise and velocity)."""
+        """Return the min-SNR weight of each step, float32 [B] (Hang et al. 2023, eq. 5)."""
         signal = self.signal.to(steps.device)[steps]
         ratio = signal / (1 - signal)
         below = ratio if self.prediction == "epsilon" else ratio + 1

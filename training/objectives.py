@@ -1,6 +1,7 @@
-"""What a student descends: one function per loss, each returning named losses; `loss` is the one that is descended.
+"""What a student descends: a function per method, returning named losses of which `loss` is descended.
 
-All losses are computed in float32, whatever the networks compute in: squared errors of features overflow float16.
+All losses are computed in float32, whatever the networks compute in: squared errors of features overflow
+float16.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def distillation_losses(
 ) -> Losses:
     """Return task, output and feature losses and their weighted sum (Kim et al. 2023, eqs. 1 to 3).
 
-    A feature loss is the sum over layers of the mean squared error. `teacher_guess` may be None where neither output nor
-    features count.
+    A feature loss is the sum over layers of the mean squared error. `teacher_guess` may be None where
+    neither output nor features count.
     """
     losses: Losses = {"task": squared_error(guess, target)}
     loss = weights.task * losses["task"]
@@ -71,11 +72,13 @@ def distillation_losses(
     return {"loss": loss, **losses}
 
 
-def prior_preservation_losses(guess: Tensor, target: Tensor, is_subject: Tensor, prior_weight: float) -> Losses:
+def prior_preservation_losses(
+    guess: Tensor, target: Tensor, is_subject: Tensor, prior_weight: float
+) -> Losses:
     """Return the errors on pictures of the subject and of its class (Ruiz et al. 2023, eq. 2).
 
-    `is_subject` is bool [B]. Each error is a mean over its own pictures; the class counts `prior_weight`. A step without
-    pictures of one kind has a zero there.
+    `is_subject` is bool [B]. Each error is a mean over its own pictures; the class counts `prior_weight`. A
+    step without pictures of one kind has a zero there.
     """
     errors = (guess.float() - target.float()).square().mean(dim=(1, 2, 3))
     count = len(errors)
@@ -127,7 +130,7 @@ def consistency_function(
     timestep_scaling: float,
     sigma_data: float,
 ) -> Tensor:
-    """Return the clean latents that a consistency model puts out: c_skip * noisy + c_out * predicted clean."""
+    """Return what a consistency model puts out: c_skip * noisy + c_out * predicted clean latents."""
     skip, out = boundary(steps, timestep_scaling, sigma_data)
     return skip * noisy.float() + out * schedule.clean(noisy.float(), output.float(), steps)
 
@@ -143,8 +146,8 @@ def guided_ddim_step(
 ) -> Tensor:
     """Move noisy latents one DDIM step back along the teacher's guided flow.
 
-    Predicted noise and clean latents are guided alike: c + w (c - u), `guidance` being w [B]. `earlier` are the steps to
-    arrive at.
+    Predicted noise and clean latents are guided alike: c + w (c - u), `guidance` being w [B]. `earlier` are
+    the steps to arrive at.
     """
     w = guidance.float().view(-1, 1, 1, 1)
 

@@ -1,4 +1,4 @@
-"""Save and load the state of a run: one file, replaced in one step, so that a kill leaves the old one or the new one."""
+"""Save and load the state of a run: one file, replaced in one step, so that a kill damages nothing."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def save_state(
     identity: str,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write weights, optimiser, average, generator and position to `folder/state.pt`; all processes take part.
+    """Write the state to `folder/state.pt`; all processes take part.
 
-    The file has the names of the plain module, so that a run may go on under another number of processes. Raises TrainingError
-    where it cannot be written; the file of before is then as it was.
+    The file has the names of the plain module, so that a run may go on under another number of processes.
+    Raises TrainingError where it cannot be written; the file of before is then as it was.
     """
     state = {
         "identity": identity,
@@ -65,7 +65,7 @@ def load_state(
     *,
     identity: str,
 ) -> tuple[int, dict[str, Any]]:
-    """Load what `save_state` wrote; return the images seen and the extras, (0, {}) where nothing was saved yet.
+    """Load what `save_state` wrote; return the images seen and the extras, (0, {}) where nothing was saved.
 
     Raises TrainingError for a damaged file, and for the state of another recipe.
     """

@@ -1,4 +1,4 @@
-"""Tell how a run goes: means of losses without waiting for the device, one status line, one JSON line per report."""
+"""Tell how a run goes: means of losses that do not wait for the device, a status line, a JSON line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Meter:
         return {"loss": values.pop("loss"), **values} if "loss" in values else values
 
     def check(self, accelerator: Accelerator, state: Path) -> None:
-        """Raise TrainingError if anything was not finite, naming the earliest step and its first broken loss."""
+        """Raise TrainingError if anything was not finite, naming the earliest step and what broke in it."""
         if not self._broken:
             return
         local = torch.stack(list(self._broken.values()))
@@ -64,7 +64,7 @@ class Meter:
             raise TrainingError(
                 f"at step {step + 1} {name} is not a finite number; {kept}",
                 key=name,
-                remedy="Lower optimizer.learning_rate or optimizer.clip, or give precision=bf16 or fp32, and run again",
+                remedy="Lower optimizer.learning_rate or optimizer.clip, or give precision=bf16 or fp32",
             )
 
 
@@ -102,7 +102,7 @@ class Log:
     """`log.jsonl` of a run, and accelerate's trackers where the recipe names some."""
 
     def __init__(self, folder: Path, seen: int, accelerator: Accelerator | None) -> None:
-        """Go on after `seen` images: lines of steps that were lost with a kill are dropped, they come again."""
+        """Go on after `seen` images: lines of steps lost with a kill are dropped; they come again."""
         self._path, self._accelerator = folder / "log.jsonl", accelerator
         if self._path.is_file():
             lines = self._path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Read features inside a U-Net: the layers that distillation compares, and a module that returns what they put out."""
+"""Read features inside a U-Net: which layers distillation compares, and a module that returns them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ Pair = tuple[str, str]
 _LEVELS: tuple[Pair, ...] = tuple((f"{way}_blocks.{i}",) * 2 for way in ("down", "up") for i in range(4))  # type: ignore[misc]
 _TINY_UP: tuple[Pair, ...] = tuple((f"up_blocks.{i + 1}", f"up_blocks.{i}") for i in range(3))
 _TINY_DOWN: tuple[Pair, ...] = (("down_blocks.0", "down_blocks.0"), ("down_blocks.1", "down_blocks.1"))
-# What BK-SDM compares where the tiny student has no third downsampler: the ends of the last attention before it.
+# What BK-SDM compares where the tiny student has no third downsampler: the ends of the last attention
+# before it.
 _TINY_PROJECTION: Pair = ("down_blocks.2.attentions.1.proj_out", "down_blocks.2.attentions.0.proj_out")
-# What segmind compares there: the teacher's innermost level on the way up has the size of the student's innermost.
+# What segmind compares there: the teacher's innermost level on the way up has the size of the student's
+# innermost.
 _TINY_TURN: Pair = ("up_blocks.0", "down_blocks.2")
 
 
@@ -38,11 +40,11 @@ def feature_pairs(pairing: Pairing, remove: Removal) -> tuple[Pair, ...]:
 
 
 class Tapped(nn.Module):
-    """A U-Net, with its text encoder if that learns too, that returns its prediction and the features at `taps`.
+    """A U-Net, with its text encoder if that learns too, that also returns the features at `taps`.
 
-    The features are outputs of this module and not entries of a shared dictionary: wrappers (data parallel, compiled,
-    checkpointed) then treat them as they treat the prediction, names of layers never change under them, and every
-    feature has a gradient.
+    The features are outputs of this module and not entries of a shared dictionary: wrappers (data parallel,
+    compiled, checkpointed) then treat them as they treat the prediction, names of layers never change under
+    them, and every feature has a gradient.
     """
 
     def __init__(
@@ -72,8 +74,8 @@ class Tapped(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the prediction [B, C, h, w] and a feature for each tap.
 
-        `text` is token numbers [B, T] where this module has a text encoder, else text states [B, T, D]; `guidance` is the
-        embedding of the guidance scale [B, G] of a consistency model.
+        `text` is token numbers [B, T] where this module has a text encoder, else text states [B, T, D];
+        `guidance` is the embedding of the guidance scale [B, G] of a consistency model.
         """
         if self.text_encoder is not None:
             text = self.text_encoder(text).last_hidden_state

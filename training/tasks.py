@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from training import objectives
 from training.architecture import account, build_student
+from training.cache import cached_pairs
 from training.dice import Dice
-from training.errors import TrainingError
 from training.examples import Examples, Pairs
+from training.live import live_pairs
 from training.loop import Piece, Task
 from training.material import Material
 from training.parts import Parts, load_parts
 from training.recipe import Recipe
 from training.recipe_schema import Consistency, Distillation, Prediction
+from training.sources import open_source
 from training.taps import Tapped, feature_pairs, without_gradient
 
 VALIDATION_STEPS = (50, 250, 450, 650, 850)
@@ -30,23 +32,11 @@ VALIDATION_STEPS = (50, 250, 450, 650, 850)
 Say = Callable[[str], None]
 
 
-class DiffusionTask:
+class DiffusionTask(Task):
     """A U-Net that learns to predict noise or velocity, and what all objectives share."""
 
     def __init__(self, recipe: Recipe, parts: Parts, model: Tapped, material: Material) -> None:
         self.recipe, self.parts, self.model, self.material = recipe, parts, model, material
-
-    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def after_step(self, model: nn.Module) -> None:
-        """Nothing follows a step."""
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` gave."""
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -189,9 +179,7 @@ class ConsistencyTask(DiffusionTask):
             torch.cat([text.to(dtype), nothing]),
         )
         output, unconditional = both.chunk(2)
-        before = objectives.guided_ddim_step(
-            noisy, steps, earlier, output, unconditional, guidance, schedule
-        )
+        before = objectives.guided_ddim_step(noisy, steps, earlier, output, unconditional, guidance, schedule)
         aimed, _ = without_gradient(self.target, before, earlier, text.float(), embedded)
         guess, _ = model(noisy, steps, text, embedded)
         settings = {"timestep_scaling": objective.timestep_scaling, "sigma_data": objective.sigma_data}
@@ -205,7 +193,9 @@ class ConsistencyTask(DiffusionTask):
         new = dict(model.named_parameters())
         pairs = [(value, new[name]) for name, value in self.target.named_parameters()]
         torch._foreach_lerp_(
-            [value for value, _ in pairs], [value.detach() for _, value in pairs], 1 - self._objective.target_decay
+            [value for value, _ in pairs],
+            [value.detach() for _, value in pairs],
+            1 - self._objective.target_decay,
         )
 
     def state(self) -> dict[str, Any]:
@@ -245,21 +235,29 @@ def build_task(
     if recipe.teacher is None:
         from training.scratch import build_scratch
 
-        parts = build_scratch(recipe)
-        teacher_unet = parts.unet
+        parts = build_scratch(recipe, download=download)
     else:
         parts = load_parts(recipe.teacher, download=download)
-        teacher_unet = parts.unet
+    return connect(recipe, parts, open_pairs(recipe, parts, folder, accelerator, say), accelerator, say=say)
+
+
+def connect(
+    recipe: Recipe, parts: Parts, pairs: Pairs, accelerator: Accelerator, *, say: Say = print
+) -> Task:
+    """Build the task of a recipe from the networks it starts from and its pairs.
+
+    `parts.unet` is the teacher, or what learns where there is none.
+    """
+    objective, teacher_unet = recipe.objective, parts.unet
     dtype = half_type(accelerator)
     material = Material(
         parts,
-        open_pairs(recipe, parts, folder, accelerator, say),
+        pairs,
         seed=recipe.schedule.seed,
         flip=recipe.data.flip,
         device=accelerator.device,
         dtype=dtype,
     )
-    objective = recipe.objective
     if isinstance(objective, Prediction):
         unet = teacher_unet
         if recipe.teacher is not None:
@@ -271,43 +269,33 @@ def build_task(
     student = _prepared(_student(recipe, teacher_unet, say), recipe)
     trained = replace(parts, unet=student)
     if isinstance(objective, Distillation):
-        pairs = feature_pairs(objective.pairing, recipe.student.remove) if objective.weights.feature else ()
-        teacher = _frozen(teacher_unet, [theirs for theirs, _ in pairs], accelerator.device, dtype, recipe)
-        model = Tapped(student, [mine for _, mine in pairs])
+        taps = feature_pairs(objective.pairing, recipe.student.remove) if objective.weights.feature else ()
+        teacher = _frozen(teacher_unet, [theirs for theirs, _ in taps], accelerator.device, dtype, recipe)
+        model = Tapped(student, [mine for _, mine in taps])
         return DistillationTask(recipe, trained, model, material, teacher)
     assert isinstance(objective, Consistency)
     teacher = _frozen(teacher_unet, (), accelerator.device, dtype, recipe)
     return ConsistencyTask(recipe, trained, Tapped(student), material, teacher)
 
 
-def open_pairs(
-    recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelerator, say: Say
-) -> Pairs:
+def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelerator, say: Say) -> Pairs:
     """Open the recipe's data, encoded and cached where it says so."""
-    from training.cache import cached_pairs
-    from training.scenes_data import ScenesSource
-
     data = recipe.data
-    source = ScenesSource(data.pairs, first=data.first, layouts=data.layouts, size=data.resolution or 64)
-    if not recipe.data.cache:
-        return live_pairs(
-            source,
-            parts.tokenizer,
-            recipe.data.resolution,
-            upscale=recipe.data.upscale,
-            say=say,
-        )
-    assert parts.checkpoint is not None
+    source = open_source(data, say=say)
+    if not data.cache:
+        return live_pairs(source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say)
+    assert parts.checkpoint is not None  # networks from scratch have that of their autoencoder
     return cached_pairs(
         source,
         checkpoint=parts.checkpoint,
-        resolution=recipe.data.resolution,
-        flip=recipe.data.flip,
-        text=recipe.data.cache_text,
+        resolution=data.resolution,
+        flip=data.flip,
+        text=data.cache_text,
         folder=folder.parent / "cache",
         device=accelerator.device,
+        dtype=half_type(accelerator) if accelerator.device.type == "cuda" else torch.float32,
         say=say,
-        upscale=recipe.data.upscale,
+        upscale=data.upscale,
     )
 
 
@@ -336,9 +324,7 @@ def _prepared(unet: Any, recipe: Recipe) -> Any:
     return unet
 
 
-def _frozen(
-    unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe
-) -> Tapped:
+def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Tapped:
     unet = copy.deepcopy(unet).eval().requires_grad_(False)
     unet.to(device=device, dtype=dtype)
     if recipe.speed.channels_last:

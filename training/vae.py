@@ -10,6 +10,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from pytest_sdbench import scenes
+from training.loop import Piece, Task
+from training.recipe import Recipe
+from training.recipe_schema import Autoencoder
+
+_SCALE_FROM = 1_000_000
+"""First of the training scenes that the scale of the latents is measured on."""
 
 
 def to_unit(images: Any) -> Tensor:
@@ -18,44 +24,57 @@ def to_unit(images: Any) -> Tensor:
     return batch.contiguous(memory_format=torch.channels_last)
 
 
-class VaeStage:
-    """Reconstruct scenes through 8x8 latents."""
+class Reconstruction(nn.Module):
+    """An autoencoder that encodes, draws from the posterior and decodes in one call."""
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
-        torch.manual_seed(0)
-        self.recipe = recipe
-        self.vae = AutoencoderKL(**recipe["network"]).to(memory_format=torch.channels_last)
-        self.modules = nn.ModuleDict({"vae": self.vae})
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
 
-    def losses(self, start: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pictures = to_unit(scenes.render_batch(scenes.TRAINING[start : start + count]))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe["bfloat16"]):
-            moments = self.vae.quant_conv(self.vae.encoder(pictures)).float()
-            mean, log_variance = moments.chunk(2, dim=1)
-            log_variance = log_variance.clamp(-12, 4)
-            noise = torch.randn(mean.shape, generator=generator)
-            latents = mean + torch.exp(0.5 * log_variance) * noise
-            drawn = self.vae.decoder(self.vae.post_quant_conv(latents)).float()
+    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the drawn pictures, and mean and logarithm of the variance of the posterior."""
+        mean, log_variance = self.vae.quant_conv(self.vae.encoder(pictures)).float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(-12, 4)
+        latents = mean + torch.exp(0.5 * log_variance) * noise
+        return self.vae.decoder(self.vae.post_quant_conv(latents)).float(), mean, log_variance
+
+
+class AutoencoderTask(Task):
+    """Reconstruct scenes through their latents."""
+
+    def __init__(self, recipe: Recipe, objective: Autoencoder) -> None:
+        torch.manual_seed(recipe.schedule.seed)
+        self.objective = objective
+        self.vae = AutoencoderKL(**objective.network).to(memory_format=torch.channels_last)
+        self.model = Reconstruction(self.vae)
+        side = recipe.data.resolution or 64
+        self._latents = side // 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        pictures = to_unit(scenes.render_batch(scenes.TRAINING[piece.first : piece.first + piece.count]))
+        pictures = pictures.to(piece.dice.device)
+        noise = piece.dice.normal(self.vae.config.latent_channels, self._latents, self._latents)
+        drawn, mean, log_variance = model(pictures, noise)
         absolute = (drawn - pictures).abs().mean()
         squared = (drawn - pictures).square().mean()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = absolute + self.recipe["squared_weight"] * squared + self.recipe["kl_weight"] * divergence
+        loss = absolute + self.objective.squared_weight * squared + self.objective.kl_weight * divergence
         # PSNR of the batch in dB, of pictures from -1 to 1.
         psnr = 10 * torch.log10(4 / squared.detach())
-        return {"loss": loss, "psnr": psnr, "kl": divergence}
+        return {"loss": loss, "psnr": psnr, "kl": divergence.detach()}
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Write the autoencoder with the scaling factor that gives its latents unit variance."""
+        """Write `vae/` with the scaling factor that gives its latents unit variance."""
+        vae = self.vae.cpu().eval()
         latents = torch.cat(
             [
-                self.vae.encode(to_unit(scenes.render_batch(scenes.TRAINING[i : i + 64]))).latent_dist.mean
-                for i in range(1_000_000, 1_000_512, 64)
+                vae.encode(to_unit(scenes.render_batch(scenes.TRAINING[i : i + 64]))).latent_dist.mean
+                for i in range(_SCALE_FROM, _SCALE_FROM + 512, 64)
             ]
         )
-        scale = 1 / float(latents.std())
-        self.vae.register_to_config(scaling_factor=round(scale, 5))
-        save_half(self.vae, folder / "scenes-sd" / "vae")
+        vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+        save_half(vae, folder / "vae")
 
 
 def save_half(network: Any, folder: Path) -> None:

@@ -9,10 +9,11 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
-from pytest_sdbench import scenes
+from pytest_sdbench import classifier, scenes
 from pytest_sdbench.paths import reference
 from training import loop, vae
-from training.clip import ClipStage
+from training.recipe import load_recipe
+from training.tasks import build_task
 from training.tokenizer import CONTEXT, MERGES, build_tokenizer, learn_merges, save_tokenizer
 
 SHIPPED = reference() / "checkpoints"
@@ -49,28 +50,44 @@ def test_merges_can_be_learned_again():
     assert {"".join(pair) for pair in learn_merges(2000)} >= {"striped</w>", "underneath</w>"}
 
 
-def test_vae_stage_learns_and_exports(tmp_path):
-    recipe = loop.read_recipe("vae")
-    recipe["network"]["block_out_channels"] = [8, 8, 8, 8]
-    schedule = loop.Schedule(images=4, batch=2, learning_rate=1e-3, warmup=2)
-    stage = vae.VaeStage(recipe)
-    loop.train(stage, schedule, tmp_path / "state", say=lambda _line: None)
-    stage.export(tmp_path)
-    loaded = AutoencoderKL.from_pretrained(tmp_path / "scenes-sd" / "vae")
-    assert loaded.config.scaling_factor == stage.vae.config.scaling_factor != 0.18215
+def trained(name, folder, *overrides):
+    short = ["schedule.steps=2", "schedule.batch=2", "schedule.micro_batch=2", "optimizer.warmup_steps=0"]
+    recipe = load_recipe(name, [*short, *overrides])
+    accelerator = loop.start(recipe, folder, "cpu")
+    task = build_task(recipe, folder=folder, accelerator=accelerator)
+    loop.train(task, recipe, folder, accelerator, say=lambda _line: None)
+    return task
+
+
+def test_autoencoder_learns_and_exports(tmp_path):
+    task = trained("scenes-vae", tmp_path / "run", "objective.network.block_out_channels=[8, 8, 8, 8]")
+    task.export(tmp_path)
+    loaded = AutoencoderKL.from_pretrained(tmp_path / "vae")
+    assert loaded.config.scaling_factor == task.vae.config.scaling_factor != 0.18215
     assert np.isfinite(vae.psnr(loaded, scenes.EVALUATION[:2]))
 
 
-def test_clip_stage_exports_what_open_clip_loads(tmp_path):
-    stage = ClipStage(loop.read_recipe("clip"))
-    stage.export(tmp_path)
+def test_classifier_learns_and_exports(tmp_path):
+    trained("scenes-classifier", tmp_path / "run").export(tmp_path / "out")
+    loaded = classifier.load_classifier(tmp_path / "out")
+    features = loaded(torch.from_numpy(scenes.render_batch(scenes.TRAINING[:64])).permute(0, 3, 1, 2))[
+        "features"
+    ]
+    assert features.shape == (64, 64)
+    assert 0.5 < float(features.var(dim=0).mean()) < 2  # unit variance, over other scenes
+
+
+def test_clip_exports_what_open_clip_loads(tmp_path):
+    task = trained("scenes-clip", tmp_path / "run")
+    # open_clip finds the tokenizer in a folder of the model's name.
+    task.export(tmp_path / "scenes-clip")
     name = f"local-dir:{tmp_path / 'scenes-clip'}"
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     tokens = open_clip.get_tokenizer(name)(["a large red star on a beach"])
     assert tokens.shape == (1, CONTEXT)
     picture = preprocess(Image.fromarray(scenes.render(scenes.scene(0))))
     assert picture.shape == (3, 64, 64)
-    saved = stage.model.eval().half().float()
+    saved = task.clip.eval().half().float()
     torch.testing.assert_close(
         model.eval().encode_text(tokens), saved.encode_text(tokens), rtol=1e-4, atol=1e-5
     )

@@ -1,0 +1,25 @@
+"""Build the tasks of scenes that are no diffusion: autoencoder, classifier, CLIP model."""
+
+from __future__ import annotations
+
+from training.loop import Task
+from training.recipe import Recipe
+from training.recipe_schema import Autoencoder, Classifier, Clip
+
+
+def build_extractor(recipe: Recipe) -> Task:
+    """Return the task of a recipe whose objective is `autoencoder`, `classifier` or `clip`."""
+    objective = recipe.objective
+    # Each of them imports libraries that the others do not need.
+    if isinstance(objective, Autoencoder):
+        from training.vae import AutoencoderTask
+
+        return AutoencoderTask(recipe, objective)
+    if isinstance(objective, Classifier):
+        from training.classifier import ClassifierTask
+
+        return ClassifierTask(recipe, objective)
+    assert isinstance(objective, Clip)
+    from training.clip import ClipTask
+
+    return ClipTask(recipe, objective)
