@@ -156,8 +156,17 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
             out = (options.out or folder / "export").expanduser().absolute()
             if accelerator.is_main_process:
                 from training.export import export_checkpoint
+                from training.status import hardware, trained_seconds
 
-                export_checkpoint(task, recipe, folder, out)
+                export_checkpoint(
+                    task,
+                    recipe,
+                    folder,
+                    out,
+                    seen=seen,
+                    hardware=hardware(accelerator.device, accelerator.num_processes),
+                    seconds=trained_seconds(folder),
+                )
             say(f"exported to {out}")
     accelerator.end_training()
     return status

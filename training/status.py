@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pytest_sdbench.environment import device_name
 from training.errors import TrainingError
 
 _NEVER = 2**62
@@ -123,6 +124,30 @@ class Log:
         """Finish the trackers."""
         if self._accelerator is not None:
             self._accelerator.end_training()
+
+
+def trained_seconds(folder: Path) -> float | None:
+    """Return how long a run has trained, all its sittings together; None where it has no log."""
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        return None
+    total = sitting = 0.0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if _seen(line) is None:
+            continue
+        seconds = json.loads(line).get("seconds")
+        if seconds is not None:
+            # The clock of each sitting starts anew.
+            total, sitting = (total + sitting, seconds) if seconds < sitting else (total, seconds)
+    return total + sitting
+
+
+def hardware(device: torch.device, processes: int) -> str:
+    """Return the devices of a run in words."""
+    if device.type != "cpu":
+        return f"{processes} x {device_name(str(device))}"
+    threads = torch.get_num_threads()
+    return f"{device_name(device.type)}; processes: {processes}, threads of each: {threads}"
 
 
 def memory_gib() -> float:
