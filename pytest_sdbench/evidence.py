@@ -18,9 +18,7 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import time
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +31,7 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as format_safetensors
 
 from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.files import TEMPORARY, write_atomically
 
 SHARD = 64
 """Images in a shard; the last one of a run may hold fewer."""
@@ -126,7 +125,7 @@ class Evidence:
             if path.is_file():
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".tmp-*"):
+            for left in self.folder.glob(f"{TEMPORARY}*"):
                 # Of a run that was killed long ago; a younger one may belong to a run beside this one, which
                 # may have given it its name by now.
                 with contextlib.suppress(FileNotFoundError):
@@ -331,33 +330,10 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _put(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, and have it on the disk before it has its name."""
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _flush_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, content)
     except OSError as error:
         raise _unwritable(path, error) from error
-
-
-def _flush_folder(folder: Path) -> None:
-    """Have a rename on the disk, where the system lets a folder be flushed."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
 
 
 def _unreadable(path: Path, error: OSError) -> EvidenceError:

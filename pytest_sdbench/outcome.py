@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from pytest_sdbench.environment import versions
 from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.files import write_atomically
 from pytest_sdbench.records import Record, write_records
 from pytest_sdbench.report.results import Row, results_json
 
@@ -35,15 +34,11 @@ def write_reports(paths: Sequence[Path], rows: Sequence[Row], files: Mapping[str
                 except SdbenchError:
                     continue  # its row in the table says what is wrong with it
             text = results_markdown(cards, rows, {"versions": versions()})
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
+            write_atomically(path, text.encode("utf-8"))
             lines.append(f"results written to {path}")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             lines.append(f"results NOT written to {path}: {error.strerror}; give a place that can be written")
     return lines
 

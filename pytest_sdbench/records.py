@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.errors import CardError
+from pytest_sdbench.files import write_atomically
 from pytest_sdbench.front_matter import FrontMatter, child, parse, read_text
 from pytest_sdbench.metric_names import METRICS
 
@@ -308,20 +307,9 @@ def _shown(path: Path) -> str:
 
 def _replace(path: Path, text: str) -> None:
     """Put a new text in the place of a file at once: readers see the old one or the new one."""
-    target = path.resolve()
-    temporary = ""
     try:
-        mode = target.stat().st_mode
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        with open(handle, "wb") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode & 0o7777)
-        os.replace(temporary, target)
+        write_atomically(path, text.encode("utf-8"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         raise CardError(
             "the card cannot be written; it is as it was",
             file=path,

@@ -7,8 +7,6 @@ and `provenance` (JSON). Files of pytorch-fid, which have the first two, are rea
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +20,7 @@ from pytest_sdbench import scenes
 from pytest_sdbench.checksums import sha256_of
 from pytest_sdbench.errors import DataError, Unavailable
 from pytest_sdbench.features import WIDTHS, Extractor, feature_column, known_fingerprint, open_extractor
+from pytest_sdbench.files import write_atomically
 from pytest_sdbench.image_path import Images, apply_image_steps
 from pytest_sdbench.metrics import FeatureStatistics, Moments
 from pytest_sdbench.progress import progress
@@ -276,17 +275,7 @@ def save_statistics(path: Path, statistics: FeatureStatistics, provenance: Mappi
         arrays["features"] = statistics.features
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_atomically(path, lambda file: np.savez(file, **arrays))
     except OSError as problem:
         raise DataError(
             "the statistics cannot be written",

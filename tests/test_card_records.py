@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_the_card_as_it_was(tmp_path: Path, monkeypatch: pyte
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CardError, match=r"No space left on device.*Free some space") as caught:
         write_records(path, [FID])
     assert caught.value.file == path
