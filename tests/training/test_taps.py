@@ -1,0 +1,197 @@
+"""Features inside a U-Net: which layers are compared, what is caught there, and that it teaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pytest_sdbench.architectures import ARCHITECTURES
+from pytest_sdbench.skeleton import unet_skeleton
+from tests.tiny_checkpoint import UNET
+from training.architecture import build_student, student_config
+from training.errors import TrainingError
+from training.taps import Tapped, feature_pairs, without_gradient
+
+ENDS = [("down_blocks.0", "down_blocks.0"), ("down_blocks.1", "down_blocks.1")]
+UPS = [("up_blocks.1", "up_blocks.0"), ("up_blocks.2", "up_blocks.1"), ("up_blocks.3", "up_blocks.2")]
+SAME = [(f"{way}_blocks.{i}", f"{way}_blocks.{i}") for way in ("down", "up") for i in (0, 1, 2, 3)]
+PROJECTION = "down_blocks.2.attentions.0.proj_out"
+PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("bk-sdm", "base"): SAME,
+    ("bk-sdm", "small"): SAME,
+    ("bk-sdm", "tiny"): [*ENDS, ("down_blocks.2.attentions.1.proj_out", PROJECTION), *UPS],
+    ("segmind", "base"): [*SAME[:4], ("mid_block", "mid_block"), *SAME[4:]],
+    ("segmind", "tiny"): [*ENDS, ("up_blocks.0", "down_blocks.2"), *UPS],
+}
+
+
+def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    noisy = torch.randn(batch, 4, 8, 8, generator=generator)
+    text = torch.randn(batch, 7, 16, generator=generator)
+    return noisy, torch.tensor([10, 700])[:batch], text
+
+
+def networks(remove: Any) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
+    torch.manual_seed(0)
+    teacher = UNet2DConditionModel(**UNET)
+    return teacher, build_student(teacher, remove)
+
+
+@pytest.mark.parametrize(("pairing", "remove"), PAIRS)
+def test_pairs_are_the_published_ones(pairing: Any, remove: Any) -> None:
+    assert list(feature_pairs(pairing, remove)) == PAIRS[pairing, remove]
+
+
+@pytest.mark.parametrize(("pairing", "remove"), PAIRS)
+def test_pairs_have_equal_shapes_at_full_size(pairing: Any, remove: Any) -> None:
+    teacher = unet_skeleton(ARCHITECTURES["sd-v1"])
+    student = unet_skeleton(student_config(ARCHITECTURES["sd-v1"], remove))
+    pairs = feature_pairs(pairing, remove)
+    shapes = []
+    for network, taps in ((teacher, [p[0] for p in pairs]), (student, [p[1] for p in pairs])):
+        with torch.device("meta"):
+            arguments = torch.empty(2, 4, 64, 64), torch.empty(2), torch.empty(2, 77, 768)
+            _, features = Tapped(network, taps)(*arguments)
+        shapes.append([tuple(feature.shape) for feature in features])
+    assert shapes[0] == shapes[1]
+    assert len(shapes[0]) == len(pairs)
+
+
+@pytest.mark.parametrize(("pairing", "remove"), PAIRS)
+def test_features_are_what_the_layers_put_out(pairing: Any, remove: Any) -> None:
+    _, student = networks(remove)
+    taps = [mine for _, mine in feature_pairs(pairing, remove)]
+    own: dict[str, torch.Tensor] = {}
+    layers = dict(student.named_modules())
+    for tap in taps:
+
+        def keep(_module: Any, _inputs: Any, output: Any, name: str = tap) -> None:
+            own[name] = (output[0] if isinstance(output, tuple) else output).detach().clone()
+
+        layers[tap].register_forward_hook(keep)
+    tapped = Tapped(student, taps)
+    prediction, features = tapped(*inputs())
+    assert [torch.equal(feature, own[tap]) for tap, feature in zip(taps, features, strict=True)] == [
+        True
+    ] * len(taps)
+    assert torch.equal(prediction, student(*inputs()).sample)
+
+
+def feature_gradient(checkpointing: str) -> dict[str, torch.Tensor | None]:
+    """Return the gradient of the projection's feature loss alone, by parameter."""
+    teacher, student = networks("tiny")
+    student.train()
+    if checkpointing == "diffusers":
+        student.enable_gradient_checkpointing()
+    elif checkpointing != "none":
+        for block in student.down_blocks:
+            for attention in block.attentions:
+                wrap(attention, reentrant=checkpointing == "reentrant")
+    _, (wanted,) = without_gradient(Tapped(teacher, ["down_blocks.2.attentions.1.proj_out"]), *inputs())
+    _, (feature,) = Tapped(student, [PROJECTION])(*inputs())
+    loss = (feature - wanted).square().mean()
+    if loss.requires_grad:
+        loss.backward()
+    return {name: weight.grad for name, weight in student.named_parameters()}
+
+
+def wrap(layer: Any, reentrant: bool) -> None:
+    """Checkpoint a whole layer, as diffusers did with attentions when BK-SDM was published."""
+    original = layer.forward
+
+    def forward(hidden: torch.Tensor, **rest: Any) -> Any:
+        return checkpoint(lambda value: original(value, **rest), hidden, use_reentrant=reentrant)
+
+    layer.forward = forward
+
+
+@pytest.mark.parametrize("checkpointing", ["diffusers", "whole attentions"])
+def test_the_projection_of_tiny_has_the_same_gradient_with_checkpointing(checkpointing: str) -> None:
+    plain, checkpointed = feature_gradient("none"), feature_gradient(checkpointing)
+    for name in (f"{PROJECTION}.weight", "down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"):
+        gradient, same = plain[name], checkpointed[name]
+        assert gradient is not None
+        assert same is not None
+        assert float(gradient.abs().max()) > 0
+        torch.testing.assert_close(same, gradient, rtol=1e-4, atol=1e-9)
+
+
+def test_the_published_way_of_checkpointing_loses_that_gradient() -> None:
+    """The control: reentrant checkpoints run their layers without a graph, so a hook catches dead ends."""
+    assert all(gradient is None for gradient in feature_gradient("reentrant").values())
+
+
+def test_all_features_and_the_prediction_give_the_same_gradient_with_checkpointing() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        _, student = networks("tiny")
+        student.train()
+        if checkpointing:
+            student.enable_gradient_checkpointing()
+        tapped = Tapped(student, [mine for _, mine in feature_pairs("bk-sdm", "tiny")])
+        prediction, features = tapped(*inputs())
+        sum([prediction.square().mean(), *(feature.square().mean() for feature in features)]).backward()
+        gradients.append([weight.grad for weight in student.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-7)
+
+
+class Small(nn.Module):
+    """A network that is called as a U-Net is: compiling a U-Net takes too long for a test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, noisy: Any, _steps: Any, _text: Any, **_rest: Any) -> tuple[torch.Tensor]:
+        return (self.second(self.first(noisy).relu()),)
+
+
+def test_compiled_networks_put_out_the_same_features_with_the_same_gradient() -> None:
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        tapped = Tapped(Small(), ["first"])
+        if compiled:
+            tapped.compile(backend="aot_eager")
+        for _ in range(2):
+            tapped.zero_grad()
+            prediction, (feature,) = tapped(*inputs())
+            (prediction.square().mean() + feature.square().mean()).backward()
+        found.append([prediction, feature, *(weight.grad for weight in tapped.parameters())])
+    for plain, same in zip(*found, strict=True):
+        torch.testing.assert_close(same, plain)
+
+
+def test_frozen_networks_give_no_gradient() -> None:
+    teacher, _ = networks("tiny")
+    prediction, (feature,) = without_gradient(Tapped(teacher, ["mid_block"]), *inputs())
+    assert not prediction.requires_grad
+    assert not feature.requires_grad
+
+
+def test_a_layer_that_is_not_there_is_named() -> None:
+    _, student = networks("tiny")
+    with pytest.raises(TrainingError, match=r"mid_block: .*no such layer"):
+        Tapped(student, ["mid_block"])
+
+
+def test_text_encoder_that_learns_gets_a_gradient() -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from tests.tiny_checkpoint import TEXT_ENCODER
+
+    _, student = networks("tiny")
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=50, **TEXT_ENCODER)).train()
+    noisy, steps, _ = inputs()
+    tokens = torch.randint(0, 50, (2, 77), generator=torch.Generator().manual_seed(0))
+    prediction, _ = Tapped(student, (), encoder)(noisy, steps, tokens)
+    assert torch.equal(prediction, student(noisy, steps, encoder(tokens).last_hidden_state).sample)
+    prediction.square().mean().backward()
+    assert all(weight.grad is not None for weight in encoder.parameters())
