@@ -1,0 +1,295 @@
+"""Repeat the published experiments in miniature: `python -m benchmarks.experiments NAME`.
+
+An experiment is a list of runs of `python -m training`, stopped at some points to be scored by the suite's
+own evaluation. What is trained and scored already is not done again: a killed experiment goes on where it
+was. Its result is a JSON file, a table and, where there is something to see, a plot under
+`benchmarks/results`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+METRICS = ("fid", "kid", "inception_score", "clip_score")
+BASE = "embedded:scenes-sd"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One way to draw from a checkpoint: a protocol, and what it departs in."""
+
+    label: str
+    protocol: str = "scenes-quick"
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, or a checkpoint that is there already."""
+
+    label: str
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    stops: tuple[int, ...] = ()
+    """Images after which the run is scored; the last one ends it."""
+    checkpoint: str | dict[str, str] | None = None
+    draws: tuple[Draw, ...] = (Draw("PNDM 25"),)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is compared, and in whose miniature."""
+
+    title: str
+    source: str
+    runs: tuple[Run, ...]
+    notes: str = ""
+
+
+def growing_data() -> Experiment:
+    """Train Small on growing numbers of pairs, everything else the same."""
+    sizes, stops = (532, 2128, 7092, 22565), (32_000, 64_000, 96_000, 128_000)
+    runs = [Run(f"{size:,} pairs", "scenes-small", (f"data.pairs={size}",), stops) for size in sizes]
+    return Experiment(
+        "Growing data: scenes-small on four numbers of pairs, 128,000 images each",
+        "BK-SDM, ablation of the data size for Small: IS and CLIP improve over training with more pairs",
+        tuple(runs),
+    )
+
+
+def ablation() -> Experiment:
+    """Take initialisation, output and feature distillation away, at the same budget."""
+    budget = ("schedule.steps=500", "data.pairs=22565", "watch.validation_images=0")
+    plain = (32_000,)
+
+    def run(label: str, *overrides: str) -> Run:
+        return Run(label, "scenes-small", (*budget, *overrides), plain)
+
+    no_output, no_feature = "objective.weights.output=0.0", "objective.weights.feature=0.0"
+    return Experiment(
+        "With and without teacher initialisation, output and feature distillation: scenes-small, 32,000 images",
+        "BK-SDM, ablation of the components for Small",
+        (
+            run("teacher weights, output and feature distillation"),
+            run("teacher weights, output distillation", no_feature),
+            run("teacher weights, feature distillation", no_output),
+            run("teacher weights, no distillation", no_output, no_feature),
+            run("random weights, output and feature distillation", "student.init=random"),
+            run("random weights, no distillation", "student.init=random", no_output, no_feature),
+        ),
+    )
+
+
+def consistency() -> Experiment:
+    """Draw from the consistency model in 1, 2, 4 and 8 steps, and from its teacher with PNDM."""
+    lcm = {"base": BASE, "unet": "embedded:scenes-tiny-lcm"}
+    tiny = {"base": BASE, "unet": "embedded:scenes-tiny"}
+    few = tuple(Draw(f"LCM {steps}", "scenes-lcm4-quick", steps) for steps in (1, 2, 4, 8))
+    return Experiment(
+        "Few steps: scenes-tiny-lcm beside scenes-tiny",
+        "LCM (Luo et al. 2023), and tiny-sd-lcm-6400",
+        (
+            Run("scenes-tiny-lcm", checkpoint=lcm, draws=few),
+            Run(
+                "scenes-tiny",
+                checkpoint=tiny,
+                draws=(Draw("PNDM 4", steps=4), Draw("PNDM 8", steps=8), Draw("PNDM 25")),
+            ),
+        ),
+    )
+
+
+EXPERIMENTS = {"growing-data": growing_data, "ablation": ablation, "consistency": consistency}
+
+
+@dataclass
+class Results:
+    """The scores of an experiment, kept after each one."""
+
+    path: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what an earlier call scored."""
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+        return cls(path, rows)
+
+    def find(self, run: str, seen: int, draw: str, samples: int) -> dict[str, Any] | None:
+        """Return a row that is there already."""
+        wanted = {"run": run, "images_seen": seen, "draw": draw, "n": samples}
+        return next((row for row in self.rows if wanted.items() <= row.items()), None)
+
+    def add(self, row: dict[str, Any], experiment: Experiment) -> None:
+        """Keep a row."""
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"title": experiment.title, "source": experiment.source, "rows": self.rows}
+        self.path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def train(run: Run, stop: int, folder: Path, threads: int) -> Path:
+    """Train until `stop` images, unless that is done; return the folder of the exported U-Net."""
+    assert run.recipe is not None
+    out = folder / f"at-{stop:09d}"
+    if (out / "README.md").is_file():
+        return out
+    command = [sys.executable, "-m", "training", run.recipe, *run.overrides, "--device", "cpu"]
+    command += ["--threads", str(threads), "--folder", str(folder / "run")]
+    subprocess.run([*command, "--stop-at", str(stop)], cwd=ROOT, check=True)
+    subprocess.run([*command, "--export-only", "--out", str(out)], cwd=ROOT, check=True)
+    return out
+
+
+def score(checkpoint: str | dict[str, str], draw: Draw, samples: int, store: Path) -> dict[str, Any]:
+    """Evaluate a checkpoint; return value, standard error and number of images of each metric."""
+    from pytest_sdbench.checkpoint import resolve
+    from pytest_sdbench.evaluation import evaluate
+    from pytest_sdbench.metrics import Estimate
+    from pytest_sdbench.protocol import load_protocol
+
+    protocol = load_protocol(draw.protocol)
+    if draw.steps is not None:
+        sampling = protocol.sampling.model_copy(update={"steps": draw.steps})
+        protocol = protocol.model_copy(update={"sampling": sampling})
+    measured = evaluate(resolve(checkpoint), protocol, store=store, samples=samples)
+    found: dict[str, Any] = {"n": measured.n}
+    for metric in METRICS:
+        estimate = measured.estimates[metric]
+        assert isinstance(estimate, Estimate), estimate
+        found[metric] = estimate.value
+        found[f"{metric}_se"] = estimate.standard_error
+    return found
+
+
+def perform(name: str, *, samples: int, folder: Path, threads: int, only: str | None) -> Results:
+    """Train and score what is missing of an experiment."""
+    experiment = EXPERIMENTS[name]()
+    results = Results.load(RESULTS / f"{name}.json")
+    for run in experiment.runs:
+        if only and only not in run.label:
+            continue
+        for stop in run.stops or (0,):
+            if all(results.find(run.label, stop, draw.label, samples) for draw in run.draws):
+                continue
+            checkpoint = run.checkpoint
+            if checkpoint is None:
+                slug = "".join(c if c.isalnum() else "-" for c in run.label)
+                checkpoint = {"base": BASE, "unet": str(train(run, stop, folder / name / slug, threads))}
+            for draw in run.draws:
+                if results.find(run.label, stop, draw.label, samples):
+                    continue
+                found = score(checkpoint, draw, samples, folder / "evidence")
+                row = {"run": run.label, "images_seen": stop, "draw": draw.label, **found}
+                results.add(row, experiment)
+                print(_line(row), flush=True)
+    return results
+
+
+def report(name: str, results: Results) -> str:
+    """Return the table of an experiment, and write it and its plot."""
+    experiment = EXPERIMENTS[name]()
+    several = len({row["draw"] for row in results.rows}) > 1
+    training = any(row["images_seen"] for row in results.rows)
+    headers = ["run"] + ["images seen"] * training + ["sampler, steps"] * several
+    headers += ["N", "FID ↓", "KID ↓", "IS ↑", "CLIP score ↑"]
+    lines = []
+    for row in results.rows:
+        cells = [row["run"]] + [f"{row['images_seen']:,}"] * training + [row["draw"]] * several
+        cells += [row["n"], _figure(row, "fid", 2), _figure(row, "kid", 4)]
+        cells += [_figure(row, "inception_score", 2), _figure(row, "clip_score", 4)]
+        lines.append(cells)
+    table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+    text = f"# {experiment.title}\n\nIn miniature: {experiment.source}.\n\n{table}\n"
+    if experiment.notes:
+        text += f"\n{experiment.notes}\n"
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    if len({row["images_seen"] for row in results.rows}) > 1:
+        plot(results.rows, experiment.title, RESULTS / f"{name}.png")
+    return text
+
+
+def plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw FID, IS and CLIP score over training, a line for each run, bars of one standard error."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    labels = list(dict.fromkeys(row["run"] for row in rows))
+    colours = pyplot.get_cmap("viridis")([0.85 * i / max(1, len(labels) - 1) for i in range(len(labels))])
+    for axis, metric, name in zip(
+        axes, ("fid", "inception_score", "clip_score"), ("FID ↓", "IS ↑", "CLIP score ↑"), strict=True
+    ):
+        for label, colour in zip(labels, colours, strict=True):
+            own = sorted((row for row in rows if row["run"] == label), key=lambda row: row["images_seen"])
+            errors = [row[f"{metric}_se"] or 0.0 for row in own]
+            axis.errorbar(
+                [row["images_seen"] / 1000 for row in own],
+                [row[metric] for row in own],
+                yerr=errors,
+                label=label,
+                color=colour,
+                marker="o",
+                capsize=2,
+            )
+        axis.set(xlabel="thousand images seen", title=name)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Perform an experiment and print its table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__)
+    parser.add_argument("name", choices=sorted(EXPERIMENTS))
+    parser.add_argument("--samples", type=int, default=512, help="images that each score is of")
+    parser.add_argument("--only", help="only runs whose label contains this")
+    parser.add_argument("--report", action="store_true", help="only write the table again")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    default = Path(os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench")
+    parser.add_argument("--folder", type=Path, default=default / "experiments")
+    options = parser.parse_args(arguments)
+    if options.report:
+        results = Results.load(RESULTS / f"{options.name}.json")
+    else:
+        import torch
+
+        torch.set_num_threads(options.threads)
+        results = perform(
+            options.name,
+            samples=options.samples,
+            folder=options.folder,
+            threads=options.threads,
+            only=options.only,
+        )
+    print(report(options.name, results))
+
+
+def _figure(row: dict[str, Any], metric: str, decimals: int) -> str:
+    error = row.get(f"{metric}_se")
+    return f"{row[metric]:.{decimals}f}" + (f" ± {error:.{decimals}f}" if error else "")
+
+
+def _line(row: dict[str, Any]) -> str:
+    figures = ", ".join(f"{metric} {row[metric]:.4f}" for metric in METRICS)
+    return f"{row['run']}, {row['images_seen']:,} images, {row['draw']}: {figures}"
+
+
+if __name__ == "__main__":
+    main()
