@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from training.dice import Dice
 from training.ema import Average
 from training.errors import TrainingError
 from training.recipe import Recipe
-from training.state import FILE, load_state, save_state
+from training.state import FILE, full, load_state, read_state, save_state
 from training.status import Log, Meter, Status
 
 
@@ -168,6 +168,8 @@ def train(
         say(f"{folder.name}: {done}; {count:,} parameters learn; {plan.batch} images a step")
 
     def save() -> None:
+        # A step can break the weights though its loss and gradient were fine; no state is saved then.
+        meter.watch("a weight", _largest(learner.parameters), step=max(0, seen // plan.batch - 1))
         meter.check(accelerator, folder / FILE)
         save_state(
             folder,
@@ -308,15 +310,24 @@ def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
 
     Raises TrainingError where nothing was saved.
     """
-    from training.state import read_state
-
     path = folder / FILE
     if not path.is_file():
         raise TrainingError(
             "there is no state of a run", file=path, remedy=f"Train first: python -m training {recipe.name}"
         )
     state = read_state(path)
-    task.model.load_state_dict(state["model"], strict=False)
+    try:
+        left, unknown = task.model.load_state_dict(state["model"], strict=False)
+    except RuntimeError:
+        left, unknown = [], ["tensors of other shapes"]
+    learned = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
+    if unknown or learned & set(left):
+        raise TrainingError(
+            "this state is of other networks",
+            file=path,
+            found=", ".join([*unknown, *(f"no {name}" for name in left if name in learned)][:3]),
+            remedy=f"Give the recipe and the overrides that it was trained with, not those of {recipe.name}",
+        )
     if recipe.ema and state["average"]:
         task.model.load_state_dict(state["average"], strict=False)
     task.load_state(state["extra"])
@@ -358,6 +369,12 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         eps=settings.epsilon,
         fused=True,
     )
+
+
+def _largest(parameters: Sequence[Tensor]) -> Tensor:
+    """Return the largest magnitude among all parameters, NaN if one is."""
+    norms = torch._foreach_norm([weight.detach() for weight in parameters], ord=math.inf)
+    return torch.stack([full(norm) for norm in norms]).amax()
 
 
 def _passed(seen: int, batch: int, interval: int) -> bool:

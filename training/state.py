@@ -46,7 +46,9 @@ def save_state(
         "seen": seen,
         "model": get_model_state_dict(model, options=_WHOLE),
         "optimizer": get_optimizer_state_dict(model, optimizer, options=_WHOLE),
-        "average": {name: _whole(value) for name, value in average.values.items()} if average else None,
+        "average": {name: full(value).detach().cpu().clone() for name, value in average.values.items()}
+        if average
+        else None,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "generator": torch.get_rng_state(),
         "extra": extra or {},
@@ -136,10 +138,10 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _whole(value: Tensor) -> Tensor:
+def full(value: Tensor) -> Tensor:
     """Gather a sharded tensor; all processes take part."""
-    gathered = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return gathered.detach().cpu().clone()
+    gathered: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return gathered
 
 
 def _fill(place: Tensor, value: Tensor) -> None:

@@ -6,7 +6,8 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pytest_sdbench.environment import device_name
+from pytest_sdbench.files import write_atomically
 from training.errors import TrainingError
 
 _NEVER = 2**62
@@ -106,16 +108,18 @@ class Log:
         """Go on after `seen` images: lines of steps lost with a kill are dropped; they come again."""
         self._path, self._accelerator = folder / "log.jsonl", accelerator
         if self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if (_seen(line) or 0) <= seen and _seen(line) is not None]
-            if kept != lines:
-                self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+            places = [(line, _seen(line)) for line in text.splitlines()]
+            kept = "".join(f"{line}\n" for line, place in places if place is not None and place <= seen)
+            if kept != text:
+                with _explained(self._path):
+                    write_atomically(self._path, kept.encode())
         if accelerator is not None:
             accelerator.init_trackers(folder.name)
 
     def write(self, seen: int, values: Mapping[str, float]) -> None:
         """Append one line."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with _explained(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"seen": seen, **values}) + "\n")
         if self._accelerator is not None:
             self._accelerator.log(dict(values), step=seen)
@@ -150,9 +154,22 @@ def hardware(device: torch.device, processes: int) -> str:
     return f"{device_name(device.type)}; processes: {processes}, threads of each: {threads}"
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            "the log of the run cannot be written",
+            file=path,
+            found=error.strerror or str(error),
+            remedy="Make room on the disk, then run the same command: it goes on from the last state",
+        ) from error
+
+
 def memory_gib() -> float:
     """Return the peak memory of this process: that of the GPU where there is one, else resident."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

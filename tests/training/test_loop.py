@@ -1,188 +1,373 @@
-"""The loop: a killed and resumed run is the run that was not."""
+"""The loop: however a run is cut, stopped, or continued, it is the same run."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
+from tests.training.helpers import (
+    Toy,
+    assert_same_state,
+    begin,
+    begin_pair,
+    finish,
+    log_lines,
+    tiny_recipe,
+    train_toy,
+)
 from training import loop
+from training.errors import TrainingError
+from training.state import FILE, read_state
 
-SCHEDULE = loop.Schedule(images=64, batch=8, learning_rate=0.01, warmup=16, average=32)
-
-
-class Toy:
-    """Learn the sum of random rows; batch norm gives it buffers, too."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
-        self.modules = nn.ModuleDict({"net": self.net})
-
-    def losses(self, start, count, generator):
-        rows = torch.randn(count, 4, generator=generator)
-        return {"loss": (self.net(rows)[:, 0] - rows.sum(1)).square().mean()}
-
-    def export(self, folder):
-        raise NotImplementedError
-
-
-def quiet(_line: str) -> None:
-    pass
+EMA = ("ema.decay=0.9", "optimizer.schedule=cosine", "optimizer.warmup_steps=2")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(folder / "state.pt", weights_only=True)
-    return {**state["modules"], **{"average " + name: value for name, value in state["average"].items()}}
+    state = read_state(folder / FILE)
+    return {**state["model"], **{f"average {name}": value for name, value in state["average"].items()}}
 
 
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
+# --- the same run, cut otherwise ------------------------------------------
+
+
+@pytest.mark.parametrize("micro", [4, 2, 1])
+def test_accumulation_is_the_whole_batch(tmp_path: Path, micro: int) -> None:
+    train_toy(tmp_path / "whole", *EMA)
+    train_toy(tmp_path / "cut", *EMA, f"schedule.micro_batch={micro}")
+    for whole, cut in zip(log_lines(tmp_path / "whole"), log_lines(tmp_path / "cut"), strict=True):
+        for name in ("loss", "error", "part", "gradient_norm"):
+            assert cut[name] == pytest.approx(whole[name], rel=1e-5), name
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     for name in first:
-        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
 
 
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
-    loop.train(Toy(), SCHEDULE, tmp_path / "whole", say=quiet)
-    assert loop.train(Toy(), SCHEDULE, tmp_path / "parts", stop_at=24, say=quiet) == 24
-    assert loop.train(Toy(), SCHEDULE, tmp_path / "parts", say=quiet) == 64
-    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+def shared_toy(folder: str, overrides: tuple[str, ...], stop_at: int | None) -> None:
+    train_toy(Path(folder), *overrides, stop_at=stop_at)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_loop import SCHEDULE, Toy, quiet
-from training import loop
-
-class Doomed(Toy):
-    def losses(self, start, count, generator):
-        if start == 40:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().losses(start, count, generator)
-
-loop.train(Doomed(), SCHEDULE, Path({folder!r}), save_seconds=0.0, say=quiet)
-"""
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    train_toy(tmp_path / "one", *EMA)
+    pair = begin_pair(shared_toy, str(tmp_path / "two"), (*EMA, "schedule.micro_batch=2"), None)
+    assert finish(pair) == [0, 0]
+    curves = [[line["loss"] for line in log_lines(tmp_path / name)] for name in ("one", "two")]
+    assert len(curves[0]) == 6
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"))
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert torch.load(tmp_path / "killed" / "state.pt", weights_only=True)["seen"] == 40
-    loop.train(Toy(), SCHEDULE, tmp_path / "killed", say=quiet)
-    loop.train(Toy(), SCHEDULE, tmp_path / "whole", say=quiet)
-    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+def test_a_run_of_two_processes_goes_on_alone_and_the_other_way_round(tmp_path: Path) -> None:
+    assert finish(begin_pair(shared_toy, str(tmp_path / "two"), EMA, 24)) == [0, 0]
+    assert train_toy(tmp_path / "two", *EMA)[0] == 48
+    train_toy(tmp_path / "one", *EMA, stop_at=24)
+    assert finish(begin_pair(shared_toy, str(tmp_path / "one"), EMA, None)) == [0, 0]
+    train_toy(tmp_path / "whole", *EMA)
+    wanted = weights(tmp_path / "whole")
+    for run in ("one", "two"):
+        for name, value in weights(tmp_path / run).items():
+            torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
 
 
-def test_unfinished_save_leaves_the_old_state(tmp_path):
-    loop.train(Toy(), SCHEDULE, tmp_path, stop_at=24, say=quiet)
-    (tmp_path / "state.pt.tmp").write_bytes(b"half a file")
-    assert loop.train(Toy(), SCHEDULE, tmp_path, say=quiet) == 64
+# --- stopped and continued ------------------------------------------------
 
 
-def test_sigterm_saves_and_ends(tmp_path):
-    class Interrupted(Toy):
-        def losses(self, start, count, generator):
-            if start == 16:
-                os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize("stops", [(8,), (16, 40), (8, 16, 24, 32, 40)])
+def test_stopped_and_resumed_is_uninterrupted(tmp_path: Path, stops: tuple[int, ...]) -> None:
+    _, whole = train_toy(tmp_path / "whole", *EMA)
+    for stop in stops:
+        assert train_toy(tmp_path / "parts", *EMA, stop_at=stop)[0] == stop
+    assert train_toy(tmp_path / "parts", *EMA)[0] == 48
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+    assert not torch.equal(whole.followed, torch.zeros(()))
+    lines = [log_lines(tmp_path / name) for name in ("whole", "parts")]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+
+
+def test_a_finished_run_trains_no_further(tmp_path: Path) -> None:
+    train_toy(tmp_path, *EMA)
+    before = read_state(tmp_path / FILE)
+    seen, again = train_toy(tmp_path, *EMA)
+    assert seen == 48
+    assert_same_state(tmp_path, tmp_path)
+    assert len(log_lines(tmp_path)) == 6
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, before["average"][name]), name
+
+
+def test_a_constant_rate_may_train_longer(tmp_path: Path) -> None:
+    train_toy(tmp_path / "longer", "schedule.steps=3")
+    assert train_toy(tmp_path / "longer")[0] == 48
+    train_toy(tmp_path / "whole")
+    assert_same_state(tmp_path / "longer", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_after_the_step(tmp_path: Path, number: signal.Signals) -> None:
+    def at(first: int, _losses: Any) -> None:
+        if first == 16:
+            os.kill(os.getpid(), number)
+            time.sleep(0)  # the handler runs between two instructions
+
+    before = signal.getsignal(number)
+    assert train_toy(tmp_path / "parts", *EMA, toy=Toy(at=at))[0] == 24
+    assert signal.getsignal(number) is before
+    assert read_state(tmp_path / "parts" / FILE)["seen"] == 24
+    train_toy(tmp_path / "parts", *EMA)
+    train_toy(tmp_path / "whole", *EMA)
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_second_interrupt_interrupts(tmp_path: Path) -> None:
+    def at(first: int, _losses: Any) -> None:
+        if first == 16:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0)
-            return super().losses(start, count, generator)
 
-    assert loop.train(Interrupted(), SCHEDULE, tmp_path, say=quiet) == 24
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["seen"] == 24
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path, toy=Toy(at=at))
+    assert train_toy(tmp_path)[0] == 48
 
 
-def test_finished_stage_carries_the_average(tmp_path):
-    stage = Toy()
-    loop.train(stage, SCHEDULE, tmp_path, say=quiet)
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert_equal(dict(stage.modules.state_dict()), state["average"])
+def slow_toy(folder: str) -> None:
+    def at(_first: int, _losses: Any) -> None:
+        time.sleep(0.02)
+
+    train_toy(Path(folder), "schedule.steps=100000", toy=Toy(at=at))
+
+
+def test_a_terminated_process_ends_well(tmp_path: Path) -> None:
+    process = begin(slow_toy, str(tmp_path))
+    until = time.monotonic() + 60
+    while not (tmp_path / "log.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.terminate()
+    assert finish([process]) == [0]
+    assert read_state(tmp_path / FILE)["seen"] == log_lines(tmp_path)[-1]["seen"] > 0
+
+
+def test_two_terminated_processes_stop_at_the_same_step(tmp_path: Path) -> None:
+    pair = begin_pair(slow_toy, str(tmp_path))
+    until = time.monotonic() + 60
+    while not (tmp_path / "log.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    pair[1].terminate()  # one alone: it tells the other
+    assert finish(pair) == [0, 0]
+    assert read_state(tmp_path / FILE)["seen"] == log_lines(tmp_path)[-1]["seen"]
+
+
+# --- what goes wrong ------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", ["loss", "part"])
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, broken: str) -> None:
+    def at(first: int, losses: dict[str, torch.Tensor]) -> None:
+        if first == 24:
+            losses[broken] *= math.nan
+            losses["loss"] *= math.nan
+
+    save_always = "watch.save_minutes=1e-9"
+    with pytest.raises(TrainingError, match=rf"at step 4 {broken} .*state\.pt is the last good state"):
+        train_toy(tmp_path, save_always, toy=Toy(at=at))
+    state = read_state(tmp_path / FILE)
+    assert state["seen"] == 24
+    assert all(bool(value.isfinite().all()) for value in state["model"].values())
+    assert train_toy(tmp_path, save_always)[0] == 48
+    train_toy(tmp_path / "whole", save_always)
+    assert_same_state(tmp_path, tmp_path / "whole")
+
+
+def test_a_run_that_breaks_before_it_was_saved_says_so(tmp_path: Path) -> None:
+    def at(_first: int, losses: dict[str, torch.Tensor]) -> None:
+        losses["loss"] *= math.inf
+
+    with pytest.raises(TrainingError, match=r"at step 1 loss .*nothing was saved before"):
+        train_toy(tmp_path, toy=Toy(at=at))
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e39])
+def test_a_rate_that_blows_up_leaves_no_broken_state(tmp_path: Path, rate: float) -> None:
+    """At 1e39 the weights overflow in a step whose loss and gradient were fine."""
+    with pytest.raises(TrainingError, match="not a finite number"):
+        train_toy(tmp_path, "watch.save_minutes=1e-9", f"optimizer.learning_rate={rate}")
+    if (tmp_path / FILE).exists():
+        state = read_state(tmp_path / FILE)
+        assert all(bool(value.isfinite().all()) for value in state["model"].values())
+
+
+def broken_in_one(folder: str) -> None:
+    def at(first: int, losses: dict[str, torch.Tensor]) -> None:
+        if first == 20:  # the second process, third step
+            losses["loss"] *= math.nan
+
+    with pytest.raises(TrainingError, match="at step 3 loss"):
+        train_toy(Path(folder), toy=Toy(at=at))
+
+
+def test_a_loss_that_breaks_in_one_process_ends_both(tmp_path: Path) -> None:
+    assert finish(begin_pair(broken_in_one, str(tmp_path))) == [0, 0]
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"schedule\.batch: 3 processes.*found 8"):
+        loop.Plan.of(tiny_recipe(), 3)
+    with pytest.raises(TrainingError, match=r"schedule\.batch"):
+        loop.Plan.of(tiny_recipe(), 16)
+    assert loop.Plan.of(tiny_recipe("schedule.micro_batch=2"), 2) == loop.Plan(8, 2, 2, 2)
+    assert loop.Plan.of(tiny_recipe(), 4) == loop.Plan(8, 2, 1, 4)
+
+
+@pytest.mark.parametrize(("micro", "world"), [(8, 1), (2, 2), (1, 4), (4, 2)])
+def test_a_plan_covers_a_step_once(micro: int, world: int) -> None:
+    plan = loop.Plan.of(tiny_recipe(f"schedule.micro_batch={micro}"), world)
+    rows = [
+        plan.first(part, rank) + row
+        for part in range(plan.parts)
+        for rank in range(world)
+        for row in range(plan.micro)
+    ]
+    assert sorted(rows) == list(range(8))
+
+
+def test_float16_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"precision: float16 training needs a GPU.*bf16 or fp32"):
+        loop.start(tiny_recipe("precision=fp16"), tmp_path, "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"--device: .*no CUDA device.*cpu or auto"):
+        loop.start(tiny_recipe(), tmp_path, "cuda")
+
+
+def test_state_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
+    train_toy(tmp_path, stop_at=8)
+    before = (tmp_path / FILE).read_bytes()
+    for change in ("optimizer.learning_rate=2e-3", "schedule.seed=4", "schedule.batch=16", "ema.decay=0.5"):
+        with pytest.raises(TrainingError, match=r"state\.pt: .*another recipe.*--folder.*--restart"):
+            train_toy(tmp_path, change)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+# --- learning rate, average, log ------------------------------------------
+
+
+def test_learning_rate_at_its_ends() -> None:
+    cosine = tiny_recipe("schedule.steps=100", "optimizer.schedule=cosine", "optimizer.warmup_steps=10")
+    rates = [loop.learning_rate(cosine, 8 * step) for step in range(101)]
+    assert rates[0] == pytest.approx(1e-4, rel=1e-3)
+    assert max(rates) <= 1e-3
+    assert rates[9] == pytest.approx(1e-3, rel=0.03)
+    assert rates[100] == pytest.approx(1e-5)
+    assert rates[50] == pytest.approx((0.01 + 0.99 / 2) * 1e-3)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    constant = tiny_recipe("optimizer.warmup_steps=4")
+    assert [loop.learning_rate(constant, 8 * step) * 1e3 for step in range(6)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1, 1, 1]
+    )
+    assert loop.learning_rate(tiny_recipe(), 0) == 1e-3
+
+
+def test_the_average_follows_the_weights_step_by_step(tmp_path: Path) -> None:
+    at_start = Toy().model.state_dict()
+    average = {name: value.double() for name, value in at_start.items()}
+    for step in range(1, 7):
+        train_toy(tmp_path, "ema.decay=0.5", stop_at=8 * step)
+        keep = min(0.5, (1 + step) / (10 + step))
+        for name, value in read_state(tmp_path / FILE)["model"].items():
+            average[name] = keep * average[name] + (1 - keep) * value.double()
+    state = read_state(tmp_path / FILE)
+    for name, value in state["average"].items():
+        torch.testing.assert_close(value.double(), average[name], rtol=1e-5, atol=1e-7)
+        assert not torch.equal(value, state["model"][name])
+
+
+def test_one_step_is_that_of_a_plain_adamw(tmp_path: Path) -> None:
+    settings = ("schedule.steps=3", "optimizer.clip=0.1", "optimizer.weight_decay=0.3")
+    _, toy = train_toy(tmp_path, *settings)
+    plain = Toy()
+    optimizer = torch.optim.AdamW(plain.model.parameters(), lr=1e-3, weight_decay=0.3, fused=False)
+    for step, line in enumerate(log_lines(tmp_path)):
+        from training.dice import Dice
+
+        losses = plain.losses(plain.model, loop.Piece(8 * step, 8, Dice(3, 8 * step, 8, 0, 8)))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.model.parameters(), 0.1)
+        optimizer.step()
+        assert line["loss"] == pytest.approx(float(losses["loss"].detach()), rel=1e-6)
+        assert line["gradient_norm"] == pytest.approx(float(norm), rel=1e-5)
+    for ours, theirs in zip(toy.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_left_in_the_model_is_the_average(tmp_path: Path) -> None:
+    _, toy = train_toy(tmp_path, *EMA)
+    state = read_state(tmp_path / FILE)
+    for name, value in toy.model.state_dict().items():
+        assert torch.equal(value, state["average"][name]), name
+        assert not torch.equal(value, state["model"][name]), name
     again = Toy()
-    assert loop.load_trained(again, SCHEDULE, tmp_path) == 64
-    assert_equal(dict(again.modules.state_dict()), state["average"])
-    assert not torch.equal(state["average"]["net.0.weight"], state["modules"]["net.0.weight"])
+    assert loop.load_trained(again, tiny_recipe(*EMA), tmp_path) == 48
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, state["average"][name]), name
+    assert torch.equal(again.followed, toy.followed)
 
 
-def test_learning_rate_climbs_and_falls():
-    schedule = loop.Schedule(images=1000, batch=10, learning_rate=1.0, warmup=100)
-    rates = [loop.learning_rate(schedule, seen) for seen in range(0, 1001, 10)]
-    peak = rates.index(max(rates))
-    assert rates[0] == pytest.approx(0.1)
-    assert 5 <= peak <= 15
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[-1] == pytest.approx(0.01)
+def test_nothing_trained_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="python -m training tiny"):
+        loop.load_trained(Toy(), tiny_recipe(), tmp_path)
 
 
-def test_log_is_json_lines(tmp_path):
-    loop.train(Toy(), SCHEDULE, tmp_path, say=quiet)
-    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
-    assert last["seen"] == 64
-    assert {"images_per_second", "seconds", "loss"} <= last.keys()
+def test_a_trained_network_of_another_shape_is_refused(tmp_path: Path) -> None:
+    train_toy(tmp_path)
+    with pytest.raises(TrainingError, match=r"state\.pt"):
+        loop.load_trained(Toy(width=8), tiny_recipe(), tmp_path)
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path):
-    class Broken(Toy):
-        def losses(self, start, count, generator):
-            return {"loss": super().losses(start, count, generator)["loss"] * float("nan")}
-
-    with pytest.raises(FloatingPointError, match="the loss is nan"):
-        loop.train(Broken(), SCHEDULE, tmp_path, say=quiet)
-    assert not (tmp_path / "state.pt").exists()
-
-
-def test_unknown_recipe_lists_the_known():
-    with pytest.raises(FileNotFoundError, match="the recipes are: classifier, clip, teacher, vae"):
-        loop.read_recipe("nonsense")
+def test_log_holds_a_line_per_report(tmp_path: Path) -> None:
+    train_toy(tmp_path, stop_at=16)
+    lines = log_lines(tmp_path)
+    assert [line["seen"] for line in lines] == [8, 16]
+    assert {"loss", "error", "part", "lr", "gradient_norm", "images_per_second", "memory_gib"} <= set(
+        lines[0]
+    )
+    assert lines[0]["loss"] == pytest.approx(lines[0]["error"] + lines[0]["part"])
 
 
-def test_untrained_stage_says_what_to_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python -m training toy"):
-        loop.load_trained(Toy(), SCHEDULE, tmp_path / "toy")
+@pytest.mark.parametrize("tail", ['{"seen": 24, "loss"', '{"seen": 24, "loss": 1.0}', "\n", "\0\0"])
+def test_what_a_kill_left_in_the_log_is_dropped(tmp_path: Path, tail: str) -> None:
+    train_toy(tmp_path, stop_at=16)
+    with (tmp_path / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"seen": 24, "loss": 1.0}) + "\n" + tail)
+    train_toy(tmp_path)
+    assert [line["seen"] for line in log_lines(tmp_path)] == [8, 16, 24, 32, 40, 48]
 
 
-SHARED = """
-import sys
-from pathlib import Path
-import torch
-from torch import distributed
-sys.path.insert(0, {tests!r})
-from test_loop import SCHEDULE, Toy, quiet
-from training import loop
-
-torch.set_num_threads(1)
-rank, folder = int(sys.argv[1]), Path({folder!r})
-distributed.init_process_group("gloo", init_method="file://" + {folder!r} + "/meet", rank=rank, world_size=2)
-stage = Toy()
-loop.train(stage, SCHEDULE, folder / "state", say=quiet)
-torch.save(list(stage.net.parameters())[0].detach(), folder / f"weight{{rank}}.pt")
-distributed.destroy_process_group()
-"""
+def test_a_last_line_without_its_end_is_not_glued_to_the_next(tmp_path: Path) -> None:
+    train_toy(tmp_path, stop_at=16)
+    path = tmp_path / "log.jsonl"
+    path.write_text(path.read_text().removesuffix("\n"))
+    train_toy(tmp_path)
+    assert [line["seen"] for line in log_lines(tmp_path)] == [8, 16, 24, 32, 40, 48]
 
 
-def test_processes_that_share_a_batch_stay_equal(tmp_path):
-    code = SHARED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    root = str(Path(__file__).parents[2])
-    running = [subprocess.Popen([sys.executable, "-c", code, rank], cwd=root) for rank in ("0", "1")]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    first, second = (torch.load(tmp_path / f"weight{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert torch.equal(first, second)
-    assert torch.load(tmp_path / "state" / "state.pt", weights_only=True)["seen"] == 64
-
-
-def test_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_grouped", lambda: True)
-    monkeypatch.setattr(loop.distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(loop.distributed, "get_world_size", lambda: 3)
-    with pytest.raises(ValueError, match="a batch of 8 cannot be shared by 3 processes"):
-        loop.train(Toy(), SCHEDULE, tmp_path, say=quiet)
+def test_the_status_line_says_how_it_goes(tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = tiny_recipe()
+    loop.train(Toy(), recipe, tmp_path / "run", loop.start(recipe, tmp_path / "run", "cpu"), say=said.append)
+    assert "0 of 48 images seen" in said[0]
+    assert "97 parameters learn" in said[0]
+    for word in ("run: 48/48 images", "/s", "loss", "part", "lr 0.001", "gradient norm", "GiB", "left"):
+        assert word in said[-1]
