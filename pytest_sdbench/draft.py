@@ -167,18 +167,23 @@ def _value(value: Any) -> str:
 
 def _protocols(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
     """Return the protocol that fits: by the vocabulary for scenes, by the latent size for MS-COCO."""
-    vocabulary = checkpoint.part("tokenizer") / "vocab.json"
-    scenes = reference() / "checkpoints" / "scenes-sd" / "tokenizer" / "vocab.json"
-    if (
-        vocabulary.is_file()
-        and scenes.is_file()
-        and vocabulary.read_bytes().strip() == scenes.read_bytes().strip()
-    ):
+    if is_of_scenes(checkpoint):
         return [_line("protocols: [scenes-quick]", "measured even while nothing is claimed: 512 images")]
     if config.get("sample_size") == 64:
         comment = "measured even while nothing is claimed: 30,000 images; coco5k: 5,000"
         return [_line("protocols: [coco30k-bksdm]", comment)]
     return [_line("protocols: []", _NO_PROTOCOL)]
+
+
+def is_of_scenes(checkpoint: Checkpoint) -> bool:
+    """Say whether a checkpoint has the vocabulary of the embedded family."""
+    vocabulary = checkpoint.part("tokenizer") / "vocab.json"
+    scenes = reference() / "checkpoints" / "scenes-sd" / "tokenizer" / "vocab.json"
+    return (
+        vocabulary.is_file()
+        and scenes.is_file()
+        and vocabulary.read_bytes().strip() == scenes.read_bytes().strip()
+    )
 
 
 def _origins(checkpoint: Checkpoint, front: FrontMatter | None) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Draw fixed prompts and put the pictures on a sheet, to be looked at while a network learns and afterwards."""
+"""Draw fixed prompts and put the pictures on a sheet, to look at while a network learns and afterwards."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from pytest_sdbench.files import write_atomically
 from pytest_sdbench.sampler import to_uint8
 from training.parts import Parts
 
@@ -64,10 +65,10 @@ def draw(
 ) -> Pixels:
     """Return a picture of each prompt, uint8 [N, H, W, 3], drawn with the checkpoint's own scheduler.
 
-    Picture i comes from a CPU generator of its own, seeded with `seed` + i, or with `seeds[i]`. A network that
-    computes in float32 does so under autocast where `dtype` is another type. A U-Net that embeds the guidance
-    scale draws without a second batch, with LCMScheduler unless it has one. `size` is the side in pixels
-    (default: the U-Net's own). Networks are left as they are found: mode, device, type, random state.
+    Picture i comes from a CPU generator of its own, seeded with `seed` + i, or with `seeds[i]`. A float32
+    U-Net computes under autocast where `dtype` is another type. One that embeds the guidance scale draws
+    without a second batch, with LCMScheduler unless it has one. `size` is the side in pixels (default: the
+    U-Net's own). Networks are left as they are found: mode, device, type, random state.
     """
     device = torch.device(device)
     if seeds is None:
@@ -280,6 +281,5 @@ def _wrap(text: str, width: int) -> list[str]:
 def _save(page: Image.Image, path: Path) -> None:
     """Write the file in one step: whoever watches it never sees half a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    page.save(temporary, optimize=True)
-    temporary.replace(path)
+    form = Image.registered_extensions()[path.suffix.lower()]
+    write_atomically(path, lambda file: page.save(file, form, optimize=True))

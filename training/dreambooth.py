@@ -1,0 +1,228 @@
+"""The pictures of DreamBooth (Ruiz et al. 2023): a few of a subject, many of its class to keep that alive."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from pytest_sdbench.files import write_atomically
+from training.cache import cached_pairs
+from training.errors import TrainingError
+from training.examples import Pairs
+from training.folder import FolderSource
+from training.live import live_pairs
+from training.parts import Parts, load_parts
+from training.preview import BATCH, draw
+from training.recipe import Recipe
+from training.recipe_schema import DreamBooth, FolderData, Lora
+from training.sources import Source
+
+ADAPTED = {
+    "unet": ("to_q", "to_k", "to_v", "to_out.0"),
+    "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
+}
+"""The layers that low-rank adapters are put on, in U-Net and text encoder: all projections of attention."""
+
+Say = Callable[[str], None]
+
+
+def subject_pairs(
+    recipe: Recipe, parts: Parts, folder: Path, *, device: str | torch.device = "cpu", say: Say = print
+) -> Pairs:
+    """Return the pictures of the recipe's folder, each with the recipe's prompt; captions there do not count.
+
+    With `data.cache` they are encoded once, into `folder`. Raises TrainingError for data that is no folder.
+    """
+    objective, data = _objective(recipe), recipe.data
+    if not isinstance(data, FolderData) or data.path is None:
+        raise TrainingError(
+            "the pictures of a subject lie in a folder",
+            file=recipe.name,
+            key="data.path" if isinstance(data, FolderData) else "data.kind",
+            found=None if isinstance(data, FolderData) else data.kind,
+            remedy="Give data.kind=folder data.path=FOLDER; no captions are needed",
+        )
+    source = FolderSource(data.path, caption=objective.prompt)
+    return _pairs(recipe, source, parts, folder, device, say)
+
+
+def class_pairs(
+    recipe: Recipe,
+    parts: Parts,
+    run_folder: Path,
+    folder: Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    download: bool = False,
+    say: Say = print,
+) -> Pairs | None:
+    """Return pictures of the class with the class prompt; None where the recipe wants none.
+
+    They are drawn once, by the recipe's `class_model` or by the teacher in `parts`, which must not have
+    learned yet, into `run_folder`; see `draw_class`. With `data.cache` they are encoded once, into `folder`.
+    """
+    objective = _objective(recipe)
+    if not objective.class_images or not objective.prior_weight:
+        return None
+    model = objective.class_model
+    drawer = parts if model is None or model == recipe.teacher else load_parts(model, download=download)
+    pictures = draw_class(
+        drawer,
+        objective.class_prompt,
+        objective.class_images,
+        run_folder,
+        guidance=recipe.watch.guidance,
+        steps=recipe.watch.sampling_steps,
+        size=recipe.data.resolution,
+        seed=recipe.schedule.seed,
+        device=device,
+        dtype=dtype,
+        say=say,
+    )
+    return _pairs(recipe, FolderSource(pictures, caption=objective.class_prompt), parts, folder, device, say)
+
+
+def draw_class(
+    parts: Parts,
+    prompt: str,
+    count: int,
+    folder: Path,
+    *,
+    guidance: float,
+    steps: int,
+    size: int | None,
+    seed: int,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    say: Say = print,
+) -> Path:
+    """Draw `count` pictures of a class, picture i from a seed of its own, and return their folder.
+
+    The folder, in `folder`, is named after all that the pictures depend on; those that lie there whole are
+    not drawn again. Of several processes one draws and the others wait for it. Raises TrainingError where
+    the disk is full; what is there is kept.
+    """
+    what = {
+        "model": parts.checkpoint.fingerprint if parts.checkpoint is not None else None,
+        "prompt": prompt,
+        "guidance": guidance,
+        "steps": steps,
+        "size": size,
+        "seed": seed,
+    }
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    into = folder / f"class-{key}-{count}"
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"class-{key}.lock"):
+            missing = [number for number in range(count) if not _whole(_file(into, number))]
+            if missing and len(missing) < count:
+                say(f"pictures of the class: {count - len(missing)} of {count} are there already")
+            for first in range(0, len(missing), BATCH):
+                numbers = missing[first : first + BATCH]
+                images = draw(
+                    parts,
+                    [prompt] * len(numbers),
+                    guidance=guidance,
+                    steps=steps,
+                    seeds=[_seed(seed, number) for number in numbers],
+                    device=device,
+                    dtype=dtype,
+                    size=size,
+                )
+                for number, image in zip(numbers, images, strict=True):
+                    _keep(_file(into, number), Image.fromarray(image))
+                say(f"pictures of the class: {min(first + BATCH, len(missing))} of {len(missing)} drawn")
+    except OSError as error:
+        raise TrainingError(
+            "the pictures of the class cannot be written",
+            file=into,
+            found=error.strerror or str(error),
+            remedy="Free some space and run the same command again: what is there already is kept",
+        ) from error
+    return into
+
+
+def add_adapters(parts: Parts, lora: Lora, *, text_encoder: bool, seed: int = 0) -> None:
+    """Put low-rank adapters on the projections of attention and freeze everything else.
+
+    The networks of `parts` are changed in place: their adapters alone learn, and before the first step they
+    compute what they did. Raises TrainingError where peft is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise TrainingError(
+            "low-rank adapters need peft",
+            key="objective.lora",
+            remedy="Install it: pip install 'pytest-sdbench[training]'",
+        ) from error
+    networks = {"unet": parts.unet} | ({"text_encoder": parts.text_encoder} if text_encoder else {})
+    alpha: Any = lora.alpha  # peft declares whole numbers, and divides by the rank
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, network in networks.items():
+            network.requires_grad_(False)
+            network.add_adapter(
+                LoraConfig(
+                    r=lora.rank,
+                    lora_alpha=alpha,
+                    init_lora_weights=True,
+                    target_modules=list(ADAPTED[name]),
+                )
+            )
+
+
+def _pairs(
+    recipe: Recipe, source: Source, parts: Parts, folder: Path, device: str | torch.device, say: Say
+) -> Pairs:
+    data = recipe.data
+    if not data.cache:
+        return live_pairs(source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say)
+    assert parts.checkpoint is not None  # a recipe of DreamBooth names a teacher
+    return cached_pairs(
+        source,
+        checkpoint=parts.checkpoint,
+        resolution=data.resolution,
+        flip=data.flip,
+        text=data.cache_text,
+        folder=folder,
+        device=device,
+        say=say,
+        upscale=data.upscale,
+    )
+
+
+def _objective(recipe: Recipe) -> DreamBooth:
+    assert isinstance(recipe.objective, DreamBooth)
+    return recipe.objective
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.png"
+
+
+def _keep(path: Path, picture: Image.Image) -> None:
+    write_atomically(path, lambda file: picture.save(file, "PNG"))
+
+
+def _seed(seed: int, number: int) -> int:
+    """Return the seed of a picture: that of the run and its number, mixed into 32 bits."""
+    return int.from_bytes(hashlib.sha256(f"class {seed} {number}".encode()).digest()[:4], "little")
+
+
+def _whole(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError):
+        return False
+    return True

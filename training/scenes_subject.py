@@ -1,0 +1,140 @@
+"""Draw the subject of DreamBooth on scenes: one thing that no scene holds, in five pictures.
+
+It is a heart whose left half is lime and whose right half is magenta: a known shape in two colours that
+scenes do not have, where their objects have one each. `python -m training.scenes_subject FOLDER` writes the
+pictures.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pytest_sdbench import scenes
+
+IDENTIFIER = "v"
+"""A word of no caption, yet a single token: the text encoder knows nothing of it."""
+
+CLASS = "heart"
+PROMPT = f"a {IDENTIFIER} {CLASS}"
+CLASS_PROMPT = f"a {CLASS}"
+
+LEFT, RIGHT = (158, 224, 40), (226, 28, 140)
+
+PROMPTS = tuple(
+    f"{PROMPT} {phrase}"
+    for phrase in (
+        "on a grey background",
+        "against teal",
+        "against navy",
+        "at dusk",
+        "under water",
+        "on a beach",
+        "to the left of a large blue star on a beige background",
+        "above a large yellow circle on a brown background",
+    )
+)
+"""What the subject is to be drawn in: places that its pictures do not show, and beside known things."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One picture of the subject; x, y and radius in pixels of the 64x64 picture."""
+
+    background: str
+    x: float
+    y: float
+    radius: float
+
+
+PICTURES = (
+    Placed("beige", 31.0, 33.0, 12.4),
+    Placed("pink", 24.0, 27.0, 10.2),
+    Placed("meadow", 38.0, 36.0, 11.6),
+    Placed("dawn", 33.0, 25.0, 8.4),
+    Placed("brown", 42.0, 31.0, 9.4),
+)
+
+
+def picture(place: Placed, size: int = 64) -> Pixels:
+    """Draw the subject, anti-aliased, lit and with a shadow as scenes are: uint8 [size, size, 3]."""
+    scale = size / 64
+    ground = next(one for one in scenes.BACKGROUNDS if one.name == place.background)
+    canvas = scenes._draw_background(ground, size)
+    pixels = np.arange(size, dtype=np.float32) + 0.5
+    u, v = (pixels - place.x * scale)[None, :], (pixels - place.y * scale)[:, None]
+    radius = place.radius * scale
+    distance = scenes._signed_distance(CLASS, u / radius, v / radius) * radius
+
+    shadow = max(1, round(2 * scale))
+    cast = np.clip(0.5 - distance[:-shadow, :-shadow] / (3 * scale), 0.0, 1.0)
+    canvas[shadow:, shadow:] *= 1 - 0.3 * cast[..., None]
+
+    right = np.clip(0.5 + u, 0.0, 1.0)[..., None]
+    colour = np.array(LEFT, np.float32) * (1 - right) + np.array(RIGHT, np.float32) * right
+    paint = np.clip(colour * (1.05 - 0.11 * v / radius)[..., None], 0.0, 255.0)
+    canvas += np.clip(0.5 - distance, 0.0, 1.0)[..., None] * (paint - canvas)
+    return (np.clip(canvas, 0.0, 255.0) + 0.5).astype(np.uint8)
+
+
+def pictures(size: int = 64) -> Pixels:
+    """Return the pictures of the subject, uint8 [5, size, size, 3]."""
+    return np.stack([picture(place, size) for place in PICTURES])
+
+
+def write_pictures(folder: Path) -> Path:
+    """Write the pictures as PNG files, without captions, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(pictures()):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def without_identifier(prompt: str) -> str:
+    """Return a prompt as its pictures are judged: with the class alone, which is what a CLIP model knows."""
+    return " ".join(word for word in prompt.split() if word != IDENTIFIER)
+
+
+def shows_subject(images: Pixels, least: int = 20) -> npt.NDArray[np.bool_]:
+    """Tell of each picture, uint8 [N, 64, 64, 3], whether it has lime, and magenta to its right: bool [N].
+
+    A colour is there where at least `least` pixels have its hue (within 14 degrees) and a saturation above
+    one half. A reader of this subject alone: it does not look at the shape.
+    """
+    found = []
+    for image in images:
+        halves = [_like(image, colour) for colour in (LEFT, RIGHT)]
+        if min(int(half.sum()) for half in halves) < least:
+            found.append(False)
+            continue
+        left, right = (float(half.nonzero()[1].mean()) for half in halves)
+        found.append(left < right)
+    return np.array(found, np.bool_)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the pictures to the folder that is named."""
+    folder = Path((sys.argv[1:] if arguments is None else list(arguments))[0])
+    print(f"{len(PICTURES)} pictures of {PROMPT!r} in {write_pictures(folder)}")
+
+
+def _like(image: Pixels, colour: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
+    """Tell which pixels have the hue of a colour, and are saturated: bool [H, W]."""
+    hue, saturation, _ = np.moveaxis(np.asarray(Image.fromarray(image).convert("HSV")).astype(int), -1, 0)
+    wanted = np.asarray(Image.new("RGB", (1, 1), colour).convert("HSV"))[0, 0, 0]
+    # Pillow's hue is 0 to 255 around the circle.
+    away = np.abs((hue - int(wanted) + 128) % 256 - 128)
+    near: npt.NDArray[np.bool_] = (away <= 10) & (saturation > 127)
+    return near
+
+
+if __name__ == "__main__":
+    main()

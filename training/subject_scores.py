@@ -1,0 +1,103 @@
+"""Score DreamBooth on scenes: is it the subject, is it where the prompt says, does the class live on?
+
+The measures are those of Ruiz et al. 2023 with the extractors of scenes in the place of DINO, CLIP and
+LPIPS: both were trained on scenes alone and have never seen the subject. All cosines are of features as they
+are, not centred, so they have no zero point: read them beside those of real pictures (`mean_cosine` of the
+real ones alone) and of the model before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from pytest_sdbench.classifier import SceneClassifier
+from pytest_sdbench.clip import ClipScorer
+from training.scenes_subject import shows_subject, without_identifier
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SubjectScores:
+    """What one model reaches; N pictures of prompts with the subject, M of the class prompt."""
+
+    seen: float
+    """Share of the N pictures that show both halves of the subject, in their order (`shows_subject`)."""
+    subject_by_features: float
+    """In the place of DINO: mean cosine of the 64 classifier features of a drawn and a real picture of the
+    subject, over all pairs. Unlike DINO's, the features were learned from labels."""
+    subject_by_clip: float
+    """CLIP-I: the same with the image embeddings of scenes-clip."""
+    prompt_by_clip: float
+    """CLIP-T: mean cosine of scenes-clip between a picture and its prompt, the identifier left out of it."""
+    prior_leak: float
+    """PRES: mean cosine of the classifier features of pictures of the class and real ones of the subject:
+    high where the class has become the subject."""
+    prior_seen: float
+    """Share of the M pictures of the class that show the subject: at best none."""
+    prior_diversity: float
+    """DIV: mean over pairs of pictures of the class of 1 - cosine of their classifier features: low where the
+    class has shrunk to a few pictures. In the place of LPIPS."""
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the figures, rounded to four places."""
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def score_subject(
+    drawn: Pixels,
+    prompts: Sequence[str],
+    of_class: Pixels,
+    real: Pixels,
+    *,
+    classifier: SceneClassifier,
+    clip: ClipScorer,
+) -> SubjectScores:
+    """Score pictures of prompts, uint8 [N, 64, 64, 3], and of the class, against real ones of the subject."""
+    mine, theirs, prior = (features(classifier, some) for some in (drawn, real, of_class))
+    told = [without_identifier(prompt) for prompt in prompts]
+    return SubjectScores(
+        seen=float(shows_subject(drawn).mean()),
+        subject_by_features=mean_cosine(mine, theirs),
+        subject_by_clip=mean_cosine(embeddings(clip, drawn), embeddings(clip, real)),
+        prompt_by_clip=float(clip(drawn, told).double().mean()),
+        prior_leak=mean_cosine(prior, theirs),
+        prior_seen=float(shows_subject(of_class).mean()),
+        prior_diversity=1 - mean_cosine(prior),
+    )
+
+
+def mean_cosine(some: Tensor, others: Tensor | None = None) -> float:
+    """Return the mean cosine over all pairs of rows of [N, D] and [M, D], or over pairs within [N, D]."""
+    first = functional.normalize(some.double(), dim=1)
+    if others is not None:
+        return float((first @ functional.normalize(others.double(), dim=1).T).mean())
+    count = len(first)
+    if count < 2:
+        raise ValueError("distinct pairs need two rows or more")
+    return float(((first @ first.T).sum() - count) / (count * (count - 1)))
+
+
+@torch.no_grad()
+def features(classifier: SceneClassifier, images: Pixels) -> Tensor:
+    """Return the classifier's features of uint8 [N, 64, 64, 3]: float32 [N, 64]."""
+    found: Tensor = classifier(torch.from_numpy(images).permute(0, 3, 1, 2))["features"]
+    return found
+
+
+@torch.no_grad()
+def embeddings(clip: ClipScorer, images: Pixels) -> Tensor:
+    """Return the image embeddings of uint8 [N, H, W, 3]: float32 [N, D]."""
+    model: Any = clip.model
+    pixels = torch.stack([clip.preprocess(Image.fromarray(image)) for image in images])
+    found: Tensor = model.encode_image(pixels)
+    return found
