@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -30,7 +29,9 @@ from training.sources import BadSample, Pixels, Sample, Source, check_same_size,
 __all__ = ["CachedPairs", "cached_pairs", "live_pairs"]
 
 CHUNK = 128
-"""Rows of the source that are encoded and written together."""
+"""Rows of the source that are encoded and written together.
+
+A cache that was begun with another number would go on at the wrong row."""
 
 _PIXELS = {"cpu": 128 * 64 * 64, "cuda": 16 * 512 * 512}
 """Pixels that go through the VAE together; more gain nothing and take memory."""
@@ -146,7 +147,13 @@ class _Work:
         self.source, self.checkpoint, self.resolution, self.flip = source, checkpoint, resolution, flip
         self.device, self.dtype, self.upscale, self.say = device, dtype, upscale, say
         _check_resolution(resolution, 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1))
-        what = [source.fingerprint, resolution, flip, str(dtype), _digest(checkpoint, "vae", "tokenizer")]
+        what = [
+            source.fingerprint,
+            resolution,
+            flip,
+            str(dtype),
+            _digest(checkpoint, "vae", "tokenizer"),
+        ]
         self.latents_key = _short(json.dumps(what))
         self.text_key = _short(_digest(checkpoint, "text_encoder") + str(dtype))
         self._pipeline: Any = None
@@ -162,8 +169,9 @@ class _Work:
     def build_latents(self, columns: Columns) -> None:
         total = len(self.source)
         chunks = -(-total // CHUNK)
+        began = columns.chunks
         notes = columns.notes or {"bad": {}, "cut": 0, "first": None}
-        progress = _Progress("latents", self.source.name, columns.chunks * CHUNK, total, self.say)
+        progress = _Progress("latents", self.source.name, began * CHUNK, total, self.say)
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as readers:
 
             def read(number: int) -> _Chunk:
@@ -172,11 +180,13 @@ class _Work:
 
             ahead = Ahead(read, 2, lambda number: number + 1 if number + 1 < chunks else None)
             with ahead:
-                for number in range(columns.chunks, chunks):
+                for number in range(began, chunks):
                     chunk = ahead.get(number)
                     for key, reason in chunk.bad.items():
                         self.say(f"skipped {key}: {reason}")
                     arrays, cut = self._encode(chunk, notes)
+                    if arrays and number == began:
+                        columns.require(_bytes(arrays) // len(chunk.images) * (total - number * CHUNK))
                     notes["bad"] |= chunk.bad
                     notes["cut"] += cut
                     columns.append(arrays, notes)
@@ -194,11 +204,15 @@ class _Work:
 
     def build_text(self, columns: Columns, distinct: Array) -> None:
         progress = _Progress("text", self.source.name, columns.chunks * CHUNK, len(distinct), self.say)
-        for first in range(columns.chunks * CHUNK, len(distinct), CHUNK):
+        began = columns.chunks * CHUNK
+        for first in range(began, len(distinct), CHUNK):
             tokens = torch.from_numpy(distinct[first : first + CHUNK].astype(np.int64))
             with torch.no_grad(), self._autocast():
                 states = self.pipeline.text_encoder(tokens.to(self.device))[0]
-            columns.append({"text": _half(states, "text encoder", self.dtype)}, {})
+            array = _half(states, "text encoder", self.dtype)
+            if first == began:
+                columns.require(array.nbytes // len(array) * (len(distinct) - first))
+            columns.append({"text": array}, {})
             progress.at(min(first + CHUNK, len(distinct)))
         columns.finish()
 
@@ -233,6 +247,8 @@ class _Work:
     @torch.no_grad()
     def _moments(self, pixels: Tensor) -> Array:
         """Return mean and standard deviation of the posterior, float16 [B, 2, C, h, w]."""
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
         vae = self.pipeline.vae
         with self._autocast():
             moments = vae.encoder(pixels.to(self.device, memory_format=torch.channels_last))
@@ -292,6 +308,10 @@ def _half(values: Tensor, network: str, dtype: torch.dtype) -> Array:
         )
     array: Array = half.cpu().numpy()
     return array
+
+
+def _bytes(arrays: Mapping[str, Array]) -> int:
+    return sum(array.nbytes for array in arrays.values())
 
 
 _CHECK = "Check the data of the recipe"

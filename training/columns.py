@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pytest_sdbench.files import write_atomically
 from training.errors import TrainingError
 
 Array = npt.NDArray[Any]
@@ -49,6 +51,18 @@ class Columns:
             self.chunks += 1
             self.notes = dict(notes)
             self._record("progress.json")
+
+    def require(self, size: int) -> None:
+        """Raise TrainingError where the disk has no room for so many bytes more."""
+        with _disk(self.folder):
+            free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise TrainingError(
+                f"not enough room on the disk: {size / 1e9:.2f} GB more are needed",
+                file=self.folder,
+                found=f"{free / 1e9:.2f} GB free",
+                remedy="Free some space, or give another folder",
+            )
 
     def finish(self) -> None:
         """Mark the arrays as complete."""
@@ -100,14 +114,8 @@ class Columns:
         self._columns[name] = {**column, "rows": column["rows"] + len(array)}
 
     def _record(self, name: str) -> None:
-        """Replace the state file in one step, so that a kill leaves the old one or the new one."""
         state = {"chunks": self.chunks, "columns": self._columns, "notes": self.notes}
-        temporary = self.folder / f"{name}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / name)
+        write_atomically(self.folder / name, json.dumps(state).encode())
 
 
 @contextmanager

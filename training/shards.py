@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from pytest_sdbench.files import write_atomically
 from training.errors import TrainingError
 from training.shelf import Remote, Shelf, expand, locate
 from training.sources import BadSample, Sample, decode
@@ -261,9 +262,4 @@ def _load_index(path: Path) -> Index | None:
 def _save_index(path: Path, index: Index) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, keys=np.array("\n".join(index.keys)), places=index.places, json=index.json)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(content.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, content.getvalue())
