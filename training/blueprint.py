@@ -77,14 +77,14 @@ def blueprint(recipe: Recipe) -> Blueprint:
     from pytest_sdbench.skeleton import text_encoder_skeleton, unet_skeleton, vae_skeleton
 
     unet, text_encoder = unet_skeleton(student), text_encoder_skeleton(configs.text_encoder)
-    networks = [_network("U-Net", unet, "learns", True, lora and _adapters(unet, "unet", lora.rank))]
+    networks = [_network("U-Net", unet, "learns", True, lora and adapter_parameters(unet, "unet", lora.rank))]
     if objective.kind == "consistency":
         note = f"follows the U-Net, {objective.target_decay:g} a step"
         networks.append(_network("target U-Net", unet, "average", True, note=note))
     if compared:
         networks.append(_network("teacher's U-Net", unet_skeleton(configs.unet), "frozen", True))
     if text_learns:
-        adapters = lora and _adapters(text_encoder, "text_encoder", lora.rank)
+        adapters = lora and adapter_parameters(text_encoder, "text_encoder", lora.rank)
         networks.append(_network("text encoder", text_encoder, "learns", True, adapters))
     else:
         cached = recipe.data.cache_text
@@ -210,7 +210,7 @@ _ADAPTED = {
 }
 
 
-def _adapters(module: Any, component: str, rank: int) -> int:
+def adapter_parameters(module: Any, component: str, rank: int) -> int:
     """Count the parameters of adapters: two narrow matrices for each projection of attention."""
     ends = tuple(f".{name}" for name in _ADAPTED[component])
     layers = [layer for name, layer in module.named_modules() if name.endswith(ends)]
