@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from pytest_sdbench.checkpoint import load_pipeline, resolve
 from tests.training.data_samples import ListSource, picture, samples
 from training import cache, columns
-from training.cache import CHUNK, cached_pairs, live_pairs
+from training.cache import cached_pairs, live_pairs
 from training.errors import TrainingError
 from training.scenes_data import ScenesSource
 from training.sources import Sample
@@ -43,19 +43,21 @@ def pipeline(pristine_checkpoint):
 @pytest.fixture(scope="module")
 def mixed(pristine_checkpoint, tmp_path_factory):
     """A source of two chunks and a half with corrupt rows, and its cache."""
-    some = samples(300, row_3="broken", row_140="gone", row_299="no picture")
+    some = samples(40, row_3="broken", row_20="gone", row_39="no picture")
     some[7] = Sample("row 7", picture(7, 200, 90), "red")
     some[8] = Sample("row 8", picture(8, 64, 64), "red")
     source, lines = ListSource(some), []
-    pairs = build(pristine_checkpoint, source, tmp_path_factory.mktemp("cache"), say=lines.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "CHUNK", 16)
+        pairs = build(pristine_checkpoint, source, tmp_path_factory.mktemp("cache"), say=lines.append)
     return source, pairs, lines
 
 
 def test_it_holds_what_the_libraries_compute(mixed, pipeline):
     source, pairs, _ = mixed
     good = [sample for sample in source.samples if isinstance(sample, Sample)]
-    assert len(pairs) == len(good) == 297
-    rows = [0, 3, 6, 150, 296]
+    assert len(pairs) == len(good) == 37
+    rows = [0, 3, 6, 18, 36]
     flipped = [False, True, True, False, True]
     examples = pairs.take(rows, flipped)
     for place, (row, flip) in enumerate(zip(rows, flipped, strict=True)):
@@ -78,18 +80,18 @@ def test_it_holds_what_the_libraries_compute(mixed, pipeline):
 
 def test_corrupt_samples_are_reported_counted_and_left_out(mixed):
     _, pairs, lines = mixed
-    assert pairs.skipped == {"row 3": "broken", "row 140": "gone", "row 299": "no picture"}
+    assert pairs.skipped == {"row 3": "broken", "row 20": "gone", "row 39": "no picture"}
     assert [line for line in lines if line.startswith("skipped")] == [
         "skipped row 3: broken",
-        "skipped row 140: gone",
-        "skipped row 299: no picture",
+        "skipped row 20: gone",
+        "skipped row 39: no picture",
     ]
-    assert any("3 of 300 pairs were skipped" in line for line in lines)
+    assert any("3 of 40 pairs were skipped" in line for line in lines)
 
 
 def test_text_is_encoded_once_for_each_caption(mixed):
     _, pairs, _ = mixed
-    assert len(pairs.text) == 296
+    assert len(pairs.text) == 36
     assert torch.equal(*pairs.take([6, 7]).text)
 
 
@@ -107,7 +109,7 @@ def test_live_pairs_encoded_are_the_cached_ones(mixed, pipeline):
     source, pairs, _ = mixed
     live = live_pairs(source, pipeline.tokenizer, 64, say=quiet)
     in_source = [row for row, sample in enumerate(source.samples) if isinstance(sample, Sample)]
-    rows, flipped = [0, 6, 7, 137, 295], [True, True, False, False, True]
+    rows, flipped = [0, 6, 7, 18, 36], [True, True, False, False, True]
     fresh = live.take([in_source[row] for row in rows], flipped)
     kept = pairs.take(rows, flipped)
     assert fresh.pixels.dtype == torch.float32
@@ -324,13 +326,13 @@ def test_a_full_disk_is_explained_and_what_is_there_is_kept(pristine_checkpoint,
 
 
 def test_too_little_room_is_said_before_it_is_filled(pristine_checkpoint, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 100_000})
+    usage = type("Usage", (), {"free": 10_000})
     monkeypatch.setattr(columns.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(TrainingError, match="not enough room") as caught:
-        build(pristine_checkpoint, ListSource(samples(300)), tmp_path)
+        build(pristine_checkpoint, ListSource(samples(20)), tmp_path)
     assert "GB" in str(caught.value)
     monkeypatch.undo()
-    assert len(build(pristine_checkpoint, ListSource(samples(300)), tmp_path)) == 300
+    assert len(build(pristine_checkpoint, ListSource(samples(20)), tmp_path)) == 20
 
 
 # --- what cannot be used --------------------
@@ -359,15 +361,16 @@ def test_pictures_of_different_sizes_need_a_resolution(pristine_checkpoint, tmp_
     )
 
 
-def test_a_picture_that_is_too_small(pristine_checkpoint, tmp_path):
-    source = ListSource([*samples(200), Sample("tiny.png", picture(0, 64, 30), "x")])
+def test_a_picture_that_is_too_small(pristine_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 8)
+    source = ListSource([*samples(12), Sample("tiny.png", picture(0, 64, 30), "x")])
     with pytest.raises(TrainingError, match=r"tiny\.png: data\.resolution") as caught:
         build(pristine_checkpoint, source, tmp_path)
     assert "64x30" in str(caught.value)
     # What was encoded before it counts when the recipe allows it then.
     reads = source.reads
-    assert len(build(pristine_checkpoint, source, tmp_path, upscale=True)) == 201
-    assert source.reads - reads == 201 - CHUNK
+    assert len(build(pristine_checkpoint, source, tmp_path, upscale=True)) == 13
+    assert source.reads - reads == 13 - 8
 
 
 @pytest.mark.parametrize("resolution", [60, 4])
