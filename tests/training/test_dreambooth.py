@@ -17,7 +17,7 @@ from pytest_sdbench.classifier import load_classifier
 from pytest_sdbench.clip import load_clip
 from pytest_sdbench.paths import reference
 from training import dreambooth
-from training.blueprint import _adapters
+from training.blueprint import adapter_parameters
 from training.dreambooth import add_adapters, class_pairs, draw_class, subject_pairs
 from training.errors import TrainingError
 from training.parts import Parts, load_parts
@@ -223,7 +223,7 @@ def test_adapters_start_at_nothing_and_alone_learn(parts: Parts) -> None:
         assert all("lora_" in key for key in learns)
         # The plan of a run counts them without building any.
         count = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-        assert count == _adapters(getattr(parts, name), name, 2)
+        assert count == adapter_parameters(getattr(parts, name), name, 2)
 
 
 # --- scores --------------------
