@@ -1,0 +1,126 @@
+"""The state of a run: a file that is the old one or the new one, and says so when it is neither."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.helpers import Toy, assert_same_state, log_lines, train_toy
+from training.errors import TrainingError
+from training.state import FILE, read_state
+
+SAVE_ALWAYS = "watch.save_minutes=1e-9"
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """Make writes beyond `size` bytes fail, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path, share: float) -> None:
+    settings = ("ema.decay=0.9", SAVE_ALWAYS)
+    train_toy(tmp_path / "run", *settings, toy=Toy(width=256), stop_at=16)
+    before = (tmp_path / "run" / FILE).read_bytes()
+    with (
+        # The log, which is short, has room left even where the state finds none.
+        files_no_longer_than(max(2000, int(share * len(before)))),
+        pytest.raises(TrainingError, match=r"cannot be saved; the state of before is whole.*Make room"),
+    ):
+        train_toy(tmp_path / "run", *settings, toy=Toy(width=256))
+    assert (tmp_path / "run" / FILE).read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["log.jsonl", FILE]
+    train_toy(tmp_path / "run", *settings, toy=Toy(width=256))
+    train_toy(tmp_path / "whole", *settings, toy=Toy(width=256))
+    assert_same_state(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_full_disk_at_the_first_save_says_that_nothing_is_there(tmp_path: Path) -> None:
+    with files_no_longer_than(2000), pytest.raises(TrainingError, match="nothing was saved before"):
+        train_toy(tmp_path, SAVE_ALWAYS, toy=Toy(width=256))
+    assert not (tmp_path / FILE).exists()
+
+
+def test_a_log_that_finds_no_room_is_a_clear_error(tmp_path: Path) -> None:
+    train_toy(tmp_path, SAVE_ALWAYS, stop_at=8)
+    with (
+        files_no_longer_than((tmp_path / "log.jsonl").stat().st_size),
+        pytest.raises(TrainingError, match=r"log\.jsonl: the log of the run cannot be written.*Make room"),
+    ):
+        train_toy(tmp_path, SAVE_ALWAYS)
+    assert train_toy(tmp_path, SAVE_ALWAYS)[0] == 48
+    assert [line["seen"] for line in log_lines(tmp_path)] == [8, 16, 24, 32, 40, 48]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_state_is_named(tmp_path: Path, share: float) -> None:
+    train_toy(tmp_path, stop_at=8)
+    path = tmp_path / FILE
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(TrainingError, match=r"state\.pt: the state of the run cannot be read.*--restart"):
+        train_toy(tmp_path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weights": 1}, {"identity": "x", "seen": 1, "model": {}}])
+def test_a_file_that_is_no_state_is_named(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / FILE)
+    with pytest.raises(TrainingError, match=r"state\.pt: the state of the run cannot be read"):
+        train_toy(tmp_path)
+
+
+def test_a_state_that_would_run_code_is_not_read(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "touched",))
+
+    torch.save(Evil(), tmp_path / FILE)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        read_state(tmp_path / FILE)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_half_a_file_of_a_killed_save_is_in_nobodys_way(tmp_path: Path) -> None:
+    train_toy(tmp_path / "run", stop_at=24)
+    (tmp_path / "run" / (FILE + ".tmp")).write_bytes(b"half a file")
+    train_toy(tmp_path / "run")
+    train_toy(tmp_path / "whole")
+    assert_same_state(tmp_path / "run", tmp_path / "whole")
+    assert not (tmp_path / "run" / (FILE + ".tmp")).exists()
+
+
+def test_the_generator_of_the_process_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Networks with dropout draw from it."""
+
+    class Dropping(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model.insert(2, torch.nn.Dropout(0.5))
+
+    train_toy(tmp_path / "parts", toy=Dropping(), stop_at=24)
+    torch.randn(5)
+    train_toy(tmp_path / "parts", toy=Dropping())
+    train_toy(tmp_path / "whole", toy=Dropping())
+    assert_same_state(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_the_state_has_plain_names_and_what_is_frozen_stays_out(tmp_path: Path) -> None:
+    toy = Toy()
+    toy.model[0].requires_grad_(False)
+    frozen = toy.model[0].weight.detach().clone()
+    train_toy(tmp_path, "ema.decay=0.9", toy=toy)
+    state = read_state(tmp_path / FILE)
+    assert set(state["model"]) == {"2.weight", "2.bias"} == set(state["average"])
+    assert torch.equal(toy.model[0].weight, frozen)

@@ -1,0 +1,330 @@
+"""What a recipe trains: every objective on tiny networks, from a checkpoint to trained weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny_checkpoint import make_checkpoint
+from tests.training.helpers import assert_same_state, log_lines, tiny_recipe, train_real
+from training import loop, objectives
+from training.dice import Dice
+from training.recipe import Recipe
+from training.state import FILE, read_state
+from training.tasks import ConsistencyTask, DistillationTask, build_task
+
+OBJECTIVES = ("prediction", "distillation", "consistency")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher; runs in it share their cache."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_checkpoint(folder / "sd")
+    return folder
+
+
+def built(recipe: Recipe, folder: Path) -> Any:
+    accelerator = loop.start(recipe, folder, "cpu")
+    return build_task(recipe, folder=folder, accelerator=accelerator, say=lambda _line: None)
+
+
+def piece(seen: int = 0, count: int = 4, first: int = 0, total: int = 4) -> loop.Piece:
+    return loop.Piece(seen + first, count, Dice(3, seen, total, first, count))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_resumed_equals_uninterrupted(place: Path, tmp_path: Path, objective: str) -> None:
+    recipe = tiny_recipe(
+        "ema.decay=0.9", "schedule.steps=4", "schedule.micro_batch=4",
+        teacher=place / "sd", objective=objective,
+    )  # fmt: skip
+    train_real(place / f"{objective}-whole", recipe)
+    train_real(place / f"{objective}-parts", recipe, stop_at=16)
+    train_real(place / f"{objective}-parts", recipe)
+    assert_same_state(place / f"{objective}-whole", place / f"{objective}-parts")
+    losses = [line["loss"] for line in log_lines(place / f"{objective}-whole")]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_pieces_average_to_the_whole_step(place: Path, objective: str) -> None:
+    task = built(tiny_recipe(teacher=place / "sd", objective=objective), place / "pieces")
+    whole = task.losses(task.model, piece(seen=8))
+    parts = [task.losses(task.model, piece(seen=8, count=2, first=first)) for first in (0, 2)]
+    for name, value in whole.items():
+        mean = (float(parts[0][name]) + float(parts[1][name])) / 2
+        assert mean == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_validation_does_not_change_the_course(place: Path) -> None:
+    recipes = [
+        tiny_recipe(
+            "ema.decay=0.9", "schedule.steps=3", f"watch.validation_images={interval}",
+            "watch.validation_rows=5", teacher=place / "sd", objective="distillation",
+        )
+        for interval in (0, 8)
+    ]  # fmt: skip
+    for recipe, name in zip(recipes, ("unwatched", "watched"), strict=True):
+        train_real(place / name, recipe)
+    assert_same_state(place / "unwatched", place / "watched")
+    measured = [line for line in log_lines(place / "watched") if "error_at_50" in line]
+    assert [line["seen"] for line in measured] == [8, 16, 24]
+    assert {f"error_at_{step}" for step in (50, 250, 450, 650, 850)} <= set(measured[0])
+
+
+def test_validation_measures_the_same_thing_every_time(place: Path) -> None:
+    task = built(tiny_recipe("watch.validation_rows=5", teacher=place / "sd"), place / "validated")
+    first = task.validate(task.model)
+    task.losses(task.model, piece())
+    torch.randn(3)
+    assert task.validate(task.model) == first
+    # Against the definition, at one step.
+    examples = task.material.pairs.take(range(5))
+    dice = Dice(3, 0, 5, 0, 5)
+    clean = (examples.mean.float() + examples.deviation.float() * dice.normal(4, 8, 8)) * 0.18215
+    noise = dice.normal(4, 8, 8)
+    signal = task.parts.scheduler.alphas_cumprod[450].double()
+    noisy = signal.sqrt().float() * clean + (1 - signal).sqrt().float() * noise
+    with torch.no_grad():
+        guess = task.parts.unet(noisy, 450, examples.text.float()).sample
+    assert first["error_at_450"] == pytest.approx(float((guess - noise).square().mean()), rel=1e-4)
+
+
+def test_bfloat16_trains_float32_weights_on_a_cpu(place: Path) -> None:
+    recipe = tiny_recipe(
+        "precision=bf16", "schedule.steps=3", "ema.decay=0.9", teacher=place / "sd", objective="distillation"
+    )
+    task = train_real(place / "bf16", recipe)
+    state = read_state(place / "bf16" / FILE)
+    assert {value.dtype for value in state["model"].values()} == {torch.float32}
+    assert {value.dtype for value in task.teacher.parameters()} == {torch.bfloat16}
+    exact = tiny_recipe("schedule.steps=3", "ema.decay=0.9", teacher=place / "sd", objective="distillation")
+    train_real(place / "fp32", exact)
+    losses = [[line["loss"] for line in log_lines(place / name)] for name in ("bf16", "fp32")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+
+
+def test_a_student_of_all_losses_learns(place: Path) -> None:
+    recipe = tiny_recipe("schedule.steps=12", teacher=place / "sd", objective="distillation")
+    train_real(place / "learns", recipe)
+    lines = log_lines(place / "learns")
+    for name in ("task", "output", "feature"):
+        assert sum(line[name] for line in lines[-3:]) < sum(line[name] for line in lines[:3]), name
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["task"] + line["output"] + line["feature"], rel=1e-5)
+
+
+def test_a_distillation_step_is_what_its_parts_say(place: Path) -> None:
+    """Latents, noise and steps from the dice; both networks on the same; features of the published pairs."""
+    task = built(tiny_recipe(teacher=place / "sd", objective="distillation"), place / "step")
+    assert isinstance(task, DistillationTask)
+    losses = task.losses(task.model, piece(seen=8))
+    dice = Dice(3, 8, 4, 0, 4)
+    examples = task.material.read((8, 4))
+    assert examples.mean is not None
+    assert examples.deviation is not None
+    assert examples.text is not None
+    clean = (examples.mean.float() + examples.deviation.float() * dice.normal(4, 8, 8)) * 0.18215
+    noise, steps = dice.normal(4, 8, 8), dice.integers(1000)
+    signal = task.parts.scheduler.alphas_cumprod.double()[steps].view(-1, 1, 1, 1)
+    noisy = (signal.sqrt() * clean + (1 - signal).sqrt() * noise).float()
+    caught: dict[str, list[Tensor]] = {"student": [], "teacher": []}
+    networks = {"student": task.model.unet, "teacher": task.teacher.unet}
+    taps = {
+        "student": ["down_blocks.0", "down_blocks.1", "down_blocks.2.attentions.0.proj_out",
+                    "up_blocks.0", "up_blocks.1", "up_blocks.2"],
+        "teacher": ["down_blocks.0", "down_blocks.1", "down_blocks.2.attentions.1.proj_out",
+                    "up_blocks.1", "up_blocks.2", "up_blocks.3"],
+    }  # fmt: skip
+    guesses = {}
+    for who, network in networks.items():
+        for tap in taps[who]:
+
+            def keep(_m: Any, _i: Any, output: Any, into: list[Tensor] = caught[who]) -> None:
+                into.append(output[0] if isinstance(output, tuple) else output)
+
+            network.get_submodule(tap).register_forward_hook(keep)
+        with torch.no_grad():
+            guesses[who] = network(noisy, steps, examples.text.float()).sample
+    wanted = {
+        "task": (guesses["student"] - noise).square().mean(),
+        "output": (guesses["student"] - guesses["teacher"]).square().mean(),
+        "feature": sum(
+            (mine - theirs).square().mean()
+            for mine, theirs in zip(caught["student"], caught["teacher"], strict=True)
+        ),
+    }
+    for name, value in wanted.items():
+        assert float(losses[name]) == pytest.approx(float(value), rel=1e-4), name
+
+
+def test_the_frozen_networks_stay_as_they_are(place: Path) -> None:
+    recipe = tiny_recipe("schedule.steps=2", teacher=place / "sd", objective="consistency")
+    accelerator = loop.start(recipe, place / "frozen", "cpu")
+    task = build_task(recipe, folder=place / "frozen", accelerator=accelerator, say=lambda _line: None)
+    assert isinstance(task, ConsistencyTask)
+    before = copy.deepcopy(task.teacher.state_dict())
+    started = copy.deepcopy(task.model.state_dict())
+    loop.train(task, recipe, place / "frozen", accelerator, say=lambda _line: None)
+    for name, value in task.teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not torch.equal(task.model.state_dict()["unet.conv_in.weight"], started["unet.conv_in.weight"])
+
+
+def test_the_target_follows_the_student(place: Path) -> None:
+    recipe = tiny_recipe("schedule.steps=3", teacher=place / "sd", objective="consistency")
+    start = built(recipe, place / "none").model.state_dict()
+    name = "unet.conv_in.weight"
+    target = start[name].double()
+    for step in (1, 2, 3):
+        task = train_real(place / "target", recipe, stop_at=8 * step)
+        target = 0.8 * target + 0.2 * read_state(place / "target" / FILE)["model"][name].double()
+        torch.testing.assert_close(task.target.state_dict()[name].double(), target, rtol=1e-6, atol=1e-8)
+
+
+def test_the_teacher_is_called_once_for_both_branches(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = built(tiny_recipe(teacher=place / "sd", objective="consistency"), place / "once")
+    calls: list[tuple[Tensor, ...]] = []
+    task.teacher.unet.register_forward_pre_hook(lambda _module, inputs: calls.append(inputs))
+    encoded: list[int] = []
+    task.parts.text_encoder.register_forward_pre_hook(lambda _module, inputs: encoded.append(1))
+    for seen in (0, 8):
+        task.losses(task.model, piece(seen=seen))
+    assert len(calls) == 2
+    assert len(encoded) == 1  # the empty prompt; captions are cached
+    noisy, steps, text = calls[0]
+    assert torch.equal(noisy[:4], noisy[4:])
+    assert torch.equal(steps[:4], steps[4:])
+    assert not torch.equal(text[:4], text[4:])
+    tokenizer, encoder = task.parts.tokenizer, task.parts.text_encoder
+    empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    torch.testing.assert_close(text[4:], encoder(empty).last_hidden_state.expand(4, -1, -1))
+
+
+def test_a_consistency_step_is_what_its_parts_say(place: Path) -> None:
+    from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
+
+    task = built(tiny_recipe(teacher=place / "sd", objective="consistency"), place / "lcm-step")
+    loss = float(task.losses(task.model, piece(seen=8))["loss"])
+    dice = Dice(3, 8, 4, 0, 4)
+    examples = task.material.read((8, 4))
+    clean = (examples.mean.float() + examples.deviation.float() * dice.normal(4, 8, 8)) * 0.18215
+    noise, index, uniform = dice.normal(4, 8, 8), dice.integers(50), dice.uniform()
+    config = task.parts.scheduler.config
+    ddim = DDIMScheduler.from_config(
+        config, clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing", steps_offset=0
+    )
+    ddim.set_timesteps(50)
+    lcm = LCMScheduler.from_config(config)
+    lcm.set_timesteps(4)
+    steps, w = 20 * index + 19, 5 + 10 * uniform
+    noisy = ddim.add_noise(clean, noise, steps)
+    tokenizer, encoder = task.parts.tokenizer, task.parts.text_encoder
+    empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    embedded = StableDiffusionPipeline.get_guidance_scale_embedding(None, w, 8)
+
+    def clean_of(network: Any, latents: Tensor, at: Tensor, text: Tensor, row: int) -> Tensor:
+        output = network(latents, at, text, timestep_cond=embedded[row : row + 1]).sample
+        signal = ddim.alphas_cumprod[at].view(-1, 1, 1, 1)
+        predicted = (latents - (1 - signal).sqrt() * output) / signal.sqrt()
+        skip, out = lcm.get_scalings_for_boundary_condition_discrete(at)
+        return out * predicted + skip * latents
+
+    errors = []
+    with torch.no_grad():
+        nothing = encoder(empty).last_hidden_state
+        for row in range(4):
+            at, latents = steps[row : row + 1], noisy[row : row + 1]
+            text = examples.text[row : row + 1].float()
+            with_prompt = task.teacher.unet(latents, at, text).sample
+            without = task.teacher.unet(latents, at, nothing).sample
+            guided = with_prompt + w[row] * (with_prompt - without)
+            before = ddim.step(guided, int(at), latents, eta=0.0).prev_sample
+            mine = clean_of(task.model.unet, latents, at, text, row)
+            aim = clean_of(task.target.unet, before, (at - 20).clamp(min=0), text, row)
+            errors.append((((mine - aim) ** 2 + 1e-6).sqrt() - 1e-3).mean())
+    assert loss == pytest.approx(float(torch.stack(errors).mean()), rel=1e-3)
+
+
+def test_dropped_captions_become_the_empty_prompt(place: Path) -> None:
+    task = built(tiny_recipe(teacher=place / "sd"), place / "dropped")
+    material, dice = task.material, Dice(0, 0, 1000, 0, 1000)
+    text, nothing = torch.ones(1000, 7, 2), torch.zeros(1, 7, 2)
+    dropped = material.without_captions(text, nothing, 0.2, dice)
+    share = float((dropped[:, 0, 0] == 0).float().mean())
+    assert share == pytest.approx(0.2, abs=0.05)
+    assert {float(row.float().mean()) for row in dropped} == {0.0, 1.0}
+    assert material.without_captions(text, nothing, 0.0, dice) is text
+
+
+def test_latents_vary_as_the_posterior_says(place: Path) -> None:
+    """A picture is not one frozen sample: its mean and deviation are kept, and drawn from anew."""
+    task = built(tiny_recipe(teacher=place / "sd"), place / "latents")
+    examples = task.material.pairs.take([0] * 400)
+    latents = task.material.latents(examples, Dice(1, 0, 400, 0, 400)) / 0.18215
+    error = (latents.mean(0) - examples.mean[0].float()) / (examples.deviation[0].float() / 20)
+    assert float(error.abs().max()) < 5
+    ratio = latents.std(0) / examples.deviation[0].float()
+    assert 0.8 < float(ratio.min()) <= float(ratio.max()) < 1.2
+
+
+def test_live_pictures_give_the_latents_of_the_cache(place: Path) -> None:
+    live = tiny_recipe("data.cache=false", "data.cache_text=false", teacher=place / "sd")
+    cached = tiny_recipe(teacher=place / "sd")
+    losses = []
+    for recipe, name in ((live, "live"), (cached, "cached")):
+        task = built(recipe, place / name)
+        losses.append(float(task.losses(task.model, piece())["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)  # the cache is float16
+
+
+def test_mirrored_pictures_are_half_and_fixed_by_their_place() -> None:
+    from training.material import mirrored
+
+    sides = [mirrored(3, ordinal) for ordinal in range(4000)]
+    assert sum(sides) == pytest.approx(2000, abs=150)
+    assert sides == [mirrored(3, ordinal) for ordinal in range(4000)]
+    assert sides != [mirrored(4, ordinal) for ordinal in range(4000)]
+
+
+def test_text_encoder_that_learns_is_trained_and_saved(place: Path) -> None:
+    recipe = tiny_recipe(
+        "objective.train_text_encoder=true", "data.cache_text=false", "schedule.steps=2", teacher=place / "sd"
+    )
+    fresh = built(recipe, place / "text-fresh").model.text_encoder.state_dict()
+    train_real(place / "text", recipe)
+    state = read_state(place / "text" / FILE)["model"]
+    moved = [name for name, value in fresh.items() if not torch.equal(state[f"text_encoder.{name}"], value)]
+    assert len(moved) > len(fresh) / 2
+
+
+def test_speed_settings_change_nothing_that_is_learned(place: Path) -> None:
+    plain = tiny_recipe("schedule.steps=2", teacher=place / "sd", objective="distillation")
+    quick = tiny_recipe(
+        "schedule.steps=2", "speed.channels_last=true", "speed.gradient_checkpointing=true",
+        teacher=place / "sd", objective="distillation",
+    )  # fmt: skip
+    train_real(place / "plain", plain)
+    train_real(place / "quick", quick)
+    curves = [[line["loss"] for line in log_lines(place / name)] for name in ("plain", "quick")]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_consistency_weights_of_the_objective_are_used(place: Path) -> None:
+    """A wider Huber constant is a smaller loss: sqrt(d^2 + c^2) - c falls with c."""
+    losses = []
+    for huber in (1e-3, 1.0):
+        recipe = tiny_recipe(f"objective.huber={huber}", teacher=place / "sd", objective="consistency")
+        task = built(recipe, place / "huber")
+        losses.append(float(task.losses(task.model, piece())["loss"]))
+    assert losses[1] < losses[0]
+    assert objectives.ddim_grid(1000, 50)[0] == 19
