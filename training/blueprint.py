@@ -152,6 +152,8 @@ def _by_card(name: str) -> tuple[str, str] | None:
     from pytest_sdbench.paths import reference
 
     for path in sorted((reference() / "cards").glob("*.md")):
+        if name not in path.read_text(encoding="utf-8"):
+            continue  # reading a card takes a while
         card = read_card(path)
         if isinstance(card.checkpoint, str) and card.checkpoint.split("@")[0] == name:
             return (card.architecture, card.name) if isinstance(card.architecture, str) else None
@@ -204,14 +206,10 @@ def _network(
     return Network(name, role, sum(counts), len(counts), learned, resident, note)
 
 
-_ADAPTED = {
-    "unet": ("to_q", "to_k", "to_v", "to_out.0"),
-    "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
-}
-
-
 def adapter_parameters(module: Any, component: str, rank: int) -> int:
     """Count the parameters of adapters: two narrow matrices for each projection of attention."""
-    ends = tuple(f".{name}" for name in _ADAPTED[component])
+    from training.dreambooth import ADAPTED
+
+    ends = tuple(f".{name}" for name in ADAPTED[component])
     layers = [layer for name, layer in module.named_modules() if name.endswith(ends)]
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
