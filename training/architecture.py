@@ -127,7 +127,8 @@ def account(teacher: Mapping[str, Any], remove: Removal) -> str:
     """Say which blocks were removed and where each remaining one came from, a line each."""
     sources = mapping(teacher, remove)
     every = list(unet_skeleton(known_keys(teacher)).state_dict())
-    kept, moved = set(sources.values()), {}
+    kept = set(sources.values())
+    moved: dict[str, str] = {}
     for name, source in sources.items():
         moved.setdefault(_block(name), _block(source))
     gone: Counter[str] = Counter(_block(name) for name in every if name not in kept)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_sdbench import scenes
-from training.cache import tokenize
 from training.classifier import roughen
+from training.examples import tokenize
 from training.loop import Piece, Task
 from training.recipe import Recipe
 from training.recipe_schema import Clip

@@ -53,6 +53,7 @@ class Task(Protocol):
 
     def after_step(self, model: nn.Module) -> None:
         """Follow the weights after a step of the optimiser; `model` is unwrapped."""
+        return None
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the weights."""
@@ -60,6 +61,7 @@ class Task(Protocol):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""
+        return None
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return losses that are measured the same way every time."""
@@ -67,6 +69,7 @@ class Task(Protocol):
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """Write a sheet of samples."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ Pairing = Literal["bk-sdm", "segmind"]
 Pair = tuple[str, str]
 """A layer of the teacher, a layer of the student; both put out the same shape."""
 
-_LEVELS: tuple[Pair, ...] = tuple((f"{way}_blocks.{i}",) * 2 for way in ("down", "up") for i in range(4))  # type: ignore[misc]
+_LEVELS: tuple[Pair, ...] = tuple((f"{way}_blocks.{i}",) * 2 for way in ("down", "up") for i in range(4))
 _TINY_UP: tuple[Pair, ...] = tuple((f"up_blocks.{i + 1}", f"up_blocks.{i}") for i in range(3))
 _TINY_DOWN: tuple[Pair, ...] = (("down_blocks.0", "down_blocks.0"), ("down_blocks.1", "down_blocks.1"))
 # What BK-SDM compares where the tiny student has no third downsampler: the ends of the last attention

@@ -263,10 +263,10 @@ def connect(
         if recipe.teacher is not None:
             unet = _student(recipe, teacher_unet, say)
         encoder = parts.text_encoder if objective.train_text_encoder else None
-        model = Tapped(_prepared(unet, recipe), (), encoder)
+        model = Tapped(prepared(unet, recipe), (), encoder)
         model.requires_grad_(True)
         return PredictionTask(recipe, replace(parts, unet=unet), model, material)
-    student = _prepared(_student(recipe, teacher_unet, say), recipe)
+    student = prepared(_student(recipe, teacher_unet, say), recipe)
     trained = replace(parts, unet=student)
     if isinstance(objective, Distillation):
         taps = feature_pairs(objective.pairing, recipe.student.remove) if objective.weights.feature else ()
@@ -315,7 +315,8 @@ def _student(recipe: Recipe, teacher: Any, say: Say) -> Any:
     )
 
 
-def _prepared(unet: Any, recipe: Recipe) -> Any:
+def prepared(unet: Any, recipe: Recipe) -> Any:
+    """Let a U-Net learn, as the recipe's speed settings say."""
     unet.requires_grad_(True).train()
     if recipe.speed.channels_last:
         unet.to(memory_format=torch.channels_last)
