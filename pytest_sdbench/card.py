@@ -34,7 +34,6 @@ from pytest_sdbench.claims import (
     check_margins,
     check_protocol,
     check_sources,
-    margin_of,
     published,
     read_margins,
     recorded,
@@ -44,6 +43,7 @@ from pytest_sdbench.errors import CardError
 from pytest_sdbench.front_matter import FrontMatter, check_yaml_1_1, is_card, parse, read_text
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.paths import reference
+from pytest_sdbench.protocol import protocol_names
 from pytest_sdbench.records import Record, write_records
 
 __all__ = [
@@ -120,12 +120,6 @@ class Card:
     sources: Mapping[str, str] = field(default_factory=dict)
     explained: tuple[str, ...] = ()
     """What cannot be tested, why, and what to do about it."""
-    has_sdbench: bool = False
-    body: str = ""
-
-    def margin(self, protocol: str, metric: str) -> float | None:
-        """Return the card's margin for a metric under a protocol, or None: the protocol's own."""
-        return margin_of(self.margins, protocol, metric)
 
 
 def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
@@ -139,7 +133,7 @@ def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
     front = parse(path, read_text(path))
     _check_keys(front)
     check_yaml_1_1(front)
-    models, known = read_index(front), _protocols(path, search)
+    models, known = read_index(front), protocol_names((path.parent, *search))
     if "sdbench" not in front.data:
         return _hub_card(front, models, known)
     block = read_block(front)
@@ -172,8 +166,6 @@ def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
         records=tuple(claim.record for claim in claims if claim.record is not None),
         sources=sources,
         explained=tuple(_explain(block, checkpoint is not None, claims)),
-        has_sdbench=True,
-        body=front.body,
     )
 
 
@@ -239,13 +231,6 @@ def _title(front: FrontMatter, models: Sequence[Model]) -> str:
         return models[0].name
     heading = re.search(r"^#[ \t]+(.+?)[ \t]*#*[ \t]*\r?$", front.body, re.MULTILINE)
     return heading.group(1) if heading else _name(front.path)
-
-
-def _protocols(path: Path, search: Sequence[Path]) -> tuple[str, ...]:
-    """Return the names of the protocols that a card can refer to."""
-    folders = [reference() / "protocols", path.parent, path.parent / "protocols"]
-    folders += [part for folder in search for part in (folder, folder / "protocols")]
-    return tuple(sorted({file.stem for folder in folders for file in folder.glob("*.yaml")}))
 
 
 def _check_keys(front: FrontMatter) -> None:
@@ -380,5 +365,4 @@ def _hub_card(front: FrontMatter, models: Sequence[Model], known: Sequence[str])
         checkpoint=checkpoint,
         claims=tuple(claims),
         explained=tuple(explained),
-        body=front.body,
     )

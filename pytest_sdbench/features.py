@@ -79,15 +79,6 @@ class Extractors:
 
     networks: tuple[Extractor, ...]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(network.name for network in self.networks)
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits of every network."""
-        return _fingerprint(*(network.fingerprint for network in self.networks))
-
     def extract(self, images: Images, prompts: Sequence[str]) -> dict[str, Rows]:
         """Return the columns of every network: float32 [B, D] of features and logits, [B] of the CLIP score.
 

@@ -9,7 +9,6 @@ margins and prose.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pytest_sdbench.card_schema import suggestion
 from pytest_sdbench.errors import ProtocolError
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.paths import reference
@@ -241,7 +241,8 @@ class Protocol(_Model):
             return value
         for key in value:
             if key not in METRIC_NAMES:
-                raise ValueError(f"unknown metric {key!r}{_suggest(str(key), METRIC_NAMES)}")
+                near = suggestion(str(key), METRIC_NAMES)
+                raise ValueError(f"unknown metric {key!r}. {near}Known are {', '.join(METRIC_NAMES)}")
         return {
             key: {"metric": key, **spec} if isinstance(spec, Mapping) else spec for key, spec in value.items()
         }
@@ -323,7 +324,7 @@ def load_protocol(name: str | Path, search: Sequence[Path] = ()) -> Protocol:
             "unknown protocol",
             key="protocol",
             found=text,
-            remedy=f"Known are {', '.join(found)}{_suggest(text, tuple(found))}",
+            remedy=f"{suggestion(text, tuple(found))}Known are {', '.join(found)}",
         )
     first, *others = found[text]
     for other in others:
@@ -362,7 +363,6 @@ def _read(path: Path) -> Protocol:
 
 @lru_cache(maxsize=64)
 def _parse(path: Path, _modified: int, _size: int) -> Protocol:
-    remedy = "See reference/protocols/coco30k-bksdm.yaml for a complete protocol."
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -373,10 +373,10 @@ def _parse(path: Path, _modified: int, _size: int) -> Protocol:
         raise ProtocolError(f"the protocol cannot be read: {error.strerror}", file=path) from error
     except (YAMLError, UnicodeDecodeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ProtocolError(f"the protocol is not valid YAML: {reason}", file=path, remedy=remedy) from error
+        raise ProtocolError(f"the protocol is not valid YAML: {reason}", file=path, remedy=_SEE) from error
     if not isinstance(content, dict):
         raise ProtocolError(
-            "a protocol is a mapping of keys", file=path, found=type(content).__name__, remedy=remedy
+            "a protocol is a mapping of keys", file=path, found=type(content).__name__, remedy=_SEE
         )
     for key in ("name", "path"):
         if key in content:
@@ -401,18 +401,29 @@ def _explain(error: ValidationError, path: Path) -> ProtocolError:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         allowed = _allowed(first["loc"])
-        known = f"Allowed here are {', '.join(allowed)}"
         return ProtocolError(
             f"unknown key{more}",
             file=path,
             key=where,
-            remedy=known + _suggest(str(first["loc"][-1]), allowed),
+            remedy=f"{suggestion(str(first['loc'][-1]), allowed)}Allowed here are {', '.join(allowed)}",
         )
     if first["type"] == "missing":
-        return ProtocolError(f"this key is missing{more}", file=path, key=where)
+        return ProtocolError(f"this key is missing{more}", file=path, key=where, remedy=f"Add it. {_SEE}")
     message = first["msg"].removeprefix("Value error, ")
     found = None if isinstance(first["input"], (dict, Protocol)) else first["input"]
-    return ProtocolError(f"{message}{more}", file=path, key=where or None, found=found)
+    remedy = f"{_REMEDIES.get(first['type'], 'Correct it.')} {_SEE}"
+    return ProtocolError(f"{message}{more}", file=path, key=where or None, found=found, remedy=remedy)
+
+
+_SEE = "See reference/protocols/coco30k-bksdm.yaml for a complete protocol."
+_REMEDIES = {
+    "int_type": "Write a whole number without quotes.",
+    "float_type": "Write a number without quotes.",
+    "string_type": "Write text; where it looks like a number, in quotes.",
+    "string_pattern_mismatch": "Write it in this form; `sha256sum FILE` prints a checksum.",
+    "dict_type": "Write `key: value` pairs below it.",
+    "tuple_type": "Write a list: [] or lines that begin with `- `.",
+}
 
 
 _TAGS = {"csv", "scenes", "per-image", "sequential"}
@@ -450,11 +461,6 @@ def _models(annotation: Any) -> list[type[_Model]]:
     if isinstance(annotation, type) and issubclass(annotation, _Model):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
-
-
-def _suggest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f". Did you mean {close[0]!r}?" if close else "."
 
 
 def _extractor(spec: FidSpec | KidSpec | InceptionScoreSpec | ClipScoreSpec) -> str:

@@ -37,11 +37,6 @@ def component_sizes(source: str | Config | Checkpoint) -> dict[str, int]:
     return sizes | {"whole": sum(sizes.values())}
 
 
-def tensor_count(architecture: str | Config) -> int:
-    """Count the parameter tensors of a U-Net."""
-    return len(list(unet_skeleton(architecture).parameters()))
-
-
 def _count(model: object) -> int:
     return sum(parameter.numel() for parameter in model.parameters())  # type: ignore[attr-defined]
 

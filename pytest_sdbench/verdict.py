@@ -34,10 +34,6 @@ class Verdict:
     outcome: Outcome
     reason: str
 
-    @property
-    def passed(self) -> bool:
-        return self.outcome is Outcome.PASS
-
 
 def judge_score(
     *,

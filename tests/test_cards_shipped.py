@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pytest_sdbench.card import Card, Record, check_lineage, read_card, write_records
+from pytest_sdbench.front_matter import parse, read_text
 from pytest_sdbench.paths import reference
 
 SHIPPED = sorted((reference() / "cards").glob("*.md"))
@@ -133,7 +134,7 @@ def test_every_student_carries_a_speed_claim_with_its_reason(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_the_body_records_the_training_facts(name: str) -> None:
-    body = shipped(name).body
+    body = parse(shipped(name).path, read_text(shipped(name).path)).body
     for fact in ("Training data:", "Hardware:", "Batch:", "Optimiser:", "Steps:", "Resolution:", "Licence:"):
         assert f"- {fact}" in body, fact
 

@@ -143,7 +143,10 @@ class TestInception:
         images = pictures(3, 256)
         extractors = open_extractors(protocol(**COCO), data_root=weights_folder)
         rows = extractors.extract(images, ["a"] * 3)
-        assert extractors.names == ("inception-pytorch-fid", "inception-torch-fidelity")
+        assert tuple(network.name for network in extractors.networks) == (
+            "inception-pytorch-fid",
+            "inception-torch-fidelity",
+        )
         assert {key: (value.shape, value.dtype) for key, value in rows.items()} == {
             "inception-pytorch-fid": ((3, 2048), np.float32),
             "inception-torch-fidelity-logits": ((3, 1008), np.float32),

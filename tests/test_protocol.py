@@ -322,6 +322,7 @@ def test_a_broken_protocol_names_file_key_and_remedy(
     with pytest.raises(ProtocolError, match=message) as caught:
         load_protocol(edited(tmp_path, changes))
     assert "own.yaml" in str(caught.value)
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize(

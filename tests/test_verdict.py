@@ -53,7 +53,7 @@ def test_negative_margin_has_no_verdict():
 
 
 def test_counts_are_exact():
-    assert judge_count(label="U-Net", claimed=482_346_884, measured=482_346_884).passed
+    assert judge_count(label="U-Net", claimed=482_346_884, measured=482_346_884).outcome is Outcome.PASS
     off_by_one = judge_count(label="U-Net", claimed=482_346_884, measured=482_346_885)
     assert off_by_one.outcome is Outcome.FAIL
     assert "482,346,884" in off_by_one.reason
@@ -64,13 +64,13 @@ def test_counts_are_exact():
     ("measured", "passed"), [(255.4e9, True), (255.6e9, True), (255.7e9, False), (255.1e9, False)]
 )
 def test_compute_agrees_within_a_thousandth(measured, passed):
-    assert judge_compute(claimed=255.4e9, measured=measured).passed is passed
+    assert (judge_compute(claimed=255.4e9, measured=measured).outcome is Outcome.PASS) is passed
 
 
 def test_ratio_may_be_as_large_as_claimed():
-    assert judge_ratio(label="1 s", largest=0.75, measured=0.75).passed
-    assert not judge_ratio(label="1 s", largest=0.75, measured=0.7501).passed
-    assert judge_ratio(label="1 s", largest=0.75, measured=0.1).passed
+    assert judge_ratio(label="1 s", largest=0.75, measured=0.75).outcome is Outcome.PASS
+    assert judge_ratio(label="1 s", largest=0.75, measured=0.7501).outcome is Outcome.FAIL
+    assert judge_ratio(label="1 s", largest=0.75, measured=0.1).outcome is Outcome.PASS
 
 
 @pytest.mark.parametrize("measured", [0.0, -1.0, math.nan])
@@ -81,5 +81,5 @@ def test_ratio_of_nothing_is_refused(measured):
 
 def test_mismatch_never_passes_and_says_what_differs():
     verdict = mismatch("512 images here, 30,000 in the claim")
-    assert not verdict.passed
+    assert verdict.outcome is Outcome.MISMATCH
     assert verdict.reason == "not comparable: 512 images here, 30,000 in the claim"
