@@ -43,6 +43,9 @@ class Evaluation:
     """The scores of one checkpoint under one protocol, and where they come from."""
 
     estimates: Mapping[str, Estimate | Undefined]
+    """By metric; without those whose reference statistics are not on this machine."""
+    lacking: Mapping[str, Unavailable]
+    """By metric: why it could not be computed here."""
     protocol: Protocol
     """What was measured: the protocol that was asked for, but for the number of images and the precision."""
     requested: int
@@ -112,7 +115,8 @@ def evaluate(
     `samples` and `dtype` depart from the protocol: the result is then not `complete`, and comparable with no
     claim. `load` makes the pipeline (default: `checkpoint.load_pipeline`); it is not called, and no network
     is loaded, if all evidence is there. Scores depend on `batch_size` by rounding alone. Where more than
-    `max_images` are missing, none is made.
+    `max_images` are missing, none is made. A metric whose reference statistics are not here is left out with
+    the reason in `lacking`.
 
     Raises Unavailable for data or weights that are not on this machine and for more than `max_images`,
     DataError and CheckpointError for what is damaged, EvidenceError for a store that cannot be used.
@@ -122,7 +126,13 @@ def evaluate(
     if dtype is not None:
         measured = measured.with_dtype(dtype)
     # Whatever can fail without an image fails before the first one.
-    references = load_references(measured, data_root)
+    found = load_references(measured, data_root)
+    lacking = {metric: reason for metric, reason in found.items() if isinstance(reason, Unavailable)}
+    references = {
+        metric: statistics for metric, statistics in found.items() if not isinstance(statistics, Unavailable)
+    }
+    if len(lacking) == len(measured.metrics):
+        raise next(iter(lacking.values()))
     prompts = load_prompts(measured, data_root)
     drawn = _on_this_device(measured, device)
     batch_size = batch_size or default_batch_size(measured)
@@ -149,8 +159,10 @@ def evaluate(
     rows = evidence.rows(measured.n)
     counts = {name: sum(int(shard[name].sum()) for shard in rows) for name in ("blacked_out", "truncated")}
     writers = evidence.writers(measured.n)
+    estimates = estimate(measured, rows, references)
     return Evaluation(
-        estimates=estimate(measured, rows, references),
+        estimates={metric: figure for metric, figure in estimates.items() if metric not in lacking},
+        lacking=lacking,
         protocol=measured,
         requested=protocol.n,
         complete=measured.fingerprint == protocol.fingerprint,

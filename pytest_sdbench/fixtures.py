@@ -98,21 +98,26 @@ def sdbench_store(sdbench_session: SdbenchSession) -> Path:
 
 
 @pytest.fixture(scope="module")
+def sdbench_weights(request: pytest.FixtureRequest, sdbench_session: SdbenchSession) -> Path | None:
+    """Return the checkpoint that ``--sdbench-weights`` puts in the place of the card's own, or None."""
+    module = card_of(request.node)
+    assert module is not None
+    return sdbench_session.weights_for(module)
+
+
+@pytest.fixture(scope="module")
 def sdbench_checkpoint(
-    request: pytest.FixtureRequest, sdbench_session: SdbenchSession, sdbench_card: Card
+    sdbench_session: SdbenchSession, sdbench_card: Card, sdbench_weights: Path | None
 ) -> Checkpoint:
     """Return the verified checkpoint under test; skip with the remedy when it is not on this machine."""
     from pytest_sdbench.checkpoint import resolve, verify
 
-    module = card_of(request.node)
-    assert module is not None
-    weights = sdbench_session.weights_for(module)
     try:
         checkpoint = resolve(
             sdbench_card.checkpoint,
             card=sdbench_card.name,
             near=sdbench_card.path.parent,
-            weights=weights,
+            weights=sdbench_weights,
             download=sdbench_session.settings.download,
         )
     except SdbenchError as error:
@@ -125,15 +130,13 @@ def sdbench_checkpoint(
 
 @pytest.fixture(scope="module")
 def sdbench_network(
-    request: pytest.FixtureRequest, sdbench_session: SdbenchSession, sdbench_card: Card
+    request: pytest.FixtureRequest, sdbench_card: Card, sdbench_weights: Path | None
 ) -> Network:
     """Return the network under test: the checkpoint's where it is at hand, else the card's architecture."""
-    module = card_of(request.node)
-    assert module is not None
     try:
         checkpoint = request.getfixturevalue("sdbench_checkpoint")
     except Unavailable:
-        if sdbench_session.weights_for(module) is not None:
+        if sdbench_weights is not None:
             raise  # a candidate was named: the card's architecture must not pass in its place
         checkpoint = None
     return network_of(sdbench_card, checkpoint)

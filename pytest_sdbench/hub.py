@@ -58,6 +58,10 @@ def download_snapshot(name: str, revision: str | None, components: Sequence[str]
 def _fetch(name: str, revision: str | None, components: Sequence[str]) -> Path:
     import huggingface_hub
 
+    if _unreachable:
+        # A machine without network waits and retries for each repository anew: once is enough.
+        raise _refusal(_unreachable[0])
+    files = None
     try:
         files = huggingface_hub.list_repo_files(name, revision=revision)
         wanted = wanted_files(files, components)
@@ -66,11 +70,34 @@ def _fetch(name: str, revision: str | None, components: Sequence[str]) -> Path:
         # The client lets errors of its transport, of the file system and of its own through; for the card
         # they all mean the same. A full disk shows in the text.
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Unavailable(
-            "cannot be fetched from the hub",
-            found=f"{type(error).__name__}: {first}",
-            remedy="Check network, access (`hf auth login`) and disk space",
-        ) from error
+        found = f"{type(error).__name__}: {first}"
+        if files is None and _no_network(error):
+            _unreachable.append(found)
+        raise _refusal(found) from error
+
+
+_unreachable: list[str] = []
+"""How the hub could not be reached, once that is known."""
+
+
+def forget_failures() -> None:
+    """Try the hub again in this process: a new run begins."""
+    _unreachable.clear()
+
+
+def _no_network(error: BaseException) -> bool:
+    """Say whether the hub did not answer: an error of its own is about one repository alone."""
+    # The client's transport is httpx or requests, by its version; both have these names.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return not names.isdisjoint({"TransportError", "ConnectionError", "Timeout"})
+
+
+def _refusal(found: str) -> Unavailable:
+    return Unavailable(
+        "cannot be fetched from the hub",
+        found=found,
+        remedy="Check network, access (`hf auth login`) and disk space",
+    )
 
 
 def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:

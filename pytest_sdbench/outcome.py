@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pytest_sdbench.card import Card, read_card
 from pytest_sdbench.environment import versions
 from pytest_sdbench.errors import SdbenchError
 from pytest_sdbench.files import write_atomically
@@ -17,22 +19,25 @@ from pytest_sdbench.report.results import Row, results_json
 _PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "device", "date")
 
 
-def write_reports(paths: Sequence[Path], rows: Sequence[Row], files: Mapping[str, Path]) -> list[str]:
+def read_cards(files: Mapping[str, Path]) -> list[Card]:
+    """Return the cards behind a run's rows, by file name; the row of a broken one says what is wrong."""
+    cards = []
+    for file in sorted(set(files.values()), key=lambda found: found.name):
+        with contextlib.suppress(SdbenchError):
+            cards.append(read_card(file))
+    return cards
+
+
+def write_reports(paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Card]) -> list[str]:
     """Write each report by its ending and return one line about each; a failed write fails nothing else."""
-    from pytest_sdbench.card import read_card
     from pytest_sdbench.report.tables import results_markdown
 
+    untested = {card.name: card.explained for card in cards if card.explained}
     lines = []
     for path in paths:
         if path.suffix == ".json":
-            text = results_json(rows, {"versions": versions()})
+            text = results_json(rows, {"versions": versions()}, untested)
         else:
-            cards = []
-            for file in sorted(set(files.values()), key=lambda found: found.name):
-                try:
-                    cards.append(read_card(file))
-                except SdbenchError:
-                    continue  # its row in the table says what is wrong with it
             text = results_markdown(cards, rows, {"versions": versions()})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +60,6 @@ def write_records_of(
     Refused are figures of a run that was interrupted, of fewer images than the protocol has, and of a
     checkpoint that stood in for the card's own (`replaced` names these cards).
     """
-    from pytest_sdbench.card import read_card
-
     diffs: list[str] = []
     refused: list[str] = []
     records: dict[Path, dict[tuple[str, str], Record]] = {}
@@ -88,11 +91,11 @@ def write_records_of(
     return diffs, refused
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row], cards: Sequence[Card]) -> str:
     """Return the terminal's tables: networks, one line a card; scores, one line a claim."""
     from pytest_sdbench.report.tables import terminal_tables
 
-    return terminal_tables(rows)
+    return terminal_tables(rows, cards)
 
 
 def _same(known: Record | None, new: Record) -> bool:

@@ -16,6 +16,7 @@ import pytest
 from pytest_sdbench.card import is_card
 from pytest_sdbench.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
 from pytest_sdbench.errors import SdbenchError, Unavailable
+from pytest_sdbench.hub import forget_failures
 from pytest_sdbench.paths import reference
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.settings import Settings
@@ -37,11 +38,14 @@ class SdbenchSession:
     written: list[str] = field(default_factory=list)
     """Lines for the end of the terminal summary: files written, records refused."""
     diffs: list[str] = field(default_factory=list)
+    told: dict[tuple[Path, str], str] = field(default_factory=dict)
+    """The item that told an error of a card in full: the others, which fail by it too, refer to that one."""
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> SdbenchSession:
         """Read the settings, register the markers and point pytest at the cards."""
         session = cls(config, Settings.from_pytest_config(config))
+        forget_failures()
         for name, text in MARKERS.items():
             config.addinivalue_line("markers", f"{name}: {text} (pytest-sdbench)")
         pytest.register_assert_rewrite(SUITE)
@@ -147,7 +151,8 @@ class SdbenchSession:
             # What was skipped stands in the card, not in the suite.
             report.longrepr = (str(module.path), 1, report.longrepr[2])
         elif isinstance(error, SdbenchError):
-            report.longrepr = str(error)
+            first = self.told.setdefault((module.path, str(error)), item.nodeid)
+            report.longrepr = str(error) if first == item.nodeid else f"The same error as of {first}"
         if isinstance(error, Exception) and (call.when == "teardown" or not _row_of(report.user_properties)):
             verdict = "unavailable" if isinstance(error, Unavailable) else "error"
             if report.outcome == "skipped":
@@ -181,9 +186,9 @@ class SdbenchSession:
     ) -> Generator[None, None, None]:
         """Write reports and records, in the controller alone; a run that wrote records fails."""
         if not hasattr(self.config, "workerinput") and not self.config.option.collectonly:
-            from pytest_sdbench.outcome import write_records_of, write_reports
+            from pytest_sdbench.outcome import read_cards, write_records_of, write_reports
 
-            self.written += write_reports(self.settings.reports, self.rows, self.files)
+            self.written += write_reports(self.settings.reports, self.rows, read_cards(self.files))
             if self.settings.update:
                 finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
                 finished = finished and not (session.shouldstop or session.shouldfail)  # -x, --maxfail
@@ -216,10 +221,10 @@ class SdbenchSession:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Show claimed beside measured, then what was written."""
         if self.rows:
-            from pytest_sdbench.outcome import summary
+            from pytest_sdbench.outcome import read_cards, summary
 
             terminalreporter.section("sdbench: claimed and measured")
-            terminalreporter.write_line(summary(self.rows))
+            terminalreporter.write_line(summary(self.rows, read_cards(self.files)))
         for diff in self.diffs:
             terminalreporter.section("sdbench: recorded", sep="-")
             terminalreporter.write_line(diff.rstrip())

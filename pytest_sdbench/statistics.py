@@ -91,14 +91,25 @@ def load_reference(path: Path, *, width: int, sha256: str | None = None) -> Feat
     )
 
 
-def load_references(protocol: Protocol, data_root: Path | None = None) -> dict[str, FeatureStatistics]:
-    """Return the reference statistics of a protocol by metric; raises as `reference_of`."""
-    read: dict[object, FeatureStatistics] = {}
-    found = {}
+def load_references(
+    protocol: Protocol, data_root: Path | None = None
+) -> dict[str, FeatureStatistics | Unavailable]:
+    """Return the reference statistics of a protocol by metric, or why they are not on this machine.
+
+    Raises DataError as `reference_of`: what is damaged is no matter of one metric.
+    """
+    read: dict[object, FeatureStatistics | Unavailable] = {}
+    found: dict[str, FeatureStatistics | Unavailable] = {}
     for metric, spec in protocol.metrics.items():
         if spec.metric == "fid" or spec.metric == "kid":
             key = (spec.extractor, spec.statistics.file, spec.statistics.sha256)
-            read[key] = found[metric] = _check(spec, read.get(key) or _read(protocol, spec, data_root))
+            if key not in read:
+                try:
+                    read[key] = _read(protocol, spec, data_root)
+                except Unavailable as lacking:
+                    read[key] = lacking
+            here = read[key]
+            found[metric] = here if isinstance(here, Unavailable) else _check(spec, here)
     return found
 
 

@@ -21,6 +21,7 @@ from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.networks import Network
 from pytest_sdbench.protocol import Protocol, load_protocol
 from pytest_sdbench.session import SdbenchSession
+from pytest_sdbench.statistics import reference_of
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation import Evaluation
@@ -234,7 +235,14 @@ def test_quality(
     if claim is not None and (other := _other_protocol(claim, protocol)):
         sdbench_conclude(judges.mismatch(other), **figures)
     # Asked for here and not by argument: a claim that cannot be compared needs no checkpoint.
-    evaluation = request.getfixturevalue("sdbench_evaluate")(protocol)
+    evaluate = request.getfixturevalue("sdbench_evaluate")
+    spec = protocol.metrics.get(case.metric)
+    if spec is not None and (spec.metric == "fid" or spec.metric == "kid"):
+        # No image is made for a metric that cannot be computed from it here.
+        reference_of(protocol, spec, request.getfixturevalue("sdbench_data"))
+    evaluation: Evaluation = evaluate(protocol)
+    if case.metric in evaluation.lacking:
+        raise evaluation.lacking[case.metric]
     estimate = evaluation.estimates[case.metric]
     figures |= {"n": evaluation.n, "extra": evaluation.provenance()}
     if isinstance(estimate, Estimate):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from pytest_sdbench import hub
 from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve, verify
 from pytest_sdbench.errors import CheckpointError, Unavailable
+from pytest_sdbench.hub import forget_failures
 from pytest_sdbench.integrity import check_component
 from pytest_sdbench.skeleton import unet_skeleton
 from pytest_sdbench.tensors import find_weights
@@ -519,6 +521,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache.mkdir()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    forget_failures()
     return cache
 
 
@@ -565,6 +568,41 @@ def test_without_network_a_download_is_unavailable_with_the_reason(hub_cache: Pa
     with pytest.raises(Unavailable, match="--sdbench-weights tiny=PATH") as caught:
         resolve(f"org/tiny@{COMMIT}", card="tiny", download=True)
     assert "Offline" in str(caught.value.found)
+
+
+class TransportError(Exception):
+    """Named as httpx's, which knows no other base of `no answer`."""
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (TransportError("no route to host"), 1),
+        (ConnectionError("no route to host"), 1),
+        (OSError(28, "No space left on device"), 2),
+        (RuntimeError("this repository is gated"), 2),
+    ],
+)
+def test_without_network_the_hub_is_asked_once_in_a_run(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, asked: int
+) -> None:
+    import huggingface_hub
+
+    names: list[str] = []
+
+    def fail(name: str, **_: Any) -> None:
+        names.append(name)
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
+    for name in ("org/one", "org/two"):
+        with pytest.raises(Unavailable, match=re.escape(str(error))):
+            resolve(name, card="tiny", download=True)
+    assert len(names) == asked
+    forget_failures()
+    with pytest.raises(Unavailable):
+        resolve("org/one", card="tiny", download=True)
+    assert len(names) == asked + 1
 
 
 @pytest.mark.parametrize("lacks", [UNET_WEIGHTS, "tokenizer", "vae/config.json"])

@@ -389,9 +389,27 @@ def test_what_lacks_is_said_before_anything_is_loaded(
     with pytest.raises(Unavailable, match=r"captions\.csv"):
         score(checkpoint, protocol, tmp_path, data_root=tmp_path, load=never)
     (tmp_path / "real.npz").unlink()
+    (tmp_path / "captions.csv").write_bytes((data_root / "captions.csv").read_bytes())
+    spec = protocol.model_dump()["metrics"]["fid"]
+    distance = protocol_of(data_root, "distance", metrics={"fid": spec})
     with pytest.raises(Unavailable, match=r"real\.npz"):
-        score(checkpoint, protocol, tmp_path, data_root=tmp_path, load=never)
+        score(checkpoint, distance, tmp_path, data_root=tmp_path, load=never)
     assert not list(tmp_path.glob("*-*"))
+
+
+def test_only_the_distances_need_the_reference_statistics(
+    data_root: Path,
+    protocol: Protocol,
+    checkpoint: Checkpoint,
+    undisturbed: tuple[Path, evaluation.Evaluation],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "captions.csv").write_bytes((data_root / "captions.csv").read_bytes())
+    found = score(checkpoint, protocol, undisturbed[0], data_root=tmp_path, load=never)
+    assert set(found.lacking) == {"fid", "kid"}
+    assert "real.npz" in str(found.lacking["fid"])
+    expected = values(undisturbed[1])
+    assert values(found) == {name: expected[name] for name in ("inception_score", "clip_score")}
 
 
 def test_statistics_of_other_weights_of_the_extractor_are_refused(

@@ -166,7 +166,21 @@ def test_the_terminal_shows_networks_scores_and_what_was_not_measured() -> None:
     text = terminal_tables(ROWS)
     for words in ("482,346,884", "255.4 G", "0.712 (max 0.76)", "fail (size), else pass", "17.01 ± 0.10"):
         assert words in text
-    assert "not measured: 2 scores of 2 cards (1 unavailable, 1 error)" in text
+    assert "not measured: 1 score of 1 card (1 unavailable)" in text
+    assert "cannot be read: broken" in text
+
+
+def test_what_a_card_leaves_untested_stands_in_every_report(tmp_path: Path) -> None:
+    hub = tmp_path / "hub.md"
+    hub.write_text("---\nlicense: mit\n---\n# Theirs\n", encoding="utf-8")
+    card = read_card(hub)
+    assert card.explained
+    for text in (terminal_tables(ROWS, [card]), results_markdown([card], ROWS)):
+        for note in card.explained:
+            assert f"- hub: {note}" in text
+    assert json.loads(results_json(ROWS, {}, {"hub": card.explained}))["untested"] == {
+        "hub": list(card.explained)
+    }
 
 
 def test_json_gives_every_row_back() -> None:

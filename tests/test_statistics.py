@@ -188,8 +188,11 @@ def test_kid_needs_features(data_root: Path) -> None:
 
 def test_statistics_that_are_not_here_say_how_to_make_them(data_root: Path) -> None:
     protocol = a_protocol(data_root)
+    lacking = load_references(protocol, None)
+    assert set(lacking) == {"fid", "kid"}
+    assert all("--sdbench-data" in str(reason) for reason in lacking.values())
     with pytest.raises(Unavailable, match="--sdbench-data"):
-        load_references(protocol, None)
+        reference_of(protocol, protocol.metrics["fid"], None)
     (data_root / "s.npz").unlink()
     command = "python -m pytest_sdbench stats IMAGES --extractor net --resize 256 --out"
     with pytest.raises(Unavailable, match=f"from 40 real images: {command} {data_root / 's.npz'}"):

@@ -327,6 +327,28 @@ def test_without_prompts_the_claim_is_skipped_with_the_remedy(run, project):
     result.stdout.fnmatch_lines(["*--sdbench-data*"])
 
 
+def test_without_reference_statistics_only_the_distances_are_skipped(pytester, project, tmp_path):
+    from pytest_sdbench.protocol import load_protocol
+
+    path = project.parent / "protocols" / "bare.yaml"
+    metrics = load_protocol("scenes-quick").model_dump()["metrics"]
+    for name in ("fid", "kid"):
+        metrics[name]["statistics"] = {"file": "real.npz", "images": 9}
+    for spec in metrics.values():
+        del spec["metric"]
+    make_protocol(path, n=2, metrics=metrics, margins={})
+    make_card(project, claims={}, protocol="bare")
+    words = ("cards", *QUALITY, "--sdbench-store", tmp_path, "--sdbench-report=r.json")
+    pytester.runpytest(*words, "-k", "fid").assert_outcomes(skipped=1, deselected=10)
+    assert not list(tmp_path.iterdir())  # no image is made for nothing
+    pytester.runpytest(*words)
+    verdicts = {row["metric"]: row["verdict"] for row in rows(pytester.path / "r.json").values()}
+    assert verdicts["inception_score"] == verdicts["clip_score"] == "uncalibrated"
+    reasons = [row["reason"] for row in rows(pytester.path / "r.json").values() if row["n"] is None]
+    assert len(reasons) == 2
+    assert all("--sdbench-data" in reason for reason in reasons)
+
+
 def test_a_missing_checkpoint_is_skipped_with_the_remedy_and_a_damaged_one_fails(run, project):
     unet = project.parent / "mini-sd" / "unet" / "diffusion_pytorch_model.safetensors"
     content = unet.read_bytes()
@@ -335,6 +357,10 @@ def test_a_missing_checkpoint_is_skipped_with_the_remedy_and_a_damaged_one_fails
     assert damaged.parseoutcomes().get("failed", 0) + damaged.parseoutcomes().get("errors", 0) == 4
     assert "diffusion_pytorch_model.safetensors" in damaged.stdout.str()
     assert "Traceback" not in damaged.stdout.str()
+    # In full at the first item; the others refer to it.
+    first = "cards/mini.md::test_quality[[]mini-inception_score]"
+    damaged.stdout.fnmatch_lines([f"The same error as of *{first}"] * 3)
+    assert damaged.stdout.str().count("model.safetensors: damaged") == 1
     make_card(project, checkpoint="nobody/nothing")
     missing = run("cards")
     missing.assert_outcomes(skipped=4)
@@ -550,7 +576,7 @@ def test_a_hub_card_without_our_block_is_read_and_explained(run, pytester):
     )
     result = run("hub.md")
     assert result.parseoutcomes().get("failed") is None
-    result.stdout.fnmatch_lines(["*not comparable*"])
+    result.stdout.fnmatch_lines(["*not comparable*", "*leave untested*", "- hub: *draft FOLDER*"])
 
 
 def test_protocol_of_ones_own_beside_the_card(run, project):

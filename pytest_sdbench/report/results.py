@@ -52,14 +52,22 @@ class Row:
         return cls(**{key: value for key, value in values.items() if key in known})
 
 
-def results_json(rows: Sequence[Row], environment: Mapping[str, Any]) -> str:
-    """Return ``results.json``: schema version, environment, a count of verdicts, and every row."""
+def results_json(
+    rows: Sequence[Row],
+    environment: Mapping[str, Any],
+    untested: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """Return ``results.json``: schema version, environment, a count of verdicts, and every row.
+
+    `untested` says by card what it leaves untested, and why.
+    """
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
     content = {
         "schema_version": SCHEMA_VERSION,
         "environment": _finite(dict(environment)),
         "summary": {verdict: count for verdict, count in counts.items() if count},
         "results": [row.to_dict() for row in rows],
+        "untested": {card: list(notes) for card, notes in (untested or {}).items()},
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 

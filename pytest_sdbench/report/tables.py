@@ -147,10 +147,12 @@ def results_markdown(
     others = [row for row in rows if row.test not in (*_NETWORK, "quality")]
     if others:
         parts += ["## Cards that cannot be read", _reasons(others)]
+    if notes := _untested(cards):
+        parts += ["## What the cards leave untested", notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def terminal_tables(rows: Sequence[Row]) -> str:
+def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
     """Return the same in short for a terminal: networks, one line a card; scores, one line a claim."""
     names = list(dict.fromkeys(row.card for row in rows))
     parts = []
@@ -171,22 +173,32 @@ def terminal_tables(rows: Sequence[Row]) -> str:
     ]
     if scores:
         parts.append(_plain(["card", "claim", "claimed", "measured", "N", "verdict"], scores))
-    rest = [row for row in rows if row.test not in _NETWORK and row.measured is None]
+    rest = [row for row in rows if row.test == "quality" and row.measured is None]
     if rest:
         counts = _counts(rest)
         parts.append(
-            f"not measured: {len(rest)} scores of {len({row.card for row in rest})} cards ({counts})"
+            f"not measured: {_many(len(rest), 'score')} of {_many(len({row.card for row in rest}), 'card')} "
+            f"({counts})"
         )
+    broken = {row.card for row in rows if row.test not in (*_NETWORK, "quality")}
+    if broken:
+        parts.append(f"cannot be read: {', '.join(sorted(broken))}")
     # Failures have a section of their own in pytest's output; what was skipped has its reason here.
     skipped = [row for row in rows if row.verdict not in ("pass", "fail", "error")]
     if skipped:
         parts.append(_reasons(skipped))
+    if notes := _untested(cards):
+        parts.append(f"what the cards leave untested:\n{notes}")
     return "\n\n".join(parts)
 
 
 def _summary(rows: Sequence[Row]) -> str:
     cards = len({row.card for row in rows})
     return f"{len(rows)} checks of {cards} card{'s' * (cards != 1)}: {_counts(rows) or 'none'}."
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _counts(rows: Sequence[Row]) -> str:
@@ -249,6 +261,15 @@ def _network_cells(name: str, rows: Sequence[Row]) -> list[str]:
         _memory(_one(rows, name, "memory")),
         _verdicts(_of(rows, name, *_NETWORK)),
     ]
+
+
+def _untested(cards: Sequence[Card]) -> str:
+    """Return a list of what cannot be tested, each reason once."""
+    users: dict[str, list[str]] = {}
+    for card in cards:
+        for note in card.explained:
+            users.setdefault(note, []).append(card.name)
+    return "\n".join(f"- {', '.join(names)}: {note}" for note, names in users.items())
 
 
 def _of(rows: Sequence[Row], card: str, *tests: str) -> list[Row]:
