@@ -127,7 +127,8 @@ class Material:
     def _placed(self, name: str, network: Any) -> Any:
         """Return a frozen network, moved to the device on first use: with all cached it never goes there."""
         if name not in self._on_device:
-            network.to(self.device, self.dtype).eval().requires_grad_(False)
+            # diffusers' own `to` warns of every cast, whether or not there is anything to keep in float32.
+            torch.nn.Module.to(network, self.device, self.dtype).eval().requires_grad_(False)
             self._on_device.add(name)
         return network
 

@@ -327,7 +327,8 @@ def prepared(unet: Any, recipe: Recipe) -> Any:
 
 def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Tapped:
     unet = copy.deepcopy(unet).eval().requires_grad_(False)
-    unet.to(device=device, dtype=dtype)
+    # diffusers' own `to` warns of every cast, whether or not there is anything to keep in float32.
+    nn.Module.to(unet, device=device, dtype=dtype)
     if recipe.speed.channels_last:
         unet.to(memory_format=torch.channels_last)
     teacher = Tapped(unet, taps)
