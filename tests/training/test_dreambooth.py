@@ -120,7 +120,7 @@ def test_every_picture_of_the_subject_has_the_prompt(parts: Parts, subject: Path
     wanted = parts.tokenizer(PROMPT, padding="max_length", max_length=77).input_ids
     assert taken.tokens.tolist() == [wanted, wanted]
     assert taken.pixels is not None
-    first = torch.from_numpy(np.asarray(Image.open(subject / "0.png"))).permute(2, 0, 1) / 127.5 - 1
+    first = torch.from_numpy(np.array(Image.open(subject / "0.png"))).permute(2, 0, 1) / 127.5 - 1
     torch.testing.assert_close(taken.pixels[0], first)
 
 
