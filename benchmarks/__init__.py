@@ -1,0 +1,1 @@
+"""Programs that measure our own speed against others, and their recorded results."""

@@ -1,0 +1,83 @@
+"""Measure what a machine can do: matrix multiplications, copies, memory."""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def wait(device: torch.device) -> None:
+    """Return when the device has done everything it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def describe(device: torch.device) -> str:
+    """Return the name of the device, and on a CPU the number of threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu()}, {threads} thread{'s' * (threads != 1)}"
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.5) -> float:
+    """Return the most floating-point operations per second that a square matrix multiplication reached."""
+    best = 0.0
+    for size in (4096, 8192, 16384) if device.type == "cuda" else (512, 1024):
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(left)
+        each = _fastest(lambda a=left, b=right, c=out: torch.mm(a, b, out=c), device, seconds / 3)  # type: ignore[misc]
+        best = max(best, 2 * size**3 / each)
+    return best
+
+
+def copy_peak(device: torch.device, *, seconds: float = 0.3) -> float:
+    """Return the most bytes per second, read and written, of copying a tensor larger than any cache."""
+    source = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    return (
+        2 * source.numel() * source.element_size() / _fastest(lambda: target.copy_(source), device, seconds)
+    )
+
+
+def resident() -> tuple[int, int]:
+    """Return the resident bytes of this process and the most there were; (0, 0) where Linux does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0, 0
+    now, most = (re.search(rf"{key}:\s+(\d+) kB", status) for key in ("VmRSS", "VmHWM"))
+    return (int(now[1]) * 1024 if now else 0), (int(most[1]) * 1024 if most else 0)
+
+
+def forget_peak() -> None:
+    """Start the count of the most resident bytes anew, where Linux lets us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    except OSError:
+        return
+
+
+def _fastest(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    call()
+    wait(device)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        call()
+        wait(device)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _cpu() -> str:
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
