@@ -189,6 +189,27 @@ def test_scores_do_not_depend_on_the_batch_size(
     assert alone == pytest.approx(together, rel=1e-4)
 
 
+def test_the_text_is_projected_once_a_batch_to_the_same_bits(checkpoint: Checkpoint, data_root: Path) -> None:
+    sampling = {"steps": 3, "guidance": 2.0, "resolution": 64, "dtype": "float32"}
+    protocol = protocol_of(data_root, "steps", sampling=sampling)
+    pipeline, plain = load_pipeline(checkpoint), load_pipeline(checkpoint)
+    plain.unet.to(memory_format=torch.channels_last)
+    calls: list[int] = []
+    projection = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    forward = projection.forward
+
+    def counted(states: torch.Tensor) -> torch.Tensor:
+        calls.append(len(states))
+        return forward(states)
+
+    projection.forward = counted
+    evaluation._arrange(pipeline)
+    ours = [batch.images for batch in sample(pipeline, protocol, CAPTIONS, range(4), batch_size=2)]
+    theirs = [batch.images for batch in sample(plain, protocol, CAPTIONS, range(4), batch_size=2)]
+    np.testing.assert_array_equal(ours, theirs)
+    assert calls == [4, 4]  # with and without the prompt, of two images; once for each batch
+
+
 def test_fewer_images_are_another_claim_on_the_same_evidence(
     protocol: Protocol, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
