@@ -285,7 +285,7 @@ def _remember(module: Any) -> None:
     """Have a module give its last output again for the same tensor.
 
     Keys and values of cross-attention depend on the text alone, which is one tensor through all steps of a
-    batch: a small U-Net draws the same bits 1.17 times as fast.
+    batch: that saves a tenth of a small U-Net's time, and not a bit changes.
     """
     forward = module.forward
     last: tuple[Any, Any] = (None, None)
