@@ -79,7 +79,7 @@ def ablation() -> Experiment:
 
     no_output, no_feature = "objective.weights.output=0.0", "objective.weights.feature=0.0"
     return Experiment(
-        "With and without teacher initialisation, output and feature distillation: scenes-small, 32,000 images",
+        "What helps: initialisation, output and feature distillation; scenes-small, 32,000 images",
         "BK-SDM, ablation of the components for Small",
         (
             run("teacher weights, output and feature distillation"),

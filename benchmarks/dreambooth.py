@@ -1,0 +1,160 @@
+"""Teach scenes-small one subject and score it: `python -m benchmarks.dreambooth`.
+
+In miniature what DreamBooth (Ruiz et al. 2023) reports and BK-SDM repeats with its students: how faithful
+the pictures are to the subject and to the prompt, and what is left of the class. What each figure is stands
+in `training/subject_scores.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from benchmarks.experiments import RESULTS, ROOT
+from training.parts import Parts, load_parts
+
+GUIDANCE, STEPS = 2.0, 25
+COLUMNS = {
+    "seen": "subject seen ↑",
+    "subject_by_features": "subject, by features ↑",
+    "subject_by_clip": "CLIP-I ↑",
+    "prompt_by_clip": "CLIP-T ↑",
+    "prior_seen": "subject in the class ↓",
+    "prior_leak": "class like subject ↓",
+    "prior_diversity": "diversity of the class ↑",
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to personalise, as overrides of the recipe."""
+
+    label: str
+    overrides: tuple[str, ...] = ()
+
+
+WAYS = (
+    Way("all weights"),
+    Way("all weights, no prior preservation", ("objective.prior_weight=0.0",)),
+    Way(
+        "LoRA, rank 16",
+        ("objective.lora={rank: 16, alpha: 27.0}", "optimizer.learning_rate=2.0e-3"),
+    ),
+)
+
+
+def train(way: Way, folder: Path, threads: int) -> Path:
+    """Train one way, unless that is done; return the exported checkpoint."""
+    from training.scenes_subject import write_pictures
+
+    pictures = write_pictures(folder / "subject")
+    own = folder / "".join(c if c.isalnum() else "-" for c in way.label)
+    out = own / "export"
+    if not (out / "README.md").is_file():
+        command = [
+            sys.executable,
+            "-m",
+            "training",
+            "scenes-dreambooth",
+            f"data.path={pictures}",
+            *way.overrides,
+        ]
+        command += [
+            "--device",
+            "cpu",
+            "--threads",
+            str(threads),
+            "--folder",
+            str(own / "run"),
+            "--out",
+            str(out),
+        ]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return out
+
+
+def score(parts: Parts, each: int) -> tuple[dict[str, float], Any, Any]:
+    """Draw `each` pictures of every prompt, as many of the class as of all; return figures and pictures."""
+    from pytest_sdbench.classifier import load_classifier
+    from pytest_sdbench.clip import load_clip
+    from training.preview import draw
+    from training.scenes_subject import CLASS_PROMPT, PROMPTS, pictures
+    from training.subject_scores import score_subject
+
+    prompts = [prompt for prompt in PROMPTS for _ in range(each)]
+    drawn = draw(parts, prompts, guidance=GUIDANCE, steps=STEPS)
+    of_class = draw(parts, [CLASS_PROMPT] * len(prompts), guidance=GUIDANCE, steps=STEPS, seed=10_000)
+    scores = score_subject(
+        drawn,
+        prompts,
+        of_class,
+        pictures(),
+        classifier=load_classifier(),
+        clip=load_clip("local:scenes-clip"),
+    )
+    return scores.to_dict(), drawn, of_class
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, score, write table and sheet."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dreambooth", description=__doc__)
+    parser.add_argument("--each", type=int, default=8, help="pictures of each of the eight prompts")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    default = Path(os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench")
+    parser.add_argument("--folder", type=Path, default=default / "experiments" / "dreambooth")
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    from training.preview import Row, sheet
+    from training.scenes_subject import CLASS_PROMPT, PROMPTS, pictures
+
+    torch.set_num_threads(options.threads)
+    models: dict[str, Any] = {
+        "scenes-small, as it is": {"base": "embedded:scenes-sd", "unet": "embedded:scenes-small"}
+    }
+    for way in WAYS:
+        models[way.label] = str(train(way, options.folder, options.threads))
+    rows, drawn, of_class = [], {}, {}
+    for label, spec in models.items():
+        figures, drawn[label], of_class[label] = score(load_parts(spec), options.each)
+        rows.append({"model": label, **figures})
+        print(rows[-1], flush=True)
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    content = {"pictures": options.each * len(PROMPTS), "guidance": GUIDANCE, "steps": STEPS, "rows": rows}
+    (RESULTS / "dreambooth.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    table = tabulate(
+        [[row["model"], *(f"{row[name]:.3f}" for name in COLUMNS)] for row in rows],
+        ["", *COLUMNS.values()],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+    count = options.each * len(PROMPTS)
+    text = (
+        "# DreamBooth: one subject, a heart that is half lime and half magenta\n\n"
+        f"{count} pictures of {len(PROMPTS)} prompts, and {count} of the class prompt. What each figure is "
+        "stands in [subject_scores.py](../../training/subject_scores.py).\n\n"
+        f"{table}\n\n![samples](dreambooth.png)\n"
+    )
+    (RESULTS / "dreambooth.md").write_text(text, encoding="utf-8")
+    real = pictures()
+    lines = [
+        Row(prompt, [real[i % len(real)], *(drawn[label][i * options.each] for label in models)])
+        for i, prompt in enumerate(PROMPTS)
+    ]
+    lines += [Row(CLASS_PROMPT, [real[0], *(of_class[label][i] for label in models)]) for i in range(2)]
+    sheet(lines, RESULTS / "dreambooth.png", columns=["the subject", *models], cell=110)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
