@@ -19,6 +19,7 @@ def contradictions(recipe: Recipe) -> list[Problem]:
         *_student(recipe),
         *_objective(recipe),
         *_data(recipe),
+        *_export(recipe),
         *_notes(recipe),
     ]
 
@@ -101,6 +102,12 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     if data.cache_text and getattr(recipe.objective, "train_text_encoder", False):
         remedy = "Write cache_text: false, or objective.train_text_encoder: false"
         yield Problem("data.cache_text", "the text encoder learns, so its states change", True, remedy)
+
+
+def _export(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.export.unet_only and getattr(recipe.objective, "train_text_encoder", False):
+        message, remedy = "the text encoder learns, too, and would be lost", "Write export.unet_only: false"
+        yield Problem("export.unet_only", message, True, remedy)
 
 
 def _notes(recipe: Recipe) -> Iterator[Problem]:

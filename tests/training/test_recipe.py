@@ -184,6 +184,15 @@ def test_a_wrong_value_is_named_with_its_key_and_a_remedy(
         (["watch.preview_images=100"], "watch.prompts", "no prompts"),
         (["data.cache=false", "data.cache_text=true"], "data.cache_text", "cache: true"),
         (
+            [
+                "objective={kind: prediction, train_text_encoder: true}",
+                "student.remove=none",
+                "export.unet_only=true",
+            ],
+            "export.unet_only",
+            "would be lost",
+        ),
+        (
             ["objective={kind: prediction, train_text_encoder: true}", "data.cache_text=true"],
             "data.cache_text",
             "its states change",
