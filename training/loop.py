@@ -28,7 +28,7 @@ from training.dice import Dice
 from training.ema import Average
 from training.errors import TrainingError
 from training.recipe import Recipe
-from training.state import FILE, full, load_state, read_state, save_state
+from training.state import FILE, full, load_state, read_state, save_state, shard
 from training.status import Log, Meter, Status
 
 
@@ -297,7 +297,7 @@ def one_step(learner: Learner, seen: int) -> Tensor:
             losses = task.losses(model, piece)
             accelerator.backward(losses["loss"] / plan.parts)
         meter.add(losses, step=step)
-    norm: Tensor = accelerator.clip_grad_norm_(learner.parameters, recipe.optimizer.clip or math.inf)
+    norm = full(accelerator.clip_grad_norm_(learner.parameters, recipe.optimizer.clip or math.inf))
     if recipe.precision != "fp16":  # its scaler skips a step whose gradients overflow
         meter.watch("gradient norm", norm, step=step)
     optimizer.step()
@@ -375,9 +375,9 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _largest(parameters: Sequence[Tensor]) -> Tensor:
-    """Return the largest magnitude among all parameters, NaN if one is."""
-    norms = torch._foreach_norm([weight.detach() for weight in parameters], ord=math.inf)
-    return torch.stack([full(norm) for norm in norms]).amax()
+    """Return the largest magnitude among the parameters that this process holds, NaN if one is."""
+    held = [part.detach() for part in map(shard, parameters) if part.numel()]
+    return torch.stack(torch._foreach_norm(held, ord=math.inf)).amax()
 
 
 def _passed(seen: int, batch: int, interval: int) -> bool:

@@ -138,6 +138,12 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def shard(value: Tensor) -> Tensor:
+    """Return the part of a sharded tensor that this process holds: it may be empty."""
+    held: Tensor = value.to_local() if hasattr(value, "to_local") else value
+    return held
+
+
 def full(value: Tensor) -> Tensor:
     """Gather a sharded tensor; all processes take part."""
     gathered: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value

@@ -160,7 +160,7 @@ def begin_pair(work: Callable[..., None], *arguments: Any, **environment: str) -
     ]
 
 
-def finish(processes: Sequence[BaseProcess], seconds: float = 120.0) -> list[int | None]:
+def finish(processes: Sequence[BaseProcess], seconds: float = 400.0) -> list[int | None]:
     """Wait for processes and return their exit codes; one that hangs is killed."""
     for process in processes:
         process.join(seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from tests.tiny_checkpoint import make_checkpoint
 from tests.training.helpers import assert_same_state, log_lines, tiny_recipe, train_real
-from training import loop, objectives
+from training import loop
 from training.dice import Dice
 from training.recipe import Recipe
 from training.state import FILE, read_state
@@ -39,19 +40,37 @@ def piece(seen: int = 0, count: int = 4, first: int = 0, total: int = 4) -> loop
     return loop.Piece(seen + first, count, Dice(3, seen, total, first, count))
 
 
+def short(place: Path, objective: str, *overrides: str) -> Recipe:
+    """Return a recipe of three steps of four."""
+    sizes = ("schedule.steps=3", "schedule.batch=4", "schedule.micro_batch=4", "ema.decay=0.9")
+    return tiny_recipe(*sizes, *overrides, teacher=place / "sd", objective=objective)
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Callable[[str], Path]:
+    """The folder of a short run of an objective, which was not interrupted."""
+
+    def of(objective: str) -> Path:
+        folder = place / f"whole-{objective}"
+        if not folder.exists():
+            train_real(folder, short(place, objective))
+        return folder
+
+    return of
+
+
+def curve(folder: Path) -> list[float]:
+    return [line["loss"] for line in log_lines(folder) if "loss" in line]
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_resumed_equals_uninterrupted(place: Path, tmp_path: Path, objective: str) -> None:
-    recipe = tiny_recipe(
-        "ema.decay=0.9", "schedule.steps=4", "schedule.micro_batch=4",
-        teacher=place / "sd", objective=objective,
-    )  # fmt: skip
-    train_real(place / f"{objective}-whole", recipe)
-    train_real(place / f"{objective}-parts", recipe, stop_at=16)
-    train_real(place / f"{objective}-parts", recipe)
-    assert_same_state(place / f"{objective}-whole", place / f"{objective}-parts")
-    losses = [line["loss"] for line in log_lines(place / f"{objective}-whole")]
-    assert len(losses) == 4
-    assert all(math.isfinite(loss) for loss in losses)
+def test_resumed_equals_uninterrupted(place: Path, whole: Any, objective: str) -> None:
+    recipe = short(place, objective)
+    train_real(place / f"parts-{objective}", recipe, stop_at=4)
+    train_real(place / f"parts-{objective}", recipe)
+    assert_same_state(whole(objective), place / f"parts-{objective}")
+    assert len(curve(whole(objective))) == 3
+    assert all(math.isfinite(loss) for loss in curve(whole(objective)))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -60,23 +79,16 @@ def test_pieces_average_to_the_whole_step(place: Path, objective: str) -> None:
     whole = task.losses(task.model, piece(seen=8))
     parts = [task.losses(task.model, piece(seen=8, count=2, first=first)) for first in (0, 2)]
     for name, value in whole.items():
-        mean = (float(parts[0][name]) + float(parts[1][name])) / 2
+        mean = sum(float(part[name].detach()) for part in parts) / 2
         assert mean == pytest.approx(float(value), rel=1e-5), name
 
 
-def test_validation_does_not_change_the_course(place: Path) -> None:
-    recipes = [
-        tiny_recipe(
-            "ema.decay=0.9", "schedule.steps=3", f"watch.validation_images={interval}",
-            "watch.validation_rows=5", teacher=place / "sd", objective="distillation",
-        )
-        for interval in (0, 8)
-    ]  # fmt: skip
-    for recipe, name in zip(recipes, ("unwatched", "watched"), strict=True):
-        train_real(place / name, recipe)
-    assert_same_state(place / "unwatched", place / "watched")
+def test_validation_does_not_change_the_course(place: Path, whole: Any) -> None:
+    watched = ("watch.validation_images=4", "watch.validation_rows=5")
+    train_real(place / "watched", short(place, "distillation", *watched))
+    assert_same_state(whole("distillation"), place / "watched")
     measured = [line for line in log_lines(place / "watched") if "error_at_50" in line]
-    assert [line["seen"] for line in measured] == [8, 16, 24]
+    assert [line["seen"] for line in measured] == [4, 8, 12]
     assert {f"error_at_{step}" for step in (50, 250, 450, 650, 850)} <= set(measured[0])
 
 
@@ -98,27 +110,20 @@ def test_validation_measures_the_same_thing_every_time(place: Path) -> None:
     assert first["error_at_450"] == pytest.approx(float((guess - noise).square().mean()), rel=1e-4)
 
 
-def test_bfloat16_trains_float32_weights_on_a_cpu(place: Path) -> None:
-    recipe = tiny_recipe(
-        "precision=bf16", "schedule.steps=3", "ema.decay=0.9", teacher=place / "sd", objective="distillation"
-    )
-    task = train_real(place / "bf16", recipe)
+def test_bfloat16_trains_float32_weights_on_a_cpu(place: Path, whole: Any) -> None:
+    task = train_real(place / "bf16", short(place, "distillation", "precision=bf16"))
     state = read_state(place / "bf16" / FILE)
     assert {value.dtype for value in state["model"].values()} == {torch.float32}
     assert {value.dtype for value in task.teacher.parameters()} == {torch.bfloat16}
-    exact = tiny_recipe("schedule.steps=3", "ema.decay=0.9", teacher=place / "sd", objective="distillation")
-    train_real(place / "fp32", exact)
-    losses = [[line["loss"] for line in log_lines(place / name)] for name in ("bf16", "fp32")]
-    assert losses[0] == pytest.approx(losses[1], rel=0.02)
-    assert losses[0] != losses[1]
+    assert curve(place / "bf16") == pytest.approx(curve(whole("distillation")), rel=0.02)
+    assert curve(place / "bf16") != curve(whole("distillation"))
 
 
 def test_a_student_of_all_losses_learns(place: Path) -> None:
-    recipe = tiny_recipe("schedule.steps=12", teacher=place / "sd", objective="distillation")
-    train_real(place / "learns", recipe)
+    train_real(place / "learns", short(place, "distillation", "schedule.steps=10"))
     lines = log_lines(place / "learns")
-    for name in ("task", "output", "feature"):
-        assert sum(line[name] for line in lines[-3:]) < sum(line[name] for line in lines[:3]), name
+    for name in ("output", "feature"):
+        assert sum(line[name] for line in lines[-3:]) < 0.9 * sum(line[name] for line in lines[:3]), name
     for line in lines:
         assert line["loss"] == pytest.approx(line["task"] + line["output"] + line["feature"], rel=1e-5)
 
@@ -168,7 +173,7 @@ def test_a_distillation_step_is_what_its_parts_say(place: Path) -> None:
 
 
 def test_the_frozen_networks_stay_as_they_are(place: Path) -> None:
-    recipe = tiny_recipe("schedule.steps=2", teacher=place / "sd", objective="consistency")
+    recipe = short(place, "consistency", "schedule.steps=1")
     accelerator = loop.start(recipe, place / "frozen", "cpu")
     task = build_task(recipe, folder=place / "frozen", accelerator=accelerator, say=lambda _line: None)
     assert isinstance(task, ConsistencyTask)
@@ -181,14 +186,13 @@ def test_the_frozen_networks_stay_as_they_are(place: Path) -> None:
 
 
 def test_the_target_follows_the_student(place: Path) -> None:
-    recipe = tiny_recipe("schedule.steps=3", teacher=place / "sd", objective="consistency")
-    start = built(recipe, place / "none").model.state_dict()
-    name = "unet.conv_in.weight"
-    target = start[name].double()
-    for step in (1, 2, 3):
-        task = train_real(place / "target", recipe, stop_at=8 * step)
-        target = 0.8 * target + 0.2 * read_state(place / "target" / FILE)["model"][name].double()
-        torch.testing.assert_close(task.target.state_dict()[name].double(), target, rtol=1e-6, atol=1e-8)
+    recipe, name = short(place, "consistency"), "unet.conv_in.weight"
+    start = built(recipe, place / "none").model.state_dict()[name].double()
+    task = train_real(place / "target", recipe, stop_at=4)
+    student = read_state(place / "target" / FILE)["model"][name].double()
+    target = task.target.state_dict()[name].double()
+    torch.testing.assert_close(target, 0.8 * start + 0.2 * student, rtol=1e-6, atol=1e-8)
+    assert not torch.equal(start, student)
 
 
 def test_the_teacher_is_called_once_for_both_branches(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,9 +301,8 @@ def test_mirrored_pictures_are_half_and_fixed_by_their_place() -> None:
 
 
 def test_text_encoder_that_learns_is_trained_and_saved(place: Path) -> None:
-    recipe = tiny_recipe(
-        "objective.train_text_encoder=true", "data.cache_text=false", "schedule.steps=2", teacher=place / "sd"
-    )
+    settings = ("objective.train_text_encoder=true", "data.cache_text=false", "schedule.steps=1")
+    recipe = short(place, "prediction", *settings)
     fresh = built(recipe, place / "text-fresh").model.text_encoder.state_dict()
     train_real(place / "text", recipe)
     state = read_state(place / "text" / FILE)["model"]
@@ -307,24 +310,7 @@ def test_text_encoder_that_learns_is_trained_and_saved(place: Path) -> None:
     assert len(moved) > len(fresh) / 2
 
 
-def test_speed_settings_change_nothing_that_is_learned(place: Path) -> None:
-    plain = tiny_recipe("schedule.steps=2", teacher=place / "sd", objective="distillation")
-    quick = tiny_recipe(
-        "schedule.steps=2", "speed.channels_last=true", "speed.gradient_checkpointing=true",
-        teacher=place / "sd", objective="distillation",
-    )  # fmt: skip
-    train_real(place / "plain", plain)
-    train_real(place / "quick", quick)
-    curves = [[line["loss"] for line in log_lines(place / name)] for name in ("plain", "quick")]
-    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
-
-
-def test_consistency_weights_of_the_objective_are_used(place: Path) -> None:
-    """A wider Huber constant is a smaller loss: sqrt(d^2 + c^2) - c falls with c."""
-    losses = []
-    for huber in (1e-3, 1.0):
-        recipe = tiny_recipe(f"objective.huber={huber}", teacher=place / "sd", objective="consistency")
-        task = built(recipe, place / "huber")
-        losses.append(float(task.losses(task.model, piece())["loss"]))
-    assert losses[1] < losses[0]
-    assert objectives.ddim_grid(1000, 50)[0] == 19
+def test_speed_settings_change_nothing_that_is_learned(place: Path, whole: Any) -> None:
+    settings = ("speed.channels_last=true", "speed.gradient_checkpointing=true")
+    train_real(place / "quick", short(place, "distillation", *settings))
+    assert curve(place / "quick") == pytest.approx(curve(whole("distillation")), rel=1e-5)
