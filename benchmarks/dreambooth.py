@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     count = options.each * len(PROMPTS)
     text = (
-        "# DreamBooth: one subject, a heart that is half lime and half magenta\n\n"
+        "# DreamBooth: one subject, a heart that is half green and half purple\n\n"
         f"{count} pictures of {len(PROMPTS)} prompts, and {count} of the class prompt. What each figure is "
         "stands in [subject_scores.py](../../training/subject_scores.py).\n\n"
         f"{table}\n\n![samples](dreambooth.png)\n"

@@ -1,8 +1,7 @@
 """Draw the subject of DreamBooth on scenes: one thing that no scene holds, in five pictures.
 
-It is a heart whose left half is lime and whose right half is magenta: a known shape in two colours that
-scenes do not have, where their objects have one each. `python -m training.scenes_subject FOLDER` writes the
-pictures.
+It is a heart whose left half is green and whose right half is purple: a shape and colours of scenes, where an
+object has one colour alone. `python -m training.scenes_subject FOLDER` writes the pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ CLASS = "heart"
 PROMPT = f"a {IDENTIFIER} {CLASS}"
 CLASS_PROMPT = f"a {CLASS}"
 
-LEFT, RIGHT = (158, 224, 40), (226, 28, 140)
+LEFT, RIGHT = (34, 150, 62), (140, 46, 178)
 
 PROMPTS = tuple(
     f"{PROMPT} {phrase}"
@@ -104,7 +103,7 @@ def without_identifier(prompt: str) -> str:
 
 
 def shows_subject(images: Pixels, least: int = 20) -> npt.NDArray[np.bool_]:
-    """Tell of each picture, uint8 [N, 64, 64, 3], whether it has lime, and magenta to its right: bool [N].
+    """Tell of each picture, uint8 [N, 64, 64, 3], whether it has green, and purple to its right: bool [N].
 
     A colour is there where at least `least` pixels have its hue (within 14 degrees) and a saturation above
     one half. A reader of this subject alone: it does not look at the shape.

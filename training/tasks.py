@@ -24,6 +24,7 @@ from training.parts import Parts, load_parts
 from training.recipe import Recipe
 from training.recipe_schema import Consistency, Distillation, Prediction
 from training.sources import open_source
+from training.state import full
 from training.taps import Tapped, feature_pairs, without_gradient
 
 VALIDATION_STEPS = (50, 250, 450, 650, 850)
@@ -194,7 +195,7 @@ class ConsistencyTask(DiffusionTask):
         pairs = [(value, new[name]) for name, value in self.target.named_parameters()]
         torch._foreach_lerp_(
             [value for value, _ in pairs],
-            [value.detach() for _, value in pairs],
+            [full(value.detach()) for _, value in pairs],
             1 - self._objective.target_decay,
         )
 
