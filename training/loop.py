@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from torch import Tensor, distributed, nn
 
 from training.dice import Dice
@@ -124,6 +124,10 @@ def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
         cpu=cpu,
         log_with=list(recipe.watch.trackers) or None,
         project_dir=folder,
+        # Gradients live where they are summed, and there are no buffers to keep alike.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        ],
     )
     if cpu and accelerator.num_processes > 1:
         _own_core(accelerator.local_process_index)
@@ -185,7 +189,7 @@ def train(
             extra=task.state(),
         )
 
-    saved = time.monotonic()
+    saved, watched = time.monotonic(), seen
     with _asked_to_stop() as asked:
         stopping = False
         while seen < end and not stopping:
@@ -211,17 +215,19 @@ def train(
                 if main and log:
                     say(line)
                     log.write(seen, values | status.figures)
-            if _passed(seen, plan.batch, watch.validation_images) or _passed(
-                seen, plan.batch, watch.preview_images
-            ):
+            validating = _passed(watched, seen, watch.validation_images)
+            previewing = _passed(watched, seen, watch.preview_images)
+            watched = seen
+            if validating or previewing:
                 plain.eval()
                 with average.applied(plain) if average else nullcontext():
-                    if _passed(seen, plan.batch, watch.validation_images):
+                    if validating:
                         measured = task.validate(plain)
                         if main and log:
                             log.write(seen, measured)
                             say(f"{folder.name}: {seen:,} images, " + _words(measured))
-                    if _passed(seen, plan.batch, watch.preview_images):
+                    # Sharded weights would need all processes to draw: such a run has no previews.
+                    if previewing and main and accelerator.distributed_type is not DistributedType.FSDP:
                         task.preview(plain, folder / "samples" / f"{seen:012d}.png")
             if keep:
                 save()
@@ -380,9 +386,9 @@ def _largest(parameters: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(held, ord=math.inf)).amax()
 
 
-def _passed(seen: int, batch: int, interval: int) -> bool:
-    """Say whether the step that just ended passed a multiple of the interval; 0 is never."""
-    return interval > 0 and seen // interval > (seen - batch) // interval
+def _passed(before: int, seen: int, interval: int) -> bool:
+    """Say whether a multiple of the interval lies between two numbers of images; 0 is never."""
+    return interval > 0 and seen // interval > before // interval
 
 
 def _agree(accelerator: Accelerator, *wishes: bool) -> list[bool]:
