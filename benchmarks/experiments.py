@@ -61,7 +61,10 @@ class Experiment:
 def growing_data() -> Experiment:
     """Train Small on growing numbers of pairs, everything else the same."""
     sizes, stops = (532, 2128, 7092, 22565), (32_000, 64_000, 96_000, 128_000)
-    runs = [Run(f"{size:,} pairs", "scenes-small", (f"data.pairs={size}",), stops) for size in sizes]
+    runs = [
+        Run(f"{size:,} pairs", "scenes-small", (f"data.pairs={size}", "schedule.steps=4000"), stops)
+        for size in sizes
+    ]
     return Experiment(
         "Growing data: scenes-small on four numbers of pairs, 128,000 images each",
         "BK-SDM, ablation of the data size for Small: IS and CLIP improve over training with more pairs",
@@ -71,7 +74,7 @@ def growing_data() -> Experiment:
 
 def ablation() -> Experiment:
     """Take initialisation, output and feature distillation away, at the same budget."""
-    budget = ("schedule.steps=500", "data.pairs=22565", "watch.validation_images=0")
+    budget = ("schedule.steps=1000", "data.pairs=22565", "watch.validation_images=0")
     plain = (32_000,)
 
     def run(label: str, *overrides: str) -> Run:
@@ -88,6 +91,7 @@ def ablation() -> Experiment:
             run("teacher weights, no distillation", no_output, no_feature),
             run("random weights, output and feature distillation", "student.init=random"),
             run("random weights, no distillation", "student.init=random", no_output, no_feature),
+            run("all of it, no caption dropped", "objective.caption_dropout=0.0"),
         ),
     )
 
