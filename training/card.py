@@ -257,11 +257,11 @@ def _objective(recipe: Recipe) -> str:
     return ", ".join([objective.kind, *_words(values)])
 
 
-def _words(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
+def _words(values: Mapping[str, Any]) -> Iterator[str]:
     for key, value in values.items():
-        label = f"{before}{key.replace('_', ' ')}"
+        label = key.replace("_", " ")
         if isinstance(value, Mapping) and key != "class_model":
-            yield from _words(value, f"{label} ")
+            yield f"{label} ({', '.join(_words(value))})"
         elif key == "class_model":
             yield f"class images by {'the teacher' if value is None else _told(value)}"
         elif isinstance(value, bool):

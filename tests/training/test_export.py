@@ -241,7 +241,7 @@ def test_the_card_tells_how_it_was_made(parts: Parts, tmp_path: Path) -> None:
     for told in (
         "# Mini student",
         "`small`",
-        "weights task 1, weights output 0.5, weights feature 0.25",
+        "weights (task 1, output 0.5, feature 0.25)",
         "128 pairs of scenes",
         "- Steps: 30",
         "- Batch: 8",
