@@ -45,7 +45,7 @@ def save_state(
         "identity": identity,
         "seen": seen,
         "model": get_model_state_dict(model, options=_WHOLE),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=_WHOLE),
+        "optimizer": get_optimizer_state_dict(model, _unwrapped(optimizer), options=_WHOLE),
         "average": {name: full(value).detach().cpu().clone() for name, value in average.values.items()}
         if average
         else None,
@@ -83,7 +83,7 @@ def load_state(
             remedy="Give another --folder, or start anew with --restart",
         )
     set_model_state_dict(model, state["model"], options=_SHARED)
-    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_SHARED)
+    set_optimizer_state_dict(model, _unwrapped(optimizer), state["optimizer"], options=_SHARED)
     if average is not None:
         for name, value in average.values.items():
             _fill(value, state["average"][name])
@@ -91,6 +91,15 @@ def load_state(
         accelerator.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["generator"])
     return int(state["seen"]), dict(state["extra"])
+
+
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return torch's own optimiser: torch fills a fresh one by a step, which accelerate's would scale.
+
+    The scaler of float16 refuses that, since it has seen no loss yet.
+    """
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
 
 
 def read_state(path: Path) -> dict[str, Any]:
