@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from torch import Tensor, distributed, nn
 
@@ -30,6 +31,9 @@ from training.errors import TrainingError
 from training.recipe import Recipe
 from training.state import FILE, full, load_state, read_state, save_state, shard
 from training.status import Log, Meter, Status
+
+_SLOW_STEP = 0.5
+"""Seconds; the host may wait for a device after each step that takes longer."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
         raise TrainingError(
             "there is no CUDA device here", key="--device", found=device, remedy="Give cpu or auto"
         )
-    cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    # Apple's GPUs have no float64, which losses are summed in.
+    cpu = device == "cpu" or not torch.cuda.is_available()
     if cpu and recipe.precision == "fp16":
         raise TrainingError(
             "float16 training needs a GPU",
@@ -117,6 +122,7 @@ def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
             found="fp16",
             remedy="Give precision=bf16 or fp32",
         )
+    _check_trackers(recipe)
     # accelerate keeps the precision of the first run of a process; the next may want another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -129,6 +135,13 @@ def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         ],
     )
+    if accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise TrainingError(
+            "FSDP of version 1 cuts weights without regard to their names, so no average could be saved",
+            key="fsdp_version",
+            found=1,
+            remedy="Give accelerate launch --fsdp_version 2, or write it in accelerate's configuration",
+        )
     if cpu and accelerator.num_processes > 1:
         _own_core(accelerator.local_process_index)
     set_seed(recipe.schedule.seed)
@@ -165,6 +178,7 @@ def train(
         learner.average,
         learner.meter,
     )
+    _check_shared(folder, accelerator)
     seen, extra = load_state(folder, accelerator, model, optimizer, average, identity=identity(recipe))
     task.load_state(extra)
     log = Log(folder, seen, accelerator if watch.trackers else None) if main else None
@@ -189,22 +203,25 @@ def train(
             extra=task.state(),
         )
 
-    saved, watched = time.monotonic(), seen
+    saved, watched, looked, stride = time.monotonic(), seen, time.monotonic(), 1
     with _asked_to_stop() as asked:
         stopping = False
         while seen < end and not stopping:
             norm = one_step(learner, seen)
             seen += plan.batch
 
-            if device.type != "cpu" and seen // plan.batch % 10 and seen < end:
+            if device.type != "cpu" and seen // plan.batch % stride and seen < end:
                 continue  # whatever follows waits for the device
             now = time.monotonic()
-            stopping, report, keep = _agree(
+            stopping, report, keep, slow = _agree(
                 accelerator,
                 asked(),
                 now - status.reported >= watch.report_seconds or seen >= end,
                 now - saved >= 60 * watch.save_minutes,
+                now - looked > _SLOW_STEP * stride,
             )
+            # Waiting costs little where steps are long, and whoever sends SIGTERM does not wait long.
+            looked, stride = now, 1 if slow else 10
             meter.check(accelerator, folder / FILE)
             if report or stopping:
                 values = meter.means(accelerator) | {
@@ -237,6 +254,8 @@ def train(
         log.close()
     if average:
         average.put(plain)
+    if accelerator.distributed_type is DistributedType.FSDP:
+        _make_whole(plain)
     plain.eval()
     return seen
 
@@ -398,6 +417,40 @@ def _agree(accelerator: Accelerator, *wishes: bool) -> list[bool]:
     flags = torch.tensor([float(wish) for wish in wishes], device=accelerator.device)
     distributed.all_reduce(flags, distributed.ReduceOp.MAX)
     return [bool(flag) for flag in flags.tolist()]
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    """See that the trackers are installed: accelerate leaves out those that are not, without a word."""
+    known = {str(getattr(one, "value", one)) for one in get_available_trackers()}
+    for name in recipe.watch.trackers:
+        if name not in known:
+            raise TrainingError(
+                "the library of this tracker is not installed",
+                file=recipe.name,
+                key="watch.trackers",
+                found=name,
+                remedy="Install it, or leave it out: the log of the run is written in any case",
+            )
+
+
+def _check_shared(folder: Path, accelerator: Accelerator) -> None:
+    """See that processes find the same state: on several hosts the folder has to be a shared one."""
+    there = (folder / FILE).is_file()
+    some, missing = _agree(accelerator, there, not there)
+    if some and missing:
+        raise TrainingError(
+            "the state of the run is seen by some processes alone",
+            file=folder / FILE,
+            remedy="Give a folder that all hosts share: --folder RUN_FOLDER",
+        )
+
+
+def _make_whole(module: nn.Module) -> None:
+    """Put whole weights on the CPU in the place of sharded ones, to be exported; all processes take part."""
+    for part in module.modules():
+        for name, value in list(part.named_parameters(recurse=False)):
+            whole = nn.Parameter(full(value.detach()).cpu(), requires_grad=value.requires_grad)
+            part.register_parameter(name, whole)
 
 
 def _own_core(rank: int) -> None:
