@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,7 +47,9 @@ class Material:
         look_ahead: int = 2,
     ) -> None:
         """Take the VAE and the text encoder of `parts`; they go to the device where they are needed."""
-        self.schedule = NoiseSchedule.of(parts.scheduler.config)
+        schedule = NoiseSchedule.of(parts.scheduler.config)
+        # On the device at once: copied there in every step it would make the host wait for the device.
+        self.schedule = replace(schedule, signal=schedule.signal.to(device))
         self.pairs, self.device, self.dtype = pairs, device, dtype
         self._order, self._seed, self._flip = Order(pairs.group_sizes, seed), seed, flip
         self._vae, self._text_encoder, self._tokenizer = parts.vae, parts.text_encoder, parts.tokenizer

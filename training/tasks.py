@@ -181,7 +181,9 @@ class ConsistencyTask(DiffusionTask):
         )
         output, unconditional = both.chunk(2)
         before = objectives.guided_ddim_step(noisy, steps, earlier, output, unconditional, guidance, schedule)
-        aimed, _ = without_gradient(self.target, before, earlier, text.float(), embedded)
+        # The target keeps float32 weights to follow, and computes as the student does.
+        with torch.autocast(clean.device.type, dtype, enabled=dtype != torch.float32):
+            aimed, _ = without_gradient(self.target, before, earlier, text.float(), embedded)
         guess, _ = model(noisy, steps, text, embedded)
         settings = {"timestep_scaling": objective.timestep_scaling, "sigma_data": objective.sigma_data}
         mine = objectives.consistency_function(guess, noisy, steps, schedule, **settings)
