@@ -73,10 +73,10 @@ def build_dreambooth(
     device, dtype = accelerator.device, half_type(accelerator)
     cache = folder.parent / "cache"
     prior = None
-    with accelerator.main_process_first():  # the others find the pictures that the first one drew
-        of_class = class_pairs(
-            recipe, parts, folder, cache, device=device, dtype=dtype, download=download, say=say
-        )
+    # Whoever comes first draws, and the others wait at its lock: at a barrier they would run out of time.
+    of_class = class_pairs(
+        recipe, parts, folder, cache, device=device, dtype=dtype, download=download, say=say
+    )
     of_subject = subject_pairs(recipe, parts, cache, device=device, say=say)
     settings = {"seed": recipe.schedule.seed, "flip": recipe.data.flip, "device": device, "dtype": dtype}
     if of_class is not None and objective.prior_weight:
