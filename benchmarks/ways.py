@@ -142,6 +142,8 @@ class LoopRun:
         self._frozen.append(task.teacher)
         learner = loop.prepare(task, recipe, accelerator)
         if not way.fused_optimizer:
+            # Two optimisers of the same gradients would have float16's scale taken out of them twice.
+            accelerator._optimizers.clear()
             learner = replace(learner, optimizer=accelerator.prepare(_library_optimizer(learner)))
         if not way.foreach_average and recipe.ema:
             learner = replace(learner, average=OneByOne(learner.plain, recipe.ema.decay))
