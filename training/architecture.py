@@ -77,15 +77,15 @@ def mapping(
 ) -> dict[str, str]:
     """Return, for every tensor of the student, the name of the teacher tensor of the same shape.
 
-    The tensor that embeds the guidance scale has no source and is left out. Raises TrainingError where the
-    teacher has no such tensor, or one of another shape.
+    The tensor that embeds the guidance scale is left out where the teacher has none. Raises TrainingError
+    where the teacher has no such tensor, or one of another shape.
     """
     config = student_config(teacher, remove, guidance_embedding=guidance_embedding)
     have = {
         name: tuple(value.shape) for name, value in unet_skeleton(known_keys(teacher)).state_dict().items()
     }
     need = {name: tuple(value.shape) for name, value in unet_skeleton(config).state_dict().items()}
-    sources = {name: teacher_tensor(name, remove) for name in need if name != GUIDANCE_TENSOR}
+    sources = {name: teacher_tensor(name, remove) for name in need if name != GUIDANCE_TENSOR or name in have}
     for name, source in sources.items():
         if have.get(source) != need[name]:
             raise TrainingError(

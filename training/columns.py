@@ -35,9 +35,11 @@ class Columns:
         self.finished = finished.is_file()
         state: dict[str, Any] = {"chunks": 0, "columns": {}, "notes": {}}
         for file in (finished, progress):
-            if file.is_file():
+            try:
                 state = json.loads(file.read_text(encoding="utf-8"))
-                break
+            except FileNotFoundError:  # another process may finish between two looks
+                continue
+            break
         self.chunks: int = state["chunks"]
         self.notes: dict[str, Any] = state["notes"]
         self._columns: dict[str, dict[str, Any]] = state["columns"]
