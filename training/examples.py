@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -65,14 +66,19 @@ class Pairs(Protocol):
         ...
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""A tokenizer keeps between calls how it cuts and pads: a look-ahead would change it under another thread."""
+
+
 def tokenize(tokenizer: Any, captions: Sequence[str]) -> tuple[Tensor, int]:
     """Return padded tokens, int64 [N, T], and how many captions were too long.
 
     A caption that is too long loses its last words; its end token stays, as CLIP reads its result there.
     """
     length = tokenizer.model_max_length
-    whole = tokenizer(list(captions), truncation=False, verbose=False).input_ids
-    cut = tokenizer(
-        list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
+    with _ONE_AT_A_TIME:
+        whole = tokenizer(list(captions), truncation=False, verbose=False).input_ids
+        cut = tokenizer(
+            list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
     return cut.input_ids, sum(len(tokens) > length for tokens in whole)

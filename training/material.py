@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training.ahead import Ahead
 from training.dice import Dice
-from training.examples import Examples, Pairs
+from training.examples import Examples, Pairs, tokenize
 from training.loop import Piece
 from training.noise import NoiseSchedule
 from training.order import Order
@@ -91,13 +91,7 @@ class Material:
 
     def nothing_tokens(self) -> Tensor:
         """Return the tokens of the empty prompt, int64 [1, T]."""
-        tokens: Tensor = self._tokenizer(
-            [""],
-            padding="max_length",
-            max_length=self._tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+        tokens, _ = tokenize(self._tokenizer, [""])
         return tokens.to(self.device)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import nn
 
 from pytest_sdbench.files import write_atomically
 from pytest_sdbench.sampler import to_uint8
+from training.examples import tokenize
 from training.parts import Parts
 
 Pixels = npt.NDArray[np.uint8]
@@ -196,13 +197,7 @@ def _batch(
 
 
 def _states(parts: Parts, prompts: list[str]) -> torch.Tensor:
-    tokens = parts.tokenizer(
-        prompts,
-        padding="max_length",
-        max_length=parts.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
+    tokens, _ = tokenize(parts.tokenizer, prompts)
     states: torch.Tensor = parts.text_encoder(tokens.to(parts.text_encoder.device)).last_hidden_state
     return states
 
