@@ -20,7 +20,6 @@ from pytest_sdbench.skeleton import known_keys, unet_skeleton
 from training.errors import TrainingError
 
 Removal = Literal["none", "base", "small", "tiny"]
-REMOVALS: tuple[Removal, ...] = ("none", "base", "small", "tiny")
 GUIDANCE_TENSOR = "time_embedding.cond_proj.weight"
 """The one tensor that a consistency student has and its teacher has not."""
 
