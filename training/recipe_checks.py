@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pytest_sdbench.card_schema import suggestion
 from training.recipe_errors import Problem, schema_keys
-from training.recipe_schema import Recipe, Student
+from training.recipe_schema import Data, Recipe, Student
 
 LEAVE_OUT = "Leave the key out"
 
@@ -95,6 +95,8 @@ def _objective(recipe: Recipe) -> Iterator[Problem]:
 
 def _data(recipe: Recipe) -> Iterator[Problem]:
     kind, data = recipe.objective.kind, recipe.data
+    if kind in ("autoencoder", "classifier", "clip"):
+        yield from _whole_scenes(kind, data)
     if data.cache and kind in ("autoencoder", "classifier", "clip"):
         yield Problem("data.cache", f"{kind} learns from pictures, not latents", True, "Write cache: false")
     if data.cache_text and not data.cache:
@@ -102,6 +104,19 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     if data.cache_text and getattr(recipe.objective, "train_text_encoder", False):
         remedy = "Write cache_text: false, or objective.train_text_encoder: false"
         yield Problem("data.cache_text", "the text encoder learns, so its states change", True, remedy)
+
+
+def _whole_scenes(kind: str, data: Data) -> Iterator[Problem]:
+    """Find what objectives that draw scenes themselves, one after another, would pass over."""
+    if data.kind != "scenes":
+        yield Problem(
+            "data.kind", f"{kind} is trained on scenes alone", data.kind, "Write data: {kind: scenes}"
+        )
+    if data.resolution not in (None, 64):
+        yield Problem("data.resolution", f"{kind} draws scenes 64 pixels wide", data.resolution, "Take 64")
+    for key in ("pairs", "first", "layouts", "flip"):
+        if found := getattr(data, key, None):
+            yield Problem(f"data.{key}", f"{kind} takes one training scene after another", found, LEAVE_OUT)
 
 
 def _export(recipe: Recipe) -> Iterator[Problem]:
