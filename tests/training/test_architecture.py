@@ -79,6 +79,7 @@ def test_full_size_consistency_student_has_the_published_count() -> None:
     assert set(unet_skeleton(config).state_dict()) - set(mapping(tiny, "none", guidance_embedding=256)) == {
         GUIDANCE_TENSOR
     }
+    assert mapping(config, "none")[GUIDANCE_TENSOR] == GUIDANCE_TENSOR, "fine-tuned, it keeps what it learned"
 
 
 @pytest.mark.parametrize("name", ["base", "small", "tiny"])

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,12 @@ def test_float16_needs_a_gpu(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"--device: .*no CUDA device.*cpu or auto"):
         loop.start(tiny_recipe(), tmp_path, "cuda")
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="it is installed")
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"watch\.trackers: .*not installed.*wandb"):
+        loop.start(tiny_recipe("watch.trackers=[wandb]"), tmp_path, "cpu")
 
 
 def test_state_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
 from tests.training.helpers import Toy, assert_same_state, log_lines, train_toy
 from training.errors import TrainingError
-from training.state import FILE, read_state
+from training.state import FILE, load_state, read_state, save_state
 
 SAVE_ALWAYS = "watch.save_minutes=1e-9"
 
@@ -124,3 +126,23 @@ def test_the_state_has_plain_names_and_what_is_frozen_stays_out(tmp_path: Path) 
     state = read_state(tmp_path / FILE)
     assert set(state["model"]) == {"2.weight", "2.bias"} == set(state["average"])
     assert torch.equal(toy.model[0].weight, frozen)
+
+
+def test_a_scaled_run_is_loaded_before_any_loss_was_scaled(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+
+    def learner(scale: float) -> tuple[torch.nn.Linear, Any]:
+        model, accelerator.scaler = torch.nn.Linear(3, 3), torch.amp.GradScaler("cpu", init_scale=scale)
+        return model, AcceleratedOptimizer(torch.optim.AdamW(model.parameters()), scaler=accelerator.scaler)
+
+    model, optimizer = learner(8.0)
+    accelerator.scaler.scale(model(torch.ones(1, 3)).sum()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    save_state(tmp_path, accelerator, model, optimizer, None, seen=1, identity="a")
+
+    other, fresh = learner(2.0)
+    assert load_state(tmp_path, accelerator, other, fresh, None, identity="a") == (1, {})
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(fresh.state_dict()["state"], optimizer.state_dict()["state"], rtol=0, atol=0)
+    assert accelerator.scaler.get_scale() == 8.0
