@@ -75,6 +75,10 @@ class Task(Protocol):
         """Write a sheet of samples."""
         return None
 
+    def close(self) -> None:
+        """End what runs beside the loop; the task can be used on."""
+        return None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -250,12 +254,12 @@ def train(
                 save()
                 saved = time.monotonic()
     save()
-    if log:
-        log.close()
     if average:
         average.put(plain)
     if accelerator.distributed_type is DistributedType.FSDP:
         _make_whole(plain)
+    if log:
+        log.close()  # with trackers it ends the group of processes, too
     plain.eval()
     return seen
 
