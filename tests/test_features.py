@@ -415,7 +415,7 @@ class TestClip:
         make_clip(tmp_path / "checkpoints" / "scenes-clip")
         monkeypatch.setattr("pytest_sdbench.clip.reference", lambda: tmp_path)
         one = open_extractors(protocol(clip_score={"model": "local:scenes-clip"}))
-        assert one.names == ("local:scenes-clip",)
+        assert len(one.networks) == 1
         assert "scenes-clip" in describe("local:scenes-clip")
 
     def test_fingerprint_is_that_of_the_weights(self, clip_folder: Path, tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ class DreamBoothTask(DiffusionTask):
             guess, target, is_subject, self.recipe.objective.prior_weight
         )
 
+    def close(self) -> None:
+        super().close()
+        if self.prior:
+            self.prior.close()
+
     def _draw(self, side: Material, piece: Piece) -> tuple[Noisy, Tensor]:
         examples = side.examples(piece)
         noisy = side.noisy(side.latents(examples, piece.dice), piece.dice)

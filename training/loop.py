@@ -254,6 +254,7 @@ def train(
                 save()
                 saved = time.monotonic()
     save()
+    task.close()
     if average:
         average.put(plain)
     if accelerator.distributed_type is DistributedType.FSDP:

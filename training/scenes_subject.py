@@ -102,20 +102,19 @@ def without_identifier(prompt: str) -> str:
     return " ".join(word for word in prompt.split() if word != IDENTIFIER)
 
 
-def shows_subject(images: Pixels, least: int = 20) -> npt.NDArray[np.bool_]:
-    """Tell of each picture, uint8 [N, 64, 64, 3], whether it has green, and purple to its right: bool [N].
+def shows_subject(images: Pixels, least: int = 20, rows: int = 5) -> npt.NDArray[np.bool_]:
+    """Tell of each picture, uint8 [N, 64, 64, 3], whether green touches purple on its right: bool [N].
 
     A colour is there where at least `least` pixels have its hue (within 14 degrees) and a saturation above
-    one half. A reader of this subject alone: it does not look at the shape.
+    one half; the two touch where at most one pixel lies between them, in at least `rows` rows. A reader of
+    this subject alone: it does not look at the shape.
     """
     found = []
     for image in images:
-        halves = [_like(image, colour) for colour in (LEFT, RIGHT)]
-        if min(int(half.sum()) for half in halves) < least:
-            found.append(False)
-            continue
-        left, right = (float(half.nonzero()[1].mean()) for half in halves)
-        found.append(left < right)
+        left, right = (_like(image, colour) for colour in (LEFT, RIGHT))
+        near = right[:, 1:] | np.pad(right[:, 2:], ((0, 0), (0, 1)))
+        touching = (left[:, :-1] & near).any(axis=1).sum()
+        found.append(min(left.sum(), right.sum()) >= least and touching >= rows)
     return np.array(found, np.bool_)
 
 

@@ -39,6 +39,9 @@ class DiffusionTask(Task):
     def __init__(self, recipe: Recipe, parts: Parts, model: Tapped, material: Material) -> None:
         self.recipe, self.parts, self.model, self.material = recipe, parts, model, material
 
+    def close(self) -> None:
+        self.material.close()
+
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return the error of the prediction at fixed timesteps, on fixed pairs with fixed noise."""
