@@ -53,30 +53,20 @@ WAYS = (
 
 def train(way: Way, folder: Path, threads: int) -> Path:
     """Train one way, unless that is done; return the exported checkpoint."""
+    from pytest_sdbench.checkpoint import resolve
+    from training.loop import identity
+    from training.recipe import load_recipe
     from training.scenes_subject import write_pictures
 
     pictures = write_pictures(folder / "subject")
-    own = folder / "".join(c if c.isalnum() else "-" for c in way.label)
+    changes = (f"data.path={pictures}", *way.overrides)
+    recipe = load_recipe("scenes-dreambooth", changes)
+    assert recipe.teacher is not None
+    own = folder / f"{identity(recipe)}-{resolve(recipe.teacher).fingerprint}"
     out = own / "export"
     if not (out / "README.md").is_file():
-        command = [
-            sys.executable,
-            "-m",
-            "training",
-            "scenes-dreambooth",
-            f"data.path={pictures}",
-            *way.overrides,
-        ]
-        command += [
-            "--device",
-            "cpu",
-            "--threads",
-            str(threads),
-            "--folder",
-            str(own / "run"),
-            "--out",
-            str(out),
-        ]
+        command = [sys.executable, "-m", "training", recipe.name, *changes, "--device", "cpu"]
+        command += ["--threads", str(threads), "--folder", str(own / "run"), "--out", str(out)]
         subprocess.run(command, cwd=ROOT, check=True)
     return out
 

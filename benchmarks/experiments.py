@@ -131,9 +131,9 @@ class Results:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
         return cls(path, rows)
 
-    def find(self, run: str, seen: int, draw: str, samples: int) -> dict[str, Any] | None:
+    def find(self, made_by: str, seen: int, draw: str, samples: int) -> dict[str, Any] | None:
         """Return a row that is there already."""
-        wanted = {"run": run, "images_seen": seen, "draw": draw, "n": samples}
+        wanted = {"made_by": made_by, "images_seen": seen, "draw": draw, "n": samples}
         return next((row for row in self.rows if wanted.items() <= row.items()), None)
 
     def add(self, row: dict[str, Any], experiment: Experiment) -> None:
@@ -142,6 +142,18 @@ class Results:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = {"title": experiment.title, "source": experiment.source, "rows": self.rows}
         self.path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def made_by(run: Run) -> str:
+    """Identify what a run's scores depend on: its recipe, or its checkpoint."""
+    if run.recipe is not None:
+        from training.loop import identity
+        from training.recipe import load_recipe
+
+        return identity(load_recipe(run.recipe, run.overrides))
+    from pytest_sdbench.checkpoint import resolve
+
+    return resolve(run.checkpoint).fingerprint
 
 
 def train(run: Run, stop: int, folder: Path, threads: int) -> Path:
@@ -182,21 +194,24 @@ def perform(name: str, *, samples: int, folder: Path, threads: int, only: str | 
     """Train and score what is missing of an experiment."""
     experiment = EXPERIMENTS[name]()
     results = Results.load(RESULTS / f"{name}.json")
+    makers = {run.label: made_by(run) for run in experiment.runs}
+    # Scores of a recipe or a checkpoint that has changed since are worth nothing.
+    results.rows = [row for row in results.rows if makers.get(row["run"]) == row["made_by"]]
     for run in experiment.runs:
         if only and only not in run.label:
             continue
+        maker = makers[run.label]
         for stop in run.stops or (0,):
-            if all(results.find(run.label, stop, draw.label, samples) for draw in run.draws):
+            if all(results.find(maker, stop, draw.label, samples) for draw in run.draws):
                 continue
             checkpoint = run.checkpoint
             if checkpoint is None:
-                slug = "".join(c if c.isalnum() else "-" for c in run.label)
-                checkpoint = {"base": BASE, "unet": str(train(run, stop, folder / name / slug, threads))}
+                checkpoint = {"base": BASE, "unet": str(train(run, stop, folder / name / maker, threads))}
             for draw in run.draws:
-                if results.find(run.label, stop, draw.label, samples):
+                if results.find(maker, stop, draw.label, samples):
                     continue
                 found = score(checkpoint, draw, samples, folder / "evidence")
-                row = {"run": run.label, "images_seen": stop, "draw": draw.label, **found}
+                row = {"run": run.label, "made_by": maker, "images_seen": stop, "draw": draw.label, **found}
                 results.add(row, experiment)
                 print(_line(row), flush=True)
     return results
