@@ -45,6 +45,13 @@ class Examples:
             },
         )
 
+    def pinned(self) -> Examples:
+        """Return the same examples in memory that a GPU copies from while it computes."""
+        there = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self, **{name: value.pin_memory() for name, value in there.items() if value is not None}
+        )
+
 
 class Pairs(Protocol):
     """Captioned pictures that can be taken in any order, as often as one likes."""

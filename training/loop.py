@@ -30,7 +30,7 @@ from training.ema import Average
 from training.errors import TrainingError
 from training.recipe import Recipe
 from training.state import FILE, full, load_state, read_state, save_state, shard
-from training.status import Log, Meter, Status
+from training.status import Log, Meter, Status, trained_seconds
 
 _SLOW_STEP = 0.5
 """Seconds; the host may wait for a device after each step that takes longer."""
@@ -186,7 +186,7 @@ def train(
     seen, extra = load_state(folder, accelerator, model, optimizer, average, identity=identity(recipe))
     task.load_state(extra)
     log = Log(folder, seen, accelerator if watch.trackers else None) if main else None
-    status = Status(folder.name, seen, end)
+    status = Status(folder.name, seen, end, before=trained_seconds(folder) or 0.0)
     if main:
         count = sum(weight.numel() for weight in learner.parameters)
         done = f"{seen:,} of {images:,} images seen"

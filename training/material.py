@@ -62,7 +62,8 @@ class Material:
         """Return the pairs of (first, count) of the run's sequence."""
         first, count = place
         flipped = [mirrored(self._seed, first + i) for i in range(count)] if self._flip else None
-        return self.pairs.take(self._order.rows(first, count), flipped)
+        examples = self.pairs.take(self._order.rows(first, count), flipped)
+        return examples.pinned() if self.device.type == "cuda" else examples
 
     def examples(self, piece: Piece) -> Examples:
         """Return the pairs of a piece, on the device."""

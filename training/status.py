@@ -74,8 +74,9 @@ class Meter:
 class Status:
     """The clock of a run."""
 
-    def __init__(self, name: str, seen: int, end: int) -> None:
-        self.name, self.end = name, end
+    def __init__(self, name: str, seen: int, end: int, before: float = 0.0) -> None:
+        """Go on after `seen` images, which took `before` seconds."""
+        self.name, self.end, self._before = name, end, before
         self.began = self.reported = time.monotonic()
         self._first = self._seen = seen
         self.figures: dict[str, float] = {}
@@ -90,7 +91,7 @@ class Status:
         memory = memory_gib()
         self.figures = {
             "images_per_second": round(rate, 2),
-            "seconds": round(now - self.began, 1),
+            "seconds": round(self._before + now - self.began, 1),
             "memory_gib": round(memory, 3),
         }
         words = " ".join(
@@ -131,19 +132,16 @@ class Log:
 
 
 def trained_seconds(folder: Path) -> float | None:
-    """Return how long a run has trained, all its sittings together; None where it has no log."""
+    """Return how long a run has trained, all its sittings together; None where its log does not say."""
     path = folder / "log.jsonl"
     if not path.is_file():
         return None
-    total = sitting = 0.0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if _seen(line) is None:
-            continue
-        seconds = json.loads(line).get("seconds")
-        if seconds is not None:
-            # The clock of each sitting starts anew.
-            total, sitting = (total + sitting, seconds) if seconds < sitting else (total, seconds)
-    return total + sitting
+    told = [
+        json.loads(line).get("seconds")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if _seen(line) is not None
+    ]
+    return next((float(seconds) for seconds in reversed(told) if seconds is not None), None)
 
 
 def hardware(device: torch.device, processes: int) -> str:

@@ -45,19 +45,21 @@ class DiffusionTask(Task):
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return the error of the prediction at fixed timesteps, on fixed pairs with fixed noise."""
-        material, count = self.material, min(self.recipe.watch.validation_rows, len(self.material.pairs))
-        examples = material.pairs.take(range(count)).to(material.device)
-        dice = Dice(self.recipe.schedule.seed, 0, count, 0, count, material.device)
-        clean = material.latents(examples, dice)
-        noise, text = dice.normal(*clean.shape[1:]), self.conditioning(examples)
-        found = {}
-        for step in VALIDATION_STEPS:
-            steps = torch.full((count,), step, device=material.device)
-            noisy = material.schedule.add_noise(clean, noise, steps)
-            guess, _ = model(noisy, steps, text, self.guidance(count))
-            found[f"error_at_{step}"] = float(
-                objectives.squared_error(guess, material.schedule.target(clean, noise, steps))
-            )
+        material, device = self.material, self.material.device
+        count = min(self.recipe.watch.validation_rows, len(material.pairs))
+        found = dict.fromkeys((f"error_at_{step}" for step in VALIDATION_STEPS), 0.0)
+        for first in range(0, count, self.recipe.schedule.micro_batch):
+            rows = range(first, min(first + self.recipe.schedule.micro_batch, count))
+            examples = material.pairs.take(rows).to(device)
+            dice = Dice(self.recipe.schedule.seed, 0, count, first, len(rows), device)
+            clean = material.latents(examples, dice)
+            noise, text = dice.normal(*clean.shape[1:]), self.conditioning(examples)
+            for step in VALIDATION_STEPS:
+                steps = torch.full((len(rows),), step, device=device)
+                noisy = material.schedule.add_noise(clean, noise, steps)
+                guess, _ = model(noisy, steps, text, self.guidance(len(rows)))
+                error = objectives.squared_error(guess, material.schedule.target(clean, noise, steps))
+                found[f"error_at_{step}"] += float(error) * len(rows) / count
         return found
 
     def preview(self, model: nn.Module, path: Path) -> None:

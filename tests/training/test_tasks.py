@@ -80,7 +80,7 @@ def test_pieces_average_to_the_whole_step(place: Path, objective: str) -> None:
     parts = [task.losses(task.model, piece(seen=8, count=2, first=first)) for first in (0, 2)]
     for name, value in whole.items():
         mean = sum(float(part[name].detach()) for part in parts) / 2
-        assert mean == pytest.approx(float(value), rel=1e-5), name
+        assert mean == pytest.approx(float(value.detach()), rel=1e-5), name
 
 
 def test_validation_does_not_change_the_course(place: Path, whole: Any) -> None:
