@@ -13,16 +13,14 @@ from filelock import FileLock
 from PIL import Image
 
 from pytest_sdbench.files import write_atomically
-from training.cache import cached_pairs
 from training.errors import TrainingError
 from training.examples import Pairs
 from training.folder import FolderSource
-from training.live import live_pairs
+from training.pairs import pairs_of
 from training.parts import Parts, load_parts
 from training.preview import BATCH, draw
 from training.recipe import Recipe
 from training.recipe_schema import DreamBooth, FolderData, Lora
-from training.sources import Source
 
 ADAPTED = {
     "unet": ("to_q", "to_k", "to_v", "to_out.0"),
@@ -50,7 +48,7 @@ def subject_pairs(
             remedy="Give data.kind=folder data.path=FOLDER; no captions are needed",
         )
     source = FolderSource(data.path, caption=objective.prompt)
-    return _pairs(recipe, source, parts, folder, device, say)
+    return pairs_of(recipe, source, parts, folder, device=device, say=say)
 
 
 def class_pairs(
@@ -87,7 +85,8 @@ def class_pairs(
         dtype=dtype,
         say=say,
     )
-    return _pairs(recipe, FolderSource(pictures, caption=objective.class_prompt), parts, folder, device, say)
+    source = FolderSource(pictures, caption=objective.class_prompt)
+    return pairs_of(recipe, source, parts, folder, device=device, say=say)
 
 
 def draw_class(
@@ -179,26 +178,6 @@ def add_adapters(parts: Parts, lora: Lora, *, text_encoder: bool, seed: int = 0)
                     target_modules=list(ADAPTED[name]),
                 )
             )
-
-
-def _pairs(
-    recipe: Recipe, source: Source, parts: Parts, folder: Path, device: str | torch.device, say: Say
-) -> Pairs:
-    data = recipe.data
-    if not data.cache:
-        return live_pairs(source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say)
-    assert parts.checkpoint is not None  # a recipe of DreamBooth names a teacher
-    return cached_pairs(
-        source,
-        checkpoint=parts.checkpoint,
-        resolution=data.resolution,
-        flip=data.flip,
-        text=data.cache_text,
-        folder=folder,
-        device=device,
-        say=say,
-        upscale=data.upscale,
-    )
 
 
 def _objective(recipe: Recipe) -> DreamBooth:

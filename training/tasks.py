@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from training import objectives
 from training.architecture import account, build_student
-from training.cache import cached_pairs
 from training.dice import Dice
 from training.examples import Examples, Pairs
-from training.live import live_pairs
 from training.loop import Piece, Task
 from training.material import Material
+from training.pairs import pairs_of
 from training.parts import Parts, load_parts
 from training.recipe import Recipe
 from training.recipe_schema import Consistency, Distillation, Prediction
@@ -288,22 +287,14 @@ def connect(
 
 def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelerator, say: Say) -> Pairs:
     """Open the recipe's data, encoded and cached where it says so."""
-    data = recipe.data
-    source = open_source(data, say=say)
-    if not data.cache:
-        return live_pairs(source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say)
-    assert parts.checkpoint is not None  # networks from scratch have that of their autoencoder
-    return cached_pairs(
-        source,
-        checkpoint=parts.checkpoint,
-        resolution=data.resolution,
-        flip=data.flip,
-        text=data.cache_text,
-        folder=folder.parent / "cache",
+    return pairs_of(
+        recipe,
+        open_source(recipe.data, say=say),
+        parts,
+        folder.parent / "cache",
         device=accelerator.device,
         dtype=half_type(accelerator) if accelerator.device.type == "cuda" else torch.float32,
         say=say,
-        upscale=data.upscale,
     )
 
 

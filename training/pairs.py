@@ -1,0 +1,47 @@
+"""Turn a source into the pairs that a recipe asks for: encoded and cached, or read each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from training.cache import cached_pairs
+from training.examples import Pairs
+from training.live import live_pairs
+from training.parts import Parts
+from training.recipe import Recipe
+from training.sources import Source
+
+
+def pairs_of(
+    recipe: Recipe,
+    source: Source,
+    parts: Parts,
+    cache: Path,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype = torch.float32,
+    say: Callable[[str], None] = print,
+) -> Pairs:
+    """Return the pairs of a source as `recipe.data` says; what is encoded is kept in the folder `cache`.
+
+    The networks of `parts` encode in `dtype`, loaded from their checkpoint.
+    """
+    data = recipe.data
+    if not data.cache:
+        return live_pairs(source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say)
+    assert parts.checkpoint is not None  # networks from scratch have that of their autoencoder
+    return cached_pairs(
+        source,
+        checkpoint=parts.checkpoint,
+        resolution=data.resolution,
+        flip=data.flip,
+        text=data.cache_text,
+        folder=cache,
+        device=device,
+        dtype=dtype,
+        say=say,
+        upscale=data.upscale,
+    )
