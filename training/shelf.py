@@ -99,7 +99,9 @@ class Shelf:
                     return file
             file = self._open_local(remote)
             with self._lock:
-                self._open[remote] = file
+                # Another thread may have deleted the copy since, and not have found it among these.
+                if remote.local or self._path(remote).exists():
+                    self._open[remote] = file
                 while len(self._open) > _OPEN_FILES:
                     # Closed when its last reader lets go of it.
                     self._open.popitem(last=False)
@@ -115,10 +117,12 @@ class Shelf:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
-                if not path.is_file():
-                    self._fetch(remote, path)
-                os.utime(path)
-                file = path.open("rb")
+                # Opened before anyone else could delete it to make room.
+                try:
+                    file = path.open("rb")
+                except FileNotFoundError:
+                    file = self._fetch(remote, path)
+                os.utime(file.fileno())
             self._make_room(path)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -133,7 +137,7 @@ class Shelf:
     def _path(self, remote: Remote) -> Path:
         return self._folder / f"{remote.digest}.tar"
 
-    def _fetch(self, remote: Remote, path: Path) -> None:
+    def _fetch(self, remote: Remote, path: Path) -> BinaryIO:
         temporary = path.with_suffix(f".{os.getpid()}.part")
         try:
             _patiently(remote.url, lambda: remote.system.get_file(remote.path, str(temporary)), self._wait)
@@ -143,7 +147,9 @@ class Shelf:
                 raise TrainingError(
                     f"arrived incomplete: {found} bytes", file=remote.url, found=expected, remedy=_AGAIN
                 )
+            file = temporary.open("rb")
             temporary.replace(path)
+            return file
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -272,6 +272,18 @@ def test_copies_of_remote_shards_are_bounded(tmp_path, remote, folder_of_the_cac
     assert not [name for name in held if str(copies) in name and name.endswith("(deleted)")]
 
 
+def test_threads_that_fetch_at_once_hold_no_deleted_copy(tmp_path, remote):
+    for number in range(6):
+        remote.pipe(f"/bucket/{number}.tar", bytes([number]) * 1000)
+    remotes = [locate(f"memory://bucket/{number}.tar") for number in range(6)]
+    for round_ in range(20):
+        shelf = Shelf(tmp_path / str(round_), 2000)
+        with ThreadPoolExecutor(6) as pool:
+            assert [file.read(1) for file in pool.map(shelf.open, remotes)] == [bytes([n]) for n in range(6)]
+        held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)]
+        assert not [name for name in held if str(tmp_path) in name and name.endswith("(deleted)")]
+
+
 def _is_link(fd: str) -> bool:
     return os.path.islink(f"/proc/self/fd/{fd}")
 
