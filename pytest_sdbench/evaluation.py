@@ -136,7 +136,7 @@ def evaluate(
     prompts = load_prompts(measured, data_root)
     drawn = _on_this_device(measured, device)
     batch_size = batch_size or default_batch_size(measured)
-    evidence = _open(store, checkpoint, drawn, device, batch_size)
+    evidence = open_evidence(store, checkpoint, drawn, device=device, batch_size=batch_size)
     missing = evidence.missing(measured.n)
     if missing:
         indices = [index for images in missing for index in images]
@@ -211,9 +211,15 @@ def evidence_key(protocol: Protocol) -> str:
     return hashlib.sha256("\n".join([protocol.draw_fingerprint, *identities]).encode()).hexdigest()[:16]
 
 
-def _open(
-    store: Path | Store, checkpoint: Checkpoint, protocol: Protocol, device: str, batch_size: int
+def open_evidence(
+    store: Path | Store,
+    checkpoint: Checkpoint,
+    protocol: Protocol,
+    *,
+    device: str = "cpu",
+    batch_size: int | None = None,
 ) -> Evidence:
+    """Return what a store holds of a checkpoint under a protocol: features and scores of images."""
     manifest = {
         "checkpoint_spec": checkpoint.spec,
         "protocol": protocol.model_dump(
@@ -222,7 +228,7 @@ def _open(
         "extractors": [identity(name) for name in protocol.extractors],
         "device": device_name(device),
         "versions": versions(),
-        "batch_size": batch_size,
+        "batch_size": batch_size or default_batch_size(protocol),
         "command": shlex.join(sys.argv),
     }
     store = store if isinstance(store, Store) else Store(store)

@@ -30,7 +30,10 @@ STOPPED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 2 explained error, 143 stopped, 130 interrupted."""
+    """Run a command and return its exit status: 0 done, 2 explained error, 143 stopped, 130 interrupted.
+
+    141: nobody reads the output any more.
+    """
     options = _parser().parse_intermixed_args(arguments)
     try:
         return _run(options)
@@ -41,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def run_folder(name: str) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
@@ -17,6 +19,7 @@ class LivePairs:
     """Pairs whose pictures are read when they are taken.
 
     In the place of a corrupt row comes the next good one: so a batch is always full, and always the same.
+    The file `record` keeps what was skipped, by every process and in every sitting of a run.
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class LivePairs:
         resolution: int | None,
         upscale: bool,
         say: Callable[[str], None],
+        record: Path | None = None,
     ) -> None:
         self._source, self._tokenizer, self._resolution = source, tokenizer, resolution
         self._upscale, self._say = upscale, say
@@ -33,6 +37,7 @@ class LivePairs:
         self._lock = threading.Lock()
         self._bad_rows: set[int] = set()
         self._skipped: dict[str, str] = {}
+        self._record = record
         self._first: list[str] | None = None
         self._told_of_cut = False
 
@@ -43,7 +48,7 @@ class LivePairs:
     @property
     def skipped(self) -> Mapping[str, str]:
         with self._lock:
-            return dict(self._skipped)
+            return {**_recorded(self._record), **self._skipped}
 
     def __len__(self) -> int:
         return len(self._source)
@@ -86,6 +91,10 @@ class LivePairs:
             self._bad_rows.add(row)
             known = bad.key in self._skipped
             self._skipped[bad.key] = bad.reason
+            if not known and self._record is not None and bad.key not in _recorded(self._record):
+                self._record.parent.mkdir(parents=True, exist_ok=True)
+                with self._record.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": bad.key, "reason": bad.reason}) + "\n")
         if not known:
             self._say(f"skipped {bad.key}: {bad.reason}")
 
@@ -97,9 +106,24 @@ def live_pairs(
     *,
     upscale: bool = False,
     say: Callable[[str], None] = print,
+    record: Path | None = None,
 ) -> LivePairs:
     """Return the pairs of a source as pixels, read by several threads when they are taken.
 
-    A corrupt row is reported once and counted; the next good row stands in for it.
+    A corrupt row is reported once and counted, and a line about it is added to the file `record`; the next
+    good row stands in for it.
     """
-    return LivePairs(source, tokenizer, resolution, upscale, say)
+    return LivePairs(source, tokenizer, resolution, upscale, say, record)
+
+
+def _recorded(record: Path | None) -> dict[str, str]:
+    if record is None or not record.is_file():
+        return {}
+    found = {}
+    for line in record.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+            found[str(entry["key"])] = str(entry["reason"])
+        except (ValueError, KeyError):  # a line that a kill cut off: its row is met again
+            continue
+    return found

@@ -351,6 +351,8 @@ def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
     state = read_state(path)
     try:
         left, unknown = task.model.load_state_dict(state["model"], strict=False)
+        if recipe.ema and state["average"]:
+            unknown += task.model.load_state_dict(state["average"], strict=False).unexpected_keys
     except RuntimeError:
         left, unknown = [], ["tensors of other shapes"]
     learned = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
@@ -361,8 +363,6 @@ def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
             found=", ".join([*unknown, *(f"no {name}" for name in left if name in learned)][:3]),
             remedy=f"Give the recipe and the overrides that it was trained with, not those of {recipe.name}",
         )
-    if recipe.ema and state["average"]:
-        task.model.load_state_dict(state["average"], strict=False)
     task.load_state(state["extra"])
     task.model.eval()
     return int(state["seen"])

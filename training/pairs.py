@@ -24,14 +24,18 @@ def pairs_of(
     device: str | torch.device,
     dtype: torch.dtype = torch.float32,
     say: Callable[[str], None] = print,
+    record: Path | None = None,
 ) -> Pairs:
     """Return the pairs of a source as `recipe.data` says; what is encoded is kept in the folder `cache`.
 
+    Corrupt pairs that are met while training are listed in the file `record`.
     The networks of `parts` encode in `dtype`, loaded from their checkpoint.
     """
     data = recipe.data
     if not data.cache:
-        return live_pairs(source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say)
+        return live_pairs(
+            source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say, record=record
+        )
     assert parts.checkpoint is not None  # networks from scratch have that of their autoencoder
     return cached_pairs(
         source,

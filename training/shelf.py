@@ -117,6 +117,7 @@ class Shelf:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
+                file: BinaryIO
                 # Opened before anyone else could delete it to make room.
                 try:
                     file = path.open("rb")

@@ -295,6 +295,7 @@ def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelera
         device=accelerator.device,
         dtype=half_type(accelerator) if accelerator.device.type == "cuda" else torch.float32,
         say=say,
+        record=folder / "skipped.jsonl",
     )
 
 

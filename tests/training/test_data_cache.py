@@ -405,6 +405,21 @@ def test_the_next_good_row_stands_in_for_a_corrupt_one(pipeline):
     assert len(live) == 6
 
 
+def test_what_was_skipped_is_counted_over_processes_and_sittings(pipeline, tmp_path):
+    source, record = ListSource(samples(6, row_1="broken", row_2="gone", row_5="cut")), tmp_path / "skipped"
+    lines: list[str] = []
+    one, two = (live_pairs(source, pipeline.tokenizer, 64, say=lines.append, record=record) for _ in "ab")
+    one.take([0, 1])
+    two.take([1, 5])
+    assert one.skipped == two.skipped == {"row 1": "broken", "row 2": "gone", "row 5": "cut"}
+    with record.open("a", encoding="utf-8") as file:
+        file.write('{"key": "row')  # killed while it wrote
+    later = live_pairs(source, pipeline.tokenizer, 64, say=quiet, record=record)
+    assert later.skipped == one.skipped
+    later.take([2])
+    assert len(record.read_text(encoding="utf-8").splitlines()) == 4
+
+
 def test_live_pairs_without_a_good_one(pipeline):
     with pytest.raises(TrainingError, match="not one usable pair"):
         live_pairs(ListSource(["broken"] * 3), pipeline.tokenizer, 64, say=quiet).take([1])

@@ -258,6 +258,20 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path) -> None:
         loop.start(tiny_recipe("watch.trackers=[wandb]"), tmp_path, "cpu")
 
 
+def test_tensorboard_shows_the_curve_of_the_log(tmp_path: Path) -> None:
+    train_toy(tmp_path, "watch.trackers=[tensorboard]", stop_at=24)
+    train_toy(tmp_path, "watch.trackers=[tensorboard]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown: dict[int, float] = {}
+    for folder in {file.parent for file in tmp_path.rglob("events.out.tfevents*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        if "loss" in events.Tags()["scalars"]:
+            shown |= {event.step: event.value for event in events.Scalars("loss")}
+    assert shown == pytest.approx({line["seen"]: line["loss"] for line in log_lines(tmp_path)})
+    assert sorted(shown) == [8, 16, 24, 32, 40, 48]
+
+
 def test_state_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
     train_toy(tmp_path, stop_at=8)
     before = (tmp_path / FILE).read_bytes()

@@ -1,0 +1,242 @@
+"""Compare the embedded family: `python -m benchmarks.family`.
+
+The published table in miniature: quality, size and speed of the teacher and of its students. All are drawn
+from the same prompts and seeds, so differences are also taken image by image, which is sharper than the
+difference of two scores. Images that the evidence store holds are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tabulate import tabulate
+
+from benchmarks.experiments import BASE, METRICS, RESULTS
+from benchmarks.machine import describe
+
+FAMILY = ("scenes-sd", "scenes-base", "scenes-small", "scenes-small-2m", "scenes-tiny")
+PAIRS = (
+    ("scenes-base", "scenes-sd"),
+    ("scenes-small", "scenes-base"),
+    ("scenes-tiny", "scenes-base"),
+    ("scenes-tiny", "scenes-small"),
+    ("scenes-small-2m", "scenes-small"),
+)
+BATCHES = (1, 32)
+"""Of the U-Net calls that are timed: one picture without guidance, and what the suite draws at once."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The scores of one checkpoint, and the part of each image in them."""
+
+    scores: dict[str, float]
+    psi: npt.NDArray[np.float64]
+    """How much each image moves FID."""
+    cosines: npt.NDArray[np.float64]
+
+
+def spec(name: str) -> str | dict[str, str]:
+    """Return the checkpoint of a member of the family."""
+    return BASE if name == "scenes-sd" else {"base": BASE, "unet": f"embedded:{name}"}
+
+
+def quality(name: str, protocol_name: str, store: Path) -> Quality:
+    """Score a member, making the images that the store lacks."""
+    from pytest_sdbench.checkpoint import resolve
+    from pytest_sdbench.evaluation import evaluate, open_evidence
+    from pytest_sdbench.features import feature_column
+    from pytest_sdbench.metrics import Estimate
+    from pytest_sdbench.metrics.frechet import fid_influence
+    from pytest_sdbench.metrics.moments import Moments
+    from pytest_sdbench.protocol import load_protocol
+    from pytest_sdbench.statistics import load_references
+
+    checkpoint, protocol = resolve(spec(name)), load_protocol(protocol_name)
+    measured = evaluate(checkpoint, protocol, store=store)
+    scores: dict[str, float] = {"n": measured.n}
+    for metric in METRICS:
+        estimate = measured.estimates[metric]
+        assert isinstance(estimate, Estimate), estimate
+        scores[metric] = estimate.value
+        if estimate.standard_error is not None:
+            scores[f"{metric}_se"] = estimate.standard_error
+    rows = list(open_evidence(store, checkpoint, protocol).rows(protocol.n))
+    column = feature_column("scenes-classifier")
+    features = np.concatenate([batch[column] for batch in rows])
+    moments = Moments(features.shape[1])
+    moments.update(features)
+    reference = load_references(protocol)["fid"]
+    assert not isinstance(reference, Exception), reference
+    psi = fid_influence(moments.statistics(), reference)(features)
+    cosines = np.concatenate([batch["clip_score"] for batch in rows]).astype(np.float64)
+    return Quality(scores, psi, cosines)
+
+
+def difference(first: Quality, second: Quality) -> dict[str, float]:
+    """Return first minus second in FID and CLIP score, with standard errors of paired images."""
+    n = len(first.psi)
+    fid_error = float((first.psi - second.psi).std(ddof=1)) / math.sqrt(n)
+    cosines = first.cosines - second.cosines
+    return {
+        "fid": first.scores["fid"] - second.scores["fid"],
+        "fid_se": fid_error,
+        "clip_score": float(cosines.mean()),
+        "clip_score_se": float(cosines.std(ddof=1)) / math.sqrt(n),
+    }
+
+
+def latencies(batch: int, rounds: int) -> dict[str, list[float]]:
+    """Time one U-Net call of every member, in turn; seconds of each round."""
+    import torch
+
+    from training.parts import load_parts
+
+    unets = {
+        name: load_parts(spec(name)).unet.eval().to(memory_format=torch.channels_last) for name in FAMILY
+    }
+    config = unets["scenes-sd"].config
+    sample = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size)
+    states = torch.randn(batch, 77, config.cross_attention_dim)
+    seconds: dict[str, list[float]] = {name: [] for name in FAMILY}
+    calls = max(1, 64 // batch)
+    with torch.inference_mode():
+        for number in range(rounds + 2):
+            # Each round begins with another one: who follows whom is no advantage.
+            order = FAMILY[number % len(FAMILY) :] + FAMILY[: number % len(FAMILY)]
+            for name in order:
+                start = time.perf_counter()
+                for _ in range(calls):
+                    unets[name](sample, 500, states)
+                if number >= 2:  # the first two warm up
+                    seconds[name].append((time.perf_counter() - start) / calls)
+    return seconds
+
+
+def sizes(name: str) -> tuple[int, int]:
+    """Return parameters of the U-Net, and multiply-accumulates of one call at batch 1, from the card."""
+    from pytest_sdbench.card import read_card
+    from pytest_sdbench.paths import reference
+
+    card = read_card(reference() / "cards" / f"{name}.md")
+    parameters = card.size["unet"].exact
+    assert parameters is not None
+    assert card.unet_macs is not None
+    return parameters, int(card.unet_macs)
+
+
+def measure(protocol: str, store: Path, rounds: int) -> dict[str, Any]:
+    """Measure everything that the tables show."""
+    import torch
+
+    from pytest_sdbench.environment import versions
+
+    scored = {name: quality(name, protocol, store) for name in FAMILY}
+    timed = {batch: latencies(batch, rounds) for batch in BATCHES}
+    members = []
+    for name in FAMILY:
+        parameters, macs = sizes(name)
+        row: dict[str, Any] = {"name": name, "unet": parameters, "macs": macs, **scored[name].scores}
+        for batch, seconds in timed.items():
+            ratios = [a / b for a, b in zip(seconds[name], seconds["scenes-sd"], strict=True)]
+            row[f"milliseconds_{batch}"] = 1000 * statistics.median(seconds[name])
+            row[f"ratio_{batch}"] = statistics.median(ratios)
+            row[f"ratio_{batch}_range"] = [min(ratios), max(ratios)]
+        members.append(row)
+    pairs = [
+        {"first": first, "second": second, **difference(scored[first], scored[second])}
+        for first, second in PAIRS
+    ]
+    machine = describe(torch.device("cpu"))
+    return {
+        "protocol": protocol,
+        "rounds": rounds,
+        "machine": machine,
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "members": members,
+        "pairs": pairs,
+    }
+
+
+def report(found: dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    times = [f"time, batch {batch}" for batch in BATCHES]
+    members = tabulate(
+        [
+            [
+                row["name"],
+                f"{row['unet'] / 1e6:.2f} M",
+                f"{row['macs'] / 1e6:.1f} M",
+                *(f"{row[f'ratio_{batch}']:.2f}" for batch in BATCHES),
+                f"{row['fid']:.3f} ± {row['fid_se']:.3f}",
+                f"{row['kid']:.5f}",
+                f"{row['inception_score']:.2f}",
+                f"{row['clip_score']:.4f} ± {row['clip_score_se']:.4f}",
+            ]
+            for row in found["members"]
+        ],
+        [*("", "U-Net", "MACs", *times), *("FID ↓", "KID ↓", "IS ↑", "CLIP score ↑")],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+    pairs = tabulate(
+        [
+            [
+                f"{row['first']} - {row['second']}",
+                f"{row['fid']:+.3f} ± {row['fid_se']:.3f}",
+                f"{row['clip_score']:+.5f} ± {row['clip_score_se']:.5f}",
+            ]
+            for row in found["pairs"]
+        ],
+        ["difference, image by image", "FID", "CLIP score"],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+    n = found["members"][0]["n"]
+    return (
+        "# The embedded family: quality, size and speed\n\n"
+        "In miniature: BK-SDM, table 1 (Base, Small and Tiny beside their teacher).\n\n"
+        f"{members}\n\n"
+        f"Protocol `{found['protocol']}`, {n:,} images each, the same prompts and seeds; ± is one standard "
+        "error. MACs: one U-Net call at batch 1. Time: one U-Net call over the teacher's, median of "
+        f"{found['rounds']} rounds in which all take turns; {found['machine']}, float32.\n\n"
+        f"{pairs}\n\n"
+        "FID: difference of the scores; its error is that of the mean of differences of influence values.\n"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, write Markdown and JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.family", description=__doc__)
+    parser.add_argument("--protocol", default="scenes-5k")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    default = Path(os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench")
+    parser.add_argument("--store", type=Path, default=default / "experiments" / "evidence")
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    torch.set_num_threads(options.threads)
+    found = measure(options.protocol, options.store, options.rounds)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "family.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    text = report(found)
+    (RESULTS / "family.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
