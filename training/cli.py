@@ -146,14 +146,21 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
 
     with _alone(folder, accelerator.is_main_process):
         _prepare(folder, options, accelerator)
-        task = tasks.build_task(
-            recipe, folder=folder, accelerator=accelerator, download=options.download, say=say
-        )
+
+        def build() -> loop.Task:
+            return tasks.build_task(
+                recipe, folder=folder, accelerator=accelerator, download=options.download, say=say
+            )
+
+        task = build()
         status = 0
         if options.export_only:
             seen = loop.load_trained(task, recipe, folder)
         else:
             seen = loop.train(task, recipe, folder, accelerator, stop_at=options.stop_at, say=say)
+            if loop.sharded(accelerator):
+                task = build()
+                loop.load_trained(task, recipe, folder)
         if seen < recipe.images and not options.export_only:
             reached = f"{seen:,} of {recipe.images:,} images"
             say(f"stopped after {reached}: the same command goes on, --export-only exports it as it is")

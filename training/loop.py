@@ -139,7 +139,7 @@ def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         ],
     )
-    if accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2:
+    if sharded(accelerator) and not accelerator.is_fsdp2:
         raise TrainingError(
             "FSDP of version 1 cuts weights without regard to their names, so no average could be saved",
             key="fsdp_version",
@@ -162,6 +162,8 @@ def train(
     say: Callable[[str], None] = print,
 ) -> int:
     """Train until the recipe's images are seen; return their number. `task.model` is then what is exported.
+
+    Not under FSDP, which keeps a part of the weights in each process: `load_trained` puts them into a new task.
 
     The state lives in `folder/state.pt`; one JSON line per report is appended to `folder/log.jsonl`.
     `stop_at` ends the run early, state saved; SIGTERM and Ctrl-C do so too. Raises TrainingError when a
@@ -248,7 +250,7 @@ def train(
                             log.write(seen, measured)
                             say(f"{folder.name}: {seen:,} images, " + _words(measured))
                     # Sharded weights would need all processes to draw: such a run has no previews.
-                    if previewing and main and accelerator.distributed_type is not DistributedType.FSDP:
+                    if previewing and main and not sharded(accelerator):
                         task.preview(plain, folder / "samples" / f"{seen:012d}.png")
             if keep:
                 save()
@@ -257,8 +259,6 @@ def train(
     task.close()
     if average:
         average.put(plain)
-    if accelerator.distributed_type is DistributedType.FSDP:
-        _make_whole(plain)
     if log:
         log.close()  # with trackers it ends the group of processes, too
     plain.eval()
@@ -438,6 +438,11 @@ def _check_trackers(recipe: Recipe) -> None:
             )
 
 
+def sharded(accelerator: Accelerator) -> bool:
+    """Say whether each process holds only a part of the weights."""
+    return accelerator.distributed_type is DistributedType.FSDP
+
+
 def _check_shared(folder: Path, accelerator: Accelerator) -> None:
     """See that processes find the same state: on several hosts the folder has to be a shared one."""
     there = (folder / FILE).is_file()
@@ -448,14 +453,6 @@ def _check_shared(folder: Path, accelerator: Accelerator) -> None:
             file=folder / FILE,
             remedy="Give a folder that all hosts share: --folder RUN_FOLDER",
         )
-
-
-def _make_whole(module: nn.Module) -> None:
-    """Put whole weights on the CPU in the place of sharded ones, to be exported; all processes take part."""
-    for part in module.modules():
-        for name, value in list(part.named_parameters(recurse=False)):
-            whole = nn.Parameter(full(value.detach()).cpu(), requires_grad=value.requires_grad)
-            part.register_parameter(name, whole)
 
 
 def _own_core(rank: int) -> None:

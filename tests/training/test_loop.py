@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 from tests.training.helpers import (
     Toy,
@@ -65,6 +68,34 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
+
+
+def sharded_toy(folder: str, stop_at: int | None) -> None:
+    """Train with FSDP, which accelerate itself leaves to GPUs."""
+    recipe = tiny_recipe(*EMA, "schedule.micro_batch=2")
+    accelerator = loop.start(recipe, Path(folder), "cpu")
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False
+    )
+    assert loop.sharded(accelerator)
+    toy = Toy()
+    loop.train(toy, recipe, Path(folder), accelerator, stop_at=stop_at, say=lambda _line: None)
+    assert all(isinstance(value, DTensor) for value in toy.model.parameters())
+
+
+def test_sharded_weights_are_saved_whole_and_learn_the_same(tmp_path: Path) -> None:
+    assert finish(begin_pair(sharded_toy, str(tmp_path / "sharded"), 24)) == [0, 0]
+    assert finish(begin_pair(sharded_toy, str(tmp_path / "sharded"), None)) == [0, 0]
+    _, one = train_toy(tmp_path / "one", *EMA)
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "sharded")
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
+    exported = Toy()
+    assert loop.load_trained(exported, tiny_recipe(*EMA), tmp_path / "sharded") == 48
+    for name, value in exported.model.state_dict().items():
+        torch.testing.assert_close(value, one.model.state_dict()[name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_of_two_processes_goes_on_alone_and_the_other_way_round(tmp_path: Path) -> None:
