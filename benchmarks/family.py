@@ -217,6 +217,22 @@ def report(found: dict[str, Any]) -> str:
     )
 
 
+def draw_sheet(path: Path, first: int = 10_000_000, count: int = 10) -> None:
+    """Draw some unseen captions with every member, from the same seeds, beside the real scenes."""
+    from pytest_sdbench.scenes import captions, render_batch
+    from training.parts import load_parts
+    from training.preview import Row, draw, sheet
+
+    prompts = captions(range(first, first + count))
+    columns = {"real": list(render_batch(range(first, first + count)))}
+    for name in FAMILY:
+        columns[name] = list(draw(load_parts(spec(name)), prompts, guidance=2.0, steps=25))
+    few = list(draw(load_parts(spec("scenes-tiny-lcm")), prompts, guidance=2.0, steps=4))
+    columns["scenes-tiny-lcm, 4 steps"] = few
+    rows = [Row(prompt, [column[i] for column in columns.values()]) for i, prompt in enumerate(prompts)]
+    sheet(rows, path, columns=list(columns), cell=96)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write Markdown and JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.family", description=__doc__)
@@ -233,7 +249,8 @@ def main(arguments: list[str] | None = None) -> None:
     found = measure(options.protocol, options.store, options.rounds)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "family.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    text = report(found)
+    draw_sheet(RESULTS / "family.png")
+    text = report(found) + "\n![The same prompts and seeds](family.png)\n"
     (RESULTS / "family.md").write_text(text, encoding="utf-8")
     print(text)
 

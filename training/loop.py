@@ -163,7 +163,7 @@ def train(
 ) -> int:
     """Train until the recipe's images are seen; return their number. `task.model` is then what is exported.
 
-    Not under FSDP, which keeps a part of the weights in each process: `load_trained` puts them into a new task.
+    Not under FSDP, where each process keeps a part of the weights: `load_trained` puts them into a new task.
 
     The state lives in `folder/state.pt`; one JSON line per report is appended to `folder/log.jsonl`.
     `stop_at` ends the run early, state saved; SIGTERM and Ctrl-C do so too. Raises TrainingError when a
