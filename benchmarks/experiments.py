@@ -115,7 +115,25 @@ def consistency() -> Experiment:
     )
 
 
-EXPERIMENTS = {"growing-data": growing_data, "ablation": ablation, "consistency": consistency}
+def finetuning() -> Experiment:
+    """Draw pictures of one object from the model that was fine-tuned to them, and from its teacher."""
+    draws = (Draw("one object", "scenes-portrait-quick"), Draw("all scenes"))
+    return Experiment(
+        "Fine-tuning: scenes-portrait beside scenes-tiny, on pictures of one object and on all",
+        "segmind/portrait-finetuned: tiny-sd fine-tuned to portraits",
+        tuple(
+            Run(name, checkpoint={"base": BASE, "unet": f"embedded:{name}"}, draws=draws)
+            for name in ("scenes-tiny", "scenes-portrait")
+        ),
+    )
+
+
+EXPERIMENTS = {
+    "growing-data": growing_data,
+    "ablation": ablation,
+    "consistency": consistency,
+    "finetuning": finetuning,
+}
 
 
 @dataclass
@@ -222,7 +240,7 @@ def report(name: str, results: Results) -> str:
     experiment = EXPERIMENTS[name]()
     several = len({row["draw"] for row in results.rows}) > 1
     training = any(row["images_seen"] for row in results.rows)
-    headers = ["run"] + ["images seen"] * training + ["sampler, steps"] * several
+    headers = ["run"] + ["images seen"] * training + ["drawn"] * several
     headers += ["N", "FID ↓", "KID ↓", "IS ↑", "CLIP score ↑"]
     lines = []
     for row in results.rows:
