@@ -215,7 +215,8 @@ def _facts(recipe: Recipe, run: Run) -> Iterator[tuple[str, str]]:
     schedule, optimizer, data = recipe.schedule, recipe.optimizer, recipe.data
     yield "Recipe", f"`{recipe.name}`"
     if recipe.teacher is not None:
-        yield "Teacher", _told(recipe.teacher)
+        learns = recipe.objective.kind in ("prediction", "dreambooth") and recipe.student.remove == "none"
+        yield "Fine-tuned from" if learns else "Teacher", _told(recipe.teacher)
     if recipe.student.remove != "none":
         yield "Blocks removed", f"`{recipe.student.remove}`: {REMOVED[recipe.student.remove]}"
         start = "the teacher's weights" if recipe.student.init == "teacher" else "random weights"
@@ -264,6 +265,8 @@ def _words(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{label} ({', '.join(_words(value))})"
         elif key == "class_model":
             yield f"class images by {'the teacher' if value is None else _told(value)}"
+        elif key == "train_text_encoder":
+            yield from ["the text encoder learns, too"] if value else []
         elif isinstance(value, bool):
             yield label if value else f"no {label}"
         elif isinstance(value, list | tuple):
@@ -286,7 +289,7 @@ def _data(recipe: Recipe, run: Run) -> str:
     elif data.kind == "scenes":
         what = f"scenes, the embedded dataset, from index {data.first:,} on"
         if data.layouts:
-            what += f", layouts {', '.join(data.layouts)} alone"
+            what += f", of the layout {' or '.join(data.layouts)} alone"
     counted = f"{pairs:,} pairs of {what}" if pairs else what
     return counted + (f" ({run.skipped:,} corrupt ones left out)" if run.skipped else "")
 
