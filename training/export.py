@@ -24,7 +24,7 @@ from pytest_sdbench.skeleton import known_keys
 from training.card import card_spec, write_card
 from training.errors import TrainingError
 from training.parts import Parts
-from training.preview import sampling_scheduler
+from training.preview import sampling_scheduler, with_settings
 from training.recipe import Recipe
 
 ADAPTER = "pytorch_lora_weights.safetensors"
@@ -126,7 +126,7 @@ def export_scheduler(parts: Parts, recipe: Recipe) -> Any:
             key=f"export.scheduler.config.{unknown[0]}",
             remedy="diffusers would pass over it without a word: correct or remove it",
         )
-    return kind.from_config(parts.scheduler.config, **wanted.config)
+    return with_settings(kind, {**parts.scheduler.config, **wanted.config})
 
 
 def save_adapter(parts: Parts, folder: Path) -> Path:

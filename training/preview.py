@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,12 @@ def sampling_scheduler(parts: Parts) -> Any:
     kind = type(parts.scheduler)
     if parts.unet.config.time_cond_proj_dim is not None and "generator" not in _arguments(kind.step):
         kind = LCMScheduler
-    return kind.from_config(parts.scheduler.config)
+    return with_settings(kind, parts.scheduler.config)
+
+
+def with_settings(kind: Any, settings: Mapping[str, Any]) -> Any:
+    """Return a scheduler with those of the settings that its class knows; others would warn at every load."""
+    return kind(**{name: value for name, value in settings.items() if name in _arguments(kind.__init__)})
 
 
 def gallery(
