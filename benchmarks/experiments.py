@@ -124,8 +124,8 @@ def consistency() -> Experiment:
         ),
         notes=(
             "All at guidance 2: two U-Net calls a step for scenes-tiny, one for scenes-tiny-lcm, which knows "
-            "the guidance. In four steps PNDM breaks down, DDIM does not: on scenes, whose latents have 8 x 8 "
-            "positions, distillation pays below four steps."
+            "the guidance. In four steps PNDM breaks down, but DDIM does not: on scenes, whose latents have "
+            "8 x 8 positions, distillation pays below four steps."
         ),
     )
 
