@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pytest_sdbench.card import read_card
+from pytest_sdbench.checkpoint import resolve
 from pytest_sdbench.paths import reference
+from pytest_sdbench.protocol import load_protocol
 from tests.project import make_protocol
+from training.architecture import student_config
 
 CARD = reference() / "cards" / "scenes-sd.md"
 
@@ -72,3 +76,55 @@ def add_noise(file: Path, amount: float) -> None:
         spread = value.float().std() if value.numel() > 1 else value.float().abs()
         noisy[name] = (value.float() + noise * spread).to(value.dtype)
     save_file(noisy, file, metadata={"format": "pt"})
+
+
+# --- the family -----------------------------------------------------------
+
+FAMILY = sorted(path.stem for path in (reference() / "cards").glob("scenes-*.md"))
+STUDENTS = {
+    "scenes-base": "base",
+    "scenes-small": "small",
+    "scenes-small-2m": "small",
+    "scenes-tiny": "tiny",
+    "scenes-portrait": "tiny",
+    "scenes-tiny-lcm": "tiny",
+}
+
+
+def test_the_family_is_complete_and_fits_forty_megabytes():
+    assert {"scenes-sd", *STUDENTS} == set(FAMILY)
+    files = [file for file in (reference() / "checkpoints").rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 40e6
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_what_a_card_records_is_of_these_weights_and_these_protocols(name: str):
+    """A figure that was measured before the weights or the protocol changed would be judged as if it held."""
+    card = read_card(reference() / "cards" / f"{name}.md")
+    weights = resolve(card.checkpoint).fingerprint
+    recorded = card.records
+    assert {record.protocol for record in recorded} == set(card.protocols)
+    for record in recorded:
+        assert record.checkpoint_fingerprint == weights
+        protocol = load_protocol(record.protocol)
+        assert record.protocol_fingerprint == protocol.fingerprint
+        assert record.n == protocol.n
+    for claim in card.claims:
+        if claim.kind == "published":
+            same = [r for r in recorded if (r.protocol, r.metric) == (claim.protocol, claim.metric)]
+            assert [round(r.value, len(claim.text.partition(".")[2])) for r in same] == [claim.value], (
+                claim.id
+            )
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_is_the_teacher_without_the_blocks_of_its_name(name: str):
+    teacher = reference() / "checkpoints" / "scenes-sd" / "unet" / "config.json"
+    expected = student_config(
+        json.loads(teacher.read_text(encoding="utf-8")),
+        STUDENTS[name],
+        guidance_embedding=256 if name == "scenes-tiny-lcm" else None,
+    )
+    file = reference() / "checkpoints" / name / "unet" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    assert {key: config[key] for key in expected} == expected
