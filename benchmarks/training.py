@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = []
     for name in recipes:
         scenario = open_scenario(name, size=size, device=device, overrides=options.set)
-        if options.memory_of:
+        if options.memory_of is not None:
             print(json.dumps(_peak_of(options.memory_of, scenario, base)))
             return
         child = ["--recipe", name, "--device", options.device, *(f"--set={value}" for value in options.set)]

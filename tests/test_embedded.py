@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from pytest_sdbench.card import read_card
 from pytest_sdbench.checkpoint import resolve
@@ -26,27 +27,29 @@ def card(pytester: pytest.Pytester) -> Path:
         n=128,
         sampling=protocol_sampling(),
     )
-    text = CARD.read_text(encoding="utf-8")
-    head, records, tail = text.partition("  records:")
-    body = tail.partition("\n---\n")[2]
+    yaml = YAML(typ="safe", pure=True)
+    front = dict(yaml.load(CARD.read_text(encoding="utf-8").split("---\n")[1]))
+    quick = front["model-index"][0]["results"][0]
+    assert quick["dataset"]["config"] == "scenes-quick"
+    quick["dataset"] |= {"config": "scenes-128", "args": {"num_samples": 128}}
     # FID and Inception score depend on N: only the CLIP score can be taken over to 128 images.
-    lines = [
-        line
-        for line in head.splitlines()
-        if not any(f"type: {m}," in line for m in ("fid", "kid", "inception_score"))
-    ]
-    lines = [line for line in lines if "margins:" not in line]
-    small = (
-        "\n".join(lines).replace("scenes-quick", "scenes-128").replace("num_samples: 512", "num_samples: 128")
-    )
+    quick["metrics"] = [metric for metric in quick["metrics"] if metric["type"] == "clip_score"]
+    front["model-index"][0]["results"] = [quick]
+    front["sdbench"] |= {
+        "protocols": ["scenes-128"],
+        "margins": {"clip_score": 0.02},
+        "sources": {"scenes-128": "pytest-sdbench"},
+        "records": [],
+    }
     path = pytester.path / "scenes-sd.md"
-    path.write_text(f"{small}\n  margins: {{clip_score: 0.02}}\n{records} []\n---\n{body}", encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        file.write("---\n")
+        yaml.dump(front, file)
+        file.write("---\n")
     return path
 
 
 def protocol_sampling() -> dict:
-    from ruamel.yaml import YAML
-
     file = reference() / "protocols" / "scenes-quick.yaml"
     return dict(YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["sampling"])
 
