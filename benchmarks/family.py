@@ -10,20 +10,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import os
 import statistics
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tabulate import tabulate
 
-from benchmarks.experiments import BASE, METRICS, RESULTS
+from benchmarks.experiments import BASE, RESULTS
 from benchmarks.machine import describe
+from benchmarks.quality import difference, quality
 
 FAMILY = ("scenes-sd", "scenes-base", "scenes-small", "scenes-small-2m", "scenes-tiny")
 PAIRS = (
@@ -63,64 +60,9 @@ BATCHES = (1, 32)
 """Of the U-Net calls that are timed: one picture without guidance, and what the suite draws at once."""
 
 
-@dataclass(frozen=True)
-class Quality:
-    """The scores of one checkpoint, and the part of each image in them."""
-
-    scores: dict[str, float]
-    psi: npt.NDArray[np.float64]
-    """How much each image moves FID."""
-    cosines: npt.NDArray[np.float64]
-
-
 def spec(name: str) -> str | dict[str, str]:
     """Return the checkpoint of a member of the family."""
     return BASE if name == "scenes-sd" else {"base": BASE, "unet": f"embedded:{name}"}
-
-
-def quality(name: str, protocol_name: str, store: Path) -> Quality:
-    """Score a member, making the images that the store lacks."""
-    from pytest_sdbench.checkpoint import resolve
-    from pytest_sdbench.evaluation import evaluate, open_evidence
-    from pytest_sdbench.features import feature_column
-    from pytest_sdbench.metrics import Estimate
-    from pytest_sdbench.metrics.frechet import fid_influence
-    from pytest_sdbench.metrics.moments import Moments
-    from pytest_sdbench.protocol import load_protocol
-    from pytest_sdbench.statistics import load_references
-
-    checkpoint, protocol = resolve(spec(name)), load_protocol(protocol_name)
-    measured = evaluate(checkpoint, protocol, store=store)
-    scores: dict[str, float] = {"n": measured.n}
-    for metric in METRICS:
-        estimate = measured.estimates[metric]
-        assert isinstance(estimate, Estimate), estimate
-        scores[metric] = estimate.value
-        if estimate.standard_error is not None:
-            scores[f"{metric}_se"] = estimate.standard_error
-    rows = list(open_evidence(store, checkpoint, protocol).rows(protocol.n))
-    column = feature_column("scenes-classifier")
-    features = np.concatenate([batch[column] for batch in rows])
-    moments = Moments(features.shape[1])
-    moments.update(features)
-    reference = load_references(protocol)["fid"]
-    assert not isinstance(reference, Exception), reference
-    psi = fid_influence(moments.statistics(), reference)(features)
-    cosines = np.concatenate([batch["clip_score"] for batch in rows]).astype(np.float64)
-    return Quality(scores, psi, cosines)
-
-
-def difference(first: Quality, second: Quality) -> dict[str, float]:
-    """Return first minus second in FID and CLIP score, with standard errors of paired images."""
-    n = len(first.psi)
-    fid_error = float((first.psi - second.psi).std(ddof=1)) / math.sqrt(n)
-    cosines = first.cosines - second.cosines
-    return {
-        "fid": first.scores["fid"] - second.scores["fid"],
-        "fid_se": fid_error,
-        "clip_score": float(cosines.mean()),
-        "clip_score_se": float(cosines.std(ddof=1)) / math.sqrt(n),
-    }
 
 
 def latencies(batch: int, rounds: int) -> dict[str, list[float]]:
@@ -204,8 +146,9 @@ def measure(protocol: str, store: Path, rounds: int) -> dict[str, Any]:
     import torch
 
     from pytest_sdbench.environment import versions
+    from pytest_sdbench.protocol import load_protocol
 
-    scored = {name: quality(name, protocol, store) for name in FAMILY}
+    scored = {name: quality(spec(name), load_protocol(protocol), store) for name in FAMILY}
     timed = {batch: latencies(batch, rounds) for batch in BATCHES}
     members = []
     for name in FAMILY:
