@@ -97,8 +97,8 @@ def ablation() -> Experiment:
             run("all of it, no caption dropped", "objective.caption_dropout=0.0"),
         ),
         notes=(
-            "The teacher's weights are worth most by far, then distillation; output and feature distillation do "
-            "nearly the same alone. A student with random weights has not got far in 32,000 images, and the "
+            "The teacher's weights are worth most by far, then distillation; output and feature "
+            "distillation do nearly the same alone. A student with random weights has not got far in 32,000 images, and the "
             "features it is to imitate hold it up. Without empty prompts among its captions a student never "
             "learns what guidance subtracts; the published runs drop none, but teach for longer."
         ),
@@ -147,8 +147,8 @@ def finetuning() -> Experiment:
             for name in ("scenes-tiny", "scenes-portrait")
         ),
         notes=(
-            "Fine-tuning gains nothing here: scenes of one object are a third of what scenes-tiny was made of, "
-            "and it draws them as well as its teacher does. Outside of them a little is forgotten."
+            "Fine-tuning gains nothing here: scenes of one object are a quarter of what scenes-tiny learned "
+            "from, and it draws them as well as its teacher does. Outside of them a little is forgotten."
         ),
     )
 
