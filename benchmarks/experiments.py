@@ -97,10 +97,10 @@ def ablation() -> Experiment:
             run("all of it, no caption dropped", "objective.caption_dropout=0.0"),
         ),
         notes=(
-            "The teacher's weights are worth most by far, then distillation; output and feature "
-            "distillation do nearly the same alone. A student with random weights has not got far in 32,000 images, and the "
-            "features it is to imitate hold it up. Without empty prompts among its captions a student never "
-            "learns what guidance subtracts; the published runs drop none, but teach for longer."
+            "The teacher's weights are worth most by far, then distillation; output and feature distillation "
+            "do nearly the same alone. A student with random weights has not got far in 32,000 images, and "
+            "the features it is to imitate hold it up. Without empty prompts among its captions a student "
+            "never learns what guidance subtracts; the published runs drop none, but teach for longer."
         ),
     )
 

@@ -48,11 +48,11 @@ What does not appear here, and why:
 
 - **Base, Small and Tiny in this order.** Every student lies below its teacher in CLIP score, but no student
   can be told from another. What block removal takes from Small and Tiny beyond Base is what the embedded
-  teacher does not use: see the table of silenced blocks. At 8 x 8 latents the levels within leave nothing
-  to draw for; at 64 x 64 they do.
+  teacher does not use: see the table of silenced blocks. Its latents have 8 x 8 positions, those of Stable
+  Diffusion 64 x 64, and the inner levels have something to draw there.
 - **A gain of ten times the data.** 2,128 scenes hold every shape, colour and place many times over, and the
-  teacher answers fresh noise at every visit: 532 pairs do nearly as well (see [growing-data.md](growing-
-  data.md)).
+  teacher answers fresh noise at every visit. Fewer do cost something: see
+  [growing-data.md](growing-data.md).
 - **A teacher ahead in FID.** FID of teacher and students cannot be told apart.
 """
 
@@ -202,7 +202,7 @@ def report(found: dict[str, Any]) -> str:
         [
             [
                 f"{row['first']} - {row['second']}",
-                f"{row['fid']:+.3f} ± {row['fid_se']:.3f}",
+                f"{row['fid']:+.4f} ± {row['fid_se']:.4f}",
                 f"{row['clip_score']:+.5f} ± {row['clip_score_se']:.5f}",
             ]
             for row in found["pairs"]
