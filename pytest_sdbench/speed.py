@@ -20,7 +20,7 @@ from pytest_sdbench.skeleton import architecture_key, unet_inputs, unet_skeleton
 if TYPE_CHECKING:
     import torch
 
-BUDGET = 45.0
+BUDGET = 30.0
 """Seconds that one measurement may take, warm-up included; the fewest rounds may exceed it."""
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 50
