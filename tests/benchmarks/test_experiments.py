@@ -1,0 +1,55 @@
+"""Recorded experiments are those of the recipes and checkpoints as they are; differences are paired."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import family
+from benchmarks.experiments import EXPERIMENTS, RESULTS, made_by
+from benchmarks.quality import Quality, difference
+from pytest_sdbench.card import read_card
+from pytest_sdbench.paths import reference
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_recorded_results_are_complete_and_of_what_is_there(name: str) -> None:
+    rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    found = {(row["run"], row["made_by"], row["images_seen"], row["draw"]) for row in rows}
+    assert found == {
+        (run.label, made_by(run), stop, draw.label)
+        for run in EXPERIMENTS[name]().runs
+        for stop in run.stops or (0,)
+        for draw in run.draws
+    }
+    table = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert f"{row['clip_score']:.4f}" in table
+
+
+def test_the_table_of_the_family_is_that_of_its_cards() -> None:
+    found = json.loads((RESULTS / "family.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in found["members"]] == list(family.FAMILY)
+    for row in found["members"]:
+        card = read_card(reference() / "cards" / f"{row['name']}.md")
+        assert card.size["unet"].exact == row["unet"]
+        recorded = {r.metric: r.value for r in card.records if r.protocol == found["protocol"]}
+        for metric, value in recorded.items():
+            assert value == pytest.approx(row[metric], rel=1e-3), (row["name"], metric)
+
+
+def test_a_difference_is_taken_image_by_image() -> None:
+    random = np.random.default_rng(0)
+    shared = random.normal(0.9, 0.1, 400)
+    first, second = (shared + random.normal(shift, 0.01, 400) for shift in (0.0, 0.002))
+    psi = random.normal(0, 3, 400)
+    one = Quality({"fid": 1.5}, psi + random.normal(0, 0.1, 400), first)
+    two = Quality({"fid": 1.2}, psi, second)
+    found = difference(one, two)
+    test = stats.ttest_rel(first, second)
+    assert found["clip_score"] / found["clip_score_se"] == pytest.approx(test.statistic)
+    assert found["fid"] == pytest.approx(0.3)
+    assert found["fid_se"] == pytest.approx(0.1 / 20, rel=0.15)
