@@ -44,14 +44,14 @@ BLOCKS = {
 """Blocks of the teacher that are silenced, one at a time, and where they work."""
 
 NOTES = """\
-What does not appear here, and why:
+What does not appear here, and a likely reason:
 
 - **Base, Small and Tiny in this order.** Every student lies below its teacher in CLIP score, but no student
   can be told from another. What block removal takes from Small and Tiny beyond Base is what the embedded
   teacher does not use: see the table of silenced blocks. Its latents have 8 x 8 positions, and little is left
   to be said at 2 x 2 and 1 x 1; those of Stable Diffusion have 64 x 64.
 - **A gain of ten times the data.** 2,128 scenes hold every shape, colour and place many times over, and the
-  teacher answers fresh noise at every visit. Fewer do cost something: see
+  teacher answers fresh noise at every visit. A quarter of them costs something: see
   [growing-data.md](growing-data.md).
 - **A teacher ahead in FID.** FID of teacher and students cannot be told apart.
 """

@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import socket
 import statistics
 import subprocess
@@ -203,8 +204,10 @@ def main(arguments: list[str] | None = None) -> None:
     libraries = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     text = (
         f"# A training step of {options.recipe} on all cores\n\n"
-        f"{facts['device']}, {options.cores} cores, {options.rounds} rounds of {options.steps} steps. "
-        f"{libraries}. {facts['date']}.\n\n"
+        f"`python -m benchmarks.processes {shlex.join(sys.argv[1:] if arguments is None else arguments)}`\n\n"
+        f"{facts['device']}, {options.cores} cores, {options.rounds} rounds of {options.steps} steps; "
+        f"ours has latents and text states cached. {libraries}. {facts['date']}, load average "
+        f"{facts['load']:.1f}.\n\n"
         f"{table}\n"
     )
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")

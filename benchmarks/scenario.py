@@ -122,7 +122,7 @@ def open_scenario(
     recipe = load_recipe(name, [*fixed, *overrides])
     if recipe.objective.kind == "distillation":
         # The published script drops no caption; it would be the same work.
-        recipe = load_recipe(name, [*fixed, *overrides, "objective.caption_dropout=0.0"])
+        recipe = load_recipe(name, [*fixed, "objective.caption_dropout=0.0", *overrides])
     else:
         raise TrainingError(
             "the published script distils, so its step has no counterpart here",

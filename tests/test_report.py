@@ -11,7 +11,7 @@ import pytest
 from pytest_sdbench.card import Card, read_card
 from pytest_sdbench.paths import reference
 from pytest_sdbench.report.results import SCHEMA_VERSION, Row, read_results, results_json
-from pytest_sdbench.report.tables import billions, published_tables, results_markdown, terminal_tables
+from pytest_sdbench.report.tables import NONE, billions, published_tables, results_markdown, terminal_tables
 
 # Typed from the published tables, row by row.
 BK_SDM = """
@@ -66,7 +66,20 @@ def test_the_order_of_the_cards_does_not_matter(cards: list[Card]) -> None:
 
 def test_cards_without_published_figures_have_no_table(cards: list[Card]) -> None:
     assert "No figures" in published_tables([])
-    assert "portrait" not in published_tables([card for card in cards if card.name != "portrait-finetuned"])
+    rest = [card for card in cards if card.name != "portrait-finetuned"]
+    assert "portrait-finetuned" not in published_tables(rest)
+
+
+def test_figures_of_two_protocols_with_one_name_have_two_tables(cards: list[Card]) -> None:
+    text = published_tables([card for card in cards if card.name.startswith("scenes-")])
+    tables = dict(part.split("\n\n", 1) for part in text.split("### ")[1:])
+    assert [title.partition(": ")[2] for title in tables] == [
+        *("scenes-quick", "scenes-5k", "scenes-lcm4-quick", "scenes-lcm4-5k"),
+        *("scenes-portrait-quick", "scenes-portrait-5k"),
+    ]
+    assert tables["pytest-sdbench: scenes-5k"].count("| scenes-") == 5
+    assert tables["pytest-sdbench: scenes-lcm4-5k"].count("| scenes-") == 1
+    assert NONE not in tables["pytest-sdbench: scenes-quick"]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
+        print("nobody reads the output any more: stopped", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
@@ -158,15 +159,16 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
             seen = loop.load_trained(task, recipe, folder)
         else:
             seen = loop.train(task, recipe, folder, accelerator, stop_at=options.stop_at, say=say)
-            if loop.sharded(accelerator):
-                task = build()
-                loop.load_trained(task, recipe, folder)
         if seen < recipe.images and not options.export_only:
             reached = f"{seen:,} of {recipe.images:,} images"
             say(f"stopped after {reached}: the same command goes on, --export-only exports it as it is")
             status = 0 if options.stop_at and seen >= options.stop_at else STOPPED
         else:
             out = (options.out or folder / "export").expanduser().absolute()
+            if loop.sharded(accelerator) and not options.export_only:
+                del task  # two of full size might not fit
+                task = build()
+                loop.load_trained(task, recipe, folder)
             if accelerator.is_main_process:
                 from training.export import export_checkpoint
                 from training.status import hardware, trained_seconds

@@ -37,7 +37,7 @@ class LivePairs:
         self._lock = threading.Lock()
         self._bad_rows: set[int] = set()
         self._skipped: dict[str, str] = {}
-        self._record = record
+        self._record, self._told = record, _recorded(record)
         self._first: list[str] | None = None
         self._told_of_cut = False
 
@@ -91,10 +91,11 @@ class LivePairs:
             self._bad_rows.add(row)
             known = bad.key in self._skipped
             self._skipped[bad.key] = bad.reason
-            if not known and self._record is not None and bad.key not in _recorded(self._record):
+            if not known and self._record is not None and bad.key not in self._told:
                 self._record.parent.mkdir(parents=True, exist_ok=True)
                 with self._record.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": bad.key, "reason": bad.reason}) + "\n")
+                    # A line before that a kill cut off takes no other with it.
+                    file.write("\n" + json.dumps({"key": bad.key, "reason": bad.reason}) + "\n")
         if not known:
             self._say(f"skipped {bad.key}: {bad.reason}")
 

@@ -32,6 +32,7 @@ def test_recorded_results_are_complete_and_of_what_is_there(name: str) -> None:
 
 def test_the_table_of_the_family_is_that_of_its_cards() -> None:
     found = json.loads((RESULTS / "family.json").read_text(encoding="utf-8"))
+    assert family.report(found) in (RESULTS / "family.md").read_text(encoding="utf-8")
     assert [row["name"] for row in found["members"]] == list(family.FAMILY)
     for row in found["members"]:
         card = read_card(reference() / "cards" / f"{row['name']}.md")
