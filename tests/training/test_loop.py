@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -283,8 +282,8 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
         loop.start(tiny_recipe(), tmp_path, "cuda")
 
 
-@pytest.mark.skipif(find_spec("wandb") is not None, reason="it is installed")
-def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path) -> None:
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(TrainingError, match=r"watch\.trackers: .*not installed.*wandb"):
         loop.start(tiny_recipe("watch.trackers=[wandb]"), tmp_path, "cpu")
 
