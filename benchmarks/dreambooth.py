@@ -19,6 +19,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.experiments import RESULTS, ROOT
+from pytest_sdbench.paths import user_cache
 from training.parts import Parts, load_parts
 
 GUIDANCE, STEPS = 2.0, 25
@@ -151,8 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dreambooth", description=__doc__)
     parser.add_argument("--each", type=int, default=8, help="pictures of each of the eight prompts")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    default = Path(os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench")
-    parser.add_argument("--folder", type=Path, default=default / "experiments" / "dreambooth")
+    parser.add_argument("--folder", type=Path, default=user_cache() / "experiments" / "dreambooth")
     options = parser.parse_args(arguments)
 
     import torch

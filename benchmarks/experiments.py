@@ -21,6 +21,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.quality import METRICS, difference, quality
+from pytest_sdbench.paths import user_cache
 from pytest_sdbench.protocol import Protocol, Scheduler, load_protocol
 
 ROOT = Path(__file__).parents[1]
@@ -241,20 +242,21 @@ def drawing(draw: Draw, samples: int) -> Protocol:
 
 def compare(experiment: Experiment, results: Results, where: Callable[[Run, int], Any], store: Path) -> None:
     """Add to each score how it differs, image by image, from the first run's after as many images."""
-    first, *others = experiment.runs
-    for row in list(results.rows):
-        if row["run"] != first.label:
+    first = experiment.runs[0]
+    runs = {run.label: run for run in experiment.runs}
+    references = {
+        (row["images_seen"], row["protocol_fingerprint"]) for row in results.rows if row["run"] == first.label
+    }
+    for row in results.rows:
+        stop = row["images_seen"]
+        has_reference = (stop, row["protocol_fingerprint"]) in references
+        if row["run"] == first.label or "difference" in row or not has_reference:
             continue
-        same = ("images_seen", "protocol_fingerprint")
-        for run in others:
-            for other in results.rows:
-                if other["run"] != run.label or any(other[key] != row[key] for key in same):
-                    continue
-                if "difference" not in other:
-                    draw = next(one for one in run.draws if one.label == other["draw"])
-                    protocol = drawing(draw, row["n"])
-                    one, two = (quality(where(r, row["images_seen"]), protocol, store) for r in (run, first))
-                    other["difference"] = difference(one, two)
+        run = runs[row["run"]]
+        draw = next(one for one in run.draws if one.label == row["draw"])
+        protocol = drawing(draw, row["n"])
+        one, two = (quality(where(which, stop), protocol, store) for which in (run, first))
+        row["difference"] = difference(one, two)
     results.write(experiment)
 
 
@@ -280,7 +282,7 @@ def perform(name: str, *, samples: int, folder: Path, threads: int, only: str | 
     def where(run: Run, stop: int) -> Any:
         if run.checkpoint is not None:
             return run.checkpoint
-        out = train(run, stop, folder / name / makers[run.label].partition("-")[0], threads)
+        out = train(run, stop, folder / name / makers[run.label], threads)
         return {"base": BASE, "unet": str(out)}
 
     for run in experiment.runs:
@@ -391,8 +393,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", help="only runs whose label contains this")
     parser.add_argument("--report", action="store_true", help="only write the table again")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    default = Path(os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench")
-    parser.add_argument("--folder", type=Path, default=default / "experiments")
+    parser.add_argument("--folder", type=Path, default=user_cache() / "experiments")
     options = parser.parse_args(arguments)
     if options.report:
         results = Results.load(RESULTS / f"{options.name}.json")

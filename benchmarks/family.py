@@ -21,6 +21,7 @@ from tabulate import tabulate
 from benchmarks.experiments import BASE, RESULTS
 from benchmarks.machine import describe
 from benchmarks.quality import difference, quality
+from pytest_sdbench.paths import user_cache
 
 FAMILY = ("scenes-sd", "scenes-base", "scenes-small", "scenes-small-2m", "scenes-tiny")
 PAIRS = (
@@ -254,8 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--protocol", default="scenes-5k")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    default = Path(os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench")
-    parser.add_argument("--store", type=Path, default=default / "experiments" / "evidence")
+    parser.add_argument("--store", type=Path, default=user_cache() / "experiments" / "evidence")
     options = parser.parse_args(arguments)
 
     import torch

@@ -1,8 +1,14 @@
-"""Find what ships with the package."""
+"""Find what ships with the package, and where to keep what is made."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+
+def user_cache() -> Path:
+    """Return the folder of what can be made again: that of `SDBENCH_CACHE`, else in the user's cache."""
+    return Path(os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench")
 
 
 def reference() -> Path:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.paths import user_cache
 from training.errors import TrainingError
 from training.recipe import Recipe, load_recipe, recipe_names, require_data
 
@@ -52,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_folder(name: str) -> Path:
     """Return where a run is kept: in `SDBENCH_CACHE` or the user's cache."""
-    base = os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench"
-    return Path(base) / "training" / name
+    return user_cache() / "training" / name
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from pytest_sdbench.files import write_atomically
+from pytest_sdbench.paths import user_cache
 from training.errors import TrainingError
 from training.shelf import Remote, Shelf, expand, locate
 from training.sources import BadSample, Sample, decode
@@ -69,8 +70,7 @@ class ShardsSource:
             raise TrainingError(
                 "no shards", key="data.urls", found=list(patterns), remedy="Give tar files, or a pattern"
             )
-        base = os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench"
-        self._folder = folder or Path(base) / "training" / "shards"
+        self._folder = folder or user_cache() / "training" / "shards"
         self._shelf = Shelf(self._folder / "copies", local_bytes)
         self._remotes: list[Remote] = []
         self._indices: list[Index] = []
