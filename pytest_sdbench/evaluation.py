@@ -22,7 +22,7 @@ from pytest_sdbench.errors import Unavailable
 from pytest_sdbench.evidence import SHARD, Evidence, Rows, Store
 from pytest_sdbench.features import identity, open_extractors
 from pytest_sdbench.image_path import apply_image_steps
-from pytest_sdbench.metrics import Estimate, Undefined, estimate
+from pytest_sdbench.metrics import Estimate, Undefined, estimate, groups_of
 from pytest_sdbench.progress import Progress
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, SequentialSeeds
@@ -159,7 +159,7 @@ def evaluate(
     rows = evidence.rows(measured.n)
     counts = {name: sum(int(shard[name].sum()) for shard in rows) for name in ("blacked_out", "truncated")}
     writers = evidence.writers(measured.n)
-    estimates = estimate(measured, rows, references)
+    estimates = estimate(measured, rows, references, groups_of(prompts[: measured.n]))
     return Evaluation(
         estimates={metric: figure for metric, figure in estimates.items() if metric not in lacking},
         lacking=lacking,

@@ -282,6 +282,10 @@ class Protocol(_Model):
         """Return this protocol with another precision of the networks: other images, another claim."""
         return self._changed(sampling={**self.sampling.model_dump(), "dtype": dtype})
 
+    def with_seed(self, seed: int) -> Protocol:
+        """Return this protocol with another seed: another draw of the same scores."""
+        return self._changed(seeds={**self.seeds.model_dump(), "seed": seed})
+
     def with_seeds_on(self, device: str) -> Protocol:
         """Return this protocol with its sequential generator elsewhere: another draw of the same scores."""
         return self._changed(seeds={**self.seeds.model_dump(), "device": device})

@@ -4,8 +4,9 @@ from pytest_sdbench.metrics.cosine import clip_score
 from pytest_sdbench.metrics.estimates import Estimate, Undefined, estimate, fid_estimate
 from pytest_sdbench.metrics.frechet import Influence, fid, fid_influence
 from pytest_sdbench.metrics.inception import InceptionScore, inception_score
-from pytest_sdbench.metrics.kernel import kid, kid_subsets
+from pytest_sdbench.metrics.kernel import kid, kid_influence, kid_subsets
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
+from pytest_sdbench.metrics.spread import groups_of, standard_error
 
 __all__ = [
     "Estimate",
@@ -19,7 +20,10 @@ __all__ = [
     "fid",
     "fid_estimate",
     "fid_influence",
+    "groups_of",
     "inception_score",
     "kid",
+    "kid_influence",
     "kid_subsets",
+    "standard_error",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -13,9 +13,11 @@ from pytest_sdbench.errors import EvidenceError
 from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics.cosine import clip_score
 from pytest_sdbench.metrics.frechet import fid, fid_influence
+from pytest_sdbench.metrics.frechet_bias import BLOCKS, FEWEST, corrected_fid, degenerate_variance
 from pytest_sdbench.metrics.inception import InceptionScore
-from pytest_sdbench.metrics.kernel import kid
-from pytest_sdbench.metrics.moments import FeatureStatistics, Moments, Rows
+from pytest_sdbench.metrics.kernel import kid_influence
+from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments, Rows
+from pytest_sdbench.metrics.spread import Groups, standard_error
 
 if TYPE_CHECKING:
     from pytest_sdbench.protocol import InceptionScoreSpec, Protocol
@@ -33,6 +35,20 @@ class Estimate:
     """Standard error of the value; None where it is not known, which is not zero."""
     n: int
     """Images behind the value."""
+    corrected: float | None = None
+    """The value without its bias, as of infinitely many images; None where these are too few to tell."""
+    slope: float = 0.0
+    """The bias times the number of images: n images are expected to come to corrected + slope / n."""
+    influence: Array | None = field(default=None, compare=False, repr=False)
+    """How much each image moves the value, [n], centred; None where the standard error is not known."""
+    degenerate: float = field(default=0.0, compare=False, repr=False)
+    """Variance of the second-order part of the value (see `spread.standard_error`)."""
+
+    def at(self, n: int) -> float | None:
+        """Predict the value of another number of images of the same checkpoint; None where that is open."""
+        if n == self.n:
+            return self.value
+        return None if self.corrected is None else self.corrected + self.slope / n
 
 
 @dataclass(frozen=True)
@@ -45,12 +61,16 @@ class Undefined:
 
 
 def estimate(
-    protocol: Protocol, rows: Iterable[Batch], references: Mapping[str, FeatureStatistics]
+    protocol: Protocol,
+    rows: Iterable[Batch],
+    references: Mapping[str, FeatureStatistics],
+    groups: Groups | None = None,
 ) -> dict[str, Estimate | Undefined]:
     """Return the protocol's metrics of the images in `rows`, batches of columns in the order of the images.
 
     `references` are the reference statistics by metric (`statistics.load_references`); one that is missing
-    leaves its metric undefined.
+    leaves its metric undefined. `groups` tell which images share a prompt (`spread.groups_of`): they are
+    not independent, and standard errors then count prompts.
 
     `rows` is read twice where it can be (a list, or an object whose `__iter__` starts anew): memory then
     grows with neither FID nor the Inception score. Of an iterator, which can be read only once, the needed
@@ -66,7 +86,7 @@ def estimate(
     estimates: dict[str, Estimate | Undefined] = {}
     for metric, column in columns.items():
         try:
-            estimates[metric] = _estimate(metric, protocol, rows, column, n, references.get(metric))
+            estimates[metric] = _estimate(metric, protocol, rows, column, n, references.get(metric), groups)
         except ValueError as problem:
             raise EvidenceError(
                 f"{metric} cannot be computed: {problem}",
@@ -76,30 +96,74 @@ def estimate(
     return estimates
 
 
-def fid_estimate(rows: Iterable[Rows], reference: FeatureStatistics) -> Estimate | Undefined:
-    """Return FID and its delta-method standard error; `rows` are batches [B, D] and are read twice.
+def fid_estimate(
+    rows: Iterable[Rows], reference: FeatureStatistics, groups: Groups | None = None
+) -> Estimate | Undefined:
+    """Return FID, its standard error and its value without bias; `rows` are batches [B, D], read twice.
 
     Undefined with no more images than features: the covariance then has no full rank, and what FID prints is
-    mostly the number of images.
+    mostly the number of images. Up to twice as many, the value stands alone.
     """
-    moments = Moments(reference.width)
+    blocks = [Moments(reference.width) for _ in range(BLOCKS)]
+    n = 0
     for batch in rows:
-        moments.update(batch)
-    n = moments.n
+        blocks[0].check(batch)
+        # Images of one prompt stay in one block: the jackknife takes blocks for independent.
+        block = (np.arange(n, n + len(batch)) if groups is None else groups[n : n + len(batch)]) % BLOCKS
+        for k, moments in enumerate(blocks):
+            moments.update(batch[block == k])
+        n += len(batch)
     if n <= reference.width:
         instead = "KID, which is defined there," if reference.features is not None else "the CLIP score"
         return Undefined(
             "fid", f"FID needs more images than its {reference.width} features; see {instead}", n
         )
-    sample = moments.statistics()
+    whole = Moments(reference.width)
+    for moments in blocks:
+        whole.merge(moments)
+    sample = whole.statistics()
+    value = fid(sample, reference)
+    if n < FEWEST * reference.width:
+        return Estimate("fid", value, None, n)
     influence = fid_influence(sample, reference)
-    total = squares = 0.0
-    for batch in rows:
-        psi = influence(batch)
-        total += float(psi.sum())
-        squares += float(psi @ psi)
-    variance = (squares - total * total / n) / (n - 1)
-    return Estimate("fid", fid(sample, reference), math.sqrt(variance / n), n)
+    psi = np.concatenate([influence(batch) for batch in rows])
+    psi -= psi.mean()
+    degenerate = degenerate_variance(influence.eigenvalues, sample)
+    error = standard_error(psi, groups, degenerate=degenerate, blocks=BLOCKS)
+    corrected = corrected_fid(blocks, reference)
+    return Estimate("fid", value, error, n, corrected, (value - corrected) * n, psi, degenerate)
+
+
+def _inception_estimate(
+    rows: Iterable[Rows], n: int, spec: InceptionScoreSpec, groups: Groups | None
+) -> Estimate:
+    score = InceptionScore(n, splits=spec.splits, shuffle_seed=spec.shuffle_seed)
+    for logits in rows:
+        score.update(logits)
+    influence = score.influence()
+    moved, divergences, start = [], [], 0
+    for logits in rows:
+        of_splits, of_whole = influence(start, logits)
+        moved.append(of_splits)
+        divergences.append(of_whole)
+        start += len(logits)
+    psi = np.concatenate(moved)
+    spread = standard_error(np.concatenate(divergences), groups)
+    if spread is None:
+        return Estimate("inception_score", score.score(), None, n)
+    # Bias of log IS in units of 1 / images.
+    bias = -influence.freedom / 2 + n * spread**2 / 2
+    corrected = None
+    if abs(bias) / n <= _LARGEST_BIAS:
+        corrected = influence.score * math.exp(-bias / n)
+    slope = 0.0 if corrected is None else corrected * bias * spec.splits
+    return Estimate(
+        "inception_score", score.score(), standard_error(psi, groups), n, corrected, slope, psi - psi.mean()
+    )
+
+
+_LARGEST_BIAS = 0.15
+"""Bias of log IS that is still small enough to be known to first order."""
 
 
 def _estimate(
@@ -109,30 +173,38 @@ def _estimate(
     column: str,
     n: int,
     reference: FeatureStatistics | None,
+    groups: Groups | None,
 ) -> Estimate | Undefined:
     if metric == "clip_score":
         if not n:
             return Undefined(metric, "no images", n)
-        value, error = clip_score(np.concatenate([batch[column] for batch in rows]))
-        return Estimate(metric, value, error, n)
+        cosines = np.concatenate([batch[column] for batch in rows])
+        value, error = clip_score(cosines, groups)
+        return Estimate(metric, value, error, n, value, influence=cosines.astype(np.float64) - value)
     if metric == "inception_score":
         spec = cast("InceptionScoreSpec", protocol.metrics[metric])
         if n < spec.splits:
             return Undefined(metric, f"{n} images cannot be split in {spec.splits}", n)
-        score = InceptionScore(n, splits=spec.splits, shuffle_seed=spec.shuffle_seed)
-        for batch in rows:
-            score.update(batch[column])
-        return Estimate(metric, score.score(), None, n)
+        return _inception_estimate(_Column(rows, column), n, spec, groups)
     if reference is None:
         return Undefined(metric, "there are no reference statistics", n)
     if metric == "fid":
-        return fid_estimate(_Column(rows, column), reference)
+        return fid_estimate(_Column(rows, column), reference, groups)
     if reference.features is None:
         return Undefined(metric, "the reference statistics hold moments only; KID needs features", n)
     if n < 2:
         return Undefined(metric, "KID needs at least 2 images", n)
-    features = np.concatenate([batch[column] for batch in rows])
-    return Estimate(metric, kid(features, reference.features), None, n)
+    found = kid_influence(np.concatenate([batch[column] for batch in rows]), reference.features)
+    error = standard_error(found.influence, groups, degenerate=found.degenerate)
+    return Estimate(
+        metric,
+        found.value,
+        error,
+        n,
+        found.value,
+        influence=found.influence,
+        degenerate=found.degenerate,
+    )
 
 
 @dataclass(frozen=True)

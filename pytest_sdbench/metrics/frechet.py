@@ -8,7 +8,7 @@ import numpy as np
 
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Rows
 
-_CUT_OFF = 1e-10
+CUT_OFF = 1e-10
 """Eigenvalues below this share of the largest count as zero where they are inverted."""
 
 
@@ -19,10 +19,19 @@ def fid(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
     but real and found by a symmetric solver; what rounding pushes below zero counts as zero. Raises
     ValueError where the widths differ.
     """
+    values = product_eigenvalues(sample, reference)
+    return distance(sample, reference, float(np.sqrt(np.clip(values, 0.0, None)).sum()))
+
+
+def product_eigenvalues(sample: FeatureStatistics, reference: FeatureStatistics) -> Array:
+    """Return the eigenvalues of S R, ascending, [D]; rounding may push some below zero."""
     _check(sample, reference)
-    values = np.linalg.eigvalsh(_product(sample, reference))
+    return np.asarray(np.linalg.eigvalsh(_product(sample, reference)))
+
+
+def distance(sample: FeatureStatistics, reference: FeatureStatistics, root: float) -> float:
+    """Return |mu1 - mu2|^2 + tr S1 + tr S2 - 2 root, where `root` is the trace of (S1 S2)^1/2."""
     shift = sample.mu - reference.mu
-    root = np.sqrt(np.clip(values, 0.0, None)).sum()
     return float(shift @ shift + np.trace(sample.sigma) + np.trace(reference.sigma) - 2 * root)
 
 
@@ -34,6 +43,8 @@ class Influence:
     slope: Array
     curvature: Array
     mean: float
+    eigenvalues: Array
+    """Of S R, ascending, [D]."""
 
     def __call__(self, rows: Rows) -> Array:
         """Return psi of each image, [B, D] -> [B]; over the sample itself their mean is zero up to 1/n."""
@@ -52,7 +63,7 @@ def fid_influence(sample: FeatureStatistics, reference: FeatureStatistics) -> In
     """
     _check(sample, reference)
     values, vectors = np.linalg.eigh(_product(sample, reference))
-    kept = values > _CUT_OFF * values[-1]
+    kept = values > CUT_OFF * values[-1]
     basis = reference.root @ vectors[:, kept]
     curvature = np.eye(sample.width) - (basis / np.sqrt(values[kept])) @ basis.T
     return Influence(
@@ -60,6 +71,7 @@ def fid_influence(sample: FeatureStatistics, reference: FeatureStatistics) -> In
         slope=2 * (sample.mu - reference.mu),
         curvature=curvature,
         mean=float(np.vdot(curvature, sample.sigma)),
+        eigenvalues=values,
     )
 
 

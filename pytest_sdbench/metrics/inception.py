@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,8 +26,9 @@ class InceptionScore:
         for split in range(splits):
             self._split_of[order[split * n // splits : (split + 1) * n // splits]] = split
         self._count = np.bincount(self._split_of, minlength=splits)
-        self._negentropy = np.zeros(splits)
+        self._negentropy = np.zeros(n)
         self._marginal: Array | None = None
+        self._squares: Array | None = None
         self._seen = 0
 
     def update(self, logits: Rows) -> None:
@@ -33,29 +36,103 @@ class InceptionScore:
         announced."""
         if self._seen + len(logits) > len(self._split_of):
             raise ValueError(f"more than the announced {len(self._split_of)} images")
-        log_p = np.asarray(logits, np.float64)
-        log_p = log_p - log_p.max(axis=1, keepdims=True)
-        log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-        p = np.exp(log_p)
-        splits = self._split_of[self._seen : self._seen + len(logits)]
-        if self._marginal is None:
+        p, log_p = _probabilities(logits)
+        seen = slice(self._seen, self._seen + len(logits))
+        if self._marginal is None or self._squares is None:
             self._marginal = np.zeros((len(self._count), logits.shape[1]))
-        np.add.at(self._negentropy, splits, (p * log_p).sum(axis=1))
-        np.add.at(self._marginal, splits, p)
+            self._squares = np.zeros(logits.shape[1])
+        self._negentropy[seen] = (p * log_p).sum(axis=1)
+        np.add.at(self._marginal, self._split_of[seen], p)
+        self._squares += np.square(p).sum(axis=0)
         self._seen += len(logits)
 
     def split_scores(self) -> Array:
         """Return the score of each split; raises ValueError before all images were seen."""
-        if self._seen != len(self._split_of) or self._marginal is None:
-            raise ValueError(f"{self._seen} of {len(self._split_of)} images seen")
-        q = self._marginal / self._count[:, None]
-        # The mean over x of p(y|x) log p(y) is p(y) log p(y), and 0 log 0 is 0.
-        entropy = np.where(q > 0, q * np.log(np.where(q > 0, q, 1.0)), 0.0).sum(axis=1)
-        return np.asarray(np.exp(self._negentropy / self._count - entropy))
+        marginal, _ = self._complete()
+        # The mean over x of p(y|x) log p(y) is p(y) log p(y).
+        negentropy = np.bincount(self._split_of, weights=self._negentropy)
+        return np.asarray(np.exp(negentropy / self._count + _entropy(marginal / self._count[:, None])))
 
     def score(self) -> float:
         """Return the mean over the splits; their spread is no standard error and is not offered as one."""
         return float(self.split_scores().mean())
+
+    def influence(self) -> InceptionInfluence:
+        """Return how each image moves the score, and what the score owes to the number of images.
+
+        An image moves the score of its split by IS (KL(p(y|x) || p(y)) - log IS) / n (the derivative of
+        exp(E KL) with the weight of x; that of p(y) in it vanishes). The entropy of a marginal of m images
+        is too small by (sum_y E p(y|x)^2 / p(y) - 1) / 2 m to first order (Miller 1955 for classes that are
+        seen), and the exponential of a mean is too large by half its variance. Both are estimated from all
+        images together, which need no splits for it. Raises ValueError before all images were seen.
+        """
+        marginal, squares = self._complete()
+        n = len(self._split_of)
+        whole = marginal.sum(axis=0) / n
+        seen = whole > 0
+        freedom = float((squares[seen] / n / whole[seen]).sum()) - 1
+        return InceptionInfluence(
+            split_of=self._split_of,
+            negentropy=self._negentropy,
+            log_marginal=_log(marginal / self._count[:, None]),
+            log_whole=_log(whole),
+            scores=self.split_scores(),
+            score=float(np.exp(self._negentropy.mean() + _entropy(whole))),
+            freedom=freedom,
+        )
+
+    def _complete(self) -> tuple[Array, Array]:
+        if self._seen != len(self._split_of) or self._marginal is None or self._squares is None:
+            raise ValueError(f"{self._seen} of {len(self._split_of)} images seen")
+        return self._marginal, self._squares
+
+
+@dataclass(frozen=True, eq=False)
+class InceptionInfluence:
+    """The first-order change of the score with the weight of each image; takes the logits once more."""
+
+    split_of: npt.NDArray[np.intp]
+    negentropy: Array
+    log_marginal: Array
+    """Of each split, [splits, classes]."""
+    log_whole: Array
+    """Of all images together, [classes]."""
+    scores: Array
+    """Of each split."""
+    score: float
+    """Of all images as one split."""
+    freedom: float
+    """sum_y E p(y|x)^2 / p(y) - 1: the classes less one where each image has one class."""
+
+    def __call__(self, start: int, logits: Rows) -> tuple[Array, Array]:
+        """Return the influence on the mean of the splits, and KL(p(y|x) || p(y)) with the marginal of all.
+
+        Both are [B]; `start` is the number of images before these.
+        """
+        p, _ = _probabilities(logits)
+        seen = slice(start, start + len(logits))
+        splits = self.split_of[seen]
+        divergence = self.negentropy[seen] - np.einsum("ij,ij->i", p, self.log_marginal[splits])
+        sizes = np.bincount(self.split_of)[splits]
+        share = len(self.split_of) / len(self.scores) / sizes
+        moved = share * self.scores[splits] * (divergence - np.log(self.scores[splits]))
+        return moved, self.negentropy[seen] - p @ self.log_whole
+
+
+def _probabilities(logits: Rows) -> tuple[Array, Array]:
+    log_p = np.asarray(logits, np.float64)
+    log_p = log_p - log_p.max(axis=1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    return np.exp(log_p), log_p
+
+
+def _log(q: Array) -> Array:
+    """Return the logarithm, and 0 for 0: no image has that class, and 0 log 0 is 0."""
+    return np.asarray(np.log(np.where(q > 0, q, 1.0)))
+
+
+def _entropy(q: Array) -> Array:
+    return np.asarray(-(q * _log(q)).sum(axis=-1))
 
 
 def inception_score(logits: Rows, *, splits: int = 10, shuffle_seed: int | None = 2020) -> float:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from pytest_sdbench.metrics.moments import Array, Rows
 
 _BLOCK = 1024
 """Rows and columns of the kernel matrix that exist at one time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kid:
+    """The kernel distance of a set of images to a reference, and how much each image moves it."""
+
+    value: float
+    influence: Array
+    """First-order change with the weight of each image, [n]; their mean is zero."""
+    degenerate: float
+    """Variance of the second-order part."""
 
 
 def kid(features: Rows, reference: Rows) -> float:
@@ -17,10 +30,31 @@ def kid(features: Rows, reference: Rows) -> float:
     The kernel matrix is visited block by block: memory is that of the features. Raises ValueError for fewer
     than two rows on a side or for different widths.
     """
+    return kid_influence(features, reference).value
+
+
+def kid_influence(features: Rows, reference: Rows) -> Kid:
+    """Return the squared MMD as `kid`, with the influence of each image; the reference is taken as given.
+
+    By Hoeffding's decomposition (1948) an image moves the U-statistic by h(x) = 2 (E k(x, x') - E k(x, y)),
+    centred, and the remainder has the variance 2 / n (n - 1) of the kernel centred on both sides.
+    Raises ValueError as `kid`.
+    """
     _check(features, reference)
     n, m = len(features), len(reference)
-    within = _sum_of_pairs(features) / (n * (n - 1)) + _sum_of_pairs(reference) / (m * (m - 1))
-    return within - 2 * _sum_across(features, reference) / (n * m)
+    sums, squares = _sums_of_pairs(features)
+    among_reference = float(_sums_of_pairs(reference)[0].sum()) / (m * (m - 1))
+    means = sums / (n - 1)
+    across = _sums_across(features, reference) / m
+    mean = float(means.mean())
+    moved = 2 * (means - across)
+    # E (k - a - b + mean)^2 with a and b the conditional means of the two sides.
+    centred = squares / (n * (n - 1)) - 2 * float(np.square(means).mean()) + mean**2
+    return Kid(
+        value=mean + among_reference - 2 * float(across.mean()),
+        influence=np.asarray(moved - moved.mean()),
+        degenerate=2 * max(centred, 0.0) / (n * (n - 1)),
+    )
 
 
 def kid_subsets(
@@ -60,26 +94,32 @@ def _blocks(rows: Rows) -> list[slice]:
     return [slice(start, start + _BLOCK) for start in range(0, len(rows), _BLOCK)]
 
 
-def _sum_of_pairs(rows: Rows) -> float:
-    """Sum the kernel over all ordered pairs of two different rows."""
-    total = 0.0
+def _sums_of_pairs(rows: Rows) -> tuple[Array, float]:
+    """Sum the kernel over the other rows for each row, [n], and its square over all pairs of two rows."""
+    sums, squares = np.zeros(len(rows)), 0.0
     blocks = _blocks(rows)
     for i, first in enumerate(blocks):
         x = np.asarray(rows[first], np.float64)
         own = _kernel(x, x)
-        total += float(own.sum() - np.trace(own))
+        np.fill_diagonal(own, 0.0)
+        sums[first] += own.sum(axis=1)
+        squares += float(np.vdot(own, own))
         for second in blocks[i + 1 :]:
-            total += 2 * float(_kernel(x, np.asarray(rows[second], np.float64)).sum())
-    return total
+            k = _kernel(x, np.asarray(rows[second], np.float64))
+            sums[first] += k.sum(axis=1)
+            sums[second] += k.sum(axis=0)
+            squares += 2 * float(np.vdot(k, k))
+    return sums, squares
 
 
-def _sum_across(rows: Rows, others: Rows) -> float:
-    total = 0.0
+def _sums_across(rows: Rows, others: Rows) -> Array:
+    """Sum the kernel over all other rows for each row, [n]."""
+    sums = np.zeros(len(rows))
     for first in _blocks(rows):
         x = np.asarray(rows[first], np.float64)
         for second in _blocks(others):
-            total += float(_kernel(x, np.asarray(others[second], np.float64)).sum())
-    return total
+            sums[first] += _kernel(x, np.asarray(others[second], np.float64)).sum(axis=1)
+    return sums
 
 
 def _check(features: Rows, reference: Rows) -> None:

@@ -72,8 +72,7 @@ class Moments:
 
         Raises ValueError for another shape and for NaN or infinity.
         """
-        if rows.ndim != 2 or rows.shape[1] != self.width:
-            raise ValueError(f"features must be [B, {self.width}], not {list(rows.shape)}")
+        self.check(rows)
         if not np.isfinite(rows).all():
             raise ValueError("features hold NaN or infinity")
         while len(rows):
@@ -84,6 +83,11 @@ class Moments:
             if self._pending == _BLOCK:
                 self._fold(_BLOCK, *_scatter(self._block))
                 self._pending = 0
+
+    def check(self, rows: Rows) -> None:
+        """Raise ValueError for rows of another shape than [B, width]."""
+        if rows.ndim != 2 or rows.shape[1] != self.width:
+            raise ValueError(f"features must be [B, {self.width}], not {list(rows.shape)}")
 
     def merge(self, other: Moments) -> None:
         """Add all rows that another accumulator has seen."""

@@ -1,0 +1,92 @@
+"""Draw the images that the gate is measured on: `python -m benchmarks.pools`.
+
+A pool is many images of one member of the embedded family under its own protocol, the first of which are
+those of its cards; a seed set is the first 512 prompts once more, from other seeds. Both are kept in an
+evidence store, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.family import spec
+from pytest_sdbench.paths import user_cache
+
+if TYPE_CHECKING:
+    from pytest_sdbench.protocol import Protocol
+
+POOL = 10_000
+"""Images in the pool of each member."""
+
+QUICK = 512
+SEED_SETS = 24
+FIRST_SEED = 5000
+"""Seeds of the sets: from this one on. That of the cards is another."""
+
+PROTOCOLS = {
+    "scenes-sd": "scenes-30k",
+    "scenes-base": "scenes-30k",
+    "scenes-small": "scenes-30k",
+    "scenes-small-2m": "scenes-30k",
+    "scenes-tiny": "scenes-30k",
+    "scenes-tiny-lcm": "scenes-lcm4-5k",
+    "scenes-portrait": "scenes-portrait-5k",
+}
+"""The members, and a protocol whose draw is that of their cards."""
+
+STORE = user_cache() / "experiments" / "evidence"
+
+
+def pool_protocol(member: str, n: int = POOL) -> Protocol:
+    """Return the protocol of a member's cards with n images: the same draw, and more of it."""
+    from pytest_sdbench.protocol import load_protocol
+
+    protocol = load_protocol(PROTOCOLS[member])
+    rows = max(n, protocol.prompts.rows)
+    # Captions of scenes never end; how many a protocol takes of them moves no image.
+    prompts = {**protocol.prompts.model_dump(), "rows": rows}
+    return type(protocol).model_validate({**protocol.model_dump(), "n": n, "prompts": prompts})
+
+
+def seed_protocols(member: str, count: int = SEED_SETS) -> Iterator[Protocol]:
+    """Return the protocols of a member's seed sets."""
+    for seed in range(FIRST_SEED, FIRST_SEED + count):
+        yield pool_protocol(member, QUICK).with_seed(seed)
+
+
+def draw(member: str, protocol: Protocol, store: Path) -> None:
+    """Make what the store lacks of a member under a protocol."""
+    from pytest_sdbench.checkpoint import resolve
+    from pytest_sdbench.evaluation import evaluate
+
+    found = evaluate(resolve(spec(member)), protocol, store=store, progress=False)
+    print(f"{member}: {found.n:,} images of seed {protocol.seeds.seed}, {found.images_made:,} made")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw pools, then seed sets."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pools", description=__doc__)
+    parser.add_argument("members", nargs="*", metavar="MEMBER", help=f"of {', '.join(PROTOCOLS)} [all]")
+    parser.add_argument("--images", type=int, default=POOL, help="in each pool [%(default)s]")
+    parser.add_argument("--seed-sets", type=int, default=SEED_SETS, help="of each member [%(default)s]")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--store", type=Path, default=STORE)
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    torch.set_num_threads(options.threads)
+    members = options.members or list(PROTOCOLS)
+    for member in members:
+        draw(member, pool_protocol(member, options.images), options.store)
+    for member in members:
+        for protocol in seed_protocols(member, options.seed_sets):
+            draw(member, protocol, options.store)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Compute the standard error of a score from how much each image moves it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_sdbench.metrics.moments import Array
+
+Groups = npt.NDArray[np.intp]
+"""For each image, which prompt it is of: equal numbers are one prompt, drawn several times."""
+
+
+def groups_of(prompts: tuple[str, ...]) -> Groups | None:
+    """Number the prompts in the order of their first appearance, [n]; None where none repeats."""
+    numbers: dict[str, int] = {}
+    groups = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], np.intp)
+    return groups if len(numbers) < len(prompts) else None
+
+
+def standard_error(
+    influence: Array, groups: Groups | None = None, *, degenerate: float = 0.0, blocks: int | None = None
+) -> float | None:
+    """Return the standard error of a score whose first-order change with each image is `influence`, [n].
+
+    First order is the delta method: the variance is that of the influence over n, taken over the sums of
+    groups where images share a prompt (they are not independent then). `degenerate` is the variance of the
+    score's second-order part. Influence is itself estimated, from the same images, and so holds twice that
+    part: where the first order vanishes (a score at its optimum), the delta method is too wide by the root
+    of two. Once is taken off again. With `blocks`, the score was corrected by a jackknife over so many
+    blocks, which adds 1 / (blocks - 1) of it (a U-statistic of block means for a V-statistic). None for
+    fewer than two images or groups.
+    """
+    n = len(influence)
+    sums = influence if groups is None else np.bincount(groups, weights=influence)
+    count = len(sums)
+    if count < 2:
+        return None
+    variance = float(np.square(sums - sums.mean()).sum()) * count / (count - 1) / n**2
+    variance = max(variance - degenerate, degenerate)
+    if blocks is not None:
+        variance += degenerate / (blocks - 1)
+    return math.sqrt(variance)
