@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from pytest_sdbench.session import SdbenchSession, conclude
 if TYPE_CHECKING:
     from pytest_sdbench.checkpoint import Checkpoint
     from pytest_sdbench.evaluation import Evaluation
+    from pytest_sdbench.gate import Judged
     from pytest_sdbench.protocol import Protocol
 
 
@@ -181,21 +183,27 @@ def sdbench_evaluate(
     sdbench_data: Path | None,
     sdbench_store: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[Protocol], Evaluation]:
-    """Return a function that evaluates the checkpoint under a protocol, once for all claims."""
+) -> Callable[..., Evaluation]:
+    """Return a function that evaluates the checkpoint under a protocol, once for all claims.
+
+    Called with a protocol, and with a number of images where not all of them are wanted.
+    """
     from pytest_sdbench.evaluation import evaluate
 
     # A pipeline of one's own has no fingerprint: its images are kept for this run alone.
     plain = isinstance(sdbench_pipeline, PlainPipeline)
     store = sdbench_store if plain else tmp_path_factory.mktemp("sdbench-store")
-    done: dict[str, Evaluation | SdbenchError] = {}
+    done: dict[tuple[str, int | None], Evaluation | SdbenchError] = {}
     settings = sdbench_session.settings
+    # A sequence comes back for more images: its pipeline is loaded once.
+    load = lru_cache(maxsize=1)(sdbench_pipeline) if settings.budget else sdbench_pipeline
 
-    def once(protocol: Protocol) -> Evaluation:
-        if protocol.fingerprint not in done:
+    def once(protocol: Protocol, samples: int | None = None) -> Evaluation:
+        key = protocol.fingerprint, samples
+        if key not in done:
             try:
                 with sdbench_session.visible_progress() as progress:
-                    done[protocol.fingerprint] = evaluate(
+                    done[key] = evaluate(
                         sdbench_checkpoint,
                         protocol,
                         store=store,
@@ -203,13 +211,41 @@ def sdbench_evaluate(
                         device=sdbench_device,
                         dtype=None if settings.dtype == "auto" else settings.dtype,
                         download=settings.download,
-                        samples=settings.samples,
+                        samples=samples or settings.samples,
                         max_images=settings.limit(sdbench_device),
                         progress=progress,
-                        load=sdbench_pipeline,
+                        load=load,
                     )
             except SdbenchError as error:
                 # What could not be done for one claim is not tried again for the next.
+                done[key] = error
+        found = done[key]
+        if isinstance(found, SdbenchError):
+            raise found
+        return found
+
+    return once
+
+
+@pytest.fixture(scope="module")
+def sdbench_judge(
+    sdbench_session: SdbenchSession, sdbench_card: Card, sdbench_evaluate: Callable[..., Evaluation]
+) -> Callable[[Protocol], Mapping[str, Judged]]:
+    """Return a function that judges the card's claims under a protocol together, once for all of them."""
+    from pytest_sdbench.gate import judge
+
+    done: dict[str, Mapping[str, Judged] | SdbenchError] = {}
+
+    def once(protocol: Protocol) -> Mapping[str, Judged]:
+        if protocol.fingerprint not in done:
+            try:
+                done[protocol.fingerprint] = judge(
+                    sdbench_card,
+                    protocol,
+                    lambda samples: sdbench_evaluate(protocol, samples),
+                    sdbench_session.settings.budget,
+                )
+            except SdbenchError as error:
                 done[protocol.fingerprint] = error
         found = done[protocol.fingerprint]
         if isinstance(found, SdbenchError):

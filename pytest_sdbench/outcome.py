@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,80 @@ def write_records_of(
     return diffs, refused
 
 
+@dataclass(frozen=True)
+class Changed:
+    """What was recorded of images, in lines for the reader."""
+
+    lines: list[str]
+    written: int
+    """Files that are new or changed."""
+
+
+def write_evidence_of(
+    rows: Sequence[Row],
+    *,
+    finished: bool,
+    files: Mapping[str, Path],
+    replaced: frozenset[str],
+    store: Path,
+    data_root: Path | None,
+) -> Changed:
+    """Record what each image of a card's own checkpoint adds to its scores, for pairing.
+
+    For the protocols that all images were scored under in a run that was finished; the store has them.
+    """
+    lines, written = [], 0
+    measured = {
+        (files[row.node_id], row.protocol)
+        for row in rows
+        if row.test == "quality" and row.measured is not None and row.extra.get("complete")
+        if finished and row.card not in replaced
+    }
+    for path, protocol in sorted(measured):
+        try:
+            place = record_evidence(read_card(path), protocol, store=store, data_root=data_root)
+        except SdbenchError as error:
+            lines.append(f"images of {path.name} under {protocol} not recorded: {error}")
+            continue
+        if place is not None:
+            lines.append(f"what each image adds recorded in {place}")
+            written += 1
+    return Changed(lines, written)
+
+
+def record_evidence(card: Card, protocol_name: str, *, store: Path, data_root: Path | None) -> Path | None:
+    """Record a card's images under a protocol from the store; return the file if it is new or changed.
+
+    Raises Unavailable where the store lacks some of them.
+    """
+    from pytest_sdbench.checkpoint import resolve
+    from pytest_sdbench.evaluation import evaluate
+    from pytest_sdbench.metrics import Estimate
+    from pytest_sdbench.protocol import load_protocol
+    from pytest_sdbench.recorded import Recorded, evidence_path, write_recorded
+    from pytest_sdbench.sequential import looks
+
+    protocol = load_protocol(protocol_name, search=(card.path.parent,))
+    checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
+    found = {}
+    for look in looks(protocol.n):
+        evaluation = evaluate(
+            checkpoint,
+            protocol,
+            store=store,
+            data_root=data_root,
+            samples=look.n,
+            max_images=0,
+            progress=False,
+        )
+        found[look.n] = {
+            metric: each for metric, each in evaluation.estimates.items() if isinstance(each, Estimate)
+        }
+    path = evidence_path(card.path, card.name, protocol.name)
+    recorded = Recorded(checkpoint.fingerprint, protocol.fingerprint, found)
+    return path if write_recorded(path, recorded) else None
+
+
 def summary(rows: Sequence[Row], cards: Sequence[Card]) -> str:
     """Return the terminal's tables: networks, one line a card; scores, one line a claim."""
     from pytest_sdbench.report.tables import terminal_tables
@@ -101,6 +175,11 @@ def summary(rows: Sequence[Row], cards: Sequence[Card]) -> str:
 def _same(known: Record | None, new: Record) -> bool:
     """Return whether a record says already what was measured: threads and batches move the last digits."""
     if known is None or not math.isclose(known.value, new.value, rel_tol=5e-4):
+        return False
+    errors = known.standard_error, new.standard_error
+    if None in errors and errors != (None, None):
+        return False
+    if not math.isclose(errors[0] or 0.0, errors[1] or 0.0, rel_tol=0.02):
         return False
     return replace(known, value=0, standard_error=None, date=None) == replace(
         new, value=0, standard_error=None, date=None

@@ -55,15 +55,14 @@ def _value(metavar: str, text: str, **more: Any) -> dict[str, Any]:
     return {"metavar": metavar, "default": None, "help": text, **more}
 
 
-def _count(text: str) -> int:
-    try:
-        count = int(text)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise pytest.UsageError(
-            f"--sdbench-samples: {text!r} is not a number of images; give a whole number above 0"
-        )
+def _at_least(flag: str, least: int, what: str) -> Any:
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise pytest.UsageError(
+                f"{flag}: {text!r} is not {what}; give a whole number of at least {least}"
+            )
+        return int(text)
+
     return count
 
 
@@ -117,7 +116,40 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
         _value(
             "N",
             "make only the first N images of each protocol: a dry run, whose scores are not comparable",
-            type=_count,
+            type=_at_least("--sdbench-samples", 1, "a number of images"),
+        ),
+    ),
+    (
+        "--sdbench-budget",
+        "string",
+        None,
+        _value(
+            "N",
+            "look at growing numbers of images (256, 1,000, 2,000, 5,000, 10,000, 30,000), at most N, and "
+            "stop as soon as the verdict is certain; a later run with a larger budget goes on from there",
+            type=_at_least("--sdbench-budget", 256, "a budget of images"),
+        ),
+    ),
+    (
+        "--sdbench-inconclusive",
+        "string",
+        "fail",
+        _value(
+            "HOW",
+            "what becomes of a test that cannot tell: fail (its failure in a junit file has the type "
+            "inconclusive), or xfail, with which a run that has no other fault exits with status 6 [fail]",
+            choices=("fail", "xfail"),
+        ),
+    ),
+    (
+        "--sdbench-calibrate",
+        "string",
+        None,
+        _value(
+            "K",
+            "measure what each protocol's scores scatter by: K runs of the checkpoint with other seeds, each "
+            "judged by the others; recorded in calibration/ beside the protocols",
+            type=_at_least("--sdbench-calibrate", 2, "a number of runs"),
         ),
     ),
     (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.junitxml import xml_key
 
 from pytest_sdbench.card import is_card
 from pytest_sdbench.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
@@ -23,6 +24,9 @@ from pytest_sdbench.settings import Settings
 from pytest_sdbench.verdict import Outcome, Verdict
 
 _PROPERTY = "sdbench_"
+UNTOLD = 6
+"""Exit status of a run that passed but for what is inconclusive, where that is not a failure."""
+
 _OPTION_OF_XDIST = ("--dist", "-d")
 
 
@@ -169,14 +173,24 @@ class SdbenchSession:
             report.user_properties.extend(properties(row, module.path))
         return report
 
-    @pytest.hookimpl
+    @pytest.hookimpl(trylast=True)  # after the junit plugin
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect the row of a finished test; under xdist this happens in the controller."""
         row = _row_of(report.user_properties)
+        if row is not None and row.verdict == Outcome.INCONCLUSIVE and report.when == "call":
+            self._mark_inconclusive(report)
         if row is not None and (report.when == "call" or report.outcome != "passed"):
             self.rows = [known for known in self.rows if known.node_id != row.node_id] + [row]
             found = dict(report.user_properties)
             self.files[row.node_id] = Path(str(found[_PROPERTY + "file"]))
+
+    def _mark_inconclusive(self, report: pytest.TestReport) -> None:
+        """Give the failure in a junit file a type of its own: what cannot be told is no regression."""
+        xml = self.config.stash.get(xml_key, None)
+        if xml is not None:
+            for node in xml.node_reporter(report).nodes:
+                if node.tag == "failure":
+                    node.set("type", str(Outcome.INCONCLUSIVE))
 
     # --- the end ---
 
@@ -186,7 +200,12 @@ class SdbenchSession:
     ) -> Generator[None, None, None]:
         """Write reports and records, in the controller alone; a run that wrote records fails."""
         if not hasattr(self.config, "workerinput") and not self.config.option.collectonly:
-            from pytest_sdbench.outcome import read_cards, write_records_of, write_reports
+            from pytest_sdbench.outcome import (
+                read_cards,
+                write_evidence_of,
+                write_records_of,
+                write_reports,
+            )
 
             self.written += write_reports(self.settings.reports, self.rows, read_cards(self.files))
             if self.settings.update:
@@ -197,8 +216,20 @@ class SdbenchSession:
                 )
                 self.diffs += diffs
                 self.written += refused
-                if diffs:
+                changed = write_evidence_of(
+                    self.rows,
+                    finished=finished,
+                    files=self.files,
+                    replaced=self._replaced(),
+                    store=self.settings.store,
+                    data_root=self.settings.data,
+                )
+                self.written += changed.lines
+                if diffs or changed.written:
                     session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            untold = any(row.verdict == Outcome.INCONCLUSIVE for row in self.rows)
+            if untold and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = UNTOLD
         return (yield)
 
     @pytest.hookimpl
@@ -214,6 +245,8 @@ class SdbenchSession:
         ]
         if chosen.samples:
             parts.append(f"{chosen.samples} images only: nothing is comparable")
+        if chosen.budget:
+            parts.append(f"budget {chosen.budget:,} images")
         parts += [f"{card} = {_short(path)}" for card, path in chosen.weights.items()]
         return "sdbench: " + ", ".join(parts)
 
@@ -254,7 +287,13 @@ def conclude(item: pytest.Item, verdict: Verdict, **figures: Any) -> None:
         **figures,
     )
     item.user_properties.extend(properties(row, module.path))
-    if verdict.outcome is Outcome.FAIL or verdict.outcome is Outcome.INCONCLUSIVE:
+    if verdict.outcome is Outcome.INCONCLUSIVE:
+        session = item.config.pluginmanager.get_plugin("sdbench-session")
+        if session is not None and session.settings.inconclusive == "xfail":
+            pytest.xfail(f"{verdict.outcome}: {verdict.reason}")
+        # Reached with --runxfail too, which turns an xfail into nothing: what is open never passes.
+        pytest.fail(f"{verdict.outcome}: {verdict.reason}", pytrace=False)
+    if verdict.outcome in (Outcome.FAIL, Outcome.ERROR):
         pytest.fail(verdict.reason, pytrace=False)
     if verdict.outcome is not Outcome.PASS:
         pytest.skip(f"{verdict.outcome}: {verdict.reason}")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_sdbench.plugin import option
+from pytest_sdbench.sequential import SCHEDULE
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -33,13 +34,20 @@ class Settings:
     store: Path
     reports: tuple[Path, ...]
     update: bool
+    budget: int | None = None
+    """Images of one checkpoint under one protocol that a run may look at, in growing numbers; None: all."""
+    inconclusive: str = "fail"
+    """What becomes of a test that cannot tell: ``fail`` or ``xfail``."""
+    calibrate: int | None = None
+    """Runs with other seeds that calibrate each protocol; None: none."""
 
     def limit(self, device: str) -> int | None:
         """Return how many new images a score may cost on a torch device, or None where there is no limit."""
         if isinstance(self.max_images, int):
             return self.max_images
         # Who names a number of images has asked for them.
-        unasked = self.max_images == "auto" and self.samples is None and device.startswith("cpu")
+        asked = self.samples is not None or self.budget is not None
+        unasked = self.max_images == "auto" and not asked and device.startswith("cpu")
         return UNASKED if unasked else None
 
     @classmethod
@@ -58,7 +66,16 @@ class Settings:
             text = option(config, dest)
             return place(dest, text) if text else None
 
-        samples = option(config, "sdbench_samples")
+        samples, budget = option(config, "sdbench_samples"), option(config, "sdbench_budget")
+        if samples is not None and budget is not None:
+            raise pytest.UsageError(
+                "--sdbench-samples and --sdbench-budget: give one. The first makes scores that are not "
+                "comparable, the second predicts the claimed ones"
+            )
+        calibrate = option(config, "sdbench_calibrate")
+        inconclusive = option(config, "sdbench_inconclusive")
+        if inconclusive not in ("fail", "xfail"):
+            raise pytest.UsageError(f"sdbench_inconclusive: found {inconclusive!r}; give fail or xfail")
         dtype = option(config, "sdbench_dtype")
         if dtype not in _DTYPES:
             raise pytest.UsageError(f"sdbench_dtype: found {dtype!r}; give one of {', '.join(_DTYPES)}")
@@ -82,19 +99,22 @@ class Settings:
             weights=_weights(option(config, "sdbench_weights"), lambda text: place("sdbench_weights", text)),
             data=data,
             download=bool(option(config, "sdbench_download")),
-            samples=None if samples is None else _samples(samples),
+            samples=None if samples is None else _count("sdbench_samples", samples),
             max_images=_max_images(str(option(config, "sdbench_max_images"))),
             device=str(option(config, "sdbench_device")),
             dtype=str(dtype),
             store=store,
             reports=reports,
             update=bool(option(config, "sdbench_update")),
+            budget=None if budget is None else _count("sdbench_budget", budget, SCHEDULE[0]),
+            inconclusive=inconclusive,
+            calibrate=None if calibrate is None else _count("sdbench_calibrate", calibrate, 2),
         )
 
 
-def _samples(value: int | str) -> int:
-    if isinstance(value, str) and not (value.strip().isdigit() and int(value) > 0):
-        raise pytest.UsageError(f"sdbench_samples: found {value!r}; give a whole number of images above 0")
+def _count(name: str, value: int | str, least: int = 1) -> int:
+    if (isinstance(value, str) and not value.strip().isdecimal()) or int(value) < least:
+        raise pytest.UsageError(f"{name}: found {value!r}; give a whole number of at least {least}")
     return int(value)
 
 

@@ -16,6 +16,7 @@ from pytest_sdbench import verdict as judges
 from pytest_sdbench.card import Card, Claim
 from pytest_sdbench.collection import card_of
 from pytest_sdbench.errors import Unavailable
+from pytest_sdbench.gate import Judged, other_protocol
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.networks import Network
@@ -157,15 +158,20 @@ def test_speed(
         )
     claim, ratio = sdbench_card.speed, latency.ratio
     shown = f"{latency.candidate_median:.3g} s a call"
+    if latency.identical:
+        shown += ", the architecture of the baseline"
     if ratio is None:
         verdict = judges.uncalibrated(f"{shown}; the card names no baseline to compare it with")
     elif claim is None:
         verdict = judges.uncalibrated(f"{shown}, {ratio:.3f} of the baseline's; the card claims no ratio")
-    elif latency.identical:
-        same = f"{shown}, the architecture of the baseline"
-        verdict = judges.judge_ratio(label=same, largest=claim.max, measured=ratio)
     else:
-        verdict = judges.judge_ratio(label=shown, largest=claim.max, measured=ratio)
+        verdict = judges.judge_speed(
+            label=shown,
+            largest=claim.max,
+            ratio=ratio,
+            seconds=latency.seconds,
+            baseline_seconds=latency.baseline_seconds,
+        )
     sdbench_conclude(
         verdict,
         claimed=claim.max if claim else None,
@@ -232,63 +238,51 @@ def test_quality(
     protocol = load_protocol(str(case.protocol), search=(sdbench_card.path.parent,))
     if figures.get("margin") is None:
         figures["margin"] = protocol.margins.get(case.metric)
-    if claim is not None and (other := _other_protocol(claim, protocol)):
+    if claim is not None and (other := other_protocol(claim, protocol)):
         sdbench_conclude(judges.mismatch(other), **figures)
-    # Asked for here and not by argument: a claim that cannot be compared needs no checkpoint.
-    evaluate = request.getfixturevalue("sdbench_evaluate")
     spec = protocol.metrics.get(case.metric)
     if spec is not None and (spec.metric == "fid" or spec.metric == "kid"):
         # No image is made for a metric that cannot be computed from it here.
         reference_of(protocol, spec, request.getfixturevalue("sdbench_data"))
-    evaluation: Evaluation = evaluate(protocol)
+    # Asked for here and not by argument: a claim that cannot be compared needs no checkpoint.
+    if claim is None:
+        budget = request.getfixturevalue("sdbench_session").settings.budget
+        few = budget if budget and budget < protocol.n else None
+        evaluation: Evaluation = request.getfixturevalue("sdbench_evaluate")(protocol, few)
+        judged = _unclaimed(protocol, evaluation, case.metric)
+    else:
+        judged = request.getfixturevalue("sdbench_judge")(protocol)[claim.id]
+        evaluation = judged.evaluation
     if case.metric in evaluation.lacking:
         raise evaluation.lacking[case.metric]
-    estimate = evaluation.estimates[case.metric]
-    figures |= {"n": evaluation.n, "extra": evaluation.provenance()}
-    if isinstance(estimate, Estimate):
-        figures |= {"measured": estimate.value, "standard_error": estimate.standard_error}
-    sdbench_conclude(_judge_quality(claim, protocol, evaluation, estimate, figures["margin"]), **figures)
+    figures |= {"n": evaluation.n, "margin": judged.margin, "extra": _extra(judged)}
+    if isinstance(judged.estimate, Estimate):
+        figures |= {"measured": judged.measured, "standard_error": judged.estimate.standard_error}
+    sdbench_conclude(judged.verdict, **figures)
 
 
-def _other_protocol(claim: Claim, protocol: Protocol) -> str:
-    """Say why a claim is not one of this protocol as it is today; empty if it is."""
-    if claim.n not in (None, protocol.n):
-        return f"the claim is of {claim.n:,} images, and {protocol.name} has {protocol.n:,}"
-    made = claim.record.protocol_fingerprint if claim.record else None
-    if made not in (None, protocol.fingerprint):
-        return f"{protocol.name} has changed since this was recorded ({made}, now {protocol.fingerprint})"
-    return ""
-
-
-def _judge_quality(
-    claim: Claim | None,
-    protocol: Protocol,
-    evaluation: Evaluation,
-    estimate: Estimate | Undefined,
-    margin: float | None,
-) -> judges.Verdict:
-    """Compare only what is the same in everything but the weights."""
-    metric = METRICS[estimate.metric]
+def _unclaimed(protocol: Protocol, evaluation: Evaluation, metric: str) -> Judged:
+    estimate = evaluation.estimates.get(metric)
+    label, decimals = METRICS[metric].label, METRICS[metric].decimals
+    value = estimate.value if isinstance(estimate, Estimate) else None
     if isinstance(estimate, Undefined):
-        return judges.Verdict(judges.Outcome.MISMATCH, f"{metric.label} is not defined: {estimate.reason}")
-    shown = f"{metric.label} {estimate.value:.{metric.decimals}f} on {estimate.n:,} images"
-    if evaluation.protocol_fingerprint != protocol.fingerprint:
-        return judges.mismatch(f"{shown}; {evaluation.difference(protocol)}")
-    if claim is None:
-        return judges.uncalibrated(
-            f"{shown}; nothing is claimed under {protocol.name}: --sdbench-update records it"
+        verdict = judges.Verdict(judges.Outcome.MISMATCH, f"{label} is not defined: {estimate.reason}")
+    elif value is None:
+        verdict = judges.uncalibrated(f"{label} was not measured")
+    elif not evaluation.complete:
+        shown = f"{label} {value:.{decimals}f} on {evaluation.n:,} images"
+        verdict = judges.mismatch(f"{shown}; {evaluation.difference(protocol)}")
+    else:
+        verdict = judges.uncalibrated(
+            f"{label} {value:.{decimals}f} on {evaluation.n:,} images; nothing is claimed under "
+            f"{protocol.name}: --sdbench-update records it"
         )
-    if margin is None:
-        return judges.uncalibrated(f"{shown}; neither the card nor {protocol.name} has a margin for it")
-    verdict = judges.judge_score(
-        label=metric.label,
-        claimed=claim.value,
-        measured=estimate.value,
-        margin=margin,
-        higher_is_better=metric.higher_is_better,
-        decimals=metric.decimals,
-        standard_error=estimate.standard_error,
-    )
-    notes = [f"assumed protocol {protocol.name}"] if claim.assumed else []
-    notes += evaluation.notes
-    return judges.Verdict(verdict.outcome, verdict.reason + (f" ({'; '.join(notes)})" if notes else ""))
+    return Judged(verdict, evaluation, value, estimate, protocol.margins.get(metric))
+
+
+def _extra(judged: Judged) -> dict[str, Any]:
+    """Return what explains a score, for reports: where it comes from, and what the verdict rests on."""
+    extra = judged.evaluation.provenance() | dict(judged.verdict.figures)
+    if isinstance(judged.estimate, Estimate) and judged.estimate.corrected is not None:
+        extra["without_bias"] = judged.estimate.corrected
+    return extra

@@ -1,14 +1,36 @@
 """Judge a measured figure by a claimed one: pure functions on numbers that return a printable verdict.
 
-Identity comes first: figures of two protocols, or of two numbers of images, are never compared. Then one
-margin per metric decides: a figure passes when it is no worse than the claim by more than the margin.
+Identity comes first: figures of two protocols, or of two numbers of images, are never compared. Then a score
+is put to a non-inferiority test: it passes when it is surely no worse than the claim by more than the margin,
+fails when it is surely worse by more, and is inconclusive in between, where more images are the remedy.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import NormalDist, median
+
+from pytest_sdbench.ranks import larger_by_rank
+
+ALPHA = 0.05
+"""Largest chance of a wrong call, one-sided: for a pass of each score, for a fail of a whole card."""
+
+POWER = 0.8
+"""A margin must let an identical checkpoint pass at least so often."""
+
+RANK_LEVEL = 0.002
+"""Of the rank test that a speed must fail: machines are noisy in ways that no model of theirs covers."""
+
+LATENCY_FLOOR = 1e-4
+"""Seconds a call by which a latency must be over before it fails."""
+
+MEMORY_MARGIN, MEMORY_FLOOR = 0.01, 1 << 20
+"""Share of the claim, and bytes, by which a peak must be over before it fails."""
+
+_NORMAL = NormalDist()
 
 
 class Outcome(StrEnum):
@@ -17,6 +39,7 @@ class Outcome(StrEnum):
     PASS = "pass"
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
+    """Measured, but too coarsely for this margin."""
     MISMATCH = "mismatch"
     """Not comparable: something else than the weights differs."""
     UNCALIBRATED = "uncalibrated"
@@ -33,42 +56,198 @@ class Verdict:
 
     outcome: Outcome
     reason: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the outcome rests on, for reports: ``worse_by``, ``error``, ``at_most``, ``at_least``, and
+    ``wrong_call``, the chance of this outcome where it is wrong."""
 
 
-def judge_score(
-    *,
-    label: str,
-    claimed: float,
-    measured: float,
-    margin: float,
-    higher_is_better: bool,
-    decimals: int,
-    standard_error: float | None = None,
-) -> Verdict:
-    """Judge a quality score: no worse than the claim by more than the margin.
+@dataclass(frozen=True)
+class Score:
+    """A score to be judged: all figures in the metric's own unit."""
 
-    All figures are in the metric's own unit. A score that is better than the claim by more than the margin
-    passes, and says so: such a surprise deserves a look. Raises ValueError if a figure is not finite or the
-    margin is negative.
+    label: str
+    claimed: float
+    measured: float
+    margin: float
+    higher_is_better: bool
+    decimals: int
+    error: float | None
+    """Standard error of measured - claimed; None where it is not known, which is never a pass."""
+    claim_error: float = 0.0
+    """The part of `error` that more images do not lessen: what is uncertain about the claim."""
+    interval: float | None = None
+    """Standard error of the measured score alone, for its printed interval."""
+    n: int = 0
+    """Images behind the measured score."""
+
+    @property
+    def worse(self) -> float:
+        """How much worse the measured score is than the claim; below zero: better."""
+        return self.claimed - self.measured if self.higher_is_better else self.measured - self.claimed
+
+
+def judge_score(score: Score, *, family: int = 1, share: float = 1.0) -> Verdict:
+    """Judge one score (see `judge_scores`)."""
+    return judge_scores([score], family=family, share=share)[0]
+
+
+def judge_scores(scores: Sequence[Score], *, family: int | None = None, share: float = 1.0) -> list[Verdict]:
+    """Judge the scores of a card that were measured together.
+
+    A card passes when every score passes, so a wrong pass of the card is no likelier than one of a score:
+    each is tested at 5 %. A card fails when one score fails, so the fail decisions are corrected for their
+    number, after Holm (1979). `family` is the number of scores of the whole card; those that are not in
+    `scores` count as not failing, which only makes a fail harder. `share` is the part of the 5 % that this
+    look of a sequence may spend. Raises ValueError for a figure that is not finite, for a margin or an error
+    below zero, and for a family smaller than `scores`.
     """
-    for name, figure in (("claimed", claimed), ("measured", measured), ("margin", margin)):
-        if not math.isfinite(figure):
-            raise ValueError(f"{label}: {name} is {figure}; a verdict needs finite figures")
-    if margin < 0:
-        raise ValueError(f"{label}: margin is {margin}; give 0 or more, in the unit of the metric")
-    worse = claimed - measured if higher_is_better else measured - claimed
-    spread = f" ± {standard_error:.{decimals}f}" if standard_error is not None else ""
-    figures = f"{label}: claimed {claimed:.{decimals}f}, measured {measured:.{decimals}f}{spread}"
-    if worse > margin + _rounding(claimed, measured):
+    family = len(scores) if family is None else family
+    if family < len(scores):
+        raise ValueError(f"a family of {family} cannot hold {len(scores)} scores")
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; give the part of the error rate to spend, above 0 and at most 1")
+    for score in scores:
+        _check(score)
+    verdicts: dict[int, Verdict] = {}
+    chances = [_chance_of_wrong_fail(score) for score in scores]
+    order = sorted(range(len(scores)), key=lambda i: chances[i])
+    holding = True
+    for rank, i in enumerate(order):
+        level = ALPHA * share / (family - rank)
+        holding = holding and chances[i] <= level
+        verdicts[i] = _conclude(scores[i], chances[i], failed=holding, level=level, share=share)
+    return [verdicts[i] for i in range(len(scores))]
+
+
+def smallest_margin(error: float, *, claims: int = 1) -> float:
+    """Return the margin with which an identical checkpoint passes with a probability of 80 %.
+
+    `error` is the standard error of measured - claimed with all images of the protocol. With `claims`
+    above 1 it is the margin that each of so many independent claims needs for all of them to pass.
+    """
+    return error * (_NORMAL.inv_cdf(1 - ALPHA) + _NORMAL.inv_cdf(POWER ** (1 / claims)))
+
+
+def chance_of_pass(margin: float, error: float) -> float:
+    """Return how likely an identical checkpoint passes: measured - claimed has mean 0 and this error."""
+    if error == 0:
+        return 1.0
+    return _NORMAL.cdf(margin / error - _NORMAL.inv_cdf(1 - ALPHA))
+
+
+def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, share: float) -> Verdict:
+    worse, error = score.worse, score.error
+    shown = f"{score.label}: claimed {score.claimed:.{score.decimals}f}, measured {_measured(score)}"
+    unit = f".{score.decimals}f"
+    if error is None:
         return Verdict(
-            Outcome.FAIL, f"{figures}: worse by {worse:.{decimals}f}, margin {margin:.{decimals}f}"
+            Outcome.INCONCLUSIVE,
+            f"{shown}: {_by(worse, unit)}, margin {score.margin:{unit}}; cannot tell: the standard error of "
+            "so few images is not known",
+            {"worse_by": worse},
         )
-    if worse < -margin:
+    reach = _NORMAL.inv_cdf(1 - ALPHA * share) * error
+    figures = {
+        "worse_by": worse,
+        "error": error,
+        "at_least": worse - reach,
+        "at_most": worse + reach,
+    }
+    wrong_pass = _chance_of_wrong_pass(score)
+    if failed:
+        least = worse - _NORMAL.inv_cdf(1 - level) * error
+        return Verdict(
+            Outcome.FAIL,
+            f"{shown}: {_by(worse, unit)}, surely by {least:{unit}} or more, margin {score.margin:{unit}}; "
+            f"chance of a wrong fail {_percent(wrong_fail)}",
+            {**figures, "at_least": least, "wrong_call": wrong_fail},
+        )
+    if wrong_pass <= ALPHA * share:
+        good = (
+            ", better than the claim by more than the margin: look" if worse + reach < -score.margin else ""
+        )
         return Verdict(
             Outcome.PASS,
-            f"{figures}: better by {-worse:.{decimals}f}, more than the margin {margin:.{decimals}f}: look",
+            f"{shown}: {_by(worse, unit)}, surely no worse than {_signed(worse + reach, unit)}, margin "
+            f"{score.margin:{unit}}; chance of a wrong pass {_percent(wrong_pass)}{good}",
+            {**figures, "wrong_call": wrong_pass},
         )
-    return Verdict(Outcome.PASS, f"{figures}: within the margin {margin:.{decimals}f}")
+    return Verdict(
+        Outcome.INCONCLUSIVE,
+        f"{shown}: {_by(worse, unit)}, somewhere from {_signed(worse - reach, unit)} to "
+        f"{_signed(worse + reach, unit)}, margin {score.margin:{unit}}; cannot tell: {_remedy(score)}",
+        figures,
+    )
+
+
+def _chance_of_wrong_pass(score: Score) -> float:
+    """Return how likely a checkpoint that is worse by just the margin looks as good as this one."""
+    assert score.error is not None
+    if score.error == 0:
+        return 0.0 if score.worse <= score.margin + _rounding(score) else 1.0
+    return _NORMAL.cdf((score.worse - score.margin) / score.error)
+
+
+def _chance_of_wrong_fail(score: Score) -> float:
+    """Return how likely a checkpoint that is worse by just the margin looks as bad as this one."""
+    if score.error is None:
+        return 1.0
+    if score.error == 0:
+        return 0.0 if score.worse > score.margin + _rounding(score) else 1.0
+    return _NORMAL.cdf((score.margin - score.worse) / score.error)
+
+
+def _remedy(score: Score) -> str:
+    """Say how many images would tell, if any number would."""
+    assert score.error is not None
+    gap = abs(score.margin - score.worse) / _NORMAL.inv_cdf(1 - ALPHA)
+    if gap <= score.claim_error:
+        return f"the claim itself is uncertain by {score.claim_error:.{score.decimals}f}"
+    needed = score.n * (score.error**2 - score.claim_error**2) / (gap**2 - score.claim_error**2)
+    magnitude = 10 ** max(0, len(str(int(needed))) - 2)
+    rounded = math.ceil(needed / magnitude) * magnitude
+    return f"about {rounded:,} images would" if rounded > score.n else "a few more images would"
+
+
+def _check(score: Score) -> None:
+    for name in ("claimed", "measured", "margin", "error", "claim_error"):
+        figure = getattr(score, name)
+        if figure is not None and not math.isfinite(figure):
+            raise ValueError(f"{score.label}: {name} is {figure}; a verdict needs finite figures")
+        if name not in ("claimed", "measured") and figure is not None and figure < 0:
+            raise ValueError(f"{score.label}: {name} is {figure}; give 0 or more, in the unit of the metric")
+
+
+def _measured(score: Score) -> str:
+    shown = f"{score.measured:.{score.decimals}f}"
+    if score.interval is None:
+        return shown
+    reach = _NORMAL.inv_cdf(0.975) * score.interval
+    low, high = score.measured - reach, score.measured + reach
+    return f"{shown} (95 % interval {low:.{score.decimals}f} to {high:.{score.decimals}f})"
+
+
+def _by(worse: float, unit: str) -> str:
+    shown = f"{abs(worse):{unit}}"
+    if float(shown) == 0:
+        return "no difference"
+    return f"worse by {shown}" if worse > 0 else f"better by {shown}"
+
+
+def _signed(worse: float, unit: str) -> str:
+    shown = f"{abs(worse):{unit}}"
+    if float(shown) == 0:
+        return "the claim"
+    return f"{shown} {'worse' if worse > 0 else 'better'}"
+
+
+def _percent(chance: float) -> str:
+    return "below 0.1 %" if chance < 0.001 else f"{chance:.1%}".replace("%", " %")
+
+
+def _rounding(score: Score) -> float:
+    """Allow for the last bit: 16.98 + 0.45 and 17.43 differ by one, and 17.43 lies on the margin."""
+    return 4 * max(math.ulp(score.claimed), math.ulp(score.measured))
 
 
 def judge_count(*, label: str, claimed: int, measured: int) -> Verdict:
@@ -88,20 +267,82 @@ def judge_compute(*, claimed: float, measured: float, tolerance: float = 1e-3) -
     return Verdict(Outcome.PASS if abs(off) <= tolerance else Outcome.FAIL, figures)
 
 
-def judge_ratio(*, label: str, largest: float, measured: float) -> Verdict:
-    """Judge a ratio to the baseline (latency or memory) by the largest one that the card allows."""
-    if not measured > 0:
-        raise ValueError(f"{label}: the measured ratio is {measured}; a ratio is above 0")
-    figures = f"{label}: {measured:.3f} of the baseline, at most {largest:.3f} claimed"
-    return Verdict(Outcome.PASS if measured <= largest else Outcome.FAIL, figures)
+def judge_speed(
+    *,
+    label: str,
+    largest: float,
+    ratio: float,
+    seconds: Sequence[float] = (),
+    baseline_seconds: Sequence[float] = (),
+) -> Verdict:
+    """Judge a latency ratio by the largest one that the card allows; rounds were taken in turn, in seconds.
+
+    It fails only where three agree: the ratio is above the claim, the candidate's rounds are longer than
+    the allowed share of the baseline's by their ranks (Mann and Whitney 1947, one-sided, p < 0.002), and
+    the medians differ by more than 0.1 ms. Above the claim without the ranks' support is inconclusive;
+    below the floor is a pass. Without rounds (architectures that are equal) the ratio alone decides.
+    Raises ValueError for a ratio that is not above 0.
+    """
+    if not ratio > 0:
+        raise ValueError(f"{label}: the measured ratio is {ratio}; a ratio is above 0")
+    figures = f"{label}: {ratio:.3f} of the baseline, at most {largest:.3f} claimed"
+    if ratio <= largest:
+        return Verdict(Outcome.PASS, figures)
+    if not seconds or not baseline_seconds:
+        return Verdict(Outcome.FAIL, figures)
+    allowed = [largest * time for time in baseline_seconds]
+    over = median(seconds) - median(allowed)
+    if over <= LATENCY_FLOOR:
+        return Verdict(Outcome.PASS, f"{figures}; over by {1e3 * over:.3f} ms a call, which is no difference")
+    chance = larger_by_rank(seconds, allowed)
+    if chance < RANK_LEVEL:
+        return Verdict(
+            Outcome.FAIL,
+            f"{figures}; over by {1e3 * over:.3g} ms a call, chance of a wrong fail {_percent(chance)}",
+            {"wrong_call": chance},
+        )
+    return Verdict(
+        Outcome.INCONCLUSIVE,
+        f"{figures}; cannot tell: {len(seconds)} rounds scatter too much (p {chance:.2g}, below "
+        f"{RANK_LEVEL} tells)",
+    )
+
+
+def judge_latency(*, claimed: float, seconds: Sequence[float]) -> Verdict:
+    """Judge the rounds of a call, in seconds, by the largest median that is claimed of the same device.
+
+    It fails only where the median is over by more than 0.1 ms and nearly all rounds are over: by the sign
+    test, p < 0.002. Raises ValueError without rounds or for a time that is not above 0.
+    """
+    if not seconds or not min(seconds) > 0:
+        raise ValueError("a latency needs rounds, each above 0 seconds")
+    middle = median(seconds)
+    figures = f"{middle:.4g} s a call, at most {claimed:.4g} s claimed on this device"
+    if middle <= claimed + LATENCY_FLOOR:
+        return Verdict(Outcome.PASS, figures)
+    below = sum(time <= claimed for time in seconds)
+    chance = sum(math.comb(len(seconds), k) for k in range(below + 1)) / 2 ** len(seconds)
+    if chance < RANK_LEVEL:
+        return Verdict(
+            Outcome.FAIL, f"{figures}; chance of a wrong fail {_percent(chance)}", {"wrong_call": chance}
+        )
+    return Verdict(
+        Outcome.INCONCLUSIVE,
+        f"{figures}; cannot tell: {below} of {len(seconds)} rounds are within the claim",
+    )
 
 
 def judge_memory(*, claimed: float, measured: float) -> Verdict:
-    """Judge a peak in bytes; a peak of nothing is a failed measurement, never a pass."""
+    """Judge a peak in bytes; a peak of nothing is a failed measurement, never a pass.
+
+    Allocators round: it fails if it is over by more than 1 % and by more than 1 MiB.
+    """
     if not measured > 0:
         raise ValueError(f"the measured peak is {measured} bytes; a peak is above 0")
     figures = f"{measured / 2**20:,.0f} MiB at the peak, at most {claimed / 2**20:,.0f} MiB claimed"
-    return Verdict(Outcome.PASS if measured <= claimed else Outcome.FAIL, figures)
+    over = measured - claimed
+    failed = over > MEMORY_MARGIN * claimed and over > MEMORY_FLOOR
+    return Verdict(Outcome.FAIL if failed else Outcome.PASS, figures)
 
 
 def mismatch(difference: str) -> Verdict:
@@ -112,8 +353,3 @@ def mismatch(difference: str) -> Verdict:
 def uncalibrated(reason: str) -> Verdict:
     """Say that a figure was measured and has nothing to be compared with."""
     return Verdict(Outcome.UNCALIBRATED, reason)
-
-
-def _rounding(claimed: float, measured: float) -> float:
-    """Allow for the last bit: 16.98 + 0.45 and 17.43 differ by one, and 17.43 lies on the margin."""
-    return 4 * max(math.ulp(claimed), math.ulp(measured))

@@ -1,0 +1,62 @@
+"""Compare two sets of scores image by image: same prompts and seeds make most of the noise cancel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pytest_sdbench.metrics import Estimate, standard_error
+from pytest_sdbench.metrics.spread import Groups
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One score less another."""
+
+    metric: str
+    value: float
+    """First less second, in the metric's unit."""
+    standard_error: float | None
+    unpaired_error: float | None
+    """What the standard error would be had the two drawn other prompts and seeds."""
+    paired: bool
+    n: int
+    """Images of the first."""
+
+    @property
+    def gain(self) -> float | None:
+        """By how much pairing lessens the standard error; None where there is nothing to compare."""
+        if not self.paired or self.unpaired_error is None or not self.standard_error:
+            return None
+        return self.unpaired_error / self.standard_error
+
+
+def difference(
+    first: Estimate, second: Estimate, *, at: int | None = None, groups: Groups | None = None
+) -> Difference | None:
+    """Return first less second, paired where both say how much each of the same n images moves them.
+
+    The images are paired by index, so index i must be one prompt in both; whether the seeds agree as well
+    shows in the standard error, which is that of the mean of the differences of influence values. `at` asks
+    for the difference that another number of images would have. None where one of the two cannot say.
+    Raises ValueError for two metrics.
+    """
+    if first.metric != second.metric:
+        raise ValueError(f"{first.metric} and {second.metric} have no difference")
+    values = (first.value, second.value) if at is None else (first.at(at), second.at(at))
+    if values[0] is None or values[1] is None:
+        return None
+    unpaired = None
+    if first.standard_error is not None and second.standard_error is not None:
+        unpaired = math.hypot(first.standard_error, second.standard_error)
+    paired = (
+        first.influence is not None
+        and second.influence is not None
+        and len(first.influence) == len(second.influence)
+    )
+    error = unpaired
+    if paired:
+        assert first.influence is not None
+        assert second.influence is not None
+        error = standard_error(first.influence - second.influence, groups)
+    return Difference(first.metric, values[0] - values[1], error, unpaired, paired, first.n)

@@ -1,0 +1,247 @@
+"""Judge a card's claims under one protocol: join what was measured, recorded and claimed into verdicts.
+
+The claims of a protocol are judged together, since their images are the same and since fail decisions are
+corrected for their number; with a budget, again and again on growing numbers of images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pytest_sdbench.calibration import Calibration, read_calibration
+from pytest_sdbench.card import Card, Claim
+from pytest_sdbench.comparison import difference
+from pytest_sdbench.metric_names import METRICS
+from pytest_sdbench.metrics import Estimate, Undefined
+from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
+from pytest_sdbench.sequential import Look, looks
+from pytest_sdbench.verdict import (
+    Outcome,
+    Score,
+    Verdict,
+    chance_of_pass,
+    judge_scores,
+    mismatch,
+    smallest_margin,
+    uncalibrated,
+)
+
+if TYPE_CHECKING:
+    from pytest_sdbench.evaluation import Evaluation
+    from pytest_sdbench.protocol import Protocol
+
+Evaluate = Callable[[int | None], "Evaluation"]
+"""Evaluates the checkpoint under the protocol with so many images; None: with all of them."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a claim came to, and the look at which it did."""
+
+    verdict: Verdict
+    evaluation: Evaluation
+    measured: float | None
+    """The score, or what it is predicted to be with all images of the protocol."""
+    estimate: Estimate | Undefined | None
+    margin: float | None
+
+
+def gated(card: Card) -> set[tuple[str, str]]:
+    """Return the pairs of protocol and metric that a card is gated by."""
+    return {(claim.gate_protocol, claim.metric) for claim in card.claims if claim.gate_protocol is not None}
+
+
+def judge(card: Card, protocol: Protocol, evaluate: Evaluate, budget: int | None = None) -> dict[str, Judged]:
+    """Return the verdict of each claim of a card under a protocol, by the claim's id.
+
+    Without `budget` there is one look, at all images. With it the looks of `sequential.looks` are taken until
+    every claim is decided, one has failed, or the budget is spent; a claim keeps the verdict of the look that
+    decided it.
+    """
+    claims = [claim for claim in card.claims if claim.gate_protocol == protocol.name]
+    claims = [claim for claim in claims if not other_protocol(claim, protocol)]
+    context = _Context(card, protocol, read_recorded(evidence_path(card.path, card.name, protocol.name)))
+    plan = [Look(protocol.n, 1.0)] if budget is None else looks(protocol.n, budget)
+    found: dict[str, Judged] = {}
+    for look in plan:
+        evaluation = evaluate(None if look.n == protocol.n else look.n)
+        fresh = context.judge(claims, evaluation, look)
+        for claim in claims:
+            known = found.get(claim.id)
+            if known is None or known.verdict.outcome is Outcome.INCONCLUSIVE:
+                found[claim.id] = fresh[claim.id]
+        outcomes = {judged.verdict.outcome for judged in found.values()}
+        if Outcome.INCONCLUSIVE not in outcomes or Outcome.FAIL in outcomes or Outcome.ERROR in outcomes:
+            break
+    return found
+
+
+def other_protocol(claim: Claim, protocol: Protocol) -> str:
+    """Say why a claim is not one of this protocol as it is today; empty if it is."""
+    if claim.n not in (None, protocol.n):
+        return f"the claim is of {claim.n:,} images, and {protocol.name} has {protocol.n:,}"
+    made = claim.record.protocol_fingerprint if claim.record else None
+    if made not in (None, protocol.fingerprint):
+        return f"{protocol.name} has changed since this was recorded ({made}, now {protocol.fingerprint})"
+    return ""
+
+
+class _Context:
+    """What the claims of one card under one protocol are judged by."""
+
+    def __init__(self, card: Card, protocol: Protocol, recorded: Recorded | None) -> None:
+        self.card, self.protocol = card, protocol
+        fits = recorded is not None and recorded.protocol_fingerprint == protocol.fingerprint
+        self.recorded = recorded if fits else None
+        self.calibration: Calibration | None = read_calibration(protocol)
+        self.family = len(gated(card))
+
+    def judge(self, claims: list[Claim], evaluation: Evaluation, look: Look) -> dict[str, Judged]:
+        found: dict[str, Judged] = {}
+        # A figure that is published and recorded is one score claimed twice: each kind is a family.
+        for kind in dict.fromkeys(claim.kind for claim in claims):
+            scores: dict[str, Score] = {}
+            notes: dict[str, list[str]] = {}
+            for claim in (claim for claim in claims if claim.kind == kind):
+                judged = self._prepare(claim, evaluation, look, notes)
+                if isinstance(judged, Score):
+                    scores[claim.id] = judged
+                else:
+                    found[claim.id] = judged
+            family = max(self.family, len(scores))
+            verdicts = judge_scores(list(scores.values()), family=family, share=look.share)
+            by_id = {claim.id: claim for claim in claims}
+            for (name, score), verdict in zip(scores.items(), verdicts, strict=True):
+                claim = by_id[name]
+                found[name] = Judged(
+                    self._noted(verdict, claim, evaluation, notes[name]),
+                    evaluation,
+                    score.measured,
+                    evaluation.estimates[claim.metric],
+                    score.margin,
+                )
+        return found
+
+    def _prepare(
+        self, claim: Claim, evaluation: Evaluation, look: Look, notes: dict[str, list[str]]
+    ) -> Score | Judged:
+        """Return the score to be judged, or the verdict where there is nothing to judge."""
+        metric, protocol = METRICS[claim.metric], self.protocol
+        margin = claim.margin if claim.margin is not None else protocol.margins.get(claim.metric)
+        estimate = evaluation.estimates.get(claim.metric)
+
+        def without(verdict: Verdict) -> Judged:
+            value = estimate.value if isinstance(estimate, Estimate) else None
+            return Judged(self._noted(verdict, claim, evaluation, []), evaluation, value, estimate, margin)
+
+        if estimate is None:
+            return without(Verdict(Outcome.UNAVAILABLE, str(evaluation.lacking.get(claim.metric, ""))))
+        early = look.n < protocol.n and evaluation.protocol == protocol.with_samples(look.n)
+        if isinstance(estimate, Undefined):
+            reason = f"{metric.label} is not defined: {estimate.reason}"
+            return without(Verdict(Outcome.INCONCLUSIVE if early else Outcome.MISMATCH, reason))
+        shown = f"{metric.label} {estimate.value:.{metric.decimals}f} on {estimate.n:,} images"
+        if not early and evaluation.protocol_fingerprint != protocol.fingerprint:
+            return without(mismatch(f"{shown}; {evaluation.difference(protocol)}"))
+        if margin is None:
+            return without(uncalibrated(f"{shown}; neither the card nor {protocol.name} has a margin for it"))
+        notes[claim.id] = [f"a prediction for {protocol.n:,} images"] if early else []
+        predicted = estimate.at(protocol.n)
+        if predicted is None:
+            few = f"{shown}: too few images to predict that of {protocol.n:,}"
+            return without(Verdict(Outcome.INCONCLUSIVE, few))
+        score = Score(
+            label=metric.label,
+            claimed=claim.value,
+            measured=predicted,
+            margin=margin,
+            higher_is_better=metric.higher_is_better,
+            decimals=max(metric.decimals, _decimals(claim.text)),
+            error=None,
+            interval=estimate.standard_error,
+            n=estimate.n,
+        )
+        paired = self._paired(claim, estimate, score)
+        if paired is not None:
+            notes[claim.id].append("paired with the recorded images")
+            return paired
+        if estimate.standard_error is None:
+            return score
+        whole = estimate.standard_error * math.sqrt(estimate.n / protocol.n)
+        claim_error = self._claim_error(claim, whole)
+        needed = smallest_margin(math.hypot(whole, claim_error))
+        if margin < needed:
+            chance = chance_of_pass(margin, math.hypot(whole, claim_error))
+            reason = (
+                f"{self.card.path}: sdbench.margins: the margin of {metric.label} under {protocol.name}, "
+                f"{margin:g}, is smaller than the noise: an identical checkpoint would pass in {chance:.0%} "
+                f"of runs. Give at least {_rounded_up(needed)}"
+            )
+            return without(Verdict(Outcome.ERROR, reason))
+        return replace(score, error=math.hypot(estimate.standard_error, claim_error), claim_error=claim_error)
+
+    def _paired(self, claim: Claim, estimate: Estimate, score: Score) -> Score | None:
+        """Return the score as its difference from the card's own recorded images tells it, where it can."""
+        if self.recorded is None:
+            return None
+        whole = self.recorded.looks.get(self.protocol.n, {}).get(claim.metric)
+        same = self.recorded.looks.get(estimate.n, {}).get(claim.metric)
+        # A claim that is not the score of these images is not as certain as they are.
+        if whole is None or same is None or not _prints_as(whole.value, claim):
+            return None
+        found = difference(estimate, same, at=self.protocol.n)
+        if found is None or not found.paired:
+            return None
+        return replace(score, measured=whole.value + found.value, error=found.standard_error)
+
+    def _claim_error(self, claim: Claim, ours: float) -> float:
+        """Return the standard error of a claim: its record's, else the spread over seeds, else ours."""
+        for record in self.card.records:
+            if record.key == (self.protocol.name, claim.metric) and record.standard_error is not None:
+                return record.standard_error
+        spread = self.calibration.spread(claim.metric) if self.calibration else None
+        return ours if spread is None else spread
+
+    def _noted(self, verdict: Verdict, claim: Claim, evaluation: Evaluation, notes: list[str]) -> Verdict:
+        notes = [*notes, *([f"assumed protocol {self.protocol.name}"] if claim.assumed else [])]
+        notes += evaluation.notes
+        return replace(verdict, reason=verdict.reason + (f" ({'; '.join(notes)})" if notes else ""))
+
+
+def claim_errors(card: Card, protocol: Protocol) -> Mapping[str, float]:
+    """Return, by metric, the standard error of measured - claimed for an identical checkpoint, unpaired.
+
+    From the records of the card where they say it, else from the protocol's calibration; a metric of which
+    neither is known is left out.
+    """
+    calibration = read_calibration(protocol)
+    found: dict[str, float] = {}
+    for metric in protocol.metrics:
+        errors = [
+            record.standard_error
+            for record in card.records
+            if record.key == (protocol.name, metric) and record.standard_error is not None
+        ]
+        spread = errors[0] if errors else calibration.spread(metric) if calibration else None
+        if spread is not None:
+            found[metric] = math.sqrt(2) * spread
+    return found
+
+
+def _decimals(text: str) -> int:
+    _, _, digits = text.partition(".")
+    return len(digits) if digits.isdigit() else 0
+
+
+def _prints_as(value: float, claim: Claim) -> bool:
+    """Return whether a claim is this value, rounded to the digits that the card prints."""
+    return abs(value - claim.value) <= 0.5000001 * 10.0 ** -_decimals(claim.text)
+
+
+def _rounded_up(figure: float) -> str:
+    """Return a figure with two digits, none below it."""
+    step = 10.0 ** (math.floor(math.log10(figure)) - 1)
+    return f"{math.ceil(figure / step) * step:.2g}"

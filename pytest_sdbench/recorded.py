@@ -1,0 +1,109 @@
+"""Keep what each image of a released checkpoint adds to its scores, so that others are paired with it.
+
+A file holds, for the numbers of images at which a sequence looks, each metric's estimate and the influence of
+every image on it: 16 bytes an image, against 25 U-Net calls to draw it again. The files of a card lie in
+``evidence/CARD/PROTOCOL.safetensors`` beside the card, or beside the folder of cards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.files import write_atomically
+from pytest_sdbench.metrics import Estimate
+
+FOLDER = "evidence"
+_META = "sdbench"
+_FORMAT = 1
+_NUMBERS = ("value", "standard_error", "corrected", "slope", "degenerate")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The estimates of one checkpoint under one protocol, at growing numbers of images."""
+
+    checkpoint_fingerprint: str
+    protocol_fingerprint: str
+    looks: Mapping[int, Mapping[str, Estimate]]
+    """By number of images, then metric."""
+
+
+def evidence_path(card: Path, name: str, protocol: str) -> Path:
+    """Return where the recorded evidence of a card lies, or would."""
+    folder = card.parent.parent if card.parent.name == "cards" else card.parent
+    return folder / FOLDER / name / f"{protocol}.safetensors"
+
+
+def read_recorded(path: Path) -> Recorded | None:
+    """Return the recorded evidence in a file, or None where there is no file.
+
+    Raises EvidenceError for a file that is no such evidence.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            about = json.loads((file.metadata() or {})[_META])
+            if about["format"] != _FORMAT:
+                raise ValueError(f"format {about['format']}, this version reads {_FORMAT}")
+            looks = {
+                int(n): {
+                    metric: Estimate(
+                        metric=metric,
+                        n=int(n),
+                        influence=np.asarray(file.get_tensor(f"{n}/{metric}"), np.float64),
+                        **{key: figures[key] for key in _NUMBERS},
+                    )
+                    for metric, figures in metrics.items()
+                }
+                for n, metrics in about["looks"].items()
+            }
+            return Recorded(about["checkpoint_fingerprint"], about["protocol_fingerprint"], looks)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise EvidenceError(
+            f"not recorded evidence: {error}",
+            file=path,
+            remedy="Delete it, and record it again with --sdbench-update",
+        ) from None
+
+
+def write_recorded(path: Path, recorded: Recorded) -> bool:
+    """Write recorded evidence and return whether the file changed; metrics without influence are left out."""
+    from safetensors.numpy import save
+
+    arrays, looks = {}, {}
+    for n, estimates in recorded.looks.items():
+        kept = {metric: each for metric, each in estimates.items() if each.influence is not None}
+        looks[str(n)] = {
+            metric: {key: getattr(each, key) for key in _NUMBERS} for metric, each in kept.items()
+        }
+        for metric, each in kept.items():
+            assert each.influence is not None
+            arrays[f"{n}/{metric}"] = each.influence.astype(np.float32)
+    about = {
+        "format": _FORMAT,
+        "checkpoint_fingerprint": recorded.checkpoint_fingerprint,
+        "protocol_fingerprint": recorded.protocol_fingerprint,
+        "looks": looks,
+    }
+    content = save(arrays, {_META: json.dumps(about, sort_keys=True)})
+    try:
+        if path.is_file() and path.read_bytes() == content:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise EvidenceError(
+            f"recorded evidence cannot be written: {error.strerror or error}",
+            file=path,
+            remedy="Make the folder writable and run again",
+        ) from error
+    return True

@@ -1,0 +1,33 @@
+"""Look at growing numbers of images, and stop as soon as the verdict is certain.
+
+Every look is another chance to be wrong. So the looks of a protocol share one error rate: half of it is for
+the last look, the other half is divided equally among the earlier ones, and the sum of the chances bounds the
+chance of a wrong verdict over the whole sequence, however the looks depend on each other. Which part a look
+may spend follows from the protocol alone: a run that stopped, by its budget or by force, goes on later as if
+it had never stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SCHEDULE = (256, 1000, 2000, 5000, 10_000, 30_000)
+"""Numbers of images at which a sequence looks; each is several times the one before, and so worth a look."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One number of images, and the part of the error rate that may be spent there."""
+
+    n: int
+    share: float
+
+
+def looks(n: int, budget: int | None = None) -> list[Look]:
+    """Return the looks at a protocol of n images that a budget of images reaches, in order.
+
+    The last look is at all n images; a protocol with no more images than the first look has no other.
+    """
+    earlier = [size for size in SCHEDULE if size < n]
+    whole = [Look(size, 0.5 / len(earlier)) for size in earlier] + [Look(n, 0.5 if earlier else 1.0)]
+    return [look for look in whole if budget is None or look.n <= budget]
