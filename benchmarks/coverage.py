@@ -363,6 +363,8 @@ def report(found: dict[str, Any]) -> str:
         disable_numparse=True,
     )
     dates = sorted({cell["date"] for cell in found["cells"].values()})
+    if not names:
+        return ""
     return (
         "# Coverage: how often the interval holds the truth\n\n"
         f"{table}\n\n"
@@ -414,12 +416,15 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": {}}
 
 
-def _save(path: Path, name: str, sums: Sums) -> None:
+def _save(path: Path, name: str, sums: Sums | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Other runs write other cells of the same file. The lock lies elsewhere: results are committed.
     with FileLock(Path(tempfile.gettempdir()) / f"{zlib.crc32(str(path.resolve()).encode()):x}.lock"):
         found = _read(path)
-        found["cells"][name] = {**asdict(sums), "date": datetime.date.today().isoformat()}
+        if sums is None:
+            found["cells"].pop(name, None)
+        else:
+            found["cells"][name] = {**asdict(sums), "date": datetime.date.today().isoformat()}
         write_atomically(path, (json.dumps(found, indent=1) + "\n").encode("utf-8"))
         write_atomically(path.with_suffix(".md"), report(found).encode("utf-8"))
 
@@ -429,12 +434,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
     parser.add_argument("--only", action="append", metavar="PREFIX", help="cells whose name begins so")
     parser.add_argument("--replicates", type=int, help="of every cell, instead of its own number")
+    parser.add_argument(
+        "--again", action="store_true", help="forget what these cells found: the code changed"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS / "coverage.json")
     options = parser.parse_args(arguments)
     cells = [cell for cell in all_cells() if not options.only or cell.name.startswith(tuple(options.only))]
     if not cells:
         raise SystemExit(f"no cell begins with {' or '.join(options.only)}")
     for cell in cells:
+        if options.again:
+            _save(options.results, cell.name, None)
         run(cell, options.results, options.replicates)
         sums = Sums(**_without_date(_read(options.results)["cells"][cell.name]))
         print("  ".join(_row(cell.name, sums)), f"  {sums.seconds:.0f} s", file=sys.stderr, flush=True)

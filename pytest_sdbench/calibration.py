@@ -5,17 +5,27 @@ A file ``calibration/PROTOCOL.json`` beside the folder of protocols holds one fi
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pytest_sdbench.card import Card
+from pytest_sdbench.claims import margin_of
+from pytest_sdbench.comparison import difference
 from pytest_sdbench.errors import DataError
 from pytest_sdbench.files import write_atomically
 from pytest_sdbench.metric_names import METRICS
+from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.protocol import Protocol
+from pytest_sdbench.verdict import ALPHA, Outcome, Score, Verdict, judge_score
+
+if TYPE_CHECKING:
+    from pytest_sdbench.evaluation import Evaluation
 
 FOLDER = "calibration"
 
@@ -43,6 +53,75 @@ class Calibration:
         """Return the standard deviation of a metric over the runs, or None where two are not known."""
         values = self.values.get(metric, ())
         return statistics.stdev(values) if len(values) > 1 else None
+
+    def verdict(self) -> Verdict:
+        """Say what was found; a fail where runs of one checkpoint fail each other too often to be chance."""
+        parts = [
+            f"{METRICS[metric].label} {statistics.fmean(values):.{METRICS[metric].recorded_decimals}f} "
+            f"scatters by {self.spread(metric):.{METRICS[metric].recorded_decimals}f}"
+            for metric, values in self.values.items()
+        ]
+        failed = sum(counts.get(Outcome.FAIL, 0) for counts in self.false_alarms.values())
+        pairs = sum(sum(counts.values()) for counts in self.false_alarms.values())
+        told = f"{len(self.seeds)} runs: {', '.join(parts)}; {failed} of {pairs} false alarms"
+        # Pairs share runs, so this is no exact test; a sound gate stays far below it.
+        return Verdict(Outcome.FAIL if pairs and failed / pairs > ALPHA else Outcome.PASS, told)
+
+
+def calibrate(
+    card: Card, protocol: Protocol, evaluate: Callable[[Protocol], Evaluation], runs: int
+) -> Calibration:
+    """Return what the scores of a card's checkpoint scatter by when only the seeds change.
+
+    The runs take the protocol's prompts with the seeds that follow its own. Each is judged by each other as
+    if that one's scores were the claims, paired by prompt. A metric without a margin is not judged.
+    """
+    first = protocol.seeds.seed + 1
+    seeds = range(first, first + runs)
+    found = [evaluate(protocol.with_seed(seed)) for seed in seeds]
+    estimates = [
+        {metric: each for metric, each in run.estimates.items() if isinstance(each, Estimate)}
+        for run in found
+    ]
+    metrics = [metric for metric in protocol.metrics if all(metric in run for run in estimates)]
+    return Calibration(
+        protocol=protocol.name,
+        protocol_fingerprint=protocol.fingerprint,
+        checkpoint=f"{card.name} ({found[0].checkpoint_fingerprint})",
+        values={metric: [run[metric].value for run in estimates] for metric in metrics},
+        seeds=list(seeds),
+        standard_errors={
+            metric: [run[metric].standard_error or math.nan for run in estimates] for metric in metrics
+        },
+        false_alarms={
+            metric: _judged_by_each_other([run[metric] for run in estimates], margin)
+            for metric in metrics
+            if (margin := margin_of(card.margins, protocol.name, metric) or protocol.margins.get(metric))
+        },
+        date=datetime.date.today().isoformat(),
+    )
+
+
+def _judged_by_each_other(runs: Sequence[Estimate], margin: float) -> dict[str, int]:
+    outcomes = []
+    for claimed in runs:
+        for run in runs:
+            if run is claimed:
+                continue
+            metric = METRICS[run.metric]
+            found = difference(run, claimed)
+            assert found is not None
+            score = Score(
+                label=metric.label,
+                claimed=claimed.value,
+                measured=run.value,
+                margin=margin,
+                higher_is_better=metric.higher_is_better,
+                decimals=metric.decimals,
+                error=found.standard_error,
+            )
+            outcomes.append(str(judge_score(score).outcome))
+    return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
 
 
 def calibration_path(protocol: Protocol) -> Path:

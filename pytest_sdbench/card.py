@@ -51,6 +51,7 @@ __all__ = [
     "Card",
     "Claim",
     "ComponentSize",
+    "LatencyClaim",
     "MemoryClaim",
     "Record",
     "Source",
@@ -82,6 +83,16 @@ class SpeedClaim:
 
 
 @dataclass(frozen=True)
+class LatencyClaim:
+    """The largest latency of one U-Net call on one device, in seconds: it says nothing on any other."""
+
+    max: float
+    device: str
+    dtype: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class MemoryClaim:
     """The largest peak memory of one U-Net call, in bytes."""
 
@@ -110,6 +121,7 @@ class Card:
     """By component: ``unet``, ``text_encoder``, ``image_decoder``, ``whole``; only what the card has."""
     unet_macs: float | None = None
     speed: SpeedClaim | None = None
+    latency: LatencyClaim | None = None
     memory: MemoryClaim | None = None
     protocols: tuple[str, ...] = ()
     """Protocols to measure even where nothing is claimed yet."""
@@ -159,6 +171,7 @@ def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
         size=_sizes(front, block),
         unet_macs=_macs(front, block),
         speed=_speed(front, block),
+        latency=_latency(block),
         memory=_memory(block),
         protocols=tuple(block.protocols or ()),
         claims=tuple(claims),
@@ -308,6 +321,13 @@ def _macs(front: FrontMatter, block: Block) -> float | None:
 def _speed(front: FrontMatter, block: Block) -> SpeedClaim | None:
     ratio = block.speed.unet_ratio if block.speed else None
     return SpeedClaim(ratio.max, ratio.source or "", ratio.reason or "") if ratio else None
+
+
+def _latency(block: Block) -> LatencyClaim | None:
+    latency = block.speed.unet_seconds if block.speed else None
+    if latency is None:
+        return None
+    return LatencyClaim(latency.max, latency.device, latency.dtype or "", latency.source or "")
 
 
 def _memory(block: Block) -> MemoryClaim | None:

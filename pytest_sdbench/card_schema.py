@@ -61,10 +61,20 @@ class Ratio(_Part):
     reason: Word | None = None
 
 
+class Latency(_Part):
+    """The largest latency of one call on one device, in seconds."""
+
+    max: Positive
+    device: Word
+    dtype: Word | None = None
+    source: Word | None = None
+
+
 class Speed(_Part):
     """Latency of one U-Net call."""
 
     unet_ratio: Ratio | None = None
+    unet_seconds: Latency | None = None
 
 
 class Peak(_Part):

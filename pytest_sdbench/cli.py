@@ -1,8 +1,9 @@
-"""The command line beside pytest: ``python -m pytest_sdbench doctor | draft | table | stats``."""
+"""The command line beside pytest: ``python -m pytest_sdbench doctor | draft | table | stats | compare``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +95,22 @@ def _parser() -> argparse.ArgumentParser:
         "--download", action="store_true", help="fetch the extractor's weights if they are missing"
     )
     stats.set_defaults(run=_stats)
+
+    compare = commands.add_parser(
+        "compare",
+        help="score two checkpoints on the same prompts and seeds, and say how sure the difference is",
+    )
+    what = "a card (name or file), a folder in diffusers layout, or embedded:NAME"
+    compare.add_argument("first", metavar="A", help=what)
+    compare.add_argument("second", metavar="B", help=f"{what}; a U-Net's folder alone is joined to B's base")
+    compare.add_argument("--protocol", required=True, metavar="NAME", help="a protocol's name or file")
+    compare.add_argument("--images", type=int, metavar="N", help="the first N images alone")
+    compare.add_argument("--store", type=Path, default=Path(".sdbench"), metavar="DIR", help="[%(default)s]")
+    compare.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
+    compare.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device [%(default)s]")
+    compare.add_argument("--download", action="store_true", help="fetch weights that are missing")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    compare.set_defaults(run=_compare)
     return parser
 
 
@@ -179,6 +196,25 @@ def _stats(options: argparse.Namespace) -> int:
         download=options.download,
     )
     print(f"written to {options.out}: {made.n:,} images, {len(made.mu)} features")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pytest_sdbench.compare import compare, comparison_table, figures
+
+    found = compare(
+        options.first,
+        options.second,
+        options.protocol,
+        images=options.images,
+        store=options.store,
+        data_root=options.data,
+        device=options.device,
+        download=options.download,
+    )
+    print(comparison_table(found))
+    if options.json is not None:
+        _write(json.dumps(figures(found), indent=2) + "\n", options.json)
     return 0
 
 

@@ -46,7 +46,7 @@ class Settings:
         if isinstance(self.max_images, int):
             return self.max_images
         # Who names a number of images has asked for them.
-        asked = self.samples is not None or self.budget is not None
+        asked = any(given is not None for given in (self.samples, self.budget, self.calibrate))
         unasked = self.max_images == "auto" and not asked and device.startswith("cpu")
         return UNASKED if unasked else None
 

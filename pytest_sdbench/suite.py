@@ -6,14 +6,14 @@ reason and the command that would make it run. Nothing is asserted that was not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_sdbench import verdict as judges
-from pytest_sdbench.card import Card, Claim
+from pytest_sdbench.card import Card, Claim, LatencyClaim
 from pytest_sdbench.collection import card_of
 from pytest_sdbench.errors import Unavailable
 from pytest_sdbench.gate import Judged, other_protocol
@@ -68,6 +68,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         cases = quality_cases(module.card)
         metafunc.parametrize("case", cases, ids=[case.id for case in cases])
+    if "protocol" in metafunc.fixturenames:
+        names = {case.protocol for case in quality_cases(module.card) if case.protocol}
+        metafunc.parametrize("protocol", sorted(names))
     if metafunc.function is test_speed and metafunc.config.getoption("benchmark_only", False):
         # `--benchmark-only` knows a benchmark by the fixture that it asks for.
         metafunc.fixturenames.append("benchmark")
@@ -172,6 +175,9 @@ def test_speed(
             seconds=latency.seconds,
             baseline_seconds=latency.baseline_seconds,
         )
+    if sdbench_card.latency is not None:
+        place = str(sdbench_environment["device"]), sdbench_dtype
+        verdict = judges.worst(verdict, _judge_latency(sdbench_card.latency, latency.seconds, *place))
     sdbench_conclude(
         verdict,
         claimed=claim.max if claim else None,
@@ -179,6 +185,14 @@ def test_speed(
         unit="of the baseline",
         extra={**sdbench_environment, "dtype": sdbench_dtype, **latency.as_dict()},
     )
+
+
+def _judge_latency(claim: LatencyClaim, seconds: Sequence[float], device: str, dtype: str) -> judges.Verdict:
+    """Judge an absolute latency by a claim of the same device and precision, and by no other."""
+    if (claim.device, claim.dtype or dtype) != (device, dtype):
+        of = f"{claim.device}{', ' + claim.dtype if claim.dtype else ''}"
+        return judges.uncalibrated(f"{claim.max:.4g} s a call are claimed of {of}; this is {device}, {dtype}")
+    return judges.judge_latency(claimed=claim.max, seconds=seconds)
 
 
 @pytest.mark.memory
@@ -211,6 +225,25 @@ def test_memory(
         unit="bytes",
         extra={**sdbench_environment, "dtype": sdbench_dtype},
     )
+
+
+@pytest.mark.quality
+def test_calibration(
+    protocol: str,
+    sdbench_session: SdbenchSession,
+    sdbench_card: Card,
+    sdbench_evaluate: Callable[..., Evaluation],
+    sdbench_conclude: Conclude,
+) -> None:
+    """Run the checkpoint with other seeds, judge each run by the others, and record how they scatter."""
+    from pytest_sdbench.calibration import calibrate, write_calibration
+
+    drawn = load_protocol(protocol, search=(sdbench_card.path.parent,))
+    runs = sdbench_session.settings.calibrate
+    assert runs is not None
+    found = calibrate(sdbench_card, drawn, sdbench_evaluate, runs)
+    path = write_calibration(drawn, found)
+    sdbench_conclude(found.verdict(), protocol=protocol, n=drawn.n, extra={"recorded_in": str(path)})
 
 
 @pytest.mark.quality

@@ -142,8 +142,8 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
     if error is None:
         return Verdict(
             Outcome.INCONCLUSIVE,
-            f"{shown}: {_by(worse, unit)}, margin {score.margin:{unit}}; cannot tell: the standard error of "
-            "so few images is not known",
+            f"{shown}: {_by(worse, unit)}, margin {score.margin:{unit}}; cannot tell: these images do "
+            "not say what the standard error is (too few, or a few that outweigh the rest)",
             {"worse_by": worse},
         )
     reach = _NORMAL.inv_cdf(1 - ALPHA * share) * error
@@ -158,7 +158,7 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
         least = worse - _NORMAL.inv_cdf(1 - level) * error
         return Verdict(
             Outcome.FAIL,
-            f"{shown}: {_by(worse, unit)}, surely by {least:{unit}} or more, margin {score.margin:{unit}}; "
+            f"{shown}: {_by(worse, unit)}, at least {_signed(least, unit)}, margin {score.margin:{unit}}; "
             f"chance of a wrong fail {_percent(wrong_fail)}",
             {**figures, "at_least": least, "wrong_call": wrong_fail},
         )
@@ -168,13 +168,13 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
         )
         return Verdict(
             Outcome.PASS,
-            f"{shown}: {_by(worse, unit)}, surely no worse than {_signed(worse + reach, unit)}, margin "
-            f"{score.margin:{unit}}; chance of a wrong pass {_percent(wrong_pass)}{good}",
+            f"{shown}: {_by(worse, unit)}, {_bound(worse + reach, unit)}, margin {score.margin:{unit}}; "
+            f"chance of a wrong pass {_percent(wrong_pass)}{good}",
             {**figures, "wrong_call": wrong_pass},
         )
     return Verdict(
         Outcome.INCONCLUSIVE,
-        f"{shown}: {_by(worse, unit)}, somewhere from {_signed(worse - reach, unit)} to "
+        f"{shown}: {_by(worse, unit)}, anything from {_signed(worse - reach, unit)} to "
         f"{_signed(worse + reach, unit)}, margin {score.margin:{unit}}; cannot tell: {_remedy(score)}",
         figures,
     )
@@ -235,10 +235,12 @@ def _by(worse: float, unit: str) -> str:
 
 
 def _signed(worse: float, unit: str) -> str:
-    shown = f"{abs(worse):{unit}}"
-    if float(shown) == 0:
-        return "the claim"
-    return f"{shown} {'worse' if worse > 0 else 'better'}"
+    return f"{abs(worse):{unit}} {'better' if worse < 0 else 'worse'}"
+
+
+def _bound(worse: float, unit: str) -> str:
+    """Say the most by which a score is worse: the least by which it is better, where that is below zero."""
+    return f"at {'least' if worse < 0 else 'most'} {_signed(worse, unit)}"
 
 
 def _percent(chance: float) -> str:
@@ -343,6 +345,13 @@ def judge_memory(*, claimed: float, measured: float) -> Verdict:
     over = measured - claimed
     failed = over > MEMORY_MARGIN * claimed and over > MEMORY_FLOOR
     return Verdict(Outcome.FAIL if failed else Outcome.PASS, figures)
+
+
+def worst(first: Verdict, second: Verdict) -> Verdict:
+    """Join two verdicts of one test: what is worse decides, and both are told."""
+    order = (Outcome.PASS, Outcome.UNCALIBRATED, Outcome.INCONCLUSIVE, Outcome.FAIL)
+    decided = max(first, second, key=lambda verdict: order.index(verdict.outcome))
+    return Verdict(decided.outcome, f"{first.reason}; {second.reason}", decided.figures)
 
 
 def mismatch(difference: str) -> Verdict:

@@ -141,28 +141,30 @@ def _inception_estimate(
     for logits in rows:
         score.update(logits)
     influence = score.influence()
-    moved, divergences, start = [], [], 0
+    parts, start = [], 0
     for logits in rows:
-        of_splits, of_whole = influence(start, logits)
-        moved.append(of_splits)
-        divergences.append(of_whole)
+        parts.append(influence(start, logits))
         start += len(logits)
-    psi = np.concatenate(moved)
-    spread = standard_error(np.concatenate(divergences), groups)
+    divergence = np.concatenate(parts)
+    spread = standard_error(divergence, groups)
     if spread is None:
         return Estimate("inception_score", score.score(), None, n)
-    # Bias of log IS in units of 1 / images.
+    # Bias of log IS in units of 1 / images; the exponential of a mean is too large by half its variance.
     bias = -influence.freedom / 2 + n * spread**2 / 2
-    corrected = None
-    if abs(bias) / n <= _LARGEST_BIAS:
-        corrected = influence.score * math.exp(-bias / n)
-    slope = 0.0 if corrected is None else corrected * bias * spec.splits
+    corrected = influence.score * math.exp(-bias / n) if abs(bias) / n <= _LARGEST_BIAS else None
+    scale = score.score() if corrected is None else corrected
     return Estimate(
-        "inception_score", score.score(), standard_error(psi, groups), n, corrected, slope, psi - psi.mean()
+        "inception_score",
+        score.score(),
+        scale * spread,
+        n,
+        corrected,
+        0.0 if corrected is None else corrected * bias * spec.splits,
+        scale * (divergence - divergence.mean()),
     )
 
 
-_LARGEST_BIAS = 0.15
+_LARGEST_BIAS = 0.055
 """Bias of log IS that is still small enough to be known to first order."""
 
 
@@ -194,16 +196,18 @@ def _estimate(
         return Undefined(metric, "the reference statistics hold moments only; KID needs features", n)
     if n < 2:
         return Undefined(metric, "KID needs at least 2 images", n)
-    found = kid_influence(np.concatenate([batch[column] for batch in rows]), reference.features)
-    error = standard_error(found.influence, groups, degenerate=found.degenerate)
+    found = kid_influence(np.concatenate([batch[column] for batch in rows]), reference.features, groups)
+    if found.uncertain:
+        return Estimate(metric, found.value, None, n, found.corrected)
     return Estimate(
         metric,
         found.value,
-        error,
+        standard_error(found.influence, groups, degenerate=found.degenerate),
         n,
-        found.value,
-        influence=found.influence,
-        degenerate=found.degenerate,
+        found.corrected,
+        (found.value - found.corrected) * n,
+        found.influence,
+        found.degenerate,
     )
 
 

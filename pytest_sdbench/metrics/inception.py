@@ -60,25 +60,21 @@ class InceptionScore:
     def influence(self) -> InceptionInfluence:
         """Return how each image moves the score, and what the score owes to the number of images.
 
-        An image moves the score of its split by IS (KL(p(y|x) || p(y)) - log IS) / n (the derivative of
-        exp(E KL) with the weight of x; that of p(y) in it vanishes). The entropy of a marginal of m images
-        is too small by (sum_y E p(y|x)^2 / p(y) - 1) / 2 m to first order (Miller 1955 for classes that are
-        seen), and the exponential of a mean is too large by half its variance. Both are estimated from all
-        images together, which need no splits for it. Raises ValueError before all images were seen.
+        An image moves exp(E KL) by IS (KL(p(y|x) || p(y)) - log IS) / n: the derivative with the weight of x,
+        in which that of p(y) vanishes. The entropy of a marginal of m images is too small by
+        (sum_y E p(y|x)^2 / p(y) - 1) / 2 m to first order (Miller 1955, for a class per image). Both are
+        estimated from all images together: the marginals of splits are fitted to few images, and too well.
+        Raises ValueError before all images were seen.
         """
         marginal, squares = self._complete()
         n = len(self._split_of)
         whole = marginal.sum(axis=0) / n
         seen = whole > 0
-        freedom = float((squares[seen] / n / whole[seen]).sum()) - 1
         return InceptionInfluence(
-            split_of=self._split_of,
             negentropy=self._negentropy,
-            log_marginal=_log(marginal / self._count[:, None]),
-            log_whole=_log(whole),
-            scores=self.split_scores(),
+            log_marginal=_log(whole),
             score=float(np.exp(self._negentropy.mean() + _entropy(whole))),
-            freedom=freedom,
+            freedom=float((squares[seen] / n / whole[seen]).sum()) - 1,
         )
 
     def _complete(self) -> tuple[Array, Array]:
@@ -89,34 +85,19 @@ class InceptionScore:
 
 @dataclass(frozen=True, eq=False)
 class InceptionInfluence:
-    """The first-order change of the score with the weight of each image; takes the logits once more."""
+    """The divergence of each image from the marginal of all; takes the logits once more."""
 
-    split_of: npt.NDArray[np.intp]
     negentropy: Array
     log_marginal: Array
-    """Of each split, [splits, classes]."""
-    log_whole: Array
-    """Of all images together, [classes]."""
-    scores: Array
-    """Of each split."""
     score: float
     """Of all images as one split."""
     freedom: float
     """sum_y E p(y|x)^2 / p(y) - 1: the classes less one where each image has one class."""
 
-    def __call__(self, start: int, logits: Rows) -> tuple[Array, Array]:
-        """Return the influence on the mean of the splits, and KL(p(y|x) || p(y)) with the marginal of all.
-
-        Both are [B]; `start` is the number of images before these.
-        """
+    def __call__(self, start: int, logits: Rows) -> Array:
+        """Return KL(p(y|x) || p(y)), [B]; `start` is the number of images before these."""
         p, _ = _probabilities(logits)
-        seen = slice(start, start + len(logits))
-        splits = self.split_of[seen]
-        divergence = self.negentropy[seen] - np.einsum("ij,ij->i", p, self.log_marginal[splits])
-        sizes = np.bincount(self.split_of)[splits]
-        share = len(self.split_of) / len(self.scores) / sizes
-        moved = share * self.scores[splits] * (divergence - np.log(self.scores[splits]))
-        return moved, self.negentropy[seen] - p @ self.log_whole
+        return np.asarray(self.negentropy[start : start + len(logits)] - p @ self.log_marginal)
 
 
 def _probabilities(logits: Rows) -> tuple[Array, Array]:

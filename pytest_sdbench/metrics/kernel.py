@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_sdbench.metrics.moments import Array, Rows
+from pytest_sdbench.metrics.spread import Groups
 
 _BLOCK = 1024
 """Rows and columns of the kernel matrix that exist at one time."""
@@ -17,10 +18,27 @@ class Kid:
     """The kernel distance of a set of images to a reference, and how much each image moves it."""
 
     value: float
+    corrected: float
+    """The value over pairs of different prompts alone: images of one prompt are alike."""
     influence: Array
     """First-order change with the weight of each image, [n]; their mean is zero."""
     degenerate: float
     """Variance of the second-order part."""
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether the influence does not tell the standard error, since a few images outweigh the rest.
+
+        The kernel is cubic: of heavy-tailed features it has the tails of their sixth power, and a sample that
+        lacks the largest ones has far too small a variance. Gaussian features give a kurtosis of 3 to 4.5;
+        above 5 the variance must rest on as many as 500 images.
+        """
+        squares = np.square(self.influence)
+        fourth = float(np.vdot(squares, squares))
+        if fourth == 0:
+            return False
+        behind = float(squares.sum()) ** 2 / fourth
+        return behind < 500 and len(self.influence) > 5 * behind
 
 
 def kid(features: Rows, reference: Rows) -> float:
@@ -33,12 +51,12 @@ def kid(features: Rows, reference: Rows) -> float:
     return kid_influence(features, reference).value
 
 
-def kid_influence(features: Rows, reference: Rows) -> Kid:
+def kid_influence(features: Rows, reference: Rows, groups: Groups | None = None) -> Kid:
     """Return the squared MMD as `kid`, with the influence of each image; the reference is taken as given.
 
     By Hoeffding's decomposition (1948) an image moves the U-statistic by h(x) = 2 (E k(x, x') - E k(x, y)),
-    centred, and the remainder has the variance 2 / n (n - 1) of the kernel centred on both sides.
-    Raises ValueError as `kid`.
+    centred, and the remainder has the variance 2 / n (n - 1) of the kernel centred on both sides. `groups`
+    tell which images share a prompt. Raises ValueError as `kid`.
     """
     _check(features, reference)
     n, m = len(features), len(reference)
@@ -50,8 +68,15 @@ def kid_influence(features: Rows, reference: Rows) -> Kid:
     moved = 2 * (means - across)
     # E (k - a - b + mean)^2 with a and b the conditional means of the two sides.
     centred = squares / (n * (n - 1)) - 2 * float(np.square(means).mean()) + mean**2
+    among = mean
+    if groups is not None:
+        alike, pairs = _among_groups(features, groups)
+        # With one prompt for all images there is no pair of two.
+        among = (float(sums.sum()) - alike) / (n * (n - 1) - pairs) if pairs < n * (n - 1) else mean
+    rest = among_reference - 2 * float(across.mean())
     return Kid(
-        value=mean + among_reference - 2 * float(across.mean()),
+        value=mean + rest,
+        corrected=among + rest,
         influence=np.asarray(moved - moved.mean()),
         degenerate=2 * max(centred, 0.0) / (n * (n - 1)),
     )
@@ -110,6 +135,20 @@ def _sums_of_pairs(rows: Rows) -> tuple[Array, float]:
             sums[second] += k.sum(axis=0)
             squares += 2 * float(np.vdot(k, k))
     return sums, squares
+
+
+def _among_groups(rows: Rows, groups: Groups) -> tuple[float, int]:
+    """Sum the kernel over pairs of two rows of one group, and count these pairs."""
+    order = np.argsort(groups, kind="stable")
+    borders = np.flatnonzero(np.diff(groups[order])) + 1
+    total, pairs = 0.0, 0
+    for members in np.split(order, borders):
+        if len(members) > 1:
+            x = np.asarray(rows[members], np.float64)
+            own = _kernel(x, x)
+            total += float(own.sum() - np.trace(own))
+            pairs += len(members) * (len(members) - 1)
+    return total, pairs
 
 
 def _sums_across(rows: Rows, others: Rows) -> Array:

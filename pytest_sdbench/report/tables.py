@@ -164,7 +164,10 @@ def results_markdown(
             _not_measured(open_claims, titles, labels),
             _reasons(open_claims),
         ]
-    others = [row for row in rows if row.test not in (*_NETWORK, "quality")]
+    calibrated = [row for row in rows if row.test == "calibration"]
+    if calibrated:
+        parts += ["## Calibration", _reasons(calibrated)]
+    others = [row for row in rows if row.test not in (*_NETWORK, "quality", "calibration")]
     if others:
         parts += ["## Cards that cannot be read", _reasons(others)]
     if notes := _untested(cards):
@@ -200,11 +203,14 @@ def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
             f"not measured: {_many(len(rest), 'score')} of {_many(len({row.card for row in rest}), 'card')} "
             f"({counts})"
         )
-    broken = {row.card for row in rows if row.test not in (*_NETWORK, "quality")}
+    calibrated = [row for row in rows if row.test == "calibration"]
+    if calibrated:
+        parts.append(_reasons(calibrated))
+    broken = {row.card for row in rows if row.test not in (*_NETWORK, "quality", "calibration")}
     if broken:
         parts.append(f"cannot be read: {', '.join(sorted(broken))}")
     # Failures have a section of their own in pytest's output; what was skipped has its reason here.
-    skipped = [row for row in rows if row.verdict not in ("pass", "fail", "error")]
+    skipped = [row for row in rows if row.verdict not in ("pass", "fail", "error") and row not in calibrated]
     if skipped:
         parts.append(_reasons(skipped))
     if notes := _untested(cards):

@@ -1,0 +1,204 @@
+"""Compare two checkpoints under one protocol, without any claim: which is better, and how sure is that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from tabulate import tabulate
+
+from pytest_sdbench.card import find_card, is_card, read_card
+from pytest_sdbench.checkpoint import Checkpoint, resolve, verify
+from pytest_sdbench.comparison import Difference, difference
+from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.evaluation import evaluate
+from pytest_sdbench.metric_names import METRICS
+from pytest_sdbench.metrics import Estimate, Undefined, groups_of
+from pytest_sdbench.prompts import load_prompts
+from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.recorded import evidence_path, read_recorded
+
+LEVEL = 0.95
+"""Of the intervals; at this level a difference is called one."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints under one protocol."""
+
+    names: tuple[str, str]
+    protocol: Protocol
+    estimates: tuple[Mapping[str, Estimate | Undefined], Mapping[str, Estimate | Undefined]]
+    differences: Mapping[str, Difference | None]
+    """By metric: first less second."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Side:
+    name: str
+    checkpoint: Checkpoint
+    recorded: Path | None
+
+
+def compare(
+    first: str,
+    second: str,
+    protocol_name: str,
+    *,
+    images: int | None = None,
+    store: Path,
+    data_root: Path | None = None,
+    device: str = "cpu",
+    download: bool = False,
+) -> Comparison:
+    """Score two checkpoints on the same prompts and seeds and return their difference, image by image.
+
+    A card whose images are recorded for the protocol is not drawn again. Each checkpoint is a card (its name
+    or its file), a folder, or a name such as ``embedded:scenes-small``; a folder that holds a U-Net alone is
+    joined to the base of the other one. Raises SdbenchError as `evaluate` and `resolve`.
+    """
+    protocol = load_protocol(protocol_name, search=(Path.cwd(),))
+    if images is not None:
+        if not 2 <= images <= protocol.n:
+            raise SdbenchError(
+                f"{protocol.name} has {protocol.n:,} images",
+                key="--images",
+                found=images,
+                remedy="Give at least 2 and at most so many",
+            )
+        protocol = protocol.with_samples(images)
+    # The second first: it may be the base of the first.
+    right = _side(second, protocol, None, download)
+    left = _side(first, protocol, right, download)
+    found, notes = [], []
+    for side in (left, right):
+        estimates = _recorded(side, protocol)
+        if estimates is None:
+            evaluation = evaluate(
+                side.checkpoint,
+                protocol,
+                store=store,
+                data_root=data_root,
+                device=device,
+                download=download,
+            )
+            estimates = dict(evaluation.estimates)
+            notes += [f"{side.name}: {note}" for note in evaluation.notes]
+            notes += [f"{metric}: {reason}" for metric, reason in evaluation.lacking.items()]
+        else:
+            notes.append(f"{side.name}: recorded images, none drawn")
+        found.append(estimates)
+    groups = groups_of(load_prompts(protocol, data_root)[: protocol.n])
+    differences = {}
+    for metric in protocol.metrics:
+        a, b = found[0].get(metric), found[1].get(metric)
+        both = isinstance(a, Estimate) and isinstance(b, Estimate)
+        differences[metric] = difference(a, b, groups=groups) if both else None  # type: ignore[arg-type]
+    return Comparison(
+        (left.name, right.name), protocol, (found[0], found[1]), differences, tuple(dict.fromkeys(notes))
+    )
+
+
+def comparison_table(found: Comparison) -> str:
+    """Return a comparison as a table and a line on each metric, for a terminal."""
+    reach = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+    rows, lines = [], []
+    for metric, each in found.differences.items():
+        known, first, second = METRICS[metric], *(side.get(metric) for side in found.estimates)
+        if each is None or not isinstance(first, Estimate) or not isinstance(second, Estimate):
+            reason = next((s.reason for s in (first, second) if isinstance(s, Undefined)), "not measured")
+            lines.append(f"{known.label}: {reason}")
+            continue
+        digits = f".{known.recorded_decimals}f"
+        row = [f"{known.label} {known.arrow}", f"{first.value:{digits}}", f"{second.value:{digits}}"]
+        error = each.standard_error
+        if error is None:
+            rows.append([*row, f"{each.value:+{digits}}", "", "", "cannot tell: too few images"])
+            continue
+        low, high = each.value - reach * error, each.value + reach * error
+        gain = "" if each.gain is None else f"{each.gain:.1f}x"
+        rows.append(
+            [
+                *row,
+                f"{each.value:+{digits}} ± {error:{digits}}",
+                f"{low:+{digits}} to {high:+{digits}}",
+                gain,
+                _call(known.higher_is_better, low, high, found.names),
+            ]
+        )
+    heading = ["", *found.names, "difference", f"{LEVEL:.0%} interval", "pairing", ""]
+    table = tabulate(
+        rows,
+        heading,
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=("left", *["right"] * 5, "left"),
+    )
+    lines.insert(
+        0,
+        f"{found.protocol.name}: {found.protocol.n:,} images each; ± is one standard error; pairing: how "
+        "many times smaller it is than that of two independent runs",
+    )
+    return "\n".join([table, "", *lines, *found.notes])
+
+
+def figures(found: Comparison) -> dict[str, Any]:
+    """Return a comparison as plain data."""
+    return {
+        "first": found.names[0],
+        "second": found.names[1],
+        "protocol": found.protocol.name,
+        "n": found.protocol.n,
+        "metrics": {
+            metric: {
+                "first": getattr(found.estimates[0].get(metric), "value", None),
+                "second": getattr(found.estimates[1].get(metric), "value", None),
+                "difference": each.value,
+                "standard_error": each.standard_error,
+                "unpaired_error": each.unpaired_error,
+            }
+            for metric, each in found.differences.items()
+            if each is not None
+        },
+    }
+
+
+def _call(higher_is_better: bool, low: float, high: float, names: tuple[str, str]) -> str:
+    if low <= 0 <= high:
+        return "no difference" if low == high else "cannot tell"
+    return f"{names[0] if (low > 0) == higher_is_better else names[1]} is better"
+
+
+def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) -> _Side:
+    path = Path(text)
+    if path.is_file() and is_card(path):
+        return _of_card(path, protocol, download)
+    if ":" not in text and not path.exists():
+        return _of_card(find_card(text, Path.cwd()), protocol, download)
+    weights = path if path.is_dir() else None
+    base = other.checkpoint.spec if other else None
+    checkpoint = resolve(base if weights else text, card=text, weights=weights, download=download)
+    verify(checkpoint)
+    return _Side(text, checkpoint, None)
+
+
+def _of_card(path: Path, protocol: Protocol, download: bool) -> _Side:
+    card = read_card(path)
+    checkpoint = resolve(card.checkpoint, card=card.name, near=path.parent, download=download)
+    verify(checkpoint)
+    return _Side(card.name, checkpoint, evidence_path(path, card.name, protocol.name))
+
+
+def _recorded(side: _Side, protocol: Protocol) -> dict[str, Estimate | Undefined] | None:
+    """Return the recorded estimates of a card, where they are of these weights, protocol and images."""
+    found = read_recorded(side.recorded) if side.recorded is not None else None
+    whole = load_protocol(protocol.path) if found else None
+    if found is None or whole is None or found.checkpoint_fingerprint != side.checkpoint.fingerprint:
+        return None
+    if found.protocol_fingerprint != whole.fingerprint or protocol.n not in found.looks:
+        return None
+    return dict(found.looks[protocol.n])
