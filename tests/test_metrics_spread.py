@@ -416,7 +416,6 @@ class TestKid:
         rng = np.random.default_rng(26)
         kinds = rng.normal(size=(30, 3))
         rows = rng.normal(0.4, 1.2, (20, 3))
-        reference = FeatureStatistics(np.zeros(3), np.eye(3), 20, rows)
 
         def kernel(x: Array, y: Array) -> Array:
             return np.asarray((x @ y.T / 3 + 1) ** 3)
