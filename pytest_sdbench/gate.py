@@ -54,16 +54,23 @@ def gated(card: Card) -> set[tuple[str, str]]:
     return {(claim.gate_protocol, claim.metric) for claim in card.claims if claim.gate_protocol is not None}
 
 
-def judge(card: Card, protocol: Protocol, evaluate: Evaluate, budget: int | None = None) -> dict[str, Judged]:
+def judge(
+    card: Card,
+    protocol: Protocol,
+    evaluate: Evaluate,
+    budget: int | None = None,
+    recorded: Recorded | None = None,
+) -> dict[str, Judged]:
     """Return the verdict of each claim of a card under a protocol, by the claim's id.
 
     Without `budget` there is one look, at all images. With it the looks of `sequential.looks` are taken until
     every claim is decided, one has failed, or the budget is spent; a claim keeps the verdict of the look that
-    decided it.
+    decided it. `recorded` are the images to be paired with; by default those that lie beside the card.
     """
     claims = [claim for claim in card.claims if claim.gate_protocol == protocol.name]
     claims = [claim for claim in claims if not other_protocol(claim, protocol)]
-    context = _Context(card, protocol, read_recorded(evidence_path(card.path, card.name, protocol.name)))
+    recorded = recorded or read_recorded(evidence_path(card.path, card.name, protocol.name))
+    context = _Context(card, protocol, recorded)
     plan = [Look(protocol.n, 1.0)] if budget is None else looks(protocol.n, budget)
     found: dict[str, Judged] = {}
     for look in plan:

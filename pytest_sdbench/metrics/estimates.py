@@ -13,7 +13,13 @@ from pytest_sdbench.errors import EvidenceError
 from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics.cosine import clip_score
 from pytest_sdbench.metrics.frechet import fid, fid_influence
-from pytest_sdbench.metrics.frechet_bias import BLOCKS, FEWEST, corrected_fid, degenerate_variance
+from pytest_sdbench.metrics.frechet_bias import (
+    BLOCKS,
+    FEWEST,
+    corrected_fid,
+    degenerate_variance,
+    joined,
+)
 from pytest_sdbench.metrics.inception import InceptionScore
 from pytest_sdbench.metrics.kernel import kid_influence
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments, Rows
@@ -118,19 +124,16 @@ def fid_estimate(
         return Undefined(
             "fid", f"FID needs more images than its {reference.width} features; see {instead}", n
         )
-    whole = Moments(reference.width)
-    for moments in blocks:
-        whole.merge(moments)
-    sample = whole.statistics()
-    value = fid(sample, reference)
+    sample = joined(blocks)
     if n < FEWEST * reference.width:
-        return Estimate("fid", value, None, n)
+        return Estimate("fid", fid(sample, reference), None, n)
     influence = fid_influence(sample, reference)
+    value = influence.value
     psi = np.concatenate([influence(batch) for batch in rows])
     psi -= psi.mean()
     degenerate = degenerate_variance(influence.eigenvalues, sample)
     error = standard_error(psi, groups, degenerate=degenerate, blocks=BLOCKS)
-    corrected = corrected_fid(blocks, reference)
+    corrected = corrected_fid(blocks, reference, influence.eigenvalues)
     return Estimate("fid", value, error, n, corrected, (value - corrected) * n, psi, degenerate)
 
 

@@ -45,6 +45,8 @@ class Influence:
     mean: float
     eigenvalues: Array
     """Of S R, ascending, [D]."""
+    value: float
+    """FID itself, as `fid` returns it."""
 
     def __call__(self, rows: Rows) -> Array:
         """Return psi of each image, [B, D] -> [B]; over the sample itself their mean is zero up to 1/n."""
@@ -72,6 +74,7 @@ def fid_influence(sample: FeatureStatistics, reference: FeatureStatistics) -> In
         curvature=curvature,
         mean=float(np.vdot(curvature, sample.sigma)),
         eigenvalues=values,
+        value=distance(sample, reference, float(np.sqrt(np.clip(values, 0.0, None)).sum())),
     )
 
 

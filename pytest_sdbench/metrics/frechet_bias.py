@@ -29,15 +29,17 @@ _NODES = 12
 """Of the quadrature on each of the intervals, which are short: more change nothing."""
 
 
-def corrected_fid(blocks: Sequence[Moments], reference: FeatureStatistics) -> float:
+def corrected_fid(
+    blocks: Sequence[Moments], reference: FeatureStatistics, eigenvalues: Array | None = None
+) -> float:
     """Return FID without its bias, from the moments of disjoint blocks of the images.
 
-    The result may be below zero, as an unbiased estimate of zero must. It needs twice as many images as
+    `eigenvalues` are those of S R for all images together, where they are known. The result may be below zero, as an unbiased estimate of zero must. It needs twice as many images as
     features. (A jackknife over blocks of m images removes the term in 1/n: Quenouille 1956.)
     """
-    whole = _unbiased_for_gaussians(_joined(blocks), reference)
+    whole = _unbiased_for_gaussians(joined(blocks), reference, eigenvalues)
     left = [
-        _unbiased_for_gaussians(_joined([*blocks[:k], *blocks[k + 1 :]]), reference)
+        _unbiased_for_gaussians(joined([*blocks[:k], *blocks[k + 1 :]]), reference)
         for k in range(len(blocks))
     ]
     return whole - (len(blocks) - 1) * (float(np.mean(left)) - whole)
@@ -85,19 +87,22 @@ def degenerate_variance(values: Array, sample: FeatureStatistics) -> float:
     return (shape + 2 * float(np.vdot(sample.sigma, sample.sigma))) / sample.n**2
 
 
-def _unbiased_for_gaussians(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
-    assert sample.n is not None
-    values = product_eigenvalues(sample, reference)
-    values = values[values > CUT_OFF * values[-1]]
-    mean_bias = float(np.trace(sample.sigma)) / sample.n
-    return distance(sample, reference, sum_of_roots(values, sample.n - 1)) - mean_bias
-
-
-def _joined(blocks: Sequence[Moments]) -> FeatureStatistics:
+def joined(blocks: Sequence[Moments]) -> FeatureStatistics:
+    """Return the moments of all blocks together."""
     whole = Moments(blocks[0].width)
     for block in blocks:
         whole.merge(block)
     return whole.statistics()
+
+
+def _unbiased_for_gaussians(
+    sample: FeatureStatistics, reference: FeatureStatistics, values: Array | None = None
+) -> float:
+    assert sample.n is not None
+    values = product_eigenvalues(sample, reference) if values is None else values
+    values = values[values > CUT_OFF * values[-1]]
+    mean_bias = float(np.trace(sample.sigma)) / sample.n
+    return distance(sample, reference, sum_of_roots(values, sample.n - 1)) - mean_bias
 
 
 def _zeros(values: Array, n: int) -> Array:
