@@ -34,8 +34,9 @@ def corrected_fid(
 ) -> float:
     """Return FID without its bias, from the moments of disjoint blocks of the images.
 
-    `eigenvalues` are those of S R for all images together, where they are known. The result may be below zero, as an unbiased estimate of zero must. It needs twice as many images as
-    features. (A jackknife over blocks of m images removes the term in 1/n: Quenouille 1956.)
+    `eigenvalues` are those of S R for all images together, where they are known. The result may be below
+    zero, as an unbiased estimate of zero must. It needs twice as many images as features. (A jackknife over
+    blocks of images removes the term in 1/n: Quenouille 1956.)
     """
     whole = _unbiased_for_gaussians(joined(blocks), reference, eigenvalues)
     left = [

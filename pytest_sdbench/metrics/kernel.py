@@ -30,15 +30,15 @@ class Kid:
         """Whether the influence does not tell the standard error, since a few images outweigh the rest.
 
         The kernel is cubic: of heavy-tailed features it has the tails of their sixth power, and a sample that
-        lacks the largest ones has far too small a variance. Gaussian features give a kurtosis of 3 to 4.5;
-        above 5 the variance must rest on as many as 500 images.
+        lacks the largest ones has far too small a variance. Gaussian features give a kurtosis of 3 to 5;
+        above 6 the variance must rest on as many as 500 images.
         """
         squares = np.square(self.influence)
         fourth = float(np.vdot(squares, squares))
         if fourth == 0:
             return False
         behind = float(squares.sum()) ** 2 / fourth
-        return behind < 500 and len(self.influence) > 5 * behind
+        return behind < 500 and len(self.influence) > 6 * behind
 
 
 def kid(features: Rows, reference: Rows) -> float:
