@@ -177,6 +177,8 @@ def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) ->
     path = Path(text)
     if path.is_file() and is_card(path):
         return _of_card(path, protocol, download)
+    if len(path.parts) > 1 and ":" not in text and not path.exists():
+        raise SdbenchError("there is no such file or folder", file=text, remedy="Check the path")
     if ":" not in text and not path.exists():
         return _of_card(find_card(text, Path.cwd()), protocol, download)
     weights = path if path.is_dir() else None

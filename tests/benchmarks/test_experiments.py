@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy import stats
 
@@ -12,6 +13,7 @@ from benchmarks import family
 from benchmarks.experiments import EXPERIMENTS, RESULTS, made_by
 from benchmarks.quality import Quality, difference
 from pytest_sdbench.card import read_card
+from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.paths import reference
 
 
@@ -47,9 +49,16 @@ def test_a_difference_is_taken_image_by_image() -> None:
     shared = random.normal(0.9, 0.1, 400)
     first, second = (shared + random.normal(shift, 0.01, 400) for shift in (0.0, 0.002))
     psi = random.normal(0, 3, 400)
-    one = Quality({"fid": 1.5}, psi + random.normal(0, 0.1, 400), first)
-    two = Quality({"fid": 1.2}, psi, second)
-    found = difference(one, two)
+
+    def scored(fid: float, moved: npt.NDArray[np.float64], cosines: npt.NDArray[np.float64]) -> Quality:
+        mean = float(cosines.mean())
+        estimates = {
+            "fid": Estimate("fid", fid, 0.15, 400, fid, influence=moved),
+            "clip_score": Estimate("clip_score", mean, 0.005, 400, mean, influence=cosines - mean),
+        }
+        return Quality({}, estimates)
+
+    found = difference(scored(1.5, psi + random.normal(0, 0.1, 400), first), scored(1.2, psi, second))
     test = stats.ttest_rel(first, second)
     assert found["clip_score"] / found["clip_score_se"] == pytest.approx(test.statistic)
     assert found["fid"] == pytest.approx(0.3)

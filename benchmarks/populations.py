@@ -1,0 +1,148 @@
+"""Take a pool of images for a whole population, whose scores are then known exactly.
+
+A draw with replacement from the pool is a draw of independent images from it, as many as one likes: what the
+gate says of 30,000 images can be held against the truth though only 10,000 were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.family import spec
+from benchmarks.pools import POOL, STORE, pool_protocol
+from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
+from pytest_sdbench.metrics import Estimate, FeatureStatistics, estimate, fid, standard_error
+from pytest_sdbench.protocol import Protocol
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+METRICS = ("fid", "kid", "inception_score", "clip_score")
+_NET = "scenes-classifier"
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """The images of one checkpoint, as the extractors see them."""
+
+    name: str
+    protocol: Protocol
+    rows: Mapping[str, npt.NDArray[np.float32]]
+    reference: FeatureStatistics
+    metrics: tuple[str, ...] = METRICS
+
+    @cached_property
+    def truth(self) -> dict[str, float]:
+        """The scores of infinitely many independent draws from the pool."""
+        features = self.rows[feature_column(_NET)].astype(np.float64)
+        # The population's own covariance: its divisor is n.
+        moments = FeatureStatistics(features.mean(axis=0), np.cov(features, rowvar=False, bias=True))
+        logits = self.rows[logits_column(_NET)].astype(np.float64)
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        tiny = np.finfo(np.float64).tiny
+        divergence = (p * (np.log(p + tiny) - np.log(p.mean(axis=0) + tiny))).sum(axis=1)
+        found = {
+            "fid": fid(moments, self.reference),
+            "inception_score": float(np.exp(divergence.mean())),
+            "clip_score": float(self.rows[CLIP_COLUMN].astype(np.float64).mean()),
+        }
+        if "kid" in self.metrics:
+            kernel, across, among = self._kernel
+            found["kid"] = float(kernel.mean(dtype=np.float64)) - 2 * float(across.mean()) + among
+        return found
+
+    def estimates(self, indices: Indices) -> dict[str, Estimate]:
+        """Return the suite's estimates of the images with these indices, which may repeat."""
+        rest = self.protocol.model_copy(
+            update={"metrics": {m: s for m, s in self.protocol.metrics.items() if m != "kid"}}
+        )
+        rows = {name: column[indices] for name, column in self.rows.items()}
+        found = {
+            metric: each
+            for metric, each in estimate(rest, [rows], {"fid": self.reference}).items()
+            if isinstance(each, Estimate) and metric in self.metrics
+        }
+        if "kid" in self.metrics:
+            found["kid"] = self._kid(indices)
+        return found
+
+    @cached_property
+    def _kernel(self) -> tuple[npt.NDArray[np.float32], Array, float]:
+        """The kernel among the pool, its mean with the reference for each image, and among the reference."""
+        features = self.rows[feature_column(_NET)]
+        reference = self.reference.features
+        assert reference is not None
+        m = len(reference)
+
+        def kernel(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            k = x @ y.T / np.float32(x.shape[1]) + np.float32(1)
+            return np.asarray(k * k * k)
+
+        theirs = np.asarray(reference, np.float32)
+        among = kernel(theirs, theirs)
+        off_diagonal = float(among.sum(dtype=np.float64) - np.trace(among, dtype=np.float64))
+        across = kernel(features, theirs).mean(axis=1, dtype=np.float64)
+        return kernel(features, features), across, off_diagonal / (m * (m - 1))
+
+    @cached_property
+    def _squared(self) -> npt.NDArray[np.float32]:
+        return np.square(self._kernel[0])
+
+    def _kid(self, indices: Indices) -> Estimate:
+        """Return KID as the suite does, from the pool's kernel: a pair is computed once, not once a draw."""
+        kernel, across, among = self._kernel
+        n = len(indices)
+        counts = np.bincount(indices, minlength=len(kernel)).astype(np.float32)
+        own = np.diagonal(kernel).astype(np.float64)
+        sums = (kernel @ counts).astype(np.float64) - own
+        squares = float(counts @ (self._squared @ counts).astype(np.float64)) - float(counts @ own**2)
+        means = sums[indices] / (n - 1)
+        moved = 2 * (means - across[indices])
+        mean = float(means.mean())
+        centred = squares / (n * (n - 1)) - 2 * float(np.square(means).mean()) + mean**2
+        degenerate = 2 * max(centred, 0.0) / (n * (n - 1))
+        influence = moved - moved.mean()
+        value = mean + among - 2 * float(across[indices].mean())
+        error = standard_error(influence, degenerate=degenerate)
+        return Estimate("kid", value, error, n, value, 0.0, influence, degenerate)
+
+
+def load_population(
+    member: str, n: int = POOL, store: Path = STORE, metrics: tuple[str, ...] = METRICS
+) -> Population:
+    """Return the pool of a member of the embedded family; its images must be in the store."""
+    from pytest_sdbench.checkpoint import resolve
+
+    return _load(member, pool_protocol(member, n), store, metrics, resolve(spec(member)))
+
+
+def load_seed_sets(member: str, protocols: Iterator[Protocol], store: Path = STORE) -> list[Population]:
+    """Return a member's seed sets, each as a population."""
+    from pytest_sdbench.checkpoint import resolve
+
+    checkpoint = resolve(spec(member))
+    return [_load(member, protocol, store, METRICS, checkpoint) for protocol in protocols]
+
+
+def _load(
+    member: str, protocol: Protocol, store: Path, metrics: tuple[str, ...], checkpoint: object
+) -> Population:
+    from pytest_sdbench.evaluation import open_evidence
+    from pytest_sdbench.statistics import load_references
+
+    evidence = open_evidence(store, checkpoint, protocol)  # type: ignore[arg-type]
+    lacking = sum(map(len, evidence.missing(protocol.n)))
+    if lacking:
+        raise SystemExit(f"{member}: {lacking:,} images are missing; run python -m benchmarks.pools first")
+    batches = list(evidence.rows(protocol.n))
+    names = (feature_column(_NET), logits_column(_NET), CLIP_COLUMN)
+    rows = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+    reference = load_references(protocol)["fid"]
+    assert isinstance(reference, FeatureStatistics), reference
+    return Population(member, protocol, rows, reference, metrics)
