@@ -67,12 +67,36 @@ def draw(member: str, protocol: Protocol, store: Path) -> None:
     print(f"{member}: {found.n:,} images of seed {protocol.seeds.seed}, {found.images_made:,} made")
 
 
+def calibrate_quick(member: str, count: int, store: Path) -> Path:
+    """Record what a member's quick protocol scatters by over its seed sets, as `--sdbench-calibrate` does."""
+    from pytest_sdbench.calibration import calibrate, write_calibration
+    from pytest_sdbench.card import read_card
+    from pytest_sdbench.checkpoint import resolve
+    from pytest_sdbench.evaluation import Evaluation, evaluate
+    from pytest_sdbench.paths import reference
+    from pytest_sdbench.protocol import load_protocol
+
+    card = read_card(reference() / "cards" / f"{member}.md")
+    checkpoint = resolve(spec(member))
+
+    def scored(protocol: Protocol) -> Evaluation:
+        return evaluate(checkpoint, protocol, store=store, progress=False)
+
+    protocol = load_protocol(card.protocols[0])
+    return write_calibration(protocol, calibrate(card, protocol, scored, count, FIRST_SEED))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw pools, then seed sets."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pools", description=__doc__)
     parser.add_argument("members", nargs="*", metavar="MEMBER", help=f"of {', '.join(PROTOCOLS)} [all]")
     parser.add_argument("--images", type=int, default=POOL, help="in each pool [%(default)s]")
     parser.add_argument("--seed-sets", type=int, default=SEED_SETS, help="of each member [%(default)s]")
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="record what the seed sets scatter by, in reference/calibration",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--store", type=Path, default=STORE)
     options = parser.parse_args(arguments)
@@ -86,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for member in members:
         for protocol in seed_protocols(member, options.seed_sets):
             draw(member, protocol, options.store)
+        if options.calibrate:
+            print(f"recorded in {calibrate_quick(member, options.seed_sets, options.store)}")
 
 
 if __name__ == "__main__":

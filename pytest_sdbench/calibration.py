@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -69,14 +68,19 @@ class Calibration:
 
 
 def calibrate(
-    card: Card, protocol: Protocol, evaluate: Callable[[Protocol], Evaluation], runs: int
+    card: Card,
+    protocol: Protocol,
+    evaluate: Callable[[Protocol], Evaluation],
+    runs: int,
+    first_seed: int | None = None,
 ) -> Calibration:
     """Return what the scores of a card's checkpoint scatter by when only the seeds change.
 
-    The runs take the protocol's prompts with the seeds that follow its own. Each is judged by each other as
-    if that one's scores were the claims, paired by prompt. A metric without a margin is not judged.
+    The runs take the protocol's prompts with seeds from `first_seed` on, by default those that follow its
+    own. Each is judged by each other as if that one's scores were the claims, paired by prompt. A metric
+    without a margin is not judged.
     """
-    first = protocol.seeds.seed + 1
+    first = protocol.seeds.seed + 1 if first_seed is None else first_seed
     seeds = range(first, first + runs)
     found = [evaluate(protocol.with_seed(seed)) for seed in seeds]
     estimates = [
@@ -88,10 +92,11 @@ def calibrate(
         protocol=protocol.name,
         protocol_fingerprint=protocol.fingerprint,
         checkpoint=f"{card.name} ({found[0].checkpoint_fingerprint})",
-        values={metric: [run[metric].value for run in estimates] for metric in metrics},
+        values={metric: [_short(run[metric].value) for run in estimates] for metric in metrics},
         seeds=list(seeds),
         standard_errors={
-            metric: [run[metric].standard_error or math.nan for run in estimates] for metric in metrics
+            metric: [_short(error) for run in estimates if (error := run[metric].standard_error) is not None]
+            for metric in metrics
         },
         false_alarms={
             metric: _judged_by_each_other([run[metric] for run in estimates], margin)
@@ -100,6 +105,10 @@ def calibrate(
         },
         date=datetime.date.today().isoformat(),
     )
+
+
+def _short(figure: float) -> float:
+    return float(f"{figure:.6g}")
 
 
 def _judged_by_each_other(runs: Sequence[Estimate], margin: float) -> dict[str, int]:

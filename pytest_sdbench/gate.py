@@ -177,11 +177,13 @@ class _Context:
             return paired
         if estimate.standard_error is None:
             return score
+        # What few images say of the noise of many is too much: its second-order part falls faster.
         whole = estimate.standard_error * math.sqrt(estimate.n / protocol.n)
         claim_error = self._claim_error(claim, whole)
-        needed = smallest_margin(math.hypot(whole, claim_error))
+        noise = math.hypot(claim_error, min(whole, claim_error) if early else whole)
+        needed = smallest_margin(noise)
         if margin < needed:
-            chance = chance_of_pass(margin, math.hypot(whole, claim_error))
+            chance = chance_of_pass(margin, noise)
             reason = (
                 f"{self.card.path}: sdbench.margins: the margin of {metric.label} under {protocol.name}, "
                 f"{margin:g}, is smaller than the noise: an identical checkpoint would pass in {chance:.0%} "

@@ -17,7 +17,7 @@ from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
 from pytest_sdbench.sampler import sample
 from pytest_sdbench.size import component_sizes
-from tests.project import make_card, make_project, make_protocol
+from tests.project import IMAGES, make_card, make_project, make_protocol
 from tests.tiny_checkpoint import GUIDANCE_WIDTH, UNET, make_consistency_unet
 
 SPEC = {"base": "./mini-sd", "unet": "./mini-lcm"}
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pristine_checkpoint: Path) 
     cards = make_project(root, pristine_checkpoint, claims={}).parent
     make_consistency_unet(cards / "mini-lcm")
     shipped = load_protocol("scenes-lcm4-quick").sampling.model_dump()
-    make_protocol(cards / "protocols" / "lcm.yaml", n=72, sampling=shipped)
+    make_protocol(cards / "protocols" / "lcm.yaml", sampling=shipped)
     return cards
 
 
@@ -154,7 +154,7 @@ def test_the_card_runs_from_size_to_score(
     result.assert_outcomes(passed=7, skipped=4)
     content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
     (score,) = [row for row in content["results"] if row["name"] == "lcm-inception_score"]
-    assert (score["verdict"], score["n"]) == ("pass", 72)
+    assert (score["verdict"], score["n"]) == ("pass", IMAGES)
     assert score["extra"]["checkpoint_fingerprint"] == checkpoint.fingerprint
 
 

@@ -40,6 +40,7 @@ def test_help_has_one_group_with_every_option(pytester: pytest.Pytester):
     start = text.index("sdbench: model cards as tests")
     group = text[start : text.index("\n\n", start)]
     names = ["weights", "data", "download", "samples", "device", "dtype", "store", "report", "update"]
+    names += ["budget", "inconclusive", "calibrate", "max-images"]
     for name in ("", *(f"-{name}" for name in names)):
         assert f"--sdbench{name}" in group
         assert f"sdbench{name.replace('-', '_')} (" in text  # the ini twin

@@ -1,85 +1,740 @@
-"""Verdicts: which side of the margin passes, and what the reader is told."""
+"""Verdicts: what passes, fails and is left open, how often that is wrong, and what the reader is told."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError, replace
+from statistics import NormalDist
 
+import numpy as np
 import pytest
+from scipy.stats import binom, norm
 
-from pytest_sdbench.verdict import Outcome, judge_compute, judge_count, judge_ratio, judge_score, mismatch
+from pytest_sdbench.verdict import (
+    Outcome,
+    Score,
+    Verdict,
+    chance_of_pass,
+    judge_compute,
+    judge_count,
+    judge_latency,
+    judge_memory,
+    judge_score,
+    judge_scores,
+    judge_speed,
+    mismatch,
+    smallest_margin,
+    uncalibrated,
+    worst,
+)
 
-FID = {"label": "FID", "claimed": 16.98, "margin": 0.45, "higher_is_better": False, "decimals": 2}
-CLIP = {"label": "CLIP score", "claimed": 0.2677, "margin": 0.0008, "higher_is_better": True, "decimals": 4}
+PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
+UNCALIBRATED = Outcome.UNCALIBRATED
+FID = Score("FID", 16.98, 16.98, 0.45, False, 2, 0.1, n=1000)
+CLIP = Score("CLIP score", 0.2677, 0.2677, 0.0008, True, 4, 0.0002, n=1000)
+BOTH = pytest.mark.parametrize("score", [FID, CLIP], ids=["lower-is-better", "higher-is-better"])
+DRAWS = 20_000
+"""Of a simulation, where a chance of 5 % has to come out."""
 
 
+def worse(score: Score, by: float, **changes: float | None) -> Score:
+    """Return a score that is worse than its claim by so much, in its unit."""
+    measured = score.claimed - by if score.higher_is_better else score.claimed + by
+    return replace(score, measured=measured, **changes)  # type: ignore[arg-type]
+
+
+def off(z: float, *, error: float = 0.1, **changes: float | None) -> Score:
+    """Return a score whose difference is so many standard errors above the margin; the claim is 0."""
+    base = replace(FID, claimed=0.0, error=error)
+    return worse(base, base.margin + z * error, **changes)
+
+
+def outcomes(verdicts: Sequence[Verdict]) -> list[Outcome]:
+    return [verdict.outcome for verdict in verdicts]
+
+
+def share_of(chance: float) -> float:
+    """Return the share of the 5 % that is this very number, to stand on a boundary."""
+    share = chance / 0.05
+    for _ in range(8):
+        if share * 0.05 == chance:
+            return share
+        share = math.nextafter(share, 1 if share * 0.05 < chance else 0)
+    raise AssertionError(f"no share of 5 % is {chance}")
+
+
+# --- one score ---
+
+
+@BOTH
 @pytest.mark.parametrize(
-    ("claim", "measured", "outcome"),
+    ("z", "outcome"),
     [
-        (FID, 16.98, Outcome.PASS),
-        (FID, 17.42, Outcome.PASS),
-        (FID, 17.43, Outcome.PASS),  # on the margin, though 16.98 + 0.45 is not 17.43 in binary
-        (FID, 17.44, Outcome.FAIL),
-        (FID, 12.00, Outcome.PASS),
-        (CLIP, 0.2677, Outcome.PASS),
-        (CLIP, 0.2669, Outcome.PASS),
-        (CLIP, 0.2668, Outcome.FAIL),
-        (CLIP, 0.2958, Outcome.PASS),
+        (-100, PASS),
+        (-1.6449, PASS),
+        (-1.6448, INCONCLUSIVE),
+        (-0.5, INCONCLUSIVE),
+        (0, INCONCLUSIVE),
+        (0.5, INCONCLUSIVE),
+        (1.6448, INCONCLUSIVE),
+        (1.6449, FAIL),
+        (100, FAIL),
     ],
 )
-def test_score_passes_up_to_the_margin_on_the_worse_side_only(claim, measured, outcome):
-    assert judge_score(measured=measured, **claim).outcome is outcome
+def test_a_score_is_decided_from_1645_errors_off_the_margin(score: Score, z: float, outcome: Outcome) -> None:
+    assert score.error is not None
+    assert judge_score(worse(score, score.margin + z * score.error)).outcome is outcome
 
 
-def test_score_verdict_states_claim_measurement_error_and_margin():
-    reason = judge_score(measured=18.5, standard_error=0.125, **FID).reason
-    for part in ("FID", "16.98", "18.50", "± 0.12", "worse by 1.52", "margin 0.45"):
-        assert part in reason
-
-
-def test_score_that_is_too_good_is_reported():
-    assert "better by 4.98" in judge_score(measured=12.0, **FID).reason
-    assert "better" not in judge_score(measured=16.9, **FID).reason
-
-
-@pytest.mark.parametrize("measured", [math.nan, math.inf])
-def test_score_that_is_not_finite_has_no_verdict(measured):
-    with pytest.raises(ValueError, match="measured"):
-        judge_score(measured=measured, **FID)
-
-
-def test_negative_margin_has_no_verdict():
-    with pytest.raises(ValueError, match="margin"):
-        judge_score(measured=1.0, **{**FID, "margin": -0.1})
-
-
-def test_counts_are_exact():
-    assert judge_count(label="U-Net", claimed=482_346_884, measured=482_346_884).outcome is Outcome.PASS
-    off_by_one = judge_count(label="U-Net", claimed=482_346_884, measured=482_346_885)
-    assert off_by_one.outcome is Outcome.FAIL
-    assert "482,346,884" in off_by_one.reason
-    assert "+1" in off_by_one.reason
+@pytest.mark.parametrize("higher", [False, True])
+def test_a_chance_of_just_what_is_allowed_decides(higher: bool) -> None:
+    at = Score("FID", 0.0, 0.0, 0.0, higher, 2, 1.0, n=1000)
+    for z, decided in ((-1.75, PASS), (1.75, FAIL)):
+        share = share_of(judge_score(worse(at, z)).figures["wrong_call"])
+        assert judge_score(worse(at, z), share=share).outcome is decided
+        assert judge_score(worse(at, z), share=share * (1 - 1e-12)).outcome is INCONCLUSIVE
 
 
 @pytest.mark.parametrize(
-    ("measured", "passed"), [(255.4e9, True), (255.6e9, True), (255.7e9, False), (255.1e9, False)]
+    ("score", "measured", "outcome"),
+    [
+        (FID, 16.98, PASS),
+        (FID, 17.42, PASS),
+        (FID, 17.43, PASS),  # on the margin, though 16.98 + 0.45 is not 17.43 in binary
+        (FID, 17.44, FAIL),
+        (FID, 12.00, PASS),
+        (CLIP, 0.2677, PASS),
+        (CLIP, 0.2669, PASS),
+        (CLIP, 0.2668, FAIL),
+        (CLIP, 0.2958, PASS),
+    ],
 )
-def test_compute_agrees_within_a_thousandth(measured, passed):
-    assert (judge_compute(claimed=255.4e9, measured=measured).outcome is Outcome.PASS) is passed
+def test_without_an_error_a_score_passes_up_to_the_margin(
+    score: Score, measured: float, outcome: Outcome
+) -> None:
+    verdict = judge_score(replace(score, measured=measured, error=0.0))
+    assert verdict.outcome is outcome
+    assert verdict.figures["wrong_call"] == 0
 
 
-def test_ratio_may_be_as_large_as_claimed():
-    assert judge_ratio(label="1 s", largest=0.75, measured=0.75).outcome is Outcome.PASS
-    assert judge_ratio(label="1 s", largest=0.75, measured=0.7501).outcome is Outcome.FAIL
-    assert judge_ratio(label="1 s", largest=0.75, measured=0.1).outcome is Outcome.PASS
+@pytest.mark.parametrize("claimed", [0.05, 1.1, 16.98, 250.3])
+def test_every_printed_score_on_the_margin_passes_and_the_next_fails(claimed: float) -> None:
+    for hundredths in range(1, 1500, 7):
+        margin = hundredths / 100
+        on = replace(FID, claimed=claimed, measured=round(claimed + margin, 2), margin=margin, error=0.0)
+        assert judge_score(on).outcome is PASS
+        assert judge_score(replace(on, measured=round(claimed + margin + 0.01, 2))).outcome is FAIL
+        up = replace(on, claimed=on.measured, measured=claimed, higher_is_better=True)
+        assert judge_score(up).outcome is PASS
+
+
+def test_no_more_than_the_last_bits_are_forgiven() -> None:
+    at = replace(FID, claimed=1.0, margin=0.5, error=0.0)
+    for bits, outcome in ((1, PASS), (4, PASS), (5, FAIL), (100, FAIL)):
+        assert judge_score(replace(at, measured=1.5 + bits * math.ulp(1.5))).outcome is outcome
+
+
+@BOTH
+def test_the_chance_of_a_wrong_call_is_the_normal_tail_at_the_margin(score: Score) -> None:
+    assert score.error is not None
+    for z in (1.7, 2.0, 3.3):
+        for sign in (1, -1):
+            verdict = judge_score(worse(score, score.margin + sign * z * score.error))
+            assert verdict.outcome is (FAIL if sign > 0 else PASS)
+            assert verdict.figures["wrong_call"] == pytest.approx(norm.sf(z), rel=1e-6)
+            assert verdict.figures["error"] == score.error
+
+
+@BOTH
+def test_the_bounds_are_one_sided_at_five_percent(score: Score) -> None:
+    assert score.error is not None
+    for by in (0.0, 0.9 * score.margin, 3 * score.margin):
+        figures = judge_score(worse(score, by)).figures
+        assert figures["worse_by"] == pytest.approx(by)
+        assert figures["at_most"] == pytest.approx(by + norm.isf(0.05) * score.error)
+        assert figures["at_least"] == pytest.approx(by - norm.isf(0.05) * score.error)
+
+
+def test_an_open_verdict_has_no_chance_of_a_wrong_call() -> None:
+    assert "wrong_call" not in judge_score(off(0)).figures
+
+
+def test_a_score_without_an_error_is_open_however_good_or_bad() -> None:
+    for by in (-100.0, 0.0, 100.0):
+        verdict = judge_score(worse(FID, by, error=None))
+        assert verdict.outcome is INCONCLUSIVE
+        assert verdict.figures == {"worse_by": pytest.approx(by)}
+        assert "cannot tell" in verdict.reason
+        assert "standard error" in verdict.reason
+
+
+@pytest.mark.parametrize("name", ["claimed", "measured", "margin", "error", "claim_error"])
+@pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
+def test_a_figure_that_is_not_finite_has_no_verdict(name: str, figure: float) -> None:
+    with pytest.raises(ValueError, match=rf"FID: {name} is -?(nan|inf); .*finite"):
+        judge_score(replace(FID, **{name: figure}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["margin", "error", "claim_error"])
+def test_a_width_below_zero_has_no_verdict(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"FID: {name} is -0.1; give 0 or more"):
+        judge_score(replace(FID, **{name: -0.1}))  # type: ignore[arg-type]
+
+
+def test_one_bad_score_leaves_no_verdict_on_the_others() -> None:
+    with pytest.raises(ValueError, match="CLIP score: measured is nan"):
+        judge_scores([FID, replace(CLIP, measured=math.nan)])
+
+
+def test_a_score_may_itself_be_below_zero() -> None:
+    assert judge_score(replace(FID, claimed=-0.3, measured=-0.2)).outcome is PASS
+
+
+def test_a_margin_of_zero_asks_for_better_than_claimed() -> None:
+    assert judge_score(worse(FID, 0.0, margin=0.0)).outcome is INCONCLUSIVE
+    assert judge_score(worse(FID, -0.17, margin=0.0)).outcome is PASS
+
+
+# --- what is printed ---
+
+
+def test_a_pass_tells_claim_interval_bound_margin_and_chance() -> None:
+    assert judge_score(worse(FID, 0.12, interval=0.08)).reason == (
+        "FID: claimed 16.98, measured 17.10 (95 % interval 16.94 to 17.26): worse by 0.12, "
+        "at most 0.28 worse, margin 0.45; chance of a wrong pass below 0.1 %"
+    )
+
+
+def test_a_fail_tells_how_much_worse_it_is_at_least() -> None:
+    assert judge_score(worse(CLIP, 0.0013)).reason == (
+        "CLIP score: claimed 0.2677, measured 0.2664: worse by 0.0013, at least 0.0010 worse, "
+        "margin 0.0008; chance of a wrong fail 0.6 %"
+    )
+
+
+def test_an_open_verdict_tells_both_ends_and_the_remedy() -> None:
+    # 0.09 off the margin, 1.645 errors of 0.1 are 0.164: (0.164 / 0.09)^2 times the images.
+    assert judge_score(worse(FID, 0.36)).reason == (
+        "FID: claimed 16.98, measured 17.34: worse by 0.36, anything from 0.20 worse to 0.52 worse, "
+        "margin 0.45; cannot tell: about 3,400 images would"
+    )
+    assert "anything from 0.06 better to 0.92 worse" in judge_score(worse(FID, 0.43, error=0.3)).reason
+
+
+def test_an_unknown_error_tells_what_was_measured() -> None:
+    assert judge_score(worse(FID, 0.1, error=None)).reason.startswith(
+        "FID: claimed 16.98, measured 17.08: worse by 0.10, margin 0.45; cannot tell: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("by", "told"),
+    [
+        (0.004, "no difference, at most 0.17 worse"),
+        (0.0, "no difference, at most 0.16 worse"),
+        (-0.3, "better by 0.30, at least 0.14 better"),
+        (-0.1, "better by 0.10, at most 0.06 worse"),
+        (0.2, "worse by 0.20, at most 0.36 worse"),
+    ],
+)
+def test_the_difference_is_told_in_words(by: float, told: str) -> None:
+    assert f": {told}, margin" in judge_score(worse(FID, by)).reason
+
+
+def test_no_difference_at_all_is_not_called_better() -> None:
+    assert "no difference, at most 0.00 worse" in judge_score(replace(FID, error=0.0)).reason
+
+
+@pytest.mark.parametrize(
+    ("chance", "told"), [(0.0009, "below 0.1 %"), (0.0011, "0.1 %"), (0.0123, "1.2 %"), (0.0496, "5.0 %")]
+)
+def test_the_chance_is_told_in_tenths_of_a_percent(chance: float, told: str) -> None:
+    z = norm.isf(chance)
+    assert f"chance of a wrong pass {told}" in judge_score(off(-z)).reason
+    assert f"chance of a wrong fail {told}" in judge_score(off(z)).reason
+
+
+def test_a_chance_of_just_a_tenth_of_a_percent_is_not_below_it() -> None:
+    """One round above all of 999 others has a chance of just 1 in 1000."""
+    assert "wrong fail 0.1 %" in speed([9.0], rounds(999, 1, 0.001)).reason
+    assert "wrong fail below 0.1 %" in speed([9.0], rounds(1000, 1, 0.001)).reason
+
+
+def test_a_score_that_is_too_good_is_reported() -> None:
+    told = "better than the claim by more than the margin: look"
+    assert judge_score(worse(FID, -0.62)).reason.endswith(told)
+    assert told not in judge_score(worse(FID, -0.60)).reason  # at least 0.44 better
+    assert told not in judge_score(worse(FID, 0.1)).reason
+    on = replace(FID, claimed=0.5, measured=0.25, margin=0.25, error=0.0)
+    assert told not in judge_score(on).reason
+    assert told in judge_score(replace(on, measured=0.24)).reason
+
+
+@BOTH
+def test_a_verdict_is_one_line_with_claim_and_measurement(score: Score) -> None:
+    for by in (-10, -1, 0, 0.8, 1, 1.2, 10):
+        for error in (score.error, 0.0, None):
+            reason = judge_score(worse(score, by * score.margin, error=error)).reason
+            assert "\n" not in reason
+            assert f"{score.label}: claimed {score.claimed:.{score.decimals}f}, measured " in reason
+            assert f"margin {score.margin:.{score.decimals}f}" in reason
+
+
+def test_a_verdict_stands_as_it_was_given() -> None:
+    with pytest.raises(FrozenInstanceError):
+        judge_score(FID).outcome = PASS  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        FID.measured = 0.0  # type: ignore[misc]
+
+
+# --- what would tell ---
+
+
+def with_images(score: Score, n: int) -> Score:
+    """Return the score with so many images: only the part of the error that is not the claim's shrinks."""
+    assert score.error is not None
+    ours = (score.error**2 - score.claim_error**2) * score.n / n
+    return replace(score, n=n, error=math.sqrt(ours + score.claim_error**2))
+
+
+def asked_for(score: Score) -> int:
+    found = re.search(r"about ([\d,]+) images would$", judge_score(score).reason)
+    assert found, judge_score(score).reason
+    return int(found[1].replace(",", ""))
+
+
+@BOTH
+@pytest.mark.parametrize("n", [3, 17, 200, 1000, 5000])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
+def test_the_images_that_would_tell_do_tell_and_far_fewer_do_not(score: Score, n: int, share: float) -> None:
+    assert score.error is not None
+    for z in (-1.5, -1.2, -0.9, 0.9, 1.2, 1.5):
+        coarse = replace(score, n=n, claim_error=share * score.error)
+        coarse = worse(coarse, score.margin + z * score.error)
+        needed = asked_for(coarse)
+        assert needed > n
+        assert judge_score(with_images(coarse, needed)).outcome is (FAIL if z > 0 else PASS)
+        fewer = with_images(coarse, math.ceil(0.9 * needed) - 1)
+        assert judge_score(fewer).outcome is INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("n", "told"), [(2, "5"), (20, "43"), (200, "430"), (2000, "4,300")])
+def test_the_images_that_would_tell_are_told_with_two_digits(n: int, told: str) -> None:
+    # (1.645 / 1.13)^2 is 2.12.
+    assert judge_score(off(-1.13, n=n)).reason.endswith(f"; cannot tell: about {told} images would")
+
+
+def test_an_uncertain_claim_makes_more_images_useless() -> None:
+    # 0.45 - 0.37 is 0.08, and 1.645 x 0.05 is more: no number of images takes the claim's own error away.
+    hopeless = judge_score(worse(FID, 0.37, claim_error=0.05))
+    assert hopeless.outcome is INCONCLUSIVE
+    assert hopeless.reason.endswith("cannot tell: the claim itself is uncertain by 0.05")
+    assert judge_score(with_images(worse(FID, 0.37, claim_error=0.05), 10**12)).outcome is INCONCLUSIVE
+    assert asked_for(worse(FID, 0.37, claim_error=0.04)) > 1000
+
+
+def test_a_claim_just_too_uncertain_is_not_promised_an_end() -> None:
+    gap = worse(FID, 0.37)
+    just = abs(gap.margin - gap.worse) / NormalDist().inv_cdf(0.95)
+    assert "the claim itself is uncertain" in judge_score(replace(gap, claim_error=just)).reason
+
+
+def test_images_that_are_there_already_are_not_asked_for() -> None:
+    """A look that may spend less than 5 % is open where 5 % would have decided."""
+    for z in (-2.4, -1.65, -1.646, -1.7, 1.65):
+        verdict = judge_score(off(z), share=0.1)
+        assert verdict.outcome is INCONCLUSIVE
+        number = re.search(r"about ([\d,]+) images", verdict.reason)
+        assert number is None or int(number[1].replace(",", "")) > 1000
+
+
+def test_no_number_is_named_where_that_of_the_images_is_unknown() -> None:
+    unknown = Score("FID", 0.0, 0.4, 0.45, False, 2, 0.1)
+    assert judge_score(unknown).outcome is INCONCLUSIVE
+    assert "about" not in judge_score(unknown).reason
+    assert "the claim" not in judge_score(unknown).reason
+
+
+# --- several scores ---
+
+
+def above(*chances: float) -> list[Score]:
+    """Return scores that are above the margin with these chances of a wrong fail."""
+    return [off(float(norm.isf(chance))) for chance in chances]
+
+
+@pytest.mark.parametrize(
+    ("chances", "failing"),
+    [
+        ([0.0124, 0.0166, 0.0249, 0.0499], [True, True, True, True]),
+        ([0.0126, 0.0166, 0.0249, 0.0499], [False, False, False, False]),  # the first holds all others up
+        ([0.0124, 0.0168, 0.0249, 0.0499], [True, False, False, False]),
+        ([0.0124, 0.0166, 0.0251, 0.0499], [True, True, False, False]),
+        ([0.0124, 0.0166, 0.0249, 0.0501], [True, True, True, False]),
+        ([0.03, 0.03, 0.03, 0.03], [False] * 4),
+        ([0.0124, 0.0124, 0.0124, 0.0124], [True] * 4),
+        ([0.0126, 0.0126, 0.0126, 0.0126], [False] * 4),
+        ([1e-9, 0.02, 0.9, 0.9], [True, False, False, False]),
+        ([1e-9, 0.016, 0.9, 0.9], [True, True, False, False]),
+    ],
+)
+def test_fails_of_a_card_are_those_of_holm_in_any_order(chances: list[float], failing: list[bool]) -> None:
+    rng = np.random.default_rng(0)
+    for order in [np.arange(4), np.arange(4)[::-1], *(rng.permutation(4) for _ in range(5))]:
+        verdicts = judge_scores(above(*(chances[i] for i in order)))
+        assert [verdict.outcome is FAIL for verdict in verdicts] == [failing[i] for i in order]
+
+
+def test_a_pass_is_the_same_alone_and_among_others() -> None:
+    alone = judge_score(off(-1.7))
+    assert alone.outcome is PASS
+    assert judge_scores([off(-1.7), *above(1e-9, 0.03, 0.9)])[0] == alone
+    assert judge_score(off(-1.7), family=100) == alone
+
+
+def test_a_sure_fail_makes_the_next_one_as_easy_as_one_fewer() -> None:
+    assert outcomes(judge_scores(above(0.03, 0.9))) == [INCONCLUSIVE, INCONCLUSIVE]
+    assert outcomes(judge_scores(above(0.03, 1e-9))) == [FAIL, FAIL]
+    assert outcomes(judge_scores(above(0.03, 1e-9), family=3)) == [INCONCLUSIVE, FAIL]
+    assert outcomes(judge_scores(above(0.024, 1e-9), family=3)) == [FAIL, FAIL]
+
+
+def test_scores_that_were_not_measured_make_a_fail_harder() -> None:
+    [score] = above(0.012)
+    found = [judge_score(score, family=family).outcome for family in (1, 2, 3, 4, 5)]
+    assert found == [FAIL] * 4 + [INCONCLUSIVE]
+
+
+def test_an_unknown_error_counts_as_a_score_that_does_not_fail() -> None:
+    unknown = replace(off(50), error=None)
+    assert outcomes(judge_scores([unknown, *above(0.024)])) == [INCONCLUSIVE, FAIL]
+    assert outcomes(judge_scores([unknown, *above(0.026)])) == [INCONCLUSIVE, INCONCLUSIVE]
+
+
+def test_the_least_of_a_fail_is_at_the_level_that_it_was_judged_by() -> None:
+    for family in (1, 4):
+        found = judge_score(off(4), family=family).figures
+        assert found["at_least"] == pytest.approx(0.45 + 0.1 * (4 - norm.isf(0.05 / family)))
+        assert found["at_least"] > 0.45
+
+
+def test_a_card_without_scores_has_no_verdicts() -> None:
+    assert judge_scores([]) == []
+
+
+def test_a_family_smaller_than_its_scores_is_refused() -> None:
+    with pytest.raises(ValueError, match="a family of 1 cannot hold 2 scores"):
+        judge_scores([FID, CLIP], family=1)
+    assert len(judge_scores([FID, CLIP], family=2)) == 2
+
+
+# --- a look of a sequence ---
+
+
+@pytest.mark.parametrize("share", [0.1, 1 / 6, 0.5])
+def test_a_share_makes_both_calls_harder(share: float) -> None:
+    z = float(norm.isf(0.05 * share))
+    for sign, decided in ((-1, PASS), (1, FAIL)):
+        assert judge_score(off(sign * (z - 0.001)), share=share).outcome is INCONCLUSIVE
+        verdict = judge_score(off(sign * (z + 0.001)), share=share)
+        assert verdict.outcome is decided
+        figures = judge_score(off(sign * (z - 0.001)), share=share).figures
+        assert figures["at_most"] - figures["at_least"] == pytest.approx(2 * z * 0.1)
+    assert judge_score(off(z + 0.001), share=share, family=2).outcome is INCONCLUSIVE
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.0001, 1.5, math.nan])
+def test_a_share_is_a_part(share: float) -> None:
+    with pytest.raises(ValueError, match=r"share is .* above 0 and at most 1"):
+        judge_score(FID, share=share)
+
+
+def test_the_whole_share_is_a_part() -> None:
+    assert judge_score(FID, share=1.0) == judge_score(FID)
+
+
+# --- margins ---
+
+
+def test_the_smallest_margin_of_one_claim_is_the_textbook_one() -> None:
+    assert smallest_margin(0.2) == pytest.approx(0.2 * (norm.isf(0.05) + norm.isf(0.2)))
+    assert smallest_margin(0.0) == 0
+
+
+@pytest.mark.parametrize("z", [0.5, 2.0, 2.4865, 4.0])
+def test_the_chance_of_a_pass_is_the_share_of_equally_likely_scores_that_pass(z: float) -> None:
+    assert chance_of_pass(z * 0.1, 0.1) == pytest.approx(passing(FID, 0.0, margin=z * 0.1), abs=0.001)
+
+
+def test_without_an_error_an_identical_checkpoint_always_passes() -> None:
+    assert chance_of_pass(0.0, 0.0) == 1
+    assert chance_of_pass(0.1, 0.0) == 1
+
+
+# --- parameters and multiply-accumulates ---
+
+
+def test_counts_are_exact() -> None:
+    same = judge_count(label="U-Net", claimed=482_346_884, measured=482_346_884)
+    assert same == Verdict(PASS, "U-Net: 482,346,884 parameters, as claimed")
+    more = judge_count(label="U-Net", claimed=482_346_884, measured=482_346_885)
+    assert more.outcome is FAIL
+    assert more.reason == "U-Net: claimed 482,346,884 parameters, counted 482,346,885 (+1)"
+    assert judge_count(label="U-Net", claimed=5, measured=3).reason.endswith("(-2)")
+
+
+@pytest.mark.parametrize(
+    ("measured", "outcome"),
+    [(255.4e9, PASS), (255.65e9, PASS), (255.67e9, FAIL), (255.15e9, PASS), (255.13e9, FAIL)],
+)
+def test_compute_agrees_within_a_thousandth(measured: float, outcome: Outcome) -> None:
+    assert judge_compute(claimed=255.4e9, measured=measured).outcome is outcome
+
+
+def test_compute_tells_both_counts_and_how_far_off() -> None:
+    verdict = judge_compute(claimed=255.4e9, measured=300e9)
+    assert verdict.reason == "claimed 255.4 G MACs a call, counted 300 G (+17.46%)"
+
+
+def test_compute_may_be_off_by_the_tolerance() -> None:
+    assert judge_compute(claimed=4.0, measured=6.0, tolerance=0.5).outcome is PASS
+    assert judge_compute(claimed=4.0, measured=6.1, tolerance=0.5).outcome is FAIL
+    assert judge_compute(claimed=4.0, measured=1.9, tolerance=0.5).outcome is FAIL
+
+
+# --- speed ---
+
+
+def speed(seconds: Sequence[float], baseline: Sequence[float], *, ratio: float = 0.9) -> Verdict:
+    return judge_speed(
+        label="0.9 s a call", largest=0.75, ratio=ratio, seconds=seconds, baseline_seconds=baseline
+    )
+
+
+def rounds(n: int, middle: float, step: float) -> list[float]:
+    """Return n times around a middle, no two the same."""
+    return [middle + step * (i - (n - 1) / 2) for i in range(n)]
+
+
+def test_speed_fails_where_ratio_ranks_and_floor_agree() -> None:
+    verdict = speed(rounds(10, 0.9, 0.001), rounds(10, 1.0, 0.001))
+    assert verdict.outcome is FAIL
+    assert verdict.reason == (
+        "0.9 s a call: 0.900 of the baseline, at most 0.750 claimed; over by 150 ms a call, "
+        "chance of a wrong fail below 0.1 %"
+    )
+    assert verdict.figures == {"wrong_call": pytest.approx(1 / math.comb(20, 10))}
+
+
+def test_speed_within_the_claim_passes_whatever_the_rounds_say() -> None:
+    slow, fast = rounds(10, 0.9, 0.001), rounds(10, 1.0, 0.001)
+    verdict = speed(slow, fast, ratio=0.75)
+    assert verdict == Verdict(PASS, "0.9 s a call: 0.750 of the baseline, at most 0.750 claimed")
+    assert speed(slow, fast, ratio=0.1).outcome is PASS
+    assert speed(slow, fast, ratio=0.7501).outcome is FAIL
+
+
+def test_speed_that_scatters_is_left_open() -> None:
+    """The ratio and the medians are over; the ranks overlap."""
+    verdict = speed(rounds(10, 0.9, 0.1), rounds(10, 1.0, 0.1))
+    assert verdict.outcome is INCONCLUSIVE
+    assert verdict.reason.endswith("; cannot tell: 10 rounds scatter too much (p 0.14, below 0.002 tells)")
+
+
+def test_speed_over_by_next_to_nothing_passes() -> None:
+    """The ratio and the ranks are over, by less than 0.1 ms a call."""
+    baseline = rounds(10, 1e-3, 1e-9)
+    under = speed(rounds(10, 0.75e-3 + 0.9e-4, 1e-9), baseline)
+    assert under.outcome is PASS
+    assert under.reason.endswith("; over by 0.090 ms a call, which is no difference")
+    assert speed(rounds(10, 0.75e-3 + 1.1e-4, 1e-9), baseline).outcome is FAIL
+
+
+def test_speed_over_by_just_the_floor_passes() -> None:
+    on = {"label": "1 s", "largest": 1.0, "baseline_seconds": [1e-4] * 10}
+    assert judge_speed(**on, ratio=2, seconds=[2e-4] * 10).outcome is PASS  # type: ignore[arg-type]
+    assert judge_speed(**on, ratio=2.01, seconds=[2.01e-4] * 10).outcome is FAIL  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_few_rounds_never_fail(n: int) -> None:
+    """Of the orders of 3 and 3 rounds 1 in 20 is the worst; of 5 and 5, 1 in 252; of 6 and 6, 1 in 924."""
+    assert speed(rounds(n, 900, 1), rounds(n, 1, 0.001)).outcome is INCONCLUSIVE
+    assert speed(rounds(6, 900, 1), rounds(6, 1, 0.001)).outcome is FAIL
+
+
+def test_speed_needs_a_rank_below_two_in_a_thousand() -> None:
+    """One round above all of 499 others has a chance of just 1 in 500."""
+    assert speed([9.0], rounds(499, 1, 0.001)).outcome is INCONCLUSIVE
+    assert speed([9.0], rounds(500, 1, 0.001)).outcome is FAIL
+
+
+def test_speed_of_one_architecture_is_the_ratio_alone() -> None:
+    assert judge_speed(label="1 s", largest=0.75, ratio=0.7501).outcome is FAIL
+    assert judge_speed(label="1 s", largest=0.75, ratio=0.75).outcome is PASS
+    assert speed([1.0, 1.1], []).outcome is FAIL
+    assert speed([], [1.0, 1.1]).outcome is FAIL
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, math.nan])
+def test_a_ratio_of_nothing_is_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"1 s: the measured ratio is .*above 0"):
+        judge_speed(label="1 s", largest=0.75, ratio=ratio)
+
+
+# --- latency ---
+
+
+def test_latency_within_the_claim_passes() -> None:
+    verdict = judge_latency(claimed=0.5, seconds=[0.4, 0.5, 0.9])
+    assert verdict == Verdict(PASS, "0.5 s a call, at most 0.5 s claimed on this device")
+
+
+def test_latency_may_be_over_by_the_floor() -> None:
+    assert judge_latency(claimed=1e-4, seconds=[2e-4] * 20).outcome is PASS
+    assert judge_latency(claimed=0.5, seconds=[0.50009] * 20).outcome is PASS
+    assert judge_latency(claimed=0.5, seconds=[0.50011] * 20).outcome is FAIL
+
+
+@pytest.mark.parametrize("n", [*range(1, 30), 100])
+def test_latency_fails_by_the_sign_test(n: int) -> None:
+    for below in range((n + 1) // 2):
+        verdict = judge_latency(claimed=0.5, seconds=[0.4] * below + [0.6] * (n - below))
+        chance = binom.cdf(below, n, 0.5)
+        assert verdict.outcome is (FAIL if chance < 0.002 else INCONCLUSIVE)
+        if verdict.outcome is FAIL:
+            assert verdict.figures["wrong_call"] == pytest.approx(chance, rel=1e-9)
+
+
+def test_latency_tells_how_many_rounds_are_within() -> None:
+    """A round on the claim is within it."""
+    verdict = judge_latency(claimed=0.5, seconds=[0.5] + [0.61] * 9)
+    assert verdict.reason == (
+        "0.61 s a call, at most 0.5 s claimed on this device; "
+        "cannot tell: 1 of 10 rounds are within the claim"
+    )
+    failed = judge_latency(claimed=0.5, seconds=[0.61] * 9)
+    assert failed.reason == (
+        "0.61 s a call, at most 0.5 s claimed on this device; chance of a wrong fail 0.2 %"
+    )
+
+
+@pytest.mark.parametrize("seconds", [[], [0.0, 1.0], [1.0, -1.0], [math.nan]])
+def test_latency_of_nothing_is_refused(seconds: list[float]) -> None:
+    with pytest.raises(ValueError, match="needs rounds, each above 0 seconds"):
+        judge_latency(claimed=0.5, seconds=seconds)
+
+
+# --- memory ---
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("claimed", "over", "outcome"),
+    [
+        (4000 * MIB, -1000 * MIB, PASS),
+        (4000 * MIB, 0, PASS),
+        (4000 * MIB, 39 * MIB, PASS),  # within 1 %
+        (4000 * MIB, 41 * MIB, FAIL),
+        (1600 * MIB, 16 * MIB, PASS),
+        (1600 * MIB, 16 * MIB + 1, FAIL),
+        (1 * MIB, 1 * MIB, PASS),  # twice the claim, and within 1 MiB
+        (1 * MIB, 1 * MIB + 1, FAIL),
+    ],
+)
+def test_memory_fails_over_one_percent_and_one_mebibyte(claimed: int, over: int, outcome: Outcome) -> None:
+    assert judge_memory(claimed=claimed, measured=claimed + over).outcome is outcome
+
+
+def test_memory_is_told_in_mebibytes() -> None:
+    verdict = judge_memory(claimed=4000 * MIB, measured=4100 * MIB)
+    assert verdict.reason == "4,100 MiB at the peak, at most 4,000 MiB claimed"
 
 
 @pytest.mark.parametrize("measured", [0.0, -1.0, math.nan])
-def test_ratio_of_nothing_is_refused(measured):
-    with pytest.raises(ValueError, match="ratio"):
-        judge_ratio(label="1 s", largest=0.75, measured=measured)
+def test_a_peak_of_nothing_is_refused(measured: float) -> None:
+    with pytest.raises(ValueError, match="a peak is above 0"):
+        judge_memory(claimed=1.0, measured=measured)
+    assert judge_memory(claimed=1.0, measured=1.0).outcome is PASS
 
 
-def test_mismatch_never_passes_and_says_what_differs():
+# --- verdicts joined, and those without a judgement ---
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (PASS, PASS, PASS),
+        (PASS, UNCALIBRATED, UNCALIBRATED),
+        (PASS, INCONCLUSIVE, INCONCLUSIVE),
+        (PASS, FAIL, FAIL),
+        (UNCALIBRATED, INCONCLUSIVE, INCONCLUSIVE),
+        (UNCALIBRATED, FAIL, FAIL),
+        (INCONCLUSIVE, FAIL, FAIL),
+    ],
+)
+def test_the_worse_of_two_verdicts_decides_and_both_are_told(
+    one: Outcome, other: Outcome, both: Outcome
+) -> None:
+    first, second = Verdict(one, "one", {"worse_by": 1}), Verdict(other, "other", {"worse_by": 2})
+    decides = first if one is both else second
+    assert worst(first, second) == Verdict(both, "one; other", decides.figures)
+    assert worst(second, first) == Verdict(
+        both, "other; one", second.figures if other is both else first.figures
+    )
+
+
+def test_verdicts_without_a_judgement_say_why() -> None:
     verdict = mismatch("512 images here, 30,000 in the claim")
-    assert verdict.outcome is Outcome.MISMATCH
-    assert verdict.reason == "not comparable: 512 images here, 30,000 in the claim"
+    assert verdict == Verdict(Outcome.MISMATCH, "not comparable: 512 images here, 30,000 in the claim")
+    assert uncalibrated("no margin") == Verdict(UNCALIBRATED, "no margin")
+
+
+# --- how often a verdict is wrong ---
+
+
+def passing(score: Score, true: float, *, margin: float | None = None, draws: int = 4000) -> float:
+    """Return the share of passes among equally likely measurements of a score that is truly so much worse."""
+    score = replace(score, margin=score.margin if margin is None else margin)
+    assert score.error is not None
+    noise = score.error * norm.ppf((np.arange(draws) + 0.5) / draws)
+    return sum(judge_score(worse(score, true + float(each))).outcome is PASS for each in noise) / draws
+
+
+@BOTH
+def test_a_checkpoint_on_the_margin_passes_in_five_percent(score: Score) -> None:
+    assert passing(score, score.margin, draws=DRAWS) == pytest.approx(0.05, abs=2 / DRAWS)
+
+
+def test_a_checkpoint_beyond_the_margin_passes_less_often() -> None:
+    assert passing(FID, FID.margin + 0.05) < 0.02
+
+
+@BOTH
+def test_an_identical_checkpoint_passes_the_smallest_margin_in_four_of_five(score: Score) -> None:
+    assert score.error is not None
+    assert passing(score, 0.0, margin=smallest_margin(score.error)) == pytest.approx(0.8, abs=0.0005)
+
+
+@pytest.mark.parametrize("claims", [2, 4])
+def test_all_of_several_claims_pass_their_smallest_margins_in_four_of_five(claims: int) -> None:
+    one = passing(FID, 0.0, margin=smallest_margin(0.1, claims=claims))
+    assert one**claims == pytest.approx(0.8, abs=0.001)
+
+
+@pytest.mark.parametrize("common", [0.0, 0.7])
+def test_a_card_of_four_scores_on_the_margin_fails_in_five_percent(common: float) -> None:
+    """The scores come from the same images, so they may go together."""
+    rng = np.random.default_rng(1)
+    draws = DRAWS if common == 0 else DRAWS // 4
+    together, alone = rng.standard_normal((draws, 1)), rng.standard_normal((draws, 4))
+    noise = math.sqrt(common) * together + math.sqrt(1 - common) * alone
+    failed = sum(
+        any(verdict.outcome is FAIL for verdict in judge_scores([off(float(z)) for z in card]))
+        for card in noise
+    )
+    assert failed / draws <= 0.05
+    assert failed / draws > (0.045 if common == 0 else 0.01)

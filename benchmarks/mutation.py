@@ -1,0 +1,325 @@
+"""Change the verdicts' code in small ways, see which no test notices: `python -m benchmarks.mutation`.
+
+A mutant is one module with one comparison, operation, constant or truth value changed. It is written into a
+copy of the package, in a temporary folder, and the tests of its module run there until one fails. A mutant
+that no test notices shows a line that could be wrong without anybody being told.
+
+Interpreter, pytest, NumPy and SciPy are loaded once; each mutant is judged by a fork of that process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import datetime
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np  # noqa: F401 - loaded before the forks, which then need not
+import pytest
+import scipy.stats  # noqa: F401
+from tabulate import tabulate
+
+from pytest_sdbench.files import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+PACKAGE = "pytest_sdbench"
+TESTS = {
+    "verdict": ("test_verdict.py", "test_ranks.py"),
+    "ranks": ("test_ranks.py",),
+    "sequential": ("test_sequential.py",),
+}
+"""What has to notice a change, by module."""
+
+PATIENCE = 5.0
+"""A mutant that takes so many times as long as the tests of the unchanged code counts as noticed."""
+
+SURVIVED, ELSEWHERE = 70, 71
+"""Exit status of a fork whose tests all passed, or whose tests were given another package than its copy."""
+
+_ON = "score.margin + _rounding(score)"
+_ABOVE_ALL_LEVELS = "A chance that no level reaches, and that is not printed: any number above 0.05 does."
+EQUIVALENT = {
+    (
+        "_chance_of_wrong_pass",
+        f"0.0 if score.worse <= {_ON} else 1.0",
+        f"0.0 if score.worse <= {_ON} else 1.1",
+    ): _ABOVE_ALL_LEVELS,
+    ("_chance_of_wrong_fail", "return 1.0", "return 1.1"): _ABOVE_ALL_LEVELS,
+    (
+        "_chance_of_wrong_fail",
+        f"0.0 if score.worse > {_ON} else 1.0",
+        f"0.0 if score.worse > {_ON} else 1.1",
+    ): _ABOVE_ALL_LEVELS,
+    ("_by", "worse > 0", "worse >= 0"): "A difference of 0 has returned already, as no difference.",
+    (
+        "judge_latency",
+        "chance < RANK_LEVEL",
+        "chance <= RANK_LEVEL",
+    ): "A sum of binomial coefficients over a power of two is never the number 0.002.",
+    ("_orders", "n * m + 1", "n * m + 2"): "The coefficient after the last is 0.",
+    ("_orders", "size - 1", "size + 1"): "The coefficients after the last are 0.",
+    ("_orders", "[1]", "[2]"): "All counts are doubled, and what is used is a ratio of two of them.",
+}
+"""Why no test can notice a mutant, by function, text before and text after."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One module with one change."""
+
+    module: str
+    function: str
+    line: int
+    """Where the changed statement begins."""
+    before: str
+    after: str
+    source: str
+
+    @property
+    def reason(self) -> str | None:
+        """Why nothing can notice it; None where something should."""
+        return EQUIVALENT.get((self.function, self.before, self.after))
+
+
+COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
+    # The boundary on the other side, and the negation.
+    ast.Lt: (ast.LtE, ast.GtE),
+    ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.LtE),
+    ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+    ast.In: (ast.NotIn,),
+    ast.NotIn: (ast.In,),
+}
+OPERATIONS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.LShift: ast.RShift,
+}
+NAMES = {"min": "max", "max": "min"}
+
+
+def changes(node: ast.expr) -> Iterator[ast.expr]:
+    """Yield what a node is changed to, each a node of its own."""
+    match node:
+        case ast.Compare():
+            for i, operator in enumerate(node.ops):
+                for other in COMPARISONS[type(operator)]:
+                    yield _with(node, ops=[*node.ops[:i], other(), *node.ops[i + 1 :]])
+        case ast.BinOp() if type(node.op) in OPERATIONS:
+            yield _with(node, op=OPERATIONS[type(node.op)]())
+        case ast.UnaryOp(op=ast.USub() | ast.Not()):
+            yield node.operand
+        case ast.BoolOp():
+            yield _with(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
+        case ast.Constant(value=bool() as truth):
+            yield _with(node, value=not truth)
+        case ast.Constant(value=int() as number):
+            yield _with(node, value=number + 1)
+        case ast.Constant(value=float() as figure):
+            yield _with(node, value=float(f"{1.1 * figure:.12g}") if figure else 1.0)
+        case ast.Name() if node.id in NAMES:
+            yield _with(node, id=NAMES[node.id])
+
+
+def mutants(module: str) -> list[Mutant]:
+    """Return all mutants of a module, in the order of its lines."""
+    tree = ast.parse((ROOT / PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    found = []
+    for place in _places(tree):
+        # A number says nothing without what it stands in.
+        shown = place.parent if isinstance(place.node, ast.Constant | ast.Name) else None
+        for other in changes(place.node):
+            before = ast.unparse(shown or place.node)
+            place.set(other)
+            after, source = ast.unparse(shown or other), ast.unparse(tree)
+            place.set(place.node)
+            found.append(Mutant(module, place.function, place.line, before, after, source))
+    return sorted(found, key=lambda mutant: mutant.line)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an expression hangs in its tree."""
+
+    node: ast.expr
+    parent: ast.AST
+    field: str
+    index: int | None
+    function: str
+    line: int
+
+    def set(self, node: ast.expr) -> None:
+        """Hang another expression there."""
+        if self.index is None:
+            setattr(self.parent, self.field, node)
+        else:
+            getattr(self.parent, self.field)[self.index] = node
+
+
+def _places(parent: ast.AST, function: str = "", line: int = 0) -> Iterator[_Place]:
+    """Yield the place of each expression that is run."""
+    for field, value in ast.iter_fields(parent):
+        if field in ("annotation", "returns"):
+            continue
+        children = enumerate(value) if isinstance(value, list) else [(None, value)]
+        for index, child in children:
+            if not isinstance(child, ast.AST):
+                continue
+            inside = child.name if isinstance(child, ast.FunctionDef | ast.ClassDef) else function
+            # Python 3.11 gives expressions within f-strings lines of their own; those of statements hold.
+            at = child.lineno if isinstance(child, ast.stmt) else line
+            if isinstance(child, ast.expr):
+                yield _Place(child, parent, field, index, function, at)
+            yield from _places(child, inside, at)
+
+
+def _with(node: ast.expr, **fields: object) -> ast.expr:
+    changed = copy.copy(node)
+    for name, value in fields.items():
+        setattr(changed, name, value)
+    return changed
+
+
+class Bench:
+    """A copy of the package, and the tests of one module beside it."""
+
+    def __init__(self, folder: Path, module: str) -> None:
+        self.folder, self.module = folder, module
+        shutil.copytree(ROOT / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+        self.tests = [shutil.copy(ROOT / "tests" / name, folder / name) for name in TESTS[module]]
+
+    def start(self, source: str) -> BaseProcess:
+        """Start the tests on a module with this text; the exit status says what came of it."""
+        (self.folder / PACKAGE / f"{self.module}.py").write_text(source, encoding="utf-8")
+        process = multiprocessing.get_context("fork").Process(target=self._run)
+        process.start()
+        return process
+
+    def _run(self) -> None:
+        # Two mutants of one second and one length would share their byte code.
+        sys.dont_write_bytecode = True
+        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+            del sys.modules[name]
+        sys.path.insert(0, str(self.folder))
+        os.chdir(self.folder)
+        os.environ["PYTHONPATH"] = str(self.folder)
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(self.folder)]
+        status = pytest.main([*options, *map(str, self.tests)])
+        module = sys.modules.get(f"{PACKAGE}.{self.module}")
+        if module is not None and Path(str(module.__file__)).parent != self.folder / PACKAGE:
+            os._exit(ELSEWHERE)
+        os._exit(SURVIVED if status == pytest.ExitCode.OK else 1)
+
+
+def survivors(module: str, wanted: list[Mutant], jobs: int) -> list[Mutant]:
+    """Return the mutants that no test notices, in order."""
+    with tempfile.TemporaryDirectory() as folder:
+        benches = [Bench(Path(folder).resolve() / str(i), module) for i in range(jobs)]
+        began = time.monotonic()
+        unchanged = benches[0].start((ROOT / PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+        unchanged.join()
+        if unchanged.exitcode != SURVIVED:
+            raise SystemExit(f"{', '.join(TESTS[module])}: fails on the code as it is; mend that first")
+        patience = PATIENCE * (time.monotonic() - began)
+        found: list[Mutant] = []
+        waiting, running = list(reversed(wanted)), dict[Bench, tuple[BaseProcess, Mutant, float]]()
+        while waiting or running:
+            for bench in benches:
+                if bench not in running and waiting:
+                    mutant = waiting.pop()
+                    running[bench] = bench.start(mutant.source), mutant, time.monotonic() + patience
+            wait([process.sentinel for process, _, _ in running.values()], timeout=1)
+            for bench, (process, mutant, until) in list(running.items()):
+                if process.is_alive() and time.monotonic() < until:
+                    continue
+                process.kill()
+                process.join()
+                del running[bench]
+                if process.exitcode == ELSEWHERE:
+                    raise SystemExit(f"the tests took {PACKAGE} from elsewhere than their copy")
+                if process.exitcode == SURVIVED:
+                    found.append(mutant)
+                    print(f"  survives: {_told(mutant)}", file=sys.stderr, flush=True)
+    return sorted(found, key=lambda mutant: (mutant.line, mutant.before))
+
+
+def _told(mutant: Mutant) -> str:
+    place = f"{mutant.module}.py:{mutant.line}" + (f", `{mutant.function}`" if mutant.function else "")
+    return f"{place}: `{mutant.before}` to `{mutant.after}`"
+
+
+def report(found: dict[str, tuple[int, list[Mutant]]]) -> str:
+    """Return the Markdown of what was found, by module: the number of mutants, and the survivors."""
+    rows = [
+        [f"{module}.py", number, number - len(left), len(left), sum(not mutant.reason for mutant in left)]
+        for module, (number, left) in found.items()
+    ]
+    headings = ["module", "mutants", "noticed", "survivors", "of these not equivalent"]
+    lines = [
+        "# Mutation: which changes of the verdicts' code no test notices",
+        "",
+        tabulate(rows, headers=headings, tablefmt="github"),
+        "",
+        "Changed, one at a time, each wherever it stands: comparisons (to the other side of the boundary, and",
+        "to the negation), `+ - * / **` and `<<`, minus signs, `and`, `or`, `not`, numbers (a whole one by 1,",
+        "any other by a tenth), `min`, `max`, `True` and `False`.",
+        "",
+        "## Survivors",
+        "",
+    ]
+    lines += [
+        f"- {_told(mutant)}. {mutant.reason or 'NOT EQUIVALENT: a test is missing.'}"
+        for _, left in found.values()
+        for mutant in left
+    ] or ["None."]
+    return "\n".join(lines) + f"\n\n{datetime.date.today().isoformat()}\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Judge all mutants, write Markdown; exit with 1 where one survives that is not equivalent."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mutation", description=__doc__)
+    parser.add_argument("--only", action="append", choices=list(TESTS), help="modules; writes no results")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
+    options = parser.parse_args(arguments)
+    found = {}
+    for module in options.only or TESTS:
+        wanted = mutants(module)
+        print(f"{module}: {len(wanted)} mutants", file=sys.stderr, flush=True)
+        found[module] = len(wanted), survivors(module, wanted, options.jobs)
+    left = [mutant for _, each in found.values() for mutant in each]
+    text = report(found)
+    print(text)
+    if not options.only:
+        write_atomically(RESULTS / "mutation.md", text.encode("utf-8"))
+        used = {(mutant.function, mutant.before, mutant.after) for mutant in left}
+        for key in EQUIVALENT.keys() - used:
+            print(f"noticed, or gone, though said to be equivalent: {key}", file=sys.stderr)
+    if not all(mutant.reason for mutant in left):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""``--sdbench-budget``: growing numbers of images, until the verdict is certain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pytest_sdbench.card import Card, read_card
+from pytest_sdbench.evaluation import Evaluation
+from pytest_sdbench.gate import Judged, judge
+from pytest_sdbench.metrics import Estimate, Undefined
+from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.recorded import Recorded, evidence_path, write_recorded
+from pytest_sdbench.verdict import Outcome
+from tests.project import make_card, make_project, make_protocol
+
+N = 5000
+LOOKS = [256, 1000, 2000, 5000]
+SPREAD = 0.3
+"""Of the images, so that the standard error of n of them is this over the root of n."""
+MARGIN = 0.018
+"""For an equal checkpoint, 2,000 images of SPREAD are not quite enough, and 5,000 are."""
+
+
+class Scored:
+    """A checkpoint whose scores are known: it evaluates to them, and counts what it was asked for."""
+
+    def __init__(self, protocol: Protocol, **scores: float | Callable[[int], Estimate | Undefined]) -> None:
+        self.protocol, self.scores = protocol, scores
+        self.asked: list[int | None] = []
+
+    def __call__(self, samples: int | None) -> Evaluation:
+        self.asked.append(samples)
+        measured = self.protocol if samples is None else self.protocol.with_samples(samples)
+        return Evaluation(
+            estimates={
+                metric: score(measured.n) if callable(score) else plain(metric, score, measured.n)
+                for metric, score in self.scores.items()
+            },
+            lacking={},
+            protocol=measured,
+            requested=self.protocol.n,
+            complete=measured == self.protocol,
+            checkpoint_fingerprint="00" * 8,
+            device="here",
+            versions={},
+            seconds=1.0,
+            images_made=0,
+            blacked_out=0,
+            truncated=0,
+            notes=(),
+        )
+
+
+def plain(metric: str, score: float, n: int, seed: int = 0) -> Estimate:
+    """Return an estimate without bias; the first images of a larger number are the same ones."""
+    influence = SPREAD * np.random.default_rng(seed).normal(size=N)[:n]
+    return Estimate(metric, score, SPREAD / n**0.5, n, score, influence=influence - influence.mean())
+
+
+@pytest.fixture
+def protocol(tmp_path: Path) -> Protocol:
+    return load_protocol(make_protocol(tmp_path / "cards" / "protocols" / "mini.yaml", n=N, margins={}))
+
+
+@pytest.fixture
+def card(tmp_path: Path, protocol: Protocol) -> Callable[..., Card]:
+    """Write a card of these claims and read it; MARGIN is the margin unless another is given."""
+
+    def make(margins: Mapping[str, float] | None = None, **claims: float) -> Card:
+        wanted = dict.fromkeys(claims, MARGIN) | dict(margins or {})
+        return read_card(make_card(tmp_path / "cards" / "mini.md", claims=claims, margins=wanted))
+
+    return make
+
+
+def outcomes(found: Mapping[str, Judged]) -> dict[str, tuple[str, int]]:
+    """Return by metric what came of it, and on how many images."""
+    return {
+        name.removeprefix("mini-"): (str(each.verdict.outcome), each.evaluation.n)
+        for name, each in found.items()
+    }
+
+
+def test_without_a_budget_there_is_one_look_at_all_images(protocol: Protocol, card) -> None:
+    checkpoint = Scored(protocol, clip_score=0.9)
+    found = judge(card(clip_score=0.9), protocol, checkpoint)
+    assert checkpoint.asked == [None]
+    assert outcomes(found) == {"clip_score": ("pass", N)}
+    assert "prediction" not in found["mini-clip_score"].verdict.reason
+
+
+@pytest.mark.parametrize(("score", "outcome"), [(1.9, "pass"), (0.1, "fail")])
+def test_it_stops_at_the_first_look_where_that_is_certain(
+    protocol: Protocol, card, score: float, outcome: str
+) -> None:
+    checkpoint = Scored(protocol, clip_score=score)
+    found = judge(card(clip_score=0.9), protocol, checkpoint, 30_000)
+    assert checkpoint.asked == [256]
+    assert outcomes(found) == {"clip_score": (outcome, 256)}
+    assert "a prediction for 5,000 images" in found["mini-clip_score"].verdict.reason
+
+
+def test_it_goes_on_until_it_is_certain(protocol: Protocol, card) -> None:
+    checkpoint = Scored(protocol, clip_score=0.9)
+    found = judge(card(clip_score=0.9), protocol, checkpoint, N)
+    assert checkpoint.asked == [256, 1000, 2000, None]
+    assert outcomes(found) == {"clip_score": ("pass", N)}
+    assert "prediction" not in found["mini-clip_score"].verdict.reason
+
+
+@pytest.mark.parametrize("budget", [1000, 1999])
+def test_a_spent_budget_leaves_open_what_it_could_not_tell(protocol: Protocol, card, budget: int) -> None:
+    checkpoint = Scored(protocol, clip_score=0.9)
+    found = judge(card(clip_score=0.9), protocol, checkpoint, budget)
+    assert checkpoint.asked == [256, 1000]
+    assert outcomes(found) == {"clip_score": ("inconclusive", 1000)}
+    assert "a prediction for 5,000 images" in found["mini-clip_score"].verdict.reason
+
+
+def test_a_metric_keeps_the_verdict_of_the_look_that_decided_it(protocol: Protocol, card) -> None:
+    def falls(n: int) -> Estimate:
+        return plain("inception_score", 9.0 if n == 256 else 1.0, n)
+
+    checkpoint = Scored(protocol, clip_score=0.9, inception_score=falls)
+    found = judge(card(clip_score=0.9, inception_score=5.0), protocol, checkpoint, N)
+    assert outcomes(found) == {"clip_score": ("pass", N), "inception_score": ("pass", 256)}
+    assert found["mini-inception_score"].measured == 9.0
+
+
+def test_the_first_fail_ends_it(protocol: Protocol, card) -> None:
+    checkpoint = Scored(protocol, clip_score=0.9, inception_score=1.0)
+    found = judge(card(clip_score=0.9, inception_score=5.0), protocol, checkpoint, N)
+    assert checkpoint.asked == [256]
+    assert outcomes(found) == {"clip_score": ("inconclusive", 256), "inception_score": ("fail", 256)}
+
+
+def test_each_look_may_spend_a_part_of_the_error_rate_only(protocol: Protocol, card) -> None:
+    # Of 256 images the score is 2 standard errors beyond the margin: enough for one look, not for four.
+    error = SPREAD * (1 / 256 + 1 / N) ** 0.5
+    checkpoint = Scored(protocol, clip_score=0.9 - MARGIN - 2 * error)
+    found = judge(card(clip_score=0.9), protocol, checkpoint, 256)
+    assert outcomes(found) == {"clip_score": ("inconclusive", 256)}
+    error = SPREAD * (2 / N) ** 0.5
+    whole = Scored(protocol, clip_score=0.9 - MARGIN - 2 * error)
+    assert outcomes(judge(card(clip_score=0.9), protocol, whole)) == {"clip_score": ("fail", N)}
+
+
+def test_identical_checkpoints_fail_no_oftener_over_all_looks_than_at_one(protocol: Protocol, card) -> None:
+    claimed = card(clip_score=0.9)
+    rng = np.random.default_rng(3)
+    runs, failed = 1500, 0
+    for _ in range(runs):
+        # Worse by just the margin; a claim from another draw, which has its own error.
+        means = np.cumsum(rng.normal(size=N)) / np.arange(1, N + 1) * SPREAD
+        off = rng.normal() * SPREAD / N**0.5
+
+        def score(n: int, means: np.ndarray = means, off: float = off) -> Estimate:
+            return plain("clip_score", 0.9 - MARGIN + float(means[n - 1]) + off, n)
+
+        found = judge(claimed, protocol, Scored(protocol, clip_score=score), N)
+        failed += found["mini-clip_score"].verdict.outcome is Outcome.FAIL
+    assert failed / runs < 0.067  # 5 %, and three standard errors of this simulation
+
+
+def test_a_score_that_falls_with_the_number_of_images_is_judged_by_what_it_will_be(
+    protocol: Protocol, card
+) -> None:
+    def fid(n: int) -> Estimate:
+        return Estimate("fid", 1.0 + 200 / n, 1.6 / n**0.5, n, 1.0, 200.0, influence=plain("fid", 0, n).influence)
+
+    margins = {"fid": 0.3}
+    found = judge(card(margins, fid=1.04), protocol, Scored(protocol, fid=fid), N)["mini-fid"]
+    assert found.verdict.outcome is Outcome.PASS
+    assert found.evaluation.n < N
+    assert found.measured == pytest.approx(1.04)
+    # Without the prediction this would be worse by 0.74.
+    assert isinstance(found.estimate, Estimate)
+    assert found.estimate.value > 1.04 + 0.1
+
+
+def test_too_few_images_for_a_score_are_no_verdict_but_a_reason_to_go_on(protocol: Protocol, card) -> None:
+    def wide(n: int) -> Estimate | Undefined:
+        return Undefined("fid", "FID needs more images", n) if n < 1000 else plain("fid", 1.0, n)
+
+    checkpoint = Scored(protocol, fid=wide)
+    found = judge(card({"fid": 0.5}, fid=1.0), protocol, checkpoint, N)
+    assert checkpoint.asked == [256, 1000]
+    assert outcomes(found) == {"fid": ("pass", 1000)}
+    open_ = judge(card({"fid": 0.5}, fid=1.0), protocol, Scored(protocol, fid=wide), 256)
+    assert outcomes(open_) == {"fid": ("inconclusive", 256)}
+
+
+def test_every_look_is_paired_with_as_many_recorded_images(protocol: Protocol, card) -> None:
+    own = {n: {"clip_score": plain("clip_score", 0.9, n)} for n in LOOKS}
+    claimed = card({"clip_score": 0.0001}, clip_score=0.9)
+    place = evidence_path(claimed.path, "mini", "mini")
+    write_recorded(place, Recorded("ff" * 8, protocol.fingerprint, own))
+    checkpoint = Scored(protocol, clip_score=0.9)
+    found = judge(claimed, protocol, checkpoint, N)
+    assert checkpoint.asked == [256]
+    assert outcomes(found) == {"clip_score": ("pass", 256)}
+    reason = found["mini-clip_score"].verdict.reason
+    assert "paired with the recorded images" in reason
+    assert "a prediction for 5,000 images" in reason
+
+
+class TestRuns:
+    """Whole runs: a budget below the 300 images of the protocol, then one above."""
+
+    @pytest.fixture
+    def project(self, pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
+        path = make_project(pytester.path, pristine_checkpoint)
+        make_protocol(path.parent / "protocols" / "mini.yaml", n=300)
+        # Random weights score about 0.05 with a standard error of 0.02: this cannot be told.
+        return make_card(path, claims={"clip_score": 0.13}, margins={"clip_score": 0.08})
+
+    @pytest.fixture
+    def run(self, pytester: pytest.Pytester, tmp_path: Path, project: Path):
+        words = ("--sdbench", "cards", "-k", "mini-clip_score", "--sdbench-store", tmp_path / "store")
+        return lambda *more: pytester.runpytest(*words, "--sdbench-report=r.json", *more)
+
+    def shards(self, tmp_path: Path) -> dict[str, tuple[int, int]]:
+        """Return by file of the store how many images it holds, and when it was written."""
+        return {
+            file.name: (len(load_file(file)["index"]), file.stat().st_mtime_ns)
+            for file in (tmp_path / "store").rglob("shard-*")
+        }
+
+    def row(self, pytester: pytest.Pytester) -> dict:
+        content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
+        (row,) = content["results"]
+        return dict(row)
+
+    def test_a_larger_budget_makes_the_missing_images_alone(self, run, pytester, tmp_path) -> None:
+        result = run("--sdbench-budget=299")
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        result.stdout.fnmatch_lines(["sdbench: *budget 299 images*", "*a prediction for 300 images*"])
+        first = self.row(pytester)
+        assert (first["verdict"], first["n"], first["extra"]["images_made"]) == ("inconclusive", 256, 256)
+        before = self.shards(tmp_path)
+        assert sum(count for count, _ in before.values()) == 256
+
+        run("--sdbench-budget=30000")
+        second = self.row(pytester)
+        assert (second["n"], second["extra"]["images_made"]) == (300, 44)
+        assert "prediction" not in second["reason"]
+        after = self.shards(tmp_path)
+        assert sum(count for count, _ in after.values()) == 300
+        assert {name: after[name] for name in before} == before
+
+        run()  # and a run without a budget makes none
+        assert self.row(pytester)["extra"]["images_made"] == 0
+        assert self.shards(tmp_path) == after
+
+    def test_what_is_certain_at_the_first_look_is_not_drawn_again(
+        self, run, pytester, project, tmp_path
+    ) -> None:
+        make_card(project, claims={"clip_score": 0.99}, margins={"clip_score": 0.2})
+        run("--sdbench-budget=30000").assert_outcomes(failed=1, deselected=10)
+        row = self.row(pytester)
+        assert (row["verdict"], row["n"]) == ("fail", 256)
+        assert sum(count for count, _ in self.shards(tmp_path).values()) == 256
+
+    def test_a_budget_and_a_number_of_samples_contradict_each_other(self, run) -> None:
+        result = run("--sdbench-budget=256", "--sdbench-samples=256")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert "--sdbench-samples and --sdbench-budget: give one" in result.stderr.str()
+
+    @pytest.mark.parametrize("budget", ["255", "0", "-1", "many", ""])
+    def test_a_budget_that_reaches_no_look_is_refused(self, run, tmp_path, budget: str) -> None:
+        result = run(f"--sdbench-budget={budget}")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert "--sdbench-budget" in result.stderr.str()
+        assert "at least 256" in result.stderr.str()
+        assert not (tmp_path / "store").exists()
+
+    def test_an_ini_budget_is_checked_as_well(self, run, pytester) -> None:
+        pytester.makeini("[pytest]\nsdbench_budget = 255\n")
+        result = run()
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert "sdbench_budget: found '255'; give a whole number of at least 256" in result.stderr.str()

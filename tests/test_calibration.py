@@ -1,0 +1,148 @@
+"""``--sdbench-calibrate``: what scores scatter by when only the seeds change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_sdbench.calibration import Calibration, calibration_path, read_calibration
+from pytest_sdbench.checkpoint import resolve
+from pytest_sdbench.evaluation import Evaluation, evaluate
+from pytest_sdbench.metrics import Estimate
+from pytest_sdbench.protocol import load_protocol
+from pytest_sdbench.verdict import Outcome
+from tests.project import IMAGES, PASSES, make_card, make_project, make_protocol
+
+Run = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
+    return make_project(pytester.path, pristine_checkpoint, claims=PASSES)
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, store: Path, project: Path) -> Run:
+    words = ("--sdbench", "cards", "-m", "quality", "--sdbench-store", store, "--sdbench-report=r.json")
+    return lambda *more: pytester.runpytest(*words, *more)
+
+
+def row(pytester: pytest.Pytester, test: str) -> dict[str, Any]:
+    content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
+    (found,) = [row for row in content["results"] if row["node_id"].endswith(f"::{test}")]
+    return dict(found)
+
+
+def test_two_runs_with_other_seeds_are_recorded_beside_the_protocols_and_reported(
+    run: Run, project: Path, pytester: pytest.Pytester, store: Path, pristine_checkpoint: Path
+) -> None:
+    result = run("--sdbench-calibrate=2")
+    assert result.ret == pytest.ExitCode.OK
+    result.assert_outcomes(passed=2, skipped=3)
+    result.stdout.fnmatch_lines(["*2 runs: *FID * scatters by *0 of * false alarms*"])
+
+    protocol = load_protocol(project.parent / "protocols" / "mini.yaml")
+    place = calibration_path(protocol)
+    assert place == project.parent / "calibration" / "mini.json"
+    reported = row(pytester, "test_calibration[mini]")
+    assert (reported["verdict"], reported["n"]) == ("pass", IMAGES)
+    assert Path(reported["extra"]["recorded_in"]) == place
+
+    found = read_calibration(protocol)
+    assert found is not None
+    own = protocol.seeds.seed
+    assert len(found.seeds) == len(set(found.seeds)) == 2
+    assert own not in found.seeds
+    assert set(found.values) == set(protocol.metrics)
+    # Each figure is that of the checkpoint under the protocol with that seed, and all are in the store.
+    checkpoint = resolve(str(pristine_checkpoint))
+    for at, seed in enumerate(found.seeds):
+        again: Evaluation = evaluate(
+            checkpoint, protocol.with_seed(seed), store=store, max_images=0, progress=False
+        )
+        for metric, values in found.values.items():
+            scored = again.estimates[metric]
+            assert isinstance(scored, Estimate)
+            assert values[at] == pytest.approx(scored.value, rel=1e-5)
+            assert found.standard_errors[metric][at] == pytest.approx(scored.standard_error, rel=1e-5)
+    assert len(set(found.values["clip_score"])) == 2
+    # Two runs are judged by each other: two verdicts a score.
+    assert {metric: sum(counts.values()) for metric, counts in found.false_alarms.items()} == dict.fromkeys(
+        protocol.metrics, 2
+    )
+
+    # From now on a claim without a record is as uncertain as these runs scatter.
+    run("-k", "inception_score")
+    figures = row(pytester, "test_quality[mini-inception_score]")
+    spread = abs(found.values["inception_score"][0] - found.values["inception_score"][1]) / 2**0.5
+    together = (spread**2 + figures["standard_error"] ** 2) ** 0.5
+    assert figures["extra"]["error"] == pytest.approx(together, rel=1e-4)
+
+
+def test_a_run_that_was_not_asked_to_calibrates_nothing(run: Run, project: Path, pytester) -> None:
+    listed = run("--collect-only", "-q")
+    assert "test_calibration" not in listed.stdout.str()
+    assert "test_calibration[mini]" in run("--collect-only", "-q", "--sdbench-calibrate=2").stdout.str()
+    assert not (project.parent / "calibration").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"protocol": "mini"}', "mended"])
+def test_a_broken_calibration_is_named_and_fails(
+    run: Run, project: Path, pytester: pytest.Pytester, content: str
+) -> None:
+    protocol = load_protocol(project.parent / "protocols" / "mini.yaml")
+    place = calibration_path(protocol)
+    place.parent.mkdir()
+    if content == "mended":
+        content = json.dumps(
+            {
+                "protocol": "mini",
+                "protocol_fingerprint": protocol.fingerprint,
+                "checkpoint": "some",
+                "values": {"inception_score": ["many", "few"]},
+            }
+        )
+    place.write_text(content, encoding="utf-8")
+    result = run("-k", "inception_score")
+    result.assert_outcomes(failed=1, deselected=10)
+    assert str(place) in result.stdout.str()
+    assert "--sdbench-calibrate" in result.stdout.str()
+    assert "Traceback" not in result.stdout.str()
+    assert row(pytester, "test_quality[mini-inception_score]")["verdict"] == "error"
+
+
+@pytest.mark.parametrize("runs", ["1", "0", "few"])
+def test_fewer_than_two_runs_scatter_by_nothing(run: Run, runs: str) -> None:
+    result = run(f"--sdbench-calibrate={runs}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--sdbench-calibrate" in result.stderr.str()
+    assert "at least 2" in result.stderr.str()
+
+
+def test_a_calibration_file_is_plain_json_even_where_a_run_knows_no_error(
+    run: Run, project: Path, pytester: pytest.Pytester
+) -> None:
+    # FID of fewer images than twice its features has no standard error.
+    protocol = load_protocol(make_protocol(project.parent / "protocols" / "few.yaml", n=66))
+    make_card(project, claims={}, protocol="few")
+    run("--sdbench-calibrate=2", "-k", "calibration")
+    text = calibration_path(protocol).read_text(encoding="utf-8")
+    content = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert len(content["values"]["fid"]) == 2
+
+
+@pytest.mark.parametrize(("failed", "outcome"), [(0, Outcome.PASS), (1, Outcome.PASS), (4, Outcome.FAIL)])
+def test_runs_that_fail_each_other_too_often_fail_the_calibration(failed: int, outcome: Outcome) -> None:
+    counts = {"fid": {"fail": failed, "pass": 20 - failed}}
+    found = Calibration("p", "f", "c", {"fid": [1.0, 1.1]}, [1, 2, 3, 4, 5], false_alarms=counts)
+    assert found.verdict().outcome is outcome
+    assert f"{failed} of 20 false alarms" in found.verdict().reason

@@ -1,0 +1,142 @@
+"""What cannot be told: it never passes, and every report tells it from a regression."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_sdbench.session import UNTOLD
+from tests.project import FAILS, PASSES, make_card, make_project
+
+CLOSE = {"clip_score": 0.16}
+"""Random weights score about 0.05 with a standard error of 0.03."""
+MARGIN = {"clip_score": 0.11}
+"""So this one is met or not, and 130 images cannot say which."""
+ITEM = "test_quality[mini-clip_score]"
+
+Run = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
+    return make_project(pytester.path, pristine_checkpoint, claims=CLOSE, margins=MARGIN)
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, store: Path, project: Path) -> Run:
+    """Run the card's scores, with every report."""
+
+    def start(*words: str) -> pytest.RunResult:
+        reports = ("--sdbench-report=r.md", "--sdbench-report=r.json", "--junitxml=junit.xml")
+        # Under workers the other threads of this process must not be those of the test's own.
+        begin = pytester.runpytest_subprocess if "-n" in words else pytester.runpytest
+        return begin("--sdbench", "cards", "-m", "quality", "--sdbench-store", store, *reports, *words)
+
+    return start
+
+
+def case(pytester: pytest.Pytester) -> ET.Element:
+    (found,) = [
+        each
+        for each in ET.parse(pytester.path / "junit.xml").iter("testcase")
+        if each.get("name", "").endswith(ITEM)
+    ]
+    return found
+
+
+ALONE_OR_WORKERS = pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+
+
+@ALONE_OR_WORKERS
+def test_it_fails_and_every_report_says_why(
+    run: Run, pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    result = run("-rf", *workers)
+    result.assert_outcomes(failed=1, skipped=3)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["inconclusive: CLIP score: claimed 0.1600, measured *cannot tell*"])
+    result.stdout.fnmatch_lines([f"FAILED cards/mini.md::{ITEM.replace('[', '[[]')}*inconclusive: *"])
+    assert "Traceback" not in result.stdout.str()
+
+    content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
+    assert content["summary"] == {"inconclusive": 1, "uncalibrated": 3}
+    (row,) = [row for row in content["results"] if row["verdict"] == "inconclusive"]
+    assert row["name"] == "mini-clip_score"
+    assert row["extra"]["at_least"] < row["margin"] < row["extra"]["at_most"]
+    table = (pytester.path / "r.md").read_text(encoding="utf-8")
+    assert "1 inconclusive, 3 uncalibrated" in table
+    assert any("0.16 |" in line and "inconclusive" in line for line in table.splitlines() if "|" in line)
+
+    failure = case(pytester).find("failure")
+    assert failure is not None
+    assert failure.get("type") == "inconclusive"
+    assert "cannot tell" in str(failure.get("message")) + str(failure.text)
+
+
+def test_a_regression_has_another_type_in_a_junit_file(run: Run, project: Path, pytester: pytest.Pytester) -> None:
+    make_card(project, claims=FAILS)
+    run().assert_outcomes(failed=1, skipped=3)
+    failure = case(pytester).find("failure")
+    assert failure is not None
+    assert failure.get("type") != "inconclusive"
+
+
+@ALONE_OR_WORKERS
+def test_it_may_be_expected_and_the_run_still_does_not_succeed(
+    run: Run, pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    result = run("--sdbench-inconclusive=xfail", "-rx", *workers)
+    result.assert_outcomes(xfailed=1, skipped=3)
+    assert result.ret == UNTOLD == 6
+    result.stdout.fnmatch_lines(["XFAIL *inconclusive: CLIP score*"])
+    skipped = case(pytester).find("skipped")
+    assert skipped is not None  # a case without a child is one that passed
+    assert "cannot tell" in str(skipped.get("message"))
+    content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
+    assert content["summary"]["inconclusive"] == 1
+
+
+def test_without_expected_failures_it_fails_again(run: Run) -> None:
+    result = run("--sdbench-inconclusive=xfail", "--runxfail")
+    result.assert_outcomes(failed=1, skipped=3)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["inconclusive: CLIP score*cannot tell*"])
+
+
+def test_a_failure_beside_it_is_the_one_that_counts(run: Run, project: Path) -> None:
+    make_card(project, claims=CLOSE | {"inception_score": 60.0}, margins=MARGIN)
+    result = run("--sdbench-inconclusive=xfail")
+    result.assert_outcomes(failed=1, xfailed=1, skipped=2)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_run_in_which_all_can_be_told_succeeds(run: Run, project: Path) -> None:
+    make_card(project, claims=PASSES)
+    result = run("--sdbench-inconclusive=xfail")
+    result.assert_outcomes(passed=1, skipped=3)
+    assert result.ret == pytest.ExitCode.OK
+
+
+def test_the_ini_file_decides_for_a_project(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nsdbench_inconclusive = xfail\n")
+    assert run().ret == UNTOLD
+    assert run("--sdbench-inconclusive=fail").ret == pytest.ExitCode.TESTS_FAILED
+    pytester.makeini("[pytest]\nsdbench_inconclusive = pass\n")
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "sdbench_inconclusive: found 'pass'; give fail or xfail" in result.stderr.str()
+
+
+def test_a_word_that_is_neither_is_refused(run: Run) -> None:
+    result = run("--sdbench-inconclusive=pass")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "invalid choice: 'pass'" in result.stderr.str()

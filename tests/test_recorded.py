@@ -1,0 +1,171 @@
+"""Recorded images of a card: written with its records, read when it is judged, and of its own weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.metrics import Estimate
+from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded, write_recorded
+from tests.project import IMAGES, make_card, make_project
+
+Run = Callable[..., pytest.RunResult]
+
+METRICS = {"fid", "kid", "inception_score", "clip_score"}
+FINE = {"fid": 0.01, "kid": 0.0001, "inception_score": 0.01, "clip_score": 0.0001}
+"""Margins that images of random weights cannot tell unless they are paired."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
+    return make_project(pytester.path, pristine_checkpoint, claims={}, margins=FINE)
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, store: Path, project: Path) -> Run:
+    words = ("--sdbench", "cards", "-m", "quality", "--sdbench-store", store, "--sdbench-report=r.json")
+    return lambda *more: pytester.runpytest(*words, *more)
+
+
+def reasons(pytester: pytest.Pytester) -> dict[str, str]:
+    content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
+    return {row["metric"]: row["reason"] for row in content["results"]}
+
+
+def test_an_update_records_the_images_and_fails_until_there_is_nothing_new(
+    run: Run, project: Path, pytester: pytest.Pytester
+) -> None:
+    place = pytester.path / "evidence" / "mini" / "mini.safetensors"
+    first = run("--sdbench-update")
+    assert first.ret == pytest.ExitCode.TESTS_FAILED
+    first.stdout.fnmatch_lines([f"sdbench: what each image adds recorded in *{place.name}"])
+    found = read_recorded(place)
+    assert found is not None
+    assert set(found.looks) == {IMAGES}
+    assert set(found.looks[IMAGES]) == METRICS
+    for each in found.looks[IMAGES].values():
+        assert each.influence is not None
+        assert each.influence.shape == (IMAGES,)
+    assert place.stat().st_size < 8 * len(METRICS) * IMAGES + 4096
+
+    content, card = place.read_bytes(), project.read_bytes()
+    second = run("--sdbench-update")
+    assert second.ret == pytest.ExitCode.OK
+    second.assert_outcomes(passed=len(METRICS))
+    assert (place.read_bytes(), project.read_bytes()) == (content, card)
+    second.stdout.no_fnmatch_line("*recorded in*")
+    # These margins are far below the noise: only images that are paired can be told so finely.
+    for reason in reasons(pytester).values():
+        assert "paired with the recorded images" in reason
+        assert "no difference" in reason
+
+    # Evidence that was lost is written again, to the same bytes, and that is a change.
+    place.unlink()
+    assert run("--sdbench-update").ret == pytest.ExitCode.TESTS_FAILED
+    assert place.read_bytes() == content
+    place.unlink()
+    unpaired = run()
+    assert unpaired.ret == pytest.ExitCode.TESTS_FAILED
+    assert all("smaller than the noise" in reason for reason in reasons(pytester).values())
+
+
+def test_a_run_without_update_records_nothing(run: Run, pytester: pytest.Pytester) -> None:
+    run()
+    assert not (pytester.path / "evidence").exists()
+
+
+@pytest.mark.parametrize("why", ["weights", "samples", "-x"])
+def test_images_that_are_not_all_of_the_cards_own_are_not_recorded(
+    run: Run, project: Path, pytester: pytest.Pytester, tmp_path: Path, why: str
+) -> None:
+    other = shutil.copytree(project.parent / "mini-sd", tmp_path / "other")
+    words = {
+        "weights": [f"--sdbench-weights=mini={other}"],
+        "samples": ["--sdbench-samples=66"],
+        "-x": ["-x"],
+    }[why]
+    if why == "-x":
+        make_card(project, claims={"clip_score": 0.99})  # which fails, and stops the run
+    run("--sdbench-update", *words)
+    assert not (pytester.path / "evidence").exists()
+
+
+def test_damaged_evidence_fails_the_run_and_is_named(
+    run: Run, project: Path, pytester: pytest.Pytester
+) -> None:
+    run("--sdbench-update")
+    place = pytester.path / "evidence" / "mini" / "mini.safetensors"
+    content = place.read_bytes()
+    place.write_bytes(content[: len(content) // 2])
+    result = run()
+    result.assert_outcomes(failed=len(METRICS))
+    assert sum(str(place) in line for line in result.outlines if "FAILED" not in line) >= 1
+    assert "Traceback" not in result.stdout.str()
+    assert "--sdbench-update" in result.stdout.str()
+    # The remedy that the message names works.
+    place.unlink()
+    run("--sdbench-update")
+    assert place.read_bytes() == content
+
+
+class TestFile:
+    """One file of evidence, without any run."""
+
+    @pytest.fixture
+    def recorded(self) -> Recorded:
+        influence = np.random.default_rng(0).normal(size=300)
+
+        def estimate(metric: str, n: int) -> Estimate:
+            return Estimate(metric, 1.5, 0.25, n, 1.25, 0.5, influence[:n], 0.125)
+
+        return Recorded(
+            "ab" * 8,
+            "cd" * 8,
+            {n: {metric: estimate(metric, n) for metric in ("fid", "clip_score")} for n in (256, 300)},
+        )
+
+    def test_it_gives_back_what_was_written(self, recorded: Recorded, tmp_path: Path) -> None:
+        place = tmp_path / "new" / "folder" / "p.safetensors"
+        assert write_recorded(place, recorded)
+        found = read_recorded(place)
+        assert found == recorded
+        assert found is not None
+        for n, metrics in recorded.looks.items():
+            for metric, each in metrics.items():
+                np.testing.assert_allclose(found.looks[n][metric].influence, each.influence, rtol=1e-6)
+                assert found.looks[n][metric].degenerate == each.degenerate
+
+    def test_it_is_written_when_it_changes_alone(self, recorded: Recorded, tmp_path: Path) -> None:
+        place = tmp_path / "p.safetensors"
+        write_recorded(place, recorded)
+        assert not write_recorded(place, recorded)
+        assert write_recorded(place, Recorded("00" * 8, "cd" * 8, recorded.looks))
+
+    def test_a_score_whose_images_say_nothing_is_left_out(self, tmp_path: Path) -> None:
+        place = tmp_path / "p.safetensors"
+        write_recorded(place, Recorded("a", "b", {2: {"fid": Estimate("fid", 1.0, None, 2)}}))
+        assert read_recorded(place) == Recorded("a", "b", {2: {}})
+
+    def test_no_file_is_no_evidence(self, tmp_path: Path) -> None:
+        assert read_recorded(tmp_path / "p.safetensors") is None
+
+    def test_a_place_that_cannot_be_written_is_named(self, recorded: Recorded, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(EvidenceError, match="file.p.safetensors"):
+            write_recorded(tmp_path / "file" / "p.safetensors", recorded)
+
+    def test_it_lies_beside_the_cards(self) -> None:
+        beside = evidence_path(Path("reference/cards/a.md"), "a", "p")
+        assert beside == Path("reference/evidence/a/p.safetensors")
+        assert evidence_path(Path("model/README.md"), "a", "p") == Path("model/evidence/a/p.safetensors")
