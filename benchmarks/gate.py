@@ -604,8 +604,8 @@ def _shipped_table(rows: Sequence[Mapping[str, Any]]) -> str:
         "From the standard errors of claim and measurement; SE is that of their difference. Unpaired: two "
         "runs with other prompts and seeds. As judged: with other seeds, paired by prompt with the images "
         "that are recorded of the card (with the same seeds an identical checkpoint has no difference at "
-        "all); from the calibration of the quick protocol, for the longer one over the root of how many times "
-        "longer it is. All: every claim of the card, as if they were independent.\n\n"
+        "all); from the calibration of the quick protocol, over the root of how many times longer the other "
+        "one is. All: every claim of the card, as if they were independent.\n\n"
         + _table(table, ["card", "claim", "margin", "SE, unpaired", "passes", "SE, as judged", "passes"])
     )
 

@@ -172,7 +172,9 @@ def test_a_score_that_falls_with_the_number_of_images_is_judged_by_what_it_will_
     protocol: Protocol, card
 ) -> None:
     def fid(n: int) -> Estimate:
-        return Estimate("fid", 1.0 + 200 / n, 1.6 / n**0.5, n, 1.0, 200.0, influence=plain("fid", 0, n).influence)
+        return Estimate(
+            "fid", 1.0 + 200 / n, 1.6 / n**0.5, n, 1.0, 200.0, influence=plain("fid", 0, n).influence
+        )
 
     margins = {"fid": 0.3}
     found = judge(card(margins, fid=1.04), protocol, Scored(protocol, fid=fid), N)["mini-fid"]

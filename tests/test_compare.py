@@ -183,9 +183,7 @@ def test_recorded_images_of_a_card_are_not_drawn_again(
         assert after["metrics"][metric]["standard_error"] == pytest.approx(each["standard_error"], rel=1e-3)
 
 
-def test_recorded_images_of_other_weights_are_left_aside(
-    compare: Compare, cards: Path, store: Path
-) -> None:
+def test_recorded_images_of_other_weights_are_left_aside(compare: Compare, cards: Path, store: Path) -> None:
     compare("mini", "mini")
     assert record_evidence(read_card(cards / "mini.md"), "mini", store=store, data_root=None)
     shutil.rmtree(cards / "mini-sd")
@@ -218,6 +216,16 @@ def test_a_name_that_is_none_is_an_explained_error(
 def test_a_place_for_the_figures_that_cannot_be_written_is_an_explained_error(
     compare: Compare, cards: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["compare", "mini", "mini", "--protocol", "mini", "--store", str(store), "--json", "no/where.json"]
+    words = [
+        "compare",
+        "mini",
+        "mini",
+        "--protocol",
+        "mini",
+        "--store",
+        str(store),
+        "--json",
+        "no/where.json",
+    ]
     assert main(words) == 2
     assert "where.json" in capsys.readouterr().err

@@ -166,7 +166,9 @@ class TestMarginBelowTheNoise:
         enough = self.suggested(card, protocol, 0.001)
         make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": enough})
         outcomes = self.outcomes(card, protocol, 0.3)
-        assert 0.77 < outcomes.count(Outcome.PASS) / len(outcomes) < 0.86  # 80 %, and the figure is rounded up
+        assert (
+            0.77 < outcomes.count(Outcome.PASS) / len(outcomes) < 0.86
+        )  # 80 %, and the figure is rounded up
         assert outcomes.count(Outcome.FAIL) / len(outcomes) < 0.005
 
     def test_a_checkpoint_that_is_worse_by_the_margin_hardly_ever_passes(
@@ -220,7 +222,9 @@ class TestPairing:
         changed = images(0.3 - worse, 0.0005, seed=1).influence
         assert changed is not None
         assert own.influence is not None
-        candidate = Estimate("clip_score", 0.3 - worse, 0.01, N, 0.3 - worse, influence=own.influence + changed)
+        candidate = Estimate(
+            "clip_score", 0.3 - worse, 0.01, N, 0.3 - worse, influence=own.influence + changed
+        )
         verdict = judged(card, protocol, candidate)[CLAIM].verdict
         assert verdict.outcome is outcome
         assert verdict.figures["error"] == pytest.approx(0.0005, rel=1e-3)
@@ -249,9 +253,7 @@ class TestPairing:
         make_card(card, claims={"fid": 1.0}, margins={"fid": 0.4})
         assert judged(card, protocol, own)["mini-fid"].verdict.outcome is Outcome.PASS
 
-    def test_the_recorded_score_in_fewer_digits_is_that_score(
-        self, card: Path, protocol: Protocol
-    ) -> None:
+    def test_the_recorded_score_in_fewer_digits_is_that_score(self, card: Path, protocol: Protocol) -> None:
         own = images(0.30004, 0.01)
         self.write(card, protocol, own)
         make_card(card, claims={"clip_score": 0.3000}, margins={"clip_score": 0.01})

@@ -82,7 +82,9 @@ def test_it_fails_and_every_report_says_why(
     assert "cannot tell" in str(failure.get("message")) + str(failure.text)
 
 
-def test_a_regression_has_another_type_in_a_junit_file(run: Run, project: Path, pytester: pytest.Pytester) -> None:
+def test_a_regression_has_another_type_in_a_junit_file(
+    run: Run, project: Path, pytester: pytest.Pytester
+) -> None:
     make_card(project, claims=FAILS)
     run().assert_outcomes(failed=1, skipped=3)
     failure = case(pytester).find("failure")

@@ -23,9 +23,7 @@ Speed = Callable[..., tuple[pytest.RunResult, dict[str, Any]]]
 
 
 @pytest.fixture
-def speed(
-    pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> Speed:
+def speed(pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Speed:
     """Time a card that makes these claims of its speed, beside a baseline of its own architecture."""
     # A run inside a worker of this run is none itself.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
@@ -67,7 +65,10 @@ def test_a_claim_of_this_device_is_judged(speed: Speed, dtype: dict[str, str]) -
     assert "of the baseline" in row["reason"]
     result, row = speed(unet_ratio=RATIO, unet_seconds={"max": TINY, "device": HERE} | dtype)
     result.assert_outcomes(failed=1)
-    assert row["verdict"] in ("fail", "inconclusive")  # inconclusive where a machine is too slow for ten rounds
+    assert row["verdict"] in (
+        "fail",
+        "inconclusive",
+    )  # inconclusive where a machine is too slow for ten rounds
 
 
 def test_it_needs_no_baseline(speed: Speed) -> None:
@@ -80,7 +81,9 @@ def test_it_needs_no_baseline(speed: Speed) -> None:
 
 def test_a_card_gives_back_what_it_claims(tmp_path: Path) -> None:
     claim = {"max": 0.5, "device": "NVIDIA H100", "dtype": "float16", "source": "own record"}
-    latency = read_card(make_card(tmp_path / "mini.md", protocol="scenes-quick", claims={}, speed={"unet_seconds": claim})).latency
+    latency = read_card(
+        make_card(tmp_path / "mini.md", protocol="scenes-quick", claims={}, speed={"unet_seconds": claim})
+    ).latency
     assert latency is not None
     assert (latency.max, latency.device, latency.dtype, latency.source) == tuple(claim.values())
     assert read_card(make_card(tmp_path / "none.md", protocol="scenes-quick", claims={})).latency is None

@@ -25,8 +25,11 @@ BLOCKS = 5
 FEWEST = 2
 """Images that the correction needs, as a multiple of the features."""
 
-_NODES = 12
-"""Of the quadrature on each of the intervals, which are short: more change nothing."""
+_NODES = 200
+"""Of the contour integral."""
+
+_AROUND, _HEIGHT = 1.0, 2.0
+"""By how much the contour leaves the spectrum aside, and half its height, in log z; the height is below pi."""
 
 
 def corrected_fid(
@@ -53,25 +56,21 @@ def sum_of_roots(values: Array, n: int) -> float:
     Stieltjes transform m(z) = (sum_i 1 / (values_i - z) - (n - p) / z) / n the sum is
     (n / pi i) times the contour integral of sqrt(-m(z)) dz around the sample's eigenvalues (Mestre 2008 for
     the method; Couillet, Tiomoko, Zozor and Moisan 2019 for distances between covariances; for the root the
-    integral is elementary once integrated by parts). -m has the poles `values` and one zero below each of
-    them, which are cuts of the root, so the contour shrinks to real integrals over these short intervals.
+    integral is elementary once integrated by parts). The root has cuts between each eigenvalue and the zero
+    of m below it, and one that ends in 0: the contour passes between 0 and the smallest zero. It is an ellipse
+    in log z, where spectra of many magnitudes are short, and the trapezoidal rule converges geometrically.
     """
-    zeros = _zeros(values, n)
-    node = np.arange(1, _NODES + 1)
-    places = np.cos((2 * node - 1) * np.pi / (2 * _NODES + 1))
-    # Gauss quadrature for the weight sqrt((1 + x) / (1 - x)): the zero and the pole at the ends are exact.
-    weights = 2 * np.pi / (2 * _NODES + 1) * (1 + places)
-    middle, half = (values + zeros) / 2, (values - zeros) / 2
-    total = 0.0
-    for place, weight in zip(places, weights, strict=True):
-        x = (middle + half * place)[:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = (x - zeros) / (x - values)
-        # On its own interval the weight has the ratio already; an interval of no length adds nothing.
-        np.fill_diagonal(ratios, 1.0)
-        root = np.sqrt(np.abs(ratios.prod(axis=1)) / x[:, 0])
-        total += weight * float((half * np.where(half > 0, root, 0.0)).sum())
-    return 2 * n / np.pi * total
+    low, high = np.log(_smallest_zero(values, n)), np.log(values[-1])
+    centre, half = (low + high) / 2, (high - low) / 2 + _AROUND
+    # Half of the ellipse: the other half is its mirror image, and so is the integrand.
+    angle = (np.arange(_NODES) + 0.5) * np.pi / _NODES
+    u = centre + half * np.cos(angle) + 1j * _HEIGHT * np.sin(angle)
+    step = -half * np.sin(angle) + 1j * _HEIGHT * np.cos(angle)
+    z = np.exp(u)
+    # -z m(z) lies in the lower half-plane where z lies in the upper one: its root has no jump there.
+    transform = ((n - len(values)) - (z[:, None] / (values - z[:, None])).sum(axis=1)) / n
+    integral = (np.sqrt(transform) * np.sqrt(z) * step).sum() * np.pi / _NODES
+    return float(2 * n / np.pi * integral.imag)
 
 
 def degenerate_variance(values: Array, sample: FeatureStatistics) -> float:
@@ -106,8 +105,11 @@ def _unbiased_for_gaussians(
     return distance(sample, reference, sum_of_roots(values, sample.n - 1)) - mean_bias
 
 
-def _zeros(values: Array, n: int) -> Array:
-    """Return the zeros of m, one below each pole: the eigenvalues of diag(values) - r r' / n, r the roots."""
-    roots = np.sqrt(values)
-    found = np.linalg.eigvalsh(np.diag(values) - np.outer(roots, roots) / n)
-    return np.asarray(np.clip(found, np.concatenate([[0.0], values[:-1]]), values))
+def _smallest_zero(values: Array, n: int) -> float:
+    """Return the zero of m between 0 and the smallest eigenvalue: there sum_j v_j / (v_j - x) is n."""
+    low, high = 0.0, float(values[0])
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = float((values / (values - middle)).sum()) < n
+        low, high = (middle, high) if below else (low, middle)
+    return (low + high) / 2
