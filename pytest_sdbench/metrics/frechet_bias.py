@@ -29,7 +29,7 @@ _NODES = 200
 """Of the contour integral."""
 
 _AROUND, _HEIGHT = 1.0, 2.0
-"""By how much the contour leaves the spectrum aside, and half its height, in log z; the height is below pi."""
+"""By how much the contour leaves the spectrum aside, and half its height (below pi), in log z."""
 
 
 def corrected_fid(
@@ -53,12 +53,12 @@ def sum_of_roots(values: Array, n: int) -> float:
     """Estimate the sum of the roots of a covariance's eigenvalues from those of a sample, [p] ascending.
 
     `n` is the number of degrees of freedom, above p; `values` are above zero. With the companion
-    Stieltjes transform m(z) = (sum_i 1 / (values_i - z) - (n - p) / z) / n the sum is
-    (n / pi i) times the contour integral of sqrt(-m(z)) dz around the sample's eigenvalues (Mestre 2008 for
-    the method; Couillet, Tiomoko, Zozor and Moisan 2019 for distances between covariances; for the root the
-    integral is elementary once integrated by parts). The root has cuts between each eigenvalue and the zero
-    of m below it, and one that ends in 0: the contour passes between 0 and the smallest zero. It is an ellipse
-    in log z, where spectra of many magnitudes are short, and the trapezoidal rule converges geometrically.
+    Stieltjes transform m(z) = (sum_i 1 / (values_i - z) - (n - p) / z) / n the sum is (n / pi i) times the
+    contour integral of sqrt(-m(z)) dz around the sample's eigenvalues (Mestre 2008 for the method; Couillet,
+    Tiomoko, Zozor and Moisan 2019 for distances between covariances; for the root the integral is
+    elementary once integrated by parts). The root has a cut between each eigenvalue and the zero of m below
+    it, and one that ends in 0: the contour passes between 0 and the smallest zero. It is an ellipse in
+    log z, where spectra of many magnitudes are short, and the trapezoidal rule converges geometrically.
     """
     low, high = np.log(_smallest_zero(values, n)), np.log(values[-1])
     centre, half = (low + high) / 2, (high - low) / 2 + _AROUND
