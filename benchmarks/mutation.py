@@ -283,9 +283,9 @@ def report(found: dict[str, tuple[int, list[Mutant]]]) -> str:
         "",
         tabulate(rows, headers=headings, tablefmt="github"),
         "",
-        "Changed, one at a time, each wherever it stands: comparisons (to the other side of the boundary, and",
-        "to the negation), `+ - * / **` and `<<`, minus signs, `and`, `or`, `not`, numbers (a whole one by 1,",
-        "any other by a tenth), `min`, `max`, `True` and `False`.",
+        "Changed, one at a time, each wherever it stands: comparisons (to the other side of the boundary, "
+        "and\nto the negation), `+ - * / **` and `<<`, minus signs, `and`, `or`, `not`, numbers (a whole one "
+        "by 1,\nany other by a tenth), `min`, `max`, `True` and `False`.",
         "",
         "## Survivors",
         "",

@@ -122,8 +122,9 @@ def judge_scores(scores: Sequence[Score], *, family: int | None = None, share: f
 def smallest_margin(error: float, *, claims: int = 1) -> float:
     """Return the margin with which an identical checkpoint passes with a probability of 80 %.
 
-    `error` is the standard error of measured - claimed with all images of the protocol. With `claims`
-    above 1 it is the margin that each of so many independent claims needs for all of them to pass.
+    `error` is the standard error of measured - claimed with all images of the protocol, at one look (the last
+    look of a sequence has half of the error rate: there it passes with 72 %). With `claims` above 1 it is
+    the margin that each of so many independent claims needs for all of them to pass.
     """
     return error * (_NORMAL.inv_cdf(1 - ALPHA) + _NORMAL.inv_cdf(POWER ** (1 / claims)))
 
@@ -175,7 +176,8 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
     return Verdict(
         Outcome.INCONCLUSIVE,
         f"{shown}: {_by(worse, unit)}, anything from {_signed(worse - reach, unit)} to "
-        f"{_signed(worse + reach, unit)}, margin {score.margin:{unit}}; cannot tell: {_remedy(score)}",
+        f"{_signed(worse + reach, unit)}, margin {score.margin:{unit}}; cannot tell: "
+        f"{_remedy(score, ALPHA * share if worse < score.margin else level)}",
         figures,
     )
 
@@ -197,10 +199,12 @@ def _chance_of_wrong_fail(score: Score) -> float:
     return _NORMAL.cdf((score.margin - score.worse) / score.error)
 
 
-def _remedy(score: Score) -> str:
-    """Say how many images would tell, if any number would."""
+def _remedy(score: Score, level: float) -> str:
+    """Say how many images would tell at this level, if any number would."""
     assert score.error is not None
-    gap = abs(score.margin - score.worse) / _NORMAL.inv_cdf(1 - ALPHA)
+    gap = abs(score.margin - score.worse) / _NORMAL.inv_cdf(1 - level)
+    if gap == 0:
+        return "the score lies on the margin"
     if gap <= score.claim_error:
         return f"the claim itself is uncertain by {score.claim_error:.{score.decimals}f}"
     needed = score.n * (score.error**2 - score.claim_error**2) / (gap**2 - score.claim_error**2)
@@ -210,7 +214,7 @@ def _remedy(score: Score) -> str:
 
 
 def _check(score: Score) -> None:
-    for name in ("claimed", "measured", "margin", "error", "claim_error"):
+    for name in ("claimed", "measured", "margin", "error", "claim_error", "interval"):
         figure = getattr(score, name)
         if figure is not None and not math.isfinite(figure):
             raise ValueError(f"{score.label}: {name} is {figure}; a verdict needs finite figures")
@@ -265,7 +269,8 @@ def judge_count(*, label: str, claimed: int, measured: int) -> Verdict:
 def judge_compute(*, claimed: float, measured: float, tolerance: float = 1e-3) -> Verdict:
     """Judge multiply-accumulates of one U-Net call; a claim is printed to four digits, hence 0.1 %."""
     off = measured / claimed - 1
-    figures = f"claimed {claimed / 1e9:,.4g} G MACs a call, counted {measured / 1e9:,.4g} G ({off:+.2%})"
+    counted = f"{measured / 1e9:,.4g} G ({100 * off:+.2f} %)"
+    figures = f"claimed {claimed / 1e9:,.4g} G MACs a call, counted {counted}"
     return Verdict(Outcome.PASS if abs(off) <= tolerance else Outcome.FAIL, figures)
 
 
@@ -283,10 +288,12 @@ def judge_speed(
     the allowed share of the baseline's by their ranks (Mann and Whitney 1947, one-sided, p < 0.002), and
     the medians differ by more than 0.1 ms. Above the claim without the ranks' support is inconclusive;
     below the floor is a pass. Without rounds (architectures that are equal) the ratio alone decides.
-    Raises ValueError for a ratio that is not above 0.
+    Raises ValueError for a ratio, an allowed ratio or a time that is not above 0.
     """
-    if not ratio > 0:
-        raise ValueError(f"{label}: the measured ratio is {ratio}; a ratio is above 0")
+    for name, figure in (("measured", ratio), ("allowed", largest)):
+        if not figure > 0:
+            raise ValueError(f"{label}: the {name} ratio is {figure}; a ratio is above 0")
+    _check_times([*seconds, *baseline_seconds])
     figures = f"{label}: {ratio:.3f} of the baseline, at most {largest:.3f} claimed"
     if ratio <= largest:
         return Verdict(Outcome.PASS, figures)
@@ -303,10 +310,12 @@ def judge_speed(
             f"{figures}; over by {1e3 * over:.3g} ms a call, chance of a wrong fail {_percent(chance)}",
             {"wrong_call": chance},
         )
+    best = 1 / math.comb(len(seconds) + len(allowed), len(seconds))
+    cause = f"{len(seconds)} rounds are too few" if best >= RANK_LEVEL else "the rounds scatter too much"
     return Verdict(
         Outcome.INCONCLUSIVE,
-        f"{figures}; cannot tell: {len(seconds)} rounds scatter too much (p {chance:.2g}, below "
-        f"{RANK_LEVEL} tells)",
+        f"{figures}; cannot tell: {cause} (p {chance:.2g}, below {RANK_LEVEL} tells); run it on a quieter or "
+        "faster machine",
     )
 
 
@@ -316,8 +325,9 @@ def judge_latency(*, claimed: float, seconds: Sequence[float]) -> Verdict:
     It fails only where the median is over by more than 0.1 ms and nearly all rounds are over: by the sign
     test, p < 0.002. Raises ValueError without rounds or for a time that is not above 0.
     """
-    if not seconds or not min(seconds) > 0:
-        raise ValueError("a latency needs rounds, each above 0 seconds")
+    if not seconds:
+        raise ValueError("a latency needs rounds")
+    _check_times([*seconds, claimed])
     middle = median(seconds)
     figures = f"{middle:.4g} s a call, at most {claimed:.4g} s claimed on this device"
     if middle <= claimed + LATENCY_FLOOR:
@@ -328,10 +338,9 @@ def judge_latency(*, claimed: float, seconds: Sequence[float]) -> Verdict:
         return Verdict(
             Outcome.FAIL, f"{figures}; chance of a wrong fail {_percent(chance)}", {"wrong_call": chance}
         )
-    return Verdict(
-        Outcome.INCONCLUSIVE,
-        f"{figures}; cannot tell: {below} of {len(seconds)} rounds are within the claim",
-    )
+    few = 0.5 ** len(seconds) >= RANK_LEVEL
+    cause = f"{len(seconds)} rounds are too few" if few else f"{below} of {len(seconds)} rounds are within it"
+    return Verdict(Outcome.INCONCLUSIVE, f"{figures}; cannot tell: {cause}")
 
 
 def judge_memory(*, claimed: float, measured: float) -> Verdict:
@@ -339,8 +348,9 @@ def judge_memory(*, claimed: float, measured: float) -> Verdict:
 
     Allocators round: it fails if it is over by more than 1 % and by more than 1 MiB.
     """
-    if not measured > 0:
-        raise ValueError(f"the measured peak is {measured} bytes; a peak is above 0")
+    for name, figure in (("measured", measured), ("claimed", claimed)):
+        if not figure > 0:
+            raise ValueError(f"the {name} peak is {figure} bytes; a peak is above 0")
     figures = f"{measured / 2**20:,.0f} MiB at the peak, at most {claimed / 2**20:,.0f} MiB claimed"
     over = measured - claimed
     failed = over > MEMORY_MARGIN * claimed and over > MEMORY_FLOOR
@@ -349,9 +359,23 @@ def judge_memory(*, claimed: float, measured: float) -> Verdict:
 
 def worst(first: Verdict, second: Verdict) -> Verdict:
     """Join two verdicts of one test: what is worse decides, and both are told."""
-    order = (Outcome.PASS, Outcome.UNCALIBRATED, Outcome.INCONCLUSIVE, Outcome.FAIL)
+    order = (
+        Outcome.PASS,
+        Outcome.UNCALIBRATED,
+        Outcome.UNAVAILABLE,
+        Outcome.MISMATCH,
+        Outcome.INCONCLUSIVE,
+        Outcome.FAIL,
+        Outcome.ERROR,
+    )
     decided = max(first, second, key=lambda verdict: order.index(verdict.outcome))
     return Verdict(decided.outcome, f"{first.reason}; {second.reason}", decided.figures)
+
+
+def _check_times(seconds: Sequence[float]) -> None:
+    for time in seconds:
+        if not 0 < time < math.inf:
+            raise ValueError(f"a time is {time} seconds; a time is finite and above 0")
 
 
 def mismatch(difference: str) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,10 @@ SPREAD = 0.3
 """Of the images, so that the standard error of n of them is this over the root of n."""
 MARGIN = 0.018
 """For an equal checkpoint, 2,000 images of SPREAD are not quite enough, and 5,000 are."""
+
+
+Make = Callable[..., Card]
+Run = Callable[..., pytest.RunResult]
 
 
 class Scored:
@@ -69,7 +74,7 @@ def protocol(tmp_path: Path) -> Protocol:
 
 
 @pytest.fixture
-def card(tmp_path: Path, protocol: Protocol) -> Callable[..., Card]:
+def card(tmp_path: Path, protocol: Protocol) -> Make:
     """Write a card of these claims and read it; MARGIN is the margin unless another is given."""
 
     def make(margins: Mapping[str, float] | None = None, **claims: float) -> Card:
@@ -87,7 +92,7 @@ def outcomes(found: Mapping[str, Judged]) -> dict[str, tuple[str, int]]:
     }
 
 
-def test_without_a_budget_there_is_one_look_at_all_images(protocol: Protocol, card) -> None:
+def test_without_a_budget_there_is_one_look_at_all_images(protocol: Protocol, card: Make) -> None:
     checkpoint = Scored(protocol, clip_score=0.9)
     found = judge(card(clip_score=0.9), protocol, checkpoint)
     assert checkpoint.asked == [None]
@@ -97,7 +102,7 @@ def test_without_a_budget_there_is_one_look_at_all_images(protocol: Protocol, ca
 
 @pytest.mark.parametrize(("score", "outcome"), [(1.9, "pass"), (0.1, "fail")])
 def test_it_stops_at_the_first_look_where_that_is_certain(
-    protocol: Protocol, card, score: float, outcome: str
+    protocol: Protocol, card: Make, score: float, outcome: str
 ) -> None:
     checkpoint = Scored(protocol, clip_score=score)
     found = judge(card(clip_score=0.9), protocol, checkpoint, 30_000)
@@ -106,7 +111,7 @@ def test_it_stops_at_the_first_look_where_that_is_certain(
     assert "a prediction for 5,000 images" in found["mini-clip_score"].verdict.reason
 
 
-def test_it_goes_on_until_it_is_certain(protocol: Protocol, card) -> None:
+def test_it_goes_on_until_it_is_certain(protocol: Protocol, card: Make) -> None:
     checkpoint = Scored(protocol, clip_score=0.9)
     found = judge(card(clip_score=0.9), protocol, checkpoint, N)
     assert checkpoint.asked == [256, 1000, 2000, None]
@@ -115,7 +120,9 @@ def test_it_goes_on_until_it_is_certain(protocol: Protocol, card) -> None:
 
 
 @pytest.mark.parametrize("budget", [1000, 1999])
-def test_a_spent_budget_leaves_open_what_it_could_not_tell(protocol: Protocol, card, budget: int) -> None:
+def test_a_spent_budget_leaves_open_what_it_could_not_tell(
+    protocol: Protocol, card: Make, budget: int
+) -> None:
     checkpoint = Scored(protocol, clip_score=0.9)
     found = judge(card(clip_score=0.9), protocol, checkpoint, budget)
     assert checkpoint.asked == [256, 1000]
@@ -123,7 +130,7 @@ def test_a_spent_budget_leaves_open_what_it_could_not_tell(protocol: Protocol, c
     assert "a prediction for 5,000 images" in found["mini-clip_score"].verdict.reason
 
 
-def test_a_metric_keeps_the_verdict_of_the_look_that_decided_it(protocol: Protocol, card) -> None:
+def test_a_metric_keeps_the_verdict_of_the_look_that_decided_it(protocol: Protocol, card: Make) -> None:
     def falls(n: int) -> Estimate:
         return plain("inception_score", 9.0 if n == 256 else 1.0, n)
 
@@ -133,14 +140,14 @@ def test_a_metric_keeps_the_verdict_of_the_look_that_decided_it(protocol: Protoc
     assert found["mini-inception_score"].measured == 9.0
 
 
-def test_the_first_fail_ends_it(protocol: Protocol, card) -> None:
+def test_the_first_fail_ends_it(protocol: Protocol, card: Make) -> None:
     checkpoint = Scored(protocol, clip_score=0.9, inception_score=1.0)
     found = judge(card(clip_score=0.9, inception_score=5.0), protocol, checkpoint, N)
     assert checkpoint.asked == [256]
     assert outcomes(found) == {"clip_score": ("inconclusive", 256), "inception_score": ("fail", 256)}
 
 
-def test_each_look_may_spend_a_part_of_the_error_rate_only(protocol: Protocol, card) -> None:
+def test_each_look_may_spend_a_part_of_the_error_rate_only(protocol: Protocol, card: Make) -> None:
     # Of 256 images the score is 2 standard errors beyond the margin: enough for one look, not for four.
     error = SPREAD * (1 / 256 + 1 / N) ** 0.5
     checkpoint = Scored(protocol, clip_score=0.9 - MARGIN - 2 * error)
@@ -151,7 +158,9 @@ def test_each_look_may_spend_a_part_of_the_error_rate_only(protocol: Protocol, c
     assert outcomes(judge(card(clip_score=0.9), protocol, whole)) == {"clip_score": ("fail", N)}
 
 
-def test_identical_checkpoints_fail_no_oftener_over_all_looks_than_at_one(protocol: Protocol, card) -> None:
+def test_identical_checkpoints_fail_no_oftener_over_all_looks_than_at_one(
+    protocol: Protocol, card: Make
+) -> None:
     claimed = card(clip_score=0.9)
     rng = np.random.default_rng(3)
     runs, failed = 1500, 0
@@ -169,7 +178,7 @@ def test_identical_checkpoints_fail_no_oftener_over_all_looks_than_at_one(protoc
 
 
 def test_a_score_that_falls_with_the_number_of_images_is_judged_by_what_it_will_be(
-    protocol: Protocol, card
+    protocol: Protocol, card: Make
 ) -> None:
     def fid(n: int) -> Estimate:
         return Estimate(
@@ -186,7 +195,9 @@ def test_a_score_that_falls_with_the_number_of_images_is_judged_by_what_it_will_
     assert found.estimate.value > 1.04 + 0.1
 
 
-def test_too_few_images_for_a_score_are_no_verdict_but_a_reason_to_go_on(protocol: Protocol, card) -> None:
+def test_too_few_images_for_a_score_are_no_verdict_but_a_reason_to_go_on(
+    protocol: Protocol, card: Make
+) -> None:
     def wide(n: int) -> Estimate | Undefined:
         return Undefined("fid", "FID needs more images", n) if n < 1000 else plain("fid", 1.0, n)
 
@@ -198,7 +209,7 @@ def test_too_few_images_for_a_score_are_no_verdict_but_a_reason_to_go_on(protoco
     assert outcomes(open_) == {"fid": ("inconclusive", 256)}
 
 
-def test_every_look_is_paired_with_as_many_recorded_images(protocol: Protocol, card) -> None:
+def test_every_look_is_paired_with_as_many_recorded_images(protocol: Protocol, card: Make) -> None:
     own = {n: {"clip_score": plain("clip_score", 0.9, n)} for n in LOOKS}
     claimed = card({"clip_score": 0.0001}, clip_score=0.9)
     place = evidence_path(claimed.path, "mini", "mini")
@@ -223,7 +234,7 @@ class TestRuns:
         return make_card(path, claims={"clip_score": 0.13}, margins={"clip_score": 0.08})
 
     @pytest.fixture
-    def run(self, pytester: pytest.Pytester, tmp_path: Path, project: Path):
+    def run(self, pytester: pytest.Pytester, tmp_path: Path, project: Path) -> Run:
         words = ("--sdbench", "cards", "-k", "mini-clip_score", "--sdbench-store", tmp_path / "store")
         return lambda *more: pytester.runpytest(*words, "--sdbench-report=r.json", *more)
 
@@ -234,12 +245,14 @@ class TestRuns:
             for file in (tmp_path / "store").rglob("shard-*")
         }
 
-    def row(self, pytester: pytest.Pytester) -> dict:
+    def row(self, pytester: pytest.Pytester) -> dict[str, Any]:
         content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
         (row,) = content["results"]
         return dict(row)
 
-    def test_a_larger_budget_makes_the_missing_images_alone(self, run, pytester, tmp_path) -> None:
+    def test_a_larger_budget_makes_the_missing_images_alone(
+        self, run: Run, pytester: pytest.Pytester, tmp_path: Path
+    ) -> None:
         result = run("--sdbench-budget=299")
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         result.stdout.fnmatch_lines(["sdbench: *budget 299 images*", "*a prediction for 300 images*"])
@@ -261,7 +274,7 @@ class TestRuns:
         assert self.shards(tmp_path) == after
 
     def test_what_is_certain_at_the_first_look_is_not_drawn_again(
-        self, run, pytester, project, tmp_path
+        self, run: Run, pytester: pytest.Pytester, project: Path, tmp_path: Path
     ) -> None:
         make_card(project, claims={"clip_score": 0.99}, margins={"clip_score": 0.2})
         run("--sdbench-budget=30000").assert_outcomes(failed=1, deselected=10)
@@ -269,20 +282,37 @@ class TestRuns:
         assert (row["verdict"], row["n"]) == ("fail", 256)
         assert sum(count for count, _ in self.shards(tmp_path).values()) == 256
 
-    def test_a_budget_and_a_number_of_samples_contradict_each_other(self, run) -> None:
+    def test_scores_that_nothing_is_claimed_of_cost_no_more_images(
+        self, run: Run, pytester: pytest.Pytester, project: Path, tmp_path: Path
+    ) -> None:
+        make_card(project, claims={"clip_score": 0.99}, margins={"clip_score": 0.2})
+        words = ("--sdbench", "cards", "-m", "quality", "--sdbench-store", tmp_path / "store")
+        pytester.runpytest(*words, "--sdbench-budget=30000").assert_outcomes(failed=1, skipped=3)
+        assert sum(count for count, _ in self.shards(tmp_path).values()) == 256
+
+    def test_what_a_budget_left_out_is_not_recorded_and_the_remedy_names_it(
+        self, run: Run, project: Path
+    ) -> None:
+        before = project.read_bytes()
+        result = run("--sdbench-budget=256", "--sdbench-update")
+        assert project.read_bytes() == before
+        assert not (project.parent.parent / "evidence").exists()
+        result.stdout.fnmatch_lines(["sdbench: not recorded: *run without *--sdbench-budget*"])
+
+    def test_a_budget_and_a_number_of_samples_contradict_each_other(self, run: Run) -> None:
         result = run("--sdbench-budget=256", "--sdbench-samples=256")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert "--sdbench-samples and --sdbench-budget: give one" in result.stderr.str()
 
     @pytest.mark.parametrize("budget", ["255", "0", "-1", "many", ""])
-    def test_a_budget_that_reaches_no_look_is_refused(self, run, tmp_path, budget: str) -> None:
+    def test_a_budget_that_reaches_no_look_is_refused(self, run: Run, tmp_path: Path, budget: str) -> None:
         result = run(f"--sdbench-budget={budget}")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert "--sdbench-budget" in result.stderr.str()
         assert "at least 256" in result.stderr.str()
         assert not (tmp_path / "store").exists()
 
-    def test_an_ini_budget_is_checked_as_well(self, run, pytester) -> None:
+    def test_an_ini_budget_is_checked_as_well(self, run: Run, pytester: pytest.Pytester) -> None:
         pytester.makeini("[pytest]\nsdbench_budget = 255\n")
         result = run()
         assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -88,7 +88,7 @@ def test_two_runs_with_other_seeds_are_recorded_beside_the_protocols_and_reporte
     assert figures["extra"]["error"] == pytest.approx(together, rel=1e-4)
 
 
-def test_a_run_that_was_not_asked_to_calibrates_nothing(run: Run, project: Path, pytester) -> None:
+def test_a_run_that_was_not_asked_to_calibrates_nothing(run: Run, project: Path) -> None:
     listed = run("--collect-only", "-q")
     assert "test_calibration" not in listed.stdout.str()
     assert "test_calibration[mini]" in run("--collect-only", "-q", "--sdbench-calibrate=2").stdout.str()
@@ -138,6 +138,15 @@ def test_a_calibration_file_is_plain_json_even_where_a_run_knows_no_error(
     text = calibration_path(protocol).read_text(encoding="utf-8")
     content = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert len(content["values"]["fid"]) == 2
+
+
+@pytest.mark.parametrize("words", [["--sdbench-samples=66"], ["--sdbench-dtype=bfloat16"]])
+def test_runs_that_are_not_of_the_protocol_do_not_calibrate_it(
+    run: Run, project: Path, words: list[str]
+) -> None:
+    """What 66 images scatter by is more than what 130 do, and would be taken for the error of claims."""
+    run("--sdbench-calibrate=2", *words)
+    assert not (project.parent / "calibration").exists()
 
 
 @pytest.mark.parametrize(("failed", "outcome"), [(0, Outcome.PASS), (1, Outcome.PASS), (4, Outcome.FAIL)])

@@ -109,12 +109,20 @@ def test_a_clear_difference_is_called_one(compare: Compare, cards: Path) -> None
     file = cards / "noisy-sd" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({key: torch.zeros_like(value) for key, value in load_file(file).items()}, file)
     found = compare("mini", "noisy")
-    lines = {line.split()[0]: line for line in found["text"].splitlines() if "better" in line}
-    assert "FID" in lines
-    fid = found["metrics"]["fid"]
-    better = "mini" if fid["first"] < fid["second"] else "noisy"
-    assert abs(fid["difference"]) > 2 * fid["standard_error"]
-    assert lines["FID"].rstrip().endswith(f"{better} is better")
+    called = [line for line in found["text"].splitlines() if line.endswith(" is better")]
+    assert called
+    sure = 0
+    for metric, each in found["metrics"].items():
+        # 95 % of a normal distribution lie within 1.96 standard errors.
+        if abs(each["difference"]) > 1.97 * each["standard_error"]:
+            sure += 1
+            higher = "mini" if each["difference"] > 0 else "noisy"
+            lower = "noisy" if each["difference"] > 0 else "mini"
+            better = lower if metric in ("fid", "kid") else higher
+            label = {"fid": "FID", "kid": "KID", "inception_score": "IS", "clip_score": "CLIP score"}[metric]
+            (line,) = [line for line in called if line.startswith(label)]
+            assert line.endswith(f" {better} is better")
+    assert len(called) == sure
 
 
 def test_a_card_is_named_by_its_file_as_well(compare: Compare, cards: Path) -> None:

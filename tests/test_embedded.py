@@ -11,8 +11,13 @@ from ruamel.yaml import YAML
 
 from pytest_sdbench.card import read_card
 from pytest_sdbench.checkpoint import resolve
+from pytest_sdbench.gate import claim_errors
+from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.paths import reference
 from pytest_sdbench.protocol import load_protocol
+from pytest_sdbench.recorded import evidence_path, read_recorded
+from pytest_sdbench.sequential import looks
+from pytest_sdbench.verdict import chance_of_pass
 from tests.project import make_protocol
 from training.architecture import student_config
 
@@ -118,6 +123,42 @@ def test_what_a_card_records_is_of_these_weights_and_these_protocols(name: str):
             assert [round(r.value, len(claim.text.partition(".")[2])) for r in same] == [claim.value], (
                 claim.id
             )
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_recorded_images_of_a_card_are_those_of_its_figures(name: str):
+    """Images of other weights, or of another protocol, would pair a candidate with the wrong checkpoint."""
+    path = reference() / "cards" / f"{name}.md"
+    card = read_card(path)
+    weights = resolve(card.checkpoint).fingerprint
+    for protocol in map(load_protocol, card.protocols):
+        found = read_recorded(evidence_path(path, name, protocol.name))
+        assert found is not None
+        assert found.checkpoint_fingerprint == weights
+        assert found.protocol_fingerprint == protocol.fingerprint
+        assert sorted(found.looks) == [look.n for look in looks(protocol.n)]
+        whole = found.looks[protocol.n]
+        records = {record.metric: record for record in card.records if record.protocol == protocol.name}
+        assert set(whole) == set(records) == set(protocol.metrics)
+        for metric, estimate in whole.items():
+            record, decimals = records[metric], METRICS[metric].recorded_decimals
+            assert round(estimate.value, decimals) == pytest.approx(record.value, rel=5e-4)
+            assert estimate.standard_error == pytest.approx(record.standard_error, rel=0.02)
+            assert estimate.influence is not None
+            assert estimate.influence.shape == (protocol.n,)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_margins_of_a_card_are_above_the_noise(name: str):
+    """Unpaired, four of five identical checkpoints pass each claim; the gate refuses a smaller margin."""
+    card = read_card(reference() / "cards" / f"{name}.md")
+    for protocol in map(load_protocol, card.protocols):
+        errors = claim_errors(card, protocol)
+        assert set(errors) == set(protocol.metrics)
+        for claim in card.claims:
+            if claim.gate_protocol == protocol.name:
+                assert claim.margin is not None
+                assert chance_of_pass(claim.margin, errors[claim.metric]) >= 0.8
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -298,8 +298,9 @@ def test_workers_agree_with_a_single_process_and_the_controller_writes(pytester,
             )
     assert two["test_speed"]["verdict"] == "unavailable"
     assert "-n" in two["test_speed"]["reason"]
-    assert read_card(project).records
-    assert read_card(project.with_name("second.md")).records
+    for card in (project, project.with_name("second.md")):
+        assert read_card(card).records
+        assert (pytester.path / "evidence" / card.stem / "mini.safetensors").is_file()
 
 
 def test_a_fixture_of_the_suite_can_be_overridden(run, project, pytester, tmp_path):

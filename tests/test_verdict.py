@@ -495,7 +495,7 @@ def test_compute_agrees_within_a_thousandth(measured: float, outcome: Outcome) -
 
 def test_compute_tells_both_counts_and_how_far_off() -> None:
     verdict = judge_compute(claimed=255.4e9, measured=300e9)
-    assert verdict.reason == "claimed 255.4 G MACs a call, counted 300 G (+17.46%)"
+    assert verdict.reason == "claimed 255.4 G MACs a call, counted 300 G (+17.46 %)"
 
 
 def test_compute_may_be_off_by_the_tolerance() -> None:
@@ -540,7 +540,30 @@ def test_speed_that_scatters_is_left_open() -> None:
     """The ratio and the medians are over; the ranks overlap."""
     verdict = speed(rounds(10, 0.9, 0.1), rounds(10, 1.0, 0.1))
     assert verdict.outcome is INCONCLUSIVE
-    assert verdict.reason.endswith("; cannot tell: 10 rounds scatter too much (p 0.14, below 0.002 tells)")
+    cause = "; cannot tell: the rounds scatter too much (p 0.14, below 0.002 tells); run it on a quieter"
+    assert cause in verdict.reason
+
+
+@pytest.mark.parametrize(("number", "cause"), [(5, "5 rounds are too few"), (6, "scatter too much")])
+def test_rounds_that_are_too_few_are_said_to_be_too_few(number: int, cause: str) -> None:
+    """Ten rounds in all have 252 orders, 1 in 500 cannot be seen among them; twelve have 924."""
+    verdict = speed([2.0] * number, [1.0] * (number - 1) + [9.0])
+    assert verdict.outcome is INCONCLUSIVE
+    assert cause in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "times", [([1.0, math.nan], [1.0, 1.0]), ([1.0, 1.0], [0.0, 1.0]), ([math.inf], [1.0])]
+)
+def test_a_time_that_is_none_is_refused(times: tuple[list[float], list[float]]) -> None:
+    with pytest.raises(ValueError, match="finite and above 0"):
+        judge_speed(label="", largest=0.5, ratio=0.9, seconds=times[0], baseline_seconds=times[1])
+
+
+@pytest.mark.parametrize("largest", [0.0, -0.5, math.nan])
+def test_an_allowed_ratio_of_nothing_is_refused(largest: float) -> None:
+    with pytest.raises(ValueError, match="the allowed ratio"):
+        judge_speed(label="", largest=largest, ratio=0.9)
 
 
 def test_speed_over_by_next_to_nothing_passes() -> None:
@@ -612,8 +635,7 @@ def test_latency_tells_how_many_rounds_are_within() -> None:
     """A round on the claim is within it."""
     verdict = judge_latency(claimed=0.5, seconds=[0.5] + [0.61] * 9)
     assert verdict.reason == (
-        "0.61 s a call, at most 0.5 s claimed on this device; "
-        "cannot tell: 1 of 10 rounds are within the claim"
+        "0.61 s a call, at most 0.5 s claimed on this device; cannot tell: 1 of 10 rounds are within it"
     )
     failed = judge_latency(claimed=0.5, seconds=[0.61] * 9)
     assert failed.reason == (
@@ -621,10 +643,23 @@ def test_latency_tells_how_many_rounds_are_within() -> None:
     )
 
 
-@pytest.mark.parametrize("seconds", [[], [0.0, 1.0], [1.0, -1.0], [math.nan]])
+@pytest.mark.parametrize(("number", "cause"), [(8, "8 rounds are too few"), (9, "1 of 9 rounds")])
+def test_latency_tells_that_rounds_are_too_few(number: int, cause: str) -> None:
+    verdict = judge_latency(claimed=0.5, seconds=[0.4] + [0.61] * (number - 1))
+    assert verdict.outcome is INCONCLUSIVE
+    assert cause in verdict.reason
+
+
+@pytest.mark.parametrize("seconds", [[], [0.0, 1.0], [1.0, -1.0], [math.nan], [1.0, math.nan], [math.inf]])
 def test_latency_of_nothing_is_refused(seconds: list[float]) -> None:
-    with pytest.raises(ValueError, match="needs rounds, each above 0 seconds"):
+    with pytest.raises(ValueError, match=r"needs rounds|finite and above 0"):
         judge_latency(claimed=0.5, seconds=seconds)
+
+
+@pytest.mark.parametrize("claimed", [0.0, -1.0, math.nan])
+def test_latency_by_a_claim_of_nothing_is_refused(claimed: float) -> None:
+    with pytest.raises(ValueError, match="finite and above 0"):
+        judge_latency(claimed=claimed, seconds=[1.0])
 
 
 # --- memory ---
@@ -658,6 +693,12 @@ def test_memory_is_told_in_mebibytes() -> None:
 def test_a_peak_of_nothing_is_refused(measured: float) -> None:
     with pytest.raises(ValueError, match="a peak is above 0"):
         judge_memory(claimed=1.0, measured=measured)
+
+
+@pytest.mark.parametrize("claimed", [0.0, -1.0, math.nan])
+def test_a_claimed_peak_of_nothing_is_refused(claimed: float) -> None:
+    with pytest.raises(ValueError, match="the claimed peak"):
+        judge_memory(claimed=claimed, measured=1.0)
     assert judge_memory(claimed=1.0, measured=1.0).outcome is PASS
 
 
