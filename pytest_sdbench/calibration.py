@@ -20,6 +20,7 @@ from pytest_sdbench.errors import DataError
 from pytest_sdbench.files import write_atomically
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate
+from pytest_sdbench.metrics.spread import Groups
 from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.verdict import ALPHA, Outcome, Score, Verdict, judge_score
 
@@ -99,7 +100,7 @@ def calibrate(
             for metric in metrics
         },
         false_alarms={
-            metric: _judged_by_each_other([run[metric] for run in estimates], margin)
+            metric: _judged_by_each_other([run[metric] for run in estimates], margin, found[0].groups)
             for metric in metrics
             if (margin := margin_of(card.margins, protocol.name, metric) or protocol.margins.get(metric))
         },
@@ -111,14 +112,14 @@ def _short(figure: float) -> float:
     return float(f"{figure:.6g}")
 
 
-def _judged_by_each_other(runs: Sequence[Estimate], margin: float) -> dict[str, int]:
+def _judged_by_each_other(runs: Sequence[Estimate], margin: float, groups: Groups | None) -> dict[str, int]:
     outcomes = []
     for claimed in runs:
         for run in runs:
             if run is claimed:
                 continue
             metric = METRICS[run.metric]
-            found = difference(run, claimed)
+            found = difference(run, claimed, groups=groups)
             assert found is not None
             score = Score(
                 label=metric.label,

@@ -23,6 +23,7 @@ from pytest_sdbench.evidence import SHARD, Evidence, Rows, Store
 from pytest_sdbench.features import identity, open_extractors
 from pytest_sdbench.image_path import apply_image_steps
 from pytest_sdbench.metrics import Estimate, Undefined, estimate, groups_of
+from pytest_sdbench.metrics.spread import Groups
 from pytest_sdbench.progress import Progress
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, SequentialSeeds
@@ -64,6 +65,8 @@ class Evaluation:
     truncated: int
     notes: tuple[str, ...]
     """What a reader of the scores should know."""
+    groups: Groups | None = None
+    """Which images share a prompt; None where no two do."""
 
     @property
     def n(self) -> int:
@@ -159,7 +162,8 @@ def evaluate(
     rows = evidence.rows(measured.n)
     counts = {name: sum(int(shard[name].sum()) for shard in rows) for name in ("blacked_out", "truncated")}
     writers = evidence.writers(measured.n)
-    estimates = estimate(measured, rows, references, groups_of(prompts[: measured.n]))
+    groups = groups_of(prompts[: measured.n])
+    estimates = estimate(measured, rows, references, groups)
     return Evaluation(
         estimates={metric: figure for metric, figure in estimates.items() if metric not in lacking},
         lacking=lacking,
@@ -172,6 +176,7 @@ def evaluate(
         seconds=time.monotonic() - started,
         images_made=sum(map(len, missing)),
         notes=tuple(_notes(measured, drawn, writers, evidence.manifest, counts)),
+        groups=groups,
         **counts,
     )
 

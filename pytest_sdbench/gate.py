@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.calibration import Calibration, read_calibration
@@ -16,6 +17,7 @@ from pytest_sdbench.card import Card, Claim
 from pytest_sdbench.comparison import difference
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
+from pytest_sdbench.metrics.spread import Groups
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
 from pytest_sdbench.sequential import Look, looks
 from pytest_sdbench.verdict import (
@@ -112,8 +114,9 @@ class _Context:
         for kind in dict.fromkeys(claim.kind for claim in claims):
             scores: dict[str, Score] = {}
             notes: dict[str, list[str]] = {}
+            refused: dict[str, str] = {}
             for claim in (claim for claim in claims if claim.kind == kind):
-                judged = self._prepare(claim, evaluation, look, notes)
+                judged = self._prepare(claim, evaluation, look, notes, refused)
                 if isinstance(judged, Score):
                     scores[claim.id] = judged
                 else:
@@ -123,6 +126,9 @@ class _Context:
             by_id = {claim.id: claim for claim in claims}
             for (name, score), verdict in zip(scores.items(), verdicts, strict=True):
                 claim = by_id[name]
+                # What is surely worse fails, however coarse the margin is for what is not.
+                if name in refused and verdict.outcome is not Outcome.FAIL:
+                    verdict, notes[name] = Verdict(Outcome.ERROR, refused[name]), []
                 found[name] = Judged(
                     self._noted(verdict, claim, evaluation, notes[name]),
                     evaluation,
@@ -133,7 +139,12 @@ class _Context:
         return found
 
     def _prepare(
-        self, claim: Claim, evaluation: Evaluation, look: Look, notes: dict[str, list[str]]
+        self,
+        claim: Claim,
+        evaluation: Evaluation,
+        look: Look,
+        notes: dict[str, list[str]],
+        refused: dict[str, str],
     ) -> Score | Judged:
         """Return the score to be judged, or the verdict where there is nothing to judge."""
         metric, protocol = METRICS[claim.metric], self.protocol
@@ -171,7 +182,7 @@ class _Context:
             interval=estimate.standard_error,
             n=estimate.n,
         )
-        paired = self._paired(claim, estimate, score)
+        paired = self._paired(claim, estimate, score, evaluation.groups)
         if paired is not None:
             notes[claim.id].append("paired with the recorded images")
             return paired
@@ -184,15 +195,14 @@ class _Context:
         needed = smallest_margin(noise)
         if margin < needed:
             chance = chance_of_pass(margin, noise)
-            reason = (
+            refused[claim.id] = (
                 f"{self.card.path}: sdbench.margins: the margin of {metric.label} under {protocol.name}, "
                 f"{margin:g}, is smaller than the noise: an identical checkpoint would pass in {chance:.0%} "
                 f"of runs. Give at least {_rounded_up(needed)}"
             )
-            return without(Verdict(Outcome.ERROR, reason))
         return replace(score, error=math.hypot(estimate.standard_error, claim_error), claim_error=claim_error)
 
-    def _paired(self, claim: Claim, estimate: Estimate, score: Score) -> Score | None:
+    def _paired(self, claim: Claim, estimate: Estimate, score: Score, groups: Groups | None) -> Score | None:
         """Return the score as its difference from the card's own recorded images tells it, where it can."""
         if self.recorded is None:
             return None
@@ -201,7 +211,7 @@ class _Context:
         # A claim that is not the score of these images is not as certain as they are.
         if whole is None or same is None or not _prints_as(whole.value, claim):
             return None
-        found = difference(estimate, same, at=self.protocol.n)
+        found = difference(estimate, same, at=self.protocol.n, groups=groups)
         if found is None or not found.paired:
             return None
         return replace(score, measured=whole.value + found.value, error=found.standard_error)
@@ -241,8 +251,11 @@ def claim_errors(card: Card, protocol: Protocol) -> Mapping[str, float]:
 
 
 def _decimals(text: str) -> int:
-    _, _, digits = text.partition(".")
-    return len(digits) if digits.isdigit() else 0
+    try:
+        exponent = Decimal(text.replace("_", "")).as_tuple().exponent
+    except InvalidOperation:
+        return 0
+    return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
 def _prints_as(value: float, claim: Claim) -> bool:

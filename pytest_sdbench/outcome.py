@@ -70,7 +70,7 @@ def write_records_of(
         if not finished:
             reason = "the run was interrupted"
         elif not row.extra.get("complete"):
-            reason = f"{row.reason}; run without --sdbench-samples and --sdbench-dtype"
+            reason = f"{row.reason}; run without --sdbench-samples, --sdbench-budget and --sdbench-dtype"
         elif row.card in replaced:
             reason = "--sdbench-weights put another checkpoint in the place of the card's own"
         if reason is not None:

@@ -73,6 +73,11 @@ class Settings:
                 "comparable, the second predicts the claimed ones"
             )
         calibrate = option(config, "sdbench_calibrate")
+        if calibrate is not None and (samples is not None or option(config, "sdbench_dtype") != "auto"):
+            raise pytest.UsageError(
+                "--sdbench-calibrate: leave out --sdbench-samples and --sdbench-dtype. A protocol is "
+                "calibrated by runs of all its images in its own precision"
+            )
         inconclusive = option(config, "sdbench_inconclusive")
         if inconclusive not in ("fail", "xfail"):
             raise pytest.UsageError(f"sdbench_inconclusive: found {inconclusive!r}; give fail or xfail")

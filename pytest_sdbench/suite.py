@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.networks import Network
 from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.sequential import looks
 from pytest_sdbench.session import SdbenchSession
 from pytest_sdbench.statistics import reference_of
 
@@ -177,7 +179,8 @@ def test_speed(
         )
     if sdbench_card.latency is not None:
         place = str(sdbench_environment["device"]), sdbench_dtype
-        verdict = judges.worst(verdict, _judge_latency(sdbench_card.latency, latency.seconds, *place))
+        absolute = _judge_latency(sdbench_card.latency, latency.seconds, *place)
+        verdict = absolute if claim is None else judges.worst(verdict, absolute)
     sdbench_conclude(
         verdict,
         claimed=claim.max if claim else None,
@@ -232,12 +235,19 @@ def test_calibration(
     protocol: str,
     sdbench_session: SdbenchSession,
     sdbench_card: Card,
+    sdbench_weights: Path | None,
     sdbench_evaluate: Callable[..., Evaluation],
     sdbench_conclude: Conclude,
 ) -> None:
     """Run the checkpoint with other seeds, judge each run by the others, and record how they scatter."""
     from pytest_sdbench.calibration import calibrate, write_calibration
 
+    if sdbench_weights is not None:
+        raise Unavailable(
+            "a protocol is calibrated with the card's own checkpoint",
+            key="--sdbench-weights",
+            remedy="Leave the option out",
+        )
     drawn = load_protocol(protocol, search=(sdbench_card.path.parent,))
     runs = sdbench_session.settings.calibrate
     assert runs is not None
@@ -279,8 +289,14 @@ def test_quality(
         reference_of(protocol, spec, request.getfixturevalue("sdbench_data"))
     # Asked for here and not by argument: a claim that cannot be compared needs no checkpoint.
     if claim is None:
-        budget = request.getfixturevalue("sdbench_session").settings.budget
-        few = budget if budget and budget < protocol.n else None
+        few: int | None = None
+        if (budget := request.getfixturevalue("sdbench_session").settings.budget) is not None:
+            # What nothing is claimed of costs no image more than what the claims were decided by.
+            looked = [
+                each.evaluation.n for each in request.getfixturevalue("sdbench_judge")(protocol).values()
+            ]
+            n = max(looked, default=looks(protocol.n, budget)[0].n)
+            few = n if n < protocol.n else None
         evaluation: Evaluation = request.getfixturevalue("sdbench_evaluate")(protocol, few)
         judged = _unclaimed(protocol, evaluation, case.metric)
     else:

@@ -292,6 +292,14 @@ def test_a_verdict_stands_as_it_was_given() -> None:
 # --- what would tell ---
 
 
+def test_a_score_on_the_margin_is_decided_by_no_number_of_images() -> None:
+    score = Score("FID", 16.0, 16.5, 0.5, False, 2, error=0.125, n=1000)
+    reason = judge_score(score).reason
+    assert reason.endswith("cannot tell: the score lies on the margin")
+    off_it = judge_score(replace(score, measured=16.5 + 2**-20)).reason
+    assert "images would" in off_it
+
+
 def with_images(score: Score, n: int) -> Score:
     """Return the score with so many images: only the part of the error that is not the claim's shrinks."""
     assert score.error is not None
