@@ -188,12 +188,14 @@ class _Context:
             return paired
         if estimate.standard_error is None:
             return score
-        # What few images say of the noise of many is too much: its second-order part falls faster.
-        whole = estimate.standard_error * math.sqrt(estimate.n / protocol.n)
-        claim_error = self._claim_error(claim, whole)
-        noise = math.hypot(claim_error, min(whole, claim_error) if early else whole)
+        ours = estimate.standard_error * math.sqrt(estimate.n / protocol.n)
+        known = self._claim_error(claim)
+        claim_error = ours if known is None else known
+        # An identical checkpoint scatters as the claim does. What few images say of the noise of many is too
+        # much (its second-order part falls faster), so an early look refuses nothing by itself.
+        noise = math.sqrt(2) * claim_error
         needed = smallest_margin(noise)
-        if margin < needed:
+        if margin < needed and not (early and known is None):
             chance = chance_of_pass(margin, noise)
             refused[claim.id] = (
                 f"{self.card.path}: sdbench.margins: the margin of {metric.label} under {protocol.name}, "
@@ -216,13 +218,12 @@ class _Context:
             return None
         return replace(score, measured=whole.value + found.value, error=found.standard_error)
 
-    def _claim_error(self, claim: Claim, ours: float) -> float:
-        """Return the standard error of a claim: its record's, else the spread over seeds, else ours."""
+    def _claim_error(self, claim: Claim) -> float | None:
+        """Return the standard error of a claim: its record's, else the spread over seeds, else None."""
         for record in self.card.records:
             if record.key == (self.protocol.name, claim.metric) and record.standard_error is not None:
                 return record.standard_error
-        spread = self.calibration.spread(claim.metric) if self.calibration else None
-        return ours if spread is None else spread
+        return self.calibration.spread(claim.metric) if self.calibration else None
 
     def _noted(self, verdict: Verdict, claim: Claim, evaluation: Evaluation, notes: list[str]) -> Verdict:
         notes = [*notes, *([f"assumed protocol {self.protocol.name}"] if claim.assumed else [])]
