@@ -358,13 +358,12 @@ identical checkpoint then all pass in 88 % of runs."""
 
 
 def _margins(member: str, n: int) -> dict[str, float]:
-    """Return margins for n images of a member: what they scatter by is taken from its whole pool."""
-    found = population(member).estimates(np.arange(POOL))
+    """Return margins for n images of a member, from what the first of its pool scatter by."""
     margins = {}
-    for metric, each in found.items():
+    for metric, each in population(member).estimates(np.arange(n)).items():
         assert each.standard_error is not None
-        margins[metric] = WIDTH * math.sqrt(2 * POOL / n) * each.standard_error
-    return margins
+        margins[metric] = WIDTH * math.sqrt(2) * each.standard_error
+    return {metric: margins[metric] for metric in METRICS}
 
 
 def seeds(_runs: int) -> list[dict[str, Any]]:
@@ -661,7 +660,7 @@ def _parts_table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"## Parts of one pool: {SHUFFLES} times {POOL // QUICK} disjoint parts of {QUICK} images\n\n"
         "Drawn without replacement from 10,000 images, which lessens the variance of a part by 5 % and makes "
         "two parts differ by as much more; the parts of one shuffle are disjoint, those of two are not, so "
-        "the intervals are somewhat too narrow. Where a student is judged by its teacher, the claims are moved "
+        "the intervals are a little too narrow. Where a student is judged by its teacher, claims are moved "
         "so that the differences of the whole pools are those of the table.\n\n"
         + _table(table, ["", "paired", "worse by the margin", "runs", "passed", "failed"])
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.calibration import Calibration, read_calibration
 from pytest_sdbench.card import Card, Claim
-from pytest_sdbench.comparison import difference
+from pytest_sdbench.comparison import Difference, difference
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.metrics.spread import Groups
@@ -229,6 +229,24 @@ class _Context:
         notes = [*notes, *([f"assumed protocol {self.protocol.name}"] if claim.assumed else [])]
         notes += evaluation.notes
         return replace(verdict, reason=verdict.reason + (f" ({'; '.join(notes)})" if notes else ""))
+
+
+def beside(baseline: Card, protocol: Protocol, judged: Judged) -> Difference | None:
+    """Return a score less that of the baseline's recorded images, prompt by prompt; None without such images.
+
+    Nothing is claimed of it: it is shown. A baseline with another protocol of its own (a consistency model's
+    teacher) has no images that compare.
+    """
+    recorded = read_recorded(evidence_path(baseline.path, baseline.name, protocol.name))
+    if recorded is None or recorded.protocol_fingerprint != protocol.fingerprint:
+        return None
+    estimate = judged.estimate
+    if not isinstance(estimate, Estimate):
+        return None
+    theirs = recorded.looks.get(estimate.n, {}).get(estimate.metric)
+    if theirs is None:
+        return None
+    return difference(estimate, theirs, at=protocol.n, groups=judged.evaluation.groups)
 
 
 def claim_errors(card: Card, protocol: Protocol) -> Mapping[str, float]:

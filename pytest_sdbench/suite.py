@@ -17,7 +17,7 @@ from pytest_sdbench import verdict as judges
 from pytest_sdbench.card import Card, Claim, LatencyClaim
 from pytest_sdbench.collection import card_of
 from pytest_sdbench.errors import Unavailable
-from pytest_sdbench.gate import Judged, other_protocol
+from pytest_sdbench.gate import Judged, beside, other_protocol
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.networks import Network
@@ -258,7 +258,11 @@ def test_calibration(
 
 @pytest.mark.quality
 def test_quality(
-    case: Case, request: pytest.FixtureRequest, sdbench_card: Card, sdbench_conclude: Conclude
+    case: Case,
+    request: pytest.FixtureRequest,
+    sdbench_card: Card,
+    sdbench_baseline: Card | None,
+    sdbench_conclude: Conclude,
 ) -> None:
     """Score the checkpoint under the claim's protocol and judge the score by the claim."""
     if not case.metric:
@@ -304,7 +308,14 @@ def test_quality(
         evaluation = judged.evaluation
     if case.metric in evaluation.lacking:
         raise evaluation.lacking[case.metric]
-    figures |= {"n": evaluation.n, "margin": judged.margin, "extra": _extra(judged)}
+    extra = _extra(judged)
+    if sdbench_baseline is not None and (less := beside(sdbench_baseline, protocol, judged)) is not None:
+        extra["beside"] = {
+            "card": sdbench_baseline.name,
+            "difference": less.value,
+            "standard_error": less.standard_error,
+        }
+    figures |= {"n": evaluation.n, "margin": judged.margin, "extra": extra}
     if isinstance(judged.estimate, Estimate):
         figures |= {"measured": judged.measured, "standard_error": judged.estimate.standard_error}
     sdbench_conclude(judged.verdict, **figures)

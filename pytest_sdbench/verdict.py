@@ -244,7 +244,9 @@ def _signed(worse: float, unit: str) -> str:
 
 def _bound(worse: float, unit: str) -> str:
     """Say the most by which a score is worse: the least by which it is better, where that is below zero."""
-    return f"at {'least' if worse < 0 else 'most'} {_signed(worse, unit)}"
+    if float(f"{worse:{unit}}") < 0:
+        return f"at least {_signed(worse, unit)}"
+    return f"at most {abs(worse):{unit}} worse"
 
 
 def _percent(chance: float) -> str:

@@ -380,7 +380,13 @@ def _scores(rows: Sequence[Row], labels: Mapping[tuple[str, str], str]) -> str:
         for row in rows
     ]
     heading = ["Metric", "Protocol", "Claim", "Claimed", "Measured", "N", "Margin", "Verdict"]
-    return _table(heading, table, left=(0, 1, 2, 7))
+    baselines = dict.fromkeys(row.extra["beside"]["card"] for row in rows if "beside" in row.extra)
+    if baselines:
+        # Prompt by prompt: far more certain than the difference of the two scores looks.
+        heading.insert(5, f"Less {', '.join(baselines)}")
+        for cells, row in zip(table, rows, strict=True):
+            cells.insert(5, _beside(row))
+    return _table(heading, table, left=(0, 1, 2, len(heading) - 1))
 
 
 def _not_measured(
@@ -431,6 +437,17 @@ def _measured(row: Row) -> str:
     decimals = _decimals(row)
     shown = f"{row.measured:.{decimals}f}"
     return shown if row.standard_error is None else f"{shown} ± {row.standard_error:.{decimals}f}"
+
+
+def _beside(row: Row) -> str:
+    """Return a score less the baseline's."""
+    found = row.extra.get("beside")
+    if found is None:
+        return NONE
+    decimals = _decimals(row) + 1
+    shown = f"{found['difference']:+.{decimals}f}"
+    error = found["standard_error"]
+    return shown if error is None else f"{shown} ± {error:.{decimals}f}"
 
 
 def _decimals(row: Row) -> int:
