@@ -376,7 +376,7 @@ def seeds(_runs: int) -> list[dict[str, Any]]:
         for paired in (True, False):
             for name, better in _at_the_margin(margins):
                 tally = Tally()
-                # Each set is judged once, by the set before it: the runs are as independent as the seeds.
+                # Each set is judged once, by the set before it.
                 for k, each in enumerate(sets):
                     before = sets[k - 1], everything
                     run = run_card(before, (each, everything), margins, better=better, paired=paired)

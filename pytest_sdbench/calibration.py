@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,12 +23,14 @@ from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.metrics.spread import Groups
 from pytest_sdbench.protocol import Protocol
-from pytest_sdbench.verdict import ALPHA, Outcome, Score, Verdict, judge_score
+from pytest_sdbench.verdict import ALPHA, Outcome, Score, Verdict, judge_score, uncalibrated
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation import Evaluation
 
 FOLDER = "calibration"
+FEWEST = 4
+"""Runs that a spread needs before it counts as the uncertainty of a claim."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +49,35 @@ class Calibration:
     false_alarms: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By metric: how many pairs of runs passed, failed and were inconclusive when one was judged by the
     other."""
+    scatter: Mapping[str, float] = field(default_factory=dict)
+    """By metric: what paired differences of two runs scatter by, in their standard errors; 1 is right."""
     source: str = "pytest-sdbench"
     date: str | None = None
 
     def spread(self, metric: str) -> float | None:
-        """Return the standard deviation of a metric over the runs, or None where two are not known."""
+        """Return the standard deviation of a metric over the runs, or None where too few are known."""
         values = self.values.get(metric, ())
-        return statistics.stdev(values) if len(values) > 1 else None
+        return statistics.stdev(values) if len(values) >= FEWEST else None
 
     def verdict(self) -> Verdict:
         """Say what was found; a fail where runs of one checkpoint fail each other too often to be chance."""
+        if not self.values:
+            return uncalibrated(f"{len(self.seeds)} runs, and no score that could be computed here")
         parts = [
             f"{METRICS[metric].label} {statistics.fmean(values):.{METRICS[metric].recorded_decimals}f} "
-            f"scatters by {self.spread(metric):.{METRICS[metric].recorded_decimals}f}"
+            f"scatters by {statistics.stdev(values):.{METRICS[metric].recorded_decimals}f}"
             for metric, values in self.values.items()
         ]
         failed = sum(counts.get(Outcome.FAIL, 0) for counts in self.false_alarms.values())
         pairs = sum(sum(counts.values()) for counts in self.false_alarms.values())
         told = f"{len(self.seeds)} runs: {', '.join(parts)}; {failed} of {pairs} false alarms"
-        # Pairs share runs, so this is no exact test; a sound gate stays far below it.
-        return Verdict(Outcome.FAIL if pairs and failed / pairs > ALPHA else Outcome.PASS, told)
+        # Differences scatter by their standard errors; that is known as well as runs are many.
+        limit = 1 + 2 / math.sqrt(len(self.seeds) - 1)
+        wide = [metric for metric, scatter in self.scatter.items() if scatter > limit]
+        if wide:
+            shown = ", ".join(f"{METRICS[metric].label} by {self.scatter[metric]:.1f}" for metric in wide)
+            told += f"; differences scatter by more than their standard errors say: {shown} of them"
+        return Verdict(Outcome.FAIL if wide or (pairs and failed / pairs > ALPHA) else Outcome.PASS, told)
 
 
 def calibrate(
@@ -102,10 +114,31 @@ def calibrate(
         false_alarms={
             metric: _judged_by_each_other([run[metric] for run in estimates], margin, found[0].groups)
             for metric in metrics
-            if (margin := margin_of(card.margins, protocol.name, metric) or protocol.margins.get(metric))
+            if (margin := _margin(card, protocol, metric)) is not None
+        },
+        scatter={
+            metric: _short(scatter)
+            for metric in metrics
+            if (scatter := _scatter([run[metric] for run in estimates], found[0].groups)) is not None
         },
         date=datetime.date.today().isoformat(),
     )
+
+
+def _scatter(runs: Sequence[Estimate], groups: Groups | None) -> float | None:
+    """Return the root mean square of the differences of any two runs, in their standard errors."""
+    squares = []
+    for k, first in enumerate(runs):
+        for second in runs[:k]:
+            found = difference(first, second, groups=groups)
+            if found is not None and found.standard_error:
+                squares.append((found.value / found.standard_error) ** 2)
+    return math.sqrt(statistics.fmean(squares)) if squares else None
+
+
+def _margin(card: Card, protocol: Protocol, metric: str) -> float | None:
+    own = margin_of(card.margins, protocol.name, metric)
+    return protocol.margins.get(metric) if own is None else own
 
 
 def _short(figure: float) -> float:
@@ -165,8 +198,19 @@ def read_calibration(protocol: Protocol) -> Calibration | None:
 
 
 def write_calibration(protocol: Protocol, calibration: Calibration) -> Path:
-    """Write a calibration into its place and return that."""
+    """Write a calibration into its place and return that.
+
+    Raises DataError where another checkpoint has calibrated the protocol: that one is not overwritten.
+    """
     path = calibration_path(protocol)
+    known = read_calibration(protocol)
+    if known is not None and known.checkpoint != calibration.checkpoint:
+        raise DataError(
+            "the protocol is calibrated by another checkpoint",
+            file=path,
+            found=known.checkpoint,
+            remedy=f"Delete the file to calibrate it by {calibration.checkpoint}",
+        )
     text = json.dumps(asdict(calibration), indent=2, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ def published(
                         protocol=protocol,
                         assumed=assumed,
                         n=n,
-                        margin=margin_of(margins, assumed if protocol == UNSTATED else protocol, metric),
+                        margin=_margin(margins, protocol, assumed, metric),
                         source=_source(result, protocol, metric, n, sources),
                         label=figure.name or METRICS[metric].label,
                         dataset=result.dataset.name,
@@ -226,6 +226,12 @@ def read_margins(front: FrontMatter, block: Block, known: Sequence[str]) -> dict
 def margin_of(margins: Margins, protocol: str | None, metric: str) -> float | None:
     """Return the margin of a metric under a protocol, or None where the card has none."""
     return margins.get(protocol or "", {}).get(metric, margins.get("", {}).get(metric))
+
+
+def _margin(margins: Margins, protocol: str, assumed: str | None, metric: str) -> float | None:
+    """Return the margin of a published claim: of an unstated one its own, else the assumed protocol's."""
+    own = margins.get(UNSTATED, {}).get(metric) if protocol == UNSTATED else None
+    return own if own is not None else margin_of(margins, assumed or protocol, metric)
 
 
 def check_protocol(

@@ -24,6 +24,7 @@ MARKERS = {
 
 _WORDS = (
     *(f"test_{name}" for name in MARKERS),
+    *("test_calibration", "calibration"),
     *(word for name in METRICS for word in (name, *name.split("_"))),
     *("unet", "text_encoder", "image_decoder", "whole", "recorded"),
 )

@@ -15,7 +15,7 @@ from pytest_sdbench.checkpoint import Checkpoint, resolve, verify
 from pytest_sdbench.comparison import Difference, difference
 from pytest_sdbench.errors import SdbenchError
 from pytest_sdbench.evaluation import evaluate
-from pytest_sdbench.metric_names import METRICS
+from pytest_sdbench.metric_names import METRICS, Metric
 from pytest_sdbench.metrics import Estimate, Undefined, groups_of
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
@@ -61,7 +61,7 @@ def compare(
     or its file), a folder, or a name such as ``embedded:scenes-small``; a folder that holds a U-Net alone is
     joined to the base of the other one. Raises SdbenchError as `evaluate` and `resolve`.
     """
-    protocol = load_protocol(protocol_name, search=(Path.cwd(),))
+    protocol = load_protocol(protocol_name, search=(Path.cwd(), Path.cwd() / "cards"))
     if images is not None:
         if not 2 <= images <= protocol.n:
             raise SdbenchError(
@@ -120,14 +120,14 @@ def comparison_table(found: Comparison) -> str:
             rows.append([*row, f"{each.value:+{digits}}", "", "", "cannot tell: too few images"])
             continue
         low, high = each.value - reach * error, each.value + reach * error
-        gain = "" if each.gain is None else f"{each.gain:.1f}x"
+        gain = "" if each.gain is None or each.gain > 1000 else f"{each.gain:.1f}x"
         rows.append(
             [
                 *row,
                 f"{each.value:+{digits}} ± {error:{digits}}",
                 f"{low:+{digits}} to {high:+{digits}}",
                 gain,
-                _call(known.higher_is_better, low, high, found.names),
+                _call(known, low, high, found.names),
             ]
         )
     heading = ["", *found.names, "difference", f"{LEVEL:.0%} interval", "pairing", ""]
@@ -167,10 +167,13 @@ def figures(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _call(higher_is_better: bool, low: float, high: float, names: tuple[str, str]) -> str:
+def _call(metric: Metric, low: float, high: float, names: tuple[str, str]) -> str:
+    # Threads and libraries move the last digits of the same images.
+    if all(round(end, metric.recorded_decimals) == 0 for end in (low, high)):
+        return "no difference"
     if low <= 0 <= high:
-        return "no difference" if low == high else "cannot tell"
-    return f"{names[0] if (low > 0) == higher_is_better else names[1]} is better"
+        return "cannot tell"
+    return f"{names[0] if (low > 0) == metric.higher_is_better else names[1]} is better"
 
 
 def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) -> _Side:
@@ -180,7 +183,8 @@ def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) ->
     if len(path.parts) > 1 and ":" not in text and not path.exists():
         raise SdbenchError("there is no such file or folder", file=text, remedy="Check the path")
     if ":" not in text and not path.exists():
-        return _of_card(find_card(text, Path.cwd()), protocol, download)
+        here = Path.cwd()
+        return _of_card(find_card(text, here, search=(here / "cards",)), protocol, download)
     weights = path if path.is_dir() else None
     base = other.checkpoint.spec if other else None
     checkpoint = resolve(base if weights else text, card=text, weights=weights, download=download)

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 from pytest_sdbench.calibration import Calibration, read_calibration
 from pytest_sdbench.card import Card, Claim
 from pytest_sdbench.comparison import Difference, difference
+from pytest_sdbench.errors import Unavailable
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.metrics.spread import Groups
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
+from pytest_sdbench.records import Record
 from pytest_sdbench.sequential import Look, looks
 from pytest_sdbench.verdict import (
     Outcome,
@@ -34,6 +36,9 @@ from pytest_sdbench.verdict import (
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation import Evaluation
     from pytest_sdbench.protocol import Protocol
+
+FEWEST_PROMPTS = 20
+"""Different prompts that a verdict needs: the standard error of fewer is itself too uncertain."""
 
 Evaluate = Callable[[int | None], "Evaluation"]
 """Evaluates the checkpoint under the protocol with so many images; None: with all of them."""
@@ -76,7 +81,14 @@ def judge(
     plan = [Look(protocol.n, 1.0)] if budget is None else looks(protocol.n, budget)
     found: dict[str, Judged] = {}
     for look in plan:
-        evaluation = evaluate(None if look.n == protocol.n else look.n)
+        try:
+            evaluation = evaluate(None if look.n == protocol.n else look.n)
+        except Unavailable as lacking:
+            if not found:
+                raise
+            # What earlier looks found stands; what they left open stays open.
+            found = {name: _left_open(judged, lacking) for name, judged in found.items()}
+            break
         fresh = context.judge(claims, evaluation, look)
         for claim in claims:
             known = found.get(claim.id)
@@ -86,6 +98,13 @@ def judge(
         if Outcome.INCONCLUSIVE not in outcomes or Outcome.FAIL in outcomes or Outcome.ERROR in outcomes:
             break
     return found
+
+
+def _left_open(judged: Judged, lacking: Unavailable) -> Judged:
+    if judged.verdict.outcome is not Outcome.INCONCLUSIVE:
+        return judged
+    reason = f"{judged.verdict.reason}; no more images: {lacking}"
+    return replace(judged, verdict=replace(judged.verdict, reason=reason))
 
 
 def other_protocol(claim: Claim, protocol: Protocol) -> str:
@@ -166,6 +185,13 @@ class _Context:
             return without(mismatch(f"{shown}; {evaluation.difference(protocol)}"))
         if margin is None:
             return without(uncalibrated(f"{shown}; neither the card nor {protocol.name} has a margin for it"))
+        if claim.metric != "kid" and margin >= claim.value:
+            reason = (
+                f"{self.card.path}: sdbench.margins: the margin of {metric.label} under {protocol.name}, "
+                f"{margin:g}, is as large as the claim, which would pass nearly anything. Give one well "
+                f"below {claim.text}"
+            )
+            return without(Verdict(Outcome.ERROR, reason))
         notes[claim.id] = [f"a prediction for {protocol.n:,} images"] if early else []
         predicted = estimate.at(protocol.n)
         if predicted is None:
@@ -181,22 +207,33 @@ class _Context:
             error=None,
             interval=estimate.standard_error,
             n=estimate.n,
+            most=protocol.n,
         )
+        prompts = estimate.n if evaluation.groups is None else int(evaluation.groups.max()) + 1
+        if prompts < FEWEST_PROMPTS:
+            return score
         paired = self._paired(claim, estimate, score, evaluation.groups)
         if paired is not None:
             notes[claim.id].append("paired with the recorded images")
             return paired
+        if self.recorded is not None:
+            notes[claim.id].append("without the recorded images, which are not the claim's")
         if estimate.standard_error is None:
             return score
         ours = estimate.standard_error * math.sqrt(estimate.n / protocol.n)
-        known = self._claim_error(claim)
+        record = self.record(claim.metric)
+        spread = self.calibration.spread(claim.metric) if self.calibration else None
+        known = spread if record is None else record.standard_error
         claim_error = ours if known is None else known
-        # An identical checkpoint scatters as the claim does. What few images say of the noise of many is too
-        # much (its second-order part falls faster), so an early look refuses nothing by itself.
-        noise = math.sqrt(2) * claim_error
-        needed = smallest_margin(noise)
-        if margin < needed and not (early and known is None):
-            chance = chance_of_pass(margin, noise)
+        # An identical checkpoint scatters as the claim does, but of seeds alone it scatters by less than the
+        # test must assume of prompts and seeds. What few images say of the noise of many is too much (its
+        # second-order part falls faster), so an early look refuses nothing by itself.
+        assumed = claim_error if record is not None else ours
+        needed = smallest_margin(math.sqrt(2) * claim_error, assumed=math.hypot(assumed, claim_error))
+        if margin < needed and not (early and record is None):
+            chance = chance_of_pass(
+                margin, math.sqrt(2) * claim_error, assumed=math.hypot(assumed, claim_error)
+            )
             refused[claim.id] = (
                 f"{self.card.path}: sdbench.margins: the margin of {metric.label} under {protocol.name}, "
                 f"{margin:g}, is smaller than the noise: an identical checkpoint would pass in {chance:.0%} "
@@ -213,17 +250,33 @@ class _Context:
         # A claim that is not the score of these images is not as certain as they are.
         if whole is None or same is None or not _prints_as(whole.value, claim):
             return None
-        found = difference(estimate, same, at=self.protocol.n, groups=groups)
-        if found is None or not found.paired:
+        record = self._current(claim.metric)
+        owner = record.checkpoint_fingerprint if record is not None else None
+        if owner not in (None, self.recorded.checkpoint_fingerprint):
             return None
-        return replace(score, measured=whole.value + found.value, error=found.standard_error)
+        found = difference(estimate, same, at=self.protocol.n, groups=groups)
+        if found is None or not found.paired or found.standard_error is None:
+            return None
+        # The claim is these images' score but for its rounding.
+        rounding = abs(whole.value - claim.value)
+        return replace(
+            score,
+            measured=whole.value + found.value,
+            error=math.hypot(found.standard_error, rounding),
+            claim_error=rounding,
+        )
 
-    def _claim_error(self, claim: Claim) -> float | None:
-        """Return the standard error of a claim: its record's, else the spread over seeds, else None."""
+    def record(self, metric: str) -> Record | None:
+        """Return the record of a score under the protocol as it is, if it has a standard error."""
+        found = self._current(metric)
+        return found if found is not None and found.standard_error is not None else None
+
+    def _current(self, metric: str) -> Record | None:
         for record in self.card.records:
-            if record.key == (self.protocol.name, claim.metric) and record.standard_error is not None:
-                return record.standard_error
-        return self.calibration.spread(claim.metric) if self.calibration else None
+            current = record.protocol_fingerprint in (None, self.protocol.fingerprint)
+            if record.key == (self.protocol.name, metric) and current and record.n == self.protocol.n:
+                return record
+        return None
 
     def _noted(self, verdict: Verdict, claim: Claim, evaluation: Evaluation, notes: list[str]) -> Verdict:
         notes = [*notes, *([f"assumed protocol {self.protocol.name}"] if claim.assumed else [])]
@@ -255,17 +308,14 @@ def claim_errors(card: Card, protocol: Protocol) -> Mapping[str, float]:
     From the records of the card where they say it, else from the protocol's calibration; a metric of which
     neither is known is left out.
     """
-    calibration = read_calibration(protocol)
+    context = _Context(card, protocol, None)
     found: dict[str, float] = {}
     for metric in protocol.metrics:
-        errors = [
-            record.standard_error
-            for record in card.records
-            if record.key == (protocol.name, metric) and record.standard_error is not None
-        ]
-        spread = errors[0] if errors else calibration.spread(metric) if calibration else None
-        if spread is not None:
-            found[metric] = math.sqrt(2) * spread
+        record = context.record(metric)
+        spread = context.calibration.spread(metric) if context.calibration else None
+        error = spread if record is None else record.standard_error
+        if error is not None:
+            found[metric] = math.sqrt(2) * error
     return found
 
 

@@ -159,7 +159,8 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
         _value(
             "N|all",
             "skip a score that needs more new images than this, of one checkpoint under one protocol; auto: "
-            "1,000 on a cpu unless --sdbench-samples is given, no limit elsewhere [auto]",
+            "1,000 on a cpu unless images or runs are asked for (--sdbench-samples, -budget, -calibrate), no "
+            "limit elsewhere [auto]",
             type=_limit,
         ),
     ),
@@ -202,7 +203,8 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
         "bool",
         False,
         _store_true(
-            "record what a finished run measured in each card's sdbench.records; the run itself still fails"
+            "record what a finished run measured in each card's sdbench.records, and each image's part in "
+            "evidence/; the run itself still fails"
         ),
     ),
 )

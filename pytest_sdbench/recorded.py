@@ -17,6 +17,7 @@ import numpy as np
 from pytest_sdbench.errors import EvidenceError
 from pytest_sdbench.files import write_atomically
 from pytest_sdbench.metrics import Estimate
+from pytest_sdbench.metrics.moments import Array
 
 FOLDER = "evidence"
 _META = "sdbench"
@@ -56,23 +57,29 @@ def read_recorded(path: Path) -> Recorded | None:
                 raise ValueError(f"format {about['format']}, this version reads {_FORMAT}")
             looks = {
                 int(n): {
-                    metric: Estimate(
-                        metric=metric,
-                        n=int(n),
-                        influence=np.asarray(file.get_tensor(f"{n}/{metric}"), np.float64),
-                        **{key: figures[key] for key in _NUMBERS},
-                    )
+                    metric: _estimate(metric, int(n), figures, file.get_tensor(f"{n}/{metric}"))
                     for metric, figures in metrics.items()
                 }
                 for n, metrics in about["looks"].items()
             }
             return Recorded(about["checkpoint_fingerprint"], about["protocol_fingerprint"], looks)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise EvidenceError(
             f"not recorded evidence: {error}",
             file=path,
             remedy="Delete it, and record it again with --sdbench-update",
         ) from None
+
+
+def _estimate(metric: str, n: int, figures: Mapping[str, float | None], moved: Array) -> Estimate:
+    """Return an estimate as it was recorded; raise ValueError for one that cannot be."""
+    numbers = {key: None if figures[key] is None else float(figures[key]) for key in _NUMBERS}  # type: ignore[arg-type]
+    influence = np.asarray(moved, np.float64)
+    if influence.shape != (n,):
+        raise ValueError(f"{metric} of {n} images has influences of shape {list(influence.shape)}")
+    if not np.isfinite([*influence, *(number for number in numbers.values() if number is not None)]).all():
+        raise ValueError(f"{metric} of {n} images holds NaN or infinity")
+    return Estimate(metric=metric, n=n, influence=influence, **numbers)  # type: ignore[arg-type]
 
 
 def write_recorded(path: Path, recorded: Recorded) -> bool:

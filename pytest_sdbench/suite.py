@@ -16,7 +16,7 @@ import pytest
 from pytest_sdbench import verdict as judges
 from pytest_sdbench.card import Card, Claim, LatencyClaim
 from pytest_sdbench.collection import card_of
-from pytest_sdbench.errors import Unavailable
+from pytest_sdbench.errors import CardError, Unavailable
 from pytest_sdbench.gate import Judged, beside, other_protocol
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
@@ -252,8 +252,11 @@ def test_calibration(
     runs = sdbench_session.settings.calibrate
     assert runs is not None
     found = calibrate(sdbench_card, drawn, sdbench_evaluate, runs)
-    path = write_calibration(drawn, found)
-    sdbench_conclude(found.verdict(), protocol=protocol, n=drawn.n, extra={"recorded_in": str(path)})
+    verdict, extra = found.verdict(), {}
+    if verdict.outcome is judges.Outcome.PASS:
+        extra["recorded_in"] = str(write_calibration(drawn, found))
+        verdict = judges.Verdict(verdict.outcome, f"{verdict.reason}; recorded in {extra['recorded_in']}")
+    sdbench_conclude(verdict, protocol=protocol, n=drawn.n, extra=extra)
 
 
 @pytest.mark.quality
@@ -288,7 +291,14 @@ def test_quality(
     if claim is not None and (other := other_protocol(claim, protocol)):
         sdbench_conclude(judges.mismatch(other), **figures)
     spec = protocol.metrics.get(case.metric)
-    if spec is not None and (spec.metric == "fid" or spec.metric == "kid"):
+    if spec is None:
+        raise CardError(
+            f"{protocol.name} has no {METRICS[case.metric].label}",
+            file=sdbench_card.path,
+            key=case.id,
+            remedy=f"It has {', '.join(protocol.metrics)}; name another protocol, or remove the claim",
+        )
+    if spec.metric == "fid" or spec.metric == "kid":
         # No image is made for a metric that cannot be computed from it here.
         reference_of(protocol, spec, request.getfixturevalue("sdbench_data"))
     # Asked for here and not by argument: a claim that cannot be compared needs no checkpoint.
@@ -308,7 +318,7 @@ def test_quality(
         evaluation = judged.evaluation
     if case.metric in evaluation.lacking:
         raise evaluation.lacking[case.metric]
-    extra = _extra(judged)
+    extra = _extra(judged) | {"torch_device": request.getfixturevalue("sdbench_device")}
     if sdbench_baseline is not None and (less := beside(sdbench_baseline, protocol, judged)) is not None:
         extra["beside"] = {
             "card": sdbench_baseline.name,

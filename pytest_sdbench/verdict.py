@@ -79,6 +79,8 @@ class Score:
     """Standard error of the measured score alone, for its printed interval."""
     n: int = 0
     """Images behind the measured score."""
+    most: int | None = None
+    """Images that there can be; None: any number."""
 
     @property
     def worse(self) -> float:
@@ -119,21 +121,27 @@ def judge_scores(scores: Sequence[Score], *, family: int | None = None, share: f
     return [verdicts[i] for i in range(len(scores))]
 
 
-def smallest_margin(error: float, *, claims: int = 1) -> float:
+def smallest_margin(error: float, *, claims: int = 1, assumed: float | None = None) -> float:
     """Return the margin with which an identical checkpoint passes with a probability of 80 %.
 
     `error` is the standard error of measured - claimed with all images of the protocol, at one look (the last
     look of a sequence has half of the error rate: there it passes with 72 %). With `claims` above 1 it is
-    the margin that each of so many independent claims needs for all of them to pass.
+    the margin that each of so many independent claims needs for all of them to pass. `assumed` is the
+    error that the test reckons with, where that is not the true one.
     """
-    return error * (_NORMAL.inv_cdf(1 - ALPHA) + _NORMAL.inv_cdf(POWER ** (1 / claims)))
+    assumed = error if assumed is None else assumed
+    return assumed * _NORMAL.inv_cdf(1 - ALPHA) + error * _NORMAL.inv_cdf(POWER ** (1 / claims))
 
 
-def chance_of_pass(margin: float, error: float) -> float:
-    """Return how likely an identical checkpoint passes: measured - claimed has mean 0 and this error."""
+def chance_of_pass(margin: float, error: float, *, assumed: float | None = None) -> float:
+    """Return how likely an identical checkpoint passes: measured - claimed has mean 0 and this error.
+
+    `assumed` is as in `smallest_margin`.
+    """
+    room = margin - (error if assumed is None else assumed) * _NORMAL.inv_cdf(1 - ALPHA)
     if error == 0:
-        return 1.0
-    return _NORMAL.cdf(margin / error - _NORMAL.inv_cdf(1 - ALPHA))
+        return 1.0 if room >= 0 else 0.0
+    return _NORMAL.cdf(room / error)
 
 
 def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, share: float) -> Verdict:
@@ -210,6 +218,8 @@ def _remedy(score: Score, level: float) -> str:
     needed = score.n * (score.error**2 - score.claim_error**2) / (gap**2 - score.claim_error**2)
     magnitude = 10 ** max(0, len(str(int(needed))) - 2)
     rounded = math.ceil(needed / magnitude) * magnitude
+    if score.most is not None and rounded > score.most:
+        return f"about {rounded:,} images would, and there are {score.most:,}: only a wider margin helps"
     return f"about {rounded:,} images would" if rounded > score.n else "a few more images would"
 
 
@@ -304,7 +314,8 @@ def judge_speed(
     allowed = [largest * time for time in baseline_seconds]
     over = median(seconds) - median(allowed)
     if over <= LATENCY_FLOOR:
-        return Verdict(Outcome.PASS, f"{figures}; over by {1e3 * over:.3f} ms a call, which is no difference")
+        small = f"over by {1e3 * max(over, 0.0):.3f} ms a call, which is no difference"
+        return Verdict(Outcome.PASS, f"{figures}; {small}")
     chance = larger_by_rank(seconds, allowed)
     if chance < RANK_LEVEL:
         return Verdict(
@@ -360,10 +371,10 @@ def judge_memory(*, claimed: float, measured: float) -> Verdict:
 
 
 def worst(first: Verdict, second: Verdict) -> Verdict:
-    """Join two verdicts of one test: what is worse decides, and both are told."""
+    """Join two verdicts of one test: what is worse decides, and both are told; what has no claim does not."""
     order = (
-        Outcome.PASS,
         Outcome.UNCALIBRATED,
+        Outcome.PASS,
         Outcome.UNAVAILABLE,
         Outcome.MISMATCH,
         Outcome.INCONCLUSIVE,

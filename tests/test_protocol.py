@@ -101,7 +101,7 @@ FAMILIES = [
 def test_the_consistency_protocols_differ_in_the_sampling_alone(size: str) -> None:
     theirs, ours = (json.loads(shipped(f"scenes-{kind}{size}")) for kind in ("", "lcm4-"))
     changed = {key for key in theirs if theirs[key] != ours[key]}
-    assert changed == {"title", "description", "sampling"}
+    assert changed == {"title", "description", "sampling", "margins"}
     assert ours["sampling"] == theirs["sampling"] | {
         "steps": 4,
         "scheduler": {"name": "checkpoint", "must_be": "LCMScheduler"},
@@ -116,6 +116,7 @@ def test_the_portrait_protocols_differ_in_prompts_and_reference_alone(size: str)
         "description",
         "prompts",
         "metrics",
+        "margins",
     }
     assert ours["prompts"]["layouts"] == ["one"]
     for name in ("inception_score", "clip_score"):

@@ -133,6 +133,9 @@ def fid_estimate(
     psi -= psi.mean()
     degenerate = degenerate_variance(influence.eigenvalues, sample)
     error = standard_error(psi, groups, degenerate=degenerate, blocks=BLOCKS)
+    if min(block.n for block in blocks) * 2 * BLOCKS < n:
+        # A few prompts with many images each make no blocks: the bias stays unknown.
+        return Estimate("fid", value, error, n, influence=psi, degenerate=degenerate)
     corrected = corrected_fid(blocks, reference, influence.eigenvalues)
     return Estimate("fid", value, error, n, corrected, (value - corrected) * n, psi, degenerate)
 

@@ -81,6 +81,8 @@ def degenerate_variance(values: Array, sample: FeatureStatistics) -> float:
     """
     assert sample.n is not None
     values = values[values > CUT_OFF * values[-1]]
+    if not len(values):
+        return 2 * float(np.vdot(sample.sigma, sample.sigma)) / sample.n**2
     roots = np.sqrt(values)
     weighted = np.square(np.outer(roots, roots) / (roots[:, None] + roots))
     shape = float(weighted.sum() + np.trace(weighted))
@@ -102,6 +104,8 @@ def _unbiased_for_gaussians(
     values = product_eigenvalues(sample, reference) if values is None else values
     values = values[values > CUT_OFF * values[-1]]
     mean_bias = float(np.trace(sample.sigma)) / sample.n
+    if not len(values):  # all images are one
+        return distance(sample, reference, 0.0) - mean_bias
     return distance(sample, reference, sum_of_roots(values, sample.n - 1)) - mean_bias
 
 

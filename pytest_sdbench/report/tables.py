@@ -190,7 +190,7 @@ def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
         ]
         parts.append(_plain([heading[i] for i in shown], [[row[i] for i in shown] for row in network]))
     scores = [
-        [row.card, row.name or row.metric, _claimed(row), _measured(row), _count(row.n), row.verdict]
+        [row.card, row.name or row.metric, _claimed(row), _measured(row), _images(row), row.verdict]
         for row in rows
         if row.test == "quality" and row.measured is not None
     ]
@@ -373,7 +373,7 @@ def _scores(rows: Sequence[Row], labels: Mapping[tuple[str, str], str]) -> str:
             row.kind or NONE,
             _claimed(row),
             _measured(row),
-            _count(row.n),
+            _images(row),
             NONE if row.margin is None else f"{row.margin:g}",
             f"**{row.verdict}**" if row.verdict in ("fail", "error") else row.verdict,
         ]
@@ -455,6 +455,13 @@ def _decimals(row: Row) -> int:
     _, _, claimed = row.claimed_text.partition(".")
     usual = METRICS[row.metric].decimals if row.metric in METRICS else 2
     return max(usual, len(claimed) if claimed.isdigit() else 0)
+
+
+def _images(row: Row) -> str:
+    """Return the images behind a score, and how many the claim is of where these are fewer."""
+    wanted = row.extra.get("requested")
+    fewer = row.n is not None and wanted is not None and row.n < wanted
+    return f"{_count(row.n)} of {_count(wanted)}" if fewer else _count(row.n)
 
 
 def _count(n: int | None) -> str:
