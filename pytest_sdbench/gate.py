@@ -239,7 +239,11 @@ class _Context:
                 f"{margin:g}, is smaller than the noise: an identical checkpoint would pass in {chance:.0%} "
                 f"of runs. Give at least {_rounded_up(needed)}"
             )
-        return replace(score, error=math.hypot(estimate.standard_error, claim_error), claim_error=claim_error)
+        # A score that came out low by chance has a small standard error, FID above all, and would pass too
+        # often: a candidate is taken for no less uncertain than the checkpoint of the claim.
+        theirs = claim_error * math.sqrt(protocol.n / estimate.n) if record is not None else 0.0
+        error = math.hypot(max(estimate.standard_error, theirs), claim_error)
+        return replace(score, error=error, claim_error=claim_error)
 
     def _paired(self, claim: Claim, estimate: Estimate, score: Score, groups: Groups | None) -> Score | None:
         """Return the score as its difference from the card's own recorded images tells it, where it can."""

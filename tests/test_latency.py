@@ -44,6 +44,10 @@ def speed(pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pyt
 def test_a_claim_of_another_device_is_shown_and_not_judged(speed: Speed) -> None:
     claim = {"max": TINY, "device": "Another Machine 9000"}
     result, row = speed(unet_ratio=RATIO, unet_seconds=claim)
+    # The ratio is judged on any device.
+    result.assert_outcomes(passed=1)
+    assert "of the baseline" in row["reason"]
+    result, row = speed(unet_seconds=claim)
     result.assert_outcomes(skipped=1)
     assert row["verdict"] == "uncalibrated"
     assert "Another Machine 9000" in row["reason"]
@@ -51,7 +55,7 @@ def test_a_claim_of_another_device_is_shown_and_not_judged(speed: Speed) -> None
 
 
 def test_a_claim_of_another_precision_is_shown_and_not_judged(speed: Speed) -> None:
-    result, row = speed(unet_ratio=RATIO, unet_seconds={"max": TINY, "device": HERE, "dtype": "bfloat16"})
+    result, row = speed(unet_seconds={"max": TINY, "device": HERE, "dtype": "bfloat16"})
     result.assert_outcomes(skipped=1)
     assert row["verdict"] == "uncalibrated"
     assert "bfloat16" in row["reason"]

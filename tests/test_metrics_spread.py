@@ -492,3 +492,18 @@ def test_batches_change_nothing(batch: int, repeated: bool) -> None:
         assert whole.influence is not None
         assert parts.influence is not None
         np.testing.assert_allclose(parts.influence, whole.influence, rtol=1e-8, atol=1e-10)
+
+
+def test_one_prompt_that_repeats_hardly_moves_a_standard_error() -> None:
+    """Whatever the mean of what is averaged: groups of different sizes are not different for it."""
+    rng = np.random.default_rng(31)
+    n = 400
+    groups = np.arange(n)
+    groups[-2:] = groups[0]
+    rows = {
+        "inception_score": rng.normal(0, 2, (n, 5)),
+        "clip_score": rng.normal(0.9, 0.01, n),
+    }
+    for metric, columns in rows.items():
+        apart, together = one(metric, columns), one(metric, columns, None, groups)
+        assert together.standard_error == pytest.approx(apart.standard_error, rel=0.05)

@@ -34,6 +34,8 @@ def standard_error(
     fewer than two images or groups.
     """
     n = len(influence)
+    # Groups of different sizes have different sums of whatever the mean is.
+    influence = influence - influence.mean()
     sums = influence if groups is None else np.bincount(groups, weights=influence)
     count = len(sums)
     if count < 2:
