@@ -1,7 +1,7 @@
 """Keep what each image of a released checkpoint adds to its scores, so that others are paired with it.
 
 A file holds, for the numbers of images at which a sequence looks, each metric's estimate and the influence of
-every image on it: 16 bytes an image, against 25 U-Net calls to draw it again. The files of a card lie in
+every image on it: some 30 bytes an image, against 25 U-Net calls to draw it again. The files of a card lie in
 ``evidence/CARD/PROTOCOL.safetensors`` beside the card, or beside the folder of cards.
 """
 
