@@ -68,6 +68,16 @@ EQUIVALENT = {
         "chance < RANK_LEVEL",
         "chance <= RANK_LEVEL",
     ): "A sum of binomial coefficients over a power of two is never the number 0.002.",
+    (
+        "judge_latency",
+        "0.5 ** len(seconds) >= RANK_LEVEL",
+        "0.5 ** len(seconds) > RANK_LEVEL",
+    ): "A power of two is never the number 0.002.",
+    (
+        "_conclude",
+        "worse < score.margin",
+        "worse <= score.margin",
+    ): "A score on the margin is told so, whatever the level.",
     ("_orders", "n * m + 1", "n * m + 2"): "The coefficient after the last is 0.",
     ("_orders", "size - 1", "size + 1"): "The coefficients after the last are 0.",
     ("_orders", "[1]", "[2]"): "All counts are doubled, and what is used is a ratio of two of them.",

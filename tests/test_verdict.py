@@ -300,6 +300,32 @@ def test_a_score_on_the_margin_is_decided_by_no_number_of_images() -> None:
     assert "images would" in off_it
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_better_score_needs_what_a_pass_takes_whatever_the_family(share: float) -> None:
+    """A pass is tested at 5 % (of this look's share), a fail at what Holm leaves of it."""
+    passing, failing = norm.isf(0.05 * share), norm.isf(0.05 * share / 4)
+    for each, level in ((off(-1.0), passing), (off(1.0), failing)):
+        reason = judge_score(each, family=4, share=share).reason
+        found = re.search(r"about ([\d,]+) images would$", reason)
+        assert found
+        assert int(found[1].replace(",", "")) == pytest.approx(each.n * level**2, rel=0.06)
+
+
+def test_more_images_than_there_are_are_no_remedy() -> None:
+    figure = asked_for(off(-1.0))
+    for most, told in ((figure - 1, True), (figure, False), (figure + 1, False)):
+        reason = judge_score(replace(off(-1.0), most=most)).reason
+        assert f"about {figure:,} images would" in reason
+        assert ("only a wider margin helps" in reason) is told
+
+
+def test_a_bound_of_nothing_is_told_as_no_better() -> None:
+    z = NormalDist().inv_cdf(0.95)
+    verdict = judge_score(Score("FID", 0.0, z, 2.0, False, 2, error=1.0, n=10))
+    assert verdict.outcome is INCONCLUSIVE
+    assert "anything from 0.00 worse to 3.29 worse" in verdict.reason
+
+
 def with_images(score: Score, n: int) -> Score:
     """Return the score with so many images: only the part of the error that is not the claim's shrinks."""
     assert score.error is not None
@@ -574,6 +600,13 @@ def test_an_allowed_ratio_of_nothing_is_refused(largest: float) -> None:
         judge_speed(label="", largest=largest, ratio=0.9)
 
 
+def test_one_round_beside_499_is_too_few() -> None:
+    """At best it is the longest of 500, which is as likely as what the ranks must be below."""
+    verdict = speed([2.0], [1.0 + i / 1000 for i in range(499)])
+    assert verdict.outcome is INCONCLUSIVE
+    assert "1 rounds are too few" in verdict.reason
+
+
 def test_speed_over_by_next_to_nothing_passes() -> None:
     """The ratio and the ranks are over, by less than 0.1 ms a call."""
     baseline = rounds(10, 1e-3, 1e-9)
@@ -766,6 +799,25 @@ def test_a_checkpoint_beyond_the_margin_passes_less_often() -> None:
 def test_an_identical_checkpoint_passes_the_smallest_margin_in_four_of_five(score: Score) -> None:
     assert score.error is not None
     assert passing(score, 0.0, margin=smallest_margin(score.error)) == pytest.approx(0.8, abs=0.0005)
+
+
+@pytest.mark.parametrize(("margin", "chance"), [(0.164, 0.0), (0.165, 1.0)])
+def test_what_never_scatters_passes_if_the_test_has_room_for_what_it_assumes(
+    margin: float, chance: float
+) -> None:
+    assert chance_of_pass(margin, 0.0, assumed=0.1) == chance
+    assert chance_of_pass(0.0, 0.0) == 1.0
+
+
+def test_a_test_that_assumes_more_noise_needs_a_wider_margin() -> None:
+    """An identical checkpoint still passes it in four runs of five."""
+    rng = np.random.default_rng(3)
+    margin = smallest_margin(0.1, assumed=0.3)
+    drawn = rng.normal(0, 0.1, 4000)
+    base = replace(FID, claimed=0.0, margin=margin, error=0.3)
+    passed = sum(judge_score(replace(base, measured=float(each))).outcome is PASS for each in drawn)
+    assert passed / 4000 == pytest.approx(0.8, abs=0.02)
+    assert chance_of_pass(margin, 0.1, assumed=0.3) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("claims", [2, 4])
