@@ -219,7 +219,8 @@ def _remedy(score: Score, level: float) -> str:
     magnitude = 10 ** max(0, len(str(int(needed))) - 2)
     rounded = math.ceil(needed / magnitude) * magnitude
     if score.most is not None and rounded > score.most:
-        return f"about {rounded:,} images would, and there are {score.most:,}: a longer protocol tells, or a wider margin"
+        longer = "a longer protocol tells, or a wider margin"
+        return f"about {rounded:,} images would, and there are {score.most:,}: {longer}"
     return f"about {rounded:,} images would" if rounded > score.n else "a few more images would"
 
 
