@@ -375,8 +375,8 @@ def report(found: dict[str, Any]) -> str:
         "Bias: of the value as printed and of the corrected one, mean over the replicates, in standard "
         "errors. SE / SD: root mean square of the standard errors over the standard deviation of the "
         "corrected value. Coverage: share of the intervals, corrected value ± 1.96 standard errors, that "
-        "hold the truth, with its own 95 % interval (Clopper and Pearson). Verdict: `holds` from 92 to "
-        "98 %, `misses` below, `conservative` above; `unsupported` where the code gives no corrected value "
+        "hold the truth, with its own 95 % interval (Clopper and Pearson). Verdict: `holds` where that "
+        "interval meets 92 to 98 %, `misses` below, `conservative` above; `unsupported` where the code gives no corrected value "
         "or no standard error.\n\n"
         f"{dates[0] if dates[:1] == dates[-1:] else ' to '.join(dates[:1] + dates[-1:])}; "
         f"{sum(cell['replicates'] for cell in found['cells'].values()):,} replicates in "
@@ -393,7 +393,7 @@ def _row(name: str, sums: Sums) -> list[str]:
     spread = math.sqrt(max(sums.corrected_squares - n * mean**2, 0.0) / (n - 1)) if n > 1 else math.nan
     low = float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0
     high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
-    verdict = "misses" if k / n < HOLDS[0] else "conservative" if k / n > HOLDS[1] else "holds"
+    verdict = "misses" if high < HOLDS[0] else "conservative" if low > HOLDS[1] else "holds"
     if 2 * n < sums.replicates:
         # What the code does not stand for in most sets of images is not covered in the others either.
         verdict = f"unsupported in {sums.replicates - n} of {sums.replicates}"
