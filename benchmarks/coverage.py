@@ -451,7 +451,9 @@ def main(arguments: list[str] | None = None) -> None:
         run(cell, options.results, options.replicates)
         sums = Sums(**_without_date(_read(options.results)["cells"][cell.name]))
         print("  ".join(_row(cell.name, sums)), f"  {sums.seconds:.0f} s", file=sys.stderr, flush=True)
-    print(report(_read(options.results)))
+    text = report(_read(options.results))
+    write_atomically(options.results.with_suffix(".md"), text.encode("utf-8"))
+    print(text)
 
 
 if __name__ == "__main__":
