@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
-from scipy.stats import beta
 from tabulate import tabulate
 
+from benchmarks.intervals import clopper_pearson
 from pytest_sdbench.files import write_atomically
 from pytest_sdbench.metrics import Estimate, FeatureStatistics, Undefined, estimate, fid_estimate
 
@@ -391,8 +391,7 @@ def _row(name: str, sums: Sums) -> list[str]:
     error = math.sqrt(sums.error_squares / n)
     mean = sums.corrected / n
     spread = math.sqrt(max(sums.corrected_squares - n * mean**2, 0.0) / (n - 1)) if n > 1 else math.nan
-    low = float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0
-    high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+    low, high = clopper_pearson(k, n)
     verdict = "misses" if high < HOLDS[0] else "conservative" if low > HOLDS[1] else "holds"
     if 2 * n < sums.replicates:
         # What the code does not stand for in most sets of images is not covered in the others either.

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
 from tabulate import tabulate
 
+from benchmarks.intervals import clopper_pearson
 from benchmarks.machine import describe
-from benchmarks.pools import POOL, PROTOCOLS, QUICK, SEED_SETS, seed_protocols
+from benchmarks.pools import POOL, PROTOCOLS, QUICK, SEED_SETS, seed_protocols, with_images
 from benchmarks.populations import METRICS, Indices, Population, load_population, load_seed_sets
 from pytest_sdbench.calibration import read_calibration
 from pytest_sdbench.card import Card, read_card
@@ -169,10 +169,7 @@ _known_protocols: dict[tuple[str, int], Protocol] = {}
 def _protocol(protocol: Protocol, n: int) -> Protocol:
     key = protocol.draw_fingerprint, n
     if key not in _known_protocols:
-        rows = max(n, protocol.prompts.rows)
-        prompts = {**protocol.prompts.model_dump(), "rows": rows}
-        content = {**protocol.model_dump(), "n": n, "prompts": prompts}
-        _known_protocols[key] = Protocol.model_validate(content)
+        _known_protocols[key] = with_images(protocol, n)
     return _known_protocols[key]
 
 
@@ -203,15 +200,8 @@ class Rate:
         self.count += happened
         self.runs += 1
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the chance (Clopper and Pearson 1934)."""
-        low = beta.ppf(0.025, self.count, self.runs - self.count + 1) if self.count else 0.0
-        more = self.runs - self.count
-        return float(low), float(beta.ppf(0.975, self.count + 1, more)) if more else 1.0
-
     def __str__(self) -> str:
-        low, high = self.interval
+        low, high = clopper_pearson(self.count, self.runs)
         return f"{self.count / self.runs:.1%} ({low:.1%} to {high:.1%})"
 
 

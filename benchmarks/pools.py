@@ -45,7 +45,11 @@ def pool_protocol(member: str, n: int = POOL) -> Protocol:
     """Return the protocol of a member's cards with n images: the same draw, and more of it."""
     from pytest_sdbench.protocol import load_protocol
 
-    protocol = load_protocol(PROTOCOLS[member])
+    return with_images(load_protocol(PROTOCOLS[member]), n)
+
+
+def with_images(protocol: Protocol, n: int) -> Protocol:
+    """Return a protocol of scenes with n images, more than it has prompts for if need be."""
     rows = max(n, protocol.prompts.rows)
     # Captions of scenes never end; how many a protocol takes of them moves no image.
     prompts = {**protocol.prompts.model_dump(), "rows": rows}

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ from benchmarks.pools import POOL, STORE, pool_protocol
 from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics import Estimate, FeatureStatistics, estimate, fid, standard_error
 from pytest_sdbench.protocol import Protocol
+
+if TYPE_CHECKING:
+    from pytest_sdbench.checkpoint import Checkpoint
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -131,12 +135,12 @@ def load_seed_sets(member: str, protocols: Iterator[Protocol], store: Path = STO
 
 
 def _load(
-    member: str, protocol: Protocol, store: Path, metrics: tuple[str, ...], checkpoint: object
+    member: str, protocol: Protocol, store: Path, metrics: tuple[str, ...], checkpoint: Checkpoint
 ) -> Population:
     from pytest_sdbench.evaluation import open_evidence
     from pytest_sdbench.statistics import load_references
 
-    evidence = open_evidence(store, checkpoint, protocol)  # type: ignore[arg-type]
+    evidence = open_evidence(store, checkpoint, protocol)
     lacking = sum(map(len, evidence.missing(protocol.n)))
     if lacking:
         raise SystemExit(f"{member}: {lacking:,} images are missing; run python -m benchmarks.pools first")

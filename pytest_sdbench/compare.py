@@ -96,8 +96,9 @@ def compare(
     differences = {}
     for metric in protocol.metrics:
         a, b = found[0].get(metric), found[1].get(metric)
-        both = isinstance(a, Estimate) and isinstance(b, Estimate)
-        differences[metric] = difference(a, b, groups=groups) if both else None  # type: ignore[arg-type]
+        differences[metric] = (
+            difference(a, b, groups=groups) if isinstance(a, Estimate) and isinstance(b, Estimate) else None
+        )
     return Comparison(
         (left.name, right.name), protocol, (found[0], found[1]), differences, tuple(dict.fromkeys(notes))
     )

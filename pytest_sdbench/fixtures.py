@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -38,6 +38,23 @@ class PlainPipeline:
         from pytest_sdbench.checkpoint import load_pipeline
 
         return load_pipeline(self.checkpoint, device=self.device, dtype=dtype)
+
+
+Key = TypeVar("Key")
+Made = TypeVar("Made")
+
+
+def _once(done: dict[Key, Made | SdbenchError], key: Key, make: Callable[[], Made]) -> Made:
+    """Return what was made, or raise what prevented it: no claim tries again what failed for another."""
+    if key not in done:
+        try:
+            done[key] = make()
+        except SdbenchError as error:
+            done[key] = error
+    found = done[key]
+    if isinstance(found, SdbenchError):
+        raise found
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -199,30 +216,23 @@ def sdbench_evaluate(
     load = lru_cache(maxsize=1)(sdbench_pipeline) if settings.budget else sdbench_pipeline
 
     def once(protocol: Protocol, samples: int | None = None) -> Evaluation:
-        key = protocol.fingerprint, samples
-        if key not in done:
-            try:
-                with sdbench_session.visible_progress() as progress:
-                    done[key] = evaluate(
-                        sdbench_checkpoint,
-                        protocol,
-                        store=store,
-                        data_root=sdbench_data,
-                        device=sdbench_device,
-                        dtype=None if settings.dtype == "auto" else settings.dtype,
-                        download=settings.download,
-                        samples=samples or settings.samples,
-                        max_images=settings.limit(sdbench_device),
-                        progress=progress,
-                        load=load,
-                    )
-            except SdbenchError as error:
-                # What could not be done for one claim is not tried again for the next.
-                done[key] = error
-        found = done[key]
-        if isinstance(found, SdbenchError):
-            raise found
-        return found
+        def make() -> Evaluation:
+            with sdbench_session.visible_progress() as progress:
+                return evaluate(
+                    sdbench_checkpoint,
+                    protocol,
+                    store=store,
+                    data_root=sdbench_data,
+                    device=sdbench_device,
+                    dtype=None if settings.dtype == "auto" else settings.dtype,
+                    download=settings.download,
+                    samples=samples or settings.samples,
+                    max_images=settings.limit(sdbench_device),
+                    progress=progress,
+                    load=load,
+                )
+
+        return _once(done, (protocol.fingerprint, samples), make)
 
     return once
 
@@ -237,20 +247,14 @@ def sdbench_judge(
     done: dict[str, Mapping[str, Judged] | SdbenchError] = {}
 
     def once(protocol: Protocol) -> Mapping[str, Judged]:
-        if protocol.fingerprint not in done:
-            try:
-                done[protocol.fingerprint] = judge(
-                    sdbench_card,
-                    protocol,
-                    lambda samples: sdbench_evaluate(protocol, samples),
-                    sdbench_session.settings.budget,
-                )
-            except SdbenchError as error:
-                done[protocol.fingerprint] = error
-        found = done[protocol.fingerprint]
-        if isinstance(found, SdbenchError):
-            raise found
-        return found
+        budget = sdbench_session.settings.budget
+        return _once(
+            done,
+            protocol.fingerprint,
+            lambda: judge(
+                sdbench_card, protocol, lambda samples: sdbench_evaluate(protocol, samples), budget
+            ),
+        )
 
     return once
 

@@ -13,6 +13,7 @@ from pytest_sdbench.card import Card, read_card
 from pytest_sdbench.environment import versions
 from pytest_sdbench.errors import SdbenchError
 from pytest_sdbench.files import write_atomically
+from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.recorded import Recorded
 from pytest_sdbench.records import Record, write_records
 from pytest_sdbench.report.results import Row, results_json
@@ -145,7 +146,6 @@ def record_evidence(
     """
     from pytest_sdbench.checkpoint import resolve
     from pytest_sdbench.evaluation import evaluate
-    from pytest_sdbench.metrics import Estimate
     from pytest_sdbench.protocol import load_protocol
     from pytest_sdbench.recorded import evidence_path, read_recorded, write_recorded
     from pytest_sdbench.sequential import looks
@@ -184,9 +184,7 @@ def _says_the_same(known: Recorded, new: Recorded) -> bool:
             old = known.looks[n].get(metric)
             if each.influence is None:
                 continue
-            if old is None or not math.isclose(old.value, each.value, rel_tol=5e-4):
-                return False
-            if not math.isclose(old.standard_error or 0.0, each.standard_error or 0.0, rel_tol=0.02):
+            if old is None or not _near(old, each):
                 return False
     return True
 
@@ -198,14 +196,19 @@ def summary(rows: Sequence[Row], cards: Sequence[Card]) -> str:
     return terminal_tables(rows, cards)
 
 
-def _same(known: Record | None, new: Record) -> bool:
-    """Return whether a record says already what was measured: threads and batches move the last digits."""
-    if known is None or not math.isclose(known.value, new.value, rel_tol=5e-4):
-        return False
+def _near(known: Record | Estimate, new: Record | Estimate) -> bool:
+    """Return whether two figures differ in the last digits alone."""
     errors = known.standard_error, new.standard_error
     if None in errors and errors != (None, None):
         return False
-    if not math.isclose(errors[0] or 0.0, errors[1] or 0.0, rel_tol=0.02):
+    return math.isclose(known.value, new.value, rel_tol=5e-4) and math.isclose(
+        errors[0] or 0.0, errors[1] or 0.0, rel_tol=0.02
+    )
+
+
+def _same(known: Record | None, new: Record) -> bool:
+    """Return whether a record says already what was measured: threads and batches move the last digits."""
+    if known is None or not _near(known, new):
         return False
     return replace(known, value=0, standard_error=None, date=None) == replace(
         new, value=0, standard_error=None, date=None

@@ -77,7 +77,8 @@ def _estimate(metric: str, n: int, figures: Mapping[str, float | None], moved: A
     influence = np.asarray(moved, np.float64)
     if influence.shape != (n,):
         raise ValueError(f"{metric} of {n} images has influences of shape {list(influence.shape)}")
-    if not np.isfinite([*influence, *(number for number in numbers.values() if number is not None)]).all():
+    known = [number for number in numbers.values() if number is not None]
+    if not (np.isfinite(influence).all() and np.isfinite(known).all()):
         raise ValueError(f"{metric} of {n} images holds NaN or infinity")
     return Estimate(metric=metric, n=n, influence=influence, **numbers)  # type: ignore[arg-type]
 
