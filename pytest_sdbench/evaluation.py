@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from pytest_sdbench.engine import Tuning, default_batch_size, make
 from pytest_sdbench.environment import device_name, versions
 from pytest_sdbench.errors import Unavailable
-from pytest_sdbench.evidence import SHARD, Evidence, Rows, Store
+from pytest_sdbench.evidence import Evidence, Store
 from pytest_sdbench.features import identity, open_extractors
-from pytest_sdbench.image_path import apply_image_steps
 from pytest_sdbench.metrics import Estimate, Undefined, estimate, groups_of
 from pytest_sdbench.metrics.spread import Groups
 from pytest_sdbench.progress import Progress
@@ -34,9 +32,6 @@ if TYPE_CHECKING:
 
 Load = Callable[[str], Any]
 """Makes the pipeline under test, given the name of a dtype."""
-
-_PIXELS = 1 << 20
-"""Pixels in a default batch: 32 pictures of 64x64, 4 of 512x512."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ def evaluate(
     data_root: Path | None = None,
     device: str = "cpu",
     dtype: str | None = None,
-    batch_size: int | None = None,
+    tuning: Tuning | None = None,
     download: bool = False,
     samples: int | None = None,
     max_images: int | None = None,
@@ -117,7 +112,7 @@ def evaluate(
 
     `samples` and `dtype` depart from the protocol: the result is then not `complete`, and comparable with no
     claim. `load` makes the pipeline (default: `checkpoint.load_pipeline`); it is not called, and no network
-    is loaded, if all evidence is there. Scores depend on `batch_size` by rounding alone. Where more than
+    is loaded, if all evidence is there. Scores depend on `tuning` by rounding alone. Where more than
     `max_images` are missing, none is made. A metric whose reference statistics are not here is left out with
     the reason in `lacking`.
 
@@ -125,9 +120,7 @@ def evaluate(
     DataError and CheckpointError for what is damaged, EvidenceError for a store that cannot be used.
     """
     started = time.monotonic()
-    measured = protocol if samples is None else protocol.with_samples(min(samples, protocol.n))
-    if dtype is not None:
-        measured = measured.with_dtype(dtype)
+    measured = _measured(protocol, samples, dtype)
     # Whatever can fail without an image fails before the first one.
     found = load_references(measured, data_root)
     lacking = {metric: reason for metric, reason in found.items() if isinstance(reason, Unavailable)}
@@ -136,33 +129,22 @@ def evaluate(
     }
     if len(lacking) == len(measured.metrics):
         raise next(iter(lacking.values()))
-    prompts = load_prompts(measured, data_root)
-    drawn = _on_this_device(measured, device)
-    batch_size = batch_size or default_batch_size(measured)
-    evidence = open_evidence(store, checkpoint, drawn, device=device, batch_size=batch_size)
-    missing = evidence.missing(measured.n)
-    if missing:
-        indices = [index for images in missing for index in images]
-        if max_images is not None and len(indices) > max_images:
-            raise _too_many(len(indices), max_images, measured, evidence.pace())
-        title = f"{checkpoint.spec}: {protocol.name}"
-        with Progress(len(indices), "images", title, shown=progress) as shower:
-            _make(
-                evidence,
-                drawn,
-                prompts,
-                indices,
-                load=load or _loader(checkpoint, device),
-                data_root=data_root,
-                device=device,
-                download=download,
-                batch_size=batch_size,
-                count=shower.update,
-            )
-    rows = evidence.rows(measured.n)
+    made = make_evidence(
+        checkpoint,
+        measured,
+        store=store,
+        data_root=data_root,
+        device=device,
+        tuning=tuning,
+        download=download,
+        max_images=max_images,
+        progress=progress,
+        load=load,
+    )
+    rows = made.evidence.rows(measured.n)
     counts = {name: sum(int(shard[name].sum()) for shard in rows) for name in ("blacked_out", "truncated")}
-    writers = evidence.writers(measured.n)
-    groups = groups_of(prompts[: measured.n])
+    writers = made.evidence.writers(measured.n)
+    groups = groups_of(made.prompts[: measured.n])
     estimates = estimate(measured, rows, references, groups)
     return Evaluation(
         estimates={metric: figure for metric, figure in estimates.items() if metric not in lacking},
@@ -174,11 +156,77 @@ def evaluate(
         device=_together(str(writer.get("device")) for writer in writers),
         versions=_versions_of(writers),
         seconds=time.monotonic() - started,
-        images_made=sum(map(len, missing)),
-        notes=tuple(_notes(measured, drawn, writers, evidence.manifest, counts)),
+        images_made=made.images_made,
+        notes=tuple(_notes(measured, made.drawn, writers, made.evidence.manifest, counts)),
         groups=groups,
         **counts,
     )
+
+
+@dataclass(frozen=True)
+class Made:
+    """The evidence of a checkpoint under a protocol, whole."""
+
+    evidence: Evidence
+    prompts: tuple[str, ...]
+    drawn: Protocol
+    """The protocol as this device could draw it."""
+    images_made: int
+    """By this call; the others were there, or others made them meanwhile."""
+
+
+def make_evidence(
+    checkpoint: Checkpoint,
+    protocol: Protocol,
+    *,
+    store: Path | Store,
+    data_root: Path | None = None,
+    device: str = "cpu",
+    tuning: Tuning | None = None,
+    download: bool = False,
+    max_images: int | None = None,
+    progress: bool = True,
+    load: Load | None = None,
+    start_at: float = 0.0,
+) -> Made:
+    """Make the images of a protocol that the store lacks, and what its extractors say of them.
+
+    Any number of processes and hosts may do so at once in one store: each makes the shards that no other is
+    making, from the fraction `start_at` of them on. Arguments and errors are those of `evaluate`.
+    """
+    prompts = load_prompts(protocol, data_root)
+    drawn = _on_this_device(protocol, device)
+    tuning = tuning or Tuning()
+    batch_size = tuning.batch_size or default_batch_size(drawn, device)
+    evidence = open_evidence(store, checkpoint, drawn, device=device, batch_size=batch_size)
+    missing = sum(map(len, evidence.missing(protocol.n)))
+    made = 0
+    if missing:
+        if max_images is not None and missing > max_images:
+            raise _too_many(missing, max_images, protocol, evidence.pace())
+        evidence.prepare()
+        extractors = open_extractors(drawn, data_root=data_root, device=device, download=download)
+        pipeline = (load or _loader(checkpoint, device))(drawn.sampling.dtype)
+        with Progress(missing, "images", f"{checkpoint.spec}: {protocol.name}", shown=progress) as shower:
+            made = make(
+                evidence,
+                drawn,
+                prompts,
+                evidence.work(protocol.n, start_at=start_at),
+                n=protocol.n,
+                pipeline=pipeline,
+                extractors=extractors,
+                device=device,
+                tuning=tuning,
+                count=shower.update,
+            )
+    return Made(evidence, prompts, drawn, made)
+
+
+def _measured(protocol: Protocol, samples: int | None, dtype: str | None) -> Protocol:
+    """Return what is measured where only some images, or another precision, are asked for."""
+    measured = protocol if samples is None else protocol.with_samples(min(samples, protocol.n))
+    return measured if dtype is None else measured.with_dtype(dtype)
 
 
 def _too_many(missing: int, most: int, protocol: Protocol, pace: float | None) -> Unavailable:
@@ -200,11 +248,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def default_batch_size(protocol: Protocol) -> int:
-    """Return a batch size that any device of a few gigabytes stands."""
-    return max(1, min(32, _PIXELS // protocol.sampling.resolution**2))
 
 
 def evidence_key(protocol: Protocol) -> str:
@@ -233,83 +276,11 @@ def open_evidence(
         "extractors": [identity(name) for name in protocol.extractors],
         "device": device_name(device),
         "versions": versions(),
-        "batch_size": batch_size or default_batch_size(protocol),
+        "batch_size": batch_size or default_batch_size(protocol, device),
         "command": shlex.join(sys.argv),
     }
     store = store if isinstance(store, Store) else Store(store)
     return store.open(checkpoint.fingerprint, evidence_key(protocol), manifest)
-
-
-def _make(
-    evidence: Evidence,
-    protocol: Protocol,
-    prompts: tuple[str, ...],
-    indices: list[int],
-    *,
-    load: Load,
-    data_root: Path | None,
-    device: str,
-    download: bool,
-    batch_size: int,
-    count: Callable[[int], object],
-) -> None:
-    """Sample the images with these indices, measure them, and write a shard whenever one is whole."""
-    from pytest_sdbench.sampler import sample
-
-    evidence.prepare()
-    extractors = open_extractors(protocol, data_root=data_root, device=device, download=download)
-    pipeline = load(protocol.sampling.dtype)
-    _arrange(pipeline)
-    wanted, parts, started = set(indices), list[Rows](), time.monotonic()
-    for batch in sample(pipeline, protocol, prompts, indices, batch_size=batch_size, align=SHARD):
-        rows: Rows = {
-            **extractors.extract(apply_image_steps(batch.images, protocol.image), batch.prompts),
-            "seed": batch.seeds,
-            "blacked_out": batch.blacked_out,
-            "truncated": batch.truncated,
-        }
-        parts.append(rows)
-        following = int(batch.indices[-1]) + 1
-        if following % SHARD == 0 or following not in wanted:
-            shard = {name: np.concatenate([part[name] for part in parts]) for name in rows}
-            evidence.write(following - len(shard["seed"]), shard)
-            parts = []
-        count(len(batch.indices))
-    evidence.keep_pace((time.monotonic() - started) / len(indices))
-
-
-def _arrange(pipeline: Any) -> None:
-    """Lay the U-Net out as convolutions on a CPU like it, and project the text once for all steps."""
-    import torch
-
-    unet = getattr(pipeline, "unet", None)
-    if not isinstance(unet, torch.nn.Module):
-        return
-    if pipeline.device.type == "cpu":
-        unet.to(memory_format=torch.channels_last)
-    for name, module in unet.named_modules():
-        if name.endswith((".attn2.to_k", ".attn2.to_v")):
-            _remember(module)
-
-
-def _remember(module: Any) -> None:
-    """Have a module give its last output again for the same tensor.
-
-    Keys and values of cross-attention depend on the text alone, which is one tensor through all steps of a
-    batch: that saves a tenth of a small U-Net's time, and not a bit changes.
-    """
-    if "forward" in vars(module):
-        return  # this pipeline was arranged before
-    forward = module.forward
-    last: tuple[Any, Any] = (None, None)
-
-    def remembered(states: Any) -> Any:
-        nonlocal last
-        if last[0] is not states:
-            last = (states, forward(states))
-        return last[1]
-
-    module.forward = remembered
 
 
 def _loader(checkpoint: Checkpoint, device: str) -> Load:

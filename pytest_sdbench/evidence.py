@@ -91,6 +91,10 @@ class Evidence:
         """
         return [wanted for wanted in _grid(n) if self._find(wanted) is None]
 
+    def work(self, n: int, *, start_at: float = 0.0) -> Iterator[range]:
+        """Yield the shards that the first `n` images still need."""
+        yield from self.missing(n)
+
     def write(self, start: int, rows: Mapping[str, npt.NDArray[Any]]) -> Path:
         """Write the rows of consecutive images from `start` on as one shard, and return its file.
 

@@ -8,6 +8,7 @@ away, so that a resumed or divided run equals the uninterrupted one on the same 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -62,26 +63,160 @@ def sample(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give 1 or more")
-    schedule = scheduler_factory(pipeline, protocol)
-    sequence = None
-    if isinstance(protocol.seeds, SequentialSeeds):
-        batch_size = 1
-        sequence = _Sequence(pipeline, protocol, protocol.seeds, indices)
-    kept = pipeline.scheduler
-    try:
-        for group in _groups(indices, batch_size, align):
-            # PNDM keeps the last model outputs and a sample: what one call leaves must not reach the next.
-            pipeline.scheduler = schedule()
-            seeds = [image_seed(protocol.seeds.seed, index) for index in group]
-            if sequence is not None:
-                seeds, generators = [protocol.seeds.seed], [sequence.at(group[0])]
-            else:
-                generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            yield _draw(
-                pipeline, protocol, tuple(prompts[index] for index in group), group, seeds, generators
+    sampler = Sampler(pipeline, protocol, prompts)
+    if sampler.sequential and any(after <= before for before, after in pairwise(indices)):
+        raise ValueError("under sequential seeds the indices must increase")
+    for group in groups(indices, 1 if sampler.sequential else batch_size, align):
+        yield sampler.decode(sampler.draw(group))
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Some images as the U-Net leaves them."""
+
+    indices: tuple[int, ...]
+    seeds: tuple[int, ...]
+    latents: torch.Tensor | None
+    """[B, C, h, w] on the pipeline's device; None where the pipeline is none that can be stopped there."""
+    output: Any = None
+    """What such a pipeline returned."""
+
+
+class Sampler:
+    """Draws images of one protocol with one pipeline, in two stages; each thread has its own.
+
+    `draw` is the U-Net's part, `decode` the VAE's: they may run in different threads. The pipeline itself is
+    left as it is. Raises as `sample`.
+    """
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        protocol: Protocol,
+        prompts: Sequence[str],
+        *,
+        remember_text: bool = True,
+    ) -> None:
+        from diffusers import StableDiffusionPipeline
+
+        self._protocol, self._prompts = protocol, prompts
+        self._schedule = scheduler_factory(pipeline, protocol)
+        self._staged = isinstance(pipeline, StableDiffusionPipeline)
+        # The networks are shared; what a call leaves behind (scheduler, guidance) is not.
+        self._pipeline = copy.copy(pipeline)
+        self._remember_text = remember_text and self._staged
+        self._negative: torch.Tensor | None = None
+        self._sequence = None
+        if isinstance(protocol.seeds, SequentialSeeds):
+            self._sequence = _Sequence(pipeline, protocol, protocol.seeds)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether one generator is consumed image by image: batches then hold one image."""
+        return self._sequence is not None
+
+    @torch.inference_mode()
+    def draw(self, group: Sequence[int]) -> Drawn:
+        """Run the denoising loop for the images with these indices, as one batch."""
+        sampling = self._protocol.sampling
+        seed = self._protocol.seeds.seed
+        if self._sequence is not None:
+            (index,) = group
+            seeds, generators = [seed], [self._sequence.at(index)]
+        else:
+            seeds = [image_seed(seed, index) for index in group]
+            generators = [torch.Generator().manual_seed(each) for each in seeds]
+        # PNDM keeps the last model outputs and a sample: what one call leaves must not reach the next.
+        self._pipeline.scheduler = self._schedule()
+        output = self._pipeline(
+            **self._text([self._prompts[index] for index in group]),
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            height=sampling.resolution,
+            width=sampling.resolution,
+            generator=generators,
+            output_type="latent" if self._staged else "np",
+        )
+        latents = output.images if self._staged else None
+        return Drawn(tuple(group), tuple(seeds), latents, None if self._staged else output)
+
+    @torch.inference_mode()
+    def decode(self, drawn: Drawn, chunk: int | None = None) -> Batch:
+        """Turn latents into pictures, `chunk` at a time; raises CheckpointError for NaN and infinity."""
+        if drawn.latents is None:
+            images = np.asarray(drawn.output.images)
+            blacked = drawn.output.nsfw_content_detected or [False] * len(drawn.indices)
+            self._check_finite(np.isfinite(images).all(axis=(1, 2, 3)), drawn.indices)
+            pixels = to_uint8(images)
+        else:
+            chunk = chunk or len(drawn.indices)
+            parts = [
+                self._decode(drawn.latents[at : at + chunk], drawn.indices[at : at + chunk])
+                for at in range(0, len(drawn.indices), chunk)
+            ]
+            pixels = np.concatenate([part for part, _ in parts])
+            blacked = [flag for _, flags in parts for flag in flags]
+        prompts = tuple(self._prompts[index] for index in drawn.indices)
+        return Batch(
+            indices=np.asarray(drawn.indices, np.int64),
+            seeds=np.asarray(drawn.seeds, np.int64),
+            prompts=prompts,
+            images=pixels,
+            blacked_out=np.array(blacked, np.bool_),
+            truncated=_truncated(self._pipeline.tokenizer, prompts),
+        )
+
+    def _text(self, prompts: list[str]) -> dict[str, Any]:
+        """Return what tells the pipeline its prompts: the text itself, or its states.
+
+        The text that guidance leads away from is one for all images: its states are computed once.
+        """
+        sampling, pipeline = self._protocol.sampling, self._pipeline
+        guided = sampling.guidance > 1 and getattr(pipeline.unet.config, "time_cond_proj_dim", None) is None
+        if not (self._remember_text and guided):
+            negative = sampling.negative_prompt
+            return {
+                "prompt": prompts,
+                "negative_prompt": None if negative is None else [negative] * len(prompts),
+            }
+        if self._negative is None:
+            self._negative = self._states([sampling.negative_prompt or ""])
+        return {
+            "prompt_embeds": self._states(prompts),
+            "negative_prompt_embeds": self._negative.expand(len(prompts), -1, -1),
+        }
+
+    def _states(self, texts: list[str]) -> torch.Tensor:
+        states: torch.Tensor = self._pipeline.encode_prompt(
+            texts, self._pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )[0]
+        return states
+
+    def _decode(
+        self, latents: torch.Tensor, indices: Sequence[int]
+    ) -> tuple[npt.NDArray[np.uint8], Sequence[bool]]:
+        """Return uint8 [B, H, W, 3] of latents, rounded on the device, and which of them are blacked out."""
+        pipeline = self._pipeline
+        images = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+        images, flags = pipeline.run_safety_checker(images, pipeline.device, images.dtype)
+        self._check_finite(images.isfinite().flatten(1).all(dim=1).cpu().numpy(), indices)
+        flags = flags or [False] * len(images)
+        images = pipeline.image_processor.postprocess(
+            images, output_type="pt", do_denormalize=[not flag for flag in flags]
+        )
+        # Half to even, as `to_uint8`; a quarter of the bytes leave the device.
+        pixels = images.permute(0, 2, 3, 1).float().mul(255).round().to(torch.uint8)
+        return pixels.cpu().numpy(), flags
+
+    def _check_finite(self, finite: npt.NDArray[np.bool_], indices: Sequence[int]) -> None:
+        if not finite.all():
+            broken = indices[int(np.flatnonzero(~finite)[0])]
+            raise CheckpointError(
+                f"image {broken} holds NaN or infinity: the networks overflow in {self._pipeline.unet.dtype}",
+                key=f"prompt {broken}",
+                found=self._prompts[broken],
+                remedy="Try --sdbench-dtype float32: if that draws, its own precision is too coarse.",
             )
-    finally:
-        pipeline.scheduler = kept
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -136,50 +271,12 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
     return lambda: kind.from_config(own.config, **wanted.config)
 
 
-def _draw(
-    pipeline: StableDiffusionPipeline,
-    protocol: Protocol,
-    prompts: tuple[str, ...],
-    group: Sequence[int],
-    seeds: list[int],
-    generators: list[torch.Generator],
-) -> Batch:
-    sampling = protocol.sampling
-    negative = sampling.negative_prompt
-    output = pipeline(
-        prompt=list(prompts),
-        negative_prompt=None if negative is None else [negative] * len(prompts),
-        num_inference_steps=sampling.steps,
-        guidance_scale=sampling.guidance,
-        height=sampling.resolution,
-        width=sampling.resolution,
-        generator=generators,
-        output_type="np",
-    )
-    if not np.isfinite(output.images).all():
-        broken = int(np.flatnonzero(~np.isfinite(output.images).all(axis=(1, 2, 3)))[0])
-        raise CheckpointError(
-            f"image {group[broken]} holds NaN or infinity: the networks overflow in {pipeline.unet.dtype}",
-            key=f"prompt {group[broken]}",
-            found=prompts[broken],
-            remedy="Try --sdbench-dtype float32; if that draws, the checkpoint does not stand its precision.",
-        )
-    return Batch(
-        indices=np.asarray(group, np.int64),
-        seeds=np.asarray(seeds, np.int64),
-        prompts=prompts,
-        images=to_uint8(output.images),
-        blacked_out=np.array(output.nsfw_content_detected or [False] * len(prompts), np.bool_),
-        truncated=_truncated(pipeline.tokenizer, prompts),
-    )
-
-
 def _truncated(tokenizer: Any, prompts: tuple[str, ...]) -> npt.NDArray[np.bool_]:
     lengths = (len(tokens) for tokens in tokenizer(list(prompts), truncation=False, verbose=False).input_ids)
     return np.array([length > tokenizer.model_max_length for length in lengths], np.bool_)
 
 
-def _groups(indices: Sequence[int], batch_size: int, align: int | None) -> Iterator[list[int]]:
+def groups(indices: Sequence[int], batch_size: int, align: int | None = None) -> Iterator[list[int]]:
     """Cut indices into batches that cross neither a gap nor a multiple of `align`."""
 
     def run(position: int) -> tuple[int, int]:
@@ -199,7 +296,6 @@ class _Sequence:
         pipeline: StableDiffusionPipeline,
         protocol: Protocol,
         seeds: SequentialSeeds,
-        indices: Sequence[int],
     ) -> None:
         step = inspect.signature(type(scheduler_factory(pipeline, protocol)()).step).parameters
         if "generator" in step:
@@ -210,8 +306,6 @@ class _Sequence:
                 found=type(scheduler_factory(pipeline, protocol)()).__name__,
                 remedy="Give `kind: per-image`.",
             )
-        if any(after <= before for before, after in pairwise(indices)):
-            raise ValueError("under sequential seeds the indices must increase")
         if seeds.device == "cuda" and pipeline.device.type != "cuda":
             raise ProtocolError(
                 f"the generator of this protocol is on cuda, the pipeline on {pipeline.device.type}",
@@ -219,14 +313,17 @@ class _Sequence:
                 key="seeds.device",
                 remedy="Sample `protocol.with_seeds_on('cpu')`: comparable scores of another draw.",
             )
-        self._generator = torch.Generator(seeds.device).manual_seed(seeds.seed)
-        self._position = 0
+        self._generator, self._seed, self._position = torch.Generator(seeds.device), seeds.seed, 0
+        self._generator.manual_seed(self._seed)
         side = protocol.sampling.resolution // pipeline.vae_scale_factor
         self._shape = (1, pipeline.unet.config.in_channels, side, side)
         self._dtype = pipeline.unet.dtype
 
     def at(self, index: int) -> torch.Generator:
         """Return the generator as the image with this index finds it."""
+        if index < self._position:  # a shard that another process left undone
+            self._generator.manual_seed(self._seed)
+            self._position = 0
         while self._position < index:
             torch.randn(
                 self._shape, generator=self._generator, device=self._generator.device, dtype=self._dtype

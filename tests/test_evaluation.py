@@ -21,8 +21,9 @@ import torch
 
 from pytest_sdbench import evaluation
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.engine import Tuning, arrange, default_batch_size
 from pytest_sdbench.errors import CheckpointError, DataError, EvidenceError, ProtocolError, Unavailable
-from pytest_sdbench.evaluation import default_batch_size, evaluate, evidence_key
+from pytest_sdbench.evaluation import evaluate, evidence_key
 from pytest_sdbench.evidence import DamagedEvidence
 from pytest_sdbench.features import open_extractor, open_extractors
 from pytest_sdbench.image_path import apply_image_steps
@@ -179,8 +180,8 @@ def test_scores_do_not_depend_on_the_batch_size(
 ) -> None:
     """Without a codec, which would make a whole block of a pixel that is rounded the other way."""
     protocol = protocol_of(data_root, "lossless", image=[])
-    alone = values(score(checkpoint, protocol, tmp_path / "1", batch_size=1))
-    together = values(score(checkpoint, protocol, tmp_path / "32", batch_size=32))
+    alone = values(score(checkpoint, protocol, tmp_path / "1", tuning=Tuning(batch_size=1)))
+    together = values(score(checkpoint, protocol, tmp_path / "32", tuning=Tuning(batch_size=32)))
     assert alone == pytest.approx(together, rel=1e-4)
 
 
@@ -188,7 +189,8 @@ def test_the_text_is_projected_once_a_batch_to_the_same_bits(checkpoint: Checkpo
     sampling = {"steps": 3, "guidance": 2.0, "resolution": 64, "dtype": "float32"}
     protocol = protocol_of(data_root, "steps", sampling=sampling)
     pipeline, plain = load_pipeline(checkpoint), load_pipeline(checkpoint)
-    plain.unet.to(memory_format=torch.channels_last)
+    for network in (plain.unet, plain.vae):
+        network.to(memory_format=torch.channels_last)
     calls: list[int] = []
 
     class Counted(torch.nn.Linear):
@@ -197,8 +199,8 @@ def test_the_text_is_projected_once_a_batch_to_the_same_bits(checkpoint: Checkpo
             return super().forward(states)
 
     pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.__class__ = Counted
-    evaluation._arrange(pipeline)
-    evaluation._arrange(pipeline)  # a sequence comes back for more images: nothing is wrapped twice
+    arrange(pipeline, Tuning())
+    arrange(pipeline, Tuning())  # a sequence comes back for more images: nothing is wrapped twice
     ours = [batch.images for batch in sample(pipeline, protocol, CAPTIONS, range(4), batch_size=2)]
     theirs = [batch.images for batch in sample(plain, protocol, CAPTIONS, range(4), batch_size=2)]
     np.testing.assert_array_equal(ours, theirs)
@@ -282,7 +284,7 @@ checkpoint, protocol = Checkpoint("tiny", Path(folder)), load_protocol(protocol)
 kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 load = lambda dtype: load_pipeline(checkpoint, dtype=dtype)
 if moment == "sampling":
-    load = stopping(load, 2, kill)
+    load = stopping(load, 1, kill)
 else:
     written = []
     fsync = os.fsync
@@ -548,7 +550,7 @@ def test_a_default_batch_suits_the_resolution(protocol: Protocol) -> None:
         sampling = protocol.sampling.model_copy(update={"resolution": resolution})
         return default_batch_size(protocol.model_copy(update={"sampling": sampling}))
 
-    assert [at(64), at(256), at(512), at(1024), at(4096)] == [32, 16, 4, 1, 1]
+    assert [at(64), at(256), at(512), at(1024), at(4096)] == [64, 16, 4, 1, 1]
 
 
 def test_a_difference_names_every_part(

@@ -1,0 +1,387 @@
+"""Make the images that a store lacks, as fast as the hardware allows.
+
+On a CPU several workers, each a thread that computes in one thread, make a shard each: a small network gives
+several cores too little to do together. On an accelerator one worker keeps the device busy with the
+U-Net, while a thread beside it decodes, encodes, measures and writes what was drawn before. Shards lie on a
+fixed grid and batches do not cross it, so an image's neighbours depend on neither kills nor workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_sdbench.evidence import SHARD, Evidence, Rows
+from pytest_sdbench.features import Extractors
+from pytest_sdbench.image_path import Images, apply_image_steps
+from pytest_sdbench.protocol import Protocol, SequentialSeeds
+
+if TYPE_CHECKING:
+    from pytest_sdbench.sampler import Drawn, Sampler
+
+_PIXELS = 1 << 20
+"""Pixels in a CPU's batch: more gain nothing there. 64 pictures of 64x64, 4 of 512x512."""
+
+_SMALL = 128
+"""Pixels to a side up to which several workers of one thread each beat one worker with all threads."""
+
+_AHEAD = 2
+"""Batches that may wait to be decoded: a device is never idle then, and memory stays bounded."""
+
+_WORTH_COMPILING = 5000
+"""Images from which `torch.compile` pays for the minutes that it takes on an accelerator."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How images are made. None of it moves a score by more than rounding."""
+
+    batch_size: int | None = None
+    """None: on an accelerator the largest that fits, on a CPU what measures fastest."""
+    workers: int | None = None
+    """Workers beside each other on a CPU; None: for small images one for each thread that torch may use."""
+    channels_last: bool = True
+    """Whether convolutions on a CPU get the memory layout that they like."""
+    remember_text: bool = True
+    """Whether what depends on the text alone is computed once, and not in every step."""
+    keep_memory: bool = True
+    """Whether the C library keeps what was freed for the next batch (glibc; elsewhere without effect)."""
+    overlap: bool | None = None
+    """Whether decoding, measuring and writing run beside the U-Net; None: on an accelerator."""
+    compile: bool | None = None
+    """Whether the U-Net goes through `torch.compile`; None: on an accelerator, for thousands of images."""
+
+
+def default_batch_size(protocol: Protocol, device: str = "cpu") -> int:
+    """Return the batch size to begin with; where memory runs out it is halved."""
+    if isinstance(protocol.seeds, SequentialSeeds):
+        return 1
+    if not device.startswith("cpu"):
+        return SHARD
+    return max(1, min(SHARD, _PIXELS // protocol.sampling.resolution**2))
+
+
+def make(
+    evidence: Evidence,
+    protocol: Protocol,
+    prompts: Sequence[str],
+    work: Iterator[range],
+    *,
+    n: int,
+    pipeline: Any,
+    extractors: Extractors,
+    device: str = "cpu",
+    tuning: Tuning | None = None,
+    count: Callable[[int], object] = lambda images: None,
+) -> int:
+    """Make the shards that `work` yields, write each when it is whole, and return the number of images.
+
+    `n` is the number of images of the whole run, of which `work` yields the missing ones: how many threads
+    compute an image depends on `n` alone, so that a run that goes on makes the bits of an undisturbed one.
+    `count` is told of images as they are made. Raises what the sampler, the extractors and the store raise;
+    what was written stays.
+    """
+    from pytest_sdbench.sampler import Sampler
+
+    tuning = tuning or Tuning()
+    run = _Run(evidence, protocol, extractors, tuning, device, count, work)
+    run.batch_size = tuning.batch_size or default_batch_size(protocol, device)
+    arrange(pipeline, tuning, full_batch=run.batch_size, images=n)
+    workers = _workers(protocol, n, device, tuning)
+
+    def worker() -> None:
+        try:
+            _work(run, Sampler(pipeline, protocol, prompts, remember_text=tuning.remember_text))
+        except BaseException:
+            run.stop.set()
+            raise
+
+    started = time.monotonic()
+    if tuning.keep_memory:
+        _keep_memory()
+    with _threads(workers) if device.startswith("cpu") else contextlib.nullcontext():
+        if workers == 1:
+            worker()
+        else:
+            with ThreadPoolExecutor(workers, "sdbench-worker") as pool:
+                running = [pool.submit(worker) for _ in range(workers)]
+                try:
+                    for done in as_completed(running):
+                        done.result()
+                except BaseException:
+                    run.stop.set()
+                    raise
+    if run.made:
+        evidence.keep_pace((time.monotonic() - started) / run.made)
+    return run.made
+
+
+@dataclass(eq=False)
+class _Run:
+    """What the workers of a run share."""
+
+    evidence: Evidence
+    protocol: Protocol
+    extractors: Extractors
+    tuning: Tuning
+    device: str
+    count: Callable[[int], object]
+    work: Iterator[range]
+    batch_size: int = 1
+    chunk: int = SHARD
+    """Pictures that the VAE decodes at a time."""
+    made: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def overlap(self) -> bool:
+        wanted = self.tuning.overlap
+        return not self.device.startswith("cpu") if wanted is None else wanted
+
+    def shards(self) -> Iterator[range]:
+        """Yield the shards that fall to one worker."""
+        while not self.stop.is_set():
+            with self.lock:
+                images = next(self.work, None)
+            if images is None:
+                return
+            yield images
+
+    def add(self, images: int) -> None:
+        with self.lock:
+            self.made += images
+            self.count(images)
+
+
+def _work(run: _Run, sampler: Sampler) -> None:
+    """Make shards until there are none left."""
+    with _Finisher(run, sampler) as finisher:
+        for images in run.shards():
+            left = list(images)
+            while left and not run.stop.is_set():
+                drawn = _draw(run, sampler, left)
+                left = left[len(drawn.indices) :]
+                finisher.take(drawn, images)
+
+
+def _draw(run: _Run, sampler: Sampler, left: Sequence[int]) -> Drawn:
+    """Draw the next batch, of half as many images whenever memory runs out."""
+    while True:
+        size = 1 if sampler.sequential else min(run.batch_size, len(left))
+        try:
+            return sampler.draw(left[:size])
+        except RuntimeError as error:
+            if size == 1 or not _out_of_memory(error):
+                raise
+        run.batch_size = min(run.batch_size, math.ceil(size / 2))
+        _free(run.device)
+
+
+class _Finisher:
+    """Turns what a worker has drawn into rows and shards: at once, or in a thread beside it."""
+
+    def __init__(self, run: _Run, sampler: Sampler) -> None:
+        self._run, self._sampler = run, sampler
+        self._parts: list[Rows] = []
+        self._waiting: deque[Future[None]] = deque()
+        self._beside = ThreadPoolExecutor(1, "sdbench-finisher") if run.overlap else None
+        # Pillow lets go of the interpreter: pictures go through codec and resize side by side.
+        self._codec = ThreadPoolExecutor(8, "sdbench-codec") if run.overlap and run.protocol.image else None
+
+    def __enter__(self) -> _Finisher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while self._waiting and kind is None:
+                self._waiting.popleft().result()
+        finally:
+            for pool in (self._beside, self._codec):
+                if pool is not None:
+                    pool.shutdown(cancel_futures=True)
+
+    def take(self, drawn: Drawn, images: range) -> None:
+        """Finish a batch of the shard of these images; the last one completes it."""
+        if self._beside is None:
+            self._finish(drawn, images)
+            return
+        self._waiting.append(self._beside.submit(self._finish, drawn, images))
+        if len(self._waiting) > _AHEAD:
+            self._waiting.popleft().result()
+
+    def _finish(self, drawn: Drawn, images: range) -> None:
+        run = self._run
+        batch = self._decode(drawn)
+        self._parts.append(
+            {
+                **run.extractors.extract(self._through_codec(batch.images), batch.prompts),
+                "seed": batch.seeds,
+                "blacked_out": batch.blacked_out,
+                "truncated": batch.truncated,
+            }
+        )
+        if drawn.indices[-1] == images[-1]:
+            parts, self._parts = self._parts, []
+            shard = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            run.evidence.write(images.start, shard)
+        run.add(len(drawn.indices))
+
+    def _decode(self, drawn: Drawn) -> Any:
+        while True:
+            chunk = min(self._run.chunk, len(drawn.indices))
+            try:
+                return self._sampler.decode(drawn, chunk)
+            except RuntimeError as error:
+                if chunk == 1 or not _out_of_memory(error):
+                    raise
+            self._run.chunk = math.ceil(chunk / 2)
+            _free(self._run.device)
+
+    def _through_codec(self, images: Images) -> Images:
+        steps = self._run.protocol.image
+        if self._codec is None:
+            return apply_image_steps(images, steps)
+        walked = self._codec.map(lambda image: apply_image_steps(image[None], steps), images)
+        return np.concatenate(list(walked))
+
+
+def _workers(protocol: Protocol, n: int, device: str, tuning: Tuning) -> int:
+    """Return how many shards are made beside each other."""
+    import torch
+
+    if not device.startswith("cpu") or isinstance(protocol.seeds, SequentialSeeds):
+        return 1
+    if tuning.workers is not None:
+        return tuning.workers
+    small = protocol.sampling.resolution <= _SMALL
+    return max(1, min(torch.get_num_threads(), math.ceil(n / SHARD))) if small else 1
+
+
+@contextlib.contextmanager
+def _threads(workers: int) -> Iterator[None]:
+    """Share the threads of a CPU out among workers."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return bool(should_reduce_batch_size(error))
+
+
+def _free(device: str) -> None:
+    """Give back what the failed batch took."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed memory, in one heap for all threads.
+
+    By default a large block goes back to the system when it is freed, and the next batch faults it in page
+    by page: a seventh of a small U-Net's time. What stays is what the largest batch took.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    # M_MMAP_THRESHOLD (its largest value), M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX of malloc.h
+    for option, value in ((-3, 32 << 20), (-1, (1 << 31) - 1), (-2, 64 << 20), (-8, 1)):
+        mallopt(option, value)
+
+
+def arrange(pipeline: Any, tuning: Tuning, *, full_batch: int = 0, images: int = 0) -> None:
+    """Lay the networks out as convolutions on a CPU like it, and project the text once for all steps.
+
+    On an accelerator the U-Net of a long run is compiled, for batches of `full_batch` images; each shorter
+    one at the end would cost another compilation. A pipeline may be arranged again.
+    """
+    import torch
+
+    unet = getattr(pipeline, "unet", None)
+    if not isinstance(unet, torch.nn.Module):
+        return
+    on_cpu = pipeline.device.type == "cpu"
+    if on_cpu and tuning.channels_last:
+        unet.to(memory_format=torch.channels_last)
+        vae = getattr(pipeline, "vae", None)
+        if isinstance(vae, torch.nn.Module):
+            vae.to(memory_format=torch.channels_last)
+    compiled = not on_cpu and images >= _WORTH_COMPILING if tuning.compile is None else tuning.compile
+    if compiled:
+        _compile(unet, full_batch)
+    elif tuning.remember_text:
+        for name, module in unet.named_modules():
+            if name.endswith((".attn2.to_k", ".attn2.to_v")):
+                _remember(module)
+
+
+def _compile(unet: Any, full_batch: int) -> None:
+    """Compile a U-Net for one batch size, with or without guidance; others go the plain way.
+
+    Without CUDA graphs: a full batch keeps a device busy without, and a graph's outputs live in memory that
+    its next call overwrites, while PNDM keeps the last four.
+    """
+    import torch
+
+    if "forward" in vars(unet):
+        return
+    plain = unet.forward
+    fast = torch.compile(plain, dynamic=False)
+
+    def forward(sample: Any, *rest: Any, **named: Any) -> Any:
+        chosen = fast if len(sample) in (full_batch, 2 * full_batch) else plain
+        return chosen(sample, *rest, **named)
+
+    unet.forward = forward
+
+
+class _Last(threading.local):
+    """The last text that a thread asked about, and what came of it."""
+
+    states: Any = None
+    output: Any = None
+
+
+def _remember(module: Any) -> None:
+    """Have a module give its last output again for the same tensor.
+
+    Keys and values of cross-attention depend on the text alone, which is one tensor through all steps of a
+    batch: that saves a tenth of a small U-Net's time, and not a bit changes.
+    """
+    if "forward" in vars(module):
+        return  # this pipeline was arranged before
+    forward, last = module.forward, _Last()
+
+    def remembered(states: Any) -> Any:
+        if last.states is not states:
+            last.states, last.output = states, forward(states)
+        return last.output
+
+    module.forward = remembered
