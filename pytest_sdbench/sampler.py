@@ -171,9 +171,8 @@ class Sampler:
 
         The text that guidance leads away from is one for all images: its states are computed once.
         """
-        sampling, pipeline = self._protocol.sampling, self._pipeline
-        guided = sampling.guidance > 1 and getattr(pipeline.unet.config, "time_cond_proj_dim", None) is None
-        if not (self._remember_text and guided):
+        sampling = self._protocol.sampling
+        if not (self._remember_text and self._guided()):
             negative = sampling.negative_prompt
             return {
                 "prompt": prompts,
@@ -185,6 +184,11 @@ class Sampler:
             "prompt_embeds": self._states(prompts),
             "negative_prompt_embeds": self._negative.expand(len(prompts), -1, -1),
         }
+
+    def _guided(self) -> bool:
+        """Whether each step calls the U-Net with and without the prompt, as diffusers decides it."""
+        embedded = self._pipeline.unet.config.time_cond_proj_dim is not None
+        return self._protocol.sampling.guidance > 1 and not embedded
 
     def _states(self, texts: list[str]) -> torch.Tensor:
         states: torch.Tensor = self._pipeline.encode_prompt(
@@ -212,7 +216,7 @@ class Sampler:
         if not finite.all():
             broken = indices[int(np.flatnonzero(~finite)[0])]
             raise CheckpointError(
-                f"image {broken} holds NaN or infinity: the networks overflow in {self._pipeline.unet.dtype}",
+                f"image {broken} holds NaN or infinity: the networks overflow in {self._protocol.sampling.dtype}",
                 key=f"prompt {broken}",
                 found=self._prompts[broken],
                 remedy="Try --sdbench-dtype float32: if that draws, its own precision is too coarse.",
