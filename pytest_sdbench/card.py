@@ -161,7 +161,7 @@ def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
     checkpoint = block.checkpoint or _own_folder(path)
     return Card(
         path=path,
-        name=_name(path),
+        name=card_name(path),
         title=_title(front, models),
         license=_text(front.data.get("license")),
         checkpoint=checkpoint,
@@ -231,7 +231,8 @@ def check_lineage(card: Card, *, search: Sequence[Path] = ()) -> None:
             current = read_card(path, search=search)
 
 
-def _name(path: Path) -> str:
+def card_name(path: Path) -> str:
+    """Return the name of a card's file: its stem, of a ``README.md`` that of its folder."""
     return path.resolve().parent.name if path.name.lower() == "readme.md" else path.stem
 
 
@@ -243,7 +244,7 @@ def _title(front: FrontMatter, models: Sequence[Model]) -> str:
     if models:
         return models[0].name
     heading = re.search(r"^#[ \t]+(.+?)[ \t]*#*[ \t]*\r?$", front.body, re.MULTILINE)
-    return heading.group(1) if heading else _name(front.path)
+    return heading.group(1) if heading else card_name(front.path)
 
 
 def _check_keys(front: FrontMatter) -> None:
@@ -379,7 +380,7 @@ def _hub_card(front: FrontMatter, models: Sequence[Model], known: Sequence[str])
         explained.append(f"quality: `model-index` has no figure of {', '.join(METRICS)}")
     return Card(
         path=front.path,
-        name=_name(front.path),
+        name=card_name(front.path),
         title=_title(front, models),
         license=_text(front.data.get("license")),
         checkpoint=checkpoint,

@@ -1,4 +1,4 @@
-"""The command line beside pytest: ``python -m pytest_sdbench doctor | draft | table | stats | compare``."""
+"""The command line beside pytest: ``python -m pytest_sdbench COMMAND``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pytest_sdbench import __version__
 from pytest_sdbench.errors import SdbenchError
 from pytest_sdbench.front_matter import is_card
 from pytest_sdbench.paths import reference
+from pytest_sdbench.sampling import add_arguments
+from pytest_sdbench.sampling import run as run_sampling
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--download", action="store_true", help="fetch weights that are missing")
     compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     compare.set_defaults(run=_compare)
+    sampling = commands.add_parser(
+        "sample", help="make the images of cards, as one of any number of processes that share a store"
+    )
+    add_arguments(sampling)
+    sampling.set_defaults(run=lambda options: run_sampling(options, _cards(options.cards)))
     return parser
 
 

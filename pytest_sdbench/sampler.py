@@ -215,8 +215,9 @@ class Sampler:
     def _check_finite(self, finite: npt.NDArray[np.bool_], indices: Sequence[int]) -> None:
         if not finite.all():
             broken = indices[int(np.flatnonzero(~finite)[0])]
+            precision = self._protocol.sampling.dtype
             raise CheckpointError(
-                f"image {broken} holds NaN or infinity: the networks overflow in {self._protocol.sampling.dtype}",
+                f"image {broken} holds NaN or infinity: the networks overflow in {precision}",
                 key=f"prompt {broken}",
                 found=self._prompts[broken],
                 remedy="Try --sdbench-dtype float32: if that draws, its own precision is too coarse.",

@@ -1,0 +1,217 @@
+"""Make the images of cards, as one of any number of processes that share a store.
+
+The processes need not know of each other: each makes the shards of the store that no other is making. One
+that a launcher (accelerate, torchrun) started begins at its share of them and takes the device of its rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_sdbench.card import card_name, read_card
+from pytest_sdbench.errors import SdbenchError, Unavailable
+
+if TYPE_CHECKING:
+    from pytest_sdbench.card import Card
+    from pytest_sdbench.engine import Tuning
+    from pytest_sdbench.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that one launcher started."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
+        """Read what accelerate and torchrun say of a process; without them it is the only one.
+
+        Raises SdbenchError for what is no number or contradicts itself.
+        """
+        names = {
+            "rank": "RANK",
+            "size": "WORLD_SIZE",
+            "local_rank": "LOCAL_RANK",
+            "local_size": "LOCAL_WORLD_SIZE",
+        }
+        found = {field: environment[name] for field, name in names.items() if name in environment}
+        try:
+            world = cls(**{field: int(text) for field, text in found.items()})
+        except ValueError:
+            world = None
+        if world is None or not (0 <= world.rank < world.size and world.local_rank >= 0):
+            raise SdbenchError(
+                "this is no place of a process among others",
+                key="environment",
+                found={names[field]: text for field, text in found.items()},
+                remedy="Start it with `accelerate launch -m pytest_sdbench sample`, or unset these variables",
+            )
+        return world
+
+    def device(self, asked: str = "auto") -> str:
+        """Return the torch device of this process: with several GPUs, that of its local rank."""
+        import torch
+
+        if asked != "auto":
+            return asked
+        if torch.cuda.is_available():
+            return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+
+    def share_cores(self) -> None:
+        """Take this process's part of the CPU's cores, unless its number of threads is set."""
+        import torch
+
+        if self.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.local_size))
+
+
+def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
+    """Return the protocols that a card's scores are judged under, or those of these names.
+
+    Raises Unavailable for a card without any.
+    """
+    from pytest_sdbench.protocol import load_protocol
+
+    gated = [claim.gate_protocol for claim in card.claims if claim.gate_protocol is not None]
+    wanted = list(names) or list(dict.fromkeys([*card.protocols, *gated]))
+    if not wanted:
+        raise Unavailable(
+            "the card claims nothing under a protocol that is known",
+            file=card.path,
+            remedy="Name one: --protocol NAME",
+        )
+    return [load_protocol(name, search=(card.path.parent,)) for name in wanted]
+
+
+def sample_card(
+    path: Path,
+    *,
+    store: Path | str,
+    names: Sequence[str] = (),
+    images: int | None = None,
+    weights: Path | None = None,
+    data_root: Path | None = None,
+    device: str = "cpu",
+    download: bool = False,
+    tuning: Tuning | None = None,
+    world: World | None = None,
+) -> list[str]:
+    """Make what the store lacks of a card, and return a line for each protocol.
+
+    Raises Unavailable, CardError, CheckpointError, DataError and EvidenceError, as an evaluation does.
+    """
+    from pytest_sdbench.checkpoint import resolve, verify
+    from pytest_sdbench.evaluation import make_evidence
+    from pytest_sdbench.evidence import Store
+
+    world = world or World()
+    card = read_card(path)
+    protocols = protocols_of(card, names)
+    checkpoint = resolve(
+        card.checkpoint, card=card.name, near=card.path.parent, weights=weights, download=download
+    )
+    verify(checkpoint)
+    lines = []
+    for protocol in protocols:
+        wanted = protocol if images is None else protocol.with_samples(min(images, protocol.n))
+        made = make_evidence(
+            checkpoint,
+            wanted,
+            store=Store(store),
+            data_root=data_root,
+            device=device,
+            tuning=tuning,
+            download=download,
+            progress=world.rank == 0,
+            start_at=world.rank / world.size,
+        )
+        lines.append(
+            f"{card.name}: {protocol.name}: {wanted.n:,} images in the store, {made.images_made:,} made here"
+        )
+    return lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `sample`."""
+    parser.add_argument("cards", nargs="+", type=Path, metavar="CARD", help="a card, or a folder of cards")
+    parser.add_argument("--protocol", action="append", default=[], metavar="NAME", help="default: the card's")
+    parser.add_argument("--images", type=int, metavar="N", help="the first N images alone")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="CARD=PATH", help="as --sdbench-weights"
+    )
+    parser.add_argument(
+        "--store", default=".sdbench", metavar="DIR|URL", help="shared by all processes [%(default)s]"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="torch device [%(default)s]")
+    parser.add_argument("--download", action="store_true", help="fetch weights that are missing")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="default: the largest that fits, found on the way"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="beside each other on a CPU; default: found")
+
+
+def run(options: argparse.Namespace, cards: Sequence[Path]) -> int:
+    """Sample cards one after the other; return 1 where one could not be, having done the others."""
+    from pytest_sdbench.engine import Tuning
+
+    for key, value in (
+        ("--images", options.images),
+        ("--batch-size", options.batch_size),
+        ("--workers", options.workers),
+    ):
+        if value is not None and value < 1:
+            raise SdbenchError("give a number from 1 on", key=key, found=value)
+    world = World.from_environment()
+    world.share_cores()
+    device = world.device(options.device)
+    weights = _weights(options.weights, cards)
+    failed = 0
+    for path in cards:
+        try:
+            lines = sample_card(
+                path,
+                store=options.store,
+                names=options.protocol,
+                images=options.images,
+                weights=weights.get(card_name(path)),
+                data_root=options.data,
+                device=device,
+                download=options.download,
+                tuning=Tuning(batch_size=options.batch_size, workers=options.workers),
+                world=world,
+            )
+        except SdbenchError as error:
+            failed += 1
+            print(f"{card_name(path)}: not sampled: {error}", file=sys.stderr)
+            continue
+        for line in lines:
+            print(line if world.size == 1 else f"[{world.rank}] {line}", flush=True)
+    return int(failed > 0)
+
+
+def _weights(pairs: Sequence[str], cards: Sequence[Path]) -> dict[str, Path]:
+    names = {card_name(path) for path in cards}
+    found = {}
+    for pair in pairs:
+        card, _, folder = pair.partition("=")
+        if not folder or card not in names:
+            raise SdbenchError(
+                "not CARD=PATH with one of these cards",
+                key="--weights",
+                found=pair,
+                remedy=f"Cards are {', '.join(sorted(names))}",
+            )
+        found[card] = Path(folder)
+    return found

@@ -1,0 +1,219 @@
+"""Sampling by any number of processes that are killed at any moment: the evidence comes out the same.
+
+`SDBENCH_TEST_KILLS=20` kills oftener than the few times that a test run has time for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from pytest_sdbench.errors import SdbenchError, Unavailable
+from pytest_sdbench.sampling import World, protocols_of
+from tests.project import make_card, make_project, make_protocol
+
+KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "3"))
+IMAGES = 64 * (KILLS + 2) + 10
+
+RUNS = """
+import json, os, random, signal, sys, time
+os.environ["OMP_NUM_THREADS"] = "1"
+import torch
+torch.set_num_threads(1)
+import pytest_sdbench.evaluation, pytest_sdbench.sampler, pytest_sdbench.clip, pytest_sdbench.classifier
+from pytest_sdbench.cli import main
+
+# Everything is imported by now: a child is killed while it works, and not while it starts.
+for line in sys.stdin:
+    order = json.loads(line)
+    if pid := os.fork():
+        print(pid, flush=True)
+        if order["wait"]:
+            _, status = os.waitpid(pid, 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+        continue
+    os.environ.update(order["environment"])
+    os.dup2(2, 1)
+    try:
+        status = main(["sample", *order["arguments"]])
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        status = 99
+    sys.stderr.flush()
+    os._exit(status)
+while True:
+    try:
+        pid, status = os.wait()
+    except ChildProcessError:
+        break
+    print(pid, os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Runner:
+    """Starts `sample` in processes of its own."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", RUNS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        self.arguments = arguments
+
+    def start(self, store: str, *, wait: bool = False, **environment: str) -> int:
+        """Start a process and return its id; with `wait`, its exit status when it is done."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        order = {
+            "arguments": [*self.arguments, "--store", store],
+            "wait": wait,
+            "environment": environment,
+        }
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        pid = int(self._process.stdout.readline())
+        return int(self._process.stdout.readline()) if wait else pid
+
+    def finish(self) -> dict[int, int]:
+        """Wait for all processes, and return the exit status of each."""
+        out, _ = self._process.communicate(timeout=600)
+        return {int(line.split()[0]): int(line.split()[1]) for line in out.splitlines()}
+
+
+def shards(store: str) -> dict[str, bytes]:
+    """Return the shards of a store by name; there is one folder of evidence in it."""
+    system, root = fsspec.core.url_to_fs(store, use_listings_cache=False)
+    paths = system.glob(f"{root}/*/shard-*.safetensors")
+    return {path.rpartition("/")[2]: system.cat_file(path) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def card(pristine_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    path = make_project(root, pristine_checkpoint)
+    sampling = {
+        "scheduler": {"name": "checkpoint"},
+        "steps": 4,
+        "guidance": 2.0,
+        "negative_prompt": None,
+        "resolution": 64,
+        "dtype": "float32",
+    }
+    make_protocol(path.parent / "protocols" / "mini.yaml", n=IMAGES, sampling=sampling)
+    return path
+
+
+@pytest.fixture(params=["folder", "s3"])
+def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """Return what makes an empty store: a folder, or a bucket of a server on this machine."""
+    if request.param == "folder":
+        return lambda name: str(tmp_path / name)
+    bucket = request.getfixturevalue("s3_bucket")
+    return lambda name: f"{bucket}/{name}"
+
+
+@pytest.fixture
+def runner(card: Path) -> Any:
+    return Runner([str(card), "--batch-size", "16"], {})
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
+def test_kills_and_damage_leave_the_evidence_of_an_undisturbed_run(
+    runner: Runner, new_store: Callable[[str], str]
+) -> None:
+    whole, store, rng = new_store("whole"), new_store("killed"), random.Random(KILLS)
+    began = time.monotonic()
+    assert runner.start(whole, wait=True) == 0
+    seconds, expected = time.monotonic() - began, shards(whole)
+    assert len(expected) == KILLS + 3
+    for kill in range(KILLS):
+        pid = runner.start(store)
+        # So soon that there is work left for the last kill too.
+        time.sleep(rng.uniform(0, 3 * seconds / len(expected)))
+        os.kill(pid, signal.SIGKILL)
+        if kill == KILLS // 2:
+            damage(store, rng)
+    assert runner.start(store, wait=True) == 0
+    assert shards(store) == expected
+    damage(store, rng)
+    assert runner.start(store, wait=True) == 0
+    assert shards(store) == expected
+    runner.finish()
+
+
+def damage(store: str, rng: random.Random) -> None:
+    """Cut a shard, change a byte of another, empty a third; as many as there are."""
+    system, root = fsspec.core.url_to_fs(store, use_listings_cache=False)
+    paths = sorted(system.glob(f"{root}/*/shard-*.safetensors"))
+    for path, way in zip(rng.sample(paths, min(3, len(paths))), ("cut", "byte", "empty"), strict=False):
+        content = bytearray(system.cat_file(path))
+        if way == "byte":
+            content[rng.randrange(len(content))] ^= 0x10
+        system.pipe_file(path, {"cut": content[:-5], "byte": content, "empty": b""}[way])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
+def test_four_processes_one_of_them_killed_make_what_one_makes(
+    runner: Runner, new_store: Callable[[str], str]
+) -> None:
+    whole, store = new_store("whole"), new_store("four")
+    assert runner.start(whole, wait=True) == 0
+    world = [
+        runner.start(store, RANK=str(rank), WORLD_SIZE="4", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="4")
+        for rank in range(4)
+    ]
+    while not shards(store):
+        time.sleep(0.05)
+    os.kill(world[1], signal.SIGKILL)
+    assert runner.finish() == {pid: -signal.SIGKILL if pid == world[1] else 0 for pid in world}
+    assert shards(store) == shards(whole)
+
+
+def test_a_world_of_two_makes_the_bits_of_one(runner: Runner, tmp_path: Path) -> None:
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert runner.start(one, wait=True) == 0
+    for rank in range(2):
+        runner.start(two, RANK=str(rank), WORLD_SIZE="2")
+    assert set(runner.finish().values()) == {0}
+    assert shards(one) == shards(two)
+
+
+def test_what_cannot_be_sampled_does_not_stop_the_others(card: Path, runner: Runner, tmp_path: Path) -> None:
+    broken = make_card(tmp_path / "broken.md", checkpoint="./not-there", protocol="scenes-quick")
+    runner.arguments = [str(broken), *runner.arguments, "--images", "3"]
+    assert runner.start(str(tmp_path / "store"), wait=True) == 1
+    assert list(shards(str(tmp_path / "store"))) == ["shard-00000000-00000003.safetensors"]
+    runner.finish()
+
+
+def test_a_world_is_read_from_what_a_launcher_says() -> None:
+    assert World.from_environment({}) == World(0, 1, 0, 1)
+    launched = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert World.from_environment(launched) == World(5, 8, 1, 4)
+    for broken in ({"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "one"}, {"WORLD_SIZE": "0"}):
+        with pytest.raises(SdbenchError, match="accelerate launch"):
+            World.from_environment(broken)
+
+
+def test_a_card_is_sampled_under_what_it_is_judged_by(card: Path) -> None:
+    from pytest_sdbench.card import read_card
+
+    assert [protocol.name for protocol in protocols_of(read_card(card))] == ["mini"]
+    assert [protocol.name for protocol in protocols_of(read_card(card), ["scenes-5k"])] == ["scenes-5k"]
+    with pytest.raises(Unavailable, match="--protocol"):
+        protocols_of(read_card(make_card(card.parent / "bare.md", claims={}, protocols=[])))
