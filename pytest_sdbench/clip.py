@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,8 @@ class _Tokenizer:
 
     def __init__(self, tokenizer: Any, model: Any, file: Path) -> None:
         self._tokenizer, self._file = tokenizer, file
+        # A fast tokenizer keeps the settings of its last call in itself, and workers share this one.
+        self._lock = threading.Lock()
         text = getattr(model, "text", model)
         pool = getattr(text, "pool_type", None) or getattr(text, "text_pool_type", None)
         inner = getattr(tokenizer, "tokenizer", None)
@@ -98,7 +101,8 @@ class _Tokenizer:
         self._argmax = pool == "argmax"
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        tokens: Tensor = self._tokenizer(list(prompts))
+        with self._lock:
+            tokens: Tensor = self._tokenizer(list(prompts))
         if self._end is not None:
             ends = (tokens == self._end).any(dim=1)
             if self._argmax:

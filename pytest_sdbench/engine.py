@@ -195,6 +195,7 @@ class _Finisher:
     def __init__(self, run: _Run, sampler: Sampler) -> None:
         self._run, self._sampler = run, sampler
         self._parts: list[Rows] = []
+        self._broken = False
         self._waiting: deque[Future[None]] = deque()
         self._beside = ThreadPoolExecutor(1, "sdbench-finisher") if run.overlap else None
         # Pillow lets go of the interpreter: pictures go through codec and resize side by side.
@@ -222,6 +223,13 @@ class _Finisher:
             self._waiting.popleft().result()
 
     def _finish(self, drawn: Drawn, images: range) -> None:
+        if self._broken:  # a batch before this one is lost: its shard cannot become whole
+            return
+        self._broken = True
+        self._add(drawn, images)
+        self._broken = False
+
+    def _add(self, drawn: Drawn, images: range) -> None:
         run = self._run
         batch = self._decode(drawn)
         self._parts.append(

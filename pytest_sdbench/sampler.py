@@ -78,6 +78,7 @@ class Drawn:
     seeds: tuple[int, ...]
     latents: torch.Tensor | None
     """[B, C, h, w] on the pipeline's device; None where the pipeline is none that can be stopped there."""
+    truncated: npt.NDArray[np.bool_]
     output: Any = None
     """What such a pipeline returned."""
 
@@ -104,6 +105,8 @@ class Sampler:
         self._staged = isinstance(pipeline, StableDiffusionPipeline)
         # The networks are shared; what a call leaves behind (scheduler, guidance) is not.
         self._pipeline = copy.copy(pipeline)
+        # A fast tokenizer keeps the settings of its last call in itself.
+        self._pipeline.tokenizer = copy.deepcopy(pipeline.tokenizer)
         self._remember_text = remember_text and self._staged
         self._negative: torch.Tensor | None = None
         self._sequence = None
@@ -128,8 +131,9 @@ class Sampler:
             generators = [torch.Generator().manual_seed(each) for each in seeds]
         # PNDM keeps the last model outputs and a sample: what one call leaves must not reach the next.
         self._pipeline.scheduler = self._schedule()
+        prompts = [self._prompts[index] for index in group]
         output = self._pipeline(
-            **self._text([self._prompts[index] for index in group]),
+            **self._text(prompts),
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
             height=sampling.resolution,
@@ -137,8 +141,10 @@ class Sampler:
             generator=generators,
             output_type="latent" if self._staged else "np",
         )
-        latents = output.images if self._staged else None
-        return Drawn(tuple(group), tuple(seeds), latents, None if self._staged else output)
+        truncated = _truncated(self._pipeline.tokenizer, prompts)
+        if self._staged:
+            return Drawn(tuple(group), tuple(seeds), output.images, truncated)
+        return Drawn(tuple(group), tuple(seeds), None, truncated, output)
 
     @torch.inference_mode()
     def decode(self, drawn: Drawn, chunk: int | None = None) -> Batch:
@@ -156,14 +162,13 @@ class Sampler:
             ]
             pixels = np.concatenate([part for part, _ in parts])
             blacked = [flag for _, flags in parts for flag in flags]
-        prompts = tuple(self._prompts[index] for index in drawn.indices)
         return Batch(
             indices=np.asarray(drawn.indices, np.int64),
             seeds=np.asarray(drawn.seeds, np.int64),
-            prompts=prompts,
+            prompts=tuple(self._prompts[index] for index in drawn.indices),
             images=pixels,
             blacked_out=np.array(blacked, np.bool_),
-            truncated=_truncated(self._pipeline.tokenizer, prompts),
+            truncated=drawn.truncated,
         )
 
     def _text(self, prompts: list[str]) -> dict[str, Any]:
@@ -276,7 +281,7 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
     return lambda: kind.from_config(own.config, **wanted.config)
 
 
-def _truncated(tokenizer: Any, prompts: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+def _truncated(tokenizer: Any, prompts: Sequence[str]) -> npt.NDArray[np.bool_]:
     lengths = (len(tokens) for tokens in tokenizer(list(prompts), truncation=False, verbose=False).input_ids)
     return np.array([length > tokenizer.model_max_length for length in lengths], np.bool_)
 

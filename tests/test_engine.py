@@ -235,6 +235,33 @@ def test_an_error_in_one_thread_ends_the_run_and_leaves_whole_shards(
     assert shards(evidence) == shards(plain)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_shard_that_lost_a_batch_is_never_written(
+    overlap: bool, load: Callable[[], Any], protocol: Protocol, tmp_path: Path
+) -> None:
+    """With what comes after it in the same thread, it would be a shard of other images."""
+
+    class Broken(Pixels):
+        def extract(self, images: Images, prompts: Any) -> dict[str, Any]:
+            if prompts[0] == PROMPTS[16]:
+                raise RuntimeError("the extractor broke")
+            return super().extract(images, prompts)
+
+    evidence = Store(tmp_path).open("c", "d", {})
+    with pytest.raises(RuntimeError, match="the extractor broke"):
+        make(
+            evidence,
+            protocol,
+            PROMPTS,
+            evidence.work(N),
+            n=N,
+            pipeline=load(),
+            extractors=Broken(),
+            tuning=Tuning(workers=1, overlap=overlap, batch_size=16),
+        )
+    assert shards(evidence) == {}
+
+
 def test_text_that_guidance_leads_away_from_is_encoded_once_a_run(
     load: Callable[[], Any], protocol: Protocol, tmp_path: Path
 ) -> None:
