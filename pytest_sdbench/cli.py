@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("second", metavar="B", help=f"{what}; a U-Net's folder alone is joined to B's base")
     compare.add_argument("--protocol", required=True, metavar="NAME", help="a protocol's name or file")
     compare.add_argument("--images", type=int, metavar="N", help="the first N images alone")
-    compare.add_argument("--store", type=Path, default=Path(".sdbench"), metavar="DIR", help="[%(default)s]")
+    compare.add_argument("--store", default=".sdbench", metavar="DIR|URL", help="[%(default)s]")
     compare.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
     compare.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device [%(default)s]")
     compare.add_argument("--download", action="store_true", help="fetch weights that are missing")

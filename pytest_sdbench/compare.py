@@ -50,7 +50,7 @@ def compare(
     protocol_name: str,
     *,
     images: int | None = None,
-    store: Path,
+    store: Path | str,
     data_root: Path | None = None,
     device: str = "cpu",
     download: bool = False,

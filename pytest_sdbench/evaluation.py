@@ -97,7 +97,7 @@ def evaluate(
     checkpoint: Checkpoint,
     protocol: Protocol,
     *,
-    store: Path | Store,
+    store: Path | str | Store,
     data_root: Path | None = None,
     device: str = "cpu",
     dtype: str | None = None,
@@ -260,7 +260,7 @@ def evidence_key(protocol: Protocol) -> str:
 
 
 def open_evidence(
-    store: Path | Store,
+    store: Path | str | Store,
     checkpoint: Checkpoint,
     protocol: Protocol,
     *,

@@ -1,6 +1,6 @@
 """Keep evidence: the per-image rows of one checkpoint under one draw, in immutable shards with checksums.
 
-A store is a folder. Each pair of checkpoint and draw has a folder of its own in it:
+A store is a folder on a disk or behind a URL. Each pair of checkpoint and draw has a folder of its own in it:
 
     <checkpoint>-<draw>/
         manifest-<writer>.json                what was drawn; on which device, with which versions and command
@@ -8,14 +8,13 @@ A store is a folder. Each pair of checkpoint and draw has a folder of its own in
         pace-<writer>.json                    seconds an image: what the missing ones would take
 
 Shards lie on a fixed grid, so that their borders do not depend on where a run was killed. Nothing is ever
-written in place: a file is written under another name, flushed to the disk and renamed. So a reader finds a
-whole file or none, and of two writers of one shard the last wins, with the same rows.
+written in place (see `storage`): a reader finds a whole file or none, and of two writers of one shard the
+last wins, with the same rows.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import time
@@ -31,7 +30,8 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as format_safetensors
 
 from pytest_sdbench.errors import EvidenceError
-from pytest_sdbench.files import TEMPORARY, write_atomically
+from pytest_sdbench.files import TEMPORARY
+from pytest_sdbench.storage import ELSEWHERE, Stamp, Storage, open_storage
 
 SHARD = 64
 """Images in a shard; the last one of a run may hold fewer."""
@@ -55,7 +55,8 @@ class DamagedEvidence(UserWarning):
 class Store:
     """Evidence of many checkpoints, in one folder."""
 
-    root: Path
+    root: Path | str
+    """A path, or an fsspec URL."""
 
     def open(self, checkpoint: str, draw: str, manifest: Mapping[str, Any]) -> Evidence:
         """Open the evidence of a checkpoint under a draw, both given by fingerprint.
@@ -63,21 +64,34 @@ class Store:
         `manifest` is what this process would write down with its shards: device, versions, command and so on.
         Nothing is written until the first shard is, so that a finished store may be read-only.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise EvidenceError("the evidence store is not a folder", file=self.root, remedy=_ELSEWHERE)
+        storage = open_storage(self.root)
+        if isinstance(storage.root, Path) and storage.root.exists() and not storage.root.is_dir():
+            raise EvidenceError("the evidence store is not a folder", file=storage.root, remedy=ELSEWHERE)
         return Evidence(
-            self.root / f"{checkpoint}-{draw}", {"checkpoint": checkpoint, "draw": draw, **manifest}
+            storage.within(f"{checkpoint}-{draw}"), {"checkpoint": checkpoint, "draw": draw, **manifest}
         )
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """A shard whose checksum was right: it is not read again for each question."""
+
+    stamp: Stamp
+    writer: str
 
 
 @dataclass(frozen=True)
 class Evidence:
     """The rows of one checkpoint under one draw."""
 
-    folder: Path
+    storage: Storage
     manifest: Mapping[str, Any]
-    _sound: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
-    """Size and time of shards whose checksum was right: they are not read again for each question."""
+    _sound: dict[str, _Sound] = field(default_factory=dict, repr=False)
+
+    @property
+    def folder(self) -> Path | str:
+        """The folder of the shards: a path, or a URL."""
+        return self.storage.root
 
     @property
     def writer(self) -> str:
@@ -89,14 +103,11 @@ class Evidence:
 
         A damaged shard is set aside with a warning, and is missing.
         """
-        return [wanted for wanted in _grid(n) if self._find(wanted) is None]
+        files = self.storage.files()
+        return [wanted for wanted in _grid(n) if self._find(wanted, files) is None]
 
-    def work(self, n: int, *, start_at: float = 0.0) -> Iterator[range]:
-        """Yield the shards that the first `n` images still need."""
-        yield from self.missing(n)
-
-    def write(self, start: int, rows: Mapping[str, npt.NDArray[Any]]) -> Path:
-        """Write the rows of consecutive images from `start` on as one shard, and return its file.
+    def write(self, start: int, rows: Mapping[str, npt.NDArray[Any]]) -> Path | str:
+        """Write the rows of consecutive images from `start` on as one shard, and return its path or URL.
 
         `start` lies on the grid; there are at most `SHARD` rows; the first axis of every array is the image.
         Raises EvidenceError if the store cannot take them; nothing half-written is left then.
@@ -112,49 +123,45 @@ class Evidence:
         about["sha256"] = _checksum(arrays, about)
         # One entry: safetensors keeps metadata in an unordered map, and equal shards are to be equal files.
         content = format_safetensors(arrays, {_META: json.dumps(about, sort_keys=True)})
-        path = self.folder / _shard_name(range(start, start + count))
-        _put(path, content)
-        stamp = _stamp(path)
+        name = _shard_name(range(start, start + count))
+        stamp = self.storage.write(name, content)
         if stamp is not None:
-            self._sound[path.name] = stamp
-        return path
+            self._sound[name] = _Sound(stamp, self.writer)
+        return self.storage.where(name)
 
     def prepare(self) -> None:
         """Make the folder and write this process's manifest, unless they are there.
 
         A run calls it before its first image, so that a store that cannot be written is found at once.
         """
-        path = self.folder / f"manifest-{self.writer}.json"
-        try:
-            if path.is_file():
-                return
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(f"{TEMPORARY}*"):
-                # Of a run that was killed long ago; a younger one may belong to a run beside this one, which
-                # may have given it its name by now.
-                with contextlib.suppress(FileNotFoundError):
-                    if time.time() - left.stat().st_mtime > _STALE:
-                        left.unlink()
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
+        name = f"manifest-{self.writer}.json"
+        files = self.storage.files()
+        if name in files:
+            return
+        for left, stamp in files.items():
+            # Of a run that was killed long ago; a younger one may belong to a run beside this one.
+            if left.startswith(TEMPORARY) and time.time() - stamp.modified > _STALE:
+                self.storage.remove(left)
         content = {"format": FORMAT, **self.manifest}
-        _put(path, (json.dumps(content, indent=2, sort_keys=True, default=str) + "\n").encode())
+        self.storage.write(name, (json.dumps(content, indent=2, sort_keys=True, default=str) + "\n").encode())
 
     def pace(self) -> float | None:
         """Return the seconds that an image last took this set-up, or None where it has made none yet."""
         try:
-            return float(json.loads(_get(self._pace))["seconds_per_image"])
+            return float(json.loads(self.storage.read(self._pace))["seconds_per_image"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def keep_pace(self, seconds: float) -> None:
         """Write down the seconds that an image took; a store that cannot take it loses an estimate alone."""
         with contextlib.suppress(EvidenceError):
-            _put(self._pace, (json.dumps({"seconds_per_image": round(seconds, 6)}) + "\n").encode())
+            self.storage.write(
+                self._pace, (json.dumps({"seconds_per_image": round(seconds, 6)}) + "\n").encode()
+            )
 
     @property
-    def _pace(self) -> Path:
-        return self.folder / f"pace-{self.writer}.json"
+    def _pace(self) -> str:
+        return f"pace-{self.writer}.json"
 
     def read(self, n: int) -> Iterator[Rows]:
         """Yield the rows of the first `n` images in the order of their index, shard by shard.
@@ -163,14 +170,18 @@ class Evidence:
         """
         # `_find` has checked the checksum of this very file, so that further passes need not hash it again.
         columns: dict[str, tuple[int, ...]] | None = None
+        files = self.storage.files()
         for wanted in _grid(n):
-            path = self._find(wanted)
-            if path is None:
+            name = self._find(wanted, files)
+            if name is None:
                 raise EvidenceError(
                     f"images {wanted.start} to {wanted.stop - 1} are missing", file=self.folder, remedy=_AGAIN
                 )
+            path = self.storage.where(name)
             try:
-                rows, _ = _parse(_get(path), check=False)
+                rows, _ = _parse(self.storage.read(name), check=False)
+            except FileNotFoundError:
+                raise EvidenceError("removed since it was opened", file=path, remedy=_AGAIN) from None
             except _Damage as damage:
                 raise EvidenceError(
                     f"damaged since it was opened: {damage}", file=path, remedy=_AGAIN
@@ -190,50 +201,49 @@ class Evidence:
 
     def writers(self, n: int) -> list[dict[str, Any]]:
         """Return the manifests of all who wrote the first `n` images, in the order of their first image."""
-        found: dict[str, dict[str, Any]] = {}
-        for wanted in _grid(n):
-            path = self._find(wanted)
-            if path is not None:
-                writer = str(_about(_get(path))["writer"])
-                if writer not in found:
-                    found[writer] = self._manifest(writer)
-        return list(found.values())
+        files = self.storage.files()
+        names = [self._find(wanted, files) for wanted in _grid(n)]
+        writers = dict.fromkeys(self._sound[name].writer for name in names if name is not None)
+        return [self._manifest(writer) for writer in writers]
 
     def _manifest(self, writer: str) -> dict[str, Any]:
-        path = self.folder / f"manifest-{writer}.json"
         try:
-            content = json.loads(_get(path))
-            return dict(content)
+            return dict(json.loads(self.storage.read(f"manifest-{writer}.json")))
         except (FileNotFoundError, ValueError):
             # Rows are sound without it; only who wrote them is not known any more.
             return {"writer": writer, "device": "unknown"}
 
-    def _find(self, wanted: range) -> Path | None:
-        """Return the shard that holds these images, checked; set damaged ones aside."""
-        for path in self._shards(wanted):
-            stamp = _stamp(path)
-            if stamp is not None and self._sound.get(path.name) == stamp:
-                return path
-            try:
-                _, about = _parse(_get(path))
-                if (about["start"], about["stop"]) != _range_of(path):
-                    raise _Damage("its name is not that of its images")
-            except FileNotFoundError:
-                continue
-            except _Damage as damage:
-                _set_aside(path, damage)
-                continue
-            if stamp is not None:
-                self._sound[path.name] = stamp
-            return path
-        return None
+    def _find(self, wanted: range, files: Mapping[str, Stamp]) -> str | None:
+        """Return the shard among these files that holds these images, checked; set damaged ones aside."""
+        return next((name for name in _shards(wanted, files) if self._is_sound(name, files[name])), None)
 
-    def _shards(self, wanted: range) -> Sequence[Path]:
-        """Return the files that hold these images, the largest first: longer runs leave the shorter ones'."""
-        names = [
-            _shard_name(range(wanted.start, stop)) for stop in range(wanted.stop, wanted.start + SHARD + 1)
-        ]
-        return [path for name in reversed(names) if _stamp(path := self.folder / name) is not None]
+    def _is_sound(self, name: str, stamp: Stamp) -> bool:
+        known = self._sound.get(name)
+        if known is not None and known.stamp == stamp:
+            return True
+        try:
+            _, about = _parse(self.storage.read(name))
+            if (about["start"], about["stop"]) != _range_of(name):
+                raise _Damage("its name is not that of its images")
+        except FileNotFoundError:
+            return False
+        except _Damage as damage:
+            if self.storage.files().get(name) == stamp:  # else another process has made it again by now
+                self._set_aside(name, damage)
+            return False
+        self._sound[name] = _Sound(stamp, str(about["writer"]))
+        return True
+
+    def _set_aside(self, name: str, damage: _Damage) -> None:
+        try:
+            where = f"moved to {self.storage.set_aside(name)}"
+        except EvidenceError as error:
+            where = f"left in place: {error.message}"
+        warnings.warn(
+            f"{self.storage.where(name)}: damaged evidence ({damage}), {where}; its images are made again",
+            DamagedEvidence,
+            stacklevel=4,
+        )
 
 
 @dataclass(frozen=True)
@@ -246,7 +256,6 @@ class _Rows:
 
 
 _AGAIN = "Run again: what is missing is made again."
-_ELSEWHERE = "Check the folder and its permissions, or give another one with --sdbench-store."
 
 
 class _Damage(Exception):
@@ -261,9 +270,15 @@ def _shard_name(images: range) -> str:
     return f"shard-{images.start:08d}-{images.stop:08d}.safetensors"
 
 
-def _range_of(path: Path) -> tuple[int, int]:
-    _, start, stop = path.stem.split("-")
+def _range_of(name: str) -> tuple[int, int]:
+    _, start, stop = name.partition(".")[0].split("-")
     return int(start), int(stop)
+
+
+def _shards(wanted: range, files: Mapping[str, Stamp]) -> Sequence[str]:
+    """Return the files that hold these images, the largest first: longer runs leave the shorter ones'."""
+    stops = range(wanted.start + SHARD, wanted.stop - 1, -1)
+    return [name for stop in stops if (name := _shard_name(range(wanted.start, stop))) in files]
 
 
 def _writer(manifest: Mapping[str, Any]) -> str:
@@ -297,57 +312,3 @@ def _parse(content: bytes, *, check: bool = True) -> tuple[Rows, dict[str, Any]]
     if check and _checksum(arrays, about) != expected:
         raise _Damage("wrong checksum")
     return arrays, about
-
-
-def _set_aside(path: Path, damage: _Damage) -> None:
-    aside = path.with_name(f"{path.name}.damaged")
-    try:
-        path.replace(aside)
-        where = f"moved to {aside.name}"
-    except OSError as error:
-        where = f"left in place: {error.strerror}"
-    warnings.warn(
-        f"{path}: damaged evidence ({damage}), {where}; its images are made again",
-        DamagedEvidence,
-        stacklevel=4,
-    )
-
-
-def _get(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return status.st_size, status.st_mtime_ns
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and have it on the disk before it has its name."""
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> EvidenceError:
-    return EvidenceError(f"evidence cannot be read: {error.strerror or error}", file=path, remedy=_ELSEWHERE)
-
-
-def _unwritable(path: Path, error: OSError) -> EvidenceError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return EvidenceError(
-        f"evidence cannot be written: {error.strerror or error}",
-        file=path,
-        remedy="Make room and run again: finished shards are kept." if full else _ELSEWHERE,
-    )

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,41 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
     and nothing is left beside it.
     """
     target = path.resolve()
+    with _flushed(target, content) as temporary:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.chmod(target.stat().st_mode & 0o7777)
+        temporary.replace(target)
+        _flush_folder(target.parent)
+
+
+def create_atomically(path: Path, content: bytes) -> bool:
+    """Put a file into its place unless there is one, and return whether it was put there.
+
+    Of two processes at the same moment one succeeds, and nobody sees half of it. Raises OSError.
+    """
+    if path.exists():
+        return False
+    with _flushed(path, content) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            # A file system without links: whoever is second finds the name taken, perhaps before its content.
+            try:
+                with path.open("xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+        _flush_folder(path.parent)
+    return True
+
+
+@contextlib.contextmanager
+def _flushed(target: Path, content: bytes | Callable[[BinaryIO], object]) -> Iterator[Path]:
+    """Write a file beside `target` and have it on the disk; remove it, if it is still there, at the end."""
     temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
@@ -31,10 +66,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
                 content(file)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            temporary.chmod(target.stat().st_mode & 0o7777)
-        temporary.replace(target)
-        _flush_folder(target.parent)
+        yield temporary
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -111,8 +111,8 @@ def sdbench_data(sdbench_session: SdbenchSession) -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def sdbench_store(sdbench_session: SdbenchSession) -> Path:
-    """Return the folder of the evidence store."""
+def sdbench_store(sdbench_session: SdbenchSession) -> Path | str:
+    """Return the evidence store: a folder, or an fsspec URL."""
     return sdbench_session.settings.store
 
 
@@ -198,7 +198,7 @@ def sdbench_evaluate(
     sdbench_pipeline: Callable[[str], Any],
     sdbench_device: str,
     sdbench_data: Path | None,
-    sdbench_store: Path,
+    sdbench_store: Path | str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Evaluation]:
     """Return a function that evaluates the checkpoint under a protocol, once for all claims.

@@ -108,7 +108,7 @@ def write_evidence_of(
     finished: bool,
     files: Mapping[str, Path],
     replaced: frozenset[str],
-    store: Path,
+    store: Path | str,
     data_root: Path | None,
 ) -> Changed:
     """Record what each image of a card's own checkpoint adds to its scores, for pairing.
@@ -137,7 +137,7 @@ def write_evidence_of(
 
 
 def record_evidence(
-    card: Card, protocol_name: str, *, store: Path, data_root: Path | None, device: str = "cpu"
+    card: Card, protocol_name: str, *, store: Path | str, data_root: Path | None, device: str = "cpu"
 ) -> Path | None:
     """Record a card's images under a protocol from the store; return the file if it is new or changed.
 

@@ -185,7 +185,7 @@ _OPTIONS: tuple[tuple[str, Any, Any, dict[str, Any]], ...] = (
         "--sdbench-store",
         "string",
         ".sdbench",
-        _value("DIR", "evidence store: images are never made twice [.sdbench]"),
+        _value("DIR|URL", "evidence store, folder or fsspec URL: images are never made twice [.sdbench]"),
     ),
     (
         "--sdbench-report",

@@ -326,7 +326,9 @@ def _same(key: str, path: Path, config: pytest.Config) -> bool:
     )
 
 
-def _short(path: Path) -> str:
+def _short(path: Path | str) -> str:
+    if isinstance(path, str):
+        return path
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

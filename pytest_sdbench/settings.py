@@ -11,6 +11,7 @@ import pytest
 
 from pytest_sdbench.plugin import option
 from pytest_sdbench.sequential import SCHEDULE
+from pytest_sdbench.storage import place_of
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -31,7 +32,8 @@ class Settings:
     """New images of one checkpoint under one protocol; `all` is no limit, `auto` depends on the device."""
     device: str
     dtype: str
-    store: Path
+    store: Path | str
+    """A folder, or an fsspec URL."""
     reports: tuple[Path, ...]
     update: bool
     budget: int | None = None
@@ -54,13 +56,13 @@ class Settings:
     def from_pytest_config(cls, config: pytest.Config) -> Settings:
         """Read the options; raise pytest.UsageError that names the option, what was found and what to do."""
 
-        def place(dest: str, text: str) -> Path:
+        def start(dest: str) -> Path:
             # As pytest does it: a path on the command line starts here, one in the ini file at the ini file.
             given = bool(config.getoption(dest))
-            start = (
-                config.invocation_params.dir if given else (config.inipath or config.rootpath / "x").parent
-            )
-            return (start / Path(text).expanduser()).absolute()
+            return config.invocation_params.dir if given else (config.inipath or config.rootpath / "x").parent
+
+        def place(dest: str, text: str) -> Path:
+            return (start(dest) / Path(text).expanduser()).absolute()
 
         def path(dest: str) -> Path | None:
             text = option(config, dest)
@@ -95,10 +97,10 @@ class Settings:
             raise pytest.UsageError(
                 f"--sdbench-data: {data} is not a folder; give the data root (see the README)"
             )
-        store = path("sdbench_store")
-        if store is None:
+        store = str(option(config, "sdbench_store"))
+        if not store:
             raise pytest.UsageError(
-                "--sdbench-store: the name is empty; give a folder, or leave the option out"
+                "--sdbench-store: the name is empty; give a folder or a URL, or leave the option out"
             )
         return cls(
             weights=_weights(option(config, "sdbench_weights"), lambda text: place("sdbench_weights", text)),
@@ -108,7 +110,7 @@ class Settings:
             max_images=_max_images(str(option(config, "sdbench_max_images"))),
             device=str(option(config, "sdbench_device")),
             dtype=str(dtype),
-            store=store,
+            store=place_of(store, start("sdbench_store")),
             reports=reports,
             update=bool(option(config, "sdbench_update")),
             budget=None if budget is None else _count("sdbench_budget", budget, SCHEDULE[0]),
