@@ -31,6 +31,8 @@ from safetensors.numpy import save as format_safetensors
 
 from pytest_sdbench.errors import EvidenceError
 from pytest_sdbench.files import TEMPORARY
+from pytest_sdbench.leases import BEAT, SECONDS, Leases, Work
+from pytest_sdbench.mirror import Mirror
 from pytest_sdbench.storage import ELSEWHERE, Stamp, Storage, open_storage
 
 SHARD = 64
@@ -57,6 +59,10 @@ class Store:
 
     root: Path | str
     """A path, or an fsspec URL."""
+    lease_seconds: float = SECONDS
+    """A lease of a process that was not heard of for so long is taken over."""
+    beat: float = BEAT
+    """Seconds after which a process renews its leases."""
 
     def open(self, checkpoint: str, draw: str, manifest: Mapping[str, Any]) -> Evidence:
         """Open the evidence of a checkpoint under a draw, both given by fingerprint.
@@ -67,8 +73,12 @@ class Store:
         storage = open_storage(self.root)
         if isinstance(storage.root, Path) and storage.root.exists() and not storage.root.is_dir():
             raise EvidenceError("the evidence store is not a folder", file=storage.root, remedy=ELSEWHERE)
+        folder = storage.within(f"{checkpoint}-{draw}")
         return Evidence(
-            storage.within(f"{checkpoint}-{draw}"), {"checkpoint": checkpoint, "draw": draw, **manifest}
+            folder,
+            {"checkpoint": checkpoint, "draw": draw, **manifest},
+            Leases(folder, seconds=self.lease_seconds, beat=self.beat),
+            None if isinstance(storage.root, Path) else Mirror(),
         )
 
 
@@ -86,7 +96,14 @@ class Evidence:
 
     storage: Storage
     manifest: Mapping[str, Any]
+    leases: Leases = field(repr=False)
+    mirror: Mirror | None = None
+    """Copies of a remote store's shards; None where the store is as near."""
     _sound: dict[str, _Sound] = field(default_factory=dict, repr=False)
+    _damaged: dict[str, Stamp] = field(default_factory=dict, repr=False)
+    """Shards that could not be set aside, in a store that is not quite ours."""
+    _prepared: set[str] = field(default_factory=set, repr=False)
+    """Manifests of a remote store that were found or written."""
 
     @property
     def folder(self) -> Path | str:
@@ -106,6 +123,23 @@ class Evidence:
         files = self.storage.files()
         return [wanted for wanted in _grid(n) if self._find(wanted, files) is None]
 
+    def work(self, n: int, *, start_at: float = 0.0) -> Work:
+        """Return an iterator over the shards that the first `n` images still need, for this process to make.
+
+        Each is leased before it is given out, so that processes and hosts that share the store do not make
+        the same; `write` lets it go. At the end it waits for those that others are making, and takes over
+        those of owners that are gone. `start_at` is the fraction of the missing ones at which to begin:
+        processes that begin apart seldom meet. Several threads may call `next`. Close it if it is left before
+        its end.
+        """
+        missing = self.missing(n)
+        first = int(start_at * len(missing))
+
+        def is_made(images: range, files: Mapping[str, Stamp]) -> bool:
+            return any(files[name] != self._damaged.get(name) for name in _shards(images, files))
+
+        return Work(missing[first:] + missing[:first], self.leases, is_made)
+
     def write(self, start: int, rows: Mapping[str, npt.NDArray[Any]]) -> Path | str:
         """Write the rows of consecutive images from `start` on as one shard, and return its path or URL.
 
@@ -123,10 +157,14 @@ class Evidence:
         about["sha256"] = _checksum(arrays, about)
         # One entry: safetensors keeps metadata in an unordered map, and equal shards are to be equal files.
         content = format_safetensors(arrays, {_META: json.dumps(about, sort_keys=True)})
-        name = _shard_name(range(start, start + count))
+        images = range(start, start + count)
+        name = _shard_name(images)
         stamp = self.storage.write(name, content)
         if stamp is not None:
             self._sound[name] = _Sound(stamp, self.writer)
+            if self.mirror is not None:
+                self.mirror.put(str(self.storage.where(name)), stamp, content)
+        self.leases.release(images)
         return self.storage.where(name)
 
     def prepare(self) -> None:
@@ -135,15 +173,19 @@ class Evidence:
         A run calls it before its first image, so that a store that cannot be written is found at once.
         """
         name = f"manifest-{self.writer}.json"
-        files = self.storage.files()
-        if name in files:
+        if name in self._prepared:
             return
-        for left, stamp in files.items():
-            # Of a run that was killed long ago; a younger one may belong to a run beside this one.
-            if left.startswith(TEMPORARY) and time.time() - stamp.modified > _STALE:
-                self.storage.remove(left)
-        content = {"format": FORMAT, **self.manifest}
-        self.storage.write(name, (json.dumps(content, indent=2, sort_keys=True, default=str) + "\n").encode())
+        files = self.storage.files()
+        if name not in files:
+            for left, stamp in files.items():
+                # Of a run that was killed long ago; a younger one may belong to a run beside this one.
+                if left.startswith(TEMPORARY) and time.time() - stamp.modified > _STALE:
+                    self.storage.remove(left)
+            content = {"format": FORMAT, **self.manifest}
+            text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
+            self.storage.write(name, text.encode())
+        if self.mirror is not None:  # a folder on a disk may be gone at the next shard
+            self._prepared.add(name)
 
     def pace(self) -> float | None:
         """Return the seconds that an image last took this set-up, or None where it has made none yet."""
@@ -179,7 +221,7 @@ class Evidence:
                 )
             path = self.storage.where(name)
             try:
-                rows, _ = _parse(self.storage.read(name), check=False)
+                rows, _ = self._open(name, files[name], check=False)
             except FileNotFoundError:
                 raise EvidenceError("removed since it was opened", file=path, remedy=_AGAIN) from None
             except _Damage as damage:
@@ -217,27 +259,44 @@ class Evidence:
         """Return the shard among these files that holds these images, checked; set damaged ones aside."""
         return next((name for name in _shards(wanted, files) if self._is_sound(name, files[name])), None)
 
+    def _open(self, name: str, stamp: Stamp, *, check: bool) -> tuple[Rows, dict[str, Any]]:
+        """Return a shard as `_parse` does, from the mirror if it has it; what is remote is always checked."""
+        if self.mirror is None:
+            return _parse(self.storage.read(name), check=check)
+        where = str(self.storage.where(name))
+        copy = self.mirror.get(where, stamp)
+        if copy is not None:
+            try:
+                return _parse(copy)
+            except _Damage:
+                self.mirror.forget(where, stamp)
+        content = self.storage.read(name)
+        shard = _parse(content)
+        self.mirror.put(where, stamp, content)
+        return shard
+
     def _is_sound(self, name: str, stamp: Stamp) -> bool:
         known = self._sound.get(name)
         if known is not None and known.stamp == stamp:
             return True
         try:
-            _, about = _parse(self.storage.read(name))
+            _, about = self._open(name, stamp, check=True)
             if (about["start"], about["stop"]) != _range_of(name):
                 raise _Damage("its name is not that of its images")
         except FileNotFoundError:
             return False
         except _Damage as damage:
             if self.storage.files().get(name) == stamp:  # else another process has made it again by now
-                self._set_aside(name, damage)
+                self._set_aside(name, stamp, damage)
             return False
         self._sound[name] = _Sound(stamp, str(about["writer"]))
         return True
 
-    def _set_aside(self, name: str, damage: _Damage) -> None:
+    def _set_aside(self, name: str, stamp: Stamp, damage: _Damage) -> None:
         try:
             where = f"moved to {self.storage.set_aside(name)}"
         except EvidenceError as error:
+            self._damaged[name] = stamp
             where = f"left in place: {error.message}"
         warnings.warn(
             f"{self.storage.where(name)}: damaged evidence ({damage}), {where}; its images are made again",

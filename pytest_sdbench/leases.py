@@ -1,0 +1,227 @@
+"""Lease shards, so that several processes or hosts do not make the same one.
+
+A lease is a small file beside the shards that its owner writes again every few seconds. Leases save work and
+nothing else: shards are immutable, and whoever makes one makes the same, so that a lease that is lost, or
+taken twice, or cannot be written at all, costs time and never a wrong row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.storage import Stamp, Storage
+
+PREFIX = "lease-"
+SECONDS = 60.0
+"""A lease that has not changed for so long is nobody's any more."""
+BEAT = 10.0
+"""Seconds after which an owner writes its leases again."""
+
+
+def lease_name(images: range) -> str:
+    """Return the name of the file that leases these images."""
+    return f"{PREFIX}{images.start:08d}-{images.stop:08d}.json"
+
+
+@dataclass
+class _Seen:
+    """A lease of somebody else, as this process last found it."""
+
+    stamp: Stamp
+    since: float
+    """By this process's own clock: those of two hosts need not agree."""
+    owner: Mapping[str, Any] | None
+    """None if it cannot be told: a lease that is torn is watched all the same."""
+
+
+class Leases:
+    """The leases that one process holds in one folder; usable from several threads."""
+
+    def __init__(self, storage: Storage, *, seconds: float = SECONDS, beat: float = BEAT) -> None:
+        self.storage, self.seconds, self.beat = storage, seconds, beat
+        self.owner = {"host": _host(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+        self._held: set[str] = set()
+        self._seen: dict[str, _Seen] = {}
+        self._beats = itertools.count()
+        # Not held while something is read or written: garbage may be collected, and release, in any thread.
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def holds(self, images: range) -> bool:
+        """Return whether this process holds the lease of these images."""
+        return lease_name(images) in self._held
+
+    def take(self, images: range, files: Mapping[str, Stamp]) -> bool:
+        """Lease images unless somebody else has them, and return whether the caller should make them.
+
+        `files` is a listing of the folder. A lease whose owner is gone is taken over. Where leases cannot be
+        written the answer is yes: work that cannot be shared is done alone.
+        """
+        name = lease_name(images)
+        try:
+            if name not in files:
+                # A reply may be lost, and the request repeated: then this very process was the first.
+                taken = self.storage.create(name, self._content()) or self._owner(name) == self.owner
+            else:
+                taken = self._is_stale(name, files[name]) and self._take_over(name)
+        except EvidenceError:
+            return True
+        if taken:
+            with self._lock:
+                self._held.add(name)
+                self._start()
+        return taken
+
+    def release(self, *images: range) -> None:
+        """Give up leases of this process; those that it does not hold are left alone."""
+        for name in map(lease_name, images):
+            with self._lock:
+                held = name in self._held
+                self._held.discard(name)
+                if not self._held:
+                    self._stop.set()
+            if held:
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        # One that stays goes stale by itself.
+        with contextlib.suppress(EvidenceError):
+            self.storage.remove(name)
+
+    def _is_stale(self, name: str, stamp: Stamp) -> bool:
+        seen = self._seen.get(name)
+        if seen is None or seen.stamp != stamp:
+            seen = self._seen[name] = _Seen(stamp, time.monotonic(), self._owner(name))
+        return _is_gone(seen.owner) or time.monotonic() - seen.since > self.seconds
+
+    def _take_over(self, name: str) -> bool:
+        """Put this process's name over another's; of several who do so at once, the last has it."""
+        seen = self._seen.pop(name, None)
+        if seen is not None and self._owner(name) != seen.owner:
+            return False  # somebody else was faster
+        self.storage.write(name, self._content())
+        return self._owner(name) == self.owner
+
+    def _owner(self, name: str) -> Mapping[str, Any] | None:
+        try:
+            content = json.loads(self.storage.read(name))
+            return {key: content[key] for key in ("host", "pid", "id")}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def _content(self) -> bytes:
+        # The count makes every beat another content: a stamp may be a checksum.
+        return json.dumps({**self.owner, "beat": next(self._beats)}).encode()
+
+    def _start(self) -> None:
+        # A thread that is asked to stop may be asleep still; nor does one live on in a forked process.
+        if self._beating is None or not self._beating.is_alive() or self._stop.is_set():
+            self._stop = threading.Event()
+            self._beating = threading.Thread(
+                target=self._refresh, args=(self._stop,), name="sdbench-leases", daemon=True
+            )
+            self._beating.start()
+
+    def _refresh(self, stop: threading.Event) -> None:
+        while not stop.wait(self.beat):
+            for name in list(self._held):
+                # The store may be away for a moment; the next beat may be in time.
+                with contextlib.suppress(EvidenceError):
+                    if self._owner(name) != self.owner:
+                        with self._lock:
+                            self._held.discard(name)  # this process slept for too long
+                        continue
+                    self.storage.write(name, self._content())
+                    if name not in self._held:
+                        self._remove(name)  # released since it was read
+
+
+class Work(Iterator[range]):
+    """Shards to make, each leased before it is given out; usable from several threads.
+
+    It gives out what nobody has leased, then waits for what other processes are making and takes over what
+    they let go. It gives nothing out twice, and does not wait for what this process is making.
+    """
+
+    def __init__(
+        self, wanted: Sequence[range], leases: Leases, is_made: Callable[[range, Mapping[str, Stamp]], bool]
+    ) -> None:
+        self._wanted, self._leases, self._is_made = list(wanted), leases, is_made
+        self._given: list[range] = []
+        self._lock = threading.Lock()
+
+    def __next__(self) -> range:
+        """Return the next shard, leased; may wait for those of others. Raises EvidenceError."""
+        with self._lock:
+            while True:
+                files = self._leases.storage.files()
+                self._wanted = [
+                    images
+                    for images in self._wanted
+                    if not self._is_made(images, files) and not self._leases.holds(images)
+                ]
+                for images in self._wanted:
+                    if self._leases.take(images, files):
+                        # Its last owner may have written it, and let it go, since the listing.
+                        if self._is_made(images, self._leases.storage.files()):
+                            self._leases.release(images)
+                            continue
+                        self._wanted.remove(images)
+                        self._given.append(images)
+                        return images
+                if not self._wanted:
+                    raise StopIteration
+                time.sleep(min(self._leases.beat / 5, self._leases.seconds / 10))
+
+    def close(self) -> None:
+        """Give up the leases of what was given out and not written: somebody else may make it."""
+        self._wanted = []
+        self._leases.release(*self._given)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _is_gone(owner: Mapping[str, Any] | None) -> bool:
+    """Return whether an owner surely works no more.
+
+    That is a process of this very system that does not run, or this process at an earlier attempt: nobody
+    waits for himself.
+    """
+    if owner is None or owner["host"] != _host() or not isinstance(owner["pid"], int) or os.name != "posix":
+        return False
+    if owner["pid"] == os.getpid():
+        return True
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
+
+
+@cache
+def _host() -> str:
+    """Return what tells this system from others: names are not unique, and containers have own pids."""
+    parts = [platform.node()]
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            parts.append(file.read().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        parts.append(f"{uuid.getnode():x}")
+    return " ".join(parts)

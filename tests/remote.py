@@ -1,0 +1,56 @@
+"""A server that speaks S3, on this machine alone."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "nobody",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_MAX_ATTEMPTS": "2",  # so that a server that is gone is not waited for
+    "NO_PROXY": "127.0.0.1",
+}
+
+
+@dataclass
+class S3:
+    """A running server with one empty bucket."""
+
+    url: str
+    """Of the bucket, such as ``s3://bucket``."""
+    server: Any
+
+    def stop(self) -> None:
+        """Stop it, once."""
+        if self.server is not None:
+            self.server.stop()
+            self.server = None
+
+
+@contextmanager
+def s3_server() -> Iterator[S3]:
+    """Serve a bucket on a free port of the loopback, and point this process and its children there."""
+    s3fs = pytest.importorskip("s3fs", reason='needs pip install "pytest-sdbench[s3]"')
+    moto = pytest.importorskip("moto.server", reason='needs pip install "moto[server]"')
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    # All servers of a process share their buckets.
+    running = S3(f"s3://bucket-{uuid.uuid4().hex}", server)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+            patch.setenv(name, value)
+        # fsspec keeps the connections to an earlier server.
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir(running.url)
+        yield running
+        running.stop()
+        s3fs.S3FileSystem.clear_instance_cache()
