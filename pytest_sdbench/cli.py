@@ -118,6 +118,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_arguments(sampling)
     sampling.set_defaults(run=lambda options: run_sampling(options, _cards(options.cards)))
+
+    store = commands.add_parser("store", help="look into an evidence store, or clean it up")
+    actions = store.add_subparsers(title="actions", required=True, metavar="ACTION")
+    ls = actions.add_parser("ls", help="list what it holds of which checkpoint and draw")
+    ls.add_argument("--json", action="store_true", help="as JSON, sizes in bytes")
+    ls.set_defaults(run=_store_ls)
+    gc = actions.add_parser(
+        "gc",
+        help="remove what nothing needs: damaged and unfinished files, leases that nobody renews, shards "
+        "that a longer one covers",
+    )
+    gc.add_argument(
+        "--older-than",
+        type=float,
+        metavar="DAYS",
+        help="and evidence that was not written to for so long",
+    )
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    gc.set_defaults(run=_store_gc)
+    for action in (ls, gc):
+        action.add_argument("--store", default=".sdbench", metavar="DIR|URL", help="[%(default)s]")
     return parser
 
 
@@ -222,6 +243,34 @@ def _compare(options: argparse.Namespace) -> int:
     print(comparison_table(found))
     if options.json is not None:
         _write(json.dumps(figures(found), indent=2) + "\n", options.json)
+    return 0
+
+
+def _store_ls(options: argparse.Namespace) -> int:
+    from pytest_sdbench.store_cli import inventory, inventory_json, inventory_table
+
+    found = inventory(options.store)
+    if options.json:
+        print(inventory_json(found))
+    else:
+        print(inventory_table(found) if found else f"no evidence in {options.store}")
+    return 0
+
+
+def _store_gc(options: argparse.Namespace) -> int:
+    from pytest_sdbench.store_cli import leftovers, readable
+
+    if options.older_than is not None and options.older_than <= 0:
+        raise SdbenchError(
+            "not a number of days", key="--older-than", found=options.older_than, remedy="Give more than 0"
+        )
+    size = 0
+    for leftover in leftovers(options.store, older_than=options.older_than):
+        if not options.dry_run:
+            leftover.remove()
+        print(f"{leftover.where}: {leftover.reason} ({readable(leftover.size)})")
+        size += leftover.size
+    print(f"{readable(size)} {'would be ' if options.dry_run else ''}removed from {options.store}")
     return 0
 
 

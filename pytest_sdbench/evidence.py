@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,6 +123,14 @@ class Evidence:
         """
         files = self.storage.files()
         return [wanted for wanted in _grid(n) if self._find(wanted, files) is None]
+
+    def holds(self, images: range) -> bool:
+        """Return whether the shard of exactly these images is there and sound; nothing is changed."""
+        try:
+            _, about = _parse(self.storage.read(_shard_name(images)))
+        except (FileNotFoundError, _Damage):
+            return False
+        return range(about["start"], about["stop"]) == images
 
     def work(self, n: int, *, start_at: float = 0.0) -> Work:
         """Return an iterator over the shards that the first `n` images still need, for this process to make.
@@ -281,7 +290,7 @@ class Evidence:
             return True
         try:
             _, about = self._open(name, stamp, check=True)
-            if (about["start"], about["stop"]) != _range_of(name):
+            if range(about["start"], about["stop"]) != range_of(name):
                 raise _Damage("its name is not that of its images")
         except FileNotFoundError:
             return False
@@ -329,9 +338,10 @@ def _shard_name(images: range) -> str:
     return f"shard-{images.start:08d}-{images.stop:08d}.safetensors"
 
 
-def _range_of(name: str) -> tuple[int, int]:
-    _, start, stop = name.partition(".")[0].split("-")
-    return int(start), int(stop)
+def range_of(name: str) -> range | None:
+    """Return the images of the shard of this file name, or None if it is of something else."""
+    found = re.fullmatch(r"shard-(\d{8,})-(\d{8,})\.safetensors", name)
+    return range(int(found[1]), int(found[2])) if found else None
 
 
 def _shards(wanted: range, files: Mapping[str, Stamp]) -> Sequence[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_sdbench.files import write_atomically
+from pytest_sdbench.files import TEMPORARY
 from pytest_sdbench.paths import user_cache
 from pytest_sdbench.storage import Stamp
 
@@ -46,8 +47,15 @@ class Mirror:
             self.folder.mkdir(parents=True, exist_ok=True)
             if len(content) > self._room:
                 self._make_room(len(content))
-            write_atomically(self._path(where, stamp), content)
-            self._room -= len(content)
+            # Not flushed: whoever reads a copy checks it.
+            path = self._path(where, stamp)
+            temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+            try:
+                temporary.write_bytes(content)
+                temporary.replace(path)
+                self._room -= len(content)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def forget(self, where: str, stamp: Stamp) -> None:
         """Remove a copy."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ def rows_of(images: range) -> dict[str, np.ndarray]:
     return {"features": np.outer(index, [1.0, 0.5, -2.0]).astype(np.float32), "clip_score": index / 100}
 
 
-def evidence_of(root: Path, **manifest: Any) -> Evidence:
+def evidence_of(root: Path | str, **manifest: Any) -> Evidence:
     return Store(root).open("c" * 16, "d" * 16, {**MANIFEST, **manifest})
 
 
@@ -295,6 +296,16 @@ def test_what_a_killed_run_left_is_cleaned_up_later(tmp_path: Path) -> None:
     assert not old.exists()
     assert young.exists()
     assert read(evidence, 10)["index"].tolist() == list(range(10))
+
+
+def test_a_store_that_is_removed_in_the_middle_is_begun_again(tmp_path: Path) -> None:
+    evidence = fill(evidence_of(tmp_path / "store"), 64)
+    shutil.rmtree(tmp_path / "store")
+    evidence.write(64, rows_of(range(64, 128)))
+    with pytest.raises(EvidenceError, match=r"store.*images 0 to 63 are missing. Run again"):
+        list(evidence.read(128))
+    assert evidence_of(tmp_path / "store").missing(128) == [range(0, 64)]
+    assert evidence.writers(128)[0]["device"] == "a device"
 
 
 def test_writers_beside_each_other_do_not_hurt(tmp_path: Path) -> None:

@@ -1,0 +1,237 @@
+"""Look into an evidence store, and remove what nothing needs: ``python -m pytest_sdbench store ls | gc``."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.evidence import SHARD, Evidence, Store, range_of
+from pytest_sdbench.files import TEMPORARY
+from pytest_sdbench.leases import PREFIX
+from pytest_sdbench.paths import reference
+from pytest_sdbench.storage import DAMAGED, Stamp, Storage, open_storage
+
+_DAY = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a store holds of one checkpoint under one draw."""
+
+    folder: str
+    checkpoint: str
+    """As its writers named it; empty if no manifest says."""
+    checkpoint_fingerprint: str
+    draw: str
+    """Fingerprint, with that of the extractors' weights."""
+    protocols: tuple[str, ...]
+    """Known ones with this draw."""
+    whole: int
+    """Images from the first one on without a gap."""
+    images: int
+    size: int
+    """Bytes of all files."""
+    changed: float
+    """Seconds since the epoch; 0 if the storage does not say."""
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or a folder that nothing needs."""
+
+    storage: Storage
+    """The folder that it is in, or that it is."""
+    name: str | None
+    size: int
+    reason: str
+
+    @property
+    def where(self) -> str:
+        """Its full name."""
+        return str(self.storage.root if self.name is None else self.storage.where(self.name))
+
+    def remove(self) -> None:
+        """Remove it; raises EvidenceError."""
+        if self.name is None:
+            self.storage.discard()
+        else:
+            self.storage.remove(self.name)
+
+
+def inventory(store: Path | str) -> list[Held]:
+    """Return what a store holds, in the order of its folders; raises EvidenceError."""
+    storage = open_storage(store)
+    names = _draws()
+    found = []
+    for folder in _folders(storage):
+        inside = storage.within(folder)
+        files = inside.files()
+        if not files:
+            continue
+        checkpoint, _, draw = folder.rpartition("-")
+        manifests = list(_manifests(inside, files))
+        longest = _longest(files)
+        found.append(
+            Held(
+                folder,
+                next((str(each["checkpoint_spec"]) for each in manifests if "checkpoint_spec" in each), ""),
+                checkpoint,
+                draw,
+                tuple(names.get(draw, ())),
+                _whole(longest),
+                sum(map(len, longest.values())),
+                sum(stamp.size for stamp in files.values()),
+                _changed(files),
+                tuple(dict.fromkeys(str(each.get("device", "unknown")) for each in manifests)),
+            )
+        )
+    return found
+
+
+def leftovers(store: Path | str, *, older_than: float | None = None) -> Iterator[Leftover]:
+    """Yield what nothing needs: of each folder, or with `older_than`, in days, folders not written to since.
+
+    That are files that were set aside; of more than a day ago, files that were never finished and leases; and
+    shards whose images are all in a longer one that is sound. Raises EvidenceError.
+    """
+    root, now = open_storage(store), time.time()
+    for folder in _folders(root):
+        storage = root.within(folder)
+        files = storage.files()
+        changed = _changed(files)
+        if older_than is not None and 0 < changed < now - older_than * _DAY:
+            days = (now - changed) / _DAY
+            size = sum(stamp.size for stamp in files.values())
+            yield Leftover(storage, None, size, f"not written to for {days:.0f} days")
+            continue
+        checkpoint, _, draw = folder.rpartition("-")
+        evidence = Store(store).open(checkpoint, draw, {})
+        for name, reason in _unneeded(evidence, files, now):
+            yield Leftover(storage, name, files[name].size, reason)
+
+
+def inventory_table(found: list[Held]) -> str:
+    """Return an inventory as a table for a terminal."""
+    rows = [
+        [
+            f"{each.checkpoint or '?'} ({each.checkpoint_fingerprint[:8]})",
+            ", ".join(each.protocols) or each.draw,
+            f"{each.whole:,}",
+            f"{each.images:,}",
+            readable(each.size),
+            _moment(each.changed),
+            ", ".join(each.devices) or "unknown",
+        ]
+        for each in found
+    ]
+    heading = ["checkpoint", "draw", "whole", "images", "size", "last change", "device"]
+    table = tabulate(
+        rows,
+        heading,
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=("left", "left", "right", "right", "right", "left", "left"),
+    )
+    total = readable(sum(each.size for each in found))
+    return f"{table}\n\n{total} in all; whole: images from the first one on without a gap"
+
+
+def inventory_json(found: list[Held]) -> str:
+    """Return an inventory as JSON, sizes in bytes and times in seconds since the epoch."""
+    return json.dumps([asdict(each) for each in found], indent=2)
+
+
+def readable(size: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if size >= 1000**power:
+            return f"{size / 1000**power:.1f} {unit}"
+    return f"{size} B"
+
+
+def _folders(storage: Storage) -> list[str]:
+    """Return the folders that look like evidence; whatever else lies in the place is not ours."""
+    return [
+        name
+        for name in storage.folders()
+        if len(parts := name.split("-")) == 2 and all(part and part.isalnum() for part in parts)
+    ]
+
+
+def _draws() -> dict[str, list[str]]:
+    """Return the names of the known protocols by what keys their evidence."""
+    from pytest_sdbench.evaluation import evidence_key
+    from pytest_sdbench.protocol import SequentialSeeds, load_protocol
+
+    found: dict[str, list[str]] = {}
+    folders = [reference() / "protocols", Path.cwd() / "protocols", Path.cwd() / "cards" / "protocols"]
+    for path in (path for folder in folders for path in sorted(folder.glob("*.yaml"))):
+        # One that is broken, or whose extractor is not here, names nothing that could be in the store.
+        with contextlib.suppress(SdbenchError):
+            protocol = load_protocol(path)
+            found.setdefault(evidence_key(protocol), []).append(protocol.name)
+            if isinstance(protocol.seeds, SequentialSeeds) and protocol.seeds.device != "cpu":
+                elsewhere = evidence_key(protocol.with_seeds_on("cpu"))
+                found.setdefault(elsewhere, []).append(f"{protocol.name} (on the cpu)")
+    return {key: list(dict.fromkeys(names)) for key, names in found.items()}
+
+
+def _manifests(storage: Storage, files: Mapping[str, Stamp]) -> Iterator[dict[str, Any]]:
+    for name in files:
+        if name.startswith("manifest-") and name.endswith(".json"):
+            # It is said to be unknown.
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                content = json.loads(storage.read(name))
+                if isinstance(content, dict):
+                    yield content
+
+
+def _longest(files: Mapping[str, Stamp]) -> dict[int, range]:
+    """Return the longest shard at each start."""
+    found: dict[int, range] = {}
+    for name in files:
+        images = range_of(name)
+        if images is not None and len(images) > len(found.get(images.start, ())):
+            found[images.start] = images
+    return found
+
+
+def _whole(longest: Mapping[int, range]) -> int:
+    stop = 0
+    while stop % SHARD == 0 and stop in longest:
+        stop = longest[stop].stop
+    return stop
+
+
+def _changed(files: Mapping[str, Stamp]) -> float:
+    return max((stamp.modified for stamp in files.values()), default=0.0)
+
+
+def _unneeded(evidence: Evidence, files: Mapping[str, Stamp], now: float) -> Iterator[tuple[str, str]]:
+    longest = _longest(files)
+    for name, stamp in sorted(files.items()):
+        images = range_of(name)
+        if name.endswith(DAMAGED):
+            yield name, "damaged, and set aside"
+        elif name.startswith((TEMPORARY, PREFIX)) and 0 < stamp.modified < now - _DAY:
+            yield name, "never finished" if name.startswith(TEMPORARY) else "a lease that nobody renews"
+        elif images is not None and longest[images.start] != images:
+            longer = longest[images.start]
+            if evidence.holds(longer):
+                yield name, f"in the shard of images {longer.start} to {longer.stop - 1}"
+
+
+def _moment(seconds: float) -> str:
+    if not seconds:
+        return "unknown"
+    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")

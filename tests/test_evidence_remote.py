@@ -1,0 +1,245 @@
+"""Evidence in a bucket is what it is in a folder: found, checked, shared, and not fetched twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.evidence import SHARD, DamagedEvidence, Store
+from pytest_sdbench.mirror import Mirror
+from pytest_sdbench.storage import Stamp, open_storage
+from tests.remote import S3, s3_server
+from tests.test_evidence import MANIFEST, evidence_of, fill, flipped, read, rows_of, torn
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def root(s3: S3, tmp_path: Path) -> str:
+    return f"{s3.url}/{tmp_path.name}"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SDBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def requests(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    """Return a list that the requests to the server are added to, such as ``GET shard-...``."""
+    found: list[str] = []
+
+    def keep(record: object) -> bool:
+        text = str(record.getMessage())  # type: ignore[attr-defined]
+        verb, path = text.partition('"')[2].split()[:2]
+        found.append(f"{verb} {'listing' if 'list-type' in path else path.rpartition('/')[2]}")
+        return True
+
+    caplog.set_level("INFO", "werkzeug")
+    caplog.handler.addFilter(keep)
+    yield found
+    caplog.handler.removeFilter(keep)
+
+
+def files(root: str | Path) -> dict[str, bytes]:
+    storage = open_storage(root).within(f"{'c' * 16}-{'d' * 16}")
+    return {name: storage.read(name) for name in storage.files()}
+
+
+def test_a_bucket_holds_the_same_files_as_a_folder(root: str, tmp_path: Path) -> None:
+    assert evidence_of(root).missing(150) == [range(0, 64), range(64, 128), range(128, 150)]
+    for place in (root, tmp_path / "folder"):
+        fill(evidence_of(place), 100)
+        evidence = fill(evidence_of(place, device="another"), 150)
+        evidence.keep_pace(0.5)
+        assert evidence_of(place, device="another").pace() == 0.5
+        assert evidence_of(place).pace() is None
+        assert read(evidence_of(place), 150)["index"].tolist() == list(range(150))
+        assert [writer["device"] for writer in evidence.writers(150)] == ["a device", "another"]
+    assert files(root) == files(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("damage", [torn, flipped, lambda content: b""], ids=["torn", "flipped", "empty"])
+def test_a_damaged_shard_is_set_aside_and_made_again(damage: object, root: str) -> None:
+    evidence = fill(evidence_of(root), 150)
+    name = "shard-00000064-00000128.safetensors"
+    good = evidence.storage.read(name)
+    bad = damage(good)  # type: ignore[operator]
+    evidence.storage.write(name, bad)
+    with pytest.warns(DamagedEvidence, match=rf"s3://.*/{name}: damaged evidence.*moved to {name}\.damaged"):
+        assert evidence.missing(150) == [range(64, 128)]
+    assert evidence.storage.read(f"{name}.damaged") == bad
+    assert name not in evidence.storage.files()
+    with pytest.raises(EvidenceError, match=r"s3://.*images 64 to 127 are missing. Run again"):
+        list(evidence.read(150))
+    fill(evidence, 150)
+    assert evidence.storage.read(name) == good
+
+
+def test_a_damaged_shard_that_cannot_be_set_aside_is_made_again(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one may write and read, and not remove."""
+    evidence = fill(evidence_of(root), 64)
+    name = "shard-00000000-00000064.safetensors"
+    evidence.storage.write(name, b"bad")
+
+    def refuse(*_: object) -> str:
+        raise EvidenceError("evidence cannot be set aside: Access Denied")
+
+    monkeypatch.setattr("pytest_sdbench.storage.RemoteFolder.set_aside", refuse)
+    with pytest.warns(DamagedEvidence, match="left in place: evidence cannot be set aside: Access Denied"):
+        work = evidence.work(64)
+    for images in work:
+        evidence.write(images.start, rows_of(images))
+    assert read(evidence_of(root), 64)["index"].tolist() == list(range(64))
+
+
+def test_writers_beside_each_other_do_not_hurt(root: str, tmp_path: Path) -> None:
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            evidence = evidence_of(root)
+            for start in range(0, 128, SHARD):
+                evidence.write(start, rows_of(range(start, start + SHARD)))
+                assert range(start, start + SHARD) not in evidence_of(root).missing(128)
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    fill(evidence_of(tmp_path / "alone"), 128)
+    assert files(root) == files(tmp_path / "alone")
+
+
+WRITER = f"""
+import sys
+import numpy as np
+from pytest_sdbench.evidence import SHARD, Store
+evidence = Store(sys.argv[1]).open({"c" * 16!r}, {"d" * 16!r}, {MANIFEST!r})
+print("ready", flush=True)
+for start in range(0, 4000 * SHARD, SHARD):
+    index = np.arange(start, start + SHARD, dtype=np.float32)
+    features = np.outer(index, np.ones(2048, np.float32))
+    evidence.write(start, {{"features": features, "clip_score": index}})
+    print(start, flush=True)
+"""
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_kill_among_many_writes_loses_the_shard_in_flight(
+    place: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    root = str(tmp_path / "store") if place == "local" else request.getfixturevalue("root")
+    with subprocess.Popen([sys.executable, "-c", WRITER, root], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout)
+        seen = [next(lines) for _ in range(8)]
+        process.send_signal(signal.SIGKILL)
+        seen += list(lines)
+    finished = len([line for line in seen[1:] if line.endswith("\n")])
+    evidence = evidence_of(root)
+    missing = evidence.missing((finished + 1) * SHARD)
+    assert missing in ([], [range(finished * SHARD, (finished + 1) * SHARD)])
+    found = read(evidence, finished * SHARD)
+    assert found["clip_score"].tolist() == list(range(finished * SHARD))
+    # The next run goes on there.
+    for images in missing:
+        evidence.write(images.start, {name: values[: len(images)] for name, values in found.items()})
+    assert evidence_of(root).missing((finished + 1) * SHARD) == []
+
+
+def test_one_listing_answers_what_is_missing(root: str, requests: list[str]) -> None:
+    evidence = fill(evidence_of(root), 5 * SHARD)
+    requests.clear()
+    assert evidence.missing(40 * SHARD) == [range(at * SHARD, (at + 1) * SHARD) for at in range(5, 40)]
+    assert requests == ["GET listing"]
+
+
+def test_rows_are_fetched_once(root: str, requests: list[str], cache: Path) -> None:
+    """A machine that wrote them, or that read them before, does not fetch them for another pass."""
+    evidence = fill(evidence_of(root), 3 * SHARD)
+    requests.clear()
+    read(evidence, 3 * SHARD)
+    read(evidence_of(root), 3 * SHARD)
+    assert set(requests) == {"GET listing"}
+    # Another machine.
+    for copy in (cache / "mirror").iterdir():
+        copy.unlink()
+    requests.clear()
+    rows = evidence_of(root).rows(3 * SHARD)
+    for _ in range(3):
+        assert sum(len(shard["index"]) for shard in rows) == 3 * SHARD
+    assert len([line for line in requests if line.startswith("GET shard")]) == 3
+
+
+def test_a_copy_is_not_trusted(root: str, cache: Path) -> None:
+    evidence = fill(evidence_of(root), 2 * SHARD)
+    for copy in (cache / "mirror").iterdir():
+        copy.write_bytes(flipped(copy.read_bytes()))
+    assert (
+        read(evidence, 2 * SHARD)["clip_score"].tolist() == rows_of(range(2 * SHARD))["clip_score"].tolist()
+    )
+    for copy in (cache / "mirror").iterdir():
+        copy.write_bytes(b"")
+    assert len(read(evidence_of(root), 2 * SHARD)["index"]) == 2 * SHARD
+
+
+def test_a_machine_without_room_for_copies_reads_all_the_same(root: str, cache: Path) -> None:
+    cache.write_text("not a folder")
+    evidence = fill(evidence_of(root), 2 * SHARD)
+    assert len(read(evidence, 2 * SHARD)["index"]) == 2 * SHARD
+
+
+def test_copies_take_a_bounded_place(tmp_path: Path) -> None:
+    limit, size = 10_000, 700
+    for number in range(60):
+        # Each of another process, and some files are used again and again.
+        mirror = Mirror(tmp_path, limit)
+        mirror.put(f"file {number}", Stamp(size, "tag"), bytes(size))
+        assert mirror.get(f"file {number}", Stamp(size, "tag")) == bytes(size)
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
+    one = Mirror(tmp_path, limit)
+    for number in range(60, 120):
+        one.put(f"file {number}", Stamp(size, "tag"), bytes(size))
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
+    assert one.get("file 119", Stamp(size, "tag")) is not None
+    assert one.get("file 0", Stamp(size, "tag")) is None
+    assert one.get("file 119", Stamp(size, "another")) is None
+
+
+def test_a_server_that_goes_away_in_the_middle(tmp_path: Path) -> None:
+    with s3_server() as server:
+        evidence = fill(evidence_of(f"{server.url}/store"), 64)
+        server.stop()
+        with pytest.raises(EvidenceError, match=r"s3://bucket.*shard-00000064.*Finished shards are kept"):
+            evidence.write(64, rows_of(range(64, 128)))
+        with pytest.raises(EvidenceError, match=r"s3://bucket.*cannot be read.*run again"):
+            evidence.missing(128)
+
+
+def test_a_manifest_says_who_wrote(root: str) -> None:
+    evidence = fill(Store(root).open("c", "d", MANIFEST), 10)
+    (name,) = (name for name in evidence.storage.files() if name.startswith("manifest"))
+    assert json.loads(evidence.storage.read(name))["device"] == "a device"
+    assert evidence.folder == f"{root}/c-d"
+    assert np.array(evidence.missing(10)).size == 0

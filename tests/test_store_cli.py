@@ -1,0 +1,172 @@
+"""``store ls`` says what is there; ``store gc`` removes what nothing needs, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytest_sdbench.cli import main
+from pytest_sdbench.evaluation import evidence_key
+from pytest_sdbench.evidence import Evidence, Store
+from pytest_sdbench.protocol import load_protocol
+from tests.remote import s3_server
+
+DAY = 24 * 3600
+Run = Callable[..., str]
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("SDBENCH_CACHE", str(tmp_path / "cache"))
+    if request.param == "local":
+        yield str(tmp_path / "store")
+    else:
+        with s3_server() as server:
+            yield f"{server.url}/store"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*words: str, status: int = 0) -> str:
+        assert main(["store", *words]) == status
+        return capsys.readouterr().out
+
+    return run
+
+
+def fill(root: str, *lengths: int, draw: str = "d" * 16, checkpoint: str = "c" * 16) -> Evidence:
+    manifest = {"checkpoint_spec": f"embedded:{checkpoint[0]}", "device": "a device"}
+    evidence = Store(root).open(checkpoint, draw, manifest)
+    for n in lengths:
+        for images in evidence.missing(n):
+            evidence.write(images.start, {"value": np.array(images, np.float32)})
+    return evidence
+
+
+def names(evidence: Evidence) -> set[str]:
+    return set(evidence.storage.files())
+
+
+def age(evidence: Evidence, days: float, prefix: str = "") -> None:
+    """Set the clock of files back, as if nobody had touched them since."""
+    assert isinstance(evidence.folder, Path)
+    moment = time.time() - days * DAY
+    for path in evidence.folder.iterdir():
+        if path.name.startswith(prefix):
+            os.utime(path, (moment, moment))
+
+
+def test_ls_tells_what_is_there(root: str, run: Run) -> None:
+    quick = load_protocol("scenes-quick")
+    fill(root, 150, draw=evidence_key(quick))
+    gap = fill(root, 64)
+    gap.write(128, {"value": np.zeros(64, np.float32)})
+    quick_row, gap_row = run("ls", "--store", root).splitlines()[2:4]
+    if "scenes-quick" not in quick_row:
+        quick_row, gap_row = gap_row, quick_row
+    assert "embedded:c (cccccccc)" in quick_row
+    assert "scenes-quick" in quick_row
+    assert " 150 " in quick_row
+    assert "a device" in quick_row
+    assert "d" * 16 in gap_row
+    listed = {each["draw"]: each for each in json.loads(run("ls", "--json", "--store", root))}
+    assert set(listed) == {evidence_key(quick), "d" * 16}
+    assert "scenes-quick" in listed[evidence_key(quick)]["protocols"]
+    assert (listed["d" * 16]["whole"], listed["d" * 16]["images"]) == (64, 128)
+    assert listed["d" * 16]["size"] == sum(len(gap.storage.read(name)) for name in names(gap))
+    assert abs(listed["d" * 16]["changed"] - time.time()) < 600
+
+
+def test_images_that_two_shards_hold_count_once(root: str, run: Run) -> None:
+    fill(root, 30, 100)
+    (listed,) = json.loads(run("ls", "--json", "--store", root))
+    assert (listed["whole"], listed["images"]) == (100, 100)
+
+
+def test_a_store_that_is_not_there_is_empty(root: str, run: Run) -> None:
+    assert run("ls", "--store", root) == f"no evidence in {root}\n"
+    assert json.loads(run("ls", "--json", "--store", root)) == []
+    assert run("gc", "--store", root) == f"0 B removed from {root}\n"
+
+
+def test_gc_keeps_what_a_run_needs(root: str, run: Run) -> None:
+    evidence = fill(root, 30, 100, 150)
+    fresh = {".tmp-young", "lease-00000128-00000192.json"}
+    for name in fresh:
+        evidence.storage.write(name, b"{}")
+    evidence.storage.write("shard-00000000-00000064.safetensors.damaged", b"bad")
+    before = names(evidence)
+    gone = {
+        "shard-00000000-00000064.safetensors.damaged",
+        "shard-00000000-00000030.safetensors",
+        "shard-00000064-00000100.safetensors",
+    }
+    assert gone < before
+    said = run("gc", "--dry-run", "--store", root)
+    assert names(evidence) == before
+    assert "would be removed" in said
+    for name in gone:
+        assert f"{evidence.storage.where(name)}: " in said
+    assert run("gc", "--store", root) == said.replace("would be removed", "removed")
+    assert names(evidence) == before - gone
+    assert Store(root).open("c" * 16, "d" * 16, {}).missing(150) == []
+    assert run("gc", "--store", root) == f"0 B removed from {root}\n"
+
+
+def test_gc_keeps_a_short_shard_where_the_longer_one_is_damaged(root: str, run: Run) -> None:
+    evidence = fill(root, 30, 64)
+    evidence.storage.write("shard-00000000-00000064.safetensors", b"bad")
+    before = names(evidence)
+    assert run("gc", "--store", root) == f"0 B removed from {root}\n"
+    assert names(evidence) == before
+
+
+def test_gc_removes_what_killed_runs_left(tmp_path: Path, run: Run) -> None:
+    root = str(tmp_path / "store")
+    evidence = fill(root, 64)
+    for name in (".tmp-old", "lease-00000000-00000064.json", ".tmp-young", "lease-00000064-00000128.json"):
+        evidence.storage.write(name, b"12345")
+    for prefix in (".tmp-old", "lease-00000000"):
+        age(evidence, 1.1, prefix)
+    said = run("gc", "--store", root)
+    assert ".tmp-old: never finished (5 B)" in said
+    assert "lease-00000000-00000064.json: a lease that nobody renews (5 B)" in said
+    assert said.endswith(f"10 B removed from {root}\n")
+    assert {".tmp-young", "lease-00000064-00000128.json"} < names(evidence)
+    assert len(names(evidence)) == 4
+
+
+def test_gc_removes_old_evidence_only_when_asked_to(tmp_path: Path, run: Run) -> None:
+    root = str(tmp_path / "store")
+    old, young = fill(root, 64, checkpoint="a" * 16), fill(root, 64, checkpoint="b" * 16)
+    (tmp_path / "store" / "notes").mkdir()
+    age(old, 40)
+    assert run("gc", "--store", root) == f"0 B removed from {root}\n"
+    assert "0 B" in run("gc", "--older-than", "41", "--store", root)
+    assert "not written to for 40 days" in run("gc", "--older-than", "30", "--dry-run", "--store", root)
+    assert names(old)
+    run("gc", "--older-than", "30", "--store", root)
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == sorted(
+        ["notes", f"{'b' * 16}-{'d' * 16}"]
+    )
+    assert young.missing(64) == []
+
+
+def test_a_folder_of_one_late_file_is_not_old(tmp_path: Path, run: Run) -> None:
+    root = str(tmp_path / "store")
+    evidence = fill(root, 128)
+    age(evidence, 40, "shard-00000000")
+    assert "0 B" in run("gc", "--older-than", "30", "--store", root)
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["store", "gc", "--older-than", "0", "--store", str(tmp_path)]) == 2
+    assert "--older-than: not a number of days" in capsys.readouterr().err
+    assert main(["store", "ls", "--store", "gopher://store"]) == 2
+    assert "not the URL of a store" in capsys.readouterr().err
