@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +180,7 @@ def make_evidence(
     checkpoint: Checkpoint,
     protocol: Protocol,
     *,
-    store: Path | Store,
+    store: Path | str | Store,
     data_root: Path | None = None,
     device: str = "cpu",
     tuning: Tuning | None = None,
@@ -207,12 +208,16 @@ def make_evidence(
         evidence.prepare()
         extractors = open_extractors(drawn, data_root=data_root, device=device, download=download)
         pipeline = (load or _loader(checkpoint, device))(drawn.sampling.dtype)
-        with Progress(missing, "images", f"{checkpoint.spec}: {protocol.name}", shown=progress) as shower:
+        title = f"{checkpoint.spec}: {protocol.name}"
+        with (
+            closing(evidence.work(protocol.n, start_at=start_at)) as work,
+            Progress(missing, "images", title, shown=progress) as shower,
+        ):
             made = make(
                 evidence,
                 drawn,
                 prompts,
-                evidence.work(protocol.n, start_at=start_at),
+                work,
                 n=protocol.n,
                 pipeline=pipeline,
                 extractors=extractors,

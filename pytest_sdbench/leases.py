@@ -211,7 +211,17 @@ def _is_gone(owner: Mapping[str, Any] | None) -> bool:
         return True
     except (PermissionError, OverflowError):
         return False
-    return False
+    return _is_zombie(owner["pid"])
+
+
+def _is_zombie(pid: int) -> bool:
+    """Return whether a process is dead and its parent has not noticed, as in a container without an init."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            # The name before it, in parentheses, may hold anything.
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
 
 
 @cache

@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pytest
@@ -22,6 +22,7 @@ import pytest
 from pytest_sdbench.errors import SdbenchError, Unavailable
 from pytest_sdbench.sampling import World, protocols_of
 from tests.project import make_card, make_project, make_protocol
+from tests.remote import S3, s3_server
 
 KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "3"))
 IMAGES = 64 * (KILLS + 2) + 10
@@ -65,15 +66,14 @@ while True:
 class Runner:
     """Starts `sample` in processes of its own."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", RUNS],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **environment},
+    def __init__(self, *arguments: str) -> None:
+        self.arguments = list(arguments)
+
+    @cached_property
+    def _process(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", RUNS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.arguments = arguments
 
     def start(self, store: str, *, wait: bool = False, **environment: str) -> int:
         """Start a process and return its id; with `wait`, its exit status when it is done."""
@@ -123,13 +123,19 @@ def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str],
     """Return what makes an empty store: a folder, or a bucket of a server on this machine."""
     if request.param == "folder":
         return lambda name: str(tmp_path / name)
-    bucket = request.getfixturevalue("s3_bucket")
-    return lambda name: f"{bucket}/{name}"
+    url = request.getfixturevalue("s3").url
+    return lambda name: f"{url}/{name}"
 
 
 @pytest.fixture
-def runner(card: Path) -> Any:
-    return Runner([str(card), "--batch-size", "16"], {})
+def s3() -> Iterator[S3]:
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture
+def runner(card: Path) -> Runner:
+    return Runner(str(card), "--batch-size", "16")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
