@@ -66,7 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         "stats", help="compute reference statistics of images, as an npz of mu and sigma"
     )
     stats.add_argument(
-        "source", metavar="FOLDER|scenes:FIRST-LAST", help="a folder of images, or a range of embedded scenes"
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help="a folder or archive (.zip, .tar) of images, shards (data-{000..012}.tar), or a range of "
+        "embedded scenes (scenes:FIRST-LAST)",
     )
     stats.add_argument("-o", "--out", type=Path, metavar="FILE.npz", required=True, help="where to write it")
     stats.add_argument(
@@ -97,6 +101,35 @@ def _parser() -> argparse.ArgumentParser:
         "--download", action="store_true", help="fetch the extractor's weights if they are missing"
     )
     stats.set_defaults(run=_stats)
+
+    score = commands.add_parser("score", help="score images that another tool made, under a protocol")
+    score.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="a folder or archive (.zip, .tar) of images, or shards (data-{000..012}.tar)",
+    )
+    score.add_argument("--protocol", required=True, metavar="NAME", help="a protocol's name or file")
+    score.add_argument("--images", type=int, dest="n", metavar="N", help="those of the first N prompts alone")
+    score.add_argument(
+        "--stage",
+        choices=("sampled", "final"),
+        help="whether the images are as the sampler made them, or have been through the protocol's codec and "
+        "resize already; default: told from their size",
+    )
+    score.add_argument(
+        "--match",
+        choices=("caption", "name", "index", "order"),
+        help="how the prompt of an image is found: by the caption that comes with it, by its name in the "
+        "file of prompts, by the number at the end of its name, or by the order of names; default: the first "
+        "of these that the images have",
+    )
+    score.add_argument("--card", metavar="CARD", help="show what this card (name or file) claims beside it")
+    score.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
+    score.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device [%(default)s]")
+    score.add_argument("--download", action="store_true", help="fetch weights that are missing")
+    score.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    score.set_defaults(run=_score)
 
     compare = commands.add_parser(
         "compare",
@@ -274,11 +307,31 @@ def _store_gc(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_layouts(layouts: Sequence[str], source: Path | range) -> None:
+def _score(options: argparse.Namespace) -> int:
+    from pytest_sdbench.score import figures, score, score_table
+
+    found = score(
+        options.images,
+        options.protocol,
+        n=options.n,
+        stage=options.stage,
+        match_by=options.match,
+        card=options.card,
+        data_root=options.data,
+        device=options.device,
+        download=options.download,
+    )
+    print(score_table(found))
+    if options.json is not None:
+        _write(json.dumps(figures(found), indent=2) + "\n", options.json)
+    return 0
+
+
+def _check_layouts(layouts: Sequence[str], source: range | Sequence[str]) -> None:
     from pytest_sdbench.scenes import LAYOUTS
 
-    if layouts and isinstance(source, Path):
-        raise SdbenchError("layouts are those of scenes", key="--layouts", found=str(source))
+    if layouts and not isinstance(source, range):
+        raise SdbenchError("layouts are those of scenes", key="--layouts", found=source[0])
     for name in layouts:
         if name not in LAYOUTS:
             raise SdbenchError(
@@ -286,13 +339,16 @@ def _check_layouts(layouts: Sequence[str], source: Path | range) -> None:
             )
 
 
-def _source(text: str) -> Path | range:
-    """Read ``scenes:FIRST-LAST`` as a range that includes its last scene, anything else as a folder."""
-    if not text.startswith("scenes:"):
-        return Path(text)
-    first, dash, last = text.removeprefix("scenes:").partition("-")
+def _source(texts: Sequence[str]) -> range | Sequence[str]:
+    """Read ``scenes:FIRST-LAST`` as a range that includes its last scene, anything else as sets of images."""
+    scenes = next((text for text in texts if text.startswith("scenes:")), None)
+    if scenes is None:
+        return texts
+    if len(texts) > 1:
+        raise SdbenchError("a range of scenes stands alone", key="source", found=list(texts))
+    first, dash, last = scenes.removeprefix("scenes:").partition("-")
     if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
         raise SdbenchError(
-            "not a range of scenes", key="source", found=text, remedy="Write scenes:20000000-20029999"
+            "not a range of scenes", key="source", found=scenes, remedy="Write scenes:20000000-20029999"
         )
     return range(int(first), int(last) + 1)

@@ -27,7 +27,36 @@ def load_prompts(protocol: Protocol, data_root: Path | None = None) -> tuple[str
     """
     if isinstance(protocol.prompts, ScenesPrompts):
         return _scenes(protocol, protocol.prompts)
-    return _read_csv(_find(protocol, protocol.prompts, data_root), protocol.prompts)[: protocol.n]
+    captions = _read_csv(_find(protocol, protocol.prompts, data_root), protocol.prompts)
+    return tuple(captions.values())[: protocol.n]
+
+
+def prompt_files(protocol: Protocol, data_root: Path | None = None) -> tuple[str, ...]:
+    """Return the file names that a protocol's prompts have in their file, all of them; of scenes none.
+
+    Raises as `load_prompts`.
+    """
+    if isinstance(protocol.prompts, ScenesPrompts):
+        return ()
+    return tuple(_read_csv(_find(protocol, protocol.prompts, data_root), protocol.prompts))
+
+
+def parse_captions(content: bytes, path: Path | str, remedy: str = "") -> dict[str, str]:
+    """Return the captions of a `metadata.csv` by file name, in its order; `path` is what messages call it.
+
+    Raises DataError for what is empty, no UTF-8, or malformed.
+    """
+    if not content.strip():
+        raise DataError("the file of prompts is empty", file=path, remedy=remedy)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        bad = content[error.start : error.end]
+        raise DataError(
+            "this is not UTF-8", file=path, key=f"line {line}", found=bad, remedy=remedy
+        ) from None
+    return _captions(text, path, remedy)
 
 
 def _scenes(protocol: Protocol, prompts: ScenesPrompts) -> tuple[str, ...]:
@@ -71,24 +100,14 @@ def _origin(prompts: CsvPrompts) -> str:
     return " scripts/get_mscoco_files.sh of the BK-SDM repository fetches it." if known else ""
 
 
-def _read_csv(path: Path, prompts: CsvPrompts) -> tuple[str, ...]:
-    """Return every caption; what is wrong with a file is told before that its checksum differs."""
+def _read_csv(path: Path, prompts: CsvPrompts) -> dict[str, str]:
+    """Return captions by file name; what is wrong with a file is told before that its checksum differs."""
     remedy = f"Get the file again.{_origin(prompts)}"
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"the prompts cannot be read: {error.strerror}", file=path) from error
-    if not content.strip():
-        raise DataError("the file of prompts is empty", file=path, remedy=remedy)
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        bad = content[error.start : error.end]
-        raise DataError(
-            "this is not UTF-8", file=path, key=f"line {line}", found=bad, remedy=remedy
-        ) from None
-    captions = _captions(text, path, remedy)
+    captions = parse_captions(content, path, remedy)
     if len(captions) != prompts.rows:
         raise DataError(f"{prompts.rows} prompts are expected", file=path, found=len(captions), remedy=remedy)
     checksum = hashlib.sha256(content).hexdigest()
@@ -102,9 +121,9 @@ def _read_csv(path: Path, prompts: CsvPrompts) -> tuple[str, ...]:
     return captions
 
 
-def _captions(text: str, path: Path, remedy: str) -> tuple[str, ...]:
+def _captions(text: str, path: Path | str, remedy: str) -> dict[str, str]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    captions: list[str] = []
+    captions: dict[str, str] = {}
     lines: dict[str, int] = {}
     try:
         header = next(reader)
@@ -130,8 +149,8 @@ def _captions(text: str, path: Path, remedy: str) -> tuple[str, ...]:
                 fault = f"this file name stands in line {lines[name]} already"
                 raise DataError(fault, file=path, key=key, found=name, remedy=remedy)
             lines[name] = reader.line_num
-            captions.append(caption)
+            captions[name] = caption
     except csv.Error as error:
         key = f"line {reader.line_num}"
         raise DataError(f"malformed CSV: {error}", file=path, key=key, remedy=remedy) from None
-    return tuple(captions)
+    return captions

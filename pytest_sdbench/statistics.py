@@ -7,6 +7,7 @@ and `provenance` (JSON). Files of pytorch-fid, which have the first two, are rea
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from pytest_sdbench import scenes
 from pytest_sdbench.checksums import sha256_of
 from pytest_sdbench.errors import DataError, Unavailable
 from pytest_sdbench.features import WIDTHS, Extractor, feature_column, known_fingerprint, open_extractor
 from pytest_sdbench.files import write_atomically
-from pytest_sdbench.image_path import Images, apply_image_steps
+from pytest_sdbench.image_path import Images
+from pytest_sdbench.images import BATCH, decode, in_batches, open_images
 from pytest_sdbench.metrics import FeatureStatistics, Moments
 from pytest_sdbench.progress import progress
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_sdbench.protocol import FidSpec, Jpeg, KidSpec, Protocol, Resize
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_BATCH = 64
 
 
 # --- read ---
@@ -212,7 +210,7 @@ def _arrays(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def make_statistics(
-    source: Path | range,
+    source: range | Sequence[str | Path],
     out: Path,
     *,
     extractor: str,
@@ -223,21 +221,26 @@ def make_statistics(
     device: torch.device | str = "cpu",
     download: bool = False,
 ) -> FeatureStatistics:
-    """Compute the statistics of a folder of images, or of a range of scenes, and write them to `out`.
+    """Compute the statistics of sets of images, or of a range of scenes, and write them to `out`.
 
-    `steps` are image steps (such as a resize to 256) that every picture goes through first; of a range of
-    scenes, `layouts` takes those of these layouts alone; the features of `keep` pictures stay for KID. Raises
-    DataError for a folder without images or with one that is damaged.
+    Images come in folders, archives and shards (`images.open_images`). `steps` are image steps (such as a
+    resize to 256) that every picture goes through first; of a range of scenes, `layouts` takes those of these
+    layouts alone; the features of `keep` pictures stay for KID. Raises DataError for a source without images
+    or with one that is damaged.
     """
     network = open_extractor(extractor, data_root=data_root, device=device, download=download)
     if isinstance(source, range):
         indices: Sequence[int] = list(scenes.indices_of(layouts, source)) if layouts else source
-        batches, total = scene_batches(indices), len(indices)
+        batches: Iterator[Images] = scene_batches(indices)
+        total = len(indices)
         origin = f"scenes {source.start} to {source.stop - 1}"
         origin += f" of layout {', '.join(layouts)}" if layouts else ""
     else:
-        paths = image_paths(source)
-        batches, total, origin = image_batches(paths, steps), len(paths), source.name
+        images = open_images(source)
+        batches = (pixels for _, pixels in in_batches(decode(images, steps)))
+        total, origin = len(images.pictures), images.origin
+        if remark := images.remark():
+            print(f"{origin}: {remark}", file=sys.stderr)
     shown = progress(batches, total, "images", f"statistics of {origin}", count=len)
     made = compute_statistics(shown, network, total=total, keep=keep)
     about = {
@@ -296,39 +299,7 @@ def save_statistics(path: Path, statistics: FeatureStatistics, provenance: Mappi
         ) from problem
 
 
-def image_paths(folder: Path) -> list[Path]:
-    """Return the images of a folder, sorted by name; raises DataError where there are none."""
-    if not folder.is_dir():
-        raise DataError("this is no folder of images", file=folder)
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise DataError(
-            "no images in this folder", file=folder, remedy=f"Images end in {', '.join(SUFFIXES)}"
-        )
-    return paths
-
-
-def image_batches(paths: Iterable[Path], steps: Sequence[Jpeg | Resize] = ()) -> Iterator[Images]:
-    """Yield uint8 batches [B, H, W, 3] of image files, each after the steps; a batch holds one size."""
-    batch: list[Images] = []
-    for path in paths:
-        try:
-            with Image.open(path) as file:
-                pixels = np.asarray(file.convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as problem:
-            raise DataError(
-                f"this image cannot be read: {problem}", file=path, remedy="Remove it or fetch it again"
-            ) from problem
-        image = apply_image_steps(pixels[None], steps)
-        if batch and (len(batch) == _BATCH or batch[0].shape != image.shape):
-            yield np.concatenate(batch)
-            batch = []
-        batch.append(image)
-    if batch:
-        yield np.concatenate(batch)
-
-
 def scene_batches(indices: Sequence[int], size: int = 64) -> Iterator[Images]:
     """Yield the scenes with these indices: uint8 batches [B, size, size, 3]."""
-    for start in range(0, len(indices), _BATCH):
-        yield scenes.render_batch(indices[start : start + _BATCH], size)
+    for start in range(0, len(indices), BATCH):
+        yield scenes.render_batch(indices[start : start + BATCH], size)

@@ -22,7 +22,7 @@ def test_module_runs_and_lists_its_commands():
     done = subprocess.run(
         [sys.executable, "-m", "pytest_sdbench", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("doctor", "draft", "table", "stats", "compare"):
+    for command in ("doctor", "draft", "table", "stats", "score", "compare"):
         assert command in done.stdout
 
 
@@ -113,6 +113,10 @@ class TestStats:
         assert main(words) == 0
         with np.load(out, allow_pickle=False) as found:
             assert found["mu"].shape == (64,)
+
+    def test_scenes_stand_alone(self, tmp_path, capsys):
+        assert main(["stats", "images.zip", "scenes:0-9", "-o", str(tmp_path / "x.npz")]) == 2
+        assert "a range of scenes stands alone" in capsys.readouterr().err
 
     @pytest.mark.parametrize("source", ["scenes:5", "scenes:9-5", "scenes:a-b", "nowhere"])
     def test_a_source_that_is_none_is_named(self, tmp_path, source, capsys):

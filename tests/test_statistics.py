@@ -23,8 +23,6 @@ from pytest_sdbench.protocol import Jpeg, Resize
 from pytest_sdbench.statistics import (
     compute_statistics,
     describe,
-    image_batches,
-    image_paths,
     load_reference,
     load_references,
     make_statistics,
@@ -32,6 +30,7 @@ from pytest_sdbench.statistics import (
     save_statistics,
     scene_batches,
 )
+from tests.test_images import tarred, zipped
 
 WIDTH = 6
 
@@ -83,6 +82,19 @@ def test_the_right_checksum_is_accepted_and_another_refused(file: Path) -> None:
     assert load_reference(file, width=WIDTH, sha256=right).n == 40
     with pytest.raises(DataError, match=f"must be {'0' * 64} .found '{right}'"):
         load_reference(file, width=WIDTH, sha256="0" * 64)
+
+
+def test_what_other_tools_add_to_such_a_file_does_not_matter(tmp_path: Path) -> None:
+    """As pytorch-fid writes it, `np.savez(path, mu=mu, sigma=sigma)`, and with keys that are not ours."""
+    rows = np.random.default_rng(1).normal(size=(40, WIDTH)).astype(np.float32)
+    mu, sigma = np.mean(rows, axis=0), np.cov(rows, rowvar=False)
+    np.savez(tmp_path / "plain.npz", mu=mu, sigma=sigma)
+    np.savez_compressed(tmp_path / "more.npz", mu=mu, sigma=sigma, n=np.array([40]), act=rows, name="real")
+    for name in ("plain.npz", "more.npz"):
+        got = load_reference(tmp_path / name, width=WIDTH)
+        assert np.array_equal(got.mu, mu.astype(np.float64))
+        np.testing.assert_allclose(got.sigma, sigma, rtol=1e-12)
+        assert (got.n, got.features) == (None, None)
 
 
 def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:
@@ -252,7 +264,7 @@ def _net(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_statistics_of_a_folder_equal_those_of_its_images_one_by_one(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder" / "statistics.npz"
     steps = (Resize(resize=16, filter="pil-bicubic"),)
-    made = make_statistics(folder, out, extractor="net", steps=steps, keep=3)
+    made = make_statistics([folder], out, extractor="net", steps=steps, keep=3)
     rows = []
     for path in sorted(folder.glob("[0-9]*")):
         with Image.open(path) as image:
@@ -273,8 +285,36 @@ def test_statistics_of_a_folder_equal_those_of_its_images_one_by_one(folder: Pat
 
 @pytest.mark.usefixtures("_net")
 def test_pictures_of_several_sizes_need_no_resize(folder: Path, tmp_path: Path) -> None:
-    assert make_statistics(folder, tmp_path / "s.npz", extractor="net").n == 7
-    assert sum(len(batch) for batch in image_batches(image_paths(folder))) == 7
+    assert make_statistics([folder], tmp_path / "s.npz", extractor="net").n == 7
+
+
+@pytest.mark.usefixtures("_net")
+@pytest.mark.parametrize("kind", ["a.zip", "a.tar", "a.tgz", "webdataset", "parts"])
+def test_statistics_do_not_depend_on_the_kind_of_source(folder: Path, kind: str, tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in sorted(folder.glob("[0-9]*"))}
+    if kind == "webdataset":
+        for shard, names in enumerate((["0.JPG", "1.png", "2.JPG"], ["3.png", "4.JPG", "5.png", "6.JPG"])):
+            samples = {name: files[name] for name in names}
+            samples |= {f"{name[0]}.json": b'{"caption": "noise"}' for name in names}
+            tarred(tmp_path / f"data-{shard:02}.tar", samples)
+        sources: list[str | Path] = [str(tmp_path / "data-{00..01}.tar")]
+    elif kind == "parts":
+        sources = [zipped(tmp_path / "z.zip", {name: files[name] for name in list(files)[:4]})]
+        sources.append(tarred(tmp_path / "a.tar", {name: files[name] for name in list(files)[4:]}))
+    else:
+        sources = [{"zip": zipped}.get(kind[2:], tarred)(tmp_path / kind, files)]
+    steps = (Resize(resize=16, filter="pil-bicubic"),)
+    expected = make_statistics([folder], tmp_path / "1.npz", extractor="net", steps=steps, keep=3)
+    found = make_statistics(sources, tmp_path / "2.npz", extractor="net", steps=steps, keep=3)
+    for name in ("mu", "sigma", "features"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name))
+    assert found.n == 7
+
+
+@pytest.mark.usefixtures("_net")
+def test_what_is_no_image_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_statistics([folder], tmp_path / "s.npz", extractor="net")
+    assert "images: passed over, as no images: 1 .txt" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_net")
@@ -303,19 +343,12 @@ def test_too_few_images_are_refused() -> None:
         compute_statistics([], NET, total=0)
 
 
-def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no images in this folder"):
-        image_paths(tmp_path)
-    with pytest.raises(DataError, match="no folder of images"):
-        image_paths(tmp_path / "nowhere")
-
-
 @pytest.mark.usefixtures("_net")
 def test_a_damaged_image_is_named_and_nothing_is_written(folder: Path, tmp_path: Path) -> None:
     path = folder / "5.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"5\.png: this image cannot be read"):
-        make_statistics(folder, tmp_path / "s.npz", extractor="net")
+        make_statistics([folder], tmp_path / "s.npz", extractor="net")
     assert not (tmp_path / "s.npz").exists()
 
 

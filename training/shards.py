@@ -23,6 +23,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from pytest_sdbench.files import write_atomically
+from pytest_sdbench.images import braces
 from pytest_sdbench.paths import user_cache
 from training.errors import TrainingError
 from training.shelf import Remote, Shelf, expand, locate
@@ -152,23 +153,6 @@ class ShardsSource:
                 remedy="Free some space, or name another folder: SDBENCH_CACHE=FOLDER",
             ) from error
         return remote, index, True
-
-
-def braces(pattern: str) -> list[str]:
-    """Write out `{000..010}` (numbers, with their zeros) and `{a,b}`, as shells do."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    if match[3] is not None:
-        parts = match[3].split(",")
-    else:
-        first, last = int(match[1]), int(match[2])
-        padded = match[1].startswith("0") or match[2].startswith("0")
-        width = max(len(match[1]), len(match[2])) if padded else 0
-        step = 1 if first <= last else -1
-        parts = [f"{number:0{width}}" for number in range(first, last + step, step)]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [before + part + rest for part in parts for rest in braces(after)]
 
 
 def index_tar(file: BinaryIO, url: str) -> Index:

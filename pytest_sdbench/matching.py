@@ -1,0 +1,180 @@
+"""Find out which prompt each image is of: wrong pairs would ruin a CLIP score without a word."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pytest_sdbench.errors import DataError
+from pytest_sdbench.images import ImageSet, read_captions
+
+_OTHERWISE = "Remove it, or match in another way: --match caption, name, index or order"
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which image is of which prompt."""
+
+    order: tuple[int, ...]
+    """The number of the image of each prompt, from prompt 0 on without a gap."""
+    how: str
+    """How they were matched, for people."""
+
+
+def match(
+    images: ImageSet,
+    prompts: Sequence[str],
+    files: Sequence[str] = (),
+    *,
+    n: int,
+    all_of_them: bool = False,
+    by: str | None = None,
+) -> Matching:
+    """Match images with the first `n` prompts, or with as many of them as there are images.
+
+    `prompts` are all that images may be of, `files` the file names that go with them, where there are such.
+    With `all_of_them`, each of the `n` prompts needs its image, and images of later prompts are left out.
+    `by` says how: caption, name, index or order; default: the first of these that the images have.
+
+    Raises DataError, with the name of the file, for an image that no prompt belongs to, two images of one
+    prompt, a prompt without an image, and a prompt beyond the first `n`.
+    """
+    found = None
+    if by in (None, "caption"):
+        found = _by_caption(images, prompts, forced=by is not None)
+    if found is None and by in (None, "name"):
+        found = _by_name(images, files, forced=by is not None)
+    if found is None and by in (None, "index"):
+        found = _by_index(images, (n, len(prompts)), forced=by is not None)
+    if found is None:
+        found = _by_order(images)
+    indices, how = found
+    return Matching(_checked(images, indices, max(len(prompts), len(files)), n, all_of_them), how)
+
+
+def _checked(
+    images: ImageSet, indices: Sequence[int], known: int, n: int, all_of_them: bool
+) -> tuple[int, ...]:
+    """Return the image of each prompt; raise for duplicates, gaps and what is beyond."""
+    found: dict[int, int] = {}
+    for number, index in enumerate(indices):
+        where = images.pictures[number].where
+        if index in found:
+            other = images.pictures[found[index]].where
+            raise DataError(
+                f"two images are of prompt {index}; the other is {other}", file=where, remedy=_OTHERWISE
+            )
+        if index >= known or (index >= n and not all_of_them):
+            raise DataError(
+                f"this is of prompt {index}, and there are {min(n, known):,}, counted from 0",
+                file=where,
+                remedy=f"Score those of the first {n:,} alone: --images {n}"
+                if index < known
+                else "These are images of other prompts, or numbered in another way",
+            )
+        found[index] = number
+    count = n if all_of_them else len(found)
+    lacking = next((index for index in range(count) if index not in found), None)
+    if lacking is not None:
+        last = max(found)
+        after = min((index for index in found if index > lacking), default=last)
+        remedy = f"Make it, or score the first ones alone: --images {lacking}"
+        if lacking == 0:
+            remedy = "Images are of the first prompts, without a gap"
+            if after == 1:
+                remedy = f"If they are numbered from 1, say how many there are: --images {last}"
+        raise DataError(
+            f"no image of prompt {lacking}; this is of prompt {after}, and there are {len(found):,} images",
+            file=images.pictures[found[after]].where,
+            remedy=remedy,
+        )
+    return tuple(found[index] for index in range(count))
+
+
+def _by_caption(images: ImageSet, prompts: Sequence[str], *, forced: bool) -> tuple[list[int], str] | None:
+    captions = read_captions(images)
+    if not forced and not any(captions):
+        return None
+    of_text: dict[str, deque[int]] = {}
+    for index, prompt in enumerate(prompts):
+        of_text.setdefault(_plain(prompt), deque()).append(index)
+    indices = []
+    for picture, caption in zip(images.pictures, captions, strict=True):
+        if not caption:
+            raise DataError(
+                "no caption comes with this image, while others have one"
+                if any(captions)
+                else "no caption comes with this image",
+                file=picture.where,
+                remedy="Write it in metadata.csv or in a .txt beside it, or match otherwise: --match index",
+            )
+        left = of_text.get(_plain(caption))
+        if not left:
+            raise DataError(
+                "the caption of this image is no prompt of the protocol"
+                if left is None
+                else "more images have this caption than the protocol has prompts of it",
+                file=picture.where,
+                found=caption[:80],
+                remedy=_OTHERWISE,
+            )
+        # Which of several equal prompts an image is of makes no difference to any pair.
+        indices.append(left.popleft())
+    return indices, "by the captions that come with them"
+
+
+def _by_name(images: ImageSet, files: Sequence[str], *, forced: bool) -> tuple[list[int], str] | None:
+    of_stem = {PurePosixPath(file).stem: index for index, file in enumerate(files)}
+    known = [of_stem.get(picture.stem) for picture in images.pictures]
+    if not forced and sum(index is not None for index in known) * 2 <= len(known):
+        return None
+    indices = []
+    for picture, index in zip(images.pictures, known, strict=True):
+        if index is None:
+            raise DataError(
+                "the protocol's file of prompts has no such file name"
+                if files
+                else "the protocol's prompts have no file names",
+                file=picture.where,
+                remedy=_OTHERWISE,
+            )
+        indices.append(index)
+    return indices, "by their names in the protocol's file of prompts"
+
+
+def _by_index(images: ImageSet, ends_at: tuple[int, ...], *, forced: bool) -> tuple[list[int], str] | None:
+    ends = [re.search(r"[0-9]+$", picture.stem) for picture in images.pictures]
+    if not forced and sum(end is not None for end in ends) * 2 <= len(ends):
+        return None
+    indices = []
+    for picture, end in zip(images.pictures, ends, strict=True):
+        if end is None:
+            raise DataError(
+                "the name of this image ends in no number, while others do"
+                if any(ends)
+                else "the name of this image ends in no number",
+                file=picture.where,
+                remedy=_OTHERWISE,
+            )
+        indices.append(int(end[0]))
+    base = 1 if min(indices) == 1 and max(indices) in ends_at else 0
+    example = images.pictures[indices.index(min(indices))].stem
+    counted = f"taken as counted from {base}: {example} is of prompt {min(indices) - base}"
+    return [index - base for index in indices], f"by the numbers at the end of their names, {counted}"
+
+
+def _by_order(images: ImageSet) -> tuple[list[int], str]:
+    first, last = images.pictures[0].stem, images.pictures[-1].stem
+    count = len(images.pictures)
+    return (
+        list(range(count)),
+        f"by the order of their names ({first} is of prompt 0, {last} of prompt {count - 1}): nothing about "
+        "them says which prompt they are of",
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
