@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -24,11 +25,11 @@ from pytest_sdbench.sampling import World, protocols_of
 from tests.project import make_card, make_project, make_protocol
 from tests.remote import S3, s3_server
 
-KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "2"))
 IMAGES = 64 * (KILLS + 2) + 10
 
 RUNS = """
-import json, os, random, signal, sys, time
+import contextlib, json, os, sys, traceback
 os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 torch.set_num_threads(1)
@@ -38,28 +39,26 @@ from pytest_sdbench.cli import main
 # Everything is imported by now: a child is killed while it works, and not while it starts.
 for line in sys.stdin:
     order = json.loads(line)
+    if order.get("finish"):
+        ended = {}
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.wait()
+                ended[pid] = os.waitstatus_to_exitcode(status)
+        print(json.dumps(ended), flush=True)
+        continue
     if pid := os.fork():
         print(pid, flush=True)
-        if order["wait"]:
-            _, status = os.waitpid(pid, 0)
-            print(os.waitstatus_to_exitcode(status), flush=True)
         continue
     os.environ.update(order["environment"])
     os.dup2(2, 1)
     try:
         status = main(["sample", *order["arguments"]])
     except BaseException:
-        import traceback
         traceback.print_exc()
         status = 99
     sys.stderr.flush()
     os._exit(status)
-while True:
-    try:
-        pid, status = os.wait()
-    except ChildProcessError:
-        break
-    print(pid, os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
@@ -67,32 +66,38 @@ class Runner:
     """Starts `sample` in processes of its own."""
 
     def __init__(self, *arguments: str) -> None:
-        self.arguments = list(arguments)
-
-    @cached_property
-    def _process(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        self.arguments = arguments
+        self._process = subprocess.Popen(
             [sys.executable, "-c", RUNS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(self, store: str, *, wait: bool = False, **environment: str) -> int:
-        """Start a process and return its id; with `wait`, its exit status when it is done."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def start(self, store: str, *cards: str, **environment: str) -> int:
+        """Start a process and return its id."""
+        server = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         order = {
-            "arguments": [*self.arguments, "--store", store],
-            "wait": wait,
-            "environment": environment,
+            "arguments": [*cards, *self.arguments, "--store", store],
+            "environment": {**server, **environment},
         }
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        pid = int(self._process.stdout.readline())
-        return int(self._process.stdout.readline()) if wait else pid
+        return int(self._ask(order))
 
     def finish(self) -> dict[int, int]:
-        """Wait for all processes, and return the exit status of each."""
-        out, _ = self._process.communicate(timeout=600)
-        return {int(line.split()[0]): int(line.split()[1]) for line in out.splitlines()}
+        """Wait for all processes that were started, and return the exit status of each."""
+        return {int(pid): status for pid, status in json.loads(self._ask({"finish": True})).items()}
+
+    def run(self, store: str, *cards: str) -> int:
+        """Return the exit status of a process that nothing happens to."""
+        pid = self.start(store, *cards)
+        return self.finish()[pid]
+
+    def _ask(self, order: dict[str, Any]) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline()
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
 
 
 def shards(store: str) -> dict[str, bytes]:
@@ -108,8 +113,8 @@ def card(pristine_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     path = make_project(root, pristine_checkpoint)
     sampling = {
         "scheduler": {"name": "checkpoint"},
-        "steps": 4,
-        "guidance": 2.0,
+        "steps": 2,
+        "guidance": 1.0,
         "negative_prompt": None,
         "resolution": 64,
         "dtype": "float32",
@@ -133,33 +138,46 @@ def s3() -> Iterator[S3]:
         yield running
 
 
-@pytest.fixture
-def runner(card: Path) -> Runner:
-    return Runner(str(card), "--batch-size", "16")
+@pytest.fixture(scope="module")
+def runner(card: Path) -> Iterator[Runner]:
+    runner = Runner(str(card), "--batch-size", "16")
+    yield runner
+    runner.close()
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run makes that nothing happens to, and how long it takes."""
+
+    shards: dict[str, bytes]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    store, began = str(tmp_path_factory.mktemp("undisturbed")), time.monotonic()
+    assert runner.run(store) == 0
+    return Undisturbed(shards(store), time.monotonic() - began)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
 def test_kills_and_damage_leave_the_evidence_of_an_undisturbed_run(
-    runner: Runner, new_store: Callable[[str], str]
+    runner: Runner, new_store: Callable[[str], str], undisturbed: Undisturbed
 ) -> None:
-    whole, store, rng = new_store("whole"), new_store("killed"), random.Random(KILLS)
-    began = time.monotonic()
-    assert runner.start(whole, wait=True) == 0
-    seconds, expected = time.monotonic() - began, shards(whole)
+    store, rng, expected = new_store("killed"), random.Random(KILLS), undisturbed.shards
     assert len(expected) == KILLS + 3
     for kill in range(KILLS):
         pid = runner.start(store)
         # So soon that there is work left for the last kill too.
-        time.sleep(rng.uniform(0, 3 * seconds / len(expected)))
+        time.sleep(rng.uniform(0, 3 * undisturbed.seconds / len(expected)))
         os.kill(pid, signal.SIGKILL)
         if kill == KILLS // 2:
             damage(store, rng)
-    assert runner.start(store, wait=True) == 0
+    assert runner.run(store) == 0
     assert shards(store) == expected
     damage(store, rng)
-    assert runner.start(store, wait=True) == 0
+    assert runner.run(store) == 0
     assert shards(store) == expected
-    runner.finish()
 
 
 def damage(store: str, rng: random.Random) -> None:
@@ -175,10 +193,9 @@ def damage(store: str, rng: random.Random) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
 def test_four_processes_one_of_them_killed_make_what_one_makes(
-    runner: Runner, new_store: Callable[[str], str]
+    runner: Runner, new_store: Callable[[str], str], undisturbed: Undisturbed
 ) -> None:
-    whole, store = new_store("whole"), new_store("four")
-    assert runner.start(whole, wait=True) == 0
+    store = new_store("four")
     world = [
         runner.start(store, RANK=str(rank), WORLD_SIZE="4", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="4")
         for rank in range(4)
@@ -187,24 +204,24 @@ def test_four_processes_one_of_them_killed_make_what_one_makes(
         time.sleep(0.05)
     os.kill(world[1], signal.SIGKILL)
     assert runner.finish() == {pid: -signal.SIGKILL if pid == world[1] else 0 for pid in world}
-    assert shards(store) == shards(whole)
+    assert shards(store) == undisturbed.shards
 
 
-def test_a_world_of_two_makes_the_bits_of_one(runner: Runner, tmp_path: Path) -> None:
-    one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    assert runner.start(one, wait=True) == 0
+def test_a_world_of_two_makes_the_bits_of_one(
+    runner: Runner, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     for rank in range(2):
-        runner.start(two, RANK=str(rank), WORLD_SIZE="2")
+        runner.start(str(tmp_path), RANK=str(rank), WORLD_SIZE="2")
     assert set(runner.finish().values()) == {0}
-    assert shards(one) == shards(two)
+    assert shards(str(tmp_path)) == undisturbed.shards
 
 
-def test_what_cannot_be_sampled_does_not_stop_the_others(card: Path, runner: Runner, tmp_path: Path) -> None:
+def test_what_cannot_be_sampled_does_not_stop_the_others(
+    runner: Runner, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     broken = make_card(tmp_path / "broken.md", checkpoint="./not-there", protocol="scenes-quick")
-    runner.arguments = [str(broken), *runner.arguments, "--images", "3"]
-    assert runner.start(str(tmp_path / "store"), wait=True) == 1
-    assert list(shards(str(tmp_path / "store"))) == ["shard-00000000-00000003.safetensors"]
-    runner.finish()
+    assert runner.run(str(tmp_path / "store"), str(broken)) == 1
+    assert shards(str(tmp_path / "store")) == undisturbed.shards
 
 
 def test_a_world_is_read_from_what_a_launcher_says() -> None:
