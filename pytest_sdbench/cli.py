@@ -280,17 +280,19 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _store_ls(options: argparse.Namespace) -> int:
+    from pytest_sdbench.storage import without_secrets
     from pytest_sdbench.store_cli import inventory, inventory_json, inventory_table
 
     found = inventory(options.store)
     if options.json:
         print(inventory_json(found))
     else:
-        print(inventory_table(found) if found else f"no evidence in {options.store}")
+        print(inventory_table(found) if found else f"no evidence in {without_secrets(options.store)}")
     return 0
 
 
 def _store_gc(options: argparse.Namespace) -> int:
+    from pytest_sdbench.storage import without_secrets
     from pytest_sdbench.store_cli import leftovers, readable
 
     if options.older_than is not None and options.older_than <= 0:
@@ -303,7 +305,8 @@ def _store_gc(options: argparse.Namespace) -> int:
             leftover.remove()
         print(f"{leftover.where}: {leftover.reason} ({readable(leftover.size)})")
         size += leftover.size
-    print(f"{readable(size)} {'would be ' if options.dry_run else ''}removed from {options.store}")
+    done = "would be removed" if options.dry_run else "removed"
+    print(f"{readable(size)} {done} from {without_secrets(options.store)}")
     return 0
 
 

@@ -21,6 +21,7 @@ from pytest_sdbench.hub import forget_failures
 from pytest_sdbench.paths import reference
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.settings import Settings
+from pytest_sdbench.storage import without_secrets
 from pytest_sdbench.verdict import Outcome, Verdict
 
 _PROPERTY = "sdbench_"
@@ -328,7 +329,7 @@ def _same(key: str, path: Path, config: pytest.Config) -> bool:
 
 def _short(path: Path | str) -> str:
     if isinstance(path, str):
-        return path
+        return without_secrets(path)
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

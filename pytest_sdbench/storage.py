@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,11 @@ class Storage(Protocol):
 def is_url(place: str | Path) -> bool:
     """Return whether a place is a URL, and not a path."""
     return isinstance(place, str) and "://" in place
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL for a reader: without a user's name and password."""
+    return re.sub(r"://[^/@]*@", "://***@", url)
 
 
 def place_of(text: str, start: Path | None = None) -> Path | str:
@@ -183,7 +189,7 @@ _UNREACHED = (
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder behind an fsspec file system: a file is one PUT, and there is no rename.
+    """A folder in an object store, behind fsspec: a file is one PUT, whole or not there; there is no rename.
 
     The driver repeats a request that failed by the way; s3fs does so five times, with growing pauses.
     """
@@ -196,25 +202,25 @@ class RemoteFolder:
         """Open a URL; raise EvidenceError if it is of an unknown kind or its driver is not installed."""
         from fsspec.core import url_to_fs
 
-        scheme = url.partition("://")[0]
+        scheme, shown = url.partition("://")[0], without_secrets(url)
         try:
             return cls(*url_to_fs(url))
         except ImportError as error:
             # fsspec names the package of each driver in its error.
             remedy = 'pip install "pytest-sdbench[s3]"' if scheme in ("s3", "s3a") else "Install it"
             raise EvidenceError(
-                f"the driver of this kind of store is not installed: {error}", file=url, remedy=remedy
+                f"the driver of this kind of store is not installed: {error}", file=shown, remedy=remedy
             ) from error
         except ValueError as error:
             raise EvidenceError(
                 f"not the URL of a store: {error}",
-                file=url,
+                file=shown,
                 remedy="Give a folder, or the URL of a kind that fsspec knows, such as s3://BUCKET/FOLDER",
             ) from error
 
     @property
     def root(self) -> str:
-        return str(self.fs.unstrip_protocol(self.path))
+        return without_secrets(str(self.fs.unstrip_protocol(self.path)))
 
     def where(self, name: str) -> str:
         return f"{self.root}/{name}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import socketserver
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +36,53 @@ class S3:
         if self.server is not None:
             self.server.stop()
             self.server = None
+
+
+class Line(socketserver.ThreadingTCPServer):
+    """A line to a server that breaks as often as it is told to, after the request and before the reply."""
+
+    daemon_threads = True
+    breaks = 0
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        super().__init__(("127.0.0.1", 0), _Connection)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    server: Line
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.port)) as onward:
+            asking = threading.Thread(target=_pass_on, args=(self.request, onward), daemon=True)
+            asking.start()
+            if self.server.breaks:
+                self.server.breaks -= 1
+                onward.recv(1)  # it was heard
+                return
+            _pass_on(onward, self.request)
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while content := source.recv(1 << 16):
+            target.sendall(content)
+    except OSError:
+        return
+
+
+@contextmanager
+def s3_line(s3: S3) -> Iterator[Line]:
+    """Reach a server by a line that can break."""
+    import s3fs
+
+    with Line(s3.server.get_host_and_port()[1]) as line, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{line.server_address[1]}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield line
+        line.shutdown()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @contextmanager

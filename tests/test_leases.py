@@ -20,7 +20,7 @@ import pytest
 from pytest_sdbench.errors import EvidenceError
 from pytest_sdbench.evidence import SHARD, Evidence, Store
 from pytest_sdbench.leases import lease_name
-from tests.remote import S3, s3_server
+from tests.remote import S3, s3_line, s3_server
 
 N = 10 * SHARD
 BORDERS = [range(start, start + SHARD) for start in range(0, N, SHARD)]
@@ -246,6 +246,19 @@ def test_an_earlier_attempt_of_this_process_is_not_waited_for(tmp_path: Path) ->
     assert next(left) == BORDERS[0]
     assert list(evidence_of(tmp_path, seconds=1e6).work(SHARD)) == [BORDERS[0]]
     left.close()
+
+
+def test_a_lease_whose_reply_was_lost_is_held(s3: S3, tmp_path: Path) -> None:
+    """The request is repeated, and the answer is that the lease is there: it is one's own."""
+    with s3_line(s3) as line:
+        evidence = evidence_of(f"{s3.url}/{tmp_path.name}", beat=60)
+        assert evidence.storage.files() == {}
+        line.breaks = 1
+        assert evidence.leases.take(BORDERS[0], {})
+        assert line.breaks == 0
+        assert evidence.leases.holds(BORDERS[0])
+        evidence.leases.release(BORDERS[0])
+        assert leases(evidence) == []
 
 
 def test_threads_share_one_iterator(tmp_path: Path) -> None:

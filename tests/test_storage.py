@@ -14,7 +14,7 @@ import pytest
 
 from pytest_sdbench.errors import EvidenceError
 from pytest_sdbench.storage import LocalFolder, RemoteFolder, Storage, open_storage, place_of
-from tests.remote import S3, s3_server
+from tests.remote import S3, s3_line, s3_server
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +162,22 @@ def test_a_server_that_is_gone() -> None:
         storage = open_storage(f"{server.url}/store")
         storage.write("file", b"content")
         server.stop()
-        for attempt in (
-            lambda: storage.files(),
-            lambda: storage.read("file"),
-            lambda: storage.write("file", b"x"),
-            lambda: storage.create("other", b"x"),
-        ):
+        for attempt in (lambda: storage.read("file"), lambda: storage.create("other", b"x")):
             with pytest.raises(EvidenceError, match=r"s3://bucket-\w+/store.*shards are kept.*run again"):
                 attempt()
+
+
+def test_a_line_that_breaks_now_and_then_is_no_error(s3: S3) -> None:
+    with s3_line(s3) as line:
+        storage = open_storage(f"{s3.url}/{uuid.uuid4().hex}")
+        assert storage.files() == {}
+        line.breaks = 2
+        storage.write("file", b"content")
+        line.breaks = 2
+        assert storage.read("file") == b"content"
+        line.breaks = 2
+        assert list(storage.files()) == ["file"]
+        assert line.breaks == 0
 
 
 def test_a_full_disk_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

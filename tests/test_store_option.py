@@ -1,0 +1,57 @@
+"""A store behind a URL is given as a folder is: by option, by ini file, and to the commands beside pytest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_sdbench.cli import main
+from tests.project import IMAGES, PASSES, make_project
+from tests.remote import s3_server
+
+
+@pytest.fixture(autouse=True)
+def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> None:
+    make_project(pytester.path, pristine_checkpoint, claims=PASSES)
+
+
+@pytest.mark.parametrize("how", ["option", "ini"])
+def test_a_url_is_not_taken_for_a_path(how: str, pytester: pytest.Pytester) -> None:
+    url = "s3://bucket/folder"
+    pytester.makeini(f"[pytest]\nsdbench_store = {url if how == 'ini' else 'elsewhere'}")
+    words = ("--sdbench-store", url) if how == "option" else ()
+    result = pytester.runpytest("--sdbench", "--collect-only", "cards", *words)
+    result.stdout.fnmatch_lines([f"sdbench: *, store {url}, *"])
+
+
+@pytest.mark.parametrize("how", ["option", "ini"])
+def test_a_file_url_is_a_path(how: str, pytester: pytest.Pytester) -> None:
+    url = f"file://{pytester.path}/folder"
+    pytester.makeini(f"[pytest]\nsdbench_store = {url if how == 'ini' else 'elsewhere'}")
+    words = ("--sdbench-store", url) if how == "option" else ()
+    result = pytester.runpytest("--sdbench", "--collect-only", "cards", *words)
+    result.stdout.fnmatch_lines(["sdbench: *, store folder, *"])
+
+
+def test_secrets_of_a_url_are_not_shown(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest(
+        "--sdbench", "--collect-only", "cards", "--sdbench-store", "sftp://me:hush@host/folder"
+    )
+    result.stdout.fnmatch_lines(["sdbench: *, store sftp://***@host/folder, *"])
+    result.stdout.no_fnmatch_line("*hush*")
+
+
+def test_a_run_on_s3_makes_no_image_twice(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SDBENCH_CACHE", str(pytester.path / "cache"))
+    with s3_server() as server:
+        store = f"{server.url}/store"
+        words = ("--sdbench", "cards", "-k", "inception_score", "--sdbench-store", store)
+        pytester.runpytest(*words).assert_outcomes(passed=1)
+        pytester.runpytest(*words, "--sdbench-max-images", "0").assert_outcomes(passed=1)
+        assert main(["store", "ls", "--store", store]) == 0
+        assert f" {IMAGES} " in capsys.readouterr().out
