@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pytest_sdbench.cli import main
-from tests.project import IMAGES, PASSES, make_project
+from tests.project import PASSES, make_project
 from tests.remote import s3_server
 
 
@@ -50,8 +51,10 @@ def test_a_run_on_s3_makes_no_image_twice(
     monkeypatch.setenv("SDBENCH_CACHE", str(pytester.path / "cache"))
     with s3_server() as server:
         store = f"{server.url}/store"
-        words = ("--sdbench", "cards", "-k", "inception_score", "--sdbench-store", store)
-        pytester.runpytest(*words).assert_outcomes(passed=1)
-        pytester.runpytest(*words, "--sdbench-max-images", "0").assert_outcomes(passed=1)
+        words = ("--sdbench", "cards", "-k", "clip_score", "--sdbench-store", store, "--sdbench-samples", "2")
+        for made in (2, 0):
+            pytester.runpytest(*words, "--sdbench-report=r.json").assert_outcomes(skipped=1)
+            (row,) = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))["results"]
+            assert (row["n"], row["extra"]["images_made"]) == (2, made)
         assert main(["store", "ls", "--store", store]) == 0
-        assert f" {IMAGES} " in capsys.readouterr().out
+        assert " 2 " in capsys.readouterr().out
