@@ -162,33 +162,41 @@ class Work(Iterator[range]):
         self._wanted, self._leases, self._is_made = list(wanted), leases, is_made
         self._given: list[range] = []
         self._lock = threading.Lock()
+        self._closed = False
 
     def __next__(self) -> range:
         """Return the next shard, leased; may wait for those of others. Raises EvidenceError."""
         with self._lock:
-            while True:
+            while not self._closed:
                 files = self._leases.storage.files()
                 self._wanted = [
                     images
                     for images in self._wanted
                     if not self._is_made(images, files) and not self._leases.holds(images)
                 ]
-                for images in self._wanted:
-                    if self._leases.take(images, files):
-                        # Its last owner may have written it, and let it go, since the listing.
-                        if self._is_made(images, self._leases.storage.files()):
-                            self._leases.release(images)
-                            continue
-                        self._wanted.remove(images)
-                        self._given.append(images)
+                # Those that nobody has leased first: whether an owner is gone costs a request.
+                for images in sorted(self._wanted, key=lambda images: lease_name(images) in files):
+                    if self._take(images, files):
                         return images
                 if not self._wanted:
-                    raise StopIteration
+                    break
                 time.sleep(min(self._leases.beat / 5, self._leases.seconds / 10))
+        raise StopIteration
+
+    def _take(self, images: range, files: Mapping[str, Stamp]) -> bool:
+        if not self._leases.take(images, files):
+            return False
+        self._wanted.remove(images)
+        self._given.append(images)
+        # Its last owner may have written it, and let it go, since the listing.
+        if self._closed or self._is_made(images, self._leases.storage.files()):
+            self._leases.release(images)
+            return False
+        return True
 
     def close(self) -> None:
-        """Give up the leases of what was given out and not written: somebody else may make it."""
-        self._wanted = []
+        """Give up what was given out and not written, and end the waiting of other threads."""
+        self._closed = True
         self._leases.release(*self._given)
 
     def __del__(self) -> None:

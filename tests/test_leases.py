@@ -123,7 +123,7 @@ def test_a_killed_process_is_replaced(root: str, launch: Launch) -> None:
     for images in evidence.work(N):
         made.append(images)
         evidence.write(images.start, rows_of(images))
-    assert made == BORDERS
+    assert made == [*BORDERS[1:], BORDERS[0]]  # what nobody had leased comes first
     assert is_whole(evidence)
     assert leases(evidence) == []
 
@@ -237,6 +237,21 @@ def test_work_that_is_left_is_free_for_others(tmp_path: Path) -> None:
     for _ in evidence.work(N):
         break
     assert leases(evidence) == []
+
+
+def test_who_waits_is_freed_when_the_work_is_closed(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path, seconds=1e6)
+    lease_of_another_host(evidence, BORDERS[0])
+    work = evidence.work(SHARD)
+    found: list[range] = []
+    waiting = threading.Thread(target=lambda: found.extend(work))
+    waiting.start()
+    time.sleep(0.2)
+    assert waiting.is_alive()
+    work.close()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert found == []
 
 
 def test_an_earlier_attempt_of_this_process_is_not_waited_for(tmp_path: Path) -> None:
