@@ -269,7 +269,7 @@ def stopping(load: Callable[[str], Any], after: int, stop: Callable[[], object])
 
 
 KILLED_RUN = """
-import os, signal, sys
+import os, signal, stat, sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
@@ -286,12 +286,12 @@ load = lambda dtype: load_pipeline(checkpoint, dtype=dtype)
 if moment == "sampling":
     load = stopping(load, 1, kill)
 else:
-    written = []
     fsync = os.fsync
     def fsync_or_die(handle):
-        written.append(handle)
-        # The manifest and its folder, the first shard and its folder: the fifth is the second shard.
-        return kill() if len(written) == 5 else fsync(handle)
+        # Neither a manifest nor a lease is as large: it is the second shard, whole but without its name.
+        status = os.fstat(handle)
+        large = stat.S_ISREG(status.st_mode) and status.st_size > 5_000
+        return kill() if large and list(Path(store).glob("*/shard-*")) else fsync(handle)
     os.fsync = fsync_or_die
 evaluate(checkpoint, protocol, store=Path(store), data_root=protocol.path.parent, load=load, progress=False)
 """
