@@ -26,11 +26,8 @@ def test_a_url_is_not_taken_for_a_path(how: str, pytester: pytest.Pytester) -> N
     result.stdout.fnmatch_lines([f"sdbench: *, store {url}, *"])
 
 
-@pytest.mark.parametrize("how", ["option", "ini"])
-def test_a_file_url_is_a_path(how: str, pytester: pytest.Pytester) -> None:
-    url = f"file://{pytester.path}/folder"
-    pytester.makeini(f"[pytest]\nsdbench_store = {url if how == 'ini' else 'elsewhere'}")
-    words = ("--sdbench-store", url) if how == "option" else ()
+def test_a_file_url_is_a_path(pytester: pytest.Pytester) -> None:
+    words = ("--sdbench-store", f"file://{pytester.path}/folder")
     result = pytester.runpytest("--sdbench", "--collect-only", "cards", *words)
     result.stdout.fnmatch_lines(["sdbench: *, store folder, *"])
 
