@@ -1,0 +1,165 @@
+"""Write models with random weights in the form of published ones: what speed needs where weights are not at hand.
+
+The full size is Stable Diffusion v1.4 with CLIP's vocabulary; where the extractors of a protocol are not on the
+machine either, they are written with random weights too. Scores are then meaningless, times are not.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import open_clip
+import torch
+
+from benchmarks.scenario import _SCHEDULER, _SMOKE_TEXT, _SMOKE_UNET, _SMOKE_VAE, random_parts
+from pytest_sdbench import inception
+from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
+from pytest_sdbench.checkpoint import Checkpoint
+from pytest_sdbench.checksums import sha256_of
+from pytest_sdbench.clip import LOCAL, NAMED, locate_clip
+from pytest_sdbench.errors import Unavailable
+from pytest_sdbench.protocol import Protocol, load_protocol
+
+Size = Literal["full", "smoke"]
+NAMES: Mapping[str, str] = {"full": "Stable Diffusion v1.4", "smoke": "eight channels wide"}
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def write_checkpoint(folder: Path, size: Size, *, dtype: str = "float32") -> Checkpoint:
+    """Write a whole checkpoint with random weights, in diffusers layout."""
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    full = size == "full"
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    words = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    parts = random_parts(
+        ARCHITECTURES["sd-v1"] if full else _SMOKE_UNET,
+        {**(SD_V1_TEXT_ENCODER if full else _SMOKE_TEXT), **words},
+        SD_V1_VAE if full else _SMOKE_VAE,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=tokenizer,
+        unet=parts.unet,
+        scheduler=PNDMScheduler(**_SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=getattr(torch, dtype))
+    pipeline.save_pretrained(folder)
+    return Checkpoint(f"random weights, {NAMES[size]}", folder)
+
+
+def write_tokenizer(folder: Path) -> Any:
+    """Write CLIP's vocabulary, which open_clip carries, as transformers reads it."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = open_clip.tokenizer.SimpleTokenizer()
+    merges = gzip.decompress(Path(open_clip.tokenizer.default_bpe()).read_bytes()).decode().split("\n")
+    names = {"<start_of_text>": START, "<end_of_text>": END}
+    vocabulary = {names.get(token, token): number for token, number in tokenizer.encoder.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *merges[1 : len(tokenizer.bpe_ranks) + 1], ""]), encoding="utf-8"
+    )
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": END}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def complete(protocol: Protocol, folder: Path, data_root: Path | None) -> tuple[Protocol, Path, str]:
+    """Return a protocol with everything it needs, the data root that has it, and what in it is made up.
+
+    Prompts, reference statistics, Inception and the CLIP model are each taken where they are, else written
+    into `folder`. Made-up Inception weights change the checksum that this process expects of them.
+    """
+    content: dict[str, Any] = protocol.model_dump(mode="json", exclude={"name", "path"})
+    absent = []
+    root = folder / "data"
+    root.mkdir(parents=True, exist_ok=True)
+    prompts = data_root / protocol.prompts.file if data_root is not None else None  # type: ignore[union-attr]
+    if prompts is not None and prompts.is_file():
+        content["prompts"]["file"] = str(prompts.resolve())
+    else:
+        absent.append("prompts")
+        content["prompts"] |= _write_prompts(root / "captions.csv", protocol.n)
+    width = inception.WIDTH
+    for spec in content["metrics"].values():
+        spec.pop("metric")
+        if "statistics" in spec:
+            real = data_root / spec["statistics"]["file"] if data_root is not None else None
+            if real is None or not real.is_file():
+                absent.append("reference statistics")
+                real = root / "real.npz"
+                np.savez(real, mu=np.zeros(width), sigma=np.diag(1.0 / np.arange(1, width + 1)))
+            spec["statistics"]["file"] = str(real.resolve())
+    try:
+        weights = inception.find_weights(data_root)
+        (root / inception.FILES[0]).symlink_to(weights.resolve())
+    except Unavailable:
+        absent.append("Inception")
+        write_inception(root / inception.FILES[0])
+        inception.SHA256 = sha256_of(root / inception.FILES[0])
+    model = content["metrics"]["clip_score"]["model"]
+    try:
+        locate_clip(model)
+    except Unavailable:
+        absent.append("CLIP model")
+        content["metrics"]["clip_score"]["model"] = LOCAL + str(
+            write_clip(root / "clip", model.removeprefix(NAMED).rpartition("/")[0])
+        )
+    path = root / f"{protocol.name}.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return load_protocol(path), root, f"made up: {', '.join(absent)}" if absent else ""
+
+
+def write_inception(path: Path) -> Path:
+    """Write weights for Inception that are random, of ordinary size."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
+        """The network as it is before its weights are read."""
+
+        def load_state_dict(self, *_unused: Any, **_more: Any) -> None:
+            """Keep the random weights."""
+
+    empty = path.with_suffix(".empty")
+    torch.save({}, empty)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Unloaded(
+            "inception-v3-compat", ["logits_unbiased"], feature_extractor_weights_path=str(empty)
+        )
+    empty.unlink()
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def write_clip(folder: Path, model: str) -> Path:
+    """Write an open_clip model with random weights in open_clip's local form."""
+    from safetensors.torch import save_file
+
+    config = open_clip.get_model_config(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": {}}), encoding="utf-8"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = open_clip.create_model(model)
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return folder

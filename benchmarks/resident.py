@@ -1,0 +1,177 @@
+"""Measure how much memory scoring takes over the number of images, on evidence made up in a temporary store.
+
+Each number of images has a process of its own: what one has allocated and given back would hide in the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import machine
+from pytest_sdbench.checkpoint import Checkpoint, resolve
+from pytest_sdbench.evaluation import evaluate, open_evidence
+from pytest_sdbench.evidence import SHARD
+from pytest_sdbench.features import WIDTHS, feature_column, logits_column
+from pytest_sdbench.protocol import Protocol, load_protocol
+
+CHECKPOINT = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny"}
+COCO_COLUMNS = {
+    feature_column("inception-pytorch-fid"): 2048,
+    feature_column("inception-torch-fidelity"): 2048,
+    logits_column("inception-torch-fidelity"): 1008,
+    "clip_score": 0,
+}
+"""Widths of the columns of an image; 0 for a single number."""
+LIMIT = 300 * 2**20
+"""Bytes by which 30,000 images may take more than 1,000."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that was resident in a process."""
+
+    what: str
+    images: int
+    base: int
+    """Bytes resident before the evaluation, with every module imported."""
+    most: int
+    """Bytes."""
+    seconds: float
+
+
+def coco_like(folder: Path, images: int) -> Protocol:
+    """Write a protocol of the published metrics with made-up captions and reference statistics."""
+    captions = "file_name,text\n" + "".join(f"{i}.jpg,caption {i}\n" for i in range(images))
+    (folder / "captions.csv").write_text(captions, encoding="utf-8")
+    width = WIDTHS["inception-pytorch-fid"]
+    mu, sigma = moments(width, seed=1)
+    np.savez(folder / "real.npz", mu=mu, sigma=sigma)
+    content = {
+        "title": "Rows as wide as those of MS-COCO",
+        "n": images,
+        "prompts": {
+            "kind": "csv",
+            "file": "./captions.csv",
+            "sha256": hashlib.sha256(captions.encode()).hexdigest(),
+            "rows": images,
+        },
+        "seeds": {"kind": "per-image", "seed": 0},
+        "sampling": {"steps": 25, "guidance": 7.5, "resolution": 512, "dtype": "float32"},
+        "metrics": {
+            "fid": {
+                "extractor": "inception-pytorch-fid",
+                "statistics": {"file": "./real.npz", "images": 40504},
+            },
+            "inception_score": {
+                "extractor": "inception-torch-fidelity",
+                "splits": 10,
+                "shuffle_seed": 2020,
+            },
+            "clip_score": {"model": "open_clip:ViT-g-14/laion2b_s34b_b88k"},
+        },
+    }
+    path = folder / "coco-like.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return load_protocol(path)
+
+
+def moments(
+    width: int, *, seed: int, power: float = 1.0
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
+    """Return a mean and a covariance of full rank whose eigenvalues fall as a power of their number."""
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.standard_normal((width, width)))
+    sigma = (basis * (np.arange(1, width + 1) ** -power)) @ basis.T
+    return rng.standard_normal(width) * 0.1, (sigma + sigma.T) / 2
+
+
+def fill(
+    store: Path, checkpoint: Checkpoint, protocol: Protocol, columns: Mapping[str, int], *, seed: int = 0
+) -> None:
+    """Write made-up rows of a protocol's images straight into a store."""
+    evidence = open_evidence(store, checkpoint, protocol)
+    rng = np.random.default_rng(seed)
+    # Features of a network are correlated; a sparse mixture is enough for that, and quick to draw.
+    scales = {name: np.arange(1, width + 1, dtype=np.float32) ** -0.5 for name, width in columns.items()}
+    for start in range(0, protocol.n, SHARD):
+        count = min(SHARD, protocol.n - start)
+        rows = {
+            name: rng.standard_normal((count, width), np.float32) * scales[name]
+            if width
+            else rng.uniform(0.2, 0.4, count).astype(np.float32)
+            for name, width in columns.items()
+        }
+        flags = {name: np.zeros(count, np.bool_) for name in ("blacked_out", "truncated")}
+        evidence.write(start, {**rows, "seed": np.zeros(count, np.int64), **flags})
+
+
+def scoring(images: int, store: Path) -> Peak:
+    """Score `images` images of a filled store, in this process, and tell what it took."""
+    return _measured(
+        "scoring, rows of MS-COCO's widths", images, store, load_protocol(store / "coco-like.yaml")
+    )
+
+
+def sampling(images: int, store: Path) -> Peak:
+    """Make and score images of the embedded family, in this process, and tell what it took."""
+    protocol = load_protocol("scenes-quick").with_samples(images)
+    return _measured("sampling and scoring, scenes-quick", images, store, protocol)
+
+
+def _measured(what: str, images: int, store: Path, protocol: Protocol) -> Peak:
+    import pytest_sdbench.sampler
+    import torchvision  # noqa: F401  both are loaded anyway: they are no memory of an evaluation
+
+    assert pytest_sdbench.sampler
+    checkpoint = resolve(CHECKPOINT)
+    machine.forget_peak()
+    base, _ = machine.resident()
+    began = time.perf_counter()
+    evaluate(checkpoint, protocol, store=store, samples=images, progress=False)
+    seconds = time.perf_counter() - began
+    # Not `ru_maxrss`: Linux starts that of a new process at what its parent had.
+    return Peak(what, images, base, machine.resident()[1], seconds)
+
+
+def measure(
+    numbers: tuple[int, ...] = (1000, 5000, 30000),
+    sampled: tuple[int, ...] = (64, 256),
+    say: Callable[[str], None] = print,
+) -> list[Peak]:
+    """Measure every number of images in a process of its own."""
+    peaks = []
+    with tempfile.TemporaryDirectory(prefix="sdbench-memory-") as name:
+        store = Path(name)
+        fill(store, resolve(CHECKPOINT), coco_like(store, max(numbers)), COCO_COLUMNS)
+        for images in numbers:
+            peaks.append(_in_a_process("scoring", images, store))
+            say(f"{peaks[-1].what}: {images:,} images, {peaks[-1].most / 2**20:,.0f} MiB")
+        for images in sampled:
+            with tempfile.TemporaryDirectory(prefix="sdbench-memory-") as fresh:
+                peaks.append(_in_a_process("sampling", images, Path(fresh)))
+            say(f"{peaks[-1].what}: {images:,} images, {peaks[-1].most / 2**20:,.0f} MiB")
+    return peaks
+
+
+def _in_a_process(what: str, images: int, store: Path) -> Peak:
+    command = [sys.executable, "-m", "benchmarks.resident", what, str(images), str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return Peak(**json.loads(done.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    _, kind, number, where = sys.argv
+    found = {"scoring": scoring, "sampling": sampling}[kind](int(number), Path(where))
+    print(json.dumps(asdict(found)))

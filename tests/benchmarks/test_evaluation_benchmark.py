@@ -1,0 +1,265 @@
+"""The evaluation benchmark: the procedure's scores are ours, clocks tell what happened, a run writes its tables."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import procedure, random_models, resident, solvers, stages, throughput
+from benchmarks.evaluation import main
+from pytest_sdbench import image_path
+from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
+from pytest_sdbench.evaluation import evaluate
+from pytest_sdbench.features import open_extractors
+from pytest_sdbench.metrics import Estimate, estimate
+from pytest_sdbench.prompts import load_prompts
+from pytest_sdbench.protocol import Jpeg, Protocol, Resize, load_protocol
+from pytest_sdbench.statistics import load_references
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+N = 72
+"""More than the classifier's 64 features, so that FID is defined."""
+PUBLISHED = ("fid", "inception_score", "clip_score")
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return resolve(resident.CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def protocol() -> Protocol:
+    whole = load_protocol("scenes-quick").with_samples(N)
+    return whole.model_copy(update={"sampling": whole.sampling.model_copy(update={"steps": 2})})
+
+
+@pytest.fixture(scope="module")
+def files(checkpoint: Checkpoint, protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the procedure."""
+    folder = tmp_path_factory.mktemp("files")
+    loaded = procedure.load(checkpoint, protocol)
+    made = procedure.generate(loaded, load_prompts(protocol), folder)
+    assert made == sorted(folder.iterdir())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(checkpoint: Checkpoint, protocol: Protocol, files: Path) -> dict[str, float]:
+    loaded = procedure.load(checkpoint, protocol)
+    reference: Any = load_references(protocol)["fid"]
+    return procedure.scores(loaded, files, load_prompts(protocol), reference)
+
+
+def values(estimates: Any) -> dict[str, float]:
+    return {name: found.value for name, found in estimates.items() if name in PUBLISHED}
+
+
+def pictures(folder: Path) -> np.ndarray[Any, Any]:
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.iterdir())])
+
+
+def test_the_same_files_have_our_scores(protocol: Protocol, files: Path, scores: dict[str, float]) -> None:
+    prompts = load_prompts(protocol)
+    rows = open_extractors(protocol).extract(pictures(files), prompts)
+    ours = estimate(protocol, [rows], load_references(protocol))  # type: ignore[arg-type]
+    assert scores == pytest.approx(values(ours), rel=1e-6)
+
+
+def test_the_whole_evaluation_has_the_procedures_scores(
+    checkpoint: Checkpoint, protocol: Protocol, scores: dict[str, float], tmp_path: Path
+) -> None:
+    # Batches round otherwise than single images, and a pixel in some thousands falls to the other side.
+    ours = evaluate(checkpoint, protocol, store=tmp_path, progress=False)
+    assert all(isinstance(found, Estimate) for found in ours.estimates.values())
+    assert scores == pytest.approx(values(ours.estimates), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "suffix"),
+    [
+        ((), ".png"),
+        ((Jpeg(jpeg=75),), ".jpg"),
+        ((Jpeg(jpeg=75), Resize(resize=32, filter="pil-bicubic"), Jpeg(jpeg=75)), ".jpg"),
+        ((Resize(resize=32, filter="pil-lanczos"),), ".png"),
+    ],
+)
+def test_files_hold_what_our_image_steps_give(
+    steps: tuple[Any, ...], suffix: str, protocol: Protocol, files: Path, tmp_path: Path
+) -> None:
+    changed = protocol.model_copy(update={"image": steps})
+    image = Image.open(next(iter(sorted(files.iterdir())))).convert("RGB")
+    written = procedure._through_files(image, changed, tmp_path / "000000")
+    assert written.suffix == suffix
+    expected = image_path.apply_image_steps(np.asarray(image)[None], steps)[0]
+    assert (np.asarray(Image.open(written).convert("RGB")) == expected).all()
+
+
+def test_a_sequential_generator_goes_on_from_image_to_image(
+    pristine_checkpoint: Path, protocol: Protocol, tmp_path: Path
+) -> None:
+    content = protocol.model_dump()
+    content["seeds"] = {"kind": "sequential", "seed": 5, "device": "cpu"}
+    content["sampling"]["steps"] = 1
+    sequential = Protocol.model_validate({**content, "n": 3, "path": protocol.path})
+    tiny = Checkpoint("tiny", pristine_checkpoint)
+    from pytest_sdbench.sampler import sample
+
+    prompts = load_prompts(sequential)
+    ours = sample(load_pipeline(tiny), sequential, prompts, [0, 1, 2], batch_size=1)
+    procedure.generate(procedure.load(tiny, sequential), prompts, tmp_path)
+    expected = np.concatenate([batch.images for batch in ours])
+    assert np.abs(pictures(tmp_path).astype(int) - expected).max() <= 1
+
+
+def test_clocks_account_for_all_the_time_of_an_evaluation(
+    pristine_checkpoint: Path, protocol: Protocol, tmp_path: Path
+) -> None:
+    tiny = Checkpoint("tiny", pristine_checkpoint)
+    with stages.watching(scheduler="PNDMScheduler") as watch:
+        began = time.perf_counter()
+        evaluate(tiny, protocol, store=tmp_path, samples=16, progress=False)
+        whole = time.perf_counter() - began
+    shares = watch.shares()
+    # Two steps of PNDM are three calls; guidance doubles the latents.
+    assert shares.samples == 16 * 3 * 2
+    stages_seen = {*shares.seconds, *shares.beside}
+    assert stages_seen >= {stages.UNET, stages.TEXT, stages.VAE, stages.EXTRACTORS, stages.SHARDS}
+    assert sum(shares.seconds.values()) == pytest.approx(shares.threads * shares.wall)
+    assert shares.wall + watch.loading() < whole
+    assert 0 < shares.unet < 1
+
+
+def test_every_thread_has_its_own_clock(pristine_checkpoint: Path) -> None:
+    unet = load_pipeline(Checkpoint("tiny", pristine_checkpoint)).unet
+    inputs = (torch.zeros(3, 4, 8, 8), 1, torch.zeros(3, 77, 16))
+    with stages.watching() as watch:
+        threads = [threading.Thread(target=lambda: unet(*inputs)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [(span.stage, span.samples) for span in watch.spans] == [(stages.UNET, 3)] * 2
+    assert len({span.thread for span in watch.spans}) == 2
+    with pytest.raises(ValueError, match="no image was made"):
+        watch.shares()
+
+
+def test_a_call_that_takes_long_is_counted_as_long(
+    pristine_checkpoint: Path, protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    tiny = Checkpoint("tiny", pristine_checkpoint)
+    forward, slept = UNet2DConditionModel.forward, 0.0
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        nonlocal slept
+        began = time.perf_counter()
+        time.sleep(0.02)
+        slept += time.perf_counter() - began
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", slow)
+    with stages.watching() as watch:
+        evaluate(tiny, protocol, store=tmp_path, samples=4, progress=False)
+    shares = watch.shares()
+    assert slept < shares.seconds[stages.UNET] < shares.wall * shares.threads
+
+
+def test_clocks_leave_nothing_behind() -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    from pytest_sdbench import checkpoint as module
+    from pytest_sdbench import evaluation, features
+    from pytest_sdbench.evidence import Evidence
+
+    def standing() -> list[Any]:
+        kinds = (AutoencoderKL, UNet2DConditionModel, CLIPTextModel, Evidence, features.Extractors)
+        own = [dict(vars(kind)) for kind in kinds]
+        return [*own, module.load_pipeline, evaluation.__dict__.copy(), features.open_extractors]
+
+    before = standing()
+    with stages.watching(scheduler="PNDMScheduler"):
+        assert standing() != before
+    assert standing() == before
+
+
+def test_overlapping_times_count_once() -> None:
+    assert stages.covered([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4
+    assert stages.covered([]) == 0
+
+
+def test_solvers_agree_and_ours_is_the_measure() -> None:
+    found = {solver.name: solver for solver in solvers.measure(96, 3, say=lambda _: None)}
+    assert set(found) == {solvers.OURS, solvers.KNOWN, solvers.SQRTM, solvers.EIGVALS}
+    assert all(solver.difference < 1e-8 for solver in found.values())
+    assert found[solvers.OURS].ratio == found[solvers.OURS].highest == 1
+
+
+def test_operations_of_a_latent_are_those_of_the_published_network(checkpoint: Checkpoint) -> None:
+    # 401.6 G multiply-adds of one call, attention included, counted layer by layer elsewhere.
+    from pytest_sdbench.architectures import ARCHITECTURES
+
+    class Full:
+        unet_config = ARCHITECTURES["sd-v1"]
+
+    coco = load_protocol("coco30k-bksdm")
+    subject = throughput.Subject(Full(), coco)  # type: ignore[arg-type]
+    assert throughput.flops_of_a_latent(subject) / 2e9 == pytest.approx(401.6, abs=0.2)
+
+
+def test_made_up_rows_are_scored_without_an_image(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    protocol = resident.coco_like(tmp_path, 70)
+    resident.fill(tmp_path, checkpoint, protocol, resident.COCO_COLUMNS)
+    found = evaluate(checkpoint, protocol, store=tmp_path, progress=False)
+    assert found.images_made == 0
+    assert isinstance(found.estimates["clip_score"], Estimate)
+
+
+def test_a_smoke_run_writes_every_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "evaluation"
+    common = ["--smoke", "--device", "cpu", "--images", "2", "--out", str(out)]
+    main([*common, "--only", "end-to-end,unet-share,ablation", "--note", "a note"])
+    main([*common, "--only", "solver"])
+    content = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert list(content["parts"]) == ["end-to-end", "unet-share", "ablation", "solver"]
+    assert content["note"] == "a note"
+    end_to_end = content["parts"]["end-to-end"]["found"]
+    names = [rate["name"] for rate in end_to_end["rates"]]
+    assert names == [throughput.PUBLISHED, throughput.OURS]
+    assert all(rate["rate"] > 0 for rate in end_to_end["rates"])
+    about = content["parts"]["solver"]["circumstances"]
+    assert about["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert len(about["load"]) == 2
+    written = out.with_suffix(".md").read_text(encoding="utf-8")
+    for title in ("end to end", "Where the time goes", "Each speed-up alone", "FID from moments"):
+        assert f"{title}\n" in written
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_a_part_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--only", "speed"])
+    assert "'speed' is no part" in capsys.readouterr().err
+
+
+def test_a_random_checkpoint_reads_captions_as_clip_does(tmp_path: Path) -> None:
+    import open_clip
+
+    checkpoint = random_models.write_checkpoint(tmp_path, "smoke")
+    pipeline = load_pipeline(checkpoint)
+    caption = "A red circle above two bluish-green squares, don't ask."
+    found = pipeline.tokenizer([caption], padding="max_length", max_length=77).input_ids[0]
+    expected = open_clip.get_tokenizer("ViT-B-32")([caption])[0].tolist()
+    length = expected.index(max(expected)) + 1  # open_clip pads with zeros, transformers with the end token
+    assert found[:length] == expected[:length]
