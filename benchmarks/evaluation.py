@@ -22,6 +22,7 @@ from benchmarks import machine, random_models, resident, solvers, throughput
 from benchmarks.evaluation_report import SECTIONS, Circumstances, write
 from benchmarks.throughput import Subject
 from pytest_sdbench.checkpoint import resolve
+from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.protocol import load_protocol
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--data", type=Path, help="folder of prompts, statistics and Inception weights")
     parser.add_argument("--rounds", type=int, help="turns of each way; default: 5")
-    parser.add_argument("--images", type=int, help="of one turn of ours; default: 128")
+    parser.add_argument("--images", type=int, help="of one turn of ours; default: 64 a core")
     parser.add_argument("--published-images", type=int, help="of one turn of the procedure; default: 16")
     parser.add_argument("--passes", type=int, help="files that its scores pass over; default: N, 512 at most")
     parser.add_argument("--steps", type=int, help="sample in fewer steps than the protocol: to see it run")
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("there is no CUDA device here: give --device cpu")
     smoke = options.smoke
     rounds = options.rounds or (1 if smoke else 5)
-    images = options.images or (8 if smoke else 128)
+    images = options.images or (8 if smoke else SHARD * max(2, torch.get_num_threads()))
     published_images = options.published_images or (2 if smoke else 16)
     if min(rounds, images, published_images) < 1:
         parser.error("--rounds, --images and --published-images have to be 1 or more")
@@ -76,11 +77,16 @@ def main(arguments: list[str] | None = None) -> None:
         passes = options.passes or min(subject.protocol.n, 8 if smoke else 512)
         ways: dict[str, Callable[[], Any]] = {
             "end-to-end": lambda: throughput.end_to_end(
-                subject, rounds=rounds, images=images, published_images=published_images, passes=passes
+                subject,
+                rounds=rounds,
+                images=images,
+                published_images=published_images,
+                passes=passes,
+                apart=not smoke,
             ),
             "unet-share": lambda: throughput.shares(subject, rounds=rounds, images=images),
             "ablation": lambda: throughput.ablation(
-                subject, rounds=rounds, images=images, compiled=options.compile
+                subject, rounds=rounds, images=images, compiled=options.compile, apart=not smoke
             ),
             "memory": lambda: resident.measure(
                 *(((100, 300), (8,)) if smoke else ((1000, 5000, 30000), (64, 256)))
@@ -116,13 +122,13 @@ def main(arguments: list[str] | None = None) -> None:
 def _subject(options: argparse.Namespace, made: Path) -> tuple[Subject, str]:
     """Return what is to be evaluated, and what its weights are where they are made up."""
     protocol = load_protocol(options.protocol or ("coco30k-bksdm" if options.full_size else "scenes-quick"))
-    remarks, data_root = "", options.data
+    remarks, data_root, inception = "", options.data, None
     if options.full_size or options.smoke:
-        size = "full" if options.full_size else "smoke"
+        size: random_models.Size = "full" if options.full_size else "smoke"
         checkpoint = random_models.write_checkpoint(made, size, dtype=protocol.sampling.dtype)
         remarks = f"random weights, {random_models.NAMES[size]}"
         if options.full_size:
-            protocol, data_root, absent = random_models.complete(protocol, made, options.data)
+            protocol, data_root, absent, inception = random_models.complete(protocol, made, options.data)
             remarks += f"; {absent}" if absent else ""
     else:
         checkpoint = resolve(options.checkpoint)
@@ -132,7 +138,9 @@ def _subject(options: argparse.Namespace, made: Path) -> tuple[Subject, str]:
             update={"sampling": protocol.sampling.model_copy(update={"steps": steps})}
         )
         remarks = f"{remarks or checkpoint.spec}; {steps} steps"
-    return Subject(checkpoint, protocol, options.device, data_root), remarks
+    subject = Subject(checkpoint, protocol, options.device, data_root, inception)
+    subject.settle()
+    return subject, remarks
 
 
 if __name__ == "__main__":

@@ -108,8 +108,8 @@ def _end_to_end(found: EndToEnd) -> list[str]:
     parts = [[name, f"{1e3 * seconds:.1f} ms"] for name, seconds in found.parts.items()]
     return [
         _table(rows, headers),
-        f"The whole protocol, reckoned from these columns, is done {whole[PUBLISHED] / whole[OURS]:.2f} times "
-        "as fast. An image of the published procedure takes:",
+        f"The whole protocol, reckoned from these columns, is done {whole[PUBLISHED] / whole[OURS]:.2f} "
+        "times as fast. An image of the published procedure takes:",
         _table(parts, ["", "an image"]),
     ]
 
@@ -123,8 +123,9 @@ def _shares(found: Shared) -> list[str]:
     ]
     pieces = [
         f"{found.images} images, {found.rate:.2f} a second, on {shares.threads} thread"
-        f"{'s' * (shares.threads != 1)} that sample. The U-Net's own calls are {100 * shares.unet:.1f} % of threads x "
-        f"wall time ({100 * min(found.rounds):.1f} to {100 * max(found.rounds):.1f} % in all rounds).",
+        f"{'s' * (shares.threads != 1)} that sample. The U-Net's own calls are {100 * shares.unet:.1f} % "
+        f"of threads x wall time ({100 * min(found.rounds):.1f} to {100 * max(found.rounds):.1f} % in all "
+        "rounds).",
         _table(rows, ["on the threads that sample", "an image", "share"]),
     ]
     if shares.beside:
@@ -136,9 +137,9 @@ def _shares(found: Shared) -> list[str]:
     whole = found.rate * found.flops_per_image / found.peak
     within = found.flops_per_image * found.images / seconds / found.peak
     pieces.append(
-        f"An image takes {found.flops_per_image / 1e9:.1f} GFLOP of the U-Net. Of the measured matrix-multiply peak, "
-        f"{found.peak / 1e9:,.0f} GFLOP/s with as many threads as torch uses, that is {100 * whole:.1f} % over the "
-        f"whole time and {100 * within:.1f} % within the U-Net's calls."
+        f"An image takes {found.flops_per_image / 1e9:.2f} GFLOP of the U-Net. Of the measured peak of "
+        f"matrix multiplications, {found.peak / 1e9:,.0f} GFLOP/s with all of torch's threads, that is "
+        f"{100 * whole:.1f} % over the whole time and {100 * within:.1f} % within the U-Net's calls."
     )
     return pieces
 
@@ -163,20 +164,21 @@ def _peaks(found: list[Peak]) -> list[str]:
         [
             peak.what,
             f"{peak.images:,}",
-            f"{peak.base / 2**20:,.0f}",
-            f"{peak.most / 2**20:,.0f}",
+            f"{peak.base / 1e6:,.0f}",
+            f"{peak.most / 1e6:,.0f}",
             f"{peak.seconds:.1f} s",
         ]
         for peak in found
     ]
-    pieces = [_table(rows, ["what", "images", "MiB before", "MiB at most", "took"])]
+    pieces = [_table(rows, ["what", "images", "MB before", "MB at most", "took"])]
     for what in dict.fromkeys(peak.what for peak in found):
         alike = [peak for peak in found if peak.what == what]
         if len(alike) > 1:
             more = alike[-1].most - alike[0].most
-            limit = f" (at most {LIMIT / 2**20:.0f} are allowed)" if what.startswith("scoring") else ""
+            limit = f" (at most {LIMIT / 1e6:.0f} are allowed)" if what.startswith("scoring") else ""
             pieces.append(
-                f"{what}: {alike[-1].images:,} images take {more / 2**20:+,.0f} MiB beside {alike[0].images:,}{limit}."
+                f"{what}: {alike[-1].images:,} images take {more / 1e6:+,.0f} MB beside "
+                f"{alike[0].images:,}{limit}."
             )
     return pieces
 

@@ -1,4 +1,4 @@
-"""The published evaluation, written down plainly and apart from our own: one image, one file, one pass at a time.
+"""The published evaluation, written down plainly and apart from our own: image by image, file by file.
 
 An image is sampled at batch 1 by diffusers' own pipeline and saved; it is reopened, resized and saved again.
 Then every score reads all files from the disk for itself: FID the way pytorch-fid does (batches of 50 through
@@ -145,7 +145,7 @@ def fid(procedure: Procedure, files: Sequence[Path], reference: FeatureStatistic
 
 
 def inception_score(procedure: Procedure, folder: Path) -> float:
-    """Return the Inception score of all files of a folder, computed by torch-fidelity from reading to result."""
+    """Return the Inception score of all files of a folder: torch-fidelity reads, measures and computes."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_input_id_to_metric
 
     spec = procedure.protocol.metrics["inception_score"]
@@ -243,7 +243,7 @@ def _fid_network(name: str, data_root: Path | None, device: str) -> Callable[[Te
         from pytest_sdbench.classifier import load_classifier
 
         classifier = load_classifier().to(device)
-        return lambda pixels: classifier(pixels)["features"]  # type: ignore[no-any-return]
+        return lambda pixels: classifier(pixels)["features"]
     from pytest_sdbench.inception import find_weights, load_inception, pytorch_fid
 
     network = load_inception(find_weights(data_root), device=device)

@@ -1,7 +1,7 @@
-"""Write models with random weights in the form of published ones: what speed needs where weights are not at hand.
+"""Write models with random weights in the form of published ones: speed needs no others.
 
-The full size is Stable Diffusion v1.4 with CLIP's vocabulary; where the extractors of a protocol are not on the
-machine either, they are written with random weights too. Scores are then meaningless, times are not.
+The full size is Stable Diffusion v1.4 with CLIP's vocabulary; where the extractors of a protocol are not on
+the machine either, they are written with random weights too. Scores are then meaningless, times are not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import open_clip
 import torch
 
+from benchmarks.resident import write_prompts
 from benchmarks.scenario import _SCHEDULER, _SMOKE_TEXT, _SMOKE_UNET, _SMOKE_VAE, random_parts
 from pytest_sdbench import inception
 from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
@@ -80,14 +81,17 @@ def write_tokenizer(folder: Path) -> Any:
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def complete(protocol: Protocol, folder: Path, data_root: Path | None) -> tuple[Protocol, Path, str]:
+def complete(
+    protocol: Protocol, folder: Path, data_root: Path | None
+) -> tuple[Protocol, Path, str, str | None]:
     """Return a protocol with everything it needs, the data root that has it, and what in it is made up.
 
     Prompts, reference statistics, Inception and the CLIP model are each taken where they are, else written
-    into `folder`. Made-up Inception weights change the checksum that this process expects of them.
+    into `folder`. Last comes the checksum of made-up Inception weights: the published one is expected else.
     """
     content: dict[str, Any] = protocol.model_dump(mode="json", exclude={"name", "path"})
-    absent = []
+    absent: list[str] = []
+    made_up: str | None = None
     root = folder / "data"
     root.mkdir(parents=True, exist_ok=True)
     prompts = data_root / protocol.prompts.file if data_root is not None else None  # type: ignore[union-attr]
@@ -95,7 +99,7 @@ def complete(protocol: Protocol, folder: Path, data_root: Path | None) -> tuple[
         content["prompts"]["file"] = str(prompts.resolve())
     else:
         absent.append("prompts")
-        content["prompts"] |= _write_prompts(root / "captions.csv", protocol.n)
+        content["prompts"] |= write_prompts(root / "captions.csv", protocol.n)
     width = inception.WIDTH
     for spec in content["metrics"].values():
         spec.pop("metric")
@@ -112,7 +116,7 @@ def complete(protocol: Protocol, folder: Path, data_root: Path | None) -> tuple[
     except Unavailable:
         absent.append("Inception")
         write_inception(root / inception.FILES[0])
-        inception.SHA256 = sha256_of(root / inception.FILES[0])
+        made_up = sha256_of(root / inception.FILES[0])
     model = content["metrics"]["clip_score"]["model"]
     try:
         locate_clip(model)
@@ -123,7 +127,7 @@ def complete(protocol: Protocol, folder: Path, data_root: Path | None) -> tuple[
         )
     path = root / f"{protocol.name}.yaml"
     path.write_text(json.dumps(content), encoding="utf-8")
-    return load_protocol(path), root, f"made up: {', '.join(absent)}" if absent else ""
+    return load_protocol(path), root, f"made up: {', '.join(absent)}" if absent else "", made_up
 
 
 def write_inception(path: Path) -> Path:

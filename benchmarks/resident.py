@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ COCO_COLUMNS = {
     "clip_score": 0,
 }
 """Widths of the columns of an image; 0 for a single number."""
-LIMIT = 300 * 2**20
+LIMIT = 300e6
 """Bytes by which 30,000 images may take more than 1,000."""
 
 
@@ -51,20 +52,13 @@ class Peak:
 
 def coco_like(folder: Path, images: int) -> Protocol:
     """Write a protocol of the published metrics with made-up captions and reference statistics."""
-    captions = "file_name,text\n" + "".join(f"{i}.jpg,caption {i}\n" for i in range(images))
-    (folder / "captions.csv").write_text(captions, encoding="utf-8")
     width = WIDTHS["inception-pytorch-fid"]
     mu, sigma = moments(width, seed=1)
     np.savez(folder / "real.npz", mu=mu, sigma=sigma)
     content = {
         "title": "Rows as wide as those of MS-COCO",
         "n": images,
-        "prompts": {
-            "kind": "csv",
-            "file": "./captions.csv",
-            "sha256": hashlib.sha256(captions.encode()).hexdigest(),
-            "rows": images,
-        },
+        "prompts": {"kind": "csv", **write_prompts(folder / "captions.csv", images)},
         "seeds": {"kind": "per-image", "seed": 0},
         "sampling": {"steps": 25, "guidance": 7.5, "resolution": 512, "dtype": "float32"},
         "metrics": {
@@ -83,6 +77,14 @@ def coco_like(folder: Path, images: int) -> Protocol:
     path = folder / "coco-like.yaml"
     path.write_text(json.dumps(content), encoding="utf-8")
     return load_protocol(path)
+
+
+def write_prompts(path: Path, rows: int) -> dict[str, str | int]:
+    """Write made-up captions, and return what a protocol says of the file."""
+    captions = "".join(f"{row}.jpg,a picture of {row} things on a table\n" for row in range(rows))
+    content = f"file_name,text\n{captions}"
+    path.write_text(content, encoding="utf-8")
+    return {"file": str(path), "sha256": hashlib.sha256(content.encode()).hexdigest(), "rows": rows}
 
 
 def moments(
@@ -129,10 +131,9 @@ def sampling(images: int, store: Path) -> Peak:
 
 
 def _measured(what: str, images: int, store: Path, protocol: Protocol) -> Peak:
-    import pytest_sdbench.sampler
-    import torchvision  # noqa: F401  both are loaded anyway: they are no memory of an evaluation
-
-    assert pytest_sdbench.sampler
+    # Libraries are no memory of an evaluation, whichever part of it loads them.
+    for name in ("pytest_sdbench.sampler", "pytest_sdbench.clip", "pytest_sdbench.classifier"):
+        import_module(name)
     checkpoint = resolve(CHECKPOINT)
     machine.forget_peak()
     base, _ = machine.resident()
@@ -155,11 +156,11 @@ def measure(
         fill(store, resolve(CHECKPOINT), coco_like(store, max(numbers)), COCO_COLUMNS)
         for images in numbers:
             peaks.append(_in_a_process("scoring", images, store))
-            say(f"{peaks[-1].what}: {images:,} images, {peaks[-1].most / 2**20:,.0f} MiB")
+            say(f"{peaks[-1].what}: {images:,} images, {peaks[-1].most / 1e6:,.0f} MB")
         for images in sampled:
             with tempfile.TemporaryDirectory(prefix="sdbench-memory-") as fresh:
                 peaks.append(_in_a_process("sampling", images, Path(fresh)))
-            say(f"{peaks[-1].what}: {images:,} images, {peaks[-1].most / 2**20:,.0f} MiB")
+            say(f"{peaks[-1].what}: {images:,} images, {peaks[-1].most / 1e6:,.0f} MB")
     return peaks
 
 

@@ -14,7 +14,7 @@ from pytest_sdbench.metrics import FeatureStatistics, fid
 OURS, KNOWN = "ours", "ours, root of the reference known"
 SQRTM, EIGVALS = "scipy.linalg.sqrtm (pytorch-fid)", "torch-fidelity"
 POWERS = (0.5, 1.0, 1.5)
-"""Of the spectra: eigenvalue k is k to the minus this power. Inception's features on photographs are near 1."""
+"""Of the spectra: eigenvalue k is k to the minus this power."""
 
 
 @dataclass(frozen=True)

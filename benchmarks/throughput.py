@@ -1,12 +1,13 @@
-"""Measure images per second of an evaluation: ours beside the published procedure, and each speed-up alone."""
+"""Measure images per second of an evaluation: ours beside the published one, and each speed-up alone."""
 
 from __future__ import annotations
 
+import gc
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine, procedure
+from benchmarks.apart import Apart
 from benchmarks.resident import fill
 from benchmarks.stages import Shares, watching
+from pytest_sdbench import inception
 from pytest_sdbench.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.evaluation import evaluate
 from pytest_sdbench.features import WIDTHS, feature_column, logits_column
@@ -26,7 +29,7 @@ from pytest_sdbench.skeleton import unet_inputs, unet_skeleton
 from pytest_sdbench.statistics import load_references
 
 try:
-    from pytest_sdbench.engine import Tuning  # type: ignore[import-not-found,unused-ignore]
+    from pytest_sdbench.engine import Tuning
 
     TUNABLE = True
 except ImportError:
@@ -36,16 +39,21 @@ except ImportError:
         """How an evaluation is run; None: found automatically."""
 
         batch_size: int | None = None
-        workers: int | None = None
-        channels_last: bool = True
-        remember_text: bool = True
-        overlap: bool = True
-        compile: bool | None = None
 
     TUNABLE = False
 
 OURS, PUBLISHED, ALL_OFF = "ours", "published procedure", "ours, all off"
-OFF = Tuning(batch_size=1, workers=1, channels_last=False, remember_text=False, overlap=False, compile=False)
+OFF: dict[str, Any] = {
+    "batch_size": 1,
+    "workers": 1,
+    "channels_last": False,
+    "remember_text": False,
+    "keep_memory": False,
+    "overlap": False,
+    "compile": False,
+}
+"""Every speed-up of `Tuning`, and its value without it."""
+ON_CPU_ALONE = ("workers", "channels_last")
 LOGITS = {"inception-torch-fidelity": 1008, "scenes-classifier": 56}
 
 
@@ -57,6 +65,13 @@ class Subject:
     protocol: Protocol
     device: str = "cpu"
     data_root: Path | None = None
+    inception_sha256: str | None = None
+    """Of made-up Inception weights; None: the published ones."""
+
+    def settle(self) -> None:
+        """Have this process expect made-up Inception weights, where there are such."""
+        if self.inception_sha256 is not None:
+            inception.SHA256 = self.inception_sha256
 
     @property
     def kind(self) -> torch.device:
@@ -120,7 +135,7 @@ class EndToEnd:
     """Images per second of the turn before the first one, which is not counted."""
 
     def whole(self, name: str) -> float:
-        """Return the seconds that the whole protocol would take: loading, every image, and what is done once."""
+        """Return the seconds of the whole protocol: loading, every image, and what is done once."""
         [own] = [rate for rate in self.rates if rate.name == name]
         return own.loading + self.n / own.rate + self.once[name]
 
@@ -142,8 +157,8 @@ class Shared:
     """Floating-point operations per second of the best matrix multiplication, in any round."""
 
 
-def our_turn(subject: Subject, images: int, tuning: Tuning = Tuning()) -> Turn:  # noqa: B008  frozen
-    """Evaluate some images into a fresh store; then once more with all evidence there, which is the scoring."""
+def our_turn(subject: Subject, images: int, tuning: Tuning = Tuning()) -> Turn:
+    """Evaluate some images into a fresh store; then once more with all evidence there: the scoring."""
     with tempfile.TemporaryDirectory(prefix="sdbench-turn-") as store:
         with watching(only_loading=True) as watch:
             total = _evaluated(subject, images, tuning, Path(store))
@@ -191,38 +206,33 @@ def end_to_end(
     images: int,
     published_images: int,
     passes: int,
+    apart: bool = True,
     say: Callable[[str], None] = print,
 ) -> EndToEnd:
-    """Let ours and the published procedure take turns, AB BA AB, after one turn each that is not counted."""
+    """Let ours and the published procedure take turns, AB BA AB, after one turn each that is not counted.
+
+    Ours with every speed-up off stands beside them: it has to be near the procedure.
+    """
     references = load_references(subject.protocol, subject.data_root)
-    prompts = load_prompts(subject.protocol, subject.data_root)
-    began = time.perf_counter()
-    loaded = procedure.load(
-        subject.checkpoint, subject.protocol, data_root=subject.data_root, device=subject.device
-    )
-    loading = time.perf_counter() - began
-
-    def published() -> Turn:
-        return replace(published_turn(loaded, prompts, published_images, passes), loading=loading)
-
-    ways: dict[str, Callable[[], Turn]] = {
-        PUBLISHED: published,
-        OURS: lambda: our_turn(subject, images),
+    ways: dict[str, tuple[Any, ...]] = {
+        PUBLISHED: (start_published, subject, published_images, passes),
+        OURS: (start_ours, subject, images, Tuning()),
+        ALL_OFF: (start_ours, subject, published_images, off()),
     }
-    first = {name: way().rate for name, way in ways.items()}
-    turns = _in_turn(ways, rounds, say)
+    first, turns = _in_turn(ways, rounds, apart, say)
     reference = references["fid"]
     assert isinstance(reference, FeatureStatistics)
     parts = {
         part: statistics.median(turn.parts[part] for turn in turns[PUBLISHED])
         for part in turns[PUBLISHED][0].parts
     }
+    scoring = scoring_once(subject)
     return EndToEnd(
         rates=_rates(turns, PUBLISHED),
         parts=parts,
         n=subject.protocol.n,
-        once={PUBLISHED: root_once(reference), OURS: scoring_once(subject)},
-        first=first,
+        once={PUBLISHED: root_once(reference), OURS: scoring, ALL_OFF: scoring},
+        first={name: turn.rate for name, turn in first.items()},
     )
 
 
@@ -232,29 +242,56 @@ def ablation(
     rounds: int,
     images: int,
     compiled: bool = False,
+    apart: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[Rate]:
     """Time our evaluation with each speed-up taken out, all in turn, beside ours with all of them."""
-    ways = {name: _way(subject, images, tuning) for name, tuning in tunings(compiled).items()}
-    for way in ways.values():
-        way()
-    return _rates(_in_turn(ways, rounds, say), OURS)
+    ways = {
+        name: (start_ours, subject, images, tuning)
+        for name, tuning in tunings(subject.kind.type == "cpu", compiled=compiled).items()
+    }
+    return _rates(_in_turn(ways, rounds, apart, say)[1], OURS)
 
 
-def tunings(compiled: bool = False) -> dict[str, Tuning]:
-    """Return ours, ours less one speed-up each, and ours with none; before the engine, batch sizes alone."""
-    without = {"batches": Tuning(batch_size=1)}
-    if TUNABLE:
-        without |= {
-            "workers": Tuning(workers=1),
-            "channels_last": Tuning(channels_last=False),
-            "remember_text": Tuning(remember_text=False),
-            "overlap": Tuning(overlap=False),
-        }
-    found = {OURS: Tuning(), **{f"without {name}": tuning for name, tuning in without.items()}}
-    if compiled:
-        found |= {"with compile": Tuning(compile=True), "without compile": Tuning(compile=False)}
-    return found | {ALL_OFF: OFF}
+def tunings(on_cpu: bool, *, compiled: bool = False) -> dict[str, Tuning]:
+    """Return ours, ours less one speed-up each (or with one that is off here by itself), and with none."""
+    found = {OURS: Tuning()}
+    for name in _speed_ups():
+        if name == "compile":
+            if compiled:
+                found["with compile"] = replace(Tuning(), compile=True)
+        elif name == "overlap" and on_cpu:
+            found["with overlap"] = replace(Tuning(), overlap=True)
+        elif on_cpu or name not in ON_CPU_ALONE:
+            found[f"without {name}"] = replace(Tuning(), **{name: OFF[name]})
+    return found | {ALL_OFF: off()}
+
+
+def off() -> Tuning:
+    """Return ours with every speed-up off."""
+    return replace(Tuning(), **{name: OFF[name] for name in _speed_ups()})
+
+
+def _speed_ups() -> list[str]:
+    return [own.name for own in fields(Tuning)]
+
+
+def start_ours(subject: Subject, images: int, tuning: Tuning) -> Callable[[], Turn]:
+    """Return what takes one turn of our evaluation; it loads everything anew each time, and says how long."""
+    subject.settle()
+    return lambda: our_turn(subject, images, tuning)
+
+
+def start_published(subject: Subject, images: int, passes: int) -> Callable[[], Turn]:
+    """Load the published procedure, and return what takes one turn of it."""
+    subject.settle()
+    prompts = load_prompts(subject.protocol, subject.data_root)
+    began = time.perf_counter()
+    loaded = procedure.load(
+        subject.checkpoint, subject.protocol, data_root=subject.data_root, device=subject.device
+    )
+    loading = time.perf_counter() - began
+    return lambda: replace(published_turn(loaded, prompts, images, passes), loading=loading)
 
 
 def shares(subject: Subject, *, rounds: int, images: int, say: Callable[[str], None] = print) -> Shared:
@@ -316,10 +353,6 @@ def scoring_once(subject: Subject) -> float:
         return _evaluated(subject, subject.protocol.n, Tuning(), Path(store))
 
 
-def _way(subject: Subject, images: int, tuning: Tuning) -> Callable[[], Turn]:
-    return lambda: our_turn(subject, images, tuning)
-
-
 def _evaluated(subject: Subject, images: int, tuning: Tuning, store: Path) -> float:
     options: dict[str, Any] = {"tuning": tuning} if TUNABLE else {"batch_size": tuning.batch_size}
     machine.wait(subject.kind)
@@ -335,20 +368,35 @@ def _evaluated(subject: Subject, images: int, tuning: Tuning, store: Path) -> fl
         **options,
     )
     machine.wait(subject.kind)
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    if subject.kind.type == "cuda":
+        # Others take their turn on the same device.
+        gc.collect()
+        torch.cuda.empty_cache()
+    return seconds
 
 
 def _in_turn(
-    ways: dict[str, Callable[[], Turn]], rounds: int, say: Callable[[str], None]
-) -> dict[str, list[Turn]]:
-    """Run every way once a round: forwards, then backwards."""
+    ways: dict[str, tuple[Any, ...]], rounds: int, apart: bool, say: Callable[[str], None]
+) -> tuple[dict[str, Turn], dict[str, list[Turn]]]:
+    """Run every way once a round, forwards, then backwards; return the first turns, and those that count."""
+    started = {
+        name: Apart(start, *arguments) if apart else start(*arguments)
+        for name, (start, *arguments) in ways.items()
+    }
     turns: dict[str, list[Turn]] = {name: [] for name in ways}
-    for number in range(rounds):
-        for name in ways if number % 2 == 0 else reversed(ways):
-            turns[name].append(ways[name]())
-        rates = ", ".join(f"{name} {own[-1].rate:.2f}" for name, own in turns.items())
-        say(f"round {number + 1} of {rounds}, images/s: {rates}")
-    return turns
+    try:
+        first = {name: way() for name, way in started.items()}
+        for number in range(rounds):
+            for name in ways if number % 2 == 0 else reversed(ways):
+                turns[name].append(started[name]())
+            rates = ", ".join(f"{name} {own[-1].rate:.2f}" for name, own in turns.items())
+            say(f"round {number + 1} of {rounds}, images/s: {rates}")
+    finally:
+        for way in started.values():
+            if isinstance(way, Apart):
+                way.close()
+    return first, turns
 
 
 def _rates(turns: dict[str, list[Turn]], beside: str) -> list[Rate]:

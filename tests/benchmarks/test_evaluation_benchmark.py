@@ -1,10 +1,13 @@
-"""The evaluation benchmark: the procedure's scores are ours, clocks tell what happened, a run writes its tables."""
+"""The evaluation benchmark: the procedure's scores are ours, clocks tell the truth, a run writes tables."""
 
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from PIL import Image
 
 from benchmarks import procedure, random_models, resident, solvers, stages, throughput
+from benchmarks.apart import Apart
 from benchmarks.evaluation import main
 from pytest_sdbench import image_path
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
@@ -199,6 +203,31 @@ def test_overlapping_times_count_once() -> None:
     assert stages.covered([]) == 0
 
 
+def test_ways_that_are_kept_apart_run_in_processes_of_their_own() -> None:
+    # `partial` loads nothing: its turn is the call of what it was given.
+    way = Apart(partial, os.getpid)
+    assert way() == way() != os.getpid()
+    way.close()
+    way = Apart(partial, torch.get_num_threads)
+    assert way() == torch.get_num_threads()
+    way.close()
+    way = Apart(partial, int, "seven")
+    with pytest.raises(RuntimeError, match="invalid literal for int.*'seven'"):
+        way()
+    way.close()
+
+
+def test_each_speed_up_is_switched_alone() -> None:
+    ways = throughput.tunings(True)
+    ours = ways[throughput.OURS]
+    for name, tuning in ways.items():
+        changed = [own.name for own in fields(ours) if getattr(ours, own.name) != getattr(tuning, own.name)]
+        if name == throughput.ALL_OFF:
+            assert "batch_size" in changed
+        elif name != throughput.OURS:
+            assert changed == [name.removeprefix("without ").removeprefix("with ")]
+
+
 def test_solvers_agree_and_ours_is_the_measure() -> None:
     found = {solver.name: solver for solver in solvers.measure(96, 3, say=lambda _: None)}
     assert set(found) == {solvers.OURS, solvers.KNOWN, solvers.SQRTM, solvers.EIGVALS}
@@ -236,7 +265,7 @@ def test_a_smoke_run_writes_every_table(tmp_path: Path, capsys: pytest.CaptureFi
     assert content["note"] == "a note"
     end_to_end = content["parts"]["end-to-end"]["found"]
     names = [rate["name"] for rate in end_to_end["rates"]]
-    assert names == [throughput.PUBLISHED, throughput.OURS]
+    assert names == [throughput.PUBLISHED, throughput.OURS, throughput.ALL_OFF]
     assert all(rate["rate"] > 0 for rate in end_to_end["rates"])
     about = content["parts"]["solver"]["circumstances"]
     assert about["versions"]["torch"] == torch.__version__.partition("+")[0]
