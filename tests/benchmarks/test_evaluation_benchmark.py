@@ -21,6 +21,7 @@ from benchmarks.apart import Apart
 from benchmarks.evaluation import main
 from pytest_sdbench import image_path
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
+from pytest_sdbench.engine import Tuning
 from pytest_sdbench.evaluation import evaluate
 from pytest_sdbench.features import open_extractors
 from pytest_sdbench.metrics import Estimate, estimate
@@ -212,13 +213,14 @@ def test_ways_that_are_kept_apart_run_in_processes_of_their_own() -> None:
     assert way() == torch.get_num_threads()
     way.close()
     way = Apart(partial, int, "seven")
-    with pytest.raises(RuntimeError, match="invalid literal for int.*'seven'"):
+    with pytest.raises(RuntimeError, match=r"invalid literal for int.*'seven'"):
         way()
     way.close()
 
 
 def test_each_speed_up_is_switched_alone() -> None:
     ways = throughput.tunings(True)
+    assert set(throughput.OFF) == {own.name for own in fields(Tuning)}
     ours = ways[throughput.OURS]
     for name, tuning in ways.items():
         changed = [own.name for own in fields(ours) if getattr(ours, own.name) != getattr(tuning, own.name)]
