@@ -127,7 +127,7 @@ def _subject(options: argparse.Namespace, made: Path) -> tuple[Subject, str]:
         size: random_models.Size = "full" if options.full_size else "smoke"
         checkpoint = random_models.write_checkpoint(made, size, dtype=protocol.sampling.dtype)
         remarks = f"random weights, {random_models.NAMES[size]}"
-        if options.full_size:
+        if protocol.prompts.kind == "csv":
             protocol, data_root, absent, inception = random_models.complete(protocol, made, options.data)
             remarks += f"; {absent}" if absent else ""
     else:

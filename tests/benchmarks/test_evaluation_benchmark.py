@@ -19,7 +19,7 @@ from PIL import Image
 from benchmarks import procedure, random_models, resident, solvers, stages, throughput
 from benchmarks.apart import Apart
 from benchmarks.evaluation import main
-from pytest_sdbench import image_path
+from pytest_sdbench import image_path, inception
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
 from pytest_sdbench.engine import Tuning
 from pytest_sdbench.evaluation import evaluate
@@ -123,6 +123,39 @@ def test_a_sequential_generator_goes_on_from_image_to_image(
     procedure.generate(procedure.load(tiny, sequential), prompts, tmp_path)
     expected = np.concatenate([batch.images for batch in ours])
     assert np.abs(pictures(tmp_path).astype(int) - expected).max() <= 1
+
+
+def test_behind_inceptions_front_ends_the_procedure_has_our_rows_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco = load_protocol("coco30k-bksdm")
+    content = coco.model_dump() | {"n": 10, "path": coco.path}
+    content["sampling"] |= {"resolution": 64, "steps": 1, "dtype": "float32"}
+    content["seeds"]["device"] = "cpu"
+    content["metrics"]["clip_score"]["model"] = "local:scenes-clip"
+    small = Protocol.model_validate(content)
+    protocol, data_root, absent, checksum = random_models.complete(small, tmp_path, None)
+    assert absent == "made up: prompts, reference statistics, Inception"
+    assert checksum is not None
+    monkeypatch.setattr(inception, "SHA256", checksum)
+    files = tmp_path / "files"
+    files.mkdir()
+    checkpoint = random_models.write_checkpoint(tmp_path / "checkpoint", "smoke")
+    loaded = procedure.load(checkpoint, protocol, data_root=data_root)
+    prompts = load_prompts(protocol, data_root)
+    made = procedure.generate(loaded, prompts, files)
+    assert {(file.suffix, Image.open(file).size) for file in made} == {(".jpg", (256, 256))}
+    rows = open_extractors(protocol, data_root=data_root).extract(pictures(files), prompts)
+    features = procedure.fid_features(loaded, made)
+    # Random weights make features that differ little from image to image: the differences have to agree.
+    spread = features.std(axis=0).mean()
+    assert np.abs(features - rows["inception-pytorch-fid"]).max() < 1e-2 * spread
+    ours = estimate(protocol, [rows], {})
+    theirs = {
+        "inception_score": procedure.inception_score(loaded, files),
+        "clip_score": procedure.clip_score(loaded, made, prompts),
+    }
+    assert theirs == pytest.approx({name: ours[name].value for name in theirs}, rel=1e-6)  # type: ignore[union-attr]
 
 
 def test_clocks_account_for_all_the_time_of_an_evaluation(
