@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--published-images", type=int, help="of one turn of the procedure; default: 16")
     parser.add_argument("--passes", type=int, help="files that its scores pass over; default: N, 512 at most")
     parser.add_argument("--steps", type=int, help="sample in fewer steps than the protocol: to see it run")
-    parser.add_argument("--compile", action="store_true", help="torch.compile on and off, too")
+    parser.add_argument(
+        "--speed-ups", help="which to switch, with commas between; default: all, torch.compile on CUDA alone"
+    )
     parser.add_argument("--note", default="", help="a sentence to stand above the tables")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/evaluation-DEVICE")
     options = parser.parse_args(arguments)
@@ -62,7 +64,14 @@ def main(arguments: list[str] | None = None) -> None:
     for name in wanted:
         if name not in SECTIONS:
             parser.error(f"--only: {name!r} is no part; there are {', '.join(SECTIONS)}")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
+    on_cuda = options.device.startswith("cuda")
+    speed_ups = [name for name in throughput.OFF if on_cuda or name != "compile"]
+    if options.speed_ups is not None:
+        speed_ups = options.speed_ups.split(",")
+    for name in speed_ups:
+        if name not in throughput.OFF:
+            parser.error(f"--speed-ups: {name!r} is none; there are {', '.join(throughput.OFF)}")
+    if on_cuda and not torch.cuda.is_available():
         parser.error("there is no CUDA device here: give --device cpu")
     smoke = options.smoke
     rounds = options.rounds or (1 if smoke else 5)
@@ -86,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
             ),
             "unet-share": lambda: throughput.shares(subject, rounds=rounds, images=images),
             "ablation": lambda: throughput.ablation(
-                subject, rounds=rounds, images=images, compiled=options.compile, apart=not smoke
+                subject, rounds=rounds, images=images, speed_ups=speed_ups, apart=not smoke
             ),
             "memory": lambda: resident.measure(
                 *(((100, 300), (8,)) if smoke else ((1000, 5000, 30000), (64, 256)))

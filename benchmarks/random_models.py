@@ -36,7 +36,7 @@ def write_checkpoint(folder: Path, size: Size, *, dtype: str = "float32") -> Che
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
     full = size == "full"
-    tokenizer = write_tokenizer(folder / "tokenizer")
+    tokenizer = write_tokenizer(folder / "tokenizer", merges=None if full else 200)
     words = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -63,18 +63,20 @@ def write_checkpoint(folder: Path, size: Size, *, dtype: str = "float32") -> Che
     return Checkpoint(f"random weights, {NAMES[size]}", folder)
 
 
-def write_tokenizer(folder: Path) -> Any:
-    """Write CLIP's vocabulary, which open_clip carries, as transformers reads it."""
+def write_tokenizer(folder: Path, *, merges: int | None = None) -> Any:
+    """Write CLIP's vocabulary, which open_clip carries, as transformers reads it, or its first `merges`."""
     from transformers import CLIPTokenizer
 
-    tokenizer = open_clip.tokenizer.SimpleTokenizer()
-    merges = gzip.decompress(Path(open_clip.tokenizer.default_bpe()).read_bytes()).decode().split("\n")
-    names = {"<start_of_text>": START, "<end_of_text>": END}
-    vocabulary = {names.get(token, token): number for token, number in tokenizer.encoder.items()}
+    known = open_clip.tokenizer.SimpleTokenizer().encoder
+    lines = gzip.decompress(Path(open_clip.tokenizer.default_bpe()).read_bytes()).decode().split("\n")
+    letters = 512  # each byte, within a word and at its end; then a token for each merge; then the two ends
+    merges = len(known) - letters - 2 if merges is None else merges
+    tokens = [*list(known)[: letters + merges], START, END]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    vocabulary = json.dumps({token: number for number, token in enumerate(tokens)})
+    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
     (folder / "merges.txt").write_text(
-        "\n".join(["#version: 0.2", *merges[1 : len(tokenizer.bpe_ranks) + 1], ""]), encoding="utf-8"
+        "\n".join(["#version: 0.2", *lines[1 : merges + 1], ""]), encoding="utf-8"
     )
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

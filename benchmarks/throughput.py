@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -228,27 +228,24 @@ def ablation(
     *,
     rounds: int,
     images: int,
-    compiled: bool = False,
+    speed_ups: Sequence[str] = tuple(OFF),
     apart: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[Rate]:
     """Time our evaluation with each speed-up taken out, all in turn, beside ours with all of them."""
     ways = {
         name: (start_ours, subject, images, tuning)
-        for name, tuning in tunings(subject.kind.type == "cpu", compiled=compiled).items()
+        for name, tuning in tunings(subject.kind.type == "cpu", speed_ups).items()
     }
     return _rates(_in_turn(ways, rounds, apart, say)[1], OURS)
 
 
-def tunings(on_cpu: bool, *, compiled: bool = False) -> dict[str, Tuning]:
+def tunings(on_cpu: bool, speed_ups: Sequence[str] = tuple(OFF)) -> dict[str, Tuning]:
     """Return ours, ours less one speed-up each (or with one that is off here by itself), and with none."""
     found = {OURS: Tuning()}
-    for name in _speed_ups():
-        if name == "compile":
-            if compiled:
-                found["with compile"] = replace(Tuning(), compile=True)
-        elif name == "overlap" and on_cpu:
-            found["with overlap"] = replace(Tuning(), overlap=True)
+    for name in speed_ups:
+        if name == "compile" or (name == "overlap" and on_cpu):
+            found[f"with {name}"] = replace(Tuning(), **{name: True})
         elif on_cpu or name not in ON_CPU_ALONE:
             found[f"without {name}"] = replace(Tuning(), **{name: OFF[name]})
     return found | {ALL_OFF: off()}
@@ -256,11 +253,7 @@ def tunings(on_cpu: bool, *, compiled: bool = False) -> dict[str, Tuning]:
 
 def off() -> Tuning:
     """Return ours with every speed-up off."""
-    return replace(Tuning(), **{name: OFF[name] for name in _speed_ups()})
-
-
-def _speed_ups() -> list[str]:
-    return [own.name for own in fields(Tuning)]
+    return replace(Tuning(), **OFF)
 
 
 def start_ours(subject: Subject, images: int, tuning: Tuning) -> Callable[[], Turn]:
