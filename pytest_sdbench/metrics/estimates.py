@@ -19,6 +19,8 @@ from pytest_sdbench.metrics.frechet_bias import (
     corrected_fid,
     degenerate_variance,
     joined,
+    part,
+    together,
 )
 from pytest_sdbench.metrics.inception import InceptionScore
 from pytest_sdbench.metrics.kernel import kid_influence
@@ -127,7 +129,8 @@ def fid_estimate(
     sample = joined(blocks)
     if n < FEWEST * reference.width:
         return Estimate("fid", fid(sample, reference), None, n)
-    influence = fid_influence(sample, reference)
+    parts = [part(block, reference) for block in blocks]
+    influence = fid_influence(sample, reference, together(parts, reference).product / (n - 1))
     value = influence.value
     psi = np.concatenate([influence(batch) for batch in rows])
     psi -= psi.mean()
@@ -136,7 +139,7 @@ def fid_estimate(
     if min(block.n for block in blocks) * 2 * BLOCKS < n:
         # A few prompts with many images each make no blocks: the bias stays unknown.
         return Estimate("fid", value, error, n, influence=psi, degenerate=degenerate)
-    corrected = corrected_fid(blocks, reference, influence.eigenvalues)
+    corrected = corrected_fid(parts, reference, influence.eigenvalues)
     return Estimate("fid", value, error, n, corrected, (value - corrected) * n, psi, degenerate)
 
 

@@ -11,6 +11,9 @@ from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Rows
 CUT_OFF = 1e-10
 """Eigenvalues below this share of the largest count as zero where they are inverted."""
 
+_STRIP = 256
+"""Rows of a symmetric matrix that are computed at a time, up to the diagonal."""
+
 
 def fid(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
     """Return |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) (Heusel et al. 2017), in float64.
@@ -19,20 +22,23 @@ def fid(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
     but real and found by a symmetric solver; what rounding pushes below zero counts as zero. Raises
     ValueError where the widths differ.
     """
-    values = product_eigenvalues(sample, reference)
-    return distance(sample, reference, float(np.sqrt(np.clip(values, 0.0, None)).sum()))
-
-
-def product_eigenvalues(sample: FeatureStatistics, reference: FeatureStatistics) -> Array:
-    """Return the eigenvalues of S R, ascending, [D]; rounding may push some below zero."""
     _check(sample, reference)
-    return np.asarray(np.linalg.eigvalsh(_product(sample, reference)))
+    values = np.linalg.eigvalsh(product(sample.sigma, reference))
+    return distance(sample.mu, float(np.trace(sample.sigma)), reference, _sum_of_roots(values))
 
 
-def distance(sample: FeatureStatistics, reference: FeatureStatistics, root: float) -> float:
+def product(sigma: Array, reference: FeatureStatistics) -> Array:
+    """Return R^1/2 S R^1/2, [D, D]: the lower triangle, which is all that the symmetric solvers read."""
+    lower = np.zeros_like(sigma)
+    for rows in _strips(len(sigma)):
+        lower[rows, : rows.stop] = reference.root[rows] @ sigma @ reference.root[:, : rows.stop]
+    return lower
+
+
+def distance(mu: Array, trace: float, reference: FeatureStatistics, root: float) -> float:
     """Return |mu1 - mu2|^2 + tr S1 + tr S2 - 2 root, where `root` is the trace of (S1 S2)^1/2."""
-    shift = sample.mu - reference.mu
-    return float(shift @ shift + np.trace(sample.sigma) + np.trace(reference.sigma) - 2 * root)
+    shift = mu - reference.mu
+    return float(shift @ shift + trace + np.trace(reference.sigma) - 2 * root)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +48,7 @@ class Influence:
     mu: Array
     slope: Array
     curvature: Array
+    """I - T, folded: what lies above the diagonal is added below it, since x'(I - T)x needs no more."""
     mean: float
     eigenvalues: Array
     """Of S R, ascending, [D]."""
@@ -51,36 +58,45 @@ class Influence:
     def __call__(self, rows: Rows) -> Array:
         """Return psi of each image, [B, D] -> [B]; over the sample itself their mean is zero up to 1/n."""
         centred = np.asarray(rows, np.float64) - self.mu
-        values = centred @ self.slope + np.einsum("ij,ij->i", centred @ self.curvature, centred)
-        return np.asarray(values - self.mean)
+        values = centred @ self.slope - self.mean
+        for columns in _strips(len(self.mu)):
+            turned = centred[:, columns.start :] @ self.curvature[columns.start :, columns]
+            values += np.einsum("ij,ij->i", turned, centred[:, columns])
+        return np.asarray(values)
 
 
-def fid_influence(sample: FeatureStatistics, reference: FeatureStatistics) -> Influence:
+def fid_influence(
+    sample: FeatureStatistics, reference: FeatureStatistics, known: Array | None = None
+) -> Influence:
     """Return the function that gives psi_i = 2 (mu - m).(x_i - mu) + (x_i - mu)'(I - T)(x_i - mu), centred.
 
     mu, S are the sample's moments, m, R the reference's, T = R^1/2 (R^1/2 S R^1/2)^-1/2 R^1/2 the optimal
     transport map between the two Gaussians. The delta method then gives the standard error sd(psi) / sqrt(n).
     (Resampling images does not: a bootstrap repeats images, which shrinks the covariance and raises every
-    resampled FID.)
+    resampled FID.) `known` is the `product` of sample and reference where it has been computed.
     """
     _check(sample, reference)
-    values, vectors = np.linalg.eigh(_product(sample, reference))
+    values, vectors = np.linalg.eigh(product(sample.sigma, reference) if known is None else known)
     kept = values > CUT_OFF * values[-1]
-    basis = reference.root @ vectors[:, kept]
-    curvature = np.eye(sample.width) - (basis / np.sqrt(values[kept])) @ basis.T
+    basis = reference.root @ (vectors[:, kept] * values[kept] ** -0.25)
+    curvature = np.eye(sample.width) - basis @ basis.T
+    curvature = 2 * np.tril(curvature) - np.diag(np.diag(curvature))
     return Influence(
         mu=sample.mu,
         slope=2 * (sample.mu - reference.mu),
         curvature=curvature,
         mean=float(np.vdot(curvature, sample.sigma)),
         eigenvalues=values,
-        value=distance(sample, reference, float(np.sqrt(np.clip(values, 0.0, None)).sum())),
+        value=distance(sample.mu, float(np.trace(sample.sigma)), reference, _sum_of_roots(values)),
     )
 
 
-def _product(sample: FeatureStatistics, reference: FeatureStatistics) -> Array:
-    product = reference.root @ sample.sigma @ reference.root
-    return np.asarray((product + product.T) / 2)
+def _sum_of_roots(values: Array) -> float:
+    return float(np.sqrt(np.clip(values, 0.0, None)).sum())
+
+
+def _strips(width: int) -> list[slice]:
+    return [slice(start, min(start + _STRIP, width)) for start in range(0, width, _STRIP)]
 
 
 def _check(sample: FeatureStatistics, reference: FeatureStatistics) -> None:

@@ -13,10 +13,11 @@ order in 1/n whatever the features are: heavy tails make it large.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_sdbench.metrics.frechet import CUT_OFF, distance, product_eigenvalues
+from pytest_sdbench.metrics.frechet import CUT_OFF, distance, product
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments
 
 BLOCKS = 5
@@ -32,18 +33,49 @@ _AROUND, _HEIGHT = 1.0, 2.0
 """By how much the contour leaves the spectrum aside, and half its height (below pi), in log z."""
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What FID to one reference takes from a set of images; sets without a common image can be added."""
+
+    n: int
+    mean: Array
+    trace: float
+    """Of the scatter, the sum of outer products around the mean."""
+    product: Array
+    """R^1/2 times the scatter times R^1/2, [D, D] (see `frechet.product`)."""
+
+
+def part(images: Moments, reference: FeatureStatistics) -> Part:
+    """Return what FID takes from some images."""
+    n, mean, scatter = images.totals()
+    return Part(n, mean, float(np.trace(scatter)), product(scatter, reference))
+
+
+def together(parts: Sequence[Part], reference: FeatureStatistics) -> Part:
+    """Return what FID takes from all images of several parts."""
+    counts, means = np.array([each.n for each in parts]), np.stack([each.mean for each in parts])
+    n = int(counts.sum())
+    mean = counts @ means / n
+    steps = np.sqrt(counts)[:, None] * (means - mean)
+    turned = steps @ reference.root
+    whole = turned.T @ turned
+    for each in parts:
+        whole += each.product
+    return Part(n, mean, sum(each.trace for each in parts) + float(np.vdot(steps, steps)), whole)
+
+
 def corrected_fid(
-    blocks: Sequence[Moments], reference: FeatureStatistics, eigenvalues: Array | None = None
+    blocks: Sequence[Part], reference: FeatureStatistics, eigenvalues: Array | None = None
 ) -> float:
-    """Return FID without its bias, from the moments of disjoint blocks of the images.
+    """Return FID without its bias, from disjoint blocks of the images.
 
     `eigenvalues` are those of S R for all images together, where they are known. The result may be below
     zero, as an unbiased estimate of zero must. It needs twice as many images as features. (A jackknife over
     blocks of images removes the term in 1/n: Quenouille 1956.)
     """
-    whole = _unbiased_for_gaussians(joined(blocks), reference, eigenvalues)
+    whole = _unbiased_for_gaussians(together(blocks, reference), reference, eigenvalues)
     left = [
-        _unbiased_for_gaussians(joined([*blocks[:k], *blocks[k + 1 :]]), reference)
+        _unbiased_for_gaussians(together([*blocks[:k], *blocks[k + 1 :]], reference), reference)
         for k in range(len(blocks))
     ]
     return whole - (len(blocks) - 1) * (float(np.mean(left)) - whole)
@@ -98,15 +130,14 @@ def joined(blocks: Sequence[Moments]) -> FeatureStatistics:
 
 
 def _unbiased_for_gaussians(
-    sample: FeatureStatistics, reference: FeatureStatistics, values: Array | None = None
+    sample: Part, reference: FeatureStatistics, values: Array | None = None
 ) -> float:
-    assert sample.n is not None
-    values = product_eigenvalues(sample, reference) if values is None else values
+    trace = sample.trace / (sample.n - 1)
+    values = np.linalg.eigvalsh(sample.product) / (sample.n - 1) if values is None else values
     values = values[values > CUT_OFF * values[-1]]
-    mean_bias = float(np.trace(sample.sigma)) / sample.n
-    if not len(values):  # all images are one
-        return distance(sample, reference, 0.0) - mean_bias
-    return distance(sample, reference, sum_of_roots(values, sample.n - 1)) - mean_bias
+    # All images are one where there is no eigenvalue above zero.
+    root = sum_of_roots(values, sample.n - 1) if len(values) else 0.0
+    return distance(sample.mean, trace, reference, root) - trace / sample.n
 
 
 def _smallest_zero(values: Array, n: int) -> float:

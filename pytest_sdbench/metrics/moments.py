@@ -12,8 +12,10 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[Any]
 
-_BLOCK = 256
-"""Rows folded into the moments at a time, whatever batches they came in: so the batch size changes no bit."""
+_BLOCK = 1024
+"""Rows folded into the moments at a time, whatever batches they came in: so the batch size changes no bit.
+
+Folding reads and writes a whole covariance: with fewer rows that takes longer than their products."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +93,18 @@ class Moments:
 
     def merge(self, other: Moments) -> None:
         """Add all rows that another accumulator has seen."""
-        n, mean, scatter = other._totals()
+        n, mean, scatter = other.totals()
         self._fold(n, mean, scatter)
 
     def statistics(self, *, source: str = "") -> FeatureStatistics:
         """Return the moments of the rows so far; raises ValueError for fewer than two."""
-        n, mean, scatter = self._totals()
+        n, mean, scatter = self.totals()
         if n < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {n}")
         return FeatureStatistics(mean, scatter / (n - 1), n, source=source)
 
-    def _totals(self) -> tuple[int, Array, Array]:
+    def totals(self) -> tuple[int, Array, Array]:
+        """Return the number of rows, their mean, [D], and the sum of outer products around it, [D, D]."""
         # Works on a copy: looking at the moments half-way must not move the borders of the blocks.
         if not self._pending:
             return self._folded, self._mean.copy(), self._scatter.copy()
