@@ -57,7 +57,7 @@ class Population:
             "clip_score": float(self.rows[CLIP_COLUMN].astype(np.float64).mean()),
         }
         if "kid" in self.metrics:
-            kernel, across, among = self._kernel
+            kernel, across, among, _ = self._kernel
             found["kid"] = float(kernel.mean(dtype=np.float64)) - 2 * float(across.mean()) + among
         return found
 
@@ -77,8 +77,11 @@ class Population:
         return found
 
     @cached_property
-    def _kernel(self) -> tuple[npt.NDArray[np.float32], Array, float]:
-        """The kernel among the pool, its mean with the reference for each image, and among the reference."""
+    def _kernel(self) -> tuple[npt.NDArray[np.float32], Array, float, float]:
+        """The kernel among the pool, its mean with the reference for each image, and among the reference.
+
+        The last is by how much that is larger where the rows of the reference count with themselves.
+        """
         features = self.rows[feature_column(_NET)]
         reference = self.reference.features
         assert reference is not None
@@ -90,9 +93,10 @@ class Population:
 
         theirs = np.asarray(reference, np.float32)
         among = kernel(theirs, theirs)
-        off_diagonal = float(among.sum(dtype=np.float64) - np.trace(among, dtype=np.float64))
+        own = float(np.trace(among, dtype=np.float64))
+        apart = (float(among.sum(dtype=np.float64)) - own) / (m * (m - 1))
         across = kernel(features, theirs).mean(axis=1, dtype=np.float64)
-        return kernel(features, features), across, off_diagonal / (m * (m - 1))
+        return kernel(features, features), across, apart, (own / m - apart) / m
 
     @cached_property
     def _squared(self) -> npt.NDArray[np.float32]:
@@ -100,7 +104,7 @@ class Population:
 
     def _kid(self, indices: Indices) -> Estimate:
         """Return KID as the suite does, from the pool's kernel: a pair is computed once, not once a draw."""
-        kernel, across, among = self._kernel
+        kernel, across, among, more = self._kernel
         n = len(indices)
         counts = np.bincount(indices, minlength=len(kernel)).astype(np.float32)
         own = np.diagonal(kernel).astype(np.float64)
@@ -113,7 +117,10 @@ class Population:
         degenerate = 2 * max(centred, 0.0) / (n * (n - 1))
         influence = moved - moved.mean()
         value = mean + among - 2 * float(across[indices].mean())
-        error = standard_error(influence, degenerate=degenerate)
+        apart = max(value + more, 0.0)
+        biased = (float(own[indices].mean()) - mean) / n
+        unbiased = apart / (apart + biased) if apart > 0 else 0.0
+        error = standard_error(influence, degenerate=degenerate, unbiased=unbiased)
         return Estimate("kid", value, error, n, value, 0.0, influence, degenerate)
 
 

@@ -211,7 +211,7 @@ def _estimate(
     return Estimate(
         metric,
         found.value,
-        standard_error(found.influence, groups, degenerate=found.degenerate),
+        standard_error(found.influence, groups, degenerate=found.degenerate, unbiased=found.unbiased),
         n,
         found.corrected,
         (found.value - found.corrected) * n,

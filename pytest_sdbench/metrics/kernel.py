@@ -12,6 +12,9 @@ from pytest_sdbench.metrics.spread import Groups
 _BLOCK = 1024
 """Rows and columns of the kernel matrix that exist at one time."""
 
+_EVEN, _ENOUGH = 6, 500
+"""Images that may stand for one (see `Kid.uncertain`), and images that are enough whatever they stand for."""
+
 
 @dataclass(frozen=True, eq=False)
 class Kid:
@@ -24,21 +27,22 @@ class Kid:
     """First-order change with the weight of each image, [n]; their mean is zero."""
     degenerate: float
     """Variance of the second-order part."""
+    unbiased: float
+    """Squared distance to the mean of the reference without its bias, as a share of the one with it, 0 to 1."""
+    uncertain: bool
+    """Whether the influence does not tell the standard error, since a few images outweigh the rest.
 
-    @property
-    def uncertain(self) -> bool:
-        """Whether the influence does not tell the standard error, since a few images outweigh the rest.
-
-        The kernel is cubic: of heavy-tailed features it has the tails of their sixth power, and a sample that
-        lacks the largest ones has far too small a variance. Gaussian features give a kurtosis of 3 to 5;
-        above 6 the variance must rest on as many as 500 images.
-        """
-        squares = np.square(self.influence)
-        fourth = float(np.vdot(squares, squares))
-        if fourth == 0:
-            return False
-        behind = float(squares.sum()) ** 2 / fourth
-        return behind < 500 and len(self.influence) > 6 * behind
+    The kernel is cubic: of heavy-tailed features it has the tails of their sixth power, and a sample that
+    lacks the largest ones has far too small a variance. The influence itself shows that badly: what large
+    images do to it depends on their directions, and next to the reference it is all but zero. But no image
+    moves KID by more than twice its distance from the mean, in the space of the kernel, times KID's root
+    (Cauchy and Schwarz), and no pair by more than the product of the distances: so the mean of their squares
+    bounds both parts of the variance, and must itself be known. It is if an even part of the images makes it
+    up, that is (sum c)^2 / sum c^2 images, c the squared distances, are a sixth of all or 500. (Gaussian
+    features of few dimensions come to a quarter, pooled ones to three quarters. Where c has no variance, the
+    number stays small whatever the sample.) That must hold for the images, and for images and reference
+    together: a few hundred images often lack the large ones, and the reference is of their kind.
+    """
 
 
 def kid(features: Rows, reference: Rows) -> float:
@@ -60,8 +64,9 @@ def kid_influence(features: Rows, reference: Rows, groups: Groups | None = None)
     """
     _check(features, reference)
     n, m = len(features), len(reference)
-    sums, squares = _sums_of_pairs(features)
-    among_reference = float(_sums_of_pairs(reference)[0].sum()) / (m * (m - 1))
+    sums, squares, own = _sums_of_pairs(features)
+    sums_of_reference, _, own_of_reference = _sums_of_pairs(reference)
+    among_reference = float(sums_of_reference.sum()) / (m * (m - 1))
     means = sums / (n - 1)
     across = _sums_across(features, reference) / m
     mean = float(means.mean())
@@ -74,11 +79,19 @@ def kid_influence(features: Rows, reference: Rows, groups: Groups | None = None)
         # With one prompt for all images there is no pair of two.
         among = (float(sums.sum()) - alike) / (n * (n - 1) - pairs) if pairs < n * (n - 1) else mean
     rest = among_reference - 2 * float(across.mean())
+    corrected = among + rest
+    # From the mean of the images to that of the reference, whose rows count with themselves here.
+    apart = max(corrected + (float(own_of_reference.mean()) - among_reference) / m, 0.0)
+    biased = float((sums + own).mean()) / n - among
+    distances = _from_the_mean(sums, own)
+    all_distances = np.concatenate([distances, _from_the_mean(sums_of_reference, own_of_reference)])
     return Kid(
         value=mean + rest,
-        corrected=among + rest,
+        corrected=corrected,
         influence=np.asarray(moved - moved.mean()),
         degenerate=2 * max(centred, 0.0) / (n * (n - 1)),
+        unbiased=apart / (apart + biased) if apart > 0 else 0.0,
+        uncertain=_few_outweigh(distances) or _few_outweigh(all_distances),
     )
 
 
@@ -119,13 +132,31 @@ def _blocks(rows: Rows) -> list[slice]:
     return [slice(start, start + _BLOCK) for start in range(0, len(rows), _BLOCK)]
 
 
-def _sums_of_pairs(rows: Rows) -> tuple[Array, float]:
-    """Sum the kernel over the other rows for each row, [n], and its square over all pairs of two rows."""
-    sums, squares = np.zeros(len(rows)), 0.0
+def _from_the_mean(sums: Array, own: Array) -> Array:
+    """Return the squared distance of each row from the mean of all, in the space of the kernel, [n]."""
+    means = (sums + own) / len(sums)
+    return np.asarray(np.maximum(own - 2 * means + means.mean(), 0.0))
+
+
+def _few_outweigh(weights: Array) -> bool:
+    squares = float(np.vdot(weights, weights))
+    if squares == 0:
+        return False
+    behind = float(weights.sum()) ** 2 / squares
+    return behind < _ENOUGH and len(weights) > _EVEN * behind
+
+
+def _sums_of_pairs(rows: Rows) -> tuple[Array, float, Array]:
+    """Sum the kernel over the other rows for each row, [n], and its square over all pairs of two rows.
+
+    The third is the kernel of each row with itself, [n].
+    """
+    sums, squares, self_kernel = np.zeros(len(rows)), 0.0, np.zeros(len(rows))
     blocks = _blocks(rows)
     for i, first in enumerate(blocks):
         x = np.asarray(rows[first], np.float64)
         own = _kernel(x, x)
+        self_kernel[first] = np.diagonal(own)
         np.fill_diagonal(own, 0.0)
         sums[first] += own.sum(axis=1)
         squares += float(np.vdot(own, own))
@@ -134,7 +165,7 @@ def _sums_of_pairs(rows: Rows) -> tuple[Array, float]:
             sums[first] += k.sum(axis=1)
             sums[second] += k.sum(axis=0)
             squares += 2 * float(np.vdot(k, k))
-    return sums, squares
+    return sums, squares, self_kernel
 
 
 def _among_groups(rows: Rows, groups: Groups) -> tuple[float, int]:
