@@ -434,6 +434,46 @@ class TestKid:
         assert found.standard_error is None
         assert found.corrected == found.value
 
+    def test_heavy_tails_leave_the_error_open_though_most_sets_of_images_lack_the_largest(self) -> None:
+        rng = np.random.default_rng(32)
+
+        def student(n: int) -> Array:
+            # Five degrees of freedom: the kernel of an image with itself has no mean.
+            return np.asarray(rng.normal(size=(n, 16)) * np.sqrt(3 / rng.chisquare(5, n))[:, None])
+
+        def supported(draw: Callable[[int], Array], reference: Array) -> int:
+            known = FeatureStatistics(np.zeros(16), np.eye(16), len(reference), reference)
+            found = [one("kid", draw(200), known) for _ in range(80)]
+            return sum(each.standard_error is not None for each in found)
+
+        def gaussian(n: int) -> Array:
+            return rng.normal(size=(n, 16))
+
+        assert supported(student, student(500)) <= 1
+        assert supported(gaussian, gaussian(500)) == 80
+        # A reference without tails does not vouch for images with them.
+        assert supported(student, gaussian(500)) <= 8
+
+    def test_enough_images_may_be_uneven(self) -> None:
+        # Of two Gaussian features one image in eight makes up the kernel with itself: six thousand suffice.
+        rng = np.random.default_rng(33)
+        rows, known = rng.normal(size=(6000, 2)), self.reference(2, 300)
+        assert one("kid", rows[:300], known).standard_error is None
+        assert one("kid", rows, known).standard_error is not None
+
+    def test_images_that_are_near_by_luck_are_not_certain_to_be_near(self) -> None:
+        # The error falls with the distance: intervals that do not reach up to the truth are short ones.
+        rng = np.random.default_rng(34)
+        scale = np.arange(1, 17) ** -0.35
+        rows = np.random.default_rng(21).normal(size=(300, 16)) * scale
+        reference = FeatureStatistics(np.zeros(16), np.eye(16), 300, rows)
+        found = [one("kid", rng.normal(size=(400, 16)) * scale, reference) for _ in range(500)]
+        values, _, errors = measured(found)
+        truth = values.mean()
+        assert (values + 1.645 * errors < truth).mean() < 0.10
+        assert (np.abs(values - truth) < 1.96 * errors).mean() > 0.93
+        assert root_mean_square(errors) == pytest.approx(values.std(ddof=1), rel=0.12)
+
     def test_images_of_one_prompt_are_not_compared_with_each_other(self) -> None:
         rng = np.random.default_rng(28)
         reference = self.reference(4, 300)

@@ -129,9 +129,7 @@ def joined(blocks: Sequence[Moments]) -> FeatureStatistics:
     return whole.statistics()
 
 
-def _unbiased_for_gaussians(
-    sample: Part, reference: FeatureStatistics, values: Array | None = None
-) -> float:
+def _unbiased_for_gaussians(sample: Part, reference: FeatureStatistics, values: Array | None = None) -> float:
     trace = sample.trace / (sample.n - 1)
     values = np.linalg.eigvalsh(sample.product) / (sample.n - 1) if values is None else values
     values = values[values > CUT_OFF * values[-1]]

@@ -28,20 +28,21 @@ class Kid:
     degenerate: float
     """Variance of the second-order part."""
     unbiased: float
-    """Squared distance to the mean of the reference without its bias, as a share of the one with it, 0 to 1."""
+    """Squared distance to the mean of the reference without its bias over the one with it, 0 to 1."""
     uncertain: bool
     """Whether the influence does not tell the standard error, since a few images outweigh the rest.
 
     The kernel is cubic: of heavy-tailed features it has the tails of their sixth power, and a sample that
-    lacks the largest ones has far too small a variance. The influence itself shows that badly: what large
-    images do to it depends on their directions, and next to the reference it is all but zero. But no image
-    moves KID by more than twice its distance from the mean, in the space of the kernel, times KID's root
-    (Cauchy and Schwarz), and no pair by more than the product of the distances: so the mean of their squares
-    bounds both parts of the variance, and must itself be known. It is if an even part of the images makes it
-    up, that is (sum c)^2 / sum c^2 images, c the squared distances, are a sixth of all or 500. (Gaussian
-    features of few dimensions come to a quarter, pooled ones to three quarters. Where c has no variance, the
-    number stays small whatever the sample.) That must hold for the images, and for images and reference
-    together: a few hundred images often lack the large ones, and the reference is of their kind.
+    lacks the largest ones has far too small a variance. The influence itself shows that badly: what a large
+    image does to it depends on its direction, and next to the reference it is all but zero. But no image
+    moves KID by more than its distance from the mean, in the space of the kernel, times twice the distance
+    to the reference, and no pair of images by more than the product of theirs (Cauchy and Schwarz): the mean
+    of the squared distances bounds both parts of the variance, and must itself be known. It is known where
+    (sum c)^2 / sum c^2, the number of images that make up the sum of the squared distances c, is a sixth of
+    all images, or 500. (Of Gaussian features in 16 dimensions it is a third to a half of all, of pooled
+    features of images two thirds. Where c has no variance it stays small, however large the sample.) That
+    must hold for the images, and for images and reference together: a few hundred images often lack the
+    large ones, and a reference of the same kind shows them.
     """
 
 

@@ -26,7 +26,7 @@ def standard_error(
     *,
     degenerate: float = 0.0,
     blocks: int | None = None,
-    unbiased: float | None = None,
+    unbiased: float = 0.0,
 ) -> float | None:
     """Return the standard error of a score whose first-order change with each image is `influence`, [n].
 
@@ -34,12 +34,12 @@ def standard_error(
     groups where images share a prompt (they are not independent then). `degenerate` is the variance of the
     score's second-order part. Influence is itself estimated, from the same images, and so holds twice that
     part: where the first order vanishes (a score at its optimum), the delta method is too wide by the root
-    of two. Once is taken off again. Of a squared distance the first order is in proportion to the distance,
-    and images that are near by luck would tell too small an error as well: where `unbiased` is known, the
-    distance without its bias over the one that the influence is of, the first order is multiplied by it, and
-    the second is added. With `blocks`, the score was corrected by a jackknife over so many
-    blocks, which adds 1 / (blocks - 1) of it (a U-statistic of block means for a V-statistic). None for
-    fewer than two images or groups.
+    of two. So it is taken off twice and added once. That is right on average, but leaves too little of the
+    first order where images are near the optimum by luck. Of a squared distance the first order is in
+    proportion to the distance, and no less than its share `unbiased` is left: the distance without its bias
+    over the one with it, which the influence is of. With `blocks`, the score was corrected by a jackknife
+    over so many blocks, which adds 1 / (blocks - 1) of the second-order part (a U-statistic of block means
+    for a V-statistic). None for fewer than two images or groups.
     """
     n = len(influence)
     # Groups of different sizes have different sums of whatever the mean is.
@@ -49,10 +49,7 @@ def standard_error(
     if count < 2:
         return None
     variance = float(np.square(sums - sums.mean()).sum()) * count / (count - 1) / n**2
-    if unbiased is None:
-        variance = max(variance - degenerate, degenerate)
-    else:
-        variance = unbiased * variance + degenerate
+    variance = max(variance - 2 * degenerate, unbiased * variance) + degenerate
     if blocks is not None:
         variance += degenerate / (blocks - 1)
     return math.sqrt(variance)
