@@ -275,6 +275,39 @@ class TestFid:
             numeric = 40 * (weighted(more) - weighted(less)) / (2 * step)
             assert got[i] == pytest.approx(numeric, rel=1e-4, abs=1e-5)
 
+    def test_influence_of_wide_features(self) -> None:
+        # Wider than what is computed at a time; T is also R (S R)^-1/2, which takes no symmetric root.
+        rng = np.random.default_rng(29)
+        width = 300
+        rows = rng.normal(size=(900, width)) * rng.uniform(0.5, 2, width) + 0.1
+        other = rng.normal(size=(700, width)) @ rng.normal(size=(width, width))
+        sample = FeatureStatistics(rows.mean(axis=0), np.cov(rows, rowvar=False), 900)
+        reference = exact(np.cov(other, rowvar=False))
+        transport = reference.sigma @ np.linalg.inv(np.real(sqrtm(sample.sigma @ reference.sigma)))
+        centred = rows - sample.mu
+        expected = 2 * centred @ sample.mu + ((centred - centred @ transport) * centred).sum(axis=1)
+        got = fid_influence(sample, reference)(rows)
+        np.testing.assert_allclose(got - got.mean(), expected - expected.mean(), rtol=1e-6, atol=1e-6)
+
+    def test_corrected_is_the_jackknife_of_what_is_exact_for_gaussians(self) -> None:
+        rng = np.random.default_rng(30)
+        width, n = 300, 1003
+        sigma = power_law(width, 0.5)
+        rows = rng.normal(size=(n, width)) * np.sqrt(sigma) + 0.2
+        turned = np.linalg.qr(rng.normal(size=(width, width)))[0]
+        reference = exact((turned * sigma) @ turned.T)
+
+        def gaussian(part: Array) -> float:
+            covariance = np.cov(part, rowvar=False)
+            values = np.sort(np.real(np.linalg.eigvals(covariance @ reference.sigma)))
+            apart = part.mean(axis=0) @ part.mean(axis=0) - np.trace(covariance) / len(part)
+            roots = sum_of_roots(values, len(part) - 1)
+            return float(apart + np.trace(covariance) + np.trace(reference.sigma) - 2 * roots)
+
+        left = [gaussian(rows[np.arange(n) % 5 != k]) for k in range(5)]
+        expected = 5 * gaussian(rows) - 4 * np.mean(left)
+        assert one("fid", rows, reference, batch=128).corrected == pytest.approx(expected, rel=1e-8)
+
     def test_without_twice_the_width_the_value_stands_alone(self) -> None:
         rows = np.random.default_rng(13).normal(size=(2 * self.WIDTH, self.WIDTH))
         for n in (self.WIDTH + 1, 2 * self.WIDTH - 1):

@@ -23,7 +23,7 @@ def fid(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
     ValueError where the widths differ.
     """
     _check(sample, reference)
-    values = np.linalg.eigvalsh(product(sample.sigma, reference))
+    values = np.asarray(np.linalg.eigvalsh(product(sample.sigma, reference)), np.float64)
     return distance(sample.mu, float(np.trace(sample.sigma)), reference, _sum_of_roots(values))
 
 
