@@ -19,6 +19,8 @@ from pytest_sdbench.metrics.frechet_bias import (
     corrected_fid,
     degenerate_variance,
     joined,
+    left_out,
+    of_gaussians,
     part,
     together,
 )
@@ -129,17 +131,22 @@ def fid_estimate(
     sample = joined(blocks)
     if n < FEWEST * reference.width:
         return Estimate("fid", fid(sample, reference), None, n)
-    parts = [part(block, reference) for block in blocks]
-    influence = fid_influence(sample, reference, together(parts, reference).product / (n - 1))
+    # A few prompts with many images each make no blocks: the bias stays unknown.
+    even = min(block.n for block in blocks) * 2 * BLOCKS >= n
+    # Covariances go as soon as they are used: with 2,048 features each takes 34 MB.
+    parts = [part(blocks.pop(), reference) for _ in range(BLOCKS)]
+    without = left_out(parts, reference) if even else []
+    whole = together(parts, reference)
+    del parts
+    influence = fid_influence(sample, reference, whole.product / (n - 1))
     value = influence.value
     psi = np.concatenate([influence(batch) for batch in rows])
     psi -= psi.mean()
     degenerate = degenerate_variance(influence.eigenvalues, sample)
     error = standard_error(psi, groups, degenerate=degenerate, blocks=BLOCKS)
-    if min(block.n for block in blocks) * 2 * BLOCKS < n:
-        # A few prompts with many images each make no blocks: the bias stays unknown.
+    if not even:
         return Estimate("fid", value, error, n, influence=psi, degenerate=degenerate)
-    corrected = corrected_fid(parts, reference, influence.eigenvalues)
+    corrected = corrected_fid(of_gaussians(whole, reference, influence.eigenvalues), without)
     return Estimate("fid", value, error, n, corrected, (value - corrected) * n, psi, degenerate)
 
 

@@ -18,8 +18,8 @@ _STRIP = 256
 def fid(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
     """Return |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) (Heusel et al. 2017), in float64.
 
-    The trace of the root comes from the eigenvalues of the symmetric R^1/2 S R^1/2, which are those of S R,
-    but real and found by a symmetric solver; what rounding pushes below zero counts as zero. Raises
+    The trace of the root comes from the eigenvalues of the symmetric A'SA with A A' = R, which are those of
+    S R, but real and found by a symmetric solver; what rounding pushes below zero counts as zero. Raises
     ValueError where the widths differ.
     """
     _check(sample, reference)
@@ -28,10 +28,10 @@ def fid(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
 
 
 def product(sigma: Array, reference: FeatureStatistics) -> Array:
-    """Return R^1/2 S R^1/2, [D, D]: the lower triangle, which is all that the symmetric solvers read."""
-    lower = np.zeros_like(sigma)
+    """Return A'SA with A A' = R, [D, D]: the lower triangle, which is all that the symmetric solvers read."""
+    lower, factor = np.zeros_like(sigma), reference.factor
     for rows in _strips(len(sigma)):
-        lower[rows, : rows.stop] = reference.root[rows] @ sigma @ reference.root[:, : rows.stop]
+        lower[rows, : rows.stop] = factor[:, rows].T @ sigma @ factor[:, : rows.stop]
     return lower
 
 
@@ -70,7 +70,7 @@ def fid_influence(
 ) -> Influence:
     """Return the function that gives psi_i = 2 (mu - m).(x_i - mu) + (x_i - mu)'(I - T)(x_i - mu), centred.
 
-    mu, S are the sample's moments, m, R the reference's, T = R^1/2 (R^1/2 S R^1/2)^-1/2 R^1/2 the optimal
+    mu, S are the sample's moments, m, R the reference's, T = A (A'SA)^-1/2 A' for any A A' = R the optimal
     transport map between the two Gaussians. The delta method then gives the standard error sd(psi) / sqrt(n).
     (Resampling images does not: a bootstrap repeats images, which shrinks the covariance and raises every
     resampled FID.) `known` is the `product` of sample and reference where it has been computed.
@@ -78,7 +78,7 @@ def fid_influence(
     _check(sample, reference)
     values, vectors = np.linalg.eigh(product(sample.sigma, reference) if known is None else known)
     kept = values > CUT_OFF * values[-1]
-    basis = reference.root @ (vectors[:, kept] * values[kept] ** -0.25)
+    basis = reference.factor @ (vectors[:, kept] * values[kept] ** -0.25)
     curvature = np.eye(sample.width) - basis @ basis.T
     curvature = 2 * np.tril(curvature) - np.diag(np.diag(curvature))
     return Influence(

@@ -42,7 +42,7 @@ class Part:
     trace: float
     """Of the scatter, the sum of outer products around the mean."""
     product: Array
-    """R^1/2 times the scatter times R^1/2, [D, D] (see `frechet.product`)."""
+    """A' times the scatter times A with A A' = R, [D, D] (see `frechet.product`)."""
 
 
 def part(images: Moments, reference: FeatureStatistics) -> Part:
@@ -57,28 +57,28 @@ def together(parts: Sequence[Part], reference: FeatureStatistics) -> Part:
     n = int(counts.sum())
     mean = counts @ means / n
     steps = np.sqrt(counts)[:, None] * (means - mean)
-    turned = steps @ reference.root
+    turned = steps @ reference.factor
     whole = turned.T @ turned
     for each in parts:
         whole += each.product
     return Part(n, mean, sum(each.trace for each in parts) + float(np.vdot(steps, steps)), whole)
 
 
-def corrected_fid(
-    blocks: Sequence[Part], reference: FeatureStatistics, eigenvalues: Array | None = None
-) -> float:
-    """Return FID without its bias, from disjoint blocks of the images.
+def corrected_fid(whole: float, left_out: Sequence[float]) -> float:
+    """Return FID without its bias, from its values of all images and without each block (`of_gaussians`).
 
-    `eigenvalues` are those of S R for all images together, where they are known. The result may be below
-    zero, as an unbiased estimate of zero must. It needs twice as many images as features. (A jackknife over
-    blocks of images removes the term in 1/n: Quenouille 1956.)
+    The result may be below zero, as an unbiased estimate of zero must. It needs twice as many images as
+    features. (A jackknife over blocks of images removes the term in 1/n: Quenouille 1956.)
     """
-    whole = _unbiased_for_gaussians(together(blocks, reference), reference, eigenvalues)
-    left = [
-        _unbiased_for_gaussians(together([*blocks[:k], *blocks[k + 1 :]], reference), reference)
+    return whole - (len(left_out) - 1) * (float(np.mean(left_out)) - whole)
+
+
+def left_out(blocks: Sequence[Part], reference: FeatureStatistics) -> list[float]:
+    """Return FID of all images but one block, for each block, unbiased for Gaussian features."""
+    return [
+        of_gaussians(together([*blocks[:k], *blocks[k + 1 :]], reference), reference)
         for k in range(len(blocks))
     ]
-    return whole - (len(blocks) - 1) * (float(np.mean(left)) - whole)
 
 
 def sum_of_roots(values: Array, n: int) -> float:
@@ -129,7 +129,8 @@ def joined(blocks: Sequence[Moments]) -> FeatureStatistics:
     return whole.statistics()
 
 
-def _unbiased_for_gaussians(sample: Part, reference: FeatureStatistics, values: Array | None = None) -> float:
+def of_gaussians(sample: Part, reference: FeatureStatistics, values: Array | None = None) -> float:
+    """Return FID without its bias for Gaussian features; `values` are the eigenvalues of S R if known."""
     trace = sample.trace / (sample.n - 1)
     values = np.linalg.eigvalsh(sample.product) / (sample.n - 1) if values is None else values
     values = values[values > CUT_OFF * values[-1]]

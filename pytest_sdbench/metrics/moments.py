@@ -38,10 +38,16 @@ class FeatureStatistics:
         return len(self.mu)
 
     @cached_property
-    def root(self) -> Array:
-        """The symmetric square root of sigma; eigenvalues that rounding pushed below zero count as zero."""
-        values, vectors = np.linalg.eigh(self.sigma)
-        return np.asarray((vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T)
+    def factor(self) -> Array:
+        """A with A A' = sigma, [D, D]: Cholesky's, which costs a tenth of the symmetric root.
+
+        The symmetric root where sigma is singular; eigenvalues that rounding pushed below zero count as zero.
+        """
+        try:
+            return np.asarray(np.linalg.cholesky(self.sigma))
+        except np.linalg.LinAlgError:
+            values, vectors = np.linalg.eigh(self.sigma)
+            return np.asarray((vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T)
 
 
 class Moments:
