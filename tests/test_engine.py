@@ -137,8 +137,14 @@ def test_what_only_moves_work_changes_no_bit(
 
 @pytest.mark.parametrize(
     "tuning",
-    [Tuning(batch_size=1), Tuning(batch_size=7), Tuning(channels_last=False), Tuning(remember_text=False)],
-    ids=["batch-1", "batch-7", "layout", "text"],
+    [
+        Tuning(batch_size=1),
+        Tuning(batch_size=7),
+        Tuning(batch_size=32),
+        Tuning(channels_last=False),
+        Tuning(remember_text=False),
+    ],
+    ids=["batch-1", "batch-7", "batch-32", "layout", "text"],
 )
 def test_what_changes_rounding_changes_little(
     tuning: Tuning, plain: Evidence, load: Callable[[], Any], protocol: Protocol, tmp_path: Path
