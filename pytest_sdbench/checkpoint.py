@@ -118,7 +118,7 @@ def resolve(
             key="sdbench.checkpoint",
             remedy=f"Give the weights: --sdbench-weights {card}=PATH",
         )
-    pair = _pair(spec)
+    pair = split_pair(spec)
     if pair is None:
         folder = _locate(str(spec), card, near, download)
         if _is_unet(folder):
@@ -262,12 +262,12 @@ def _override(
     if (folder / "model_index.json").is_file():
         return Checkpoint(str(folder), _complete(folder))
     unet_folder, scheduler_folder = _unet_parts(folder)
-    pair = _pair(spec) if spec is not None else None
+    pair = split_pair(spec) if spec is not None else None
     base = resolve(pair[0] if pair else spec, card=card, near=near, download=download)
     return Checkpoint(f"base: {base.spec}, unet: {folder}", base.folder, unet_folder, scheduler_folder)
 
 
-def _pair(spec: str | Mapping[str, str]) -> tuple[str, str] | None:
+def split_pair(spec: str | Mapping[str, str]) -> tuple[str, str] | None:
     """Split a spec into base and U-Net; None where it is a single one."""
     if isinstance(spec, str):
         match = re.fullmatch(r"\s*base:\s*(\S+?)\s*,\s*unet:\s*(\S+)\s*", spec)

@@ -42,6 +42,37 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
     doctor.set_defaults(run=_doctor)
 
+    plan = commands.add_parser(
+        "plan", help="say what a run will cost before it starts: images, time, disk, downloads"
+    )
+    plan.add_argument("cards", nargs="*", type=Path, metavar="CARD", help="default: the packaged cards")
+    plan.add_argument("--store", default=".sdbench", metavar="DIR", help="as --sdbench-store [%(default)s]")
+    plan.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
+    plan.add_argument("--device", default="auto", metavar="DEVICE", help="torch device [%(default)s]")
+    plan.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="another precision than the protocol's"
+    )
+    plan.add_argument("--images", type=int, metavar="N", help="the first N images of each protocol alone")
+    plan.add_argument(
+        "--protocol",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="plan for this protocol, in place of those that the cards are judged by; may be repeated",
+    )
+    plan.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="CARD=PATH",
+        help="another checkpoint than the card's, as --sdbench-weights; may be repeated",
+    )
+    plan.add_argument(
+        "--no-timing", action="store_true", help="time no network: only what the store knows of times"
+    )
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    plan.set_defaults(run=_plan)
+
     draft = commands.add_parser("draft", help="write the card of a checkpoint")
     draft.add_argument("folder", type=Path, metavar="FOLDER", help="a checkpoint in diffusers layout")
     draft.add_argument(
@@ -201,6 +232,43 @@ def _doctor(options: argparse.Namespace) -> int:
     findings = examine(_cards(options.cards), data_root=options.data)
     print(report(findings))
     return 0 if all(finding.found for finding in findings) else 1
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from pytest_sdbench.environment import torch_device
+    from pytest_sdbench.plan import figures, plan
+    from pytest_sdbench.plan_report import report
+
+    if options.images is not None and options.images < 1:
+        raise SdbenchError("give 1 or more", key="--images", found=options.images)
+    made = plan(
+        _cards(options.cards),
+        store=options.store,
+        data_root=options.data,
+        device=torch_device(options.device, option="--device"),
+        dtype=options.dtype,
+        images=options.images,
+        protocols=options.protocol,
+        weights=_weights(options.weights),
+        timing=not options.no_timing,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(report(made))
+    if options.json is not None:
+        _write(json.dumps(figures(made), indent=2) + "\n", options.json)
+    return 0 if made.ready else 1
+
+
+def _weights(pairs: Sequence[str]) -> dict[str, Path]:
+    weights = {}
+    for pair in pairs:
+        card, _, folder = pair.partition("=")
+        if not (card and folder):
+            raise SdbenchError(
+                "not a card and a checkpoint", key="--weights", found=pair, remedy="Give CARD=PATH"
+            )
+        weights[card] = Path(folder)
+    return weights
 
 
 def _draft(options: argparse.Namespace) -> int:

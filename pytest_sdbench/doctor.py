@@ -45,7 +45,7 @@ def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Fin
         for need, name, look in _needs(card, data_root):
             key = (card.path.parent.resolve(), need, name)
             if key not in looked:
-                looked[key] = _try(look)
+                looked[key] = look_for(look)
             findings.append(Finding(card.name, need, name, *looked[key]))
     return findings
 
@@ -68,14 +68,7 @@ def report(findings: Sequence[Finding]) -> str:
             ]
         )
     table = tabulate(rows, headers=["name", *needs], tablefmt="simple")
-    missing: dict[tuple[str, str, str], list[str]] = {}
-    for finding in findings:
-        if not finding.found:
-            missing.setdefault((finding.need, finding.name, finding.detail), []).append(finding.card)
-    notes = [
-        f"\n{need} {name}\n  needed by {', '.join(users)}\n  {detail}"
-        for (need, name, detail), users in missing.items()
-    ]
+    notes = lacking(findings)
     present = list(dict.fromkeys((f.need, f.name, f.detail) for f in findings if f.found))
     here = [f"  {need} {name}: {detail}" for need, name, detail in present]
     parts = [table]
@@ -83,6 +76,18 @@ def report(findings: Sequence[Finding]) -> str:
         parts += ["\nHere:", *here]
     parts += ["\nMissing or broken:", *notes] if notes else ["\nNothing is missing."]
     return "\n".join(parts)
+
+
+def lacking(findings: Sequence[Finding]) -> list[str]:
+    """Return a paragraph for each thing that is not here: who needs it, and how to get it."""
+    missing: dict[tuple[str, str, str], list[str]] = {}
+    for finding in findings:
+        if not finding.found:
+            missing.setdefault((finding.need, finding.name, finding.detail), []).append(finding.card)
+    return [
+        f"\n{need} {name}\n  needed by {', '.join(dict.fromkeys(users))}\n  {detail}"
+        for (need, name, detail), users in missing.items()
+    ]
 
 
 def _needs(card: Card, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
@@ -96,11 +101,12 @@ def _needs(card: Card, data_root: Path | None) -> list[tuple[str, str, Callable[
         except SdbenchError as error:
             needs.append(("prompts", name, _raise(error)))
             continue
-        needs += _protocol_needs(protocol, data_root)
+        needs += protocol_needs(protocol, data_root)
     return needs
 
 
-def _protocol_needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
+def protocol_needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
+    """Return what a protocol needs: the kind of need, its name, and a function that looks for it."""
     from pytest_sdbench import features, prompts, statistics
 
     def captions() -> str:
@@ -124,7 +130,8 @@ def _weights(card: Card) -> str:
     return f"verified, fingerprint {checkpoint.fingerprint}"
 
 
-def _try(look: Callable[[], str]) -> tuple[str, str]:
+def look_for(look: Callable[[], str]) -> tuple[str, str]:
+    """Return ``ok``, ``missing`` or ``broken``, and what there is to say about it."""
     try:
         return "ok", look()
     except Unavailable as lacking:

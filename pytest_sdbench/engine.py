@@ -98,7 +98,7 @@ def make(
     run = _Run(evidence, protocol, extractors, tuning, device, count, work)
     run.batch_size = tuning.batch_size or default_batch_size(protocol, device)
     arrange(pipeline, tuning, full_batch=run.batch_size, images=n)
-    workers = _workers(protocol, n, device, tuning)
+    workers = worker_count(protocol, n, device, tuning)
 
     def worker() -> None:
         try:
@@ -110,7 +110,7 @@ def make(
     started = time.monotonic()
     if tuning.keep_memory:
         _keep_memory()
-    with _threads(workers) if device.startswith("cpu") else contextlib.nullcontext():
+    with shared_threads(workers) if device.startswith("cpu") else contextlib.nullcontext():
         if workers == 1:
             worker()
         else:
@@ -183,7 +183,7 @@ def _draw(run: _Run, sampler: Sampler, left: Sequence[int]) -> Drawn:
         try:
             return sampler.draw(left[:size])
         except RuntimeError as error:
-            if size == 1 or not _out_of_memory(error):
+            if size == 1 or not out_of_memory(error):
                 raise
         run.batch_size = min(run.batch_size, math.ceil(size / 2))
         _free(run.device)
@@ -252,7 +252,7 @@ class _Finisher:
             try:
                 return self._sampler.decode(drawn, chunk)
             except RuntimeError as error:
-                if chunk == 1 or not _out_of_memory(error):
+                if chunk == 1 or not out_of_memory(error):
                     raise
             self._run.chunk = math.ceil(chunk / 2)
             _free(self._run.device)
@@ -265,7 +265,7 @@ class _Finisher:
         return np.concatenate(list(walked))
 
 
-def _workers(protocol: Protocol, n: int, device: str, tuning: Tuning) -> int:
+def worker_count(protocol: Protocol, n: int, device: str, tuning: Tuning) -> int:
     """Return how many shards are made beside each other."""
     import torch
 
@@ -278,7 +278,7 @@ def _workers(protocol: Protocol, n: int, device: str, tuning: Tuning) -> int:
 
 
 @contextlib.contextmanager
-def _threads(workers: int) -> Iterator[None]:
+def shared_threads(workers: int) -> Iterator[None]:
     """Share the threads of a CPU out among workers."""
     import torch
 
@@ -290,7 +290,7 @@ def _threads(workers: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
     return bool(should_reduce_batch_size(error))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from pytest_sdbench.errors import Unavailable
+
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "torch-fidelity", "pytest-sdbench")
 
 
@@ -17,6 +19,27 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def torch_device(asked: str, *, option: str, worker: str = "gw0") -> str:
+    """Return the torch device that is meant; ``auto`` is a GPU where there is one.
+
+    `worker`, as xdist names it, has its share of several GPUs. Raises Unavailable, naming the option, for a device that this machine has not.
+    """
+    import torch
+
+    if asked != "auto":
+        try:
+            torch.empty(0, device=asked)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise Unavailable(
+                f"{option} {asked}: {reason}", remedy="Leave the option out, or name a device of this machine"
+            ) from None
+        return asked
+    if torch.cuda.is_available():
+        return f"cuda:{int(worker.removeprefix('gw')) % torch.cuda.device_count()}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def device_name(device: str) -> str:

@@ -196,7 +196,7 @@ def make_evidence(
     making, from the fraction `start_at` of them on. Arguments and errors are those of `evaluate`.
     """
     prompts = load_prompts(protocol, data_root)
-    drawn = _on_this_device(protocol, device)
+    drawn = on_this_device(protocol, device)
     tuning = tuning or Tuning()
     batch_size = tuning.batch_size or default_batch_size(drawn, device)
     evidence = open_evidence(store, checkpoint, drawn, device=device, batch_size=batch_size)
@@ -238,7 +238,7 @@ def _too_many(missing: int, most: int, protocol: Protocol, pace: float | None) -
     """Return the reason for a score that costs more images than this run may make."""
     cost = f"{protocol.sampling.steps} steps each"
     if pace is not None:
-        cost += f", about {_duration(missing * pace)} on this machine"
+        cost += f", about {duration(missing * pace)} on this machine"
     return Unavailable(
         f"{missing:,} of {protocol.n:,} images are not in the store ({cost}), and this run makes at most "
         f"{most:,} of a checkpoint and protocol",
@@ -247,7 +247,7 @@ def _too_many(missing: int, most: int, protocol: Protocol, pace: float | None) -
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Say a time in the unit that suits it: it is an estimate."""
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
@@ -294,7 +294,7 @@ def _loader(checkpoint: Checkpoint, device: str) -> Load:
     return lambda dtype: load_pipeline(checkpoint, device=device, dtype=dtype)
 
 
-def _on_this_device(protocol: Protocol, device: str) -> Protocol:
+def on_this_device(protocol: Protocol, device: str) -> Protocol:
     """Return the protocol as this device can draw it: a CUDA generator needs CUDA."""
     seeds = protocol.seeds
     if isinstance(seeds, SequentialSeeds) and seeds.device == "cuda" and not device.startswith("cuda"):

@@ -41,6 +41,9 @@ Rows = npt.NDArray[np.float32]
 WIDTHS = {"inception-pytorch-fid": 2048, "inception-torch-fidelity": 2048, "scenes-classifier": 64}
 """Features of each extractor that FID and KID may use."""
 
+LOGITS = {"inception-torch-fidelity": 1008, "scenes-classifier": 56}
+"""Classes of each extractor that the Inception score may use."""
+
 _CHUNK = 32
 """Pictures in one forward pass: bounds the memory at 299 pixels, whatever batches the sampler makes."""
 
@@ -163,6 +166,22 @@ def describe(name: str, data_root: Path | None = None) -> str:
         load_clip(name)
         return f"{path}, loads"
     return f"{path} (its publisher gives no checksum)"
+
+
+def column_widths(protocol: Protocol) -> dict[str, int]:
+    """Return the columns that a protocol's networks fill with float32 numbers, and how many to an image.
+
+    Nothing is loaded. Raises ProtocolError for an extractor that does not exist.
+    """
+    widths: dict[str, int] = {}
+    for name in protocol.extractors:
+        for column in _columns(protocol, name):
+            if column == CLIP_COLUMN:
+                widths[column] = 1
+                continue
+            _known(name)
+            widths[column] = LOGITS.get(name, 0) if column == logits_column(name) else WIDTHS[name]
+    return widths
 
 
 def _columns(protocol: Protocol, name: str) -> tuple[str, ...]:

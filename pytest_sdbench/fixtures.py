@@ -85,23 +85,10 @@ def sdbench_baseline(sdbench_card: Card) -> Card | None:
 @pytest.fixture(scope="session")
 def sdbench_device(sdbench_session: SdbenchSession) -> str:
     """Return the torch device of this process; under xdist the workers share out the GPUs."""
-    import torch
+    from pytest_sdbench.environment import torch_device
 
-    asked = sdbench_session.settings.device
-    if asked != "auto":
-        try:
-            torch.empty(0, device=asked)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise Unavailable(
-                f"--sdbench-device {asked}: {reason}",
-                remedy="Leave the option out, or name a device of this machine",
-            ) from None
-        return asked
-    if torch.cuda.is_available():
-        worker = getattr(sdbench_session.config, "workerinput", {}).get("workerid", "gw0")
-        return f"cuda:{int(worker.removeprefix('gw')) % torch.cuda.device_count()}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    worker = getattr(sdbench_session.config, "workerinput", {}).get("workerid", "gw0")
+    return torch_device(sdbench_session.settings.device, option="--sdbench-device", worker=worker)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights
 FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 """The same file under the names that torch-fidelity and pytorch-fid give it."""
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+BYTES = 95_600_000
+"""Size of the file, about."""
 WIDTH = 2048
 CLASSES = 1008
 

@@ -1,0 +1,121 @@
+"""Reckon what a card would have to download, and about how many bytes that is; asks no network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_sdbench.card import Card
+from pytest_sdbench.checkpoint import COMPONENTS, split_pair
+from pytest_sdbench.errors import SdbenchError, Unavailable
+from pytest_sdbench.hub import HUB_ID, cached_snapshot
+
+_WIDTH = 4
+"""Bytes of a parameter: the hub client fetches full precision where a repository has it."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """Something to fetch."""
+
+    need: str
+    """``weights`` or ``extractor``."""
+    what: str
+    size: int | None
+    """Bytes, about; None where that cannot be told from here."""
+
+
+def checkpoint_downloads(card: Card, weights: Path | None = None) -> tuple[Download, ...]:
+    """Return what of a card's checkpoint the hub would have to send; `weights` stands in for it.
+
+    Sizes are those of the card's architecture in float32, with the other components of SD v1: where a
+    repository holds float16 alone, it is half as much.
+    """
+    if card.checkpoint is None or (weights is not None and (weights / "model_index.json").is_file()):
+        return ()
+    pair = split_pair(card.checkpoint)
+    wanted: list[tuple[str, tuple[str, ...]]]
+    if pair is None:
+        wanted = [(str(card.checkpoint), COMPONENTS)]
+    else:
+        base, unet = pair
+        wanted = [(base, ("text_encoder", "vae")), (unet, ("unet",))]
+    if weights is not None:
+        wanted = wanted[:1]  # the base of another U-Net
+    found = []
+    for spec, components in wanted:
+        match = re.fullmatch(HUB_ID, spec)
+        if match is None or spec.startswith((".", "/", "~")):
+            continue
+        lacking = [part for part in components if not _cached(match["name"], match["revision"], part)]
+        if lacking:
+            parts = "" if tuple(lacking) == COMPONENTS else f" ({', '.join(lacking)})"
+            found.append(Download("weights", f"{spec}{parts}", _size(card, lacking)))
+    return tuple(found)
+
+
+def offered(extractor: str) -> bool:
+    """Say whether an extractor's weights are one that can be downloaded."""
+    return extractor.startswith(("inception-", "open_clip:"))
+
+
+def extractor_download(name: str) -> Download | None:
+    """Return the weights of an extractor as a download; None where `offered` says no."""
+    if name.startswith("inception-"):
+        from pytest_sdbench.inception import BYTES
+
+        return Download("extractor", "Inception of 2015-12-05", BYTES)
+    if name.startswith("open_clip:"):
+        return Download("extractor", name, _clip_size(name))
+    return None
+
+
+def _cached(name: str, revision: str | None, component: str) -> bool:
+    try:
+        cached_snapshot(name, revision, (component,))
+    except Unavailable:
+        return False
+    return True
+
+
+def _size(card: Card, components: list[str]) -> int | None:
+    from pytest_sdbench.skeleton import text_encoder_skeleton, unet_skeleton, vae_skeleton
+
+    total = 0
+    for component in components:
+        if component == "unet":
+            if card.architecture is None:
+                return None
+            try:
+                model = unet_skeleton(card.architecture)
+            except SdbenchError:  # told where the network is built for its timing
+                return None
+        else:
+            model = text_encoder_skeleton() if component == "text_encoder" else vae_skeleton()
+        total += _WIDTH * _parameters(model)
+    return total
+
+
+def _clip_size(name: str) -> int | None:
+    """Count the parameters of a plain CLIP model; others (of timm, with captions) are not built here."""
+    import open_clip
+    import torch
+    from open_clip.model import CLIP
+
+    config: Mapping[str, Any] | None = open_clip.get_model_config(
+        name.removeprefix("open_clip:").rpartition("/")[0]
+    )
+    if not config or not {"embed_dim", "vision_cfg", "text_cfg"} >= set(config) - {"quick_gelu"}:
+        return None
+    if "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"]:
+        return None
+    with torch.device("meta"):
+        model = CLIP(**config)
+    return _WIDTH * _parameters(model)
+
+
+def _parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

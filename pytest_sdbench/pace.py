@@ -1,0 +1,213 @@
+"""Estimate how long an image takes before one is made: the U-Net is timed, the rest is reckoned.
+
+An image takes the U-Net's calls (as many as its scheduler asks for, each twice under guidance), the VAE's
+decoding, reckoned at the U-Net's pace by the multiply-accumulates of both, and `ALLOWANCE` on top of it for
+all else: text encoder, codec, extractors, writing.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from pytest_sdbench.architectures import SD_V1_VAE, Config
+from pytest_sdbench.compute import decoder_macs, unet_macs
+from pytest_sdbench.engine import (
+    Tuning,
+    arrange,
+    default_batch_size,
+    out_of_memory,
+    shared_threads,
+    worker_count,
+)
+from pytest_sdbench.errors import ProtocolError
+from pytest_sdbench.protocol import Protocol
+from pytest_sdbench.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
+from pytest_sdbench.speed import machine_lock, release_memory, synchronise
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_sdbench.networks import Network
+
+ALLOWANCE = 0.1
+"""What text encoder, codec, extractors and writing add, as a fraction of U-Net and decoding."""
+
+SD_V1_SCHEDULER: Config = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+"""Settings of the PNDM scheduler that is published with Stable Diffusion v1: of checkpoints not at hand."""
+
+_LARGE = 128
+"""Pixels to a side from which a CPU is timed with one sample: a full batch of a full-size network takes
+minutes, and costs as much a sample."""
+
+_LONG = 2.0
+"""Seconds from which a first call is timing enough: warming up is a small part of it."""
+
+_PATIENCE = 120.0
+"""Seconds to wait for another process's timing to end."""
+
+
+def unet_calls(protocol: Protocol, network: Network) -> int:
+    """Return how often the U-Net is called for a batch: what the scheduler makes of the steps.
+
+    The scheduler is the checkpoint's, or where that is not at hand the one that the protocol demands with the
+    settings of Stable Diffusion v1. Raises what `scheduler_factory` raises, and ProtocolError for a scheduler
+    that cannot take so many steps.
+    """
+    import diffusers
+
+    from pytest_sdbench.checkpoint import scheduler_class
+    from pytest_sdbench.sampler import scheduler_factory
+
+    if network.checkpoint is not None:
+        name, config = scheduler_class(network.checkpoint), network.checkpoint.config("scheduler")
+    else:
+        name, config = protocol.sampling.scheduler.must_be or "PNDMScheduler", dict(SD_V1_SCHEDULER)
+    kind: Any = getattr(diffusers, name, diffusers.PNDMScheduler)
+    pipeline: Any = SimpleNamespace(scheduler=kind.from_config(config))
+    scheduler = scheduler_factory(pipeline, protocol)()
+    try:
+        scheduler.set_timesteps(protocol.sampling.steps)
+    except ValueError as error:
+        raise ProtocolError(
+            f"{type(scheduler).__name__}: {error}",
+            file=protocol.path,
+            key="sampling.steps",
+            found=protocol.sampling.steps,
+        ) from error
+    return len(scheduler.timesteps)
+
+
+def samples_per_image(protocol: Protocol, config: Config) -> int:
+    """Return 2 where each step calls the U-Net with and without the prompt, as diffusers decides it."""
+    return 2 if protocol.sampling.guidance > 1 and config.get("time_cond_proj_dim") is None else 1
+
+
+@dataclass
+class Stopwatch:
+    """Times each network once, however many cards and protocols have it."""
+
+    device: str
+    tell: Callable[[str], object] = lambda line: None
+    """Called before each timing, which may take a minute."""
+    _seconds: dict[tuple[object, ...], float] = field(default_factory=dict, repr=False)
+    _decoding: dict[tuple[str, int, str], float] = field(default_factory=dict, repr=False)
+
+    def seconds_per_image(self, protocol: Protocol, network: Network, n: int) -> float:
+        """Estimate the seconds of one image in a run of `n`, on this device with the engine's own tuning.
+
+        Raises Unavailable where another process keeps the lock for timings, what building the network raises,
+        and what `unet_calls` raises.
+        """
+        config = dict(unet_config(network.unet))
+        vae = SD_V1_VAE if network.checkpoint is None else network.checkpoint.config("vae")
+        side = protocol.sampling.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
+        config["sample_size"] = side
+        calls, doubled = unet_calls(protocol, network), samples_per_image(protocol, config)
+        sample = self._sample(protocol, config, n, doubled)
+        decoding = self._decoder_share(config, vae, side)
+        return sample * (calls * doubled + decoding) * (1 + ALLOWANCE)
+
+    def dtype(self, protocol: Protocol) -> str:
+        """Return the precision that is timed: on a CPU float32 stands for float16, which is no faster there.
+
+        It is emulated on most, and a single call would then take minutes.
+        """
+        wanted = protocol.sampling.dtype
+        return "float32" if self.device.startswith("cpu") and wanted == "float16" else wanted
+
+    def _sample(self, protocol: Protocol, config: Config, n: int, doubled: int) -> float:
+        """Return the seconds of the U-Net for one sample of a batch."""
+        workers = worker_count(protocol, n, self.device, Tuning())
+        batch = min(default_batch_size(protocol, self.device), math.ceil(n / workers)) * doubled
+        if self.device.startswith("cpu") and protocol.sampling.resolution > _LARGE:
+            batch = 1
+        dtype = self.dtype(protocol)
+        key = (architecture_key(config), batch, workers, dtype)
+        if key not in self._seconds:
+            side = config["sample_size"]
+            self.tell(f"timing a U-Net: {batch} x {side} x {side} latents, {dtype}, {self.device}")
+            self._seconds[key] = time_unet(
+                config, batch=batch, workers=workers, device=self.device, dtype=dtype
+            )
+        return self._seconds[key]
+
+    def _decoder_share(self, config: Config, vae: Config, side: int) -> float:
+        """Return the work of decoding a picture in U-Net samples."""
+        key = (architecture_key(config), side, repr(sorted(vae.items())))
+        if key not in self._decoding:
+            self._decoding[key] = decoder_macs(vae, side) / unet_macs(config).total
+        return self._decoding[key]
+
+
+def time_unet(config: Config, *, batch: int, workers: int, device: str, dtype: str) -> float:
+    """Return the seconds that one sample costs where `workers` threads call a U-Net beside each other.
+
+    The weights are random, the arrangement is the engine's; a batch that does not fit is halved. One lock per
+    machine keeps timings of other processes apart.
+    """
+    with machine_lock(_PATIENCE):
+        try:
+            return _time(config, batch, workers, device, dtype)
+        finally:
+            release_memory(device)
+
+
+def _time(config: Config, batch: int, workers: int, device: str, dtype: str) -> float:
+    import torch
+
+    kind: torch.dtype = getattr(torch, dtype)
+    model = unet_skeleton(config, device=device, dtype=kind)
+    arrange(SimpleNamespace(unet=model, device=torch.device(device)), Tuning())
+    one = unet_inputs(config, device=device, dtype=kind)
+    while True:
+        inputs = {name: value.repeat(batch, *[1] * (value.dim() - 1)) for name, value in one.items()}
+        try:
+            return _beside(lambda: _call(model, inputs, device), workers, device) / (batch * workers)  # noqa: B023
+        except RuntimeError as error:
+            if batch == 1 or not out_of_memory(error):
+                raise
+        batch = math.ceil(batch / 2)
+        release_memory(device)
+
+
+def _call(model: Any, inputs: dict[str, Any], device: str) -> None:
+    import torch
+
+    with torch.inference_mode():
+        model(**inputs)
+    synchronise(device)
+
+
+def _beside(call: Callable[[], None], workers: int, device: str) -> float:
+    """Return the seconds from the start of the first of the calls to the end of the last."""
+    barrier = threading.Barrier(workers)
+
+    def one(_: int) -> tuple[float, float]:
+        barrier.wait()
+        start = time.perf_counter()
+        call()
+        return start, time.perf_counter()
+
+    def together() -> float:
+        spans = list(pool.map(one, range(workers)))
+        return max(end for _, end in spans) - min(start for start, _ in spans)
+
+    on_cpu = device.startswith("cpu")
+    with shared_threads(workers) if on_cpu else nullcontext(), ThreadPoolExecutor(workers) as pool:
+        first = together()
+        return first if first > _LONG else min(first, together())

@@ -1,0 +1,398 @@
+"""Say what a run will cost before it starts: images, time, disk and downloads, by card and protocol."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from pytest_sdbench.card import Card, read_card
+from pytest_sdbench.doctor import Finding, look_for, protocol_needs
+from pytest_sdbench.downloads import Download, checkpoint_downloads, extractor_download, offered
+from pytest_sdbench.errors import CardError, EvidenceError, SdbenchError, Unavailable
+from pytest_sdbench.evaluation import on_this_device, open_evidence
+from pytest_sdbench.evidence import SHARD, DamagedEvidence, Evidence, Rows, Store
+from pytest_sdbench.features import CLIP_COLUMN, column_widths
+from pytest_sdbench.gate import other_protocol
+from pytest_sdbench.networks import network_of
+from pytest_sdbench.pace import Stopwatch
+from pytest_sdbench.protocol import Protocol, load_protocol
+
+if TYPE_CHECKING:
+    from pytest_sdbench.checkpoint import Checkpoint
+
+MEASURED, ESTIMATED = "measured", "estimated"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one card costs under one protocol."""
+
+    card: str
+    protocol: str
+    """Empty where a card cannot be read, or is judged by none."""
+    images: int = 0
+    """That the protocol asks for, or the first of them that were asked for."""
+    missing: int = 0
+    """Of these, images that the store lacks."""
+    looked: bool = True
+    """Whether the store could be looked at: it is keyed by the weights, and these may not be here."""
+    seconds_per_image: float | None = None
+    basis: str = ""
+    """``measured`` by an earlier run of this set-up, ``estimated`` from a timing, or empty."""
+    timed_in: str = ""
+    """The precision that was timed, where it stands for another one: the time is then the least."""
+    untimed: str = ""
+    """Why there is no time."""
+    bytes: int | None = None
+    """Disk that the evidence of the missing images takes; None where that cannot be told."""
+    draw: str = ""
+    """Equal for rows of which one's images are among the other's."""
+    downloads: tuple[Download, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """All that the row needs, found or not."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds that the missing images take; None where that is not known."""
+        if not self.missing:
+            return 0.0
+        return None if self.seconds_per_image is None else self.missing * self.seconds_per_image
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing lacks."""
+        return all(finding.found for finding in self.findings)
+
+    @property
+    def unfetched(self) -> tuple[Finding, ...]:
+        """What lacks and cannot be downloaded."""
+        weights = any(download.need == "weights" for download in self.downloads)
+        return tuple(
+            finding
+            for finding in self.findings
+            if not finding.found
+            and not (finding.state == "missing" and finding.need == "weights" and weights)
+            and not (finding.state == "missing" and finding.need == "extractor" and offered(finding.name))
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run costs."""
+
+    rows: tuple[Row, ...]
+    device: str
+    store: Path | str
+    warnings: tuple[str, ...] = ()
+    """What the store set aside."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether every card can be run as things are."""
+        return all(row.ready for row in self.rows)
+
+    @property
+    def counted(self) -> tuple[Row, ...]:
+        """Rows without those whose images are among another row's: protocols that differ in N share them."""
+        most: dict[str, Row] = {}
+        for row in self.rows:
+            if row.missing and (row.draw not in most or row.missing > most[row.draw].missing):
+                most[row.draw] = row
+        return tuple(most.values())
+
+    @property
+    def missing(self) -> int:
+        """Images to make."""
+        return sum(row.missing for row in self.counted)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds that they take; None where a part of them is not known."""
+        return _seconds(row.seconds for row in self.counted)
+
+    @property
+    def bytes(self) -> int | None:
+        """Disk that their evidence takes; None where a part of it is not known."""
+        return _bytes(row.bytes for row in self.counted)
+
+    @property
+    def downloads(self) -> dict[Download, list[str]]:
+        """Everything to fetch, with the cards that need it."""
+        found: dict[Download, dict[str, None]] = {}
+        for row in self.rows:
+            for download in row.downloads:
+                found.setdefault(download, {})[row.card] = None
+        return {download: list(users) for download, users in found.items()}
+
+    @property
+    def download_bytes(self) -> int | None:
+        """Bytes to fetch; None where a part of them is not known."""
+        return _bytes(download.size for download in self.downloads)
+
+
+def plan(
+    cards: Sequence[Path],
+    *,
+    store: Path | str,
+    data_root: Path | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    images: int | None = None,
+    protocols: Sequence[str] = (),
+    weights: Mapping[str, Path] | None = None,
+    timing: bool = True,
+    tell: Callable[[str], object] = lambda line: None,
+) -> Plan:
+    """Reckon what cards cost under the protocols that they are judged by, or under `protocols`.
+
+    `store` is a folder or a URL, `weights` replaces the checkpoint of a card by name or path. Nothing is
+    downloaded and no image is made; one or two U-Net calls of each network are timed, unless `timing` is off,
+    and `tell` hears of it first. What is missing or broken is a finding of its row, and ends nothing; what
+    the store sets aside as damaged is missing, with a warning. Raises CardError for `weights` of no card.
+    """
+    planner = _Planner(store, data_root, device, dtype, images, Stopwatch(device, tell) if timing else None)
+    left = dict(weights or {})
+    rows: list[Row] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DamagedEvidence)
+        for path in cards:
+            try:
+                card = read_card(path)
+            except SdbenchError as error:
+                broken = Finding(path.stem, "card", path.name, "broken", str(error))
+                rows.append(Row(path.stem, "", findings=(broken,)))
+                continue
+            mine = [key for key in left if key == card.name or Path(key).absolute() == path.absolute()]
+            folders = [left.pop(key) for key in mine]
+            rows += planner.rows(card, folders[0] if folders else None, protocols)
+    if left:
+        known = ", ".join(dict.fromkeys(row.card for row in rows))
+        raise CardError("weights of no card", key="--weights", found=next(iter(left)), remedy=f"Name {known}")
+    said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DamagedEvidence))
+    return Plan(tuple(rows), device, store, tuple(said))
+
+
+def figures(made: Plan) -> dict[str, Any]:
+    """Return a plan as plain data."""
+    return {
+        "ready": made.ready,
+        "device": made.device,
+        "store": str(made.store),
+        "warnings": list(made.warnings),
+        "totals": {
+            "images_to_make": made.missing,
+            "seconds": made.seconds,
+            "evidence_bytes": made.bytes,
+            "download_bytes": made.download_bytes,
+        },
+        "rows": [
+            {
+                "card": row.card,
+                "protocol": row.protocol or None,
+                "ready": row.ready,
+                "images": row.images,
+                "images_in_store": row.images - row.missing if row.looked else None,
+                "images_to_make": row.missing,
+                "seconds_per_image": row.seconds_per_image,
+                "seconds": row.seconds,
+                "basis": row.basis or None,
+                "timed_in": row.timed_in or None,
+                "untimed": row.untimed or None,
+                "evidence_bytes": row.bytes,
+                "draw": row.draw or None,
+                "downloads": [asdict(download) for download in row.downloads],
+                "lacking": [asdict(finding) for finding in row.findings if not finding.found],
+            }
+            for row in made.rows
+        ],
+    }
+
+
+def evidence_bytes(protocol: Protocol, missing: Iterable[range], manifest: Mapping[str, Any]) -> int:
+    """Return the bytes that the evidence of missing shards takes: a shard of each length is tried out.
+
+    It is written by the store itself, to a temporary folder. Raises ProtocolError for an extractor that does
+    not exist.
+    """
+    sizes: dict[int, int] = {}
+    total = beside = 0
+    for shard in missing:
+        count = len(shard)
+        if count not in sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                Store(Path(folder)).open("", "", manifest).write(0, _zeros(protocol, count))
+                files = [file for file in Path(folder).rglob("*") if file.is_file()]
+                sizes[count] = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
+                beside = sum(file.stat().st_size for file in files) - sizes[count]
+        total += sizes[count]
+    return total + beside
+
+
+def _zeros(protocol: Protocol, count: int) -> Rows:
+    """Return rows of the form that the engine writes."""
+    rows: Rows = {
+        column: np.zeros(count if column == CLIP_COLUMN else (count, width), np.float32)
+        for column, width in column_widths(protocol).items()
+    }
+    flags = {name: np.zeros(count, np.bool_) for name in ("blacked_out", "truncated")}
+    return rows | {"seed": np.zeros(count, np.int64)} | flags
+
+
+class _Planner:
+    """Plans one card after the other, and looks for each thing once."""
+
+    def __init__(
+        self,
+        store: Path | str,
+        data_root: Path | None,
+        device: str,
+        dtype: str | None,
+        images: int | None,
+        stopwatch: Stopwatch | None,
+    ) -> None:
+        self._store, self._data_root, self._device = store, data_root, device
+        self._dtype, self._images, self._stopwatch = dtype, images, stopwatch
+        self._seen: dict[tuple[Path, str, str], tuple[str, str]] = {}
+
+    def rows(self, card: Card, weights: Path | None, names: Sequence[str]) -> Iterator[Row]:
+        """Yield a row for each protocol of a card."""
+        try:
+            protocols = _named(card, names) if names else _judged(card)
+        except SdbenchError as error:
+            yield Row(card.name, "", findings=(Finding(card.name, "protocol", "", "broken", str(error)),))
+            return
+        if not protocols:
+            yield Row(card.name, "")
+            return
+        checkpoint, weighed = _checkpoint(card, weights)
+        downloads = checkpoint_downloads(card, weights) if weighed.state == "missing" else ()
+        for protocol in protocols:
+            asked = protocol.with_samples(min(self._images, protocol.n)) if self._images else protocol
+            asked = asked.with_dtype(self._dtype) if self._dtype else asked
+            yield self._row(card, asked, checkpoint, (weighed, *self._needs(card, asked)), downloads)
+
+    def _needs(self, card: Card, protocol: Protocol) -> Iterator[Finding]:
+        for need, name, look in protocol_needs(protocol, self._data_root):
+            # By folder too: "./" and a protocol beside the card mean another thing elsewhere.
+            key = (card.path.parent.resolve(), need, name)
+            if key not in self._seen:
+                self._seen[key] = look_for(look)
+            yield Finding(card.name, need, name, *self._seen[key])
+
+    def _row(
+        self,
+        card: Card,
+        protocol: Protocol,
+        checkpoint: Checkpoint | None,
+        findings: tuple[Finding, ...],
+        downloads: tuple[Download, ...],
+    ) -> Row:
+        drawn = on_this_device(protocol, self._device)
+        evidence: Evidence | None = None
+        missing = [range(start, min(start + SHARD, drawn.n)) for start in range(0, drawn.n, SHARD)]
+        try:
+            if checkpoint is not None:
+                evidence = open_evidence(_place(self._store), checkpoint, drawn, device=self._device)
+                missing = evidence.missing(drawn.n)
+        except Unavailable:
+            evidence = None  # an extractor is not here: it is among the findings
+        except EvidenceError as error:
+            evidence = None
+            findings += (Finding(card.name, "store", str(self._store), "broken", str(error)),)
+        count = sum(map(len, missing))
+        pace = evidence.pace() if evidence is not None else None
+        basis, untimed, timed_in = MEASURED if pace is not None else "", "", ""
+        if count and pace is None:
+            try:
+                pace, timed_in = self._estimate(card, drawn, checkpoint)
+                basis = ESTIMATED if pace is not None else ""
+            except SdbenchError as error:
+                untimed = str(error)
+        try:
+            size = evidence_bytes(drawn, missing, evidence.manifest if evidence is not None else {})
+        except SdbenchError:  # an extractor that does not exist: it is among the findings
+            size = None
+        fetched = (
+            extractor_download(f.name) for f in findings if (f.need, f.state) == ("extractor", "missing")
+        )
+        of = checkpoint.fingerprint if checkpoint is not None else card.checkpoint or card.name
+        return Row(
+            card=card.name,
+            protocol=drawn.name,
+            images=drawn.n,
+            missing=count,
+            looked=evidence is not None,
+            seconds_per_image=pace,
+            basis=basis,
+            timed_in=timed_in,
+            untimed=untimed,
+            bytes=size,
+            draw=f"{of}-{drawn.draw_fingerprint}",
+            downloads=tuple(dict.fromkeys([*downloads, *(each for each in fetched if each is not None)])),
+            findings=findings,
+        )
+
+    def _estimate(
+        self, card: Card, protocol: Protocol, checkpoint: Checkpoint | None
+    ) -> tuple[float | None, str]:
+        """Return the seconds of an image, and the precision that was timed if it is another one."""
+        if self._stopwatch is None:
+            return None, ""
+        seconds = self._stopwatch.seconds_per_image(protocol, network_of(card, checkpoint), protocol.n)
+        timed = self._stopwatch.dtype(protocol)
+        return seconds, "" if timed == protocol.sampling.dtype else timed
+
+
+def _named(card: Card, names: Sequence[str]) -> list[Protocol]:
+    return [load_protocol(name, search=(card.path.parent,)) for name in dict.fromkeys(names)]
+
+
+def _judged(card: Card) -> list[Protocol]:
+    """Return the protocols under which a run of the card would make images."""
+    from pytest_sdbench.suite import quality_cases
+
+    found: dict[str, Protocol] = {}
+    for case in quality_cases(card):
+        if case.protocol is not None and case.protocol not in found:
+            protocol = load_protocol(case.protocol, search=(card.path.parent,))
+            if case.claim is None or not other_protocol(case.claim, protocol):
+                found[case.protocol] = protocol
+    return list(found.values())
+
+
+def _checkpoint(card: Card, weights: Path | None) -> tuple[Checkpoint | None, Finding]:
+    """Return the verified checkpoint under test, or None; and what there is to say about it."""
+    from pytest_sdbench.checkpoint import resolve, verify
+
+    here: list[Checkpoint] = []
+
+    def look() -> str:
+        checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent, weights=weights)
+        verify(checkpoint)
+        here.append(checkpoint)
+        return f"verified, fingerprint {checkpoint.fingerprint}"
+
+    name = str(weights or card.checkpoint or f"of {card.name}")
+    finding = Finding(card.name, "weights", name, *look_for(look))
+    return (here[0] if here else None), finding
+
+
+def _place(store: Path | str) -> Store:
+    """Return a store in a folder, or behind a URL."""
+    return Store(cast("Any", store if "://" in str(store) else Path(store)))
+
+
+def _seconds(values: Iterable[float | None]) -> float | None:
+    found = list(values)
+    return None if None in found else sum(value or 0.0 for value in found)
+
+
+def _bytes(values: Iterable[int | None]) -> int | None:
+    found = list(values)
+    return None if None in found else sum(value or 0 for value in found)

@@ -1,0 +1,158 @@
+"""Write a plan for people: a table, totals, and what is to be fetched, placed or mended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from tabulate import tabulate
+
+from pytest_sdbench.doctor import lacking
+from pytest_sdbench.environment import device_name
+from pytest_sdbench.evaluation import duration
+from pytest_sdbench.pace import ALLOWANCE
+from pytest_sdbench.plan import ESTIMATED, MEASURED, Plan, Row
+from pytest_sdbench.settings import UNASKED
+
+_HEADERS = ("name", "protocol", "images", "in store", "to make", "time", "how known", "disk", "ready")
+_ALIGN = ("left", "left", "right", "right", "right", "right", "left", "right", "left")
+
+
+def report(plan: Plan) -> str:
+    """Return the table of a plan, its totals, how they were found, and what lacks."""
+    parts = [_table(plan.rows), "", _totals(plan), *_explained(plan)]
+    if plan.downloads:
+        rows = [
+            [
+                download.what,
+                "?" if download.size is None else f"about {size_text(download.size)}",
+                _few(users),
+            ]
+            for download, users in plan.downloads.items()
+        ]
+        headers = ("to download (--sdbench-download does it)", "size", "for")
+        parts += ["", tabulate(rows, headers=headers, tablefmt="simple", colalign=("left", "right", "left"))]
+    notes = lacking([finding for row in plan.rows for finding in row.unfetched])
+    if notes:
+        parts += ["\nTo be placed or mended by you:", *notes]
+    elif plan.ready:
+        parts.append("\nNothing is missing: all of it can be run.")
+    return "\n".join(parts)
+
+
+def size_text(count: int) -> str:
+    """Say a number of bytes in the unit that suits it (1 MB is 10^6 bytes)."""
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+    return f"{count} B"
+
+
+def _table(rows: Iterable[Row]) -> str:
+    lines, before = [], ""
+    for row in rows:
+        lines.append(["" if row.card == before else row.card, *_cells(row), "yes" if row.ready else "no"])
+        before = row.card
+    return tabulate(lines, headers=_HEADERS, tablefmt="simple", colalign=_ALIGN, disable_numparse=True)
+
+
+def _cells(row: Row) -> list[str]:
+    if not row.protocol:
+        return ["-"] * 7
+    stored = f"{row.images - row.missing:,}" if row.looked else "?"
+    counts = [row.protocol, f"{row.images:,}", stored, f"{row.missing:,}"]
+    if not row.missing:
+        return [*counts, "-", "", "-"]
+    time = "?" if row.seconds is None else f"{'>' if row.timed_in else ''}{duration(row.seconds)}"
+    return [*counts, time, row.basis, "?" if row.bytes is None else size_text(row.bytes)]
+
+
+def _totals(plan: Plan) -> str:
+    if not plan.missing:
+        return "No image is to be made."
+    least = ">" if any(row.timed_in for row in plan.counted) else ""
+    time = "a time that is not known for all" if plan.seconds is None else f"{least}{duration(plan.seconds)}"
+    disk = "?" if plan.bytes is None else size_text(plan.bytes)
+    text = f"In all: {plan.missing:,} images to make, {time} on {_where(plan.device)}, {disk} of evidence"
+    if plan.downloads:
+        size = plan.download_bytes
+        text += f", {'downloads' if size is None else f'about {size_text(size)} of downloads'}"
+    return f"{text}."
+
+
+def _explained(plan: Plan) -> list[str]:
+    rows, notes = [row for row in plan.rows if row.missing], []
+    if len(plan.counted) < len(rows):
+        notes.append(
+            "Protocols that differ in the number of images alone share them; the total counts them once."
+        )
+    if any(not row.looked for row in rows):
+        notes.append(
+            "? in store: images are kept by the content of the weights, which are not here; none is counted."
+        )
+    if any(row.basis == MEASURED for row in rows):
+        notes.append("measured: what an image last took this set-up, written down in the store.")
+    if any(row.basis == ESTIMATED for row in rows):
+        notes.append(
+            "estimated: one U-Net call timed just now with random weights, times the calls of the protocol; "
+            f"decoding reckoned\n  from it, and {ALLOWANCE:.0%} on top for text, codec and extractors. Expect it "
+            "within a factor of two."
+        )
+    for precision in sorted({row.timed_in for row in rows if row.timed_in}):
+        notes.append(
+            f">: timed in {precision}; the protocol draws in float16, which a CPU may take many times as long "
+            f"for.\n  --dtype {precision} plans what `--sdbench-dtype {precision}` does: other images, comparable "
+            "with no claim."
+        )
+    for reason in dict.fromkeys(row.untimed for row in rows if row.untimed):
+        notes.append(f"no time: {reason}")
+    if plan.device.startswith("cpu") and any(row.missing > UNASKED for row in rows):
+        notes.append(
+            f"On a CPU pytest makes more than {UNASKED:,} images of a row only with --sdbench-max-images all."
+        )
+    unjudged = [row.card for row in plan.rows if not row.protocol and row.ready]
+    if unjudged:
+        notes.append(f"No claim states its protocol, so nothing is to be made: {', '.join(unjudged)}")
+    notes += [f"Damaged: {text}" for text in plan.warnings]
+    return [*notes, *_space(plan)]
+
+
+def _space(plan: Plan) -> list[str]:
+    """Compare what is to be written with what is free, disk by disk."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    wanted = [(Path(HF_HUB_CACHE), plan.download_bytes or 0)]
+    notes = []
+    if "://" in str(plan.store):
+        notes.append(f"What is free in {plan.store} cannot be known from here.")
+    else:
+        wanted.append((Path(plan.store), plan.bytes or 0))
+    disks: dict[int, tuple[Path, int]] = {}
+    for folder, size in wanted:
+        here = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        disk = os.stat(here).st_dev
+        disks[disk] = here, disks.get(disk, (here, 0))[1] + size
+    for here, size in disks.values():
+        free = shutil.disk_usage(here).free
+        if size > free:
+            notes.append(
+                f"WARNING: {size_text(size)} are to be written to the disk of {here}, "
+                f"and {size_text(free)} are free."
+            )
+    return notes
+
+
+def _where(device: str) -> str:
+    name = device_name(device)
+    if not device.startswith("cpu"):
+        return f"{device} ({name})"
+    import torch
+
+    threads = torch.get_num_threads()
+    return f"{name} ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"
