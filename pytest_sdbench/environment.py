@@ -24,7 +24,8 @@ def versions() -> dict[str, str]:
 def torch_device(asked: str, *, option: str, worker: str = "gw0") -> str:
     """Return the torch device that is meant; ``auto`` is a GPU where there is one.
 
-    `worker`, as xdist names it, has its share of several GPUs. Raises Unavailable, naming the option, for a device that this machine has not.
+    `worker`, as xdist names it, has its share of several GPUs. Raises Unavailable, naming the option, for a
+    device that this machine has not.
     """
     import torch
 
