@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "plan", help="say what a run will cost before it starts: images, time, disk, downloads"
     )
     plan.add_argument("cards", nargs="*", type=Path, metavar="CARD", help="default: the packaged cards")
-    plan.add_argument("--store", default=".sdbench", metavar="DIR", help="as --sdbench-store [%(default)s]")
+    plan.add_argument("--store", default=".sdbench", metavar="DIR|URL", help="[%(default)s]")
     plan.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
     plan.add_argument("--device", default="auto", metavar="DEVICE", help="torch device [%(default)s]")
     plan.add_argument(

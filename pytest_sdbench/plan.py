@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -298,7 +298,7 @@ class _Planner:
         missing = [range(start, min(start + SHARD, drawn.n)) for start in range(0, drawn.n, SHARD)]
         try:
             if checkpoint is not None:
-                evidence = open_evidence(_place(self._store), checkpoint, drawn, device=self._device)
+                evidence = open_evidence(self._store, checkpoint, drawn, device=self._device)
                 missing = evidence.missing(drawn.n)
         except Unavailable:
             evidence = None  # an extractor is not here: it is among the findings
@@ -381,11 +381,6 @@ def _checkpoint(card: Card, weights: Path | None) -> tuple[Checkpoint | None, Fi
     name = str(weights or card.checkpoint or f"of {card.name}")
     finding = Finding(card.name, "weights", name, *look_for(look))
     return (here[0] if here else None), finding
-
-
-def _place(store: Path | str) -> Store:
-    """Return a store in a folder, or behind a URL."""
-    return Store(cast("Any", store if "://" in str(store) else Path(store)))
 
 
 def _seconds(values: Iterable[float | None]) -> float | None:

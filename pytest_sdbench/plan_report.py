@@ -15,8 +15,19 @@ from pytest_sdbench.evaluation import duration
 from pytest_sdbench.pace import ALLOWANCE
 from pytest_sdbench.plan import ESTIMATED, MEASURED, Plan, Row
 from pytest_sdbench.settings import UNASKED
+from pytest_sdbench.storage import place_of
 
-_HEADERS = ("name", "protocol", "images", "in store", "to make", "time", "how known", "disk", "ready")
+_HEADERS = (
+    "\nname",
+    "\nprotocol",
+    "\nimages",
+    "in\nstore",
+    "to\nmake",
+    "\ntime",
+    "how\nknown",
+    "\ndisk",
+    "\nok",
+)
 _ALIGN = ("left", "left", "right", "right", "right", "right", "left", "right", "left")
 
 
@@ -96,15 +107,15 @@ def _explained(plan: Plan) -> list[str]:
         notes.append("measured: what an image last took this set-up, written down in the store.")
     if any(row.basis == ESTIMATED for row in rows):
         notes.append(
-            "estimated: one U-Net call timed just now with random weights, times the calls of the protocol; "
-            f"decoding reckoned\n  from it, and {ALLOWANCE:.0%} on top for text, codec and extractors. Expect it "
-            "within a factor of two."
+            "estimated: one U-Net call, timed now with random weights, times the calls of the protocol;\n"
+            f"  decoding reckoned from it; {ALLOWANCE:.0%} on top for text, codec, extractors. "
+            "Expect it within a factor of 2."
         )
     for precision in sorted({row.timed_in for row in rows if row.timed_in}):
         notes.append(
-            f">: timed in {precision}; the protocol draws in float16, which a CPU may take many times as long "
-            f"for.\n  --dtype {precision} plans what `--sdbench-dtype {precision}` does: other images, comparable "
-            "with no claim."
+            f">: timed in {precision}; the protocol draws in float16, which may take a CPU many times as "
+            "long.\n"
+            f"  --dtype {precision} plans what --sdbench-dtype {precision} does: comparable with no claim."
         )
     for reason in dict.fromkeys(row.untimed for row in rows if row.untimed):
         notes.append(f"no time: {reason}")
@@ -125,10 +136,11 @@ def _space(plan: Plan) -> list[str]:
 
     wanted = [(Path(HF_HUB_CACHE), plan.download_bytes or 0)]
     notes = []
-    if "://" in str(plan.store):
-        notes.append(f"What is free in {plan.store} cannot be known from here.")
+    store = place_of(str(plan.store))
+    if isinstance(store, Path):
+        wanted.append((store, plan.bytes or 0))
     else:
-        wanted.append((Path(plan.store), plan.bytes or 0))
+        notes.append(f"What is free in {store} cannot be known from here.")
     disks: dict[int, tuple[Path, int]] = {}
     for folder, size in wanted:
         here = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())

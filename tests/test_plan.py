@@ -1,0 +1,344 @@
+"""A plan says what a run costs, and every figure is held against what really happens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pytest_sdbench import pace
+from pytest_sdbench.card import read_card
+from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.cli import main
+from pytest_sdbench.errors import CardError, ProtocolError
+from pytest_sdbench.evaluation import make_evidence
+from pytest_sdbench.networks import Network
+from pytest_sdbench.pace import Stopwatch, samples_per_image, time_unet, unet_calls
+from pytest_sdbench.paths import reference
+from pytest_sdbench.plan import Plan, plan
+from pytest_sdbench.plan_report import report
+from pytest_sdbench.protocol import Protocol, load_protocol
+from tests.project import IMAGES, make_card, make_project, make_protocol
+from tests.tiny_checkpoint import UNET, make_consistency_unet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CARDS = reference() / "cards"
+
+
+@pytest.fixture(autouse=True)
+def lonely_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find nothing in the hub's cache of this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+
+
+def make(card: Path, store: Path, n: int) -> Any:
+    """Make the first n images of the project's card."""
+    found = read_card(card)
+    checkpoint = Checkpoint("./mini-sd", card.parent / "mini-sd")
+    protocol = load_protocol("mini", search=(found.path.parent,)).with_samples(n)
+    return make_evidence(checkpoint, protocol, store=store, progress=False).evidence
+
+
+def protocol_of(folder: Path, name: str = "own", **sampling: Any) -> Protocol:
+    base: dict[str, Any] = {"steps": 25, "guidance": 2.0, "resolution": 64, "dtype": "float32"}
+    return load_protocol(make_protocol(folder / f"{name}.yaml", sampling=base | sampling))
+
+
+@pytest.fixture(scope="module")
+def network(pristine_checkpoint: Path) -> Network:
+    checkpoint = Checkpoint("tiny", pristine_checkpoint)
+    return Network(checkpoint.unet_config, checkpoint)
+
+
+class TestCounts:
+    def test_what_is_in_the_store_need_not_be_made(self, tmp_path, pristine_checkpoint):
+        card, store = make_project(tmp_path, pristine_checkpoint), tmp_path / "store"
+        (before,) = plan([card], store=store, timing=False).rows
+        assert (before.images, before.missing, before.looked) == (IMAGES, IMAGES, True)
+        assert not store.exists()
+        make(card, store, 64)
+        (between,) = plan([card], store=store, timing=False).rows
+        assert between.missing == IMAGES - 64
+        make(card, store, IMAGES)
+        done = plan([card], store=store, timing=False)
+        assert (done.missing, done.seconds, done.bytes) == (0, 0, 0)
+        assert "No image is to be made" in report(done)
+
+    def test_a_part_of_the_images_can_be_planned(self, tmp_path, pristine_checkpoint):
+        card = make_project(tmp_path, pristine_checkpoint)
+        (row,) = plan([card], store=tmp_path, images=40, timing=False).rows
+        assert (row.images, row.missing) == (40, 40)
+
+    def test_protocols_that_share_images_are_counted_once(self, tmp_path):
+        found = plan([CARDS / "scenes-sd.md"], store=tmp_path, timing=False)
+        assert [(row.protocol, row.missing) for row in found.rows] == [
+            ("scenes-quick", 512),
+            ("scenes-5k", 5000),
+        ]
+        assert found.missing == 5000
+        assert found.bytes == found.rows[1].bytes
+
+    def test_a_protocol_can_be_named_in_place_of_the_cards_own(self, tmp_path):
+        found = plan([CARDS / "scenes-sd.md"], store=tmp_path, protocols=["scenes-30k"], timing=False)
+        assert [(row.protocol, row.missing) for row in found.rows] == [("scenes-30k", 30_000)]
+
+    def test_a_damaged_shard_is_to_be_made_again_and_told(self, tmp_path, pristine_checkpoint):
+        card, store = make_project(tmp_path, pristine_checkpoint), tmp_path / "store"
+        make(card, store, 64)
+        (shard,) = store.glob("*/*.safetensors")
+        shard.write_bytes(shard.read_bytes()[:-1])
+        found = plan([card], store=store, timing=False)
+        assert found.missing == IMAGES
+        assert shard.name in " ".join(found.warnings)
+        assert shard.name in report(found)
+
+
+class TestDisk:
+    def test_the_figure_is_the_size_of_the_folder_that_a_run_leaves(self, tmp_path, pristine_checkpoint):
+        card = make_project(tmp_path, pristine_checkpoint)
+        for n in (20, IMAGES):
+            store = tmp_path / f"store-{n}"
+            reckoned = plan([card], store=store, images=n, timing=False).bytes
+            make(card, store, n)
+            real = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+            assert reckoned == pytest.approx(real, rel=0.05)
+
+    def test_wide_features_take_more(self, tmp_path):
+        """Two front ends of Inception and a CLIP score: 2048 + 1008 + 1 numbers of four bytes an image."""
+        found = plan([CARDS / "bk-sdm-tiny.md"], store=tmp_path, timing=False)
+        assert found.bytes == pytest.approx(30_000 * (4 * (2048 + 1008 + 1) + 18), rel=0.01)
+
+    def test_a_disk_that_is_too_full_is_told(self, tmp_path, pristine_checkpoint, monkeypatch):
+        card = make_project(tmp_path, pristine_checkpoint)
+        found = plan([card], store=tmp_path / "store", timing=False)
+        assert "WARNING" not in report(found)
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
+        assert "1 kB are free" in report(found)
+
+    def test_of_a_store_behind_a_url_no_free_space_is_known(self, tmp_path, pristine_checkpoint):
+        card = make_project(tmp_path, pristine_checkpoint)
+        found = plan([card], store="memory://plan/store", timing=False)
+        assert found.missing == IMAGES
+        assert "memory://plan/store cannot be known" in report(found)
+
+
+class TestTime:
+    @pytest.mark.parametrize(("steps", "guidance"), [(25, 2.0), (3, 1.0)])
+    def test_calls_are_those_that_diffusers_makes(self, tmp_path, network, steps, guidance):
+        protocol = protocol_of(tmp_path, steps=steps, guidance=guidance)
+        seen = self._seen(load_pipeline(network.checkpoint), protocol)
+        assert len(seen) == unet_calls(protocol, network)
+        assert set(seen) == {samples_per_image(protocol, network.unet)}
+
+    def test_a_consistency_model_is_called_once_a_step_without_a_second_half(
+        self, tmp_path, pristine_checkpoint
+    ):
+        folder = make_consistency_unet(tmp_path / "lcm")
+        checkpoint = Checkpoint("lcm", pristine_checkpoint, folder / "unet", folder / "scheduler")
+        network = Network(checkpoint.unet_config, checkpoint)
+        scheduler = {"name": "checkpoint", "must_be": "LCMScheduler"}
+        protocol = protocol_of(tmp_path, steps=4, guidance=8.0, scheduler=scheduler)
+        assert self._seen(load_pipeline(checkpoint), protocol) == [1] * 4
+        assert unet_calls(protocol, network) == 4
+        assert samples_per_image(protocol, network.unet) == 1
+
+    def _seen(self, pipeline: Any, protocol: Protocol) -> list[int]:
+        """Draw one image with diffusers and return the batch of each U-Net call."""
+        seen: list[int] = []
+        pipeline.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+        sampling = protocol.sampling
+        pipeline("red", num_inference_steps=sampling.steps, guidance_scale=sampling.guidance)
+        return seen
+
+    def test_pndm_takes_a_call_more_than_steps_with_and_without_a_checkpoint(self, network):
+        protocol = load_protocol("coco30k-bksdm")
+        assert unet_calls(protocol, network) == 26
+        assert unet_calls(protocol, Network("bk-sdm-small", None)) == 26
+
+    def test_time_grows_with_steps_guidance_and_images(self, tmp_path, network, monkeypatch):
+        """One timing of the U-Net: what differs is how often it is called."""
+        monkeypatch.setattr(pace, "time_unet", lambda *_, **__: 0.01)
+        watch = Stopwatch("cpu")
+
+        def seconds(**sampling: Any) -> float:
+            return watch.seconds_per_image(protocol_of(tmp_path, **sampling), network, IMAGES)
+
+        once = seconds(steps=9, guidance=1.0)
+        # 10 and 20 calls, 10 of them doubled; decoding is in each once.
+        assert seconds(steps=19, guidance=1.0) - once == pytest.approx(0.01 * 10 * (1 + pace.ALLOWANCE))
+        assert seconds(steps=9, guidance=2.0) - once == pytest.approx(0.01 * 10 * (1 + pace.ALLOWANCE))
+        assert once > 0.01 * 10
+        card = make_project(tmp_path, network.checkpoint.folder)
+        few, all_ = (plan([card], store=tmp_path, images=n) for n in (26, IMAGES))
+        assert all_.seconds == pytest.approx(few.seconds * IMAGES / 26)
+
+    def test_a_network_is_timed_once_for_all_cards_and_told_before(self, tmp_path, pristine_checkpoint):
+        card = make_project(tmp_path, pristine_checkpoint)
+        other = make_card(card.with_name("other.md"))
+        told: list[str] = []
+        rows = plan([card, other], store=tmp_path, tell=told.append).rows
+        assert len(told) == 1
+        assert [row.basis for row in rows] == ["estimated"] * 2
+        assert rows[0].seconds_per_image == rows[1].seconds_per_image
+        assert rows[0].seconds_per_image > 0
+
+    def test_what_a_run_wrote_down_counts_more_than_a_timing(self, tmp_path, pristine_checkpoint):
+        card, store = make_project(tmp_path, pristine_checkpoint), tmp_path / "store"
+        evidence = make(card, store, 64)
+        told: list[str] = []
+        (row,) = plan([card], store=store, tell=told.append).rows
+        assert (row.basis, row.seconds_per_image) == ("measured", evidence.pace())
+        evidence.keep_pace(7.5)
+        (row,) = plan([card], store=store, tell=told.append).rows
+        assert row.seconds == 7.5 * (IMAGES - 64)
+        assert not told
+
+    def test_without_timing_only_the_store_knows_a_time(self, tmp_path, pristine_checkpoint):
+        card = make_project(tmp_path, pristine_checkpoint)
+        found = plan([card], store=tmp_path, timing=False)
+        assert found.seconds is None
+        assert "not known" in report(found)
+
+    def test_half_precision_on_a_cpu_is_timed_in_full_and_called_the_least(
+        self, tmp_path, pristine_checkpoint
+    ):
+        card = make_project(tmp_path, pristine_checkpoint)
+        sampling = {"steps": 2, "guidance": 1.0, "resolution": 64, "dtype": "float16"}
+        make_protocol(card.parent / "protocols" / "mini.yaml", sampling=sampling)
+        found = plan([card], store=tmp_path)
+        assert found.rows[0].timed_in == "float32"
+        assert re.search(r">\d+ seconds", report(found))
+        told = plan([card], store=tmp_path, dtype="float32")
+        assert told.rows[0].timed_in == ""
+        assert told.rows[0].draw != found.rows[0].draw
+
+    def test_a_batch_that_does_not_fit_is_halved(self, monkeypatch):
+        sizes: list[int] = []
+
+        class Small(torch.nn.Module):
+            def forward(self, sample: torch.Tensor, **_: Any) -> None:
+                sizes.append(len(sample))
+                if len(sample) > 20:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        monkeypatch.setattr(pace, "unet_skeleton", lambda *_, **__: Small())
+        time_unet(UNET, batch=64, workers=1, device="cpu", dtype="float32")
+        assert sizes == [64, 32, 16, 16]
+
+    def test_steps_that_a_scheduler_cannot_take_name_the_protocol(self, tmp_path):
+        protocol = protocol_of(tmp_path, steps=90, scheduler={"name": "LCMScheduler"})
+        with pytest.raises(ProtocolError, match=r"own\.yaml: sampling\.steps"):
+            unet_calls(protocol, Network("bk-sdm-tiny-lcm", None))
+
+
+class TestLacking:
+    def test_a_broken_card_does_not_end_the_plan(self, tmp_path, pristine_checkpoint, capsys):
+        card = make_project(tmp_path, pristine_checkpoint)
+        broken = make_card(card.with_name("broken.md"), claims={"clip_score": 29.0})
+        assert main(["plan", str(broken), str(card), "--store", str(tmp_path), "--no-timing"]) == 1
+        text = capsys.readouterr().out
+        lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+        assert lines["broken"][-1] == "no"
+        assert lines["mini"][-1] == "yes"
+        assert "29.0" in text
+
+    def test_damaged_weights_a_file_for_a_store_and_no_architecture_are_told_beside_the_counts(
+        self, tmp_path, tiny_checkpoint
+    ):
+        card = make_project(tmp_path, tiny_checkpoint)
+        whole = plan([card], store=card, timing=False)
+        assert {finding.need for finding in whole.rows[0].unfetched} == {"store"}
+        weights = card.parent / "mini-sd" / "unet" / "diffusion_pytorch_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        found = plan([card], store=tmp_path / "store")
+        (row,) = found.rows
+        assert (row.ready, row.looked, row.missing, row.seconds) == (False, False, IMAGES, None)
+        text = report(found)
+        assert weights.name in text
+        assert "sdbench.architecture" in text
+
+    def test_downloads_are_sized_by_the_architecture_and_counted_once(self, tmp_path):
+        cards = [CARDS / "bk-sdm-small.md"]
+        again = make_card(
+            tmp_path / "again.md",
+            claims={"fid": 17.0},
+            protocol="coco5k",
+            margins={"fid": 0.4},
+            checkpoint=read_card(cards[0]).checkpoint,
+            architecture="bk-sdm-small",
+        )
+        found = plan([*cards, again], store=tmp_path, timing=False)
+        sizes = {download.what: download.size for download in found.downloads}
+        weights = 4 * (482_346_884 + 123_060_480 + 83_653_863)
+        assert sizes[read_card(cards[0]).checkpoint] == weights
+        assert found.download_bytes == sum(sizes.values())
+        # open_clip's ViT-g-14 has 1.37 billion parameters; the two front ends of Inception share one file.
+        assert sizes["open_clip:ViT-g-14/laion2b_s34b_b88k"] == pytest.approx(5.47e9, rel=0.01)
+        assert len(sizes) == 3
+        assert all(users == ["bk-sdm-small", "again"] for users in found.downloads.values())
+        text = report(found)
+        assert "metadata.csv" in text  # nobody sends that
+        assert not found.ready
+
+    def test_weights_that_are_given_are_not_downloaded(self, tmp_path, pristine_checkpoint):
+        card = CARDS / "bk-sdm-small.md"
+        found = plan(
+            [card], store=tmp_path, weights={"bk-sdm-small": pristine_checkpoint}, images=64, timing=False
+        )
+        assert not [download for download in found.downloads if download.need == "weights"]
+        assert found.rows[0].looked
+        with pytest.raises(CardError, match="bk-sdm-tall"):
+            plan([card], store=tmp_path, weights={"bk-sdm-tall": pristine_checkpoint}, timing=False)
+
+    def test_a_card_whose_claims_state_no_protocol_has_nothing_to_make(self, tmp_path):
+        found = plan([CARDS / "tiny-sd-lcm-6400.md"], store=tmp_path, timing=False)
+        assert (found.missing, found.ready, found.downloads) == (0, True, {})
+        assert "No claim states its protocol" in report(found)
+
+
+class TestCommand:
+    def test_figures_are_written_and_read_back(self, tmp_path, pristine_checkpoint, capsys):
+        card, out = make_project(tmp_path, pristine_checkpoint), tmp_path / "plan.json"
+        store = tmp_path / "store"
+        make(card, store, 64)
+        assert main(["plan", str(card), "--store", str(store), "--json", str(out)]) == 0
+        assert "Nothing is missing" in capsys.readouterr().out
+        found = json.loads(out.read_text(encoding="utf-8"))
+        (row,) = found["rows"]
+        assert (row["card"], row["protocol"], row["basis"]) == ("mini", "mini", "measured")
+        assert (row["images"], row["images_in_store"], row["images_to_make"]) == (IMAGES, 64, IMAGES - 64)
+        made: Plan = plan([card], store=store, timing=False)
+        assert found["totals"] == {
+            "images_to_make": made.missing,
+            "seconds": made.seconds,
+            "evidence_bytes": made.bytes,
+            "download_bytes": 0,
+        }
+
+    def test_the_table_fits_in_a_terminal_of_110_columns(self, tmp_path, capsys):
+        names = ("stable-diffusion-v1-4", "scenes-portrait", "tiny-sd-lcm-6400")
+        cards = [str(CARDS / f"{name}.md") for name in names]
+        assert main(["plan", *cards, "--store", str(tmp_path), "--no-timing"]) == 1
+        table = capsys.readouterr().out.split("In all:")[0]
+        assert max(map(len, table.splitlines())) <= 110
+        assert all(name in table for name in names)
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--images", "0"], "--images"),
+            (["--weights", "scenes-sd"], "--weights"),
+            (["--device", "abacus"], "--device abacus"),
+        ],
+    )
+    def test_what_makes_no_sense_is_named(self, words, message, capsys):
+        assert main(["plan", str(CARDS / "scenes-sd.md"), *words]) == 2
+        assert message in capsys.readouterr().err
