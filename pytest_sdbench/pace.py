@@ -7,6 +7,7 @@ all else: text encoder, codec, extractors, writing.
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -103,23 +105,22 @@ class Stopwatch:
 
     device: str
     tell: Callable[[str], object] = lambda line: None
-    """Called before each timing, which may take a minute."""
+    """Called before each timing, which may take half a minute."""
     _seconds: dict[tuple[object, ...], float] = field(default_factory=dict, repr=False)
-    _decoding: dict[tuple[str, int, str], float] = field(default_factory=dict, repr=False)
 
-    def seconds_per_image(self, protocol: Protocol, network: Network, n: int) -> float:
-        """Estimate the seconds of one image in a run of `n`, on this device with the engine's own tuning.
+    def seconds_per_image(self, protocol: Protocol, network: Network, *, name: str = "a network") -> float:
+        """Estimate the seconds of one image of a protocol, on this device with the engine's own tuning.
 
-        Raises Unavailable where another process keeps the lock for timings, what building the network raises,
-        and what `unet_calls` raises.
+        `name` is what `tell` hears. Raises Unavailable where another process keeps the lock for timings, what
+        building the network raises, and what `unet_calls` raises.
         """
         config = dict(unet_config(network.unet))
         vae = SD_V1_VAE if network.checkpoint is None else network.checkpoint.config("vae")
         side = protocol.sampling.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
         config["sample_size"] = side
         calls, doubled = unet_calls(protocol, network), samples_per_image(protocol, config)
-        sample = self._sample(protocol, config, n, doubled)
-        decoding = self._decoder_share(config, vae, side)
+        sample = self._sample(protocol, config, doubled, name)
+        decoding = _decoder_share(architecture_key(config), json.dumps(dict(vae)), side)
         return sample * (calls * doubled + decoding) * (1 + ALLOWANCE)
 
     def dtype(self, protocol: Protocol) -> str:
@@ -130,28 +131,26 @@ class Stopwatch:
         wanted = protocol.sampling.dtype
         return "float32" if self.device.startswith("cpu") and wanted == "float16" else wanted
 
-    def _sample(self, protocol: Protocol, config: Config, n: int, doubled: int) -> float:
+    def _sample(self, protocol: Protocol, config: Config, doubled: int, name: str) -> float:
         """Return the seconds of the U-Net for one sample of a batch."""
-        workers = worker_count(protocol, n, self.device, Tuning())
-        batch = min(default_batch_size(protocol, self.device), math.ceil(n / workers)) * doubled
+        workers = worker_count(protocol, protocol.n, self.device, Tuning())
+        batch = min(default_batch_size(protocol, self.device), math.ceil(protocol.n / workers)) * doubled
         if self.device.startswith("cpu") and protocol.sampling.resolution > _LARGE:
             batch = 1
         dtype = self.dtype(protocol)
         key = (architecture_key(config), batch, workers, dtype)
         if key not in self._seconds:
-            side = config["sample_size"]
-            self.tell(f"timing a U-Net: {batch} x {side} x {side} latents, {dtype}, {self.device}")
+            self.tell(f"timing the U-Net of {name}: {batch} at a time, {dtype}, on {self.device}")
             self._seconds[key] = time_unet(
                 config, batch=batch, workers=workers, device=self.device, dtype=dtype
             )
         return self._seconds[key]
 
-    def _decoder_share(self, config: Config, vae: Config, side: int) -> float:
-        """Return the work of decoding a picture in U-Net samples."""
-        key = (architecture_key(config), side, repr(sorted(vae.items())))
-        if key not in self._decoding:
-            self._decoding[key] = decoder_macs(vae, side) / unet_macs(config).total
-        return self._decoding[key]
+
+@lru_cache(maxsize=64)
+def _decoder_share(unet: str, vae: str, side: int) -> float:
+    """Return the work of decoding a picture in U-Net samples; both networks are given as JSON."""
+    return decoder_macs(json.loads(vae), side) / unet_macs(json.loads(unet)).total
 
 
 def time_unet(config: Config, *, batch: int, workers: int, device: str, dtype: str) -> float:

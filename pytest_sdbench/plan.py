@@ -344,7 +344,7 @@ class _Planner:
         """Return the seconds of an image, and the precision that was timed if it is another one."""
         if self._stopwatch is None:
             return None, ""
-        seconds = self._stopwatch.seconds_per_image(protocol, network_of(card, checkpoint), protocol.n)
+        seconds = self._stopwatch.seconds_per_image(protocol, network_of(card, checkpoint), name=card.name)
         timed = self._stopwatch.dtype(protocol)
         return seconds, "" if timed == protocol.sampling.dtype else timed
 

@@ -84,13 +84,13 @@ def _totals(plan: Plan) -> str:
     if not plan.missing:
         return "No image is to be made."
     least = ">" if any(row.timed_in for row in plan.counted) else ""
-    time = "a time that is not known for all" if plan.seconds is None else f"{least}{duration(plan.seconds)}"
-    disk = "?" if plan.bytes is None else size_text(plan.bytes)
-    text = f"In all: {plan.missing:,} images to make, {time} on {_where(plan.device)}, {disk} of evidence"
-    if plan.downloads:
-        size = plan.download_bytes
-        text += f", {'downloads' if size is None else f'about {size_text(size)} of downloads'}"
-    return f"{text}."
+    time = f"{least}{duration(plan.seconds)}" if plan.seconds is not None else "a time that is not known"
+    lines = [f"In all: {plan.missing:,} images to make: {time} on {_where(plan.device)}"]
+    if plan.bytes is not None:
+        lines.append(f"        {size_text(plan.bytes)} of evidence in {plan.store}")
+    if plan.download_bytes:
+        lines.append(f"        about {size_text(plan.download_bytes)} of downloads")
+    return "\n".join([*lines, ""])
 
 
 def _explained(plan: Plan) -> list[str]:
@@ -125,7 +125,7 @@ def _explained(plan: Plan) -> list[str]:
         )
     unjudged = [row.card for row in plan.rows if not row.protocol and row.ready]
     if unjudged:
-        notes.append(f"No claim states its protocol, so nothing is to be made: {', '.join(unjudged)}")
+        notes.append(f"Judged by no protocol, so nothing is to be made for: {', '.join(unjudged)}")
     notes += [f"Damaged: {text}" for text in plan.warnings]
     return [*notes, *_space(plan)]
 

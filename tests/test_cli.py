@@ -22,7 +22,7 @@ def test_module_runs_and_lists_its_commands():
     done = subprocess.run(
         [sys.executable, "-m", "pytest_sdbench", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("doctor", "draft", "table", "stats", "score", "compare"):
+    for command in ("doctor", "plan", "draft", "table", "stats", "score", "compare"):
         assert command in done.stdout
 
 
