@@ -29,7 +29,7 @@ from pytest_sdbench.engine import (
     shared_threads,
     worker_count,
 )
-from pytest_sdbench.errors import ProtocolError
+from pytest_sdbench.errors import ProtocolError, Unavailable
 from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
 from pytest_sdbench.speed import machine_lock, release_memory, synchronise
@@ -111,8 +111,7 @@ class Stopwatch:
     def seconds_per_image(self, protocol: Protocol, network: Network, *, name: str = "a network") -> float:
         """Estimate the seconds of one image of a protocol, on this device with the engine's own tuning.
 
-        `name` is what `tell` hears. Raises Unavailable where another process keeps the lock for timings, what
-        building the network raises, and what `unet_calls` raises.
+        `name` is what `tell` hears. Raises what `time_unet`, `unet_calls` and building the network raise.
         """
         config = dict(unet_config(network.unet))
         vae = SD_V1_VAE if network.checkpoint is None else network.checkpoint.config("vae")
@@ -157,11 +156,15 @@ def time_unet(config: Config, *, batch: int, workers: int, device: str, dtype: s
     """Return the seconds that one sample costs where `workers` threads call a U-Net beside each other.
 
     The weights are random, the arrangement is the engine's; a batch that does not fit is halved. One lock per
-    machine keeps timings of other processes apart.
+    machine keeps timings of other processes apart. Raises Unavailable where another process keeps it, and
+    where a single sample cannot be computed on this device.
     """
     with machine_lock(_PATIENCE):
         try:
             return _time(config, batch, workers, device, dtype)
+        except RuntimeError as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Unavailable(f"the U-Net does not run in {dtype} on {device}", found=first) from error
         finally:
             release_memory(device)
 

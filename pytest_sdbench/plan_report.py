@@ -84,8 +84,10 @@ def _totals(plan: Plan) -> str:
     if not plan.missing:
         return "No image is to be made."
     least = ">" if any(row.timed_in for row in plan.counted) else ""
-    time = f"{least}{duration(plan.seconds)}" if plan.seconds is not None else "a time that is not known"
-    lines = [f"In all: {plan.missing:,} images to make: {time} on {_where(plan.device)}"]
+    time = "time not known"
+    if plan.seconds is not None:
+        time = f"{least}{duration(plan.seconds)} on {_where(plan.device)}"
+    lines = [f"In all: {plan.missing:,} images to make: {time}"]
     if plan.bytes is not None:
         lines.append(f"        {size_text(plan.bytes)} of evidence in {plan.store}")
     if plan.download_bytes:

@@ -66,6 +66,21 @@ def protocol_of(folder: Path, name: str = "own", **sampling: Any) -> Protocol:
     return load_protocol(make_protocol(folder / f"{name}.yaml", sampling=base | sampling))
 
 
+class OfLimitedMemory(torch.nn.Module):
+    """A network that has memory for so many samples at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self._most = most
+
+    def forward(self, sample: torch.Tensor, **_: Any) -> None:
+        """Count the samples."""
+        self.sizes.append(len(sample))
+        if len(sample) > self._most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 @pytest.fixture(scope="module")
 def network(pristine_checkpoint: Path) -> Network:
     checkpoint = Checkpoint("tiny", pristine_checkpoint)
@@ -233,17 +248,18 @@ class TestTime:
         assert told.rows[0].draw != found.rows[0].draw
 
     def test_a_batch_that_does_not_fit_is_halved(self, monkeypatch):
-        sizes: list[int] = []
-
-        class Small(torch.nn.Module):
-            def forward(self, sample: torch.Tensor, **_: Any) -> None:
-                sizes.append(len(sample))
-                if len(sample) > 20:
-                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-        monkeypatch.setattr(pace, "unet_skeleton", lambda *_, **__: Small())
+        network = OfLimitedMemory(most=20)
+        monkeypatch.setattr(pace, "unet_skeleton", lambda *_, **__: network)
         time_unet(UNET, batch=64, workers=1, device="cpu", dtype="float32")
-        assert sizes == [64, 32, 16, 16]
+        assert network.sizes == [64, 32, 16, 16]
+
+    def test_a_network_that_does_not_fit_at_all_leaves_a_row_without_a_time(
+        self, tmp_path, pristine_checkpoint, monkeypatch
+    ):
+        monkeypatch.setattr(pace, "unet_skeleton", lambda *_, **__: OfLimitedMemory(most=0))
+        found = plan([make_project(tmp_path, pristine_checkpoint)], store=tmp_path)
+        assert found.seconds is None
+        assert "out of memory" in report(found)
 
     def test_steps_that_a_scheduler_cannot_take_name_the_protocol(self, tmp_path):
         protocol = protocol_of(tmp_path, steps=90, scheduler={"name": "LCMScheduler"})
