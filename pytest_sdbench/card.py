@@ -133,6 +133,12 @@ class Card:
     explained: tuple[str, ...] = ()
     """What cannot be tested, why, and what to do about it."""
 
+    @property
+    def judged_by(self) -> tuple[str, ...]:
+        """Names of the protocols that its scores are judged under."""
+        gated = [claim.gate_protocol for claim in self.claims if claim.gate_protocol is not None]
+        return tuple(dict.fromkeys([*gated, *self.protocols]))
+
 
 def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
     """Return the card in a file.

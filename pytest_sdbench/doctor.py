@@ -93,9 +93,7 @@ def lacking(findings: Sequence[Finding]) -> list[str]:
 def _needs(card: Card, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
     needs: list[tuple[str, str, Callable[[], str]]] = []
     needs.append(("weights", str(card.checkpoint or f"of {card.name}"), lambda: _weights(card)))
-    gated = [claim.gate_protocol for claim in card.claims if claim.gate_protocol is not None]
-    names = dict.fromkeys([*gated, *card.protocols])
-    for name in names:
+    for name in card.judged_by:
         try:
             protocol = load_protocol(name, search=(card.path.parent,))
         except SdbenchError as error:

@@ -21,11 +21,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def torch_device(asked: str, *, option: str, worker: str = "gw0") -> str:
+def torch_device(asked: str, *, option: str, index: int = 0) -> str:
     """Return the torch device that is meant; ``auto`` is a GPU where there is one.
 
-    `worker`, as xdist names it, has its share of several GPUs. Raises Unavailable, naming the option, for a
-    device that this machine has not.
+    Of several GPUs, the process with this index on this machine takes its own. Raises Unavailable, naming the
+    option, for a device that this machine has not.
     """
     import torch
 
@@ -39,7 +39,7 @@ def torch_device(asked: str, *, option: str, worker: str = "gw0") -> str:
             ) from None
         return asked
     if torch.cuda.is_available():
-        return f"cuda:{int(worker.removeprefix('gw')) % torch.cuda.device_count()}"
+        return f"cuda:{index % torch.cuda.device_count()}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 

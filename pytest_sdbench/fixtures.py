@@ -88,7 +88,8 @@ def sdbench_device(sdbench_session: SdbenchSession) -> str:
     from pytest_sdbench.environment import torch_device
 
     worker = getattr(sdbench_session.config, "workerinput", {}).get("workerid", "gw0")
-    return torch_device(sdbench_session.settings.device, option="--sdbench-device", worker=worker)
+    index = int(worker.removeprefix("gw"))
+    return torch_device(sdbench_session.settings.device, option="--sdbench-device", index=index)
 
 
 @pytest.fixture(scope="session")

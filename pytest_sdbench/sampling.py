@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.card import card_name, read_card
+from pytest_sdbench.environment import torch_device
 from pytest_sdbench.errors import SdbenchError, Unavailable
 
 if TYPE_CHECKING:
@@ -58,16 +59,6 @@ class World:
             )
         return world
 
-    def device(self, asked: str = "auto") -> str:
-        """Return the torch device of this process: with several GPUs, that of its local rank."""
-        import torch
-
-        if asked != "auto":
-            return asked
-        if torch.cuda.is_available():
-            return f"cuda:{self.local_rank % torch.cuda.device_count()}"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-
     def share_cores(self) -> None:
         """Take this process's part of the CPU's cores, unless its number of threads is set."""
         import torch
@@ -83,8 +74,7 @@ def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
     """
     from pytest_sdbench.protocol import load_protocol
 
-    gated = [claim.gate_protocol for claim in card.claims if claim.gate_protocol is not None]
-    wanted = list(names) or list(dict.fromkeys([*card.protocols, *gated]))
+    wanted = names or card.judged_by
     if not wanted:
         raise Unavailable(
             "the card claims nothing under a protocol that is known",
@@ -175,7 +165,7 @@ def run(options: argparse.Namespace, cards: Sequence[Path]) -> int:
             raise SdbenchError("give a number from 1 on", key=key, found=value)
     world = World.from_environment()
     world.share_cores()
-    device = world.device(options.device)
+    device = torch_device(options.device, option="--device", index=world.local_rank)
     weights = _weights(options.weights, cards)
     failed = 0
     for path in cards:
