@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _PIXELS = 1 << 20
 """Pixels in a CPU's batch: more gain nothing there. 64 pictures of 64x64, 4 of 512x512."""
 
+_DECODED = 1 << 16
+"""Pixels that a CPU decodes at a time: what the decoder makes of more does not fit its caches."""
+
 _SMALL = 128
 """Pixels to a side up to which several workers of one thread each beat one worker with all threads."""
 
@@ -97,6 +100,8 @@ def make(
     tuning = tuning or Tuning()
     run = _Run(evidence, protocol, extractors, tuning, device, count, work)
     run.batch_size = tuning.batch_size or default_batch_size(protocol, device)
+    if device.startswith("cpu"):
+        run.chunk = max(1, _DECODED // protocol.sampling.resolution**2)
     arrange(pipeline, tuning, full_batch=run.batch_size, images=n)
     workers = worker_count(protocol, n, device, tuning)
 
@@ -325,7 +330,7 @@ def _keep_memory() -> None:
 
 
 def arrange(pipeline: Any, tuning: Tuning, *, full_batch: int = 0, images: int = 0) -> None:
-    """Lay the networks out as convolutions on a CPU like it, and project the text once for all steps.
+    """Lay the U-Net out as convolutions on a CPU like it, and project the text once for all steps.
 
     On an accelerator the U-Net of a long run is compiled, for batches of `full_batch` images; each shorter
     one at the end would cost another compilation. A pipeline may be arranged again.
@@ -338,9 +343,6 @@ def arrange(pipeline: Any, tuning: Tuning, *, full_batch: int = 0, images: int =
     on_cpu = pipeline.device.type == "cpu"
     if on_cpu and tuning.channels_last:
         unet.to(memory_format=torch.channels_last)
-        vae = getattr(pipeline, "vae", None)
-        if isinstance(vae, torch.nn.Module):
-            vae.to(memory_format=torch.channels_last)
     compiled = not on_cpu and images >= _WORTH_COMPILING if tuning.compile is None else tuning.compile
     if compiled:
         _compile(unet, full_batch)

@@ -128,6 +128,8 @@ def fid_estimate(
         return Undefined(
             "fid", f"FID needs more images than its {reference.width} features; see {instead}", n
         )
+    for moments in blocks:
+        moments.finish()
     sample = joined(blocks)
     if n < FEWEST * reference.width:
         return Estimate("fid", fid(sample, reference), None, n)

@@ -89,7 +89,7 @@ class Moments:
             self._pending += len(taken)
             rows = rows[len(taken) :]
             if self._pending == _BLOCK:
-                self._fold(_BLOCK, *_scatter(self._block))
+                self._fold_rows(self._block)
                 self._pending = 0
 
     def check(self, rows: Rows) -> None:
@@ -100,7 +100,10 @@ class Moments:
     def merge(self, other: Moments) -> None:
         """Add all rows that another accumulator has seen."""
         n, mean, scatter = other.totals()
-        self._fold(n, mean, scatter)
+        if n:
+            self._scatter += scatter
+            apart = self._move_mean(n, mean)
+            self._scatter += np.outer(apart, apart)
 
     def statistics(self, *, source: str = "") -> FeatureStatistics:
         """Return the moments of the rows so far; raises ValueError for fewer than two."""
@@ -109,29 +112,39 @@ class Moments:
             raise ValueError(f"a covariance needs at least 2 images, not {n}")
         return FeatureStatistics(mean, scatter / (n - 1), n, source=source)
 
+    def finish(self) -> None:
+        """Let the buffer go: no more rows will come."""
+        self._fold_rows(self._block[: self._pending])
+        self._pending, self._block = 0, self._block[:0].copy()
+
     def totals(self) -> tuple[int, Array, Array]:
-        """Return the number of rows, their mean, [D], and the sum of outer products around it, [D, D]."""
-        # Works on a copy: looking at the moments half-way must not move the borders of the blocks.
+        """Return the number of rows, their mean, [D], and the sum of outer products around it, [D, D].
+
+        They are not to be written to.
+        """
         if not self._pending:
-            return self._folded, self._mean.copy(), self._scatter.copy()
+            return self._folded, self._mean, self._scatter
+        # Works on a copy: looking at the moments half-way must not move the borders of the blocks.
         whole = Moments.__new__(Moments)
         whole._folded, whole._mean, whole._scatter = self._folded, self._mean.copy(), self._scatter.copy()
-        whole._fold(self._pending, *_scatter(self._block[: self._pending]))
+        whole._fold_rows(self._block[: self._pending])
         return whole._folded, whole._mean, whole._scatter
 
-    def _fold(self, n: int, mean: Array, scatter: Array) -> None:
-        if not n:
+    def _fold_rows(self, rows: Array) -> None:
+        if not len(rows):
             return
+        # One more row is what the two means differ by: its outer product comes with those of the others.
+        centred = np.empty((len(rows) + 1, self.width))
+        mean = rows.mean(axis=0)
+        np.subtract(rows, mean, out=centred[:-1])
+        centred[-1] = self._move_mean(len(rows), mean)
+        self._scatter += centred.T @ centred
+
+    def _move_mean(self, n: int, mean: Array) -> Array:
+        """Count n more rows, and return the vector whose outer product their distance adds to the scatter."""
         total = self._folded + n
         step = mean - self._mean
-        self._scatter += scatter
-        self._scatter += np.outer(step, step * (self._folded * n / total))
-        self._mean += step * (n / total)
+        weight = self._folded * n / total
+        self._mean = self._mean + step * (n / total)
         self._folded = total
-
-
-def _scatter(block: Array) -> tuple[Array, Array]:
-    """Return the mean of a block and the sum of outer products around it."""
-    mean = block.mean(axis=0)
-    centred = block - mean
-    return mean, centred.T @ centred
+        return np.asarray(step * np.sqrt(weight))
