@@ -357,10 +357,12 @@ def run(cell: Cell, path: Path, replicates: int | None = None) -> None:
 
 def report(found: dict[str, Any]) -> str:
     """Return the table as Markdown."""
-    order = {cell.name: place for place, cell in enumerate(all_cells())}
+    cells = all_cells()
+    order = {cell.name: place for place, cell in enumerate(cells)}
+    wanted = {cell.name: cell.replicates for cell in cells}
     names = sorted(found["cells"], key=lambda name: order.get(name, len(order)))
     table = tabulate(
-        [_row(name, Sums(**_without_date(found["cells"][name]))) for name in names],
+        [_row(name, Sums(**_without_date(found["cells"][name])), wanted.get(name, 0)) for name in names],
         ["cell", "truth", "bias", "corrected", "SE / SD", "coverage", "its interval", "verdict"],
         tablefmt="github",
         disable_numparse=True,
@@ -388,7 +390,7 @@ def report(found: dict[str, Any]) -> str:
     )
 
 
-def _row(name: str, sums: Sums) -> list[str]:
+def _row(name: str, sums: Sums, wanted: int) -> list[str]:
     n, k = sums.supported, sums.held
     unsupported = f"unsupported ({n} of {sums.replicates} escape)"
     if not n:
@@ -402,6 +404,8 @@ def _row(name: str, sums: Sums) -> list[str]:
         verdict = unsupported
     elif n < sums.replicates:
         verdict += f"; {sums.replicates - n} of {sums.replicates} unsupported"
+    if sums.replicates < wanted:
+        verdict = f"unfinished: {sums.replicates} of {wanted}"
     return [
         name,
         f"{sums.truth:.5g}",

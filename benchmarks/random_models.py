@@ -17,9 +17,9 @@ import open_clip
 import torch
 
 from benchmarks.resident import write_prompts
-from benchmarks.scenario import _SCHEDULER, _SMOKE_TEXT, _SMOKE_UNET, _SMOKE_VAE, random_parts
+from benchmarks.scenario import _SMOKE_TEXT, _SMOKE_UNET, _SMOKE_VAE, random_parts
 from pytest_sdbench import inception
-from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
+from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.checkpoint import Checkpoint
 from pytest_sdbench.checksums import sha256_of
 from pytest_sdbench.clip import LOCAL, NAMED, locate_clip
@@ -53,7 +53,7 @@ def write_checkpoint(folder: Path, size: Size, *, dtype: str = "float32") -> Che
         text_encoder=parts.text_encoder,
         tokenizer=tokenizer,
         unet=parts.unet,
-        scheduler=PNDMScheduler(**_SCHEDULER),
+        scheduler=PNDMScheduler(**SD_V1_SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

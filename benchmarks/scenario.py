@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
+from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.skeleton import unet_skeleton
 from training.cache import CachedPairs
 from training.errors import TrainingError
@@ -45,14 +45,6 @@ _SMOKE_VAE: Config = {
     "block_out_channels": (8, 8, 8, 16),
     "layers_per_block": 1,
     "norm_num_groups": 4,
-}
-_SCHEDULER: Config = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "skip_prk_steps": True,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
 }
 
 
@@ -174,7 +166,7 @@ def random_parts(unet: Config, text_encoder: Config, vae: Config) -> Parts:
     for network in (text, autoencoder):
         network.eval().requires_grad_(False)
     teacher = unet_skeleton(unet, device="cpu")
-    return Parts(teacher, text, autoencoder, None, PNDMScheduler(**_SCHEDULER))
+    return Parts(teacher, text, autoencoder, None, PNDMScheduler(**SD_V1_SCHEDULER))
 
 
 @torch.no_grad()

@@ -94,3 +94,15 @@ SD_V1_VAE: Config = MappingProxyType(
     }
 )
 """The image auto-encoder (``diffusers.AutoencoderKL``)."""
+
+SD_V1_SCHEDULER: Config = MappingProxyType(
+    {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+)
+"""Settings of the PNDM scheduler (``diffusers.PNDMScheduler``)."""

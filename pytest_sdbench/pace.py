@@ -19,7 +19,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.architectures import SD_V1_VAE, Config
+from pytest_sdbench.architectures import SD_V1_SCHEDULER, SD_V1_VAE, Config
 from pytest_sdbench.compute import decoder_macs, unet_macs
 from pytest_sdbench.engine import (
     Tuning,
@@ -41,16 +41,6 @@ if TYPE_CHECKING:
 
 ALLOWANCE = 0.1
 """What text encoder, codec, extractors and writing add, as a fraction of U-Net and decoding."""
-
-SD_V1_SCHEDULER: Config = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "skip_prk_steps": True,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-"""Settings of the PNDM scheduler that is published with Stable Diffusion v1: of checkpoints not at hand."""
 
 _LARGE = 128
 """Pixels to a side from which a CPU is timed with one sample: a full batch of a full-size network takes

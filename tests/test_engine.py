@@ -58,20 +58,17 @@ def load(pristine_checkpoint: Path) -> Callable[[], Any]:
     return lambda: load_pipeline(Checkpoint("tiny", pristine_checkpoint))
 
 
-def run(
-    folder: Path, pipeline: Any, protocol: Protocol, tuning: Tuning, *, n: int = N, **options: Any
-) -> Evidence:
+def run(folder: Path, pipeline: Any, protocol: Protocol, tuning: Tuning, **options: Any) -> Evidence:
     evidence = Store(folder).open("c", "d", {})
     make(
         evidence,
         protocol,
         PROMPTS,
-        evidence.work(n),
-        n=n,
+        evidence.work(N),
+        n=N,
         pipeline=pipeline,
-        extractors=Pixels(),
         tuning=tuning,
-        **options,
+        **{"extractors": Pixels(), **options},
     )
     return evidence
 
@@ -225,17 +222,7 @@ def test_an_error_in_one_thread_ends_the_run_and_leaves_whole_shards(
             return super().extract(images, prompts)
 
     with pytest.raises(RuntimeError, match="the extractor broke"):
-        make(
-            evidence,
-            protocol,
-            PROMPTS,
-            evidence.work(N),
-            n=N,
-            pipeline=load(),
-            extractors=Broken(),
-            tuning=tuning,
-            count=lambda images: written.set(),
-        )
+        run(tmp_path, load(), protocol, tuning, extractors=Broken(), count=lambda images: written.set())
     assert evidence.missing(N) == [range(SHARD, N)]
     run(tmp_path, load(), protocol, Tuning())
     assert shards(evidence) == shards(plain)
@@ -253,19 +240,10 @@ def test_a_shard_that_lost_a_batch_is_never_written(
                 raise RuntimeError("the extractor broke")
             return super().extract(images, prompts)
 
-    evidence = Store(tmp_path).open("c", "d", {})
+    tuning = Tuning(workers=1, overlap=overlap, batch_size=16)
     with pytest.raises(RuntimeError, match="the extractor broke"):
-        make(
-            evidence,
-            protocol,
-            PROMPTS,
-            evidence.work(N),
-            n=N,
-            pipeline=load(),
-            extractors=Broken(),
-            tuning=Tuning(workers=1, overlap=overlap, batch_size=16),
-        )
-    assert shards(evidence) == {}
+        run(tmp_path, load(), protocol, tuning, extractors=Broken())
+    assert shards(Store(tmp_path).open("c", "d", {})) == {}
 
 
 def test_text_that_guidance_leads_away_from_is_encoded_once_a_run(
