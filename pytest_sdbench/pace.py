@@ -85,8 +85,10 @@ def unet_calls(protocol: Protocol, network: Network) -> int:
 
 
 def samples_per_image(protocol: Protocol, config: Config) -> int:
-    """Return 2 where each step calls the U-Net with and without the prompt, as diffusers decides it."""
-    return 2 if protocol.sampling.guidance > 1 and config.get("time_cond_proj_dim") is None else 1
+    """Return 2 where each step calls the U-Net with and without the prompt, else 1."""
+    from pytest_sdbench.sampler import is_guided
+
+    return 2 if is_guided(protocol, config) else 1
 
 
 @dataclass

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
@@ -177,7 +177,7 @@ class Sampler:
         The text that guidance leads away from is one for all images: its states are computed once.
         """
         sampling = self._protocol.sampling
-        if not (self._remember_text and self._guided()):
+        if not (self._remember_text and is_guided(self._protocol, self._pipeline.unet.config)):
             negative = sampling.negative_prompt
             return {
                 "prompt": prompts,
@@ -189,11 +189,6 @@ class Sampler:
             "prompt_embeds": self._states(prompts),
             "negative_prompt_embeds": self._negative.expand(len(prompts), -1, -1),
         }
-
-    def _guided(self) -> bool:
-        """Whether each step calls the U-Net with and without the prompt, as diffusers decides it."""
-        embedded = self._pipeline.unet.config.time_cond_proj_dim is not None
-        return self._protocol.sampling.guidance > 1 and not embedded
 
     def _states(self, texts: list[str]) -> torch.Tensor:
         states: torch.Tensor = self._pipeline.encode_prompt(
@@ -227,6 +222,14 @@ class Sampler:
                 found=self._prompts[broken],
                 remedy="Try --sdbench-dtype float32: if that draws, its own precision is too coarse.",
             )
+
+
+def is_guided(protocol: Protocol, unet: Mapping[str, Any]) -> bool:
+    """Tell whether each step calls the U-Net with and without the prompt, as diffusers decides it.
+
+    `unet` is its configuration: a network that reads the guidance as an embedding is called once.
+    """
+    return protocol.sampling.guidance > 1 and unet.get("time_cond_proj_dim") is None
 
 
 def image_seed(seed: int, index: int) -> int:
