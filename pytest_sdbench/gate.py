@@ -19,6 +19,7 @@ from pytest_sdbench.errors import Unavailable
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.metrics.spread import Groups
+from pytest_sdbench.protocol import Protocol, load_protocol
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
 from pytest_sdbench.records import Record
 from pytest_sdbench.sequential import Look, looks
@@ -35,7 +36,7 @@ from pytest_sdbench.verdict import (
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation import Evaluation
-    from pytest_sdbench.protocol import Protocol
+
 
 FEWEST_PROMPTS = 20
 """Different prompts that a verdict needs: the standard error of fewer is itself too uncertain."""
@@ -115,6 +116,22 @@ def other_protocol(claim: Claim, protocol: Protocol) -> str:
     if made not in (None, protocol.fingerprint):
         return f"{protocol.name} has changed since this was recorded ({made}, now {protocol.fingerprint})"
     return ""
+
+
+def judged_protocols(card: Card) -> list[Protocol]:
+    """Return the protocols under which a run of the card makes images.
+
+    Those of its claims, but for claims that cannot be compared with what the protocol is today, and those
+    that it names and has scores to record of. Raises what `load_protocol` raises.
+    """
+    found = []
+    for name in card.judged_by:
+        protocol = load_protocol(name, search=(card.path.parent,))
+        claims = [claim for claim in card.claims if claim.gate_protocol == name]
+        to_record = name in card.protocols and set(protocol.metrics) - {claim.metric for claim in claims}
+        if to_record or not all(other_protocol(claim, protocol) for claim in claims):
+            found.append(protocol)
+    return found
 
 
 class _Context:

@@ -18,7 +18,7 @@ from pytest_sdbench.errors import CardError, EvidenceError, SdbenchError, Unavai
 from pytest_sdbench.evaluation import on_this_device, open_evidence
 from pytest_sdbench.evidence import SHARD, DamagedEvidence, Evidence, Rows, Store
 from pytest_sdbench.features import CLIP_COLUMN, column_widths
-from pytest_sdbench.gate import other_protocol
+from pytest_sdbench.gate import judged_protocols
 from pytest_sdbench.networks import network_of
 from pytest_sdbench.pace import Stopwatch
 from pytest_sdbench.protocol import Protocol, load_protocol
@@ -263,7 +263,7 @@ class _Planner:
     def rows(self, card: Card, weights: Path | None, names: Sequence[str]) -> Iterator[Row]:
         """Yield a row for each protocol of a card."""
         try:
-            protocols = _named(card, names) if names else _judged(card)
+            protocols = _named(card, names) if names else judged_protocols(card)
         except SdbenchError as error:
             yield Row(card.name, "", findings=(Finding(card.name, "protocol", "", "broken", str(error)),))
             return
@@ -351,19 +351,6 @@ class _Planner:
 
 def _named(card: Card, names: Sequence[str]) -> list[Protocol]:
     return [load_protocol(name, search=(card.path.parent,)) for name in dict.fromkeys(names)]
-
-
-def _judged(card: Card) -> list[Protocol]:
-    """Return the protocols under which a run of the card would make images."""
-    from pytest_sdbench.suite import quality_cases
-
-    found: dict[str, Protocol] = {}
-    for case in quality_cases(card):
-        if case.protocol is not None and case.protocol not in found:
-            protocol = load_protocol(case.protocol, search=(card.path.parent,))
-            if case.claim is None or not other_protocol(case.claim, protocol):
-                found[case.protocol] = protocol
-    return list(found.values())
 
 
 def _checkpoint(card: Card, weights: Path | None) -> tuple[Checkpoint | None, Finding]:

@@ -68,20 +68,24 @@ class World:
 
 
 def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
-    """Return the protocols that a card's scores are judged under, or those of these names.
+    """Return the protocols that a run of the card makes images of, or those of these names.
 
     Raises Unavailable for a card without any.
     """
+    from pytest_sdbench.gate import judged_protocols
     from pytest_sdbench.protocol import load_protocol
 
-    wanted = names or card.judged_by
-    if not wanted:
+    if names:
+        return [load_protocol(name, search=(card.path.parent,)) for name in names]
+    found = judged_protocols(card)
+    if not found:
         raise Unavailable(
-            "the card claims nothing under a protocol that is known",
+            "the card claims nothing that can be compared with a protocol as it is today",
             file=card.path,
+            found=", ".join(card.judged_by) or "no protocol",
             remedy="Name one: --protocol NAME",
         )
-    return [load_protocol(name, search=(card.path.parent,)) for name in wanted]
+    return found
 
 
 def sample_card(

@@ -21,6 +21,7 @@ import fsspec
 import pytest
 
 from pytest_sdbench.errors import SdbenchError, Unavailable
+from pytest_sdbench.plan import plan
 from pytest_sdbench.sampling import World, protocols_of
 from tests.project import make_card, make_project, make_protocol
 from tests.remote import S3, s3_server
@@ -240,3 +241,24 @@ def test_a_card_is_sampled_under_what_it_is_judged_by(card: Path) -> None:
     assert [protocol.name for protocol in protocols_of(read_card(card), ["scenes-5k"])] == ["scenes-5k"]
     with pytest.raises(Unavailable, match="--protocol"):
         protocols_of(read_card(make_card(card.parent / "bare.md", claims={}, protocols=[])))
+
+
+def test_no_image_is_made_that_no_claim_can_be_compared_with(card: Path) -> None:
+    """A figure recorded under what the protocol once was is a mismatch, whatever is sampled today."""
+    from pytest_sdbench.card import read_card
+
+    record = {
+        "protocol": "mini",
+        "metric": "clip_score",
+        "value": 0.3,
+        "n": 128,
+        "protocol_fingerprint": "0123456789abcdef",
+    }
+    path = card.parent / "old.md"
+    made = read_card(make_card(path, claims={}, protocols=[], records=[record]))
+    with pytest.raises(Unavailable, match="as it is today"):
+        protocols_of(made)
+    assert [row.protocol for row in plan([path], store=card.parent / "store", timing=False).rows] == [""]
+    # Its other scores are still to be recorded, and those need images.
+    named = read_card(make_card(path, claims={}, protocols=["mini"], records=[record]))
+    assert [protocol.name for protocol in protocols_of(named)] == ["mini"]
