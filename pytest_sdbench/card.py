@@ -44,7 +44,7 @@ from pytest_sdbench.front_matter import FrontMatter, check_yaml_1_1, is_card, pa
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.paths import reference
 from pytest_sdbench.protocol import protocol_names
-from pytest_sdbench.records import Record, write_records
+from pytest_sdbench.records import DeviceRecord, Record, write_records
 
 __all__ = [
     "UNSTATED",
@@ -129,9 +129,16 @@ class Card:
     """Published, then recorded."""
     margins: Margins = field(default_factory=dict)
     records: tuple[Record, ...] = ()
+    devices: tuple[DeviceRecord, ...] = ()
+    """What its U-Net took on the devices that it was measured on."""
     sources: Mapping[str, str] = field(default_factory=dict)
     explained: tuple[str, ...] = ()
     """What cannot be tested, why, and what to do about it."""
+
+    def recorded_on(self, device: str, dtype: str) -> DeviceRecord | None:
+        """Return what one eager U-Net call of one sample took on a device, if the card has it."""
+        wanted = (device, dtype, "eager", "1")
+        return next((record for record in self.devices if record.key == wanted), None)
 
     @property
     def judged_by(self) -> tuple[str, ...]:
@@ -183,6 +190,7 @@ def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
         claims=tuple(claims),
         margins=margins,
         records=tuple(claim.record for claim in claims if claim.record is not None),
+        devices=_devices(front, block),
         sources=sources,
         explained=tuple(_explain(block, checkpoint is not None, claims)),
     )
@@ -340,6 +348,20 @@ def _latency(block: Block) -> LatencyClaim | None:
 def _memory(block: Block) -> MemoryClaim | None:
     peak = block.memory.peak_bytes if block.memory else None
     return MemoryClaim(peak.max, peak.device or "", peak.source or "") if peak else None
+
+
+def _devices(front: FrontMatter, block: Block) -> tuple[DeviceRecord, ...]:
+    records = [DeviceRecord(**entry.model_dump()) for entry in block.devices or ()]
+    for number, record in enumerate(records):
+        if record.key in [earlier.key for earlier in records[:number]]:
+            raise CardError(
+                "the same call is recorded twice",
+                file=front.path,
+                key=f"sdbench.devices[{number}]",
+                found=" ".join(record.key),
+                remedy="Keep one",
+            )
+    return tuple(records)
 
 
 def _own_folder(path: Path) -> str | None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -106,6 +106,21 @@ class RecordEntry(_Part):
     date: DateText | None = None
 
 
+class DeviceEntry(_Part):
+    """What one U-Net call took on one device."""
+
+    device: Word
+    dtype: Word
+    mode: Literal["eager", "compiled"]
+    batch: Count
+    seconds: Positive
+    samples_per_second: Positive
+    macs_per_second: Positive
+    peak_bytes: Count | None = None
+    versions: dict[str, Word] = Field(default_factory=dict)
+    date: DateText | None = None
+
+
 class Block(_Part):
     """The ``sdbench`` block."""
 
@@ -121,6 +136,7 @@ class Block(_Part):
     margins: dict[str, Positive | dict[str, Positive]] | None = None
     sources: dict[str, Word] | None = None
     records: list[RecordEntry] | None = None
+    devices: list[DeviceEntry] | None = None
 
 
 class _Loose(BaseModel):

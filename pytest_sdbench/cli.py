@@ -73,6 +73,40 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     plan.set_defaults(run=_plan)
 
+    device = commands.add_parser(
+        "device",
+        help="measure what a U-Net call of the cards' networks takes on this device: latency, throughput, "
+        "multiply-accumulates a second, peak memory",
+    )
+    device.add_argument("cards", nargs="*", type=Path, metavar="CARD", help="default: the packaged cards")
+    device.add_argument("--device", default="auto", metavar="DEVICE", help="torch device [%(default)s]")
+    device.add_argument(
+        "--dtype",
+        action="append",
+        default=[],
+        choices=("float32", "float16", "bfloat16"),
+        help="may be repeated; default: float16 and bfloat16, on a CPU float32",
+    )
+    device.add_argument(
+        "--mode",
+        action="append",
+        default=[],
+        choices=("eager", "compiled"),
+        help="may be repeated; default: both on CUDA, elsewhere eager",
+    )
+    device.add_argument(
+        "--largest-batch",
+        type=int,
+        default=64,
+        metavar="N",
+        help="that is tried for throughput [%(default)s]",
+    )
+    device.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="of timing for each figure [%(default)s]"
+    )
+    device.add_argument("--update", action="store_true", help="record the figures in the cards")
+    device.set_defaults(run=_device)
+
     draft = commands.add_parser("draft", help="write the card of a checkpoint")
     draft.add_argument("folder", type=Path, metavar="FOLDER", help="a checkpoint in diffusers layout")
     draft.add_argument(
@@ -271,6 +305,37 @@ def _weights(pairs: Sequence[str]) -> dict[str, Path]:
     return weights
 
 
+def _device(options: argparse.Namespace) -> int:
+    from pytest_sdbench.card import read_card, write_records
+    from pytest_sdbench.device import measure
+    from pytest_sdbench.environment import torch_device
+    from pytest_sdbench.report.devices import device_tables
+
+    for key, value in (("--largest-batch", options.largest_batch), ("--seconds", options.seconds)):
+        if not value > 0:
+            raise SdbenchError("give more than 0", key=key, found=value)
+    cards = [read_card(path) for path in _cards(options.cards)]
+    found = measure(
+        cards,
+        device=torch_device(options.device, option="--device"),
+        dtypes=options.dtype,
+        modes=options.mode,
+        seconds=options.seconds,
+        largest=options.largest_batch,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(device_tables([(", ".join(each.cards), each.records) for each in found]))
+    problems = [line for each in found for line in each.problems]
+    for line in problems:
+        print(line, file=sys.stderr)
+    if options.update:
+        for each in found:
+            for card in cards:
+                if card.name in each.cards:
+                    print(write_records(card.path, each.records), end="")
+    return 1 if problems else 0
+
+
 def _draft(options: argparse.Namespace) -> int:
     from pytest_sdbench.draft import draft
 
@@ -286,11 +351,14 @@ def _draft(options: argparse.Namespace) -> int:
 
 def _table(options: argparse.Namespace) -> int:
     from pytest_sdbench.card import read_card
+    from pytest_sdbench.report.devices import device_tables
     from pytest_sdbench.report.results import read_results
     from pytest_sdbench.report.tables import published_tables, results_markdown
 
     cards = [read_card(path) for path in _cards(options.cards)]
     text = published_tables(cards)
+    if any(card.devices for card in cards):
+        text += "\n" + device_tables([(card.title, card.devices) for card in cards])
     if options.results is not None:
         try:
             rows, _ = read_results(options.results.read_text(encoding="utf-8"))

@@ -298,9 +298,11 @@ def shared_threads(workers: int) -> Iterator[None]:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a smaller batch may do."""
+    import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return bool(should_reduce_batch_size(error))
+    return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
 
 
 def _free(device: str) -> None:

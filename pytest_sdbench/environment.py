@@ -54,6 +54,15 @@ def device_name(device: str) -> str:
     return device
 
 
+def timed_on(device: str) -> str:
+    """Return what an absolute time is of: the device's name, and of a CPU the threads that torch uses."""
+    if device != "cpu":
+        return device_name(device)
+    import torch
+
+    return f"{device_name(device)}, {torch.get_num_threads()} threads"
+
+
 def _cpu_name() -> str:
     """Return the processor's model; `platform.processor()` is empty or just the architecture on Linux."""
     try:

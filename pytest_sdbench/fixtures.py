@@ -17,7 +17,7 @@ import pytest
 from pytest_sdbench.card import Card, find_card, read_card
 from pytest_sdbench.collection import card_of
 from pytest_sdbench.errors import SdbenchError, Unavailable
-from pytest_sdbench.networks import Network, network_of
+from pytest_sdbench.networks import Network, named_network, network_of
 from pytest_sdbench.session import SdbenchSession, conclude
 
 if TYPE_CHECKING:
@@ -152,16 +152,7 @@ def sdbench_network(
 @pytest.fixture(scope="module")
 def sdbench_baseline_network(sdbench_baseline: Card | None) -> Network | None:
     """Return the network that latency is compared with, or None if the card names no baseline."""
-    if sdbench_baseline is None:
-        return None
-    if sdbench_baseline.architecture is not None:
-        return network_of(sdbench_baseline, None)
-    from pytest_sdbench.checkpoint import resolve
-
-    folder = sdbench_baseline.path.parent
-    return network_of(
-        sdbench_baseline, resolve(sdbench_baseline.checkpoint, card=sdbench_baseline.name, near=folder)
-    )
+    return None if sdbench_baseline is None else named_network(sdbench_baseline)
 
 
 @pytest.fixture(scope="session")

@@ -39,3 +39,15 @@ def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
             f"--sdbench-weights {card.name}=FOLDER",
         )
     return Network(card.architecture, None)
+
+
+def named_network(card: Card) -> Network:
+    """Return the network of the architecture that a card names, else of its checkpoint on this machine.
+
+    Raises what `network_of` and `checkpoint.resolve` raise.
+    """
+    from pytest_sdbench.checkpoint import resolve
+
+    if card.architecture is not None or card.checkpoint is None:
+        return network_of(card, None)
+    return network_of(card, resolve(card.checkpoint, card=card.name, near=card.path.parent))

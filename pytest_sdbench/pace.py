@@ -167,9 +167,8 @@ def _time(config: Config, batch: int, workers: int, device: str, dtype: str) -> 
     kind: torch.dtype = getattr(torch, dtype)
     model = unet_skeleton(config, device=device, dtype=kind)
     arrange(SimpleNamespace(unet=model, device=torch.device(device)), Tuning())
-    one = unet_inputs(config, device=device, dtype=kind)
     while True:
-        inputs = {name: value.repeat(batch, *[1] * (value.dim() - 1)) for name, value in one.items()}
+        inputs = unet_inputs(config, device=device, dtype=kind, batch=batch)
         try:
             return _beside(lambda: _call(model, inputs, device), workers, device) / (batch * workers)  # noqa: B023
         except RuntimeError as error:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pytest_sdbench.errors import CardError
 from pytest_sdbench.files import write_atomically
@@ -27,7 +27,11 @@ _QUOTED = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null)|[0-9a-f]{8,}")
 
 @dataclass(frozen=True)
 class Record:
-    """A figure that this suite measured, as a card's ``sdbench.records`` keeps it."""
+    """A score that this suite measured, as a card's ``sdbench.records`` keeps it."""
+
+    place: ClassVar = "records"
+    names: ClassVar = ("protocol", "metric")
+    """Of its key."""
 
     metric: str
     value: float
@@ -45,6 +49,10 @@ class Record:
     def key(self) -> tuple[str, str]:
         """Return what a new record replaces an old one by."""
         return self.protocol, self.metric
+
+    def figures(self) -> tuple[float, ...]:
+        """Return what has to be finite."""
+        return self.value, self.standard_error or 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as a card holds it: rounded, in reading order, without what is unknown."""
@@ -65,10 +73,64 @@ class Record:
         return {key: value for key, value in values.items() if value is not None}
 
 
-def write_records(path: Path, records: Sequence[Record]) -> str:
+@dataclass(frozen=True)
+class DeviceRecord:
+    """What one U-Net call took on one device, as a card's ``sdbench.devices`` keeps it."""
+
+    place: ClassVar = "devices"
+    names: ClassVar = ("device", "dtype", "mode", "batch")
+
+    device: str
+    """As `environment.timed_on` names it."""
+    dtype: str
+    mode: str
+    """``eager`` or ``compiled``."""
+    batch: int
+    """Samples of the call."""
+    seconds: float
+    """Of the call; the median of its rounds."""
+    samples_per_second: float
+    macs_per_second: float
+    peak_bytes: int | None = None
+    """The most that the call held, weights included; None where no allocator tells."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    date: str | None = None
+    """ISO 8601."""
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Return what a new record replaces an old one by."""
+        return self.device, self.dtype, self.mode, str(self.batch)
+
+    def figures(self) -> tuple[float, ...]:
+        """Return what has to be finite."""
+        return self.seconds, self.samples_per_second, self.macs_per_second
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as a card holds it: to four digits, without what is unknown."""
+        values = {
+            "device": self.device,
+            "dtype": self.dtype,
+            "mode": self.mode,
+            "batch": self.batch,
+            **{
+                name: float(f"{getattr(self, name):.4g}")
+                for name in ("seconds", "samples_per_second", "macs_per_second")
+            },
+            "peak_bytes": self.peak_bytes,
+            "versions": dict(self.versions) or None,
+            "date": self.date,
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+AnyRecord = Record | DeviceRecord
+
+
+def write_records(path: Path, records: Sequence[AnyRecord]) -> str:
     """Write records into a card and return the unified diff; an empty diff leaves the file alone.
 
-    A record replaces the one of the same protocol and metric, in its place; any other is appended. Comments,
+    A record replaces the one that is equal in its `key`, in its place; any other is appended. Comments,
     order, number formats and line endings of everything else stay. The file is replaced at once or not at
     all. Raises CardError if the card cannot be read, has no ``sdbench`` block, or cannot be edited in place.
     """
@@ -81,16 +143,16 @@ def write_records(path: Path, records: Sequence[Record]) -> str:
     return _diff(path, before, after)
 
 
-def with_records(path: Path, text: str, records: Sequence[Record]) -> str:
+def with_records(path: Path, text: str, records: Sequence[AnyRecord]) -> str:
     """Return a card's text with records put in; the file itself is not touched."""
     for record in records:
-        if not all(math.isfinite(figure) for figure in (record.value, record.standard_error or 0)):
+        if not all(map(math.isfinite, record.figures())):
             raise CardError(
                 "a figure that is not finite is no reference",
                 file=path,
-                key="sdbench.records",
-                found=record.value,
-                remedy=f"Measure {record.metric} under {record.protocol} again",
+                key=f"sdbench.{record.place}",
+                found=record.figures(),
+                remedy=f"Measure {' '.join(record.key)} again",
             )
         front = parse(path, text)
         block = front.find("sdbench")
@@ -107,15 +169,15 @@ def with_records(path: Path, text: str, records: Sequence[Record]) -> str:
     return text
 
 
-def _edit(front: FrontMatter, block: Any, record: Record) -> str:
+def _edit(front: FrontMatter, block: Any, record: AnyRecord) -> str:
     text, offset, new = front.text, front.start, record.to_dict()
-    node: Any = child(block, "records")
+    node: Any = child(block, record.place)
     if node is None:
-        return _insert_key(front, block, new)
+        return _insert_key(front, block, record.place, new)
     if not isinstance(node.value, list):
         return _fill_empty(front, block, node, new)
     for item in node.value:
-        if _key_of(item) == record.key:
+        if _key_of(item, record.names) == record.key:
             return _replace_entry(front, item, new)
     if not node.value:
         return _fill_empty(front, block, node, new)
@@ -128,15 +190,15 @@ def _edit(front: FrontMatter, block: Any, record: Record) -> str:
     return text[:end] + front.newline + _block(new, column, front.newline) + text[end:]
 
 
-def _insert_key(front: FrontMatter, block: Any, new: Mapping[str, Any]) -> str:
+def _insert_key(front: FrontMatter, block: Any, place: str, new: Mapping[str, Any]) -> str:
     text, offset = front.text, front.start
     if block.flow_style:
         end = offset + _leaf_end(block) - 1
         head = text[:end].rstrip().rstrip(",")
-        return f"{head}, records: [{_flow(new)}]{text[end:]}"
+        return f"{head}, {place}: [{_flow(new)}]{text[end:]}"
     end = _line_end(text, offset + _leaf_end(block))
     column = block.start_mark.column
-    lines = " " * column + "records:" + front.newline + _block(new, column, front.newline)
+    lines = " " * column + f"{place}:" + front.newline + _block(new, column, front.newline)
     return f"{text[:end]}{front.newline}{lines}{text[end:]}"
 
 
@@ -197,9 +259,9 @@ def _same(node: Any, value: Any) -> bool:
     return False
 
 
-def _key_of(item: Any) -> tuple[str, str] | None:
-    protocol, metric = child(item, "protocol"), child(item, "metric")
-    return (str(protocol.value), str(metric.value)) if protocol and metric else None
+def _key_of(item: Any, names: Sequence[str]) -> tuple[str, ...] | None:
+    found = [str(node.value) for name in names if (node := child(item, name)) is not None]
+    return tuple(found) if len(found) == len(names) else None
 
 
 def _leaf_end(node: Any) -> int:
@@ -257,19 +319,23 @@ def scalar(value: Any) -> str:
     return f'"{text}"'
 
 
-def _check(front: FrontMatter, text: str, record: Record) -> None:
+def _check(front: FrontMatter, text: str, record: AnyRecord) -> None:
     """Read the edited text again: the record is in, nothing else changed its meaning."""
+
+    def of_record(entry: Mapping[str, Any]) -> bool:
+        return tuple(str(entry[name]) for name in record.names) == record.key
+
     try:
         after = parse(front.path, text).data
         before_block, after_block = dict(front.data["sdbench"]), dict(after["sdbench"])
-        before_records, after_records = before_block.pop("records", None) or [], after_block.pop("records")
-        others = [entry for entry in before_records if (entry["protocol"], entry["metric"]) != record.key]
-        kept = [entry for entry in after_records if (entry["protocol"], entry["metric"]) != record.key]
-        mine = [entry for entry in after_records if (entry["protocol"], entry["metric"]) == record.key]
+        before_records = before_block.pop(record.place, None) or []
+        after_records = after_block.pop(record.place)
         right = (
             {**front.data, "sdbench": before_block} == {**after, "sdbench": after_block}
-            and others == kept
-            and [_comparable(entry) for entry in mine] == [_comparable(record.to_dict())]
+            and [entry for entry in before_records if not of_record(entry)]
+            == [entry for entry in after_records if not of_record(entry)]
+            and [_comparable(entry) for entry in after_records if of_record(entry)]
+            == [_comparable(record.to_dict())]
             and parse(front.path, text).body == front.body
         )
     except (CardError, KeyError, TypeError):
@@ -278,8 +344,8 @@ def _check(front: FrontMatter, text: str, record: Record) -> None:
         raise CardError(
             "the records cannot be edited in place",
             file=front.path,
-            key="sdbench.records",
-            remedy="Write `records: []` there, without anchors, aliases or tags, and run again",
+            key=f"sdbench.{record.place}",
+            remedy=f"Write `{record.place}: []` there, without anchors, aliases or tags, and run again",
         )
 
 

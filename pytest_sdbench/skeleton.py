@@ -80,9 +80,13 @@ def unet_skeleton(
 
 
 def unet_inputs(
-    architecture: str | Config, *, device: str | torch.device = "meta", dtype: torch.dtype | None = None
+    architecture: str | Config,
+    *,
+    device: str | torch.device = "meta",
+    dtype: torch.dtype | None = None,
+    batch: int = 1,
 ) -> dict[str, Any]:
-    """Make the keyword arguments of one U-Net call at batch 1: latents, timestep, 77 text states, guidance.
+    """Make the keyword arguments of one U-Net call: latents, timestep, 77 text states, guidance.
 
     The latents have the ``sample_size`` of the configuration (64 where it has none).
     """
@@ -104,16 +108,16 @@ def unet_inputs(
     states = config.get("cross_attention_dim", defaults["cross_attention_dim"])
     guidance = config.get("time_cond_proj_dim")
     shapes = {
-        "sample": (1, channels, height, width),
-        "encoder_hidden_states": (1, 77, states),
-        **({"timestep_cond": (1, guidance)} if guidance else {}),
+        "sample": (batch, channels, height, width),
+        "encoder_hidden_states": (batch, 77, states),
+        **({"timestep_cond": (batch, guidance)} if guidance else {}),
     }
     generator = torch.Generator().manual_seed(0)
     inputs: dict[str, Any] = {
         name: torch.randn(shape, generator=generator).to(device=device, dtype=dtype or torch.float32)
         for name, shape in shapes.items()
     }
-    return inputs | {"timestep": torch.full((1,), 500, dtype=torch.int64).to(device)}
+    return inputs | {"timestep": torch.full((batch,), 500, dtype=torch.int64).to(device)}
 
 
 def text_encoder_skeleton(config: Config = SD_V1_TEXT_ENCODER) -> Any:

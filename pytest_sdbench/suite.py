@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sdbench import verdict as judges
-from pytest_sdbench.card import Card, Claim, LatencyClaim
+from pytest_sdbench.card import Card, Claim, MemoryClaim
 from pytest_sdbench.collection import card_of
+from pytest_sdbench.environment import timed_on
 from pytest_sdbench.errors import CardError, Unavailable
 from pytest_sdbench.gate import Judged, beside, other_protocol
 from pytest_sdbench.metric_names import METRICS
@@ -177,9 +178,14 @@ def test_speed(
             seconds=latency.seconds,
             baseline_seconds=latency.baseline_seconds,
         )
-    if sdbench_card.latency is not None:
-        place = str(sdbench_environment["device"]), sdbench_dtype
-        absolute = _judge_latency(sdbench_card.latency, latency.seconds, *place)
+    absolute = _judge_latency(
+        sdbench_card,
+        latency.seconds,
+        str(sdbench_environment["device"]),
+        timed_on(sdbench_device),
+        sdbench_dtype,
+    )
+    if absolute is not None:
         verdict = absolute if claim is None else judges.worst(verdict, absolute)
     sdbench_conclude(
         verdict,
@@ -190,12 +196,27 @@ def test_speed(
     )
 
 
-def _judge_latency(claim: LatencyClaim, seconds: Sequence[float], device: str, dtype: str) -> judges.Verdict:
-    """Judge an absolute latency by a claim of the same device and precision, and by no other."""
-    if (claim.device, claim.dtype or dtype) != (device, dtype):
-        of = f"{claim.device}{', ' + claim.dtype if claim.dtype else ''}"
-        return judges.uncalibrated(f"{claim.max:.4g} s a call are claimed of {of}; this is {device}, {dtype}")
-    return judges.judge_latency(claimed=claim.max, seconds=seconds)
+def _judge_latency(
+    card: Card, seconds: Sequence[float], device: str, timed: str, dtype: str
+) -> judges.Verdict | None:
+    """Judge an absolute latency by what the card claims or has recorded of this device, and of no other.
+
+    None where the card has neither.
+    """
+    claim, record = card.latency, card.recorded_on(timed, dtype)
+    if claim is not None and (claim.device, claim.dtype or dtype) == (device, dtype):
+        return judges.judge_latency(claimed=claim.max, seconds=seconds)
+    if record is not None:
+        return judges.judge_recorded_latency(recorded=record.seconds, seconds=seconds)
+    if claim is not None:
+        place = f"{claim.device}, {claim.dtype}" if claim.dtype else claim.device
+        of = f"{claim.max:.4g} s a call are claimed of {place}"
+    elif card.devices:
+        places = dict.fromkeys(f"{each.device}, {each.dtype}" for each in card.devices)
+        of = f"a latency is recorded of {'; '.join(places)}"
+    else:
+        return None
+    return judges.uncalibrated(f"{of}; this is {timed}, {dtype}")
 
 
 @pytest.mark.memory
@@ -215,6 +236,9 @@ def test_memory(
     peak = peak_memory(sdbench_network.unet, device=sdbench_device, dtype=getattr(torch, sdbench_dtype))
     shown = f"{peak / 2**20:,.0f} MiB at the peak of one U-Net call"
     claim = sdbench_card.memory
+    record = sdbench_card.recorded_on(timed_on(sdbench_device), sdbench_dtype)
+    if claim is None and record is not None and record.peak_bytes is not None:
+        claim = MemoryClaim(record.peak_bytes)
     if claim is None:
         verdict = judges.uncalibrated(f"{shown}; none is claimed")
     elif claim.device and claim.device != sdbench_environment["device"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from statistics import NormalDist, median
 
@@ -26,6 +26,9 @@ RANK_LEVEL = 0.002
 
 LATENCY_FLOOR = 1e-4
 """Seconds a call by which a latency must be over before it fails."""
+
+LATENCY_MARGIN = 0.1
+"""Share of a recorded latency that a device's clock, temperature and driver may add another day."""
 
 MEMORY_MARGIN, MEMORY_FLOOR = 0.01, 1 << 20
 """Share of the claim, and bytes, by which a peak must be over before it fails."""
@@ -355,6 +358,16 @@ def judge_latency(*, claimed: float, seconds: Sequence[float]) -> Verdict:
     few = 0.5 ** len(seconds) >= RANK_LEVEL
     cause = f"{len(seconds)} rounds are too few" if few else f"{below} of {len(seconds)} rounds are within it"
     return Verdict(Outcome.INCONCLUSIVE, f"{figures}; cannot tell: {cause}")
+
+
+def judge_recorded_latency(*, recorded: float, seconds: Sequence[float]) -> Verdict:
+    """Judge the rounds of a call, in seconds, by what it took on the same device another day.
+
+    As `judge_latency`, with a margin for the device's clock.
+    """
+    verdict = judge_latency(claimed=(1 + LATENCY_MARGIN) * recorded, seconds=seconds)
+    margin = f"recorded {recorded:.4g} s, margin {LATENCY_MARGIN:.0%}"
+    return replace(verdict, reason=f"{verdict.reason} ({margin})")
 
 
 def judge_memory(*, claimed: float, measured: float) -> Verdict:

@@ -141,6 +141,9 @@ def test_times_taken_beside_a_baseline_serve_the_network_alone(clock: Clock) -> 
     alone = measure_latency(Benchmark, STUDENT, STUDENT, cache=cache)
     assert (alone.reused, alone.ratio, alone.seconds) == (True, 1.0, beside.seconds)
     assert measure_latency(Benchmark, STUDENT, cache=cache).ratio is None
+    teacher = measure_latency(Benchmark, UNET, cache=cache)
+    assert (teacher.reused, teacher.ratio, teacher.seconds) == (True, None, beside.baseline_seconds)
+    assert not measure_latency(Benchmark, UNET, dtype=torch.bfloat16, cache=cache).reused
 
 
 def test_disabled_timing_is_unavailable_not_a_pass(clock: Clock) -> None:

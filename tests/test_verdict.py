@@ -21,6 +21,7 @@ from pytest_sdbench.verdict import (
     judge_count,
     judge_latency,
     judge_memory,
+    judge_recorded_latency,
     judge_score,
     judge_scores,
     judge_speed,
@@ -701,6 +702,15 @@ def test_latency_of_nothing_is_refused(seconds: list[float]) -> None:
 def test_latency_by_a_claim_of_nothing_is_refused(claimed: float) -> None:
     with pytest.raises(ValueError, match="finite and above 0"):
         judge_latency(claimed=claimed, seconds=[1.0])
+
+
+@pytest.mark.parametrize(("seconds", "outcome"), [(0.9, PASS), (1.095, PASS), (1.105, FAIL)])
+def test_a_recorded_latency_may_be_a_tenth_longer_another_day(seconds: float, outcome: Outcome) -> None:
+    verdict = judge_recorded_latency(recorded=1.0, seconds=[seconds] * 20)
+    assert verdict.outcome is outcome
+    assert verdict.reason.endswith("(recorded 1 s, margin 10%)")
+    assert "at most 1.1 s claimed on this device" in verdict.reason
+    assert ("wrong_call" in verdict.figures) is (outcome is FAIL)
 
 
 # --- memory ---
