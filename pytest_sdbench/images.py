@@ -1,30 +1,20 @@
 """Read sets of images: folders, zip and tar archives, and WebDataset shards, one picture at a time.
 
-Nothing is unpacked to the disk, and a name inside an archive is never taken for a path. Pictures are decoded
-in threads, some ahead of the one that is asked for, and come in a fixed order.
+Pictures are decoded in threads, some ahead of the one that is asked for, and come in a fixed order.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import lzma
 import os
-import re
-import stat
-import struct
-import tarfile
-import threading
-import zipfile
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -33,56 +23,15 @@ from pytest_sdbench.errors import DataError
 from pytest_sdbench.image_path import Images, apply_image_steps
 from pytest_sdbench.prompts import parse_captions
 from pytest_sdbench.protocol import Jpeg, Resize
+from pytest_sdbench.sources import BROKEN, SUFFIXES, Read, Source, is_image, open_sources, readable
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 METADATA = "metadata.csv"
 CAPTION_KEYS = ("caption", "text", "prompt")
 """Keys of a `.json` beside a picture that hold its caption."""
 BATCH = 64
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-_TARS = {".tar": "tar", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz", ".tar.zst": "zst"}
-_SOURCES = "a folder of images, a .zip or .tar archive (also .tar.gz), or shards such as data-{000..012}.tar"
 _WORKERS = min(8, os.cpu_count() or 1)
-_BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-)
-"""What the standard library and Pillow raise for damage."""
-
-T = TypeVar("T")
-Read = Callable[[str], bytes]
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """One folder or archive."""
-
-    path: Path
-    files: tuple[str, ...]
-    """Names inside it with `/`, in natural order; hidden ones are left out."""
-    passed_over: Counter[str]
-    """Entries that are no plain files, by what they are."""
-    open: Callable[[], AbstractContextManager[Read]]
-    """Returns what reads an entry, from any thread."""
-    places: dict[str, int] | None = None
-    """Of an archive that can only be read from its beginning: where each entry lies."""
-
-    def in_reach(self, entries: Sequence[T], name: Callable[[T], str]) -> list[T]:
-        """Return entries in the order in which they are best read: their own, where any can be reached."""
-        places = self.places
-        return list(entries) if places is None else sorted(entries, key=lambda entry: places[name(entry)])
-
-    def where(self, name: str) -> str:
-        """Return what messages call an entry."""
-        return f"{self.path}/{name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,19 +76,19 @@ def open_images(sources: Sequence[str | Path]) -> ImageSet:
     """
     pictures: list[Picture] = []
     passed_over: Counter[str] = Counter()
-    opened = [opened for text in sources for opened in _sources(text)]
+    opened = [opened for text in sources for opened in open_sources(text)]
     for path, count in Counter(source.path.resolve() for source in opened).items():
         if count > 1:
             raise DataError(f"this is given {count} times", file=path, remedy="Give it once")
     for source in opened:
-        mine = [Picture(source, name) for name in source.files if _is_image(name)]
+        mine = [Picture(source, name) for name in source.files if is_image(name)]
         pictures += mine
         beside = {caption for picture in mine for caption in _beside(picture.name)}
         passed_over += source.passed_over
         passed_over += Counter(
             PurePosixPath(name).suffix.lower() or "without an ending"
             for name in source.files
-            if not (_is_image(name) or name in beside or PurePosixPath(name).name == METADATA)
+            if not (is_image(name) or name in beside or PurePosixPath(name).name == METADATA)
         )
     found = ImageSet(tuple(pictures), passed_over, _together([source.path.name for source in opened]))
     if not pictures:
@@ -183,7 +132,7 @@ def read_captions(images: ImageSet) -> list[str | None]:
 
 def size_of(picture: Picture) -> tuple[int, int]:
     """Return width and height of an image; raises DataError for one that is damaged."""
-    with _readable(picture.source.path), picture.source.open() as read, _explained(picture):
+    with readable(picture.source.path), picture.source.open() as read, _explained(picture):
         return Image.open(io.BytesIO(read(picture.name)), formats=_FORMATS).size
 
 
@@ -207,7 +156,7 @@ def decode(
         for source, numbers in groups.items():
             numbers = source.in_reach(numbers, lambda number: images.pictures[number].name)
             pictures = [images.pictures[number] for number in numbers]
-            with _readable(source.path), source.open() as read:
+            with readable(source.path), source.open() as read:
                 tasks = (
                     partial(_decode, picture, content, tuple(steps), size)
                     for picture, content in zip(pictures, _contents(pictures, read), strict=True)
@@ -230,191 +179,8 @@ def in_batches(decoded: Iterable[tuple[int, Images]]) -> Iterator[tuple[list[int
         yield numbers, np.concatenate(batch)
 
 
-def braces(pattern: str) -> list[str]:
-    """Write out `{000..010}` (numbers, with their zeros) and `{a,b}`, as shells do."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    if match[3] is not None:
-        parts = match[3].split(",")
-    else:
-        first, last = int(match[1]), int(match[2])
-        padded = match[1].startswith("0") or match[2].startswith("0")
-        width = max(len(match[1]), len(match[2])) if padded else 0
-        step = 1 if first <= last else -1
-        parts = [f"{number:0{width}}" for number in range(first, last + step, step)]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [before + part + rest for part in parts for rest in braces(after)]
-
-
-# --- sources ---
-
-
-def _sources(text: str | Path) -> Iterator[Source]:
-    for name in [str(text)] if Path(text).exists() else braces(str(text)):
-        path = Path(name)
-        if not path.exists():
-            raise DataError("there is no such folder or archive", file=path, remedy=f"Give {_SOURCES}")
-        if not path.is_dir():
-            yield _archive(path)
-            continue
-        folder = _folder(path)
-        archives = [name for name in folder.files if _is_archive(name)]
-        if archives and not any(_is_image(name) for name in folder.files):
-            yield from (_archive(path / name) for name in archives)
-        else:
-            yield folder
-
-
-def _folder(path: Path) -> Source:
-    files, passed_over = [], Counter[str]()
-
-    def refuse(error: OSError) -> None:
-        raise DataError("this folder cannot be read", file=error.filename, found=error.strerror) from error
-
-    for folder, inner, names in os.walk(path, onerror=refuse):
-        here = Path(folder).relative_to(path)
-        linked = [name for name in inner if Path(folder, name).is_symlink() and not _is_hidden(name)]
-        passed_over["linked folders"] += len(linked)
-        inner[:] = [name for name in inner if not _is_hidden(name)]
-        files += [(here / name).as_posix() for name in names if not _is_hidden(name)]
-    return Source(
-        path,
-        _natural(files),
-        +passed_over,
-        lambda: nullcontext(lambda name: (path / name).read_bytes()),
-    )
-
-
-def _archive(path: Path) -> Source:
-    if path.name.lower().endswith(".zip"):
-        return _zip(path)
-    ending = next((ending for ending in _TARS if path.name.lower().endswith(ending)), None)
-    if ending is None:
-        raise DataError("neither a folder nor an archive", file=path, remedy=f"Give {_SOURCES}")
-    if _TARS[ending] not in tarfile.TarFile.OPEN_METH:
-        raise DataError(
-            f"this version of Python does not read {ending}", file=path, remedy="Make it a plain .tar"
-        )
-    return _tar(path, _TARS[ending])
-
-
-def _zip(path: Path) -> Source:
-    names: list[tuple[str, str]] = []
-    passed_over = Counter[str]()
-    with _readable(path), zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.is_dir() or _is_hidden(entry.filename):
-                continue
-            if entry.flag_bits & 1:
-                raise DataError("this entry has a password", file=path, key=entry.filename)
-            if stat.S_ISLNK(entry.external_attr >> 16):
-                passed_over["links"] += 1
-            else:
-                names.append((_plain(entry.filename), entry.filename))
-    inside = dict(names)
-
-    @contextmanager
-    def opened() -> Iterator[Read]:
-        with zipfile.ZipFile(path) as archive:
-            yield lambda name: archive.read(inside[name])
-
-    return Source(path, _natural(_unique(path, [name for name, _ in names])), passed_over, opened)
-
-
-def _tar(path: Path, compression: str) -> Source:
-    places: dict[str, tuple[int, int]] = {}
-    names, passed_over = [], Counter[str]()
-    archive: Any
-    with _readable(path), _open_tar(path, compression) as archive:
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # it would keep them all
-            if member.isdir() or _is_hidden(member.name):
-                continue
-            if member.isreg() and not member.issparse():
-                names.append(_plain(member.name))
-                places[names[-1]] = (member.offset_data, member.size)
-            else:
-                passed_over["links and other special entries"] += 1
-        archive.fileobj.seek(archive.offset)
-        end = archive.fileobj.read(tarfile.BLOCKSIZE)
-        # A writer that was killed leaves out the empty block at the end, even where no member is cut.
-        if len(end) < tarfile.BLOCKSIZE or any(end):
-            raise EOFError("no end mark: it was cut short")
-
-    @contextmanager
-    def opened() -> Iterator[Read]:
-        lock = threading.Lock()
-        with _open_tar(path, compression) as archive:
-
-            def read(name: str) -> bytes:
-                offset, size = places[name]
-                with lock:
-                    archive.fileobj.seek(offset)
-                    content: bytes = archive.fileobj.read(size)
-                if len(content) != size:
-                    raise EOFError(f"{len(content)} of {size} bytes are there")
-                return content
-
-            yield read
-
-    order = {name: offset for name, (offset, _) in places.items()} if compression != "tar" else None
-    return Source(path, _natural(_unique(path, names)), passed_over, opened, order)
-
-
-def _open_tar(path: Path, compression: str) -> Any:
-    return tarfile.open(path, "r:" if compression == "tar" else f"r:{compression}")  # type: ignore[call-overload]
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except _BROKEN as problem:
-        raise DataError(
-            f"this archive cannot be read: {problem}", file=path, remedy="Fetch it or write it again"
-        ) from problem
-
-
-def _unique(path: Path, names: Sequence[str]) -> Sequence[str]:
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise DataError(f"this entry stands {count} times in the archive", file=path, key=name)
-    return names
-
-
-def _natural(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort names as people do: 2.png before 10.png."""
-
-    def key(name: str) -> tuple[Any, str]:
-        parts = [re.split(r"([0-9]+)", part) for part in name.split("/")]
-        return [[int(text) if k % 2 else text for k, text in enumerate(part)] for part in parts], name
-
-    return tuple(sorted(names, key=key))
-
-
-def _plain(name: str) -> str:
-    """Return the name of an entry without `./` in front of it."""
-    return PurePosixPath(name).as_posix()
-
-
 def _together(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]} ({len(names)})"
-
-
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def _is_archive(name: str) -> bool:
-    return name.lower().endswith((".zip", *_TARS))
-
-
-def _is_hidden(name: str) -> bool:
-    """Say whether a file, or a folder above it, is none that a person put there."""
-    return any(
-        part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in name.split("/")
-    )
 
 
 # --- pictures ---
@@ -450,7 +216,7 @@ def _decode(
 def _explained(picture: Picture) -> Iterator[None]:
     try:
         yield
-    except (*_BROKEN, SyntaxError, Image.DecompressionBombError) as problem:
+    except (*BROKEN, SyntaxError, Image.DecompressionBombError) as problem:
         raise DataError(
             f"this image cannot be read: {problem}",
             file=picture.where,
@@ -488,11 +254,11 @@ def _texts(source: Source, pictures: Sequence[Picture]) -> dict[str, bytes]:
     wanted = {name for picture in pictures for name in _beside(picture.name)}
     names = [name for name in source.files if name in wanted or PurePosixPath(name).name == METADATA]
     contents = {}
-    with _readable(source.path), source.open() as read:
+    with readable(source.path), source.open() as read:
         for name in source.in_reach(names, str):
             try:
                 contents[name] = read(name)
-            except _BROKEN as problem:
+            except BROKEN as problem:
                 raise DataError(
                     f"this cannot be read: {problem}", file=source.where(name), remedy="Fetch it again"
                 ) from problem
