@@ -5,239 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pytest_sdbench import __version__
+from pytest_sdbench.arguments import parser
 from pytest_sdbench.errors import SdbenchError
 from pytest_sdbench.front_matter import is_card
 from pytest_sdbench.paths import reference
-from pytest_sdbench.sampling import add_arguments
-from pytest_sdbench.sampling import run as run_sampling
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 something lacks, 2 an explained error."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        return _COMMANDS[options.command](options)
     except SdbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pytest_sdbench",
-        description="Model cards as tests: what surrounds `pytest --sdbench`.",
-    )
-    parser.add_argument("--version", action="version", version=f"pytest-sdbench {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    doctor = commands.add_parser(
-        "doctor", help="say what this machine lacks for which card, and how to get it"
-    )
-    doctor.add_argument("cards", nargs="*", type=Path, metavar="CARD", help="default: the packaged cards")
-    doctor.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
-    doctor.set_defaults(run=_doctor)
-
-    plan = commands.add_parser(
-        "plan", help="say what a run will cost before it starts: images, time, disk, downloads"
-    )
-    plan.add_argument("cards", nargs="*", type=Path, metavar="CARD", help="default: the packaged cards")
-    plan.add_argument("--store", default=".sdbench", metavar="DIR|URL", help="[%(default)s]")
-    plan.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
-    plan.add_argument("--device", default="auto", metavar="DEVICE", help="torch device [%(default)s]")
-    plan.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="another precision than the protocol's"
-    )
-    plan.add_argument("--images", type=int, metavar="N", help="the first N images of each protocol alone")
-    plan.add_argument(
-        "--protocol",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="plan for this protocol, in place of those that the cards are judged by; may be repeated",
-    )
-    plan.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="CARD=PATH",
-        help="another checkpoint than the card's, as --sdbench-weights; may be repeated",
-    )
-    plan.add_argument(
-        "--no-timing", action="store_true", help="time no network: only what the store knows of times"
-    )
-    plan.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    plan.set_defaults(run=_plan)
-
-    device = commands.add_parser(
-        "device",
-        help="measure what a U-Net call of the cards' networks takes on this device: latency, throughput, "
-        "multiply-accumulates a second, peak memory",
-    )
-    device.add_argument("cards", nargs="*", type=Path, metavar="CARD", help="default: the packaged cards")
-    device.add_argument("--device", default="auto", metavar="DEVICE", help="torch device [%(default)s]")
-    device.add_argument(
-        "--dtype",
-        action="append",
-        default=[],
-        choices=("float32", "float16", "bfloat16"),
-        help="may be repeated; default: float16 and bfloat16, on a CPU float32",
-    )
-    device.add_argument(
-        "--mode",
-        action="append",
-        default=[],
-        choices=("eager", "compiled"),
-        help="may be repeated; default: both on CUDA, elsewhere eager",
-    )
-    device.add_argument(
-        "--largest-batch",
-        type=int,
-        default=64,
-        metavar="N",
-        help="that is tried for throughput [%(default)s]",
-    )
-    device.add_argument(
-        "--seconds", type=float, default=3.0, metavar="S", help="of timing for each figure [%(default)s]"
-    )
-    device.add_argument("--update", action="store_true", help="record the figures in the cards")
-    device.set_defaults(run=_device)
-
-    draft = commands.add_parser("draft", help="write the card of a checkpoint")
-    draft.add_argument("folder", type=Path, metavar="FOLDER", help="a checkpoint in diffusers layout")
-    draft.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="where to write it; default: the terminal"
-    )
-    draft.set_defaults(run=_draft)
-
-    table = commands.add_parser("table", help="write the result tables as GitHub markdown")
-    table.add_argument("cards", nargs="*", type=Path, metavar="CARD", help="default: the packaged cards")
-    table.add_argument(
-        "--results",
-        type=Path,
-        metavar="FILE",
-        help="a results.json: show what was measured beside what is claimed",
-    )
-    table.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="where to write it; default: the terminal"
-    )
-    table.set_defaults(run=_table)
-
-    stats = commands.add_parser(
-        "stats", help="compute reference statistics of images, as an npz of mu and sigma"
-    )
-    stats.add_argument(
-        "source",
-        nargs="+",
-        metavar="SOURCE",
-        help="a folder or archive (.zip, .tar) of images, shards (data-{000..012}.tar), or a range of "
-        "embedded scenes (scenes:FIRST-LAST)",
-    )
-    stats.add_argument("-o", "--out", type=Path, metavar="FILE.npz", required=True, help="where to write it")
-    stats.add_argument(
-        "--extractor",
-        default="inception-pytorch-fid",
-        metavar="NAME",
-        help="inception-pytorch-fid, inception-torch-fidelity or scenes-classifier [%(default)s]",
-    )
-    stats.add_argument(
-        "--resize",
-        type=int,
-        metavar="PIXELS",
-        help="squash every image to a square first (Pillow, bicubic); the COCO statistics are of 256",
-    )
-    stats.add_argument(
-        "--features", type=int, default=0, metavar="N", help="keep the features of N images, for KID [0]"
-    )
-    stats.add_argument(
-        "--layouts",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="of a range of scenes, those of these layouts",
-    )
-    stats.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
-    stats.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device [%(default)s]")
-    stats.add_argument(
-        "--download", action="store_true", help="fetch the extractor's weights if they are missing"
-    )
-    stats.set_defaults(run=_stats)
-
-    score = commands.add_parser("score", help="score images that another tool made, under a protocol")
-    score.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGES",
-        help="a folder or archive (.zip, .tar) of images, or shards (data-{000..012}.tar)",
-    )
-    score.add_argument("--protocol", required=True, metavar="NAME", help="a protocol's name or file")
-    score.add_argument("--images", type=int, dest="n", metavar="N", help="those of the first N prompts alone")
-    score.add_argument(
-        "--stage",
-        choices=("sampled", "final"),
-        help="whether the images are as the sampler made them, or have been through the protocol's codec and "
-        "resize already; default: told from their size",
-    )
-    score.add_argument(
-        "--match",
-        choices=("caption", "name", "index", "order"),
-        help="how the prompt of an image is found: by the caption that comes with it, by its name in the "
-        "file of prompts, by the number at the end of its name, or by the order of names; default: the first "
-        "of these that the images have",
-    )
-    score.add_argument("--card", metavar="CARD", help="show what this card (name or file) claims beside it")
-    score.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
-    score.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device [%(default)s]")
-    score.add_argument("--download", action="store_true", help="fetch weights that are missing")
-    score.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    score.set_defaults(run=_score)
-
-    compare = commands.add_parser(
-        "compare",
-        help="score two checkpoints on the same prompts and seeds, and say how sure the difference is",
-    )
-    what = "a card (name or file), a folder in diffusers layout, or embedded:NAME"
-    compare.add_argument("first", metavar="A", help=what)
-    compare.add_argument("second", metavar="B", help=f"{what}; a U-Net's folder alone is joined to B's base")
-    compare.add_argument("--protocol", required=True, metavar="NAME", help="a protocol's name or file")
-    compare.add_argument("--images", type=int, metavar="N", help="the first N images alone")
-    compare.add_argument("--store", default=".sdbench", metavar="DIR|URL", help="[%(default)s]")
-    compare.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
-    compare.add_argument("--device", default="cpu", metavar="DEVICE", help="torch device [%(default)s]")
-    compare.add_argument("--download", action="store_true", help="fetch weights that are missing")
-    compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    compare.set_defaults(run=_compare)
-    sampling = commands.add_parser(
-        "sample", help="make the images of cards, as one of any number of processes that share a store"
-    )
-    add_arguments(sampling)
-    sampling.set_defaults(run=lambda options: run_sampling(options, _cards(options.cards)))
-
-    store = commands.add_parser("store", help="look into an evidence store, or clean it up")
-    actions = store.add_subparsers(title="actions", required=True, metavar="ACTION")
-    ls = actions.add_parser("ls", help="list what it holds of which checkpoint and draw")
-    ls.add_argument("--json", action="store_true", help="as JSON, sizes in bytes")
-    ls.set_defaults(run=_store_ls)
-    gc = actions.add_parser(
-        "gc",
-        help="remove what nothing needs: damaged and unfinished files, leases that nobody renews, shards "
-        "that a longer one covers",
-    )
-    gc.add_argument(
-        "--older-than",
-        type=float,
-        metavar="DAYS",
-        help="and evidence that was not written to for so long",
-    )
-    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    gc.set_defaults(run=_store_gc)
-    for action in (ls, gc):
-        action.add_argument("--store", default=".sdbench", metavar="DIR|URL", help="[%(default)s]")
-    return parser
 
 
 def _cards(named: Sequence[Path]) -> list[Path]:
@@ -415,6 +199,16 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sample(options: argparse.Namespace) -> int:
+    from pytest_sdbench.sampling import run
+
+    return run(options, _cards(options.cards))
+
+
+def _store(options: argparse.Namespace) -> int:
+    return _store_ls(options) if options.action == "ls" else _store_gc(options)
+
+
 def _store_ls(options: argparse.Namespace) -> int:
     from pytest_sdbench.storage import without_secrets
     from pytest_sdbench.store_cli import inventory, inventory_json, inventory_table
@@ -491,3 +285,17 @@ def _source(texts: Sequence[str]) -> range | Sequence[str]:
             "not a range of scenes", key="source", found=scenes, remedy="Write scenes:20000000-20029999"
         )
     return range(int(first), int(last) + 1)
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "doctor": _doctor,
+    "plan": _plan,
+    "sample": _sample,
+    "device": _device,
+    "draft": _draft,
+    "table": _table,
+    "stats": _stats,
+    "score": _score,
+    "compare": _compare,
+    "store": _store,
+}

@@ -136,26 +136,6 @@ def sample_card(
     return lines
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `sample`."""
-    parser.add_argument("cards", nargs="+", type=Path, metavar="CARD", help="a card, or a folder of cards")
-    parser.add_argument("--protocol", action="append", default=[], metavar="NAME", help="default: the card's")
-    parser.add_argument("--images", type=int, metavar="N", help="the first N images alone")
-    parser.add_argument(
-        "--weights", action="append", default=[], metavar="CARD=PATH", help="as --sdbench-weights"
-    )
-    parser.add_argument(
-        "--store", default=".sdbench", metavar="DIR|URL", help="shared by all processes [%(default)s]"
-    )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="data root, as --sdbench-data")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="torch device [%(default)s]")
-    parser.add_argument("--download", action="store_true", help="fetch weights that are missing")
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="default: the largest that fits, found on the way"
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="beside each other on a CPU; default: found")
-
-
 def run(options: argparse.Namespace, cards: Sequence[Path]) -> int:
     """Sample cards one after the other; return 1 where one could not be, having done the others."""
     from pytest_sdbench.engine import Tuning
