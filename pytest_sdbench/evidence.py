@@ -4,7 +4,8 @@ A store is a folder on a disk or behind a URL. Each pair of checkpoint and draw 
 
     <checkpoint>-<draw>/
         manifest-<writer>.json                what was drawn; on which device, with which versions and command
-        shard-00000000-00000064.safetensors   rows of images 0 to 63; its header holds its checksum and writer
+        shard-00000000-00000064.safetensors   rows of images 0 to 63; its header says whose they are and who
+                                              wrote them, and holds a checksum
         pace-<writer>.json                    seconds an image: what the missing ones would take
 
 Shards lie on a fixed grid, so that their borders do not depend on where a run was killed. Nothing is ever
@@ -116,6 +117,11 @@ class Evidence:
         """Fingerprint of this process as a writer: of its manifest without the command."""
         return _writer(self.manifest)
 
+    @property
+    def _of(self) -> str:
+        """Whose rows these are: shards that were copied together from several stores must not mix."""
+        return f"{self.manifest['checkpoint']}-{self.manifest['draw']}"
+
     def missing(self, n: int) -> list[range]:
         """Return the shards that the first `n` images still need, each as the range of its images.
 
@@ -162,7 +168,13 @@ class Evidence:
         self.prepare()
         arrays = {name: np.ascontiguousarray(values) for name, values in rows.items()}
         arrays["index"] = np.arange(start, start + count, dtype=np.int64)
-        about = {"format": FORMAT, "start": start, "stop": start + count, "writer": self.writer}
+        about = {
+            "format": FORMAT,
+            "of": self._of,
+            "start": start,
+            "stop": start + count,
+            "writer": self.writer,
+        }
         about["sha256"] = _checksum(arrays, about)
         # One entry: safetensors keeps metadata in an unordered map, and equal shards are to be equal files.
         content = format_safetensors(arrays, {_META: json.dumps(about, sort_keys=True)})
@@ -292,6 +304,8 @@ class Evidence:
             _, about = self._open(name, stamp, check=True)
             if range(about["start"], about["stop"]) != range_of(name):
                 raise _Damage("its name is not that of its images")
+            if about.get("of", self._of) != self._of:  # shards had no such mark once
+                raise _Damage(f"it is of {about['of']}")
         except FileNotFoundError:
             return False
         except _Damage as damage:

@@ -226,7 +226,7 @@ def evidence_bytes(protocol: Protocol, missing: Iterable[range], manifest: Mappi
         count = len(shard)
         if count not in sizes:
             with tempfile.TemporaryDirectory() as folder:
-                Store(Path(folder)).open("", "", manifest).write(0, _zeros(protocol, count))
+                Store(Path(folder)).open("0" * 16, "0" * 16, manifest).write(0, _zeros(protocol, count))
                 files = [file for file in Path(folder).rglob("*") if file.is_file()]
                 sizes[count] = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
                 beside = sum(file.stat().st_size for file in files) - sizes[count]

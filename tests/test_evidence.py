@@ -171,6 +171,34 @@ def test_a_shard_under_the_name_of_another_is_damaged(tmp_path: Path) -> None:
         assert evidence_of(tmp_path).missing(128) == [range(64, 128)]
 
 
+def test_a_shard_of_another_checkpoint_or_draw_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    """As a careless merge of two stores leaves it: whole, and with the right images."""
+    evidence = fill(evidence_of(tmp_path), 128)
+    for key in (("e" * 16, "d" * 16), ("c" * 16, "e" * 16)):
+        other = fill(Store(tmp_path).open(*key, MANIFEST), 128)
+        shard_of(evidence, 64).write_bytes(shard_of(other, 64).read_bytes())
+        with pytest.warns(DamagedEvidence, match=f"it is of {key[0]}-{key[1]}"):
+            assert evidence_of(tmp_path).missing(128) == [range(64, 128)]
+        fill(evidence_of(tmp_path), 128)
+
+
+def test_a_shard_from_before_they_said_whose_they_are_is_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        dumps = json.dumps
+        patch.setattr(
+            json,
+            "dumps",
+            lambda about, **options: dumps(
+                {key: value for key, value in about.items() if key != "of"}, **options
+            ),
+        )
+        fill(evidence_of(tmp_path), 64)
+    assert b"c" * 16 not in shard_of(evidence_of(tmp_path)).read_bytes()
+    assert evidence_of(tmp_path).missing(64) == []
+
+
 def test_damage_during_a_run_is_found_too(tmp_path: Path) -> None:
     evidence = fill(evidence_of(tmp_path), 64)
     path = shard_of(evidence)
