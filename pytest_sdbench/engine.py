@@ -70,10 +70,10 @@ class Tuning:
 
 def default_batch_size(protocol: Protocol, device: str = "cpu") -> int:
     """Return the batch size to begin with; where memory runs out it is halved."""
-    if isinstance(protocol.seeds, SequentialSeeds):
-        return 1
     if not device.startswith("cpu"):
         return SHARD
+    if isinstance(protocol.seeds, SequentialSeeds):
+        return 1  # the bits of the published loop
     return max(1, min(SHARD, _PIXELS // protocol.sampling.resolution**2))
 
 
@@ -186,7 +186,7 @@ def _work(run: _Run, sampler: Sampler) -> None:
 def _draw(run: _Run, sampler: Sampler, left: Sequence[int]) -> Drawn:
     """Draw the next batch, of half as many images whenever memory runs out."""
     while True:
-        size = 1 if sampler.sequential else min(run.batch_size, len(left))
+        size = 1 if sampler.single else min(run.batch_size, len(left))
         try:
             return sampler.draw(left[:size])
         except RuntimeError as error:

@@ -2,8 +2,9 @@
 
 Under per-image seeds every image has its own CPU generator, seeded from (protocol seed, index): an image does
 not depend on batch size, order or process, up to the rounding of the arithmetic. Under sequential seeds one
-generator is consumed image by image at batch size 1; the noise of images that are skipped is drawn and thrown
-away, so that a resumed or divided run equals the uninterrupted one on the same kind of device.
+generator is consumed image by image; the noise of images that are skipped is drawn and thrown away, so that a
+resumed or divided run equals the uninterrupted one on the same kind of device. Schedulers that draw no noise
+between steps make this noise all there is: it is drawn one image at a time, and may be used in batches.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def sample(
 
     `prompts[i]` is the prompt of image i. With `align`, no batch crosses a multiple of it or a gap between
     indices: a run that goes on from such a border then makes the batches of an undisturbed run.
-    Under sequential seeds the batch size is 1 and `indices` must increase.
+    Under sequential seeds `indices` must increase, and each is a batch of its own, as in the published loops.
 
     Raises ProtocolError for a scheduler that does not exist or does not fit the seeds, CheckpointError if the
     checkpoint's scheduler is not the one that the protocol demands.
@@ -115,20 +116,28 @@ class Sampler:
 
     @property
     def sequential(self) -> bool:
-        """Whether one generator is consumed image by image: batches then hold one image."""
+        """Whether one generator is consumed image by image."""
         return self._sequence is not None
+
+    @property
+    def single(self) -> bool:
+        """Whether a batch holds one image alone: a pipeline of another kind draws from the one generator."""
+        return self.sequential and not self._staged
 
     @torch.inference_mode()
     def draw(self, group: Sequence[int]) -> Drawn:
         """Run the denoising loop for the images with these indices, as one batch."""
         sampling = self._protocol.sampling
-        seed = self._protocol.seeds.seed
-        if self._sequence is not None:
+        seeds = [self._protocol.seeds.seed] * len(group)
+        noise: dict[str, Any]
+        if self._sequence is None:
+            seeds = [image_seed(seed, index) for seed, index in zip(seeds, group, strict=True)]
+            noise = {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
+        elif self.single:
             (index,) = group
-            seeds, generators = [seed], [self._sequence.at(index)]
+            noise = {"generator": self._sequence.at(index)}
         else:
-            seeds = [image_seed(seed, index) for index in group]
-            generators = [torch.Generator().manual_seed(each) for each in seeds]
+            noise = {"latents": torch.cat([self._sequence.noise(index) for index in group])}
         # PNDM keeps the last model outputs and a sample: what one call leaves must not reach the next.
         self._pipeline.scheduler = self._schedule()
         prompts = [self._prompts[index] for index in group]
@@ -138,7 +147,7 @@ class Sampler:
             guidance_scale=sampling.guidance,
             height=sampling.resolution,
             width=sampling.resolution,
-            generator=generators,
+            **noise,
             output_type="latent" if self._staged else "np",
         )
         truncated = _truncated(self._pipeline.tokenizer, prompts)
@@ -333,17 +342,24 @@ class _Sequence:
         self._dtype = pipeline.unet.dtype
 
     def at(self, index: int) -> torch.Generator:
-        """Return the generator as the image with this index finds it."""
+        """Return the generator as the image with this index finds it, to be used for that image."""
         if index < self._position:  # a shard that another process left undone
             self._generator.manual_seed(self._seed)
             self._position = 0
         while self._position < index:
-            torch.randn(
-                self._shape, generator=self._generator, device=self._generator.device, dtype=self._dtype
-            )
+            self._draw()
             self._position += 1
         self._position += 1
         return self._generator
+
+    def noise(self, index: int) -> torch.Tensor:
+        """Return the initial latents of the image with this index, [1, C, h, w]."""
+        self.at(index)
+        return self._draw()
+
+    def _draw(self) -> torch.Tensor:
+        place = self._generator.device
+        return torch.randn(self._shape, generator=self._generator, device=place, dtype=self._dtype)
 
 
 def _mix(value: int) -> int:

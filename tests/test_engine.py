@@ -294,9 +294,34 @@ def test_a_compiled_unet_takes_full_batches_alone(
     assert calls == [8, 4]
 
 
-def test_batches_begin_large_on_an_accelerator_and_single_in_a_sequence(protocol: Protocol) -> None:
-    assert default_batch_size(protocol, "cuda:1") == SHARD
-    assert default_batch_size(protocol.model_copy(update={"seeds": _sequential()}), "cuda") == 1
+def test_batches_begin_large_on_an_accelerator_and_single_in_a_sequence_on_a_cpu(protocol: Protocol) -> None:
+    sequential = protocol.model_copy(update={"seeds": _sequential()})
+    assert default_batch_size(protocol, "cuda:1") == default_batch_size(sequential, "cuda") == SHARD
+    assert default_batch_size(sequential) == 1
+
+
+def test_the_noise_of_a_sequence_is_drawn_one_by_one_and_used_in_batches(
+    load: Callable[[], Any], protocol: Protocol, tmp_path: Path
+) -> None:
+    sequential = protocol.model_copy(update={"seeds": _sequential()})
+    single = run(tmp_path / "single", load(), sequential, Tuning())
+    batches = run(tmp_path / "batches", load(), sequential, Tuning(batch_size=24))
+    assert_same_pictures(rows(batches)["pixels"], rows(single)["pixels"])
+    assert rows(batches)["seed"].tolist() == rows(single)["seed"].tolist() == [1] * N
+    # The second shard's noise comes after the first one's, made or not.
+    resumed = Store(tmp_path / "resumed").open("c", "d", {})
+    make(
+        resumed,
+        sequential,
+        PROMPTS,
+        iter([range(SHARD, N)]),
+        n=N,
+        pipeline=load(),
+        extractors=Pixels(),
+        tuning=Tuning(batch_size=24),
+    )
+    (last,) = shards(resumed).items()
+    assert last in shards(batches).items()
 
 
 def _sequential() -> Any:
