@@ -44,7 +44,7 @@ from pytest_sdbench.front_matter import FrontMatter, check_yaml_1_1, is_card, pa
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.paths import reference
 from pytest_sdbench.protocol import protocol_names
-from pytest_sdbench.records import DeviceRecord, Record, write_records
+from pytest_sdbench.records import EAGER_LATENCY, DeviceRecord, Record, write_records
 
 __all__ = [
     "UNSTATED",
@@ -136,8 +136,8 @@ class Card:
     """What cannot be tested, why, and what to do about it."""
 
     def recorded_on(self, device: str, dtype: str) -> DeviceRecord | None:
-        """Return what one eager U-Net call of one sample took on a device, if the card has it."""
-        wanted = (device, dtype, "eager", "1")
+        """Return the latency of an eager U-Net call that the card has of a device."""
+        wanted = (device, dtype, *EAGER_LATENCY)
         return next((record for record in self.devices if record.key == wanted), None)
 
     @property

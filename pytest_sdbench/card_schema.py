@@ -112,6 +112,7 @@ class DeviceEntry(_Part):
     device: Word
     dtype: Word
     mode: Literal["eager", "compiled"]
+    measures: Literal["latency", "throughput"]
     batch: Count
     seconds: Positive
     samples_per_second: Positive

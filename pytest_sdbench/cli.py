@@ -91,7 +91,7 @@ def _weights(pairs: Sequence[str]) -> dict[str, Path]:
 
 def _device(options: argparse.Namespace) -> int:
     from pytest_sdbench.card import read_card, write_records
-    from pytest_sdbench.device import measure
+    from pytest_sdbench.device import Measured, measure
     from pytest_sdbench.environment import torch_device
     from pytest_sdbench.report.devices import device_tables
 
@@ -99,7 +99,7 @@ def _device(options: argparse.Namespace) -> int:
         if not value > 0:
             raise SdbenchError("give more than 0", key=key, found=value)
     cards = [read_card(path) for path in _cards(options.cards)]
-    found = measure(
+    measuring = measure(
         cards,
         device=torch_device(options.device, option="--device"),
         dtypes=options.dtype,
@@ -108,15 +108,21 @@ def _device(options: argparse.Namespace) -> int:
         largest=options.largest_batch,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    print(device_tables([(", ".join(each.cards), each.records) for each in found]))
-    problems = [line for each in found for line in each.problems]
-    for line in problems:
-        print(line, file=sys.stderr)
-    if options.update:
-        for each in found:
-            for card in cards:
-                if card.name in each.cards:
+    found: list[Measured] = []
+    problems: list[str] = []
+    try:
+        for each in measuring:  # a network takes minutes: what is measured is not lost with the next one
+            found.append(each)
+            problems += each.problems
+            for card in each.cards if options.update else ():
+                try:
                     print(write_records(card.path, each.records), end="")
+                except SdbenchError as error:
+                    problems.append(str(error))
+    finally:
+        print(device_tables([(each.names, each.records) for each in found]))
+        for line in problems:
+            print(line, file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.architectures import Config
@@ -22,11 +20,8 @@ from pytest_sdbench.speed import UnetCall, machine_lock, release_memory
 if TYPE_CHECKING:
     from pytest_sdbench.card import Card
 
-SECONDS = 3.0
-"""That the rounds of one call may take, once it is warm; the fewest rounds may exceed it."""
-
 FEWEST, MOST = 3, 50
-"""Rounds."""
+"""Rounds of a call."""
 
 _WARM = 3
 """Calls of a compiled network before the first that counts: it compiles, records its graph, and plays it."""
@@ -41,16 +36,21 @@ MODES = ("eager", "compiled")
 class Measured:
     """What the U-Net of one or more cards takes, in every way that was asked for."""
 
-    cards: tuple[str, ...]
-    """Names of those that have this network."""
+    cards: tuple[Card, ...]
+    """That have this network."""
     records: tuple[DeviceRecord, ...]
     problems: tuple[str, ...] = ()
-    """A line for each way in which the network does not run here."""
+    """A line for each call that did not run here."""
+
+    @property
+    def names(self) -> str:
+        """The cards' names."""
+        return ", ".join(card.name for card in self.cards)
 
 
 def dtypes_of(device: str) -> tuple[str, ...]:
     """Return the precisions that a network is run in on a device, unless others are asked for."""
-    return ("float32",) if device.startswith("cpu") else ("float16", "bfloat16")
+    return ("float16", "bfloat16") if device.startswith("cuda") else ("float32",)
 
 
 def modes_of(device: str) -> tuple[str, ...]:
@@ -64,88 +64,83 @@ def measure(
     device: str,
     dtypes: Sequence[str] = (),
     modes: Sequence[str] = (),
-    seconds: float = SECONDS,
+    seconds: float = 3.0,
     largest: int = 64,
     tell: Callable[[str], object] = lambda line: None,
-) -> list[Measured]:
-    """Measure one U-Net call of each card, of one sample and of the batch that is fastest by the sample.
+) -> Iterator[Measured]:
+    """Measure the U-Net call of each card: its latency with one sample, and its throughput.
 
-    The weights are random. Cards of one architecture are measured once. The batch is doubled, up to
-    `largest`, until a sample gets no faster or memory runs out, in eager mode; the compiled network runs the
-    same batch. `tell` hears what comes next. Raises Unavailable for a card that names no network, and where
-    another process keeps the machine's lock for timings.
+    Throughput is that of the batch with most samples a second. In eager mode the batch is doubled, up to
+    `largest`, until a sample gets no faster or memory runs out; the compiled network runs the same one. The
+    weights are random; cards of one architecture are measured once. `seconds` is what the rounds of one call
+    may take, the fewest rounds apart; `tell` hears what comes next. Raises Unavailable for a card that names
+    no network, and where another process keeps the machine's lock for timings.
     """
     networks: dict[str, list[Card]] = {}
     for card in cards:
         networks.setdefault(architecture_key(named_network(card).unet), []).append(card)
-    found = []
     for alike in networks.values():
-        records: list[DeviceRecord] = []
-        problems: list[str] = []
-        network, names = named_network(alike[0]).unet, tuple(card.name for card in alike)
+        network = named_network(alike[0]).unet
+        macs, found = unet_macs(network).total, Measured(tuple(alike), ())
         with machine_lock():
             for dtype in dtypes or dtypes_of(device):
-                best = 1
-                for mode in modes or modes_of(device):
-                    tell(f"{', '.join(names)}: {dtype}, {mode}, on {timed_on(device)}")
-                    call = partial(_measure, network, device, dtype, mode, seconds)
-                    try:
-                        if mode == "eager":
-                            taken = fastest(call, largest)
-                        else:
-                            taken = [call(batch) for batch in sorted({1, best})]
-                    except RuntimeError as error:
-                        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                        problems.append(f"{', '.join(names)}: does not run in {dtype}, {mode}: {first}")
-                        continue
-                    records += taken
-                    best = taken[-1].batch
-        found.append(Measured(names, tuple(records), tuple(problems)))
-    return found
+                doubled, best = [2**power for power in range(largest.bit_length())], 0
+                for mode in (mode for mode in MODES if mode in (modes or modes_of(device))):
+                    tell(f"{found.names}: {dtype}, {mode}, on {timed_on(device)}")
+
+                    def call(batch: int, dtype: str = dtype, mode: str = mode) -> DeviceRecord:
+                        return _measure(network, macs, device, dtype, mode, seconds, batch)  # noqa: B023
+
+                    taken, problem = fastest(call, sorted({1, best}) if best else doubled, growing=not best)
+                    if taken and mode == "eager":
+                        best = taken[-1].batch
+                    problems = [f"{found.names}: {dtype}, {mode}, {problem}"] if problem else []
+                    found = replace(
+                        found, records=(*found.records, *taken), problems=(*found.problems, *problems)
+                    )
+        yield found
 
 
-def fastest(call: Callable[[int], DeviceRecord], largest: int) -> list[DeviceRecord]:
-    """Return the call of one sample and, where it is another, that of the batch with most samples a second.
+def fastest(
+    call: Callable[[int], DeviceRecord], batches: Sequence[int], *, growing: bool = True
+) -> tuple[tuple[DeviceRecord, ...], str]:
+    """Return latency and throughput of a call, and what was wrong with a batch that did not run.
 
-    A batch that does not fit ends the search; a single sample that does not fit raises what it raised.
+    `batches` begin with 1. Where they are `growing`, the first that gains nothing or finds no memory is the
+    last, and the latter is nothing wrong.
     """
-    found = [call(1)]
-    while (batch := 2 * found[-1].batch) <= largest:
+    found: list[DeviceRecord] = []
+    problem = ""
+    for batch in batches:
         try:
             found.append(call(batch))
         except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
+            if not (growing and found and out_of_memory(error)):
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                problem = f"a batch of {batch} does not run: {first}"
             break
-        if found[-1].samples_per_second < _GAIN * found[-2].samples_per_second:
+        if growing and batch > 1 and found[-1].samples_per_second < _GAIN * found[-2].samples_per_second:
             break
+    if not found:
+        return (), problem
     best = max(found, key=lambda record: record.samples_per_second)
-    return [found[0]] if best is found[0] else [found[0], best]
-
-
-@lru_cache(maxsize=64)
-def _macs(key: str) -> int:
-    return unet_macs(json.loads(key)).total
+    return (found[0], replace(best, measures="throughput")), problem
 
 
 def _measure(
-    network: str | Config, device: str, dtype: str, mode: str, seconds: float, batch: int
+    network: str | Config, macs: int, device: str, dtype: str, mode: str, seconds: float, batch: int
 ) -> DeviceRecord:
     import torch
 
     release_memory(device)
     counted = device.startswith("cuda")
     held = torch.cuda.memory_allocated(device) if counted else 0
-    if counted:
-        torch.cuda.reset_peak_memory_stats(device)
     try:
         call = UnetCall(
-            network,
-            device=device,
-            dtype=getattr(torch, dtype),
-            batch=batch,
-            compiled=mode == "compiled",
+            network, device=device, dtype=getattr(torch, dtype), batch=batch, compiled=mode == "compiled"
         )
+        if counted:
+            torch.cuda.reset_peak_memory_stats(device)
         for _ in range(_WARM if mode == "compiled" else 1):
             call()
         first = call.seconds()
@@ -161,10 +156,11 @@ def _measure(
         device=timed_on(device),
         dtype=dtype,
         mode=mode,
+        measures="latency",
         batch=batch,
         seconds=taken,
         samples_per_second=batch / taken,
-        macs_per_second=batch * _macs(architecture_key(network)) / taken,
+        macs_per_second=batch * macs / taken,
         peak_bytes=peak or None,
         versions={name: number for name, number in versions().items() if name in ("torch", "diffusers")},
         date=datetime.date.today().isoformat(),

@@ -97,11 +97,13 @@ def make(
     `count` is told of images as they are made. Raises what the sampler, the extractors and the store raise;
     what was written stays.
     """
-    from pytest_sdbench.sampler import Sampler
+    from pytest_sdbench.sampler import Sampler, draws_singly
 
     tuning = tuning or Tuning()
     run = _Run(evidence, protocol, extractors, tuning, device, count, work)
     run.batch_size = tuning.batch_size or default_batch_size(protocol, device)
+    if draws_singly(pipeline, protocol):
+        run.batch_size = 1
     if device.startswith("cpu"):
         run.chunk = max(1, _DECODED // protocol.sampling.resolution**2)
     arrange(pipeline, tuning, full_batch=run.batch_size, images=n)
@@ -186,7 +188,7 @@ def _work(run: _Run, sampler: Sampler) -> None:
 def _draw(run: _Run, sampler: Sampler, left: Sequence[int]) -> Drawn:
     """Draw the next batch, of half as many images whenever memory runs out."""
     while True:
-        size = 1 if sampler.single else min(run.batch_size, len(left))
+        size = min(run.batch_size, len(left))
         try:
             return sampler.draw(left[:size])
         except RuntimeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 from pytest_sdbench.errors import Unavailable
@@ -55,16 +56,32 @@ def device_name(device: str) -> str:
 
 
 def timed_on(device: str) -> str:
-    """Return what an absolute time is of: the device's name, and of a CPU the threads that torch uses."""
-    if device != "cpu":
-        return device_name(device)
+    """Return what an absolute time is of, in words: times of two that differ in it are not comparable.
+
+    That is the device and its processor, which launches the kernels of a small call one by one; of a CPU also
+    the threads that torch uses. A processor that does not tell its model goes by its machine's name.
+    """
     import torch
 
-    return f"{device_name(device)}, {torch.get_num_threads()} threads"
+    processor = _cpu_name()
+    if processor in (platform.processor(), platform.machine()):
+        processor = f"{processor} of {platform.node()}"
+    if torch.device(device).type == "cpu":
+        threads = torch.get_num_threads()
+        return f"{processor}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{device_name(device)}, {processor}"
 
 
 def _cpu_name() -> str:
     """Return the processor's model; `platform.processor()` is empty or just the architecture on Linux."""
+    if platform.system() == "Darwin":
+        asked = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return asked.stdout.strip() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:

@@ -134,9 +134,10 @@ class Evidence:
         """Return whether the shard of exactly these images is there and sound; nothing is changed."""
         try:
             _, about = _parse(self.storage.read(_shard_name(images)))
+            self._check(about, images)
         except (FileNotFoundError, _Damage):
             return False
-        return range(about["start"], about["stop"]) == images
+        return True
 
     def work(self, n: int, *, start_at: float = 0.0) -> Work:
         """Return an iterator over the shards that the first `n` images still need, for this process to make.
@@ -302,10 +303,7 @@ class Evidence:
             return True
         try:
             _, about = self._open(name, stamp, check=True)
-            if range(about["start"], about["stop"]) != range_of(name):
-                raise _Damage("its name is not that of its images")
-            if about.get("of", self._of) != self._of:  # shards had no such mark once
-                raise _Damage(f"it is of {about['of']}")
+            self._check(about, range_of(name))
         except FileNotFoundError:
             return False
         except _Damage as damage:
@@ -314,6 +312,13 @@ class Evidence:
             return False
         self._sound[name] = _Sound(stamp, str(about["writer"]))
         return True
+
+    def _check(self, about: Mapping[str, Any], images: range | None) -> None:
+        """Raise _Damage for a shard of other images than its name says, or of another checkpoint or draw."""
+        if range(about["start"], about["stop"]) != images:
+            raise _Damage("its name is not that of its images")
+        if about.get("of", self._of) != self._of:  # shards had no such mark once
+            raise _Damage(f"it is of {about['of']}")
 
     def _set_aside(self, name: str, stamp: Stamp, damage: _Damage) -> None:
         try:

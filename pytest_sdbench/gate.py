@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.calibration import Calibration, read_calibration
 from pytest_sdbench.card import Card, Claim
+from pytest_sdbench.cases import other_protocol
 from pytest_sdbench.comparison import Difference, difference
 from pytest_sdbench.errors import Unavailable
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.metrics.spread import Groups
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
 from pytest_sdbench.records import Record
 from pytest_sdbench.sequential import Look, looks
@@ -106,32 +107,6 @@ def _left_open(judged: Judged, lacking: Unavailable) -> Judged:
         return judged
     reason = f"{judged.verdict.reason}; no more images: {lacking}"
     return replace(judged, verdict=replace(judged.verdict, reason=reason))
-
-
-def other_protocol(claim: Claim, protocol: Protocol) -> str:
-    """Say why a claim is not one of this protocol as it is today; empty if it is."""
-    if claim.n not in (None, protocol.n):
-        return f"the claim is of {claim.n:,} images, and {protocol.name} has {protocol.n:,}"
-    made = claim.record.protocol_fingerprint if claim.record else None
-    if made not in (None, protocol.fingerprint):
-        return f"{protocol.name} has changed since this was recorded ({made}, now {protocol.fingerprint})"
-    return ""
-
-
-def judged_protocols(card: Card) -> list[Protocol]:
-    """Return the protocols under which a run of the card makes images.
-
-    Those of its claims, but for claims that cannot be compared with what the protocol is today, and those
-    that it names and has scores to record of. Raises what `load_protocol` raises.
-    """
-    found = []
-    for name in card.judged_by:
-        protocol = load_protocol(name, search=(card.path.parent,))
-        claims = [claim for claim in card.claims if claim.gate_protocol == name]
-        to_record = name in card.protocols and set(protocol.metrics) - {claim.metric for claim in claims}
-        if to_record or not all(other_protocol(claim, protocol) for claim in claims):
-            found.append(protocol)
-    return found
 
 
 class _Context:

@@ -109,7 +109,7 @@ class PerImageSeeds(_Model):
 
 
 class SequentialSeeds(_Model):
-    """One generator, consumed image by image in the order of the prompts, at batch size 1."""
+    """One generator, consumed image by image in the order of the prompts."""
 
     kind: Literal["sequential"]
     seed: Annotated[int, Field(ge=0, lt=2**63)]

@@ -78,13 +78,15 @@ class DeviceRecord:
     """What one U-Net call took on one device, as a card's ``sdbench.devices`` keeps it."""
 
     place: ClassVar = "devices"
-    names: ClassVar = ("device", "dtype", "mode", "batch")
+    names: ClassVar = ("device", "dtype", "mode", "measures")
 
     device: str
     """As `environment.timed_on` names it."""
     dtype: str
     mode: str
     """``eager`` or ``compiled``."""
+    measures: str
+    """``latency``, of a single sample, or ``throughput``, in the batch with most samples a second."""
     batch: int
     """Samples of the call."""
     seconds: float
@@ -100,7 +102,7 @@ class DeviceRecord:
     @property
     def key(self) -> tuple[str, str, str, str]:
         """Return what a new record replaces an old one by."""
-        return self.device, self.dtype, self.mode, str(self.batch)
+        return self.device, self.dtype, self.mode, self.measures
 
     def figures(self) -> tuple[float, ...]:
         """Return what has to be finite."""
@@ -112,6 +114,7 @@ class DeviceRecord:
             "device": self.device,
             "dtype": self.dtype,
             "mode": self.mode,
+            "measures": self.measures,
             "batch": self.batch,
             **{
                 name: float(f"{getattr(self, name):.4g}")
@@ -123,6 +126,9 @@ class DeviceRecord:
         }
         return {key: value for key, value in values.items() if value is not None}
 
+
+EAGER_LATENCY = ("eager", "latency")
+"""Mode and measure of what a run of the suite times."""
 
 AnyRecord = Record | DeviceRecord
 
@@ -345,7 +351,7 @@ def _check(front: FrontMatter, text: str, record: AnyRecord) -> None:
             "the records cannot be edited in place",
             file=front.path,
             key=f"sdbench.{record.place}",
-            remedy=f"Write `{record.place}: []` there, without anchors, aliases or tags, and run again",
+            remedy="Write it there as a plain list, without anchors, aliases or tags, and run again",
         )
 
 

@@ -119,11 +119,6 @@ class Sampler:
         """Whether one generator is consumed image by image."""
         return self._sequence is not None
 
-    @property
-    def single(self) -> bool:
-        """Whether a batch holds one image alone: a pipeline of another kind draws from the one generator."""
-        return self.sequential and not self._staged
-
     @torch.inference_mode()
     def draw(self, group: Sequence[int]) -> Drawn:
         """Run the denoising loop for the images with these indices, as one batch."""
@@ -133,7 +128,7 @@ class Sampler:
         if self._sequence is None:
             seeds = [image_seed(seed, index) for seed, index in zip(seeds, group, strict=True)]
             noise = {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
-        elif self.single:
+        elif not self._staged:
             (index,) = group
             noise = {"generator": self._sequence.at(index)}
         else:
@@ -231,6 +226,16 @@ class Sampler:
                 found=self._prompts[broken],
                 remedy="Try --sdbench-dtype float32: if that draws, its own precision is too coarse.",
             )
+
+
+def draws_singly(pipeline: Any, protocol: Protocol) -> bool:
+    """Tell whether a batch holds one image alone.
+
+    So it is under sequential seeds where the pipeline is not Stable Diffusion's: it is handed the generator.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    return isinstance(protocol.seeds, SequentialSeeds) and not isinstance(pipeline, StableDiffusionPipeline)
 
 
 def is_guided(protocol: Protocol, unet: Mapping[str, Any]) -> bool:
@@ -335,7 +340,9 @@ class _Sequence:
                 key="seeds.device",
                 remedy="Sample `protocol.with_seeds_on('cpu')`: comparable scores of another draw.",
             )
-        self._generator, self._seed, self._position = torch.Generator(seeds.device), seeds.seed, 0
+        # Of several GPUs that of the pipeline: the noise is the same on all.
+        place = pipeline.device if seeds.device == "cuda" else seeds.device
+        self._generator, self._seed, self._position = torch.Generator(place), seeds.seed, 0
         self._generator.manual_seed(self._seed)
         side = protocol.sampling.resolution // pipeline.vae_scale_factor
         self._shape = (1, pipeline.unet.config.in_channels, side, side)

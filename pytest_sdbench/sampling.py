@@ -72,7 +72,7 @@ def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
 
     Raises Unavailable for a card without any.
     """
-    from pytest_sdbench.gate import judged_protocols
+    from pytest_sdbench.cases import judged_protocols
     from pytest_sdbench.protocol import load_protocol
 
     if names:

@@ -7,22 +7,24 @@ reason and the command that would make it run. Nothing is asserted that was not 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_sdbench import verdict as judges
-from pytest_sdbench.card import Card, Claim, MemoryClaim
+from pytest_sdbench.card import Card, MemoryClaim
+from pytest_sdbench.cases import Case, other_protocol, quality_cases
 from pytest_sdbench.collection import card_of
-from pytest_sdbench.environment import timed_on
+from pytest_sdbench.environment import timed_on, versions
 from pytest_sdbench.errors import CardError, Unavailable
-from pytest_sdbench.gate import Judged, beside, other_protocol
+from pytest_sdbench.gate import Judged, beside
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.networks import Network
 from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.records import EAGER_LATENCY
 from pytest_sdbench.sequential import looks
 from pytest_sdbench.session import SdbenchSession
 from pytest_sdbench.statistics import reference_of
@@ -38,28 +40,6 @@ COMPONENTS = {
 }
 
 Conclude = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One score to be measured, and what the card claims of it, if anything."""
-
-    id: str
-    metric: str = ""
-    protocol: str | None = None
-    """None: the source does not state it, so nothing can be compared."""
-    claim: Claim | None = None
-
-
-def quality_cases(card: Card) -> list[Case]:
-    """Return the claims of a card, then each metric of its protocols that nothing is claimed of yet."""
-    cases = [Case(claim.id, claim.metric, claim.gate_protocol, claim) for claim in card.claims]
-    claimed = {(case.protocol, case.metric) for case in cases}
-    for name in card.protocols:
-        for metric in load_protocol(name, search=(card.path.parent,)).metrics:
-            if (name, metric) not in claimed:
-                cases.append(Case(f"{name}-{metric}", metric, name))
-    return cases or [Case("nothing-claimed")]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -186,7 +166,7 @@ def test_speed(
         sdbench_dtype,
     )
     if absolute is not None:
-        verdict = absolute if claim is None else judges.worst(verdict, absolute)
+        verdict = judges.worst(verdict, absolute)
     sdbench_conclude(
         verdict,
         claimed=claim.max if claim else None,
@@ -207,12 +187,15 @@ def _judge_latency(
     if claim is not None and (claim.device, claim.dtype or dtype) == (device, dtype):
         return judges.judge_latency(claimed=claim.max, seconds=seconds)
     if record is not None:
-        return judges.judge_recorded_latency(recorded=record.seconds, seconds=seconds)
+        verdict = judges.judge_recorded_latency(recorded=record.seconds, seconds=seconds)
+        if then := {name: made for name, made in record.versions.items() if made != versions().get(name)}:
+            listed = ", ".join(f"{name} {made}" for name, made in then.items())
+            verdict = replace(verdict, reason=f"{verdict.reason}; it was recorded with {listed}")
+        return verdict
     if claim is not None:
         place = f"{claim.device}, {claim.dtype}" if claim.dtype else claim.device
         of = f"{claim.max:.4g} s a call are claimed of {place}"
-    elif card.devices:
-        places = dict.fromkeys(f"{each.device}, {each.dtype}" for each in card.devices)
+    elif places := [f"{each.device}, {each.dtype}" for each in card.devices if each.key[2:] == EAGER_LATENCY]:
         of = f"a latency is recorded of {'; '.join(places)}"
     else:
         return None
@@ -237,7 +220,8 @@ def test_memory(
     shown = f"{peak / 2**20:,.0f} MiB at the peak of one U-Net call"
     claim = sdbench_card.memory
     record = sdbench_card.recorded_on(timed_on(sdbench_device), sdbench_dtype)
-    if claim is None and record is not None and record.peak_bytes is not None:
+    elsewhere = claim is None or (claim.device and claim.device != sdbench_environment["device"])
+    if elsewhere and record is not None and record.peak_bytes is not None:
         claim = MemoryClaim(record.peak_bytes)
     if claim is None:
         verdict = judges.uncalibrated(f"{shown}; none is claimed")

@@ -3,60 +3,76 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from pytest_sdbench import suite
 from pytest_sdbench.card import DeviceRecord, read_card, write_records
 from pytest_sdbench.cli import main
 from pytest_sdbench.compute import unet_macs
 from pytest_sdbench.device import fastest, measure
-from pytest_sdbench.environment import device_name
+from pytest_sdbench.environment import device_name, timed_on
 from pytest_sdbench.errors import CardError
+from pytest_sdbench.networks import Network
 from tests.project import make_card, make_project
 from tests.tiny_checkpoint import UNET
-
-HERE = f"{device_name('cpu')}, {torch.get_num_threads()} threads"
 
 
 def record(batch: int = 1, seconds: float = 1.0, **changed: object) -> DeviceRecord:
     figures = {"samples_per_second": batch / seconds, "macs_per_second": 1e9 * batch / seconds}
-    place = {"device": HERE, "dtype": "float32", "mode": "eager"}
+    place = {"device": timed_on("cpu"), "dtype": "float32", "mode": "eager", "measures": "latency"}
     return DeviceRecord(**{**place, "batch": batch, "seconds": seconds, **figures, **changed})  # type: ignore[arg-type]
 
 
-class TestBatch:
-    """A call of one sample, and the batch of most samples a second."""
+@pytest.fixture(autouse=True)
+def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock of one's own: a timing elsewhere on the machine does not matter here."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    def search(self, seconds: dict[int, float], largest: int = 64) -> list[int]:
-        """Search where batches take these seconds; a batch without a time does not fit."""
+
+class TestBatch:
+    """Latency is of one sample, throughput of the batch with most samples a second."""
+
+    def search(self, seconds: dict[int, float], **options: bool) -> list[int]:
+        """Search where batches take these seconds; one without a time does not fit, one of 0 s is broken."""
 
         def call(batch: int) -> DeviceRecord:
             if batch not in seconds:
                 raise torch.OutOfMemoryError("CUDA out of memory")
+            if not seconds[batch]:
+                raise RuntimeError("a kernel is missing\nand more")
             return record(batch, seconds[batch])
 
-        return [found.batch for found in fastest(call, largest)]
+        found, self.problem = fastest(call, [1, 2, 4, 8, 16], **options)
+        assert [each.measures for each in found] == ["latency", "throughput"][: len(found)]
+        return [each.batch for each in found]
 
     def test_it_grows_while_a_sample_gets_faster(self) -> None:
         assert self.search({1: 1.0, 2: 1.2, 4: 1.5, 8: 3.0, 16: 0.001}) == [1, 4]
+        assert self.problem == ""
 
     def test_it_ends_where_memory_does(self) -> None:
         assert self.search({1: 1.0, 2: 1.0}) == [1, 2]
+        assert self.problem == ""
 
-    def test_it_is_no_larger_than_was_asked_for(self) -> None:
-        assert self.search({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, largest=4) == [1, 4]
+    def test_it_is_none_that_was_not_asked_for(self) -> None:
+        assert self.search({size: 1.0 for size in (1, 2, 4, 8, 16, 32)}) == [1, 16]
 
     def test_one_sample_may_be_the_fastest(self) -> None:
-        assert self.search({1: 1.0, 2: 2.5}) == [1]
+        assert self.search({1: 1.0, 2: 2.5}) == [1, 1]
 
-    def test_what_is_no_lack_of_memory_is_told(self) -> None:
-        def broken(batch: int) -> DeviceRecord:
-            raise RuntimeError("a kernel is missing")
+    def test_what_is_no_lack_of_memory_is_told_and_what_ran_is_kept(self) -> None:
+        assert self.search({1: 1.0, 2: 1.0, 4: 0.0}) == [1, 2]
+        assert self.problem == "a batch of 4 does not run: a kernel is missing"
+        assert self.search({1: 0.0}) == []
+        assert self.problem == "a batch of 1 does not run: a kernel is missing"
 
-        with pytest.raises(RuntimeError, match="a kernel is missing"):
-            fastest(broken, 64)
+    def test_a_batch_that_was_found_before_has_to_fit(self) -> None:
+        assert self.search({1: 1.0}, growing=False) == [1, 1]
+        assert self.problem == "a batch of 2 does not run: CUDA out of memory"
 
 
 @pytest.fixture
@@ -74,15 +90,20 @@ def test_cards_of_one_network_are_measured_once(card: Path) -> None:
         checkpoint="nobody/none",
         architecture=UNET,
     )
-    (found,) = measure([read_card(card), read_card(other)], device="cpu", seconds=0.01, largest=2)
-    assert found.cards == ("one", "two")
+    cards = [read_card(card), read_card(other)]
+    (found,) = measure(cards, device="cpu", seconds=0.01, largest=3)
+    assert found.names == "one, two"
     assert found.problems == ()
+    assert [each.measures for each in found.records] == ["latency", "throughput"]
+    assert found.records[0].batch == 1
+    assert found.records[1].batch in (1, 2)
     for each in found.records:
         assert each.seconds > 0
         assert each.samples_per_second == pytest.approx(each.batch / each.seconds)
         assert each.macs_per_second == pytest.approx(unet_macs(UNET).total * each.batch / each.seconds)
         # No allocator counts what torch holds on a CPU.
-        assert (each.device, each.dtype, each.mode, each.peak_bytes) == (HERE, "float32", "eager", None)
+        assert (each.device, each.dtype, each.mode) == (timed_on("cpu"), "float32", "eager")
+        assert each.peak_bytes is None
 
 
 def test_what_does_not_run_is_told_and_the_rest_is_measured(
@@ -93,41 +114,105 @@ def test_what_does_not_run_is_told_and_the_rest_is_measured(
 
     monkeypatch.setattr(torch.nn.Module, "compile", no_compiler)
     (found,) = measure([read_card(card)], device="cpu", modes=("compiled", "eager"), seconds=0.01, largest=1)
-    assert found.problems == ("one: does not run in float32, compiled: no C++ compiler",)
-    assert [each.mode for each in found.records] == ["eager"]
+    assert found.problems == ("one: float32, compiled, a batch of 1 does not run: no C++ compiler",)
+    assert [each.mode for each in found.records] == ["eager", "eager"]
+
+
+def test_the_compiled_network_runs_the_batch_that_was_found(
+    card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model, **_: compiled.append(model))
+    (found,) = measure([read_card(card)], device="cpu", modes=("compiled", "eager"), seconds=0.01, largest=2)
+    best = found.records[1].batch
+    assert [(each.mode, each.measures) for each in found.records] == [
+        (mode, figure) for mode in ("eager", "compiled") for figure in ("latency", "throughput")
+    ]
+    assert len(compiled) == best  # one, or one and two
 
 
 def test_the_command_shows_and_records(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["device", str(card), "--device=cpu", "--seconds=0.01", "--largest-batch=1"]
-    before = card.read_text(encoding="utf-8")
+    here, before = timed_on("cpu"), card.read_text(encoding="utf-8")
     assert main(words) == 0
-    assert HERE in capsys.readouterr().out
+    assert here in capsys.readouterr().out
     assert card.read_text(encoding="utf-8") == before
     assert main([*words, "--update"]) == 0
     assert "+  devices:" in capsys.readouterr().out
-    (first,) = read_card(card).devices
+    first = read_card(card).devices
     assert main([*words, "--update"]) == 0
-    (second,) = read_card(card).devices
-    assert first.key == second.key == (HERE, "float32", "eager", "1")
+    second = read_card(card).devices
+    for found in (first, second):
+        assert [each.key for each in found] == [
+            (here, "float32", "eager", "latency"),
+            (here, "float32", "eager", "throughput"),
+        ]
     capsys.readouterr()
     assert main(["table", str(card)]) == 0
     table = capsys.readouterr().out
-    assert f"One U-Net call on {HERE}" in table
-    assert f"{second.seconds:.3g}" in table
+    assert f"One U-Net call on {here}" in table
+    assert f"{second[0].seconds:.3g}" in table
+
+
+def test_cards_of_one_name_keep_their_own_figures(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow = UNET | {"layers_per_block": 1}
+    other = make_card(
+        card.parent / "beside" / card.name,
+        claims={},
+        protocol="scenes-quick",
+        checkpoint="nobody/none",
+        architecture=narrow,
+    )
+    words = ["--device=cpu", "--seconds=0.01", "--largest-batch=1", "--update"]
+    assert main(["device", str(card), str(other), *words]) == 0
+    for path, network in ((card, UNET), (other, narrow)):
+        latency = read_card(path).devices[0]
+        macs = latency.macs_per_second * latency.seconds
+        assert macs == pytest.approx(unet_macs(network).total, rel=2e-3)  # four digits are recorded
+
+
+def test_a_card_that_cannot_be_written_leaves_the_others(
+    card: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_card(
+        card.parent / "two.md",
+        claims={},
+        protocol="scenes-quick",
+        checkpoint="nobody/none",
+        architecture=UNET,
+    )
+    make_card(
+        card, claims={}, protocol="scenes-quick", checkpoint="nobody/none", architecture=UNET, devices=[]
+    )
+    text = card.read_text(encoding="utf-8")
+    assert "devices: []" in text
+    text = text.replace("devices: []", "devices: *none").replace("---\n", "---\ntags: &none []\n", 1)
+    card.write_text(text, encoding="utf-8")
+    words = ["--device=cpu", "--seconds=0.01", "--largest-batch=1", "--update"]
+    assert main(["device", str(card), str(other), *words]) == 1
+    assert "edited in place" in capsys.readouterr().err
+    assert read_card(card).devices == ()
+    assert len(read_card(other).devices) == 2
 
 
 def test_a_record_takes_the_place_of_its_like_alone(card: Path) -> None:
-    write_records(card, [record(), record(batch=8), record(dtype="bfloat16"), record(mode="compiled")])
+    write_records(
+        card,
+        [record(), record(batch=8, measures="throughput"), record(dtype="bfloat16"), record(mode="compiled")],
+    )
     assert [each.key[1:] for each in read_card(card).devices] == [
-        ("float32", "eager", "1"),
-        ("float32", "eager", "8"),
-        ("bfloat16", "eager", "1"),
-        ("float32", "compiled", "1"),
+        ("float32", "eager", "latency"),
+        ("float32", "eager", "throughput"),
+        ("bfloat16", "eager", "latency"),
+        ("float32", "compiled", "latency"),
     ]
-    write_records(card, [record(batch=8, seconds=0.5, peak_bytes=12345678, versions={"torch": "2.15.0"})])
+    faster = record(
+        batch=16, seconds=0.5, measures="throughput", peak_bytes=12345678, versions={"torch": "2.15.0"}
+    )
+    write_records(card, [faster])
     found = read_card(card).devices
-    assert [each.seconds for each in found] == [1.0, 0.5, 1.0, 1.0]
-    assert (found[1].peak_bytes, found[1].versions) == (12345678, {"torch": "2.15.0"})
+    assert [(each.batch, each.seconds) for each in found] == [(1, 1.0), (16, 0.5), (1, 1.0), (1, 1.0)]
+    assert found[1] == faster
     assert read_card(card).records == ()
 
 
@@ -167,9 +252,10 @@ class TestVerdict:
         return run
 
     def test_a_latency_is_judged_by_the_record_of_this_device(self, speed) -> None:
-        verdict, reason = speed(record(seconds=1000.0))
+        verdict, reason = speed(record(seconds=1000.0, versions={"torch": "1.0"}))
         assert verdict == "pass"
         assert "recorded 1000 s, margin 10%" in reason
+        assert "it was recorded with torch 1.0" in reason
         # Inconclusive where a machine is too slow for ten rounds.
         assert speed(record(seconds=1e-4))[0] in ("fail", "inconclusive")
 
@@ -178,8 +264,30 @@ class TestVerdict:
             record(seconds=1e-4, device="Another Machine 9000"),
             record(seconds=1e-4, dtype="bfloat16"),
             record(seconds=1e-4, mode="compiled"),
-            record(batch=2, seconds=1e-4),
+            record(batch=2, seconds=1e-4, measures="throughput"),
         )
         assert verdict == "uncalibrated"
-        assert "Another Machine 9000" in reason
-        assert HERE in reason
+        here = timed_on("cpu")
+        assert (
+            f"a latency is recorded of Another Machine 9000, float32; {here}, bfloat16; "
+            f"this is {here}, float32" in reason
+        )
+
+    @pytest.mark.parametrize("elsewhere", [{}, {"memory": {"peak_bytes": {"max": 1, "device": "Another"}}}])
+    @pytest.mark.parametrize(("peak", "outcome"), [(100_000_000, "pass"), (103_000_000, "fail")])
+    def test_a_peak_is_judged_by_the_record_of_this_device(
+        self, peak: int, outcome: str, elsewhere: dict[str, object], tmp_path: Path, monkeypatch
+    ) -> None:
+        monkeypatch.setattr("pytest_sdbench.speed.peak_memory", lambda *_, **__: peak)
+        entries = [record(peak_bytes=100_000_000).to_dict()]
+        path = make_card(tmp_path / "c.md", claims={}, protocol="scenes-quick", devices=entries, **elsewhere)
+        found = []
+        suite.test_memory(
+            read_card(path),
+            Network(UNET, None),
+            "cpu",
+            "float32",
+            {"device": device_name("cpu")},
+            lambda verdict, **figures: found.append(verdict.outcome),
+        )
+        assert found == [outcome]

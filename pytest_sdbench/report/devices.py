@@ -9,7 +9,7 @@ from tabulate import tabulate
 from pytest_sdbench.records import DeviceRecord
 from pytest_sdbench.report.tables import NONE
 
-_HEADING = ["Model", "Precision", "Mode", "Batch", "s/call", "Samples/s", "TMAC/s", "Peak memory"]
+_HEADING = ["Model", "Precision", "Mode", "Measures", "Batch", "s/call", "Samples/s", "TMAC/s", "Peak memory"]
 
 
 def device_tables(networks: Sequence[tuple[str, Sequence[DeviceRecord]]]) -> str:
@@ -21,6 +21,7 @@ def device_tables(networks: Sequence[tuple[str, Sequence[DeviceRecord]]]) -> str
                 name,
                 record.dtype,
                 record.mode,
+                record.measures,
                 str(record.batch),
                 f"{record.seconds:.3g}",
                 f"{record.samples_per_second:.3g}",
@@ -36,7 +37,7 @@ def device_tables(networks: Sequence[tuple[str, Sequence[DeviceRecord]]]) -> str
             _HEADING,
             tablefmt="pipe",
             disable_numparse=True,
-            colalign=["left"] * 3 + ["right"] * (len(_HEADING) - 3),
+            colalign=["left"] * 4 + ["right"] * (len(_HEADING) - 4),
         )
         parts.append(f"### One U-Net call on {device}\n\n{table}\n")
     return "\n".join(parts)

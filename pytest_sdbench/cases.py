@@ -1,0 +1,55 @@
+"""Spread a card into the scores that a run measures, and tell with which claims they can be compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_sdbench.card import Card, Claim
+from pytest_sdbench.protocol import Protocol, load_protocol
+
+
+@dataclass(frozen=True)
+class Case:
+    """One score to be measured, and what the card claims of it, if anything."""
+
+    id: str
+    metric: str = ""
+    protocol: str | None = None
+    """None: the source does not state it, so nothing can be compared."""
+    claim: Claim | None = None
+
+
+def quality_cases(card: Card) -> list[Case]:
+    """Return the claims of a card, then each metric of its protocols that nothing is claimed of yet."""
+    cases = [Case(claim.id, claim.metric, claim.gate_protocol, claim) for claim in card.claims]
+    claimed = {(case.protocol, case.metric) for case in cases}
+    for name in card.protocols:
+        for metric in load_protocol(name, search=(card.path.parent,)).metrics:
+            if (name, metric) not in claimed:
+                cases.append(Case(f"{name}-{metric}", metric, name))
+    return cases or [Case("nothing-claimed")]
+
+
+def other_protocol(claim: Claim, protocol: Protocol) -> str:
+    """Say why a claim is not one of this protocol as it is today; empty if it is."""
+    if claim.n not in (None, protocol.n):
+        return f"the claim is of {claim.n:,} images, and {protocol.name} has {protocol.n:,}"
+    made = claim.record.protocol_fingerprint if claim.record else None
+    if made not in (None, protocol.fingerprint):
+        return f"{protocol.name} has changed since this was recorded ({made}, now {protocol.fingerprint})"
+    return ""
+
+
+def judged_protocols(card: Card) -> list[Protocol]:
+    """Return the protocols under which a run of the card makes images.
+
+    Not those whose every claim is of something else than the protocol is today. Raises what `load_protocol`
+    raises.
+    """
+    found: dict[str, Protocol] = {}
+    for case in quality_cases(card):
+        if case.protocol is not None and case.protocol not in found:
+            protocol = load_protocol(case.protocol, search=(card.path.parent,))
+            if case.claim is None or not other_protocol(case.claim, protocol):
+                found[case.protocol] = protocol
+    return list(found.values())
