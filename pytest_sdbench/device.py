@@ -6,12 +6,14 @@ import datetime
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.architectures import Config
 from pytest_sdbench.compute import unet_macs
 from pytest_sdbench.engine import out_of_memory
 from pytest_sdbench.environment import timed_on, versions
+from pytest_sdbench.errors import first_line
 from pytest_sdbench.networks import named_network
 from pytest_sdbench.records import DeviceRecord
 from pytest_sdbench.skeleton import architecture_key
@@ -76,21 +78,21 @@ def measure(
     may take, the fewest rounds apart; `tell` hears what comes next. Raises Unavailable for a card that names
     no network, and where another process keeps the machine's lock for timings.
     """
-    networks: dict[str, list[Card]] = {}
+    networks: dict[str, str | Config] = {}
+    alike: dict[str, list[Card]] = {}
     for card in cards:
-        networks.setdefault(architecture_key(named_network(card).unet), []).append(card)
-    for alike in networks.values():
-        network = named_network(alike[0]).unet
-        macs, found = unet_macs(network).total, Measured(tuple(alike), ())
+        network = named_network(card).unet
+        key = architecture_key(network)
+        networks.setdefault(key, network)
+        alike.setdefault(key, []).append(card)
+    for key, network in networks.items():
+        macs, found = unet_macs(network).total, Measured(tuple(alike[key]), ())
         with machine_lock():
             for dtype in dtypes or dtypes_of(device):
                 doubled, best = [2**power for power in range(largest.bit_length())], 0
                 for mode in (mode for mode in MODES if mode in (modes or modes_of(device))):
                     tell(f"{found.names}: {dtype}, {mode}, on {timed_on(device)}")
-
-                    def call(batch: int, dtype: str = dtype, mode: str = mode) -> DeviceRecord:
-                        return _measure(network, macs, device, dtype, mode, seconds, batch)  # noqa: B023
-
+                    call = partial(_measure, network, macs, device, dtype, mode, seconds)
                     taken, problem = fastest(call, sorted({1, best}) if best else doubled, growing=not best)
                     if taken and mode == "eager":
                         best = taken[-1].batch
@@ -116,8 +118,7 @@ def fastest(
             found.append(call(batch))
         except RuntimeError as error:
             if not (growing and found and out_of_memory(error)):
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                problem = f"a batch of {batch} does not run: {first}"
+                problem = f"a batch of {batch} does not run: {first_line(error)}"
             break
         if growing and batch > 1 and found[-1].samples_per_second < _GAIN * found[-2].samples_per_second:
             break

@@ -67,3 +67,8 @@ class EvidenceError(SdbenchError):
 
 class Unavailable(SdbenchError):
     """Something that is not on this machine: no fault of the card; the remedy says how to get it."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -29,7 +29,7 @@ from pytest_sdbench.engine import (
     shared_threads,
     worker_count,
 )
-from pytest_sdbench.errors import ProtocolError, Unavailable
+from pytest_sdbench.errors import ProtocolError, Unavailable, first_line
 from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
 from pytest_sdbench.speed import machine_lock, release_memory, synchronise
@@ -155,8 +155,9 @@ def time_unet(config: Config, *, batch: int, workers: int, device: str, dtype: s
         try:
             return _time(config, batch, workers, device, dtype)
         except RuntimeError as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Unavailable(f"the U-Net does not run in {dtype} on {device}", found=first) from error
+            raise Unavailable(
+                f"the U-Net does not run in {dtype} on {device}", found=first_line(error)
+            ) from error
         finally:
             release_memory(device)
 

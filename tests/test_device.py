@@ -75,21 +75,19 @@ class TestBatch:
         assert self.problem == "a batch of 2 does not run: CUDA out of memory"
 
 
+def network_card(path: Path, **block: object) -> Path:
+    """Write a card of a network without a checkpoint, by default UNET."""
+    about = {"checkpoint": "nobody/none", "architecture": UNET} | block
+    return make_card(path, claims={}, protocol="scenes-quick", **about)
+
+
 @pytest.fixture
 def card(tmp_path: Path) -> Path:
-    return make_card(
-        tmp_path / "one.md", claims={}, protocol="scenes-quick", checkpoint="nobody/none", architecture=UNET
-    )
+    return network_card(tmp_path / "one.md")
 
 
 def test_cards_of_one_network_are_measured_once(card: Path) -> None:
-    other = make_card(
-        card.parent / "two.md",
-        claims={},
-        protocol="scenes-quick",
-        checkpoint="nobody/none",
-        architecture=UNET,
-    )
+    other = network_card(card.parent / "two.md")
     cards = [read_card(card), read_card(other)]
     (found,) = measure(cards, device="cpu", seconds=0.01, largest=3)
     assert found.names == "one, two"
@@ -156,13 +154,7 @@ def test_the_command_shows_and_records(card: Path, capsys: pytest.CaptureFixture
 
 def test_cards_of_one_name_keep_their_own_figures(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
     narrow = UNET | {"layers_per_block": 1}
-    other = make_card(
-        card.parent / "beside" / card.name,
-        claims={},
-        protocol="scenes-quick",
-        checkpoint="nobody/none",
-        architecture=narrow,
-    )
+    other = network_card(card.parent / "beside" / card.name, architecture=narrow)
     words = ["--device=cpu", "--seconds=0.01", "--largest-batch=1", "--update"]
     assert main(["device", str(card), str(other), *words]) == 0
     for path, network in ((card, UNET), (other, narrow)):
@@ -174,16 +166,8 @@ def test_cards_of_one_name_keep_their_own_figures(card: Path, capsys: pytest.Cap
 def test_a_card_that_cannot_be_written_leaves_the_others(
     card: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = make_card(
-        card.parent / "two.md",
-        claims={},
-        protocol="scenes-quick",
-        checkpoint="nobody/none",
-        architecture=UNET,
-    )
-    make_card(
-        card, claims={}, protocol="scenes-quick", checkpoint="nobody/none", architecture=UNET, devices=[]
-    )
+    other = network_card(card.parent / "two.md")
+    network_card(card, devices=[])
     text = card.read_text(encoding="utf-8")
     assert "devices: []" in text
     text = text.replace("devices: []", "devices: *none").replace("---\n", "---\ntags: &none []\n", 1)
