@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from pytest_sdbench.errors import EvidenceError
 from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
@@ -18,15 +19,16 @@ from pytest_sdbench.metrics.frechet_bias import (
     FEWEST,
     corrected_fid,
     degenerate_variance,
+    elliptical_fid,
     joined,
     left_out,
-    of_gaussians,
     part,
     together,
 )
 from pytest_sdbench.metrics.inception import InceptionScore
 from pytest_sdbench.metrics.kernel import kid_influence
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments, Rows
+from pytest_sdbench.metrics.scales import squared_scales
 from pytest_sdbench.metrics.spread import Groups, standard_error
 
 if TYPE_CHECKING:
@@ -82,10 +84,10 @@ def estimate(
     leaves its metric undefined. `groups` tell which images share a prompt (`spread.groups_of`): they are
     not independent, and standard errors then count prompts.
 
-    `rows` is read twice where it can be (a list, or an object whose `__iter__` starts anew): memory then
-    grows with neither FID nor the Inception score. Of an iterator, which can be read only once, the needed
-    columns are kept. Raises EvidenceError for a column that is missing, is not finite or has another width
-    than the reference.
+    `rows` is read several times where it can be (a list, or an object whose `__iter__` starts anew): memory
+    then grows with neither FID nor the Inception score. Of an iterator, which can be read only once, the
+    needed columns are kept. Raises EvidenceError for a column that is missing, is not finite or has another
+    width than the reference.
     """
     columns = {name: _column(name, protocol) for name in protocol.metrics}
     if isinstance(rows, Iterator):
@@ -109,20 +111,13 @@ def estimate(
 def fid_estimate(
     rows: Iterable[Rows], reference: FeatureStatistics, groups: Groups | None = None
 ) -> Estimate | Undefined:
-    """Return FID, its standard error and its value without bias; `rows` are batches [B, D], read twice.
+    """Return FID, its standard error and its value without bias; `rows` are batches [B, D], read anew.
 
     Undefined with no more images than features: the covariance then has no full rank, and what FID prints is
     mostly the number of images. Up to twice as many, the value stands alone.
     """
-    blocks = [Moments(reference.width) for _ in range(BLOCKS)]
-    n = 0
-    for batch in rows:
-        blocks[0].check(batch)
-        # Images of one prompt stay in one block: the jackknife takes blocks for independent.
-        block = (np.arange(n, n + len(batch)) if groups is None else groups[n : n + len(batch)]) % BLOCKS
-        for k, moments in enumerate(blocks):
-            moments.update(batch[block == k])
-        n += len(batch)
+    blocks, places = _blocks(rows, reference.width, groups)
+    n = len(places)
     if n <= reference.width:
         instead = "KID, which is defined there," if reference.features is not None else "the CLIP score"
         return Undefined(
@@ -137,7 +132,11 @@ def fid_estimate(
     even = min(block.n for block in blocks) * 2 * BLOCKS >= n
     # Covariances go as soon as they are used: with 2,048 features each takes 34 MB.
     parts = [part(blocks.pop(), reference) for _ in range(BLOCKS)]
-    without = left_out(parts, reference) if even else []
+    squares, without = np.empty(0), list[float]()
+    if even:
+        squares = squared_scales(np.concatenate([_distances(batch, sample.mu) for batch in rows]), sample)
+        of_parts = [squares[places == k] for k in reversed(range(BLOCKS))]
+        without = left_out(parts, reference, of_parts)
     whole = together(parts, reference)
     del parts
     influence = fid_influence(sample, reference, whole.product / (n - 1))
@@ -146,10 +145,35 @@ def fid_estimate(
     psi -= psi.mean()
     degenerate = degenerate_variance(influence.eigenvalues, sample)
     error = standard_error(psi, groups, degenerate=degenerate, blocks=BLOCKS)
-    if not even:
-        return Estimate("fid", value, error, n, influence=psi, degenerate=degenerate)
-    corrected = corrected_fid(of_gaussians(whole, reference, influence.eigenvalues), without)
-    return Estimate("fid", value, error, n, corrected, (value - corrected) * n, psi, degenerate)
+    if even:
+        biased = elliptical_fid(whole, reference, squares, influence.eigenvalues)
+        corrected = corrected_fid(biased, without)
+        if math.isfinite(corrected):
+            return Estimate("fid", value, error, n, corrected, (value - corrected) * n, psi, degenerate)
+    return Estimate("fid", value, error, n, influence=psi, degenerate=degenerate)
+
+
+def _distances(rows: Rows, mean: Array) -> Array:
+    """Return the squared distance of each row from the mean, [n, D] -> [n]."""
+    centred = np.subtract(rows, mean, dtype=np.float64)
+    return np.asarray(np.einsum("ij,ij->i", centred, centred))
+
+
+def _blocks(
+    rows: Iterable[Rows], width: int, groups: Groups | None
+) -> tuple[list[Moments], npt.NDArray[np.intp]]:
+    """Return the moments of each block of the jackknife, and the block of each image, [n]."""
+    blocks = [Moments(width) for _ in range(BLOCKS)]
+    places, n = [np.empty(0, np.intp)], 0
+    for batch in rows:
+        blocks[0].check(batch)
+        # Images of one prompt stay in one block: the jackknife takes blocks for independent.
+        place = (np.arange(n, n + len(batch)) if groups is None else groups[n : n + len(batch)]) % BLOCKS
+        for k, moments in enumerate(blocks):
+            moments.update(batch[place == k])
+        places.append(place)
+        n += len(batch)
+    return blocks, np.concatenate(places)
 
 
 def _inception_estimate(

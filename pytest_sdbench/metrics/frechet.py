@@ -57,7 +57,7 @@ class Influence:
 
     def __call__(self, rows: Rows) -> Array:
         """Return psi of each image, [B, D] -> [B]; over the sample itself their mean is zero up to 1/n."""
-        centred = np.asarray(rows, np.float64) - self.mu
+        centred = np.subtract(rows, self.mu, dtype=np.float64)
         values = centred @ self.slope - self.mean
         for columns in _strips(len(self.mu)):
             turned = centred[:, columns.start :] @ self.curvature[columns.start :, columns]

@@ -4,10 +4,11 @@ FID of n images is larger than that of infinitely many: the noise of a sample co
 distance, to first order in 1/n, and not only to first order when n is a few times the number of features.
 Two corrections are joined, because each lacks what the other has.
 
-The first is exact for Gaussian features at any ratio of features to images: random matrix theory says how
-the eigenvalues of a sample covariance spread, and the sum of the roots of the true ones is recovered from
-them by a contour integral. The second, a jackknife over blocks of images, removes what is left to first
-order in 1/n whatever the features are: heavy tails make it large.
+The first is exact at any ratio of features to images, for Gaussian features and for those whose tails are
+heavy because some images have larger features than others (`scales`): random matrix theory says how the
+eigenvalues of a sample covariance spread, and the sum of the roots of the true ones is recovered from them by
+a contour integral. The second, a jackknife over blocks of images, removes what is left to first order in 1/n
+whatever the features are.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pytest_sdbench.metrics.frechet import CUT_OFF, distance, product
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments
+from pytest_sdbench.metrics.scales import GAUSSIAN, Scales, scales
 
 BLOCKS = 5
 """Blocks of the jackknife: few, for each costs the eigenvalues of a covariance once."""
@@ -31,6 +34,16 @@ _NODES = 200
 
 _AROUND, _HEIGHT = 1.0, 2.0
 """By how much the contour leaves the spectrum aside, and half its height (below pi), in log z."""
+
+
+_SPREADS = 8
+"""Steps in which scales are spread."""
+
+_ITERATIONS, _PRECISION = 50, 1e-12
+"""Of Newton's method: at most, and the relative change at which it ends."""
+
+_TRACE = 1e-6
+"""How near the trace must be met, relatively."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +78,7 @@ def together(parts: Sequence[Part], reference: FeatureStatistics) -> Part:
 
 
 def corrected_fid(whole: float, left_out: Sequence[float]) -> float:
-    """Return FID without its bias, from its values of all images and without each block (`of_gaussians`).
+    """Return FID without its bias, from its values of all images and without each block (`elliptical_fid`).
 
     The result may be below zero, as an unbiased estimate of zero must. It needs twice as many images as
     features. (A jackknife over blocks of images removes the term in 1/n: Quenouille 1956.)
@@ -73,36 +86,66 @@ def corrected_fid(whole: float, left_out: Sequence[float]) -> float:
     return whole - (len(left_out) - 1) * (float(np.mean(left_out)) - whole)
 
 
-def left_out(blocks: Sequence[Part], reference: FeatureStatistics) -> list[float]:
-    """Return FID of all images but one block, for each block, unbiased for Gaussian features."""
-    return [
-        of_gaussians(together([*blocks[:k], *blocks[k + 1 :]], reference), reference)
-        for k in range(len(blocks))
-    ]
+def left_out(blocks: Sequence[Part], reference: FeatureStatistics, squares: Sequence[Array]) -> list[float]:
+    """Return `elliptical_fid` of all images but one block, for each block; `squares` are those of each."""
+    found = []
+    for k in range(len(blocks)):
+        rest = together([*blocks[:k], *blocks[k + 1 :]], reference)
+        found.append(elliptical_fid(rest, reference, np.concatenate([*squares[:k], *squares[k + 1 :]])))
+    return found
 
 
-def sum_of_roots(values: Array, n: int) -> float:
+def sum_of_roots(values: Array, n: int, known: Scales = GAUSSIAN) -> float:
     """Estimate the sum of the roots of a covariance's eigenvalues from those of a sample, [p] ascending.
 
-    `n` is the number of degrees of freedom, above p; `values` are above zero. With the companion
-    Stieltjes transform m(z) = (sum_i 1 / (values_i - z) - (n - p) / z) / n the sum is (n / pi i) times the
-    contour integral of sqrt(-m(z)) dz around the sample's eigenvalues (Mestre 2008 for the method; Couillet,
-    Tiomoko, Zozor and Moisan 2019 for distances between covariances; for the root the integral is
-    elementary once integrated by parts). The root has a cut between each eigenvalue and the zero of m below
-    it, and one that ends in 0: the contour passes between 0 and the smallest zero. It is an ellipse in
-    log z, where spectra of many magnitudes are short, and the trapezoidal rule converges geometrically.
+    `n` is the number of degrees of freedom, above p; `values` are above zero. Image i is s_i x_i with x_i
+    Gaussian, and `known` is the distribution of t_i = s_i^2, whose mean is one. NaN where no solution is
+    found.
+
+    At a z beside the sample's eigenvalues v_j let g = sum_j v_j / (v_j - z) / n. The equations of a
+    covariance that is separable in features and images (Zhang 2006; Paul and Silverstein 2009) say that g =
+    mean_i e t_i / (1 + e t_i), which gives e, and that sum_j w / (w - a_j) = p - n g at w = z e / g, with
+    a_j the true eigenvalues. The sum of their roots is then, by Cauchy's theorem and by parts, n / (pi i)
+    times the contour integral of sqrt(w) g'(z) dz around the v_j. (Mestre 2008 for the method, of Gaussian
+    images, where e = g / (1 - g); Couillet, Tiomoko, Zozor and Moisan 2019 for distances between
+    covariances.) Where g is one, e is infinite: that is between any two neighbours of the v_j and between 0
+    and the smallest, and the contour passes between 0 and the smallest of these. It is an ellipse in log z,
+    where spectra of many magnitudes are short, and the trapezoidal rule converges geometrically.
     """
     low, high = np.log(_smallest_zero(values, n)), np.log(values[-1])
     centre, half = (low + high) / 2, (high - low) / 2 + _AROUND
     # Half of the ellipse: the other half is its mirror image, and so is the integrand.
     angle = (np.arange(_NODES) + 0.5) * np.pi / _NODES
-    u = centre + half * np.cos(angle) + 1j * _HEIGHT * np.sin(angle)
-    step = -half * np.sin(angle) + 1j * _HEIGHT * np.cos(angle)
-    z = np.exp(u)
-    # -z m(z) lies in the lower half-plane where z lies in the upper one: its root has no jump there.
-    transform = ((n - len(values)) - (z[:, None] / (values - z[:, None])).sum(axis=1)) / n
-    integral = (np.sqrt(transform) * np.sqrt(z) * step).sum() * np.pi / _NODES
-    return float(2 * n / np.pi * integral.imag)
+    z = np.exp(centre + half * np.cos(angle) + 1j * _HEIGHT * np.sin(angle))
+    step = (-half * np.sin(angle) + 1j * _HEIGHT * np.cos(angle)) * z / _NODES
+    apart = 1 / (values - z[:, None])
+    g = (values * apart).sum(axis=1) / n
+    w = z * _solve(g, known) / g
+    weight = (values * np.square(apart)).sum(axis=1) * step
+    # The same integral of w in place of its root is the trace, which is known: what differs is not solved.
+    if not np.isclose(float((w * weight).sum().imag), float(values.sum()), rtol=_TRACE, atol=0):
+        return float("nan")
+    return 2 * float((np.sqrt(w) * weight).sum().imag)
+
+
+def _solve(g: npt.NDArray[np.complex128], known: Scales) -> npt.NDArray[np.complex128]:
+    """Return e with g = mean e t / (1 + e t), by Newton's method; NaN where it does not converge.
+
+    It starts from one scale, where e is g / (1 - g), and follows the scales as they spread.
+    """
+    e = g / (1 - g)
+    for spread in np.linspace(0, 1, _SPREADS + 1)[1:]:
+        squares = 1 + spread * (known.squares - 1)
+        weighted = squares * known.shares
+        for _ in range(_ITERATIONS):
+            part = 1 / (1 + e[:, None] * squares)
+            change = (e * (part @ weighted) - g) / (np.square(part) @ weighted)
+            e = e - change
+            if (np.abs(change) <= _PRECISION * np.abs(e)).all():
+                break
+        else:
+            return np.full_like(e, np.nan)
+    return e
 
 
 def degenerate_variance(values: Array, sample: FeatureStatistics) -> float:
@@ -129,18 +172,24 @@ def joined(blocks: Sequence[Moments]) -> FeatureStatistics:
     return whole.statistics()
 
 
-def of_gaussians(sample: Part, reference: FeatureStatistics, values: Array | None = None) -> float:
-    """Return FID without its bias for Gaussian features; `values` are the eigenvalues of S R if known."""
+def elliptical_fid(
+    sample: Part, reference: FeatureStatistics, squares: Array, values: Array | None = None
+) -> float:
+    """Return FID without its bias for images that are Gaussian but for their scales.
+
+    `squares` are those of the scales, [n] (`scales.squared_scales`); `values` are the eigenvalues of S R if
+    known. NaN where it cannot be told.
+    """
     trace = sample.trace / (sample.n - 1)
     values = np.linalg.eigvalsh(sample.product) / (sample.n - 1) if values is None else values
     values = values[values > CUT_OFF * values[-1]]
     # All images are one where there is no eigenvalue above zero.
-    root = sum_of_roots(values, sample.n - 1) if len(values) else 0.0
+    root = sum_of_roots(values, sample.n - 1, scales(squares)) if len(values) else 0.0
     return distance(sample.mean, trace, reference, root) - trace / sample.n
 
 
 def _smallest_zero(values: Array, n: int) -> float:
-    """Return the zero of m between 0 and the smallest eigenvalue: there sum_j v_j / (v_j - x) is n."""
+    """Return where sum_j v_j / (v_j - x) is n, between 0 and the smallest eigenvalue."""
     low, high = 0.0, float(values[0])
     for _ in range(60):
         middle = (low + high) / 2

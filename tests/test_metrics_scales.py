@@ -1,0 +1,161 @@
+"""Features whose tails are heavy because some images lie farther from the mean than others."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pytest_sdbench.metrics import Estimate, FeatureStatistics, fid_estimate
+from pytest_sdbench.metrics.frechet_bias import sum_of_roots
+from pytest_sdbench.metrics.scales import Scales, scales, squared_scales
+
+Array = np.ndarray[Any, Any]
+
+
+def power_law(width: int, exponent: float) -> Array:
+    return np.asarray(np.arange(1, width + 1) ** -exponent, np.float64)
+
+
+def moments(rows: Array) -> FeatureStatistics:
+    return FeatureStatistics(rows.mean(axis=0), np.cov(rows, rowvar=False), len(rows))
+
+
+def distances(rows: Array) -> Array:
+    return np.asarray(np.square(rows - rows.mean(axis=0)).sum(axis=1))
+
+
+class TestSquaredScales:
+    def test_are_those_that_the_images_were_drawn_with(self) -> None:
+        rng = np.random.default_rng(1)
+        true = 3 / rng.chisquare(5, 3_000)
+        rows = rng.normal(size=(3_000, 400)) * np.sqrt(true)[:, None] * np.sqrt(power_law(400, 0.3))
+        found = squared_scales(distances(rows), moments(rows))
+        assert found.mean() == pytest.approx(1)
+        assert found.min() >= 0
+        # 400 features of which the first count most tell a scale to some 8 %.
+        off = np.log(found / (true / true.mean()))
+        assert np.abs(off).mean() < 0.1
+
+    @pytest.mark.parametrize("exponent", [0.0, 1.0])
+    def test_gaussian_images_have_nearly_one(self, exponent: float) -> None:
+        rng = np.random.default_rng(2)
+        spread, plain = [], []
+        for _ in range(20):
+            rows = rng.normal(size=(600, 40)) * np.sqrt(power_law(40, exponent))
+            away = distances(rows)
+            plain.append((away / away.mean()).var())
+            spread.append(squared_scales(away, moments(rows)).var())
+        assert np.mean(spread) < 0.1 * np.mean(plain)
+
+    def test_images_that_vary_less_than_gaussian_ones_have_one(self) -> None:
+        rows = np.random.default_rng(3).normal(size=(500, 20))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        assert (squared_scales(distances(rows), moments(rows)) == 1).all()
+
+    def test_one_image_many_times_has_one(self) -> None:
+        rows = np.ones((10, 3))
+        assert (squared_scales(distances(rows), moments(rows)) == 1).all()
+
+
+class TestScales:
+    def test_points_stand_for_all_images(self) -> None:
+        squares = 1 / np.random.default_rng(4).chisquare(5, 2_000)
+        squares /= squares.mean()
+        found = scales(7 * squares)
+        assert len(found.squares) < 40
+        assert found.shares.sum() == pytest.approx(1)
+        assert found.squares @ found.shares == pytest.approx(1)
+        for power in (2, 5):
+            assert found.squares**power @ found.shares == pytest.approx((squares**power).mean(), rel=1e-9)
+        for e in (0.1, 20.0, -0.5 / squares.max(), 0.3 + 0.2j):
+            got = (e * found.squares / (1 + e * found.squares)) @ found.shares
+            assert got == pytest.approx((e * squares / (1 + e * squares)).mean(), rel=1e-4)
+
+    def test_as_few_points_as_there_are_scales(self) -> None:
+        found = scales(np.array([1.0, 1.0, 1.0, 5.0]))
+        np.testing.assert_allclose(found.squares, [0.5, 2.5])
+        np.testing.assert_allclose(found.shares, [0.75, 0.25])
+        np.testing.assert_allclose(scales(np.full(9, 3.0)).squares, [1.0])
+
+
+class TestSumOfRoots:
+    @pytest.mark.parametrize("times", [2, 6])
+    def test_is_that_of_the_population_where_images_have_scales(self, times: int) -> None:
+        rng = np.random.default_rng(5)
+        true, n = power_law(80, 0.7), 80 * times
+        recovered, blind = [], []
+        for _ in range(12):
+            squares = 3 / rng.chisquare(5, n)
+            squares /= squares.mean()
+            rows = rng.normal(size=(n, 80)) * np.sqrt(true) * np.sqrt(squares)[:, None]
+            values = np.asarray(np.linalg.eigvalsh(rows.T @ rows / n), np.float64)
+            recovered.append(sum_of_roots(values, n, scales(squares)))
+            blind.append(sum_of_roots(values, n))
+        expected = np.sqrt(true).sum()
+        assert np.mean(recovered) == pytest.approx(expected, rel=0.008)
+        assert np.mean(blind) < 0.98 * expected
+
+    def test_of_two_features_is_the_contour_integral(self) -> None:
+        # Of two scales e is the root of a quadratic equation, and the contour may be any other one.
+        values, n, known = np.array([0.5, 2.0]), 9, Scales(np.array([0.5, 3.0]), np.array([0.8, 0.2]))
+        angle = (np.arange(40_000) + 0.5) * 2 * np.pi / 40_000
+        z = 1.6 + 1.25 * np.cos(angle) + 0.6j * np.sin(angle)
+        step = (-1.25 * np.sin(angle) + 0.6j * np.cos(angle)) * 2 * np.pi / 40_000
+        g = (values / (values - z[:, None])).sum(axis=1) / n
+        (s, t), (p, q) = known.squares, known.shares
+        # g = p e s / (1 + e s) + q e t / (1 + e t), multiplied out.
+        a, b, c = s * t * (1 - g), p * s + q * t - g * (s + t), -g
+        both = [(-b + sign * np.sqrt(b * b - 4 * a * c)) / (2 * a) for sign in (1, -1)]
+        # The one whose imaginary part has the sign of z's, as a Stieltjes transform has.
+        e = np.where(both[0].imag * z.imag > 0, both[0], both[1])
+        slope = (values / np.square(values - z[:, None])).sum(axis=1)
+        expected = (np.sqrt(z * e / g) * slope * step).sum() / (1j * np.pi)
+        assert sum_of_roots(values, n, known) == pytest.approx(expected.real, rel=1e-6)
+
+    def test_one_image_that_is_nearly_all_there_is_has_no_solution(self) -> None:
+        rows, squares = one_giant()
+        values = np.asarray(np.linalg.eigvalsh(np.cov(rows, rowvar=False)), np.float64)
+        assert math.isnan(sum_of_roots(values, 511, scales(squares)))
+
+
+def one_giant() -> tuple[Array, Array]:
+    """Return images of which one is nearly all of the covariance, and their squared scales."""
+    squares = np.ones(512)
+    squares[0] = 2_000
+    rows = np.random.default_rng(0).normal(size=(512, 64)) * np.sqrt(power_law(64, 0.7))
+    return rows * np.sqrt(squares)[:, None], squares
+
+
+class TestFid:
+    WIDTH = 64
+
+    @pytest.mark.parametrize("grouped", [False, True])
+    def test_heavy_tails_leave_no_bias_at_two_images_a_feature(self, grouped: bool) -> None:
+        rng = np.random.default_rng(7)
+        sigma = power_law(self.WIDTH, 0.7)
+        reference = FeatureStatistics(np.zeros(self.WIDTH), np.diag(sigma[::-1]))
+        truth = 2 * (sigma.sum() - np.sqrt(sigma * sigma[::-1]).sum())
+        n = 2 * self.WIDTH
+        groups = np.repeat(np.arange(n // 2), 2) if grouped else None
+        found = []
+        for _ in range(80):
+            squares = 3 / rng.chisquare(5, n)
+            rows = rng.normal(size=(n, self.WIDTH)) * np.sqrt(sigma) * np.sqrt(squares)[:, None]
+            found.append(fid_estimate([rows[:50], rows[50:]], reference, groups))
+        assert all(isinstance(each, Estimate) for each in found)
+        off = np.array([each.corrected for each in found], float) - truth
+        raw = np.array([each.value for each in found]) - truth
+        assert abs(off.mean()) < 0.1 * raw.mean()
+
+    def test_an_image_that_is_nearly_all_there_is_leaves_no_certainty(self) -> None:
+        rows, _ = one_giant()
+        reference = FeatureStatistics(np.zeros(self.WIDTH), np.diag(power_law(self.WIDTH, 0.7)))
+        found, without = fid_estimate([rows], reference), fid_estimate([rows[1:]], reference)
+        assert isinstance(found, Estimate)
+        assert isinstance(without, Estimate)
+        assert found.standard_error is not None
+        assert without.corrected is not None
+        assert found.corrected is None or abs(found.corrected - without.corrected) < 3 * found.standard_error
