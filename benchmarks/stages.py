@@ -136,8 +136,9 @@ def watching(*, scheduler: str | None = None, only_loading: bool = False) -> Ite
                 return call(*args, **kwargs)
             outer, inside.stage = getattr(inside, "stage", None), stage
             span = Span(stage, threading.get_ident(), time.perf_counter())
-            if stage in ON_DEVICE and torch.cuda.is_initialized():
-                span.events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            if stage in ON_DEVICE and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                span.events = began, ended
                 span.events[0].record()
             if stage == UNET:
                 sample = kwargs["sample"] if "sample" in kwargs else args[1]

@@ -175,11 +175,12 @@ def published_turn(loaded: procedure.Procedure, prompts: Sequence[str], images: 
             copies.append(many / f"{number:06d}{source.suffix}")
             copies[-1].hardlink_to(source)
         captions = [prompts[number % images] for number in range(len(copies))]
-        for part, call in {
+        scores: dict[str, Callable[[], object]] = {
             "pass for FID": lambda: procedure.fid_features(loaded, copies),
             "pass for the Inception score": lambda: procedure.inception_score(loaded, many),
             "pass for the CLIP score": lambda: procedure.clip_score(loaded, copies, captions),
-        }.items():
+        }
+        for part, call in scores.items():
             began = time.perf_counter()
             call()
             parts[part] = (time.perf_counter() - began) / len(copies)
