@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench import __version__
+from pytest_sdbench.errors import SdbenchError
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -128,6 +130,19 @@ def parser() -> argparse.ArgumentParser:
 
     _store(commands.add_parser("store", help="look into an evidence store, or clean it up"))
     return whole
+
+
+def weights_by_card(pairs: Sequence[str]) -> dict[str, Path]:
+    """Return the checkpoint of each card that --weights names; raises SdbenchError for another form."""
+    weights: dict[str, Path] = {}
+    for pair in pairs:
+        card, _, folder = pair.partition("=")
+        if not (card and folder):
+            raise SdbenchError("no card and checkpoint", key="--weights", found=pair, remedy="Give CARD=PATH")
+        if card in weights:
+            raise SdbenchError("a card is given twice", key="--weights", found=card, remedy="Give it once")
+        weights[card] = Path(folder)
+    return weights
 
 
 def _share(command: argparse.ArgumentParser, *names: str, device: str | None = None) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pytest_sdbench.arguments import parser
+from pytest_sdbench.arguments import parser, weights_by_card
 from pytest_sdbench.errors import SdbenchError
 from pytest_sdbench.front_matter import is_card
 from pytest_sdbench.paths import reference
@@ -67,7 +67,7 @@ def _plan(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         images=options.images,
         protocols=options.protocol,
-        weights=_weights(options.weights),
+        weights=weights_by_card(options.weights),
         timing=not options.no_timing,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
@@ -75,18 +75,6 @@ def _plan(options: argparse.Namespace) -> int:
     if options.json is not None:
         _write(json.dumps(figures(made), indent=2) + "\n", options.json)
     return 0 if made.ready else 1
-
-
-def _weights(pairs: Sequence[str]) -> dict[str, Path]:
-    weights = {}
-    for pair in pairs:
-        card, _, folder = pair.partition("=")
-        if not (card and folder):
-            raise SdbenchError(
-                "not a card and a checkpoint", key="--weights", found=pair, remedy="Give CARD=PATH"
-            )
-        weights[card] = Path(folder)
-    return weights
 
 
 def _device(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_sdbench.arguments import weights_by_card
 from pytest_sdbench.card import card_name, read_card
 from pytest_sdbench.environment import torch_device
 from pytest_sdbench.errors import SdbenchError, Unavailable
@@ -150,7 +151,11 @@ def run(options: argparse.Namespace, cards: Sequence[Path]) -> int:
     world = World.from_environment()
     world.share_cores()
     device = torch_device(options.device, option="--device", index=world.local_rank)
-    weights = _weights(options.weights, cards)
+    weights, names = weights_by_card(options.weights), sorted(card_name(path) for path in cards)
+    if strange := [card for card in weights if card not in names]:
+        raise SdbenchError(
+            "weights of no card", key="--weights", found=strange[0], remedy=f"Cards are {', '.join(names)}"
+        )
     failed = 0
     for path in cards:
         try:
@@ -173,19 +178,3 @@ def run(options: argparse.Namespace, cards: Sequence[Path]) -> int:
         for line in lines:
             print(line if world.size == 1 else f"[{world.rank}] {line}", flush=True)
     return int(failed > 0)
-
-
-def _weights(pairs: Sequence[str], cards: Sequence[Path]) -> dict[str, Path]:
-    names = {card_name(path) for path in cards}
-    found = {}
-    for pair in pairs:
-        card, _, folder = pair.partition("=")
-        if not folder or card not in names:
-            raise SdbenchError(
-                "not CARD=PATH with one of these cards",
-                key="--weights",
-                found=pair,
-                remedy=f"Cards are {', '.join(sorted(names))}",
-            )
-        found[card] = Path(folder)
-    return found

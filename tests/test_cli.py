@@ -86,6 +86,17 @@ class TestDraft:
         assert str(tmp_path) in capsys.readouterr().err
 
 
+class TestSample:
+    def test_weights_of_no_card_are_refused_before_anything_is_sampled(self, tmp_path, capsys):
+        card, store = make_card(tmp_path / "one.md"), tmp_path / "store"
+        arguments = ["sample", str(card), "--store", str(store), "--weights"]
+        assert main([*arguments, f"two={tmp_path}"]) == 2
+        assert "Cards are one" in capsys.readouterr().err
+        assert main([*arguments, "one"]) == 2
+        assert "Give CARD=PATH" in capsys.readouterr().err
+        assert not store.exists()
+
+
 class TestStats:
     def test_statistics_of_scenes_equal_numpy_on_their_features(self, tmp_path, capsys):
         import torch

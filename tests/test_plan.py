@@ -363,7 +363,8 @@ class TestCommand:
         ("words", "message"),
         [
             (["--images", "0"], "--images"),
-            (["--weights", "scenes-sd"], "--weights"),
+            (["--weights", "scenes-sd"], "Give CARD=PATH"),
+            (["--weights", "a=b", "--weights", "a=c"], "given twice"),
             (["--device", "abacus"], "--device abacus"),
         ],
     )
