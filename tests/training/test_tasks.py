@@ -169,7 +169,7 @@ def test_a_distillation_step_is_what_its_parts_say(place: Path) -> None:
         ),
     }
     for name, value in wanted.items():
-        assert float(losses[name]) == pytest.approx(float(value), rel=1e-4), name
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-4), name
 
 
 def test_the_frozen_networks_stay_as_they_are(place: Path) -> None:
