@@ -46,6 +46,7 @@ ESCAPE = 0.05
 """Share of the replicates that the code may stand for by mistake in a cell that is called unsupported."""
 
 BATCH = 512
+"""Images handed over at a time."""
 
 EVERY = 60.0
 """Seconds between two looks at the disk."""

@@ -187,7 +187,9 @@ class _Context:
         notes[claim.id] = [f"a prediction for {protocol.n:,} images"] if early else []
         predicted = estimate.at(protocol.n)
         if predicted is None:
-            few = f"{shown}: too few images to predict that of {protocol.n:,}"
+            few = (
+                f"{shown}: too few images, or a few that outweigh the rest, to predict that of {protocol.n:,}"
+            )
             return without(Verdict(Outcome.INCONCLUSIVE, few))
         score = Score(
             label=metric.label,

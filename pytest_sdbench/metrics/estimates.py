@@ -17,6 +17,7 @@ from pytest_sdbench.metrics.frechet import fid, fid_influence
 from pytest_sdbench.metrics.frechet_bias import (
     BLOCKS,
     FEWEST,
+    FEWEST_LEFT,
     corrected_fid,
     degenerate_variance,
     elliptical_fid,
@@ -48,7 +49,8 @@ class Estimate:
     n: int
     """Images behind the value."""
     corrected: float | None = None
-    """The value without its bias, as of infinitely many images; None where these are too few to tell."""
+    """The value without its bias, as of infinitely many images; None where it cannot be told: of too few
+    images, or where a few outweigh the rest."""
     slope: float = 0.0
     """The bias times the number of images: n images are expected to come to corrected + slope / n."""
     influence: Array | None = field(default=None, compare=False, repr=False)
@@ -111,10 +113,11 @@ def estimate(
 def fid_estimate(
     rows: Iterable[Rows], reference: FeatureStatistics, groups: Groups | None = None
 ) -> Estimate | Undefined:
-    """Return FID, its standard error and its value without bias; `rows` are batches [B, D], read anew.
+    """Return FID, its standard error and its value without bias; `rows` are batches [B, D], read three times.
 
     Undefined with no more images than features: the covariance then has no full rank, and what FID prints is
-    mostly the number of images. Up to twice as many, the value stands alone.
+    mostly the number of images. Up to twice as many, the value stands alone. Without blocks to compare, or
+    where one image outweighs the rest, it has an error, and its bias is not known.
     """
     blocks, places = _blocks(rows, reference.width, groups)
     n = len(places)
@@ -129,7 +132,8 @@ def fid_estimate(
     if n < FEWEST * reference.width:
         return Estimate("fid", fid(sample, reference), None, n)
     # A few prompts with many images each make no blocks: the bias stays unknown.
-    even = min(block.n for block in blocks) * 2 * BLOCKS >= n
+    sizes = [block.n for block in blocks]
+    even = min(sizes) * 2 * BLOCKS >= n and n - max(sizes) >= FEWEST_LEFT * reference.width
     # Covariances go as soon as they are used: with 2,048 features each takes 34 MB.
     parts = [part(blocks.pop(), reference) for _ in range(BLOCKS)]
     squares, without = np.empty(0), list[float]()

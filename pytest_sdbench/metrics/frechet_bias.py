@@ -29,6 +29,9 @@ BLOCKS = 5
 FEWEST = 2
 """Images that the correction needs, as a multiple of the features."""
 
+FEWEST_LEFT = 1.25
+"""Images that the jackknife needs to leave, as a multiple of the features."""
+
 _NODES = 200
 """Of the contour integral."""
 
@@ -120,7 +123,8 @@ def sum_of_roots(values: Array, n: int, known: Scales = GAUSSIAN) -> float:
     step = (-half * np.sin(angle) + 1j * _HEIGHT * np.cos(angle)) * z / _NODES
     apart = 1 / (values - z[:, None])
     g = (values * apart).sum(axis=1) / n
-    w = z * _solve(g, known) / g
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        w = z * _solve(g, known) / g
     weight = (values * np.square(apart)).sum(axis=1) * step
     # The same integral of w in place of its root is the trace, which is known: what differs is not solved.
     if not np.isclose(float((w * weight).sum().imag), float(values.sum()), rtol=_TRACE, atol=0):
@@ -131,16 +135,18 @@ def sum_of_roots(values: Array, n: int, known: Scales = GAUSSIAN) -> float:
 def _solve(g: npt.NDArray[np.complex128], known: Scales) -> npt.NDArray[np.complex128]:
     """Return e with g = mean e t / (1 + e t), by Newton's method; NaN where it does not converge.
 
-    It starts from one scale, where e is g / (1 - g), and follows the scales as they spread.
+    Of the several solutions it is the one that is g / (1 - g) where all t are one, followed as they spread.
     """
     e = g / (1 - g)
     for spread in np.linspace(0, 1, _SPREADS + 1)[1:]:
         squares = 1 + spread * (known.squares - 1)
         weighted = squares * known.shares
         for _ in range(_ITERATIONS):
-            part = 1 / (1 + e[:, None] * squares)
-            change = (e * (part @ weighted) - g) / (np.square(part) @ weighted)
+            damped = 1 / (1 + e[:, None] * squares)
+            change = (e * (damped @ weighted) - g) / (np.square(damped) @ weighted)
             e = e - change
+            if not np.isfinite(e).all():
+                return np.full_like(e, np.nan)
             if (np.abs(change) <= _PRECISION * np.abs(e)).all():
                 break
         else:
@@ -183,7 +189,7 @@ def elliptical_fid(
     trace = sample.trace / (sample.n - 1)
     values = np.linalg.eigvalsh(sample.product) / (sample.n - 1) if values is None else values
     values = values[values > CUT_OFF * values[-1]]
-    # All images are one where there is no eigenvalue above zero.
+    # Without an eigenvalue above zero the root of S R is zero.
     root = sum_of_roots(values, sample.n - 1, scales(squares)) if len(values) else 0.0
     return distance(sample.mean, trace, reference, root) - trace / sample.n
 

@@ -1,4 +1,4 @@
-"""Tell how far some images lie from the mean in all features at once, farther than Gaussian ones do.
+"""Tell how much farther from the mean some images lie, in all features at once, than Gaussian ones do.
 
 Heavy tails of image features are mostly of this kind: an image whose features are all large, rather than a
 feature that is large in some image. A sample covariance of such images spreads more than that of Gaussian
@@ -14,7 +14,7 @@ import numpy as np
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics
 
 _POINTS = 24
-"""Of the rule that stands for a distribution: it integrates polynomials up to twice this degree."""
+"""Of the rule that stands for a distribution: exact for polynomials of a degree below twice this number."""
 
 
 @dataclass(frozen=True, eq=False)

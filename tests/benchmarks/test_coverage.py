@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.coverage import main
 
-CELL = "clip-gaussian-1-a-prompt-200"
+CELL = "clip-gaussian-1-a-prompt-2000"
 
 
 def test_a_cell_goes_on_where_it_was_and_is_finished_with_its_replicates(
