@@ -30,8 +30,15 @@ def fid(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
 def product(sigma: Array, reference: FeatureStatistics) -> Array:
     """Return A'SA with A A' = R, [D, D]: the lower triangle, which is all that the symmetric solvers read."""
     lower, factor = np.zeros_like(sigma), reference.factor
-    for rows in _strips(len(sigma)):
-        lower[rows, : rows.stop] = factor[:, rows].T @ sigma @ factor[:, : rows.stop]
+    # Cholesky's factor is zero above its diagonal, and then so is most of the work.
+    triangular = not np.triu(factor, 1).any()
+    strips = _strips(len(sigma))
+    for rows in strips:
+        top = rows.start if triangular else 0
+        left = factor[top:, rows].T @ sigma[top:]
+        for columns in strips[: strips.index(rows) + 1]:
+            top = columns.start if triangular else 0
+            lower[rows, columns] = left[:, top:] @ factor[top:, columns]
     return lower
 
 
