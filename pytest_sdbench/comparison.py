@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from pytest_sdbench.metrics import Estimate, standard_error
 from pytest_sdbench.metrics.spread import Groups
 
@@ -60,3 +62,20 @@ def difference(
         assert second.influence is not None
         error = standard_error(first.influence - second.influence, groups)
     return Difference(first.metric, values[0] - values[1], error, unpaired, paired, first.n)
+
+
+def worst_loss(
+    first: Estimate, second: Estimate, groups: Groups | None = None, *, higher_is_better: bool
+) -> float:
+    """Return by how much the worst image makes a score worse, in its unit; the worst prompt if they repeat.
+
+    The worst image of the second, or the one that was worst hit by the change from the second to the first. 0
+    where they do not say how much each image moves the score.
+    """
+    if first.influence is None or second.influence is None:
+        return 0.0
+    found = 0.0
+    for moves in (second.influence, first.influence - second.influence):
+        sums = moves if groups is None else np.bincount(groups, weights=moves)
+        found = max(found, float(-sums.min() if higher_is_better else sums.max()))
+    return found / first.n

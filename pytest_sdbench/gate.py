@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 from pytest_sdbench.calibration import Calibration, read_calibration
 from pytest_sdbench.card import Card, Claim
 from pytest_sdbench.cases import other_protocol
-from pytest_sdbench.comparison import Difference, difference
+from pytest_sdbench.comparison import Difference, difference, worst_loss
 from pytest_sdbench.errors import Unavailable
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
-from pytest_sdbench.metrics.spread import Groups
 from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
 from pytest_sdbench.records import Record
@@ -206,7 +205,7 @@ class _Context:
         prompts = estimate.n if evaluation.groups is None else int(evaluation.groups.max()) + 1
         if prompts < FEWEST_PROMPTS:
             return score
-        paired = self._paired(claim, estimate, score, evaluation.groups)
+        paired = self._paired(claim, estimate, score, evaluation)
         if paired is not None:
             notes[claim.id].append("paired with the recorded images")
             return paired
@@ -239,7 +238,7 @@ class _Context:
         error = math.hypot(max(estimate.standard_error, theirs), claim_error)
         return replace(score, error=error, claim_error=claim_error)
 
-    def _paired(self, claim: Claim, estimate: Estimate, score: Score, groups: Groups | None) -> Score | None:
+    def _paired(self, claim: Claim, estimate: Estimate, score: Score, evaluation: Evaluation) -> Score | None:
         """Return the score as its difference from the card's own recorded images tells it, where it can."""
         if self.recorded is None:
             return None
@@ -252,9 +251,14 @@ class _Context:
         owner = record.checkpoint_fingerprint if record is not None else None
         if owner not in (None, self.recorded.checkpoint_fingerprint):
             return None
-        found = difference(estimate, same, at=self.protocol.n, groups=groups)
+        found = difference(estimate, same, at=self.protocol.n, groups=evaluation.groups)
         if found is None or not found.paired or found.standard_error is None:
             return None
+        # Of the very checkpoint nothing is unseen. Another one may fail where these images do not show it, as
+        # badly as the worst of those that do.
+        unseen = 0.0
+        if evaluation.checkpoint_fingerprint != self.recorded.checkpoint_fingerprint:
+            unseen = worst_loss(estimate, same, evaluation.groups, higher_is_better=score.higher_is_better)
         # The claim is these images' score but for its rounding.
         rounding = abs(whole.value - claim.value)
         return replace(
@@ -262,6 +266,7 @@ class _Context:
             measured=whole.value + found.value,
             error=math.hypot(found.standard_error, rounding),
             claim_error=rounding,
+            unseen=unseen,
         )
 
     def record(self, metric: str) -> Record | None:

@@ -1,18 +1,19 @@
 """Look at growing numbers of images, and stop as soon as the verdict is certain.
 
 Every look is another chance to be wrong. So the looks of a protocol share one error rate: half of it is for
-the last look, the other half is divided equally among the earlier ones, and the sum of the chances bounds the
-chance of a wrong verdict over the whole sequence, however the looks depend on each other. Which part a look
-may spend follows from the protocol alone: a run that stopped, by its budget or by force, goes on later as if
-it had never stopped.
+the last look, the other half is divided among the earlier ones, and the sum of the chances bounds the chance
+of a wrong verdict over the whole sequence, however the looks depend on each other. Which part a look may
+spend follows from the protocol alone: a run that stopped, by its budget or by force, goes on later as if it
+had never stopped.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEDULE = (256, 1000, 2000, 5000, 10_000, 30_000)
-"""Numbers of images at which a sequence looks; each is several times the one before, and so worth a look."""
+WEIGHTS = {256: 1, 1000: 9, 2000: 70, 5000: 10, 10_000: 10, 30_000: 10}
+"""Numbers of images at which a sequence looks, and how the earlier looks divide their half: little to the
+first ones, which easily miss a rare failure, and most where clear cases are decided."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ def looks(n: int, budget: int | None = None) -> list[Look]:
 
     The last look is at all n images; a protocol with no more images than the first look has no other.
     """
-    earlier = [size for size in SCHEDULE if size < n]
-    whole = [Look(size, 0.5 / len(earlier)) for size in earlier] + [Look(n, 0.5 if earlier else 1.0)]
+    earlier = {size: weight for size, weight in WEIGHTS.items() if size < n}
+    total = sum(earlier.values())
+    whole = [Look(size, 0.5 * weight / total) for size, weight in earlier.items()]
+    whole.append(Look(n, 0.5 if earlier else 1.0))
     return [look for look in whole if budget is None or look.n <= budget]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_sdbench.plugin import option
-from pytest_sdbench.sequential import SCHEDULE
+from pytest_sdbench.sequential import WEIGHTS
 from pytest_sdbench.storage import place_of
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -113,7 +113,7 @@ class Settings:
             store=place_of(store, start("sdbench_store")),
             reports=reports,
             update=bool(option(config, "sdbench_update")),
-            budget=None if budget is None else _count("sdbench_budget", budget, SCHEDULE[0]),
+            budget=None if budget is None else _count("sdbench_budget", budget, min(WEIGHTS)),
             inconclusive=inconclusive,
             calibrate=None if calibrate is None else _count("sdbench_calibrate", calibrate, 2),
         )

@@ -78,6 +78,8 @@ class Score:
     """Standard error of measured - claimed; None where it is not known, which is never a pass."""
     claim_error: float = 0.0
     """The part of `error` that more images do not lessen: what is uncertain about the claim."""
+    unseen: float = 0.0
+    """By how much one more image, as bad as the worst that is known, would make the score worse."""
     interval: float | None = None
     """Standard error of the measured score alone, for its printed interval."""
     n: int = 0
@@ -158,13 +160,9 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
             "not say what the standard error is (too few, or a few that outweigh the rest)",
             {"worse_by": worse},
         )
-    reach = _NORMAL.inv_cdf(1 - ALPHA * share) * error
-    figures = {
-        "worse_by": worse,
-        "error": error,
-        "at_least": worse - reach,
-        "at_most": worse + reach,
-    }
+    quantile = _NORMAL.inv_cdf(1 - ALPHA * share)
+    at_least, at_most = worse - quantile * error, worse + _reach(score, quantile)
+    figures = {"worse_by": worse, "error": error, "at_least": at_least, "at_most": at_most}
     wrong_pass = _chance_of_wrong_pass(score)
     if failed:
         least = worse - _NORMAL.inv_cdf(1 - level) * error
@@ -175,30 +173,43 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
             {**figures, "at_least": least, "wrong_call": wrong_fail},
         )
     if wrong_pass <= ALPHA * share:
-        good = (
-            ", better than the claim by more than the margin: look" if worse + reach < -score.margin else ""
-        )
+        good = ", better than the claim by more than the margin: look" if at_most < -score.margin else ""
         return Verdict(
             Outcome.PASS,
-            f"{shown}: {_by(worse, unit)}, {_bound(worse + reach, unit)}, margin {score.margin:{unit}}; "
+            f"{shown}: {_by(worse, unit)}, {_bound(at_most, unit)}, margin {score.margin:{unit}}; "
             f"chance of a wrong pass {_percent(wrong_pass)}{good}",
             {**figures, "wrong_call": wrong_pass},
         )
     return Verdict(
         Outcome.INCONCLUSIVE,
-        f"{shown}: {_by(worse, unit)}, anything from {_signed(worse - reach, unit)} to "
-        f"{_signed(worse + reach, unit)}, margin {score.margin:{unit}}; cannot tell: "
+        f"{shown}: {_by(worse, unit)}, anything from {_signed(at_least, unit)} to "
+        f"{_signed(at_most, unit)}, margin {score.margin:{unit}}; cannot tell: "
         f"{_remedy(score, ALPHA * share if worse < score.margin else level)}",
         figures,
     )
 
 
 def _chance_of_wrong_pass(score: Score) -> float:
-    """Return how likely a checkpoint that is worse by just the margin looks as good as this one."""
+    """Return how likely a checkpoint that is worse by just the margin looks as good as this one.
+
+    Paired images may all be alike, and failures too rare to be among them still make up the margin. So the
+    error is at least that of the count of failures as bad as `unseen` that would (a score test, after Wilson
+    1927: the variance is that of the null hypothesis).
+    """
     assert score.error is not None
-    if score.error == 0:
+    if score.error == score.unseen == 0:
         return 0.0 if score.worse <= score.margin + _rounding(score) else 1.0
-    return _NORMAL.cdf((score.worse - score.margin) / score.error)
+    room = score.margin - score.worse
+    error = max(score.error, math.sqrt(score.unseen * max(room, score.margin)))
+    return _NORMAL.cdf(-room / error) if error else 1.0
+
+
+def _reach(score: Score, quantile: float) -> float:
+    """Return how much worse than it looks a score may be: by no more is the pass of any margin wrong."""
+    assert score.error is not None
+    half = quantile * score.unseen / 2
+    failures = quantile * (half + math.sqrt(half**2 + score.unseen * max(score.worse, 0.0)))
+    return max(quantile * score.error, failures)
 
 
 def _chance_of_wrong_fail(score: Score) -> float:
@@ -219,6 +230,9 @@ def _remedy(score: Score, level: float) -> str:
     if gap <= score.claim_error:
         return f"the claim itself is uncertain by {score.claim_error:.{score.decimals}f}"
     needed = score.n * (score.error**2 - score.claim_error**2) / (gap**2 - score.claim_error**2)
+    if score.worse < score.margin:
+        most = max(score.margin, score.margin - score.worse)
+        needed = max(needed, score.n * score.unseen * most / gap**2)
     magnitude = 10 ** max(0, len(str(int(needed))) - 2)
     rounded = math.ceil(needed / magnitude) * magnitude
     if score.most is not None and rounded > score.most:
@@ -228,7 +242,7 @@ def _remedy(score: Score, level: float) -> str:
 
 
 def _check(score: Score) -> None:
-    for name in ("claimed", "measured", "margin", "error", "claim_error", "interval"):
+    for name in ("claimed", "measured", "margin", "error", "claim_error", "unseen", "interval"):
         figure = getattr(score, name)
         if figure is not None and not math.isfinite(figure):
             raise ValueError(f"{score.label}: {name} is {figure}; a verdict needs finite figures")

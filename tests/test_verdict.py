@@ -331,7 +331,8 @@ def with_images(score: Score, n: int) -> Score:
     """Return the score with so many images: only the part of the error that is not the claim's shrinks."""
     assert score.error is not None
     ours = (score.error**2 - score.claim_error**2) * score.n / n
-    return replace(score, n=n, error=math.sqrt(ours + score.claim_error**2))
+    error, unseen = math.sqrt(ours + score.claim_error**2), score.unseen * score.n / n
+    return replace(score, n=n, error=error, unseen=unseen)
 
 
 def asked_for(score: Score) -> int:
@@ -390,6 +391,87 @@ def test_no_number_is_named_where_that_of_the_images_is_unknown() -> None:
     assert judge_score(unknown).outcome is INCONCLUSIVE
     assert "about" not in judge_score(unknown).reason
     assert "the claim" not in judge_score(unknown).reason
+
+
+# --- failures that these images do not show ---
+
+
+@BOTH
+@pytest.mark.parametrize("share", [1.0, 1 / 6])
+def test_without_any_error_a_pass_rules_out_failures_that_make_up_the_margin(
+    score: Score, share: float
+) -> None:
+    # n images without a failure, each of which would cost 100 margins: the margin is a failure in 100 images.
+    for n in (10, 200, 400, 700, 5000):
+        clean = replace(score, error=0.0, unseen=100 * score.margin / n, n=n)
+        passes = judge_score(clean, share=share).outcome is PASS
+        # At most so often does a checkpoint that fails once in 100 images show none of it.
+        assert passes is (n > 100 * NormalDist().inv_cdf(1 - 0.05 * share) ** 2)
+        if passes:
+            assert binom.pmf(0, n, 0.01) < 1.5 * 0.05 * share
+
+
+@BOTH
+def test_the_larger_of_both_errors_decides(score: Score) -> None:
+    assert score.error is not None
+    close = worse(score, score.margin - 2 * score.error)
+    # Failures that make up the margin have as large an error as leaves two of it where 1.645 are needed.
+    most = (2 * score.error / NormalDist().inv_cdf(0.95)) ** 2 / score.margin
+    for unseen, outcome in ((0.0, PASS), (0.99 * most, PASS), (1.01 * most, INCONCLUSIVE)):
+        verdict = judge_score(replace(close, unseen=unseen))
+        assert verdict.outcome is outcome
+        assert (verdict.figures["at_most"] <= score.margin) is (outcome is PASS)
+    known = judge_score(close).figures
+    assert judge_score(replace(close, unseen=0.01 * most)).figures == known
+    assert judge_score(replace(close, unseen=2 * most)).figures["at_least"] == known["at_least"]
+
+
+@BOTH
+@pytest.mark.parametrize("by", [-0.03, 0.0, 0.4])
+def test_the_most_that_a_score_is_worse_is_the_smallest_margin_that_passes(score: Score, by: float) -> None:
+    hidden = worse(score, by * score.margin, error=0.0, unseen=score.margin / 50)
+    most = judge_score(hidden).figures["at_most"]
+    for margin, outcome in ((1.001 * most, PASS), (0.999 * most, INCONCLUSIVE)):
+        verdict = judge_score(replace(hidden, margin=margin))
+        assert verdict.outcome is outcome
+        assert verdict.figures["at_most"] == pytest.approx(most)
+
+
+@pytest.mark.parametrize("seen", [0, 3])
+def test_the_chance_of_a_wrong_pass_is_that_of_so_few_failures(seen: int) -> None:
+    # Of 2,000 images `seen` failed, each by 0.5, and of a checkpoint on the margin 16 would.
+    n, loss, margin = 2000, 0.5, 0.004
+    clip = Score("CLIP score", 0.9, 0.9 - seen * loss / n, margin, True, 4, 0.0, unseen=loss / n, n=n)
+    found = judge_score(clip).figures["wrong_call"]
+    assert found == pytest.approx(norm.cdf((seen - 16) / 4), rel=1e-6)
+    assert binom.cdf(seen, n, margin / loss) < 3 * found + 1e-5
+
+
+def test_a_better_score_is_not_surer_for_the_failures_that_it_hides() -> None:
+    # Better by a margin: to be worse by one in truth, it hides failures of two.
+    better = Score("FID", 1.0, 0.6, 0.4, False, 2, 0.0, unseen=0.2)
+    assert judge_score(better).figures["wrong_call"] == pytest.approx(norm.cdf(-0.8 / math.sqrt(0.16)))
+
+
+def test_a_fail_asks_for_no_failure_that_was_not_seen() -> None:
+    for unseen in (0.0, 10.0):
+        bad = replace(off(2.0), unseen=unseen)
+        assert judge_score(bad).outcome is FAIL
+        assert judge_score(replace(bad, error=0.0)).outcome is FAIL
+
+
+@pytest.mark.parametrize("by", [0.45, 0.46])
+def test_on_the_margin_or_beyond_nothing_passes_that_may_fail_unseen(by: float) -> None:
+    assert judge_score(worse(FID, by, error=0.0, unseen=1e-9)).outcome is not PASS
+
+
+@pytest.mark.parametrize("error", [0.0, 0.02])
+def test_the_images_that_would_show_failures_do_tell(error: float) -> None:
+    hidden = worse(FID, 0.2, error=error, unseen=0.5, n=300)
+    needed = asked_for(hidden)
+    assert needed > 300
+    assert judge_score(with_images(hidden, needed)).outcome is PASS
+    assert judge_score(with_images(hidden, math.ceil(0.9 * needed) - 1)).outcome is INCONCLUSIVE
 
 
 # --- several scores ---
