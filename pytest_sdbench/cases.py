@@ -20,23 +20,36 @@ class Case:
 
 
 def quality_cases(card: Card) -> list[Case]:
-    """Return the claims of a card, then each metric of its protocols that nothing is claimed of yet."""
+    """Return the claims of a card, then each metric of its protocols that nothing is claimed of yet.
+
+    Nor is anything of a metric that is recorded only, of a protocol that has changed since: it is measured
+    anew, for nothing else would renew the record.
+    """
     cases = [Case(claim.id, claim.metric, claim.gate_protocol, claim) for claim in card.claims]
-    claimed = {(case.protocol, case.metric) for case in cases}
-    for name in card.protocols:
-        for metric in load_protocol(name, search=(card.path.parent,)).metrics:
-            if (name, metric) not in claimed:
+    for name in card.judged_by:
+        claims = [claim for claim in card.claims if claim.gate_protocol == name]
+        if name not in card.protocols and all(claim.record is None for claim in claims):
+            continue
+        protocol = load_protocol(name, search=(card.path.parent,))
+        lasting = {
+            claim.metric for claim in claims if claim.record is None or not other_protocol(claim, protocol)
+        }
+        recorded = {claim.metric for claim in claims}
+        for metric in protocol.metrics:
+            if metric not in lasting and (metric in recorded or name in card.protocols):
                 cases.append(Case(f"{name}-{metric}", metric, name))
     return cases or [Case("nothing-claimed")]
 
 
 def other_protocol(claim: Claim, protocol: Protocol) -> str:
     """Say why a claim is not one of this protocol as it is today; empty if it is."""
+    renew = "; --sdbench-update records it anew" if claim.record else ""
     if claim.n not in (None, protocol.n):
-        return f"the claim is of {claim.n:,} images, and {protocol.name} has {protocol.n:,}"
+        return f"the claim is of {claim.n:,} images, and {protocol.name} has {protocol.n:,}{renew}"
     made = claim.record.protocol_fingerprint if claim.record else None
     if made not in (None, protocol.fingerprint):
-        return f"{protocol.name} has changed since this was recorded ({made}, now {protocol.fingerprint})"
+        now = protocol.fingerprint
+        return f"{protocol.name} has changed since this was recorded ({made}, now {now}){renew}"
     return ""
 
 

@@ -389,10 +389,31 @@ def test_a_claim_of_another_number_of_images_is_not_compared(run, project, pytes
 def test_a_record_of_a_protocol_that_has_changed_is_not_compared(run, project, pytester):
     run("cards", "--sdbench-update")
     make_protocol(project.parent / "protocols" / "mini.yaml", seeds={"kind": "per-image", "seed": 7})
-    run("cards", "-k", "fid-recorded", "--sdbench-report=r.json").assert_outcomes(skipped=1, deselected=12)
+    run("cards", "-k", "fid-recorded", "--sdbench-report=r.json").assert_outcomes(skipped=1)
     row = rows(pytester.path / "r.json")["test_quality[mini-fid-recorded]"]
     assert row["verdict"] == "mismatch"
     assert "has changed" in row["reason"]
+
+
+@pytest.mark.parametrize("published", [{}, {"clip_score": 0.05}])
+def test_a_record_of_a_protocol_that_has_changed_is_renewed(run, project, pytester, published):
+    margins = MARGINS | {"clip_score": 0.03}
+    make_card(project, claims=published, protocols=["mini"], margins=margins)
+    run("cards", "--sdbench-update")
+    before = read_card(project).records
+    assert {record.metric for record in before} >= {"clip_score", "fid"}
+    make_protocol(project.parent / "protocols" / "mini.yaml", seeds={"kind": "per-image", "seed": 7})
+    run("cards", "-m", "quality", "--sdbench-report=r.json", "--sdbench-update")
+    row = rows(pytester.path / "r.json")["test_quality[mini-fid-recorded]"]
+    assert row["verdict"] == "mismatch"
+    assert "--sdbench-update" in row["reason"]
+    after = read_card(project).records
+    assert {record.key for record in after} == {record.key for record in before}
+    assert not {record.protocol_fingerprint for record in after} & {
+        record.protocol_fingerprint for record in before
+    }
+    run("cards", "-m", "quality", "-k", "recorded", "--sdbench-report=r.json")
+    assert {row["verdict"] for row in rows(pytester.path / "r.json").values()} == {"pass"}
 
 
 def test_update_refuses_figures_of_a_run_that_stopped_early(run, project):
