@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from _pytest.junitxml import xml_key
 
-from pytest_sdbench.card import is_card
+from pytest_sdbench.card import is_card, read_card
 from pytest_sdbench.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
 from pytest_sdbench.errors import SdbenchError, Unavailable
 from pytest_sdbench.hub import forget_failures
@@ -26,7 +26,8 @@ from pytest_sdbench.verdict import Outcome, Verdict
 
 _PROPERTY = "sdbench_"
 UNTOLD = 6
-"""Exit status of a run that passed but for what is inconclusive, where that is not a failure."""
+"""Exit status of a run that passed but for what is inconclusive, where that is not a failure, or that
+compared a checkpoint with nothing."""
 
 _OPTION_OF_XDIST = ("--dist", "-d")
 
@@ -126,6 +127,18 @@ class SdbenchSession:
             for key in self.settings.weights
             if key == row.card or _same(key, self.files[row.node_id], self.config)
         )
+
+    def _unjudged(self) -> list[str]:
+        """Return the cards with claims of which none was compared with the checkpoint in its place."""
+        if self.settings.samples:
+            return []  # so few images were asked for, and compare with nothing
+        told = {Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.ERROR}
+        found = []
+        for card in sorted(self._replaced()):
+            rows = [row for row in self.rows if row.card == card and row.test == "quality"]
+            if rows and not any(row.verdict in told for row in rows):
+                found += [card] if read_card(self.files[rows[0].node_id]).claims else []
+        return found
 
     @contextmanager
     def visible_progress(self) -> Iterator[bool]:
@@ -228,7 +241,12 @@ class SdbenchSession:
                 self.written += changed.lines
                 if diffs or changed.written:
                     session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            untold = any(row.verdict == Outcome.INCONCLUSIVE for row in self.rows)
+            unjudged = self._unjudged()
+            for card in unjudged:
+                self.written.append(
+                    f"no claim of {card} was compared with the checkpoint in its place: that is not a success"
+                )
+            untold = unjudged or any(row.verdict == Outcome.INCONCLUSIVE for row in self.rows)
             if untold and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = UNTOLD
         return (yield)

@@ -142,3 +142,20 @@ def test_a_word_that_is_neither_is_refused(run: Run) -> None:
     result = run("--sdbench-inconclusive=pass")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "invalid choice: 'pass'" in result.stderr.str()
+
+
+@ALONE_OR_WORKERS
+def test_a_candidate_that_is_compared_with_nothing_is_no_success(
+    run: Run, pytester: pytest.Pytester, pristine_checkpoint: Path, workers: tuple[str, ...]
+) -> None:
+    words = ("--sdbench-store=none", "--sdbench-max-images=1", *workers)
+    result = run(*words)
+    result.assert_outcomes(skipped=4)
+    assert result.ret == pytest.ExitCode.OK
+    result = run(*words, f"--sdbench-weights=mini={pristine_checkpoint}")
+    result.assert_outcomes(skipped=4)
+    assert result.ret == UNTOLD
+    result.stdout.fnmatch_lines(["*no claim of mini was compared with the checkpoint in its place*"])
+    # Asked for so few images, it compares with nothing and says so beforehand.
+    few = run(*words, f"--sdbench-weights=mini={pristine_checkpoint}", "--sdbench-samples=66")
+    assert few.ret == pytest.ExitCode.OK
