@@ -187,7 +187,8 @@ def read_calibration(protocol: Protocol) -> Calibration | None:
         for metric, values in found.values.items():
             if metric not in METRICS:
                 raise ValueError(f"unknown metric {metric!r}")
-            statistics.fmean(values)
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{metric} holds a figure that is not finite")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"not a calibration: {error}",
@@ -210,6 +211,16 @@ def write_calibration(protocol: Protocol, calibration: Calibration) -> Path:
             file=path,
             found=known.checkpoint,
             remedy=f"Delete the file to calibrate it by {calibration.checkpoint}",
+        )
+    runs, before = (
+        max(map(len, each.values.values()), default=0) if each else 0 for each in (calibration, known)
+    )
+    if runs < before:
+        raise DataError(
+            f"the protocol is calibrated by more runs than these {runs}",
+            file=path,
+            found=f"{before} runs",
+            remedy=f"Ask for {before} or more, or delete the file",
         )
     text = json.dumps(asdict(calibration), indent=2, ensure_ascii=False) + "\n"
     try:

@@ -97,7 +97,7 @@ class RecordEntry(_Part):
     protocol: Word
     metric: Word
     value: Annotated[float, Field(allow_inf_nan=False)]
-    standard_error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    standard_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     n: Count
     protocol_fingerprint: Word | None = None
     checkpoint_fingerprint: Word | None = None
@@ -322,7 +322,7 @@ def check_value(path: Path, key: str, metric: str, value: Any, *, claim: bool = 
             "a placeholder would pass whatever is measured",
         )
     number = float(value)
-    if not math.isfinite(number) or number == 0 or (claim and number < 0):
+    if not math.isfinite(number) or (claim and number <= 0):
         what = "not finite" if not math.isfinite(number) else "negative" if number else "zero"
         raise CardError(
             f"the {known.label} is {what}",

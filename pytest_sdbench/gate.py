@@ -21,7 +21,7 @@ from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
-from pytest_sdbench.records import Record
+from pytest_sdbench.records import Record, nearly
 from pytest_sdbench.sequential import Look, looks
 from pytest_sdbench.verdict import (
     Outcome,
@@ -196,7 +196,7 @@ class _Context:
             measured=predicted,
             margin=margin,
             higher_is_better=metric.higher_is_better,
-            decimals=max(metric.decimals, _decimals(claim.text)),
+            decimals=max(metric.decimals, _decimals(claim.text), _decimals(f"{margin:g}")),
             error=None,
             interval=estimate.standard_error,
             n=estimate.n,
@@ -209,7 +209,7 @@ class _Context:
         if paired is not None:
             notes[claim.id].append("paired with the recorded images")
             return paired
-        if self.recorded is not None:
+        if self.recorded is not None and not self._recorded_of(claim):
             notes[claim.id].append("without the recorded images, which are not the claim's")
         if estimate.standard_error is None:
             return score
@@ -245,11 +245,7 @@ class _Context:
         whole = self.recorded.looks.get(self.protocol.n, {}).get(claim.metric)
         same = self.recorded.looks.get(estimate.n, {}).get(claim.metric)
         # A claim that is not the score of these images is not as certain as they are.
-        if whole is None or same is None or not _prints_as(whole.value, claim):
-            return None
-        record = self._current(claim.metric)
-        owner = record.checkpoint_fingerprint if record is not None else None
-        if owner not in (None, self.recorded.checkpoint_fingerprint):
+        if whole is None or same is None or not self._recorded_of(claim):
             return None
         found = difference(estimate, same, at=self.protocol.n, groups=evaluation.groups)
         if found is None or not found.paired or found.standard_error is None:
@@ -268,6 +264,19 @@ class _Context:
             claim_error=rounding,
             unseen=unseen,
         )
+
+    def _recorded_of(self, claim: Claim) -> bool:
+        """Return whether a claim may be the score of the recorded images, for all that they say of it."""
+        assert self.recorded is not None
+        record = self._current(claim.metric)
+        owner = record.checkpoint_fingerprint if record is not None else None
+        if owner not in (None, self.recorded.checkpoint_fingerprint):
+            return False
+        whole = self.recorded.looks.get(self.protocol.n, {}).get(claim.metric)
+        if whole is None or _prints_as(whole.value, claim):
+            return True
+        # The record of these very images may be of another batch size, which moves the last digits.
+        return claim.record is not None and owner is not None and nearly(whole.value, claim.value)
 
     def record(self, metric: str) -> Record | None:
         """Return the record of a score under the protocol as it is, if it has a standard error."""

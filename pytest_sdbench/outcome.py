@@ -15,7 +15,7 @@ from pytest_sdbench.errors import SdbenchError
 from pytest_sdbench.files import write_atomically
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.recorded import Recorded
-from pytest_sdbench.records import Record, write_records
+from pytest_sdbench.records import Record, nearly, write_records
 from pytest_sdbench.report.results import Row, results_json
 
 _PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "device", "date")
@@ -201,9 +201,7 @@ def _near(known: Record | Estimate, new: Record | Estimate) -> bool:
     errors = known.standard_error, new.standard_error
     if None in errors and errors != (None, None):
         return False
-    return math.isclose(known.value, new.value, rel_tol=5e-4) and math.isclose(
-        errors[0] or 0.0, errors[1] or 0.0, rel_tol=0.02
-    )
+    return nearly(known.value, new.value) and math.isclose(errors[0] or 0.0, errors[1] or 0.0, rel_tol=0.02)
 
 
 def _same(known: Record | None, new: Record) -> bool:

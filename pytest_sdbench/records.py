@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pytest_sdbench.card_schema import check_value
 from pytest_sdbench.errors import CardError
 from pytest_sdbench.files import write_atomically
 from pytest_sdbench.front_matter import FrontMatter, child, parse, read_text
@@ -62,7 +63,8 @@ class Record:
             "protocol": self.protocol,
             "metric": self.metric,
             "value": round(float(self.value), decimals),
-            "standard_error": None if error is None else round(float(error), decimals),
+            # An error that rounds to nothing is not known to be nothing.
+            "standard_error": None if error is None else round(float(error), decimals) or None,
             "n": int(self.n),
             "protocol_fingerprint": self.protocol_fingerprint,
             "checkpoint_fingerprint": self.checkpoint_fingerprint,
@@ -133,6 +135,11 @@ EAGER_LATENCY = ("eager", "latency")
 AnyRecord = Record | DeviceRecord
 
 
+def nearly(known: float, new: float) -> bool:
+    """Return whether two values of one score differ in the last digits alone, as batches and threads move."""
+    return math.isclose(known, new, rel_tol=5e-4)
+
+
 def write_records(path: Path, records: Sequence[AnyRecord]) -> str:
     """Write records into a card and return the unified diff; an empty diff leaves the file alone.
 
@@ -160,6 +167,9 @@ def with_records(path: Path, text: str, records: Sequence[AnyRecord]) -> str:
                 found=record.figures(),
                 remedy=f"Measure {' '.join(record.key)} again",
             )
+        if isinstance(record, Record) and record.metric in METRICS:
+            value = record.to_dict()["value"]
+            check_value(path, f"sdbench.{record.place}", record.metric, value, claim=record.metric != "kid")
         front = parse(path, text)
         block = front.find("sdbench")
         if block is None or not isinstance(block.value, list) or not block.value:

@@ -363,4 +363,6 @@ def _extra(judged: Judged) -> dict[str, Any]:
     extra = judged.evaluation.provenance() | dict(judged.verdict.figures)
     if isinstance(judged.estimate, Estimate) and judged.estimate.corrected is not None:
         extra["without_bias"] = judged.estimate.corrected
+    if isinstance(judged.estimate, Estimate) and judged.measured not in (None, judged.estimate.value):
+        extra["predicted_for"] = judged.evaluation.requested
     return extra

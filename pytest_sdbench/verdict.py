@@ -16,7 +16,8 @@ from statistics import NormalDist, median
 from pytest_sdbench.ranks import larger_by_rank
 
 ALPHA = 0.05
-"""Largest chance of a wrong call, one-sided: for a pass of each score, for a fail of a whole card."""
+"""Largest chance of a wrong call, one-sided: for a pass of each score, for a fail of all that are claimed
+together (the published scores of a card, or the recorded ones)."""
 
 POWER = 0.8
 """A margin must let an identical checkpoint pass at least so often."""

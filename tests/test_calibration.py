@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_sdbench.calibration import Calibration, calibration_path, read_calibration
+from pytest_sdbench.calibration import Calibration, calibration_path, read_calibration, write_calibration
 from pytest_sdbench.checkpoint import resolve
+from pytest_sdbench.errors import DataError
 from pytest_sdbench.evaluation import Evaluation, evaluate
 from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.protocol import load_protocol
@@ -153,3 +155,26 @@ def test_runs_that_fail_each_other_too_often_fail_the_calibration(failed: int, o
     found = Calibration("p", "f", "c", {"fid": [1.0, 1.1]}, [1, 2, 3, 4, 5], false_alarms=counts)
     assert found.verdict().outcome is outcome
     assert f"{failed} of 20 false alarms" in found.verdict().reason
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+def test_a_figure_that_is_not_finite_calibrates_nothing(tmp_path: Path, figure: float) -> None:
+    protocol = load_protocol(make_protocol(tmp_path / "protocols" / "mini.yaml"))
+    write_calibration(
+        protocol, Calibration("mini", protocol.fingerprint, "mini", {"fid": [1.0, 2.0, 3.0, figure]})
+    )
+    with pytest.raises(DataError, match=r"mini\.json.*fid holds a figure that is not finite"):
+        read_calibration(protocol)
+
+
+def test_fewer_runs_do_not_replace_more(tmp_path: Path) -> None:
+    protocol = load_protocol(make_protocol(tmp_path / "protocols" / "mini.yaml"))
+    many = Calibration("mini", protocol.fingerprint, "mini", {"fid": [1.0, 2.0, 3.0, 4.0]})
+    few = Calibration("mini", protocol.fingerprint, "mini", {"fid": [5.0, 6.0]})
+    for found in (few, many, many):
+        write_calibration(protocol, found)
+    with pytest.raises(DataError, match="more runs than these 2"):
+        write_calibration(protocol, few)
+    found = read_calibration(protocol)
+    assert found is not None
+    assert found.values == many.values

@@ -280,7 +280,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co"
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    value=st.floats(1e-9, 1e9),
+    value=st.floats(-1e3, 1e9),
     error=st.none() | st.floats(0, 1e6),
     device=TEXT,
     version=TEXT,
@@ -290,9 +290,36 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co"
 def test_whatever_is_recorded_reads_back_the_same_to_both_yaml_versions(
     value: float, error: float | None, device: str, version: str, place: str, ending: str
 ) -> None:
-    record = Record("clip_score", value, 3, "scenes-30k", error, device=device, versions={"torch": version})
+    record = Record("kid", value, 3, "scenes-30k", error, device=device, versions={"torch": version})
     before = (HEAD + place + TAIL).replace("\n", ending)
     after = with_records(Path("card.md"), before, [record])
     written = yaml.safe_load(module.parse(Path("card.md"), after).text.split("---")[1])["sdbench"]["records"]
     assert written[-1] == record.to_dict()
     assert with_records(Path("card.md"), after, [record]) == after
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "told"),
+    [
+        ("clip_score", -0.0123, "the CLIP score is negative"),
+        ("fid", 3e-9, "the FID is zero"),
+        ("inception_score", 0.5, "wrong scale"),
+    ],
+)
+def test_what_could_not_be_read_back_is_not_recorded(
+    tmp_path: Path, metric: str, value: float, told: str
+) -> None:
+    path = tmp_path / "card.md"
+    path.write_text(HEAD + EXISTING + TAIL)
+    with pytest.raises(CardError, match=told) as caught:
+        write_records(path, [FID, Record(metric, value, 512, "scenes-quick")])
+    assert caught.value.file == path
+    assert path.read_text() == HEAD + EXISTING + TAIL
+
+
+def test_a_kid_of_nothing_is_one_and_an_error_of_nothing_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "card.md"
+    path.write_text(HEAD + EXISTING + TAIL)
+    write_records(path, [Record("kid", 3e-9, 512, "scenes-quick", 1e-12)])
+    (found,) = [record for record in read_card(path).records if record.metric == "kid"]
+    assert (found.value, found.standard_error) == (0.0, None)

@@ -284,6 +284,23 @@ class TestPairing:
         card.write_text(card.read_text(encoding="utf-8").replace("value: 0.3}", "value: 0.3000}"))
         assert "paired" in judged(card, protocol, own)[CLAIM].verdict.reason
 
+    @pytest.mark.parametrize(("recorded", "paired"), [(0.3001, True), (0.3002, False)])
+    @pytest.mark.parametrize("owner", [OWN, None])
+    def test_a_record_of_these_images_may_differ_in_its_last_digits(
+        self, card: Path, protocol: Protocol, own: Estimate, recorded: float, paired: bool, owner: str | None
+    ) -> None:
+        """As another batch size moves them; that difference is part of the error."""
+        entry = record(protocol, recorded, 0.01)
+        entry |= {} if owner is None else {"checkpoint_fingerprint": owner}
+        make_card(card, claims={}, margins={"clip_score": 0.05}, records=[entry])
+        ((_, found),) = [each for each in judged(card, protocol, own).items() if each[0].endswith("recorded")]
+        assert ("paired with" in found.verdict.reason) is (paired and owner is not None)
+        assert ("which are not the claim's" in found.verdict.reason) is not (
+            "paired with" in found.verdict.reason
+        )
+        if paired and owner is not None:
+            assert found.verdict.figures["error"] == pytest.approx(0.0001)
+
     def test_images_of_another_protocol_are_left_aside(self, card: Path, protocol: Protocol) -> None:
         own = images(0.3, 0.01)
         self.write(card, protocol, own, fingerprint="0123456789abcdef")
@@ -300,6 +317,8 @@ class TestPairing:
         found = judged(card, protocol, own, images(0.1, 0.01, metric="kid"))
         assert "paired" in found[CLAIM].verdict.reason
         assert "paired" not in found["mini-kid"].verdict.reason
+        # Nothing is recorded of it that could be another claim's.
+        assert "recorded images" not in found["mini-kid"].verdict.reason
         assert found["mini-kid"].verdict.outcome is Outcome.PASS
 
     @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "format"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,11 @@ def test_json_has_no_nan_and_survives_later_keys() -> None:
 def test_another_file_is_not_taken_for_results(text: str) -> None:
     with pytest.raises(ValueError, match=r"schema version 1.*--sdbench-report results\.json"):
         read_results(text)
+
+
+def test_a_score_that_is_predicted_from_fewer_images_says_so() -> None:
+    early = replace(ROWS[5], n=2000, extra={"requested": 30_000, "predicted_for": 30_000})
+    (line,) = [line for line in terminal_tables([early]).splitlines() if "17.01" in line]
+    assert "17.01 ± 0.10, predicted" in line
+    assert "2,000 of 30,000" in line
+    assert "predicted" not in terminal_tables(ROWS)

@@ -436,7 +436,9 @@ def _measured(row: Row) -> str:
         return NONE
     decimals = _decimals(row)
     shown = f"{row.measured:.{decimals}f}"
-    return shown if row.standard_error is None else f"{shown} ± {row.standard_error:.{decimals}f}"
+    if row.standard_error is not None:
+        shown += f" ± {row.standard_error:.{decimals}f}"
+    return f"{shown}, predicted" if "predicted_for" in row.extra else shown
 
 
 def _beside(row: Row) -> str:
