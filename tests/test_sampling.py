@@ -244,7 +244,19 @@ def test_a_card_is_sampled_under_what_it_is_judged_by(card: Path) -> None:
 
 
 def test_no_image_is_made_that_no_claim_can_be_compared_with(card: Path) -> None:
-    """A figure recorded under what the protocol once was is a mismatch, whatever is sampled today."""
+    """A figure of another number of images is a mismatch, whatever is sampled today."""
+    from pytest_sdbench.card import read_card
+
+    path = make_card(card.parent / "old.md", claims={"clip_score": 0.3}, protocols=[])
+    text = path.read_text(encoding="utf-8")
+    assert "type: scenes}" in text
+    path.write_text(text.replace("type: scenes}", "type: scenes, args: {num_samples: 5000}}"), "utf-8")
+    with pytest.raises(Unavailable, match="as it is today"):
+        protocols_of(read_card(path))
+    assert [row.protocol for row in plan([path], store=card.parent / "store", timing=False).rows] == [""]
+
+
+def test_images_are_made_to_renew_a_record_of_what_the_protocol_once_was(card: Path) -> None:
     from pytest_sdbench.card import read_card
 
     record = {
@@ -254,11 +266,5 @@ def test_no_image_is_made_that_no_claim_can_be_compared_with(card: Path) -> None
         "n": 128,
         "protocol_fingerprint": "0123456789abcdef",
     }
-    path = card.parent / "old.md"
-    made = read_card(make_card(path, claims={}, protocols=[], records=[record]))
-    with pytest.raises(Unavailable, match="as it is today"):
-        protocols_of(made)
-    assert [row.protocol for row in plan([path], store=card.parent / "store", timing=False).rows] == [""]
-    # Its other scores are still to be recorded, and those need images.
-    named = read_card(make_card(path, claims={}, protocols=["mini"], records=[record]))
+    named = read_card(make_card(card.parent / "old.md", claims={}, protocols=[], records=[record]))
     assert [protocol.name for protocol in protocols_of(named)] == ["mini"]

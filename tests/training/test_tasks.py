@@ -218,7 +218,7 @@ def test_a_consistency_step_is_what_its_parts_say(place: Path) -> None:
     from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 
     task = built(tiny_recipe(teacher=place / "sd", objective="consistency"), place / "lcm-step")
-    loss = float(task.losses(task.model, piece(seen=8))["loss"])
+    loss = task.losses(task.model, piece(seen=8))["loss"].item()
     dice = Dice(3, 8, 4, 0, 4)
     examples = task.material.read((8, 4))
     clean = (examples.mean.float() + examples.deviation.float() * dice.normal(4, 8, 8)) * 0.18215
