@@ -111,6 +111,10 @@ def covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no types for it
+
+
 @contextmanager
 def watching(*, scheduler: str | None = None, only_loading: bool = False) -> Iterator[Watch]:
     """Note the stages of whatever evaluation runs inside; `scheduler` is its class's name in diffusers.
@@ -136,9 +140,9 @@ def watching(*, scheduler: str | None = None, only_loading: bool = False) -> Ite
                 return call(*args, **kwargs)
             outer, inside.stage = getattr(inside, "stage", None), stage
             span = Span(stage, threading.get_ident(), time.perf_counter())
+            # torch has no types for this function.
             if stage in ON_DEVICE and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-                span.events = began, ended
+                span.events = _event(), _event()
                 span.events[0].record()
             if stage == UNET:
                 sample = kwargs["sample"] if "sample" in kwargs else args[1]

@@ -198,6 +198,10 @@ def read_calibration(protocol: Protocol) -> Calibration | None:
     return found if found.protocol_fingerprint == protocol.fingerprint else None
 
 
+def _runs(calibration: Calibration) -> int:
+    return max(map(len, calibration.values.values()), default=0)
+
+
 def write_calibration(protocol: Protocol, calibration: Calibration) -> Path:
     """Write a calibration into its place and return that.
 
@@ -212,9 +216,7 @@ def write_calibration(protocol: Protocol, calibration: Calibration) -> Path:
             found=known.checkpoint,
             remedy=f"Delete the file to calibrate it by {calibration.checkpoint}",
         )
-    runs, before = (
-        max(map(len, each.values.values()), default=0) if each else 0 for each in (calibration, known)
-    )
+    runs, before = _runs(calibration), 0 if known is None else _runs(known)
     if runs < before:
         raise DataError(
             f"the protocol is calibrated by more runs than these {runs}",

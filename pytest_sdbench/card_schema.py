@@ -309,8 +309,11 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     return f"Did you mean {near[0]!r}? " if near else ""
 
 
-def check_value(path: Path, key: str, metric: str, value: Any, *, claim: bool = True) -> float:
-    """Return a claimed figure, or raise: a placeholder, zero, negative, not finite, or off the scale."""
+def check_value(path: Path, key: str, metric: str, value: Any, *, recorded: bool = False) -> float:
+    """Return a claimed figure, or raise: a placeholder, zero, negative, not finite, or off the scale.
+
+    The unbiased KID of a good model can fall to zero and below; that is recorded, and never published.
+    """
     known = METRICS[metric]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CardError(
@@ -322,7 +325,7 @@ def check_value(path: Path, key: str, metric: str, value: Any, *, claim: bool = 
             "a placeholder would pass whatever is measured",
         )
     number = float(value)
-    if not math.isfinite(number) or (claim and number <= 0):
+    if not math.isfinite(number) or (number <= 0 and not (recorded and metric == "kid")):
         what = "not finite" if not math.isfinite(number) else "negative" if number else "zero"
         raise CardError(
             f"the {known.label} is {what}",

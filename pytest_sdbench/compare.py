@@ -118,15 +118,7 @@ def comparison_table(found: Comparison) -> str:
         row = [f"{known.label} {known.arrow}", f"{first.value:{digits}}", f"{second.value:{digits}}"]
         error = each.standard_error
         if error is None:
-            rows.append(
-                [
-                    *row,
-                    f"{each.value:+{digits}}",
-                    "",
-                    "",
-                    "cannot tell: its error is unknown",
-                ]
-            )
+            rows.append([*row, f"{each.value:+{digits}}", "", "", "cannot tell: its error is unknown"])
             continue
         low, high = each.value - reach * error, each.value + reach * error
         gain = "" if each.gain is None or each.gain > 1000 else f"{each.gain:.1f}x"

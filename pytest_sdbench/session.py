@@ -136,8 +136,9 @@ class SdbenchSession:
         found = []
         for card in sorted(self._replaced()):
             rows = [row for row in self.rows if row.card == card and row.test == "quality"]
-            if rows and not any(row.verdict in told for row in rows):
-                found += [card] if read_card(self.files[rows[0].node_id]).claims else []
+            untold = rows and not any(row.verdict in told for row in rows)
+            if untold and read_card(self.files[rows[0].node_id]).claims:
+                found.append(card)
         return found
 
     @contextmanager

@@ -200,9 +200,13 @@ def _chance_of_wrong_pass(score: Score) -> float:
     assert score.error is not None
     if score.error == score.unseen == 0:
         return 0.0 if score.worse <= score.margin + _rounding(score) else 1.0
-    room = score.margin - score.worse
-    error = max(score.error, math.sqrt(score.unseen * max(room, score.margin)))
-    return _NORMAL.cdf(-room / error) if error else 1.0
+    error = max(score.error, math.sqrt(_unseen_variance(score)))
+    return _NORMAL.cdf((score.worse - score.margin) / error) if error else 1.0
+
+
+def _unseen_variance(score: Score) -> float:
+    """Return the variance of failures as bad as `unseen`, as many as make the score worse by the margin."""
+    return score.unseen * max(score.margin, score.margin - score.worse)
 
 
 def _reach(score: Score, quantile: float) -> float:
@@ -232,8 +236,7 @@ def _remedy(score: Score, level: float) -> str:
         return f"the claim itself is uncertain by {score.claim_error:.{score.decimals}f}"
     needed = score.n * (score.error**2 - score.claim_error**2) / (gap**2 - score.claim_error**2)
     if score.worse < score.margin:
-        most = max(score.margin, score.margin - score.worse)
-        needed = max(needed, score.n * score.unseen * most / gap**2)
+        needed = max(needed, score.n * _unseen_variance(score) / gap**2)
     magnitude = 10 ** max(0, len(str(int(needed))) - 2)
     rounded = math.ceil(needed / magnitude) * magnitude
     if score.most is not None and rounded > score.most:

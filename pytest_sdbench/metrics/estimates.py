@@ -136,11 +136,9 @@ def fid_estimate(
     even = min(sizes) * 2 * BLOCKS >= n and n - max(sizes) >= FEWEST_LEFT * reference.width
     # Covariances go as soon as they are used: with 2,048 features each takes 34 MB.
     parts = [part(blocks.pop(), reference) for _ in range(BLOCKS)]
-    squares, without = np.empty(0), list[float]()
-    if even:
-        squares = squared_scales(np.concatenate([_distances(batch, sample.mu) for batch in rows]), sample)
-        of_parts = [squares[places == k] for k in reversed(range(BLOCKS))]
-        without = left_out(parts, reference, of_parts)
+    squares = squared_scales(np.concatenate([_distances(batch, sample.mu) for batch in rows]), sample)
+    of_parts = [squares[places == k] for k in reversed(range(BLOCKS))]
+    without = left_out(parts, reference, of_parts) if even else []
     whole = together(parts, reference)
     del parts
     influence = fid_influence(sample, reference, whole.product / (n - 1))

@@ -33,10 +33,10 @@ def product(sigma: Array, reference: FeatureStatistics) -> Array:
     # Cholesky's factor is zero above its diagonal, and then so is most of the work.
     triangular = not np.triu(factor, 1).any()
     strips = _strips(len(sigma))
-    for rows in strips:
+    for place, rows in enumerate(strips):
         top = rows.start if triangular else 0
         left = factor[top:, rows].T @ sigma[top:]
-        for columns in strips[: strips.index(rows) + 1]:
+        for columns in strips[: place + 1]:
             top = columns.start if triangular else 0
             lower[rows, columns] = left[:, top:] @ factor[top:, columns]
     return lower
