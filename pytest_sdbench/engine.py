@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_sdbench.environment import true_float32
 from pytest_sdbench.evidence import SHARD, Evidence, Rows
 from pytest_sdbench.features import Extractors
 from pytest_sdbench.image_path import Images, apply_image_steps
@@ -119,7 +120,7 @@ def make(
     started = time.monotonic()
     if tuning.keep_memory:
         _keep_memory()
-    with shared_threads(workers) if device.startswith("cpu") else contextlib.nullcontext():
+    with true_float32(), shared_threads(workers) if device.startswith("cpu") else contextlib.nullcontext():
         if workers == 1:
             worker()
         else:

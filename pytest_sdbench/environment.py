@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from pytest_sdbench.errors import Unavailable
 
@@ -42,6 +45,35 @@ def torch_device(asked: str, *, option: str, index: int = 0) -> str:
     if torch.cuda.is_available():
         return f"cuda:{index % torch.cuda.device_count()}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def true_float32() -> Iterator[None]:
+    """Keep convolutions and products of float32 in float32 on CUDA.
+
+    By default PyTorch rounds what a convolution multiplies to the 10 bits of TensorFloat-32 there, and a score
+    would depend on the kind of GPU. The setting is the process's; it is put back at the end.
+    """
+    from torch.backends import cuda, cudnn
+
+    # PyTorch has an older and a newer way to say this, and refuses to read the one where the other was used.
+    places: tuple[Any, ...] = (cudnn, cuda.matmul)
+    name: str = "allow_tf32"
+    exact: object = False
+    try:
+        before = [getattr(place, name) for place in places]
+    except RuntimeError:
+        places = (cudnn.conv, cuda.matmul)  # type: ignore[attr-defined]
+        name, exact = "fp32_precision", "ieee"
+        before = [getattr(place, name) for place in places]
+    changed = [(place, value) for place, value in zip(places, before, strict=True) if value != exact]
+    try:
+        for place, _ in changed:
+            setattr(place, name, exact)
+        yield
+    finally:
+        for place, value in changed:
+            setattr(place, name, value)
 
 
 def device_name(device: str) -> str:

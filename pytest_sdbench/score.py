@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from pytest_sdbench.card import Card, find_card, is_card, read_card
 from pytest_sdbench.claims import Claim
-from pytest_sdbench.environment import versions
+from pytest_sdbench.environment import true_float32, versions
 from pytest_sdbench.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.features import Extractors, Rows, identity, open_extractors
@@ -299,7 +299,8 @@ def _measure(
     steps = protocol.image if stage == "sampled" else ()
     prompt_of = {number: index for index, number in enumerate(matching.order)}
     rows = _Columns(folder, protocol.n)
-    with Progress(protocol.n, "images", f"{images.origin}: {protocol.name}", shown=shown) as shower:
+    title = f"{images.origin}: {protocol.name}"
+    with true_float32(), Progress(protocol.n, "images", title, shown=shown) as shower:
         for numbers, pixels in in_batches(decode(images, steps, order=matching.order, size=size)):
             indices = [prompt_of[number] for number in numbers]
             rows.put(indices, extractors.extract(pixels, [prompts[index] for index in indices]))

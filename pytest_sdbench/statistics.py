@@ -18,6 +18,7 @@ import numpy as np
 
 from pytest_sdbench import scenes
 from pytest_sdbench.checksums import sha256_of
+from pytest_sdbench.environment import true_float32
 from pytest_sdbench.errors import DataError, Unavailable
 from pytest_sdbench.features import WIDTHS, Extractor, feature_column, known_fingerprint, open_extractor
 from pytest_sdbench.files import write_atomically
@@ -242,7 +243,8 @@ def make_statistics(
         if remark := images.remark():
             print(f"{origin}: {remark}", file=sys.stderr)
     shown = progress(batches, total, "images", f"statistics of {origin}", count=len)
-    made = compute_statistics(shown, network, total=total, keep=keep)
+    with true_float32():
+        made = compute_statistics(shown, network, total=total, keep=keep)
     about = {
         "images": origin,
         "extractor": extractor,
