@@ -49,12 +49,18 @@ SURVIVED, ELSEWHERE = 70, 71
 """Exit status of a fork whose tests all passed, or whose tests were given another package than its copy."""
 
 _ON = "score.margin + _rounding(score)"
+_LIKE_AT_THE_MARGIN = "_NORMAL.cdf((score.worse - score.margin) / error)"
 _ABOVE_ALL_LEVELS = "A chance that no level reaches, and that is not printed: any number above 0.05 does."
 EQUIVALENT = {
     (
         "_chance_of_wrong_pass",
         f"0.0 if score.worse <= {_ON} else 1.0",
         f"0.0 if score.worse <= {_ON} else 1.1",
+    ): _ABOVE_ALL_LEVELS,
+    (
+        "_chance_of_wrong_pass",
+        f"{_LIKE_AT_THE_MARGIN} if error else 1.0",
+        f"{_LIKE_AT_THE_MARGIN} if error else 1.1",
     ): _ABOVE_ALL_LEVELS,
     ("_chance_of_wrong_fail", "return 1.0", "return 1.1"): _ABOVE_ALL_LEVELS,
     (
@@ -78,6 +84,11 @@ EQUIVALENT = {
         "worse < score.margin",
         "worse <= score.margin",
     ): "A score on the margin is told so, whatever the level.",
+    (
+        "_remedy",
+        "score.worse < score.margin",
+        "score.worse <= score.margin",
+    ): "A score on the margin has returned already.",
     ("_orders", "n * m + 1", "n * m + 2"): "The coefficient after the last is 0.",
     ("_orders", "size - 1", "size + 1"): "The coefficients after the last are 0.",
     ("_orders", "[1]", "[2]"): "All counts are doubled, and what is used is a ratio of two of them.",

@@ -1,7 +1,7 @@
 """Take a pool of images for a whole population, whose scores are then known exactly.
 
 A draw with replacement from the pool is a draw of independent images from it, as many as one likes: what the
-gate says of 30,000 images can be held against the truth though only 10,000 were made.
+gate says of 30,000 images can be held against the truth, as often as one likes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 METRICS = ("fid", "kid", "inception_score", "clip_score")
 _NET = "scenes-classifier"
+_CHUNK = 1000
+"""Images whose kernel with all others is held at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +59,12 @@ class Population:
             "clip_score": float(self.rows[CLIP_COLUMN].astype(np.float64).mean()),
         }
         if "kid" in self.metrics:
-            kernel, across, among, _ = self._kernel
-            found["kid"] = float(kernel.mean(dtype=np.float64)) - 2 * float(across.mean()) + among
+            across, among, _ = self._apart
+            within = sum(
+                float(_kernel(rows, self.rows[feature_column(_NET)]).sum(dtype=np.float64))
+                for rows in self._chunks()
+            )
+            found["kid"] = within / len(across) ** 2 - 2 * float(across.mean()) + among
         return found
 
     def estimates(self, indices: Indices) -> dict[str, Estimate]:
@@ -77,40 +83,36 @@ class Population:
         return found
 
     @cached_property
-    def _kernel(self) -> tuple[npt.NDArray[np.float32], Array, float, float]:
-        """The kernel among the pool, its mean with the reference for each image, and among the reference.
+    def _apart(self) -> tuple[Array, float, float]:
+        """The mean kernel of each image with the reference, and that among the reference.
 
         The last is by how much that is larger where the rows of the reference count with themselves.
         """
-        features = self.rows[feature_column(_NET)]
         reference = self.reference.features
         assert reference is not None
-        m = len(reference)
-
-        def kernel(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-            k = x @ y.T / np.float32(x.shape[1]) + np.float32(1)
-            return np.asarray(k * k * k)
-
         theirs = np.asarray(reference, np.float32)
-        among = kernel(theirs, theirs)
+        m = len(theirs)
+        among = _kernel(theirs, theirs)
         own = float(np.trace(among, dtype=np.float64))
         apart = (float(among.sum(dtype=np.float64)) - own) / (m * (m - 1))
-        across = kernel(features, theirs).mean(axis=1, dtype=np.float64)
-        return kernel(features, features), across, apart, (own / m - apart) / m
+        across = [_kernel(rows, theirs).mean(axis=1, dtype=np.float64) for rows in self._chunks()]
+        return np.concatenate(across), apart, (own / m - apart) / m
 
-    @cached_property
-    def _squared(self) -> npt.NDArray[np.float32]:
-        return np.square(self._kernel[0])
+    def _chunks(self) -> Iterator[npt.NDArray[np.float32]]:
+        features = self.rows[feature_column(_NET)]
+        for start in range(0, len(features), _CHUNK):
+            yield features[start : start + _CHUNK]
 
     def _kid(self, indices: Indices) -> Estimate:
-        """Return KID as the suite does, from the pool's kernel: a pair is computed once, not once a draw."""
-        kernel, across, among, more = self._kernel
+        """Return KID as the suite does; what concerns the reference is computed once for the whole pool."""
+        across, among, more = self._apart
         n = len(indices)
-        counts = np.bincount(indices, minlength=len(kernel)).astype(np.float32)
+        features = self.rows[feature_column(_NET)][indices]
+        kernel = _kernel(features, features)
         own = np.diagonal(kernel).astype(np.float64)
-        sums = (kernel @ counts).astype(np.float64) - own
-        squares = float(counts @ (self._squared @ counts).astype(np.float64)) - float(counts @ own**2)
-        means = sums[indices] / (n - 1)
+        sums = kernel.sum(axis=1, dtype=np.float64) - own
+        squares = float((np.einsum("ij,ij->i", kernel, kernel).astype(np.float64) - own**2).sum())
+        means = sums / (n - 1)
         moved = 2 * (means - across[indices])
         mean = float(means.mean())
         centred = squares / (n * (n - 1)) - 2 * float(np.square(means).mean()) + mean**2
@@ -118,10 +120,20 @@ class Population:
         influence = moved - moved.mean()
         value = mean + among - 2 * float(across[indices].mean())
         apart = max(value + more, 0.0)
-        biased = (float(own[indices].mean()) - mean) / n
+        biased = (float(own.mean()) - mean) / n
         unbiased = apart / (apart + biased) if apart > 0 else 0.0
         error = standard_error(influence, degenerate=degenerate, unbiased=unbiased)
         return Estimate("kid", value, error, n, value, 0.0, influence, degenerate)
+
+
+def _kernel(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return KID's polynomial kernel of rows, [len(x), len(y)]."""
+    k = np.asarray(x @ y.T)
+    k /= np.float32(x.shape[1])
+    k += np.float32(1)
+    cubed = np.square(k)
+    cubed *= k
+    return cubed
 
 
 def load_population(

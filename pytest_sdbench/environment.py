@@ -51,7 +51,7 @@ def torch_device(asked: str, *, option: str, index: int = 0) -> str:
 def true_float32() -> Iterator[None]:
     """Keep convolutions and products of float32 in float32 on CUDA.
 
-    By default PyTorch rounds what a convolution multiplies to the 10 bits of TensorFloat-32 there, and a score
+    By default PyTorch rounds what a convolution multiplies to the 10 bits of TensorFloat-32 there, and scores
     would depend on the kind of GPU. The setting is the process's; it is put back at the end.
     """
     from torch.backends import cuda, cudnn

@@ -57,7 +57,12 @@ def test_float32_is_computed_as_such_and_the_users_choice_comes_back(choice: str
 
 def test_an_error_inside_leaves_the_setting_as_it_was() -> None:
     before = torch.backends.cudnn.allow_tf32
-    with pytest.raises(KeyError), true_float32():
-        assert not torch.backends.cudnn.allow_tf32
-        raise KeyError
+
+    def fail() -> None:
+        with true_float32():
+            assert not torch.backends.cudnn.allow_tf32
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert torch.backends.cudnn.allow_tf32 is before
