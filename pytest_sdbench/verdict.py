@@ -130,10 +130,10 @@ def judge_scores(scores: Sequence[Score], *, family: int | None = None, share: f
 def smallest_margin(error: float, *, claims: int = 1, assumed: float | None = None) -> float:
     """Return the margin with which an identical checkpoint passes with a probability of 80 %.
 
-    `error` is the standard error of measured - claimed with all images of the protocol, at one look (the last
-    look of a sequence has half of the error rate: there it passes with 72 %). With `claims` above 1 it is
-    the margin that each of so many independent claims needs for all of them to pass. `assumed` is the
-    error that the test reckons with, where that is not the true one.
+    `error` is the standard error of measured - claimed with all images of the protocol, at one look (a
+    sequence of looks passes it with 70 %). With `claims` above 1 it is the margin that each of so many
+    independent claims needs for all of them to pass. `assumed` is the error that the test reckons with, where
+    that is not the true one.
     """
     assumed = error if assumed is None else assumed
     return assumed * _NORMAL.inv_cdf(1 - ALPHA) + error * _NORMAL.inv_cdf(POWER ** (1 / claims))

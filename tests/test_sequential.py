@@ -26,14 +26,18 @@ def test_the_shares_are_one_error_rate_and_the_last_look_has_all_images(n: int) 
     assert all(look.share > 0 for look in plan)
 
 
-def test_the_last_look_has_half_and_few_images_little() -> None:
+def test_the_last_look_has_two_fifths_few_images_little_and_many_share_alike() -> None:
     assert [(look.n, look.share) for look in looks(5000)] == [
-        (256, pytest.approx(1 / 160)),
-        (1000, pytest.approx(9 / 160)),
-        (2000, pytest.approx(70 / 160)),
-        (5000, 0.5),
+        (256, pytest.approx(0.0075)),
+        (1000, pytest.approx(0.03)),
+        (2000, pytest.approx(0.5625)),
+        (5000, 0.4),
     ]
-    assert [(look.n, look.share) for look in looks(1000)] == [(256, 0.5), (1000, 0.5)]
+    assert [(look.n, look.share) for look in looks(1000)] == [(256, pytest.approx(0.6)), (1000, 0.4)]
+    shares = {look.n: look.share for look in looks(50_000)}
+    assert shares[5000] == shares[10_000] == shares[30_000]
+    assert shares[2000] == pytest.approx(7.5 * shares[5000])
+    assert shares[50_000] == 0.4
 
 
 def test_a_protocol_larger_than_all_looks_has_one_more() -> None:
