@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LAST = 0.4
-"""The part of the last of several looks. Half would decide close cases a little more often; this decides clear
-ones with a twentieth fewer images."""
+"""The part of the last of several looks. Half would decide close cases a little more often; this decides
+clear ones with a twentieth fewer images."""
 
 WEIGHTS = {256: 1, 1000: 4, 2000: 75, 5000: 10, 10_000: 10, 30_000: 10}
 """Numbers of images at which a sequence looks, and how the earlier looks divide the rest: little to the first
