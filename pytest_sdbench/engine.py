@@ -16,6 +16,7 @@ import math
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -359,22 +360,37 @@ def arrange(pipeline: Any, tuning: Tuning, *, full_batch: int = 0, images: int =
                 _remember(module)
 
 
+class NotCompiled(UserWarning):
+    """A U-Net that could not be compiled here, and runs as it is."""
+
+
 def _compile(unet: Any, full_batch: int) -> None:
     """Compile a U-Net for one batch size, with or without guidance; others go the plain way.
 
-    Without CUDA graphs: a full batch keeps a device busy without, and a graph's outputs live in memory that
-    its next call overwrites, while PNDM keeps the last four.
+    So do all where the compiler fails: not every machine with an accelerator has one that works. Without CUDA
+    graphs: a full batch keeps a device busy without, and a graph's outputs live in memory that its next call
+    overwrites, while PNDM keeps the last four.
     """
     import torch
+    from torch._dynamo.exc import TorchDynamoException
 
     if "forward" in vars(unet):
         return
     plain = unet.forward
-    fast = torch.compile(plain, dynamic=False)
+    fast: Any = torch.compile(plain, dynamic=False)
 
     def forward(sample: Any, *rest: Any, **named: Any) -> Any:
-        chosen = fast if len(sample) in (full_batch, 2 * full_batch) else plain
-        return chosen(sample, *rest, **named)
+        nonlocal fast
+        if fast is not None and len(sample) in (full_batch, 2 * full_batch):
+            try:
+                return fast(sample, *rest, **named)
+            except TorchDynamoException as error:
+                fast = None
+                # The first line names the compiler, the second what it says.
+                cause = " ".join(str(error).strip().splitlines()[:2])
+                told = f"torch.compile fails here, the U-Net runs without: {cause}"
+                warnings.warn(told, NotCompiled, stacklevel=2)
+        return plain(sample, *rest, **named)
 
     unet.forward = forward
 

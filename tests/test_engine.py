@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
-from pytest_sdbench.engine import Tuning, arrange, default_batch_size, make
+from pytest_sdbench.engine import NotCompiled, Tuning, arrange, default_batch_size, make
 from pytest_sdbench.evidence import SHARD, Evidence, Rows, Store
 from pytest_sdbench.features import Extractors
 from pytest_sdbench.image_path import Images, apply_image_steps
@@ -292,6 +293,25 @@ def test_a_compiled_unet_takes_full_batches_alone(
     for size in (8, 4, 6, 1):
         pipeline.unet(torch.zeros(size, 4, 8, 8), 1, encoder_hidden_states=text[:size])
     assert calls == [8, 4]
+
+
+def test_where_the_compiler_fails_the_images_are_made_without_it(
+    load: Callable[[], Any],
+    plain: Evidence,
+    protocol: Protocol,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU's machine often has no compiler for Triton, and that is known at the first batch alone."""
+
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise FileNotFoundError("no C compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    with pytest.warns(NotCompiled, match="the U-Net runs without: .*no C compiler") as told:
+        found = rows(run(tmp_path, load(), protocol, Tuning(compile=True, batch_size=16, workers=1)))
+    assert len([each for each in told if each.category is NotCompiled]) == 1
+    assert_same_pictures(found["pixels"], rows(plain)["pixels"])
 
 
 def test_batches_begin_large_on_an_accelerator_and_single_in_a_sequence_on_a_cpu(protocol: Protocol) -> None:
