@@ -1,4 +1,4 @@
-"""A pool as a population: what the shortcuts say is what the suite says, and the truth is what draws scatter about."""
+"""A pool as a population: its shortcuts say what the suite says, and draws scatter about its truth."""
 
 from __future__ import annotations
 
