@@ -189,17 +189,13 @@ def read_calibration(protocol: Protocol) -> Calibration | None:
                 raise ValueError(f"unknown metric {metric!r}")
             if not all(map(math.isfinite, values)):
                 raise ValueError(f"{metric} holds a figure that is not finite")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f"not a calibration: {error}",
             file=path,
             remedy="Delete it, and measure it again with --sdbench-calibrate",
         ) from None
     return found if found.protocol_fingerprint == protocol.fingerprint else None
-
-
-def _runs(calibration: Calibration) -> int:
-    return max(map(len, calibration.values.values()), default=0)
 
 
 def write_calibration(protocol: Protocol, calibration: Calibration) -> Path:
@@ -216,14 +212,15 @@ def write_calibration(protocol: Protocol, calibration: Calibration) -> Path:
             found=known.checkpoint,
             remedy=f"Delete the file to calibrate it by {calibration.checkpoint}",
         )
-    runs, before = _runs(calibration), 0 if known is None else _runs(known)
-    if runs < before:
-        raise DataError(
-            f"the protocol is calibrated by more runs than these {runs}",
-            file=path,
-            found=f"{before} runs",
-            remedy=f"Ask for {before} or more, or delete the file",
-        )
+    for metric, values in ({} if known is None else known.values).items():
+        runs = len(calibration.values.get(metric, ()))
+        if runs < len(values):
+            raise DataError(
+                f"{METRICS[metric].label} is calibrated by more runs than these {runs}",
+                file=path,
+                found=f"{len(values)} runs",
+                remedy=f"Ask for {len(values)} or more where its references are, or delete the file",
+            )
     text = json.dumps(asdict(calibration), indent=2, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -269,16 +269,25 @@ def check_duplicates(front: FrontMatter, claims: Sequence[Claim]) -> None:
 def check_margins(front: FrontMatter, claims: Sequence[Claim]) -> None:
     """Raise if a margin is so wide that it would pass nearly anything."""
     for claim in claims:
-        # An unbiased KID of a good model is next to nothing: no share of it is a margin.
-        wide = claim.margin is not None and claim.metric != "kid" and claim.margin >= claim.value
-        if wide and claim.kind == "published":
+        if claim.margin is None or claim.kind != "published":
+            continue
+        if passes_anything(claim.metric, claim.value, claim.margin):
+            room = claim.value - (METRICS[claim.metric].worst or 0.0)
             raise CardError(
-                "the margin is as large as the claim, which would pass nearly anything",
+                f"the margin beside the claim of {claim.text} would pass nearly anything",
                 file=front.path,
                 key=f"sdbench.margins.{claim.metric}",
                 found=claim.margin,
-                remedy=f"Give the margin in the metric's own unit, well below {claim.text}",
+                remedy=f"Give the margin in the metric's own unit, well below {room:g}",
             )
+
+
+def passes_anything(metric: str, claimed: float, margin: float) -> bool:
+    """Return whether a margin reaches the worst score there is, or is as large as a distance itself.
+
+    The unbiased KID of a good model is next to nothing: no share of it is a margin.
+    """
+    return metric != "kid" and margin >= claimed - (METRICS[metric].worst or 0.0)
 
 
 def check_sources(front: FrontMatter, sources: Mapping[str, str], claims: Sequence[Claim]) -> None:

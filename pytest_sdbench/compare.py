@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from pytest_sdbench.card import find_card, is_card, read_card
 from pytest_sdbench.checkpoint import Checkpoint, resolve, verify
-from pytest_sdbench.comparison import Difference, difference
+from pytest_sdbench.comparison import FEWEST_PROMPTS, Difference, difference
 from pytest_sdbench.errors import SdbenchError
 from pytest_sdbench.evaluation import evaluate
 from pytest_sdbench.metric_names import METRICS, Metric
@@ -34,6 +34,8 @@ class Comparison:
     estimates: tuple[Mapping[str, Estimate | Undefined], Mapping[str, Estimate | Undefined]]
     differences: Mapping[str, Difference | None]
     """By metric: first less second."""
+    prompts: int
+    """Different ones."""
     notes: tuple[str, ...]
 
 
@@ -92,7 +94,8 @@ def compare(
         else:
             notes.append(f"{side.name}: recorded images, none drawn")
         found.append(estimates)
-    groups = groups_of(load_prompts(protocol, data_root)[: protocol.n])
+    prompts = load_prompts(protocol, data_root)[: protocol.n]
+    groups = groups_of(prompts)
     differences = {}
     for metric in protocol.metrics:
         a, b = found[0].get(metric), found[1].get(metric)
@@ -100,7 +103,12 @@ def compare(
             difference(a, b, groups=groups) if isinstance(a, Estimate) and isinstance(b, Estimate) else None
         )
     return Comparison(
-        (left.name, right.name), protocol, (found[0], found[1]), differences, tuple(dict.fromkeys(notes))
+        (left.name, right.name),
+        protocol,
+        (found[0], found[1]),
+        differences,
+        len(set(prompts)),
+        tuple(dict.fromkeys(notes)),
     )
 
 
@@ -128,7 +136,9 @@ def comparison_table(found: Comparison) -> str:
                 f"{each.value:+{digits}} ± {error:{digits}}",
                 f"{low:+{digits}} to {high:+{digits}}",
                 gain,
-                _call(known, low, high, found.names),
+                "cannot tell: too few prompts"
+                if found.prompts < FEWEST_PROMPTS
+                else _call(known, low, high, found.names),
             ]
         )
     heading = ["", *found.names, "difference", f"{LEVEL:.0%} interval", "pairing", ""]

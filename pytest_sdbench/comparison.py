@@ -10,6 +10,9 @@ import numpy as np
 from pytest_sdbench.metrics import Estimate, standard_error
 from pytest_sdbench.metrics.spread import Groups
 
+FEWEST_PROMPTS = 20
+"""Of fewer different prompts an error is too uncertain for the normal distribution, and nothing is called."""
+
 
 @dataclass(frozen=True)
 class Difference:

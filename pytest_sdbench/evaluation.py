@@ -10,7 +10,7 @@ import hashlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,9 @@ from pytest_sdbench.statistics import load_references
 if TYPE_CHECKING:
     from pytest_sdbench.checkpoint import Checkpoint
 
+_REPEATED = 1.5
+"""So many times more images a prompt in the whole than in a part: the part does not stand for it."""
+
 Load = Callable[[str], Any]
 """Makes the pipeline under test, given the name of a dtype."""
 
@@ -50,6 +53,7 @@ class Evaluation:
     complete: bool
     """Whether this is the protocol that was asked for in every number: only then can claims be judged."""
     checkpoint_fingerprint: str
+    """Of the weights; empty where a pipeline of the user's own made the images, which nothing identifies."""
     device: str
     """Where the images were made, in words; not necessarily here."""
     versions: Mapping[str, str]
@@ -63,6 +67,9 @@ class Evaluation:
     """What a reader of the scores should know."""
     groups: Groups | None = None
     """Which images share a prompt; None where no two do."""
+    foretells: bool = True
+    """Whether prompts repeat as often here as among all images of the protocol: else these images say too
+    little of what those scatter by."""
 
     @property
     def n(self) -> int:
@@ -160,8 +167,17 @@ def evaluate(
         images_made=made.images_made,
         notes=tuple(_notes(measured, made.drawn, writers, made.evidence.manifest, counts)),
         groups=groups,
+        foretells=measured.n == protocol.n or _repeat_alike(made.prompts, load_prompts(protocol, data_root)),
         **counts,
     )
+
+
+def _repeat_alike(some: Sequence[str], whole: Sequence[str]) -> bool:
+    """Return whether prompts repeat about as often in a part as in the whole.
+
+    Captions that coincide now and then do not count; a list that is gone through several times does.
+    """
+    return len(whole) / len(set(whole)) < _REPEATED * len(some) / len(set(some))
 
 
 @dataclass(frozen=True)

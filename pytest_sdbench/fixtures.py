@@ -7,7 +7,7 @@ modules are imported inside, when a test asks for what they make.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -197,7 +197,7 @@ def sdbench_evaluate(
     def once(protocol: Protocol, samples: int | None = None) -> Evaluation:
         def make() -> Evaluation:
             with sdbench_session.visible_progress() as progress:
-                return evaluate(
+                found = evaluate(
                     sdbench_checkpoint,
                     protocol,
                     store=store,
@@ -210,6 +210,7 @@ def sdbench_evaluate(
                     progress=progress,
                     load=load,
                 )
+            return found if plain else replace(found, checkpoint_fingerprint="")
 
         return _once(done, (protocol.fingerprint, samples), make)
 

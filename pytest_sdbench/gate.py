@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from pytest_sdbench.calibration import Calibration, read_calibration
 from pytest_sdbench.card import Card, Claim
 from pytest_sdbench.cases import other_protocol
-from pytest_sdbench.comparison import Difference, difference, worst_loss
+from pytest_sdbench.claims import passes_anything
+from pytest_sdbench.comparison import FEWEST_PROMPTS, Difference, difference, worst_loss
 from pytest_sdbench.errors import Unavailable
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
@@ -37,9 +38,6 @@ from pytest_sdbench.verdict import (
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation import Evaluation
 
-
-FEWEST_PROMPTS = 20
-"""Different prompts that a verdict needs: the standard error of fewer is itself too uncertain."""
 
 Evaluate = Callable[[int | None], "Evaluation"]
 """Evaluates the checkpoint under the protocol with so many images; None: with all of them."""
@@ -176,13 +174,16 @@ class _Context:
             return without(mismatch(f"{shown}; {evaluation.difference(protocol)}"))
         if margin is None:
             return without(uncalibrated(f"{shown}; neither the card nor {protocol.name} has a margin for it"))
-        if claim.metric != "kid" and margin >= claim.value:
+        if passes_anything(claim.metric, claim.value, margin):
             reason = (
                 f"{self.card.path}: sdbench.margins: the margin of {metric.label} under {protocol.name}, "
-                f"{margin:g}, is as large as the claim, which would pass nearly anything. Give one well "
-                f"below {claim.text}"
+                f"{margin:g}, beside the claim of {claim.text} would pass nearly anything. Give one well "
+                f"below {claim.value - (metric.worst or 0.0):g}"
             )
             return without(Verdict(Outcome.ERROR, reason))
+        if early and not evaluation.foretells:
+            once = f"{shown}: prompts that the protocol comes back to, which say too little of its score"
+            return without(Verdict(Outcome.INCONCLUSIVE, once))
         notes[claim.id] = [f"a prediction for {protocol.n:,} images"] if early else []
         predicted = estimate.at(protocol.n)
         if predicted is None:
@@ -250,10 +251,10 @@ class _Context:
         found = difference(estimate, same, at=self.protocol.n, groups=evaluation.groups)
         if found is None or not found.paired or found.standard_error is None:
             return None
-        # Of the very checkpoint nothing is unseen. Another one may fail where these images do not show it, as
-        # badly as the worst of those that do.
+        # Of the very checkpoint on the very set-up nothing is unseen. Anything else may fail where these
+        # images do not show it, as badly as the worst of those that do.
         unseen = 0.0
-        if evaluation.checkpoint_fingerprint != self.recorded.checkpoint_fingerprint:
+        if not self._made_alike(claim, evaluation):
             unseen = worst_loss(estimate, same, evaluation.groups, higher_is_better=score.higher_is_better)
         # The claim is these images' score but for its rounding.
         rounding = abs(whole.value - claim.value)
@@ -263,6 +264,17 @@ class _Context:
             error=math.hypot(found.standard_error, rounding),
             claim_error=rounding,
             unseen=unseen,
+        )
+
+    def _made_alike(self, claim: Claim, evaluation: Evaluation) -> bool:
+        """Return whether the recorded images are this checkpoint's, of such a device and these libraries."""
+        assert self.recorded is not None
+        record = self._current(claim.metric)
+        return (
+            evaluation.checkpoint_fingerprint == self.recorded.checkpoint_fingerprint
+            and record is not None
+            and record.device == evaluation.device
+            and record.versions == evaluation.versions
         )
 
     def _recorded_of(self, claim: Claim) -> bool:

@@ -25,6 +25,11 @@ class Metric:
     """What a value outside the bounds must be told."""
 
     @property
+    def worst(self) -> float | None:
+        """Return the score that nothing is worse than; None where there is none."""
+        return (self.minimum or 0.0) if self.higher_is_better else None
+
+    @property
     def arrow(self) -> str:
         """Return the arrow that points to the better side."""
         return "↑" if self.higher_is_better else "↓"

@@ -75,6 +75,8 @@ def write_records_of(
             reason = f"{row.reason}; run without --sdbench-samples, --sdbench-budget and --sdbench-dtype"
         elif row.card in replaced:
             reason = "--sdbench-weights put another checkpoint in the place of the card's own"
+        elif row.extra.get("checkpoint_fingerprint") == "":
+            reason = "sdbench_pipeline is overridden, and a record names a checkpoint alone"
         if reason is not None:
             refused.append(f"not recorded: {row.node_id}: {reason}")
             continue
@@ -120,7 +122,7 @@ def write_evidence_of(
         (files[row.node_id], row.protocol, str(row.extra.get("torch_device", "cpu")))
         for row in rows
         if row.test == "quality" and row.measured is not None and row.extra.get("complete")
-        if finished and row.card not in replaced
+        if finished and row.card not in replaced and row.extra.get("checkpoint_fingerprint") != ""
     }
     for path, protocol, device in sorted(measured):
         try:

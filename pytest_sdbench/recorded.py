@@ -23,6 +23,7 @@ FOLDER = "evidence"
 _META = "sdbench"
 _FORMAT = 1
 _NUMBERS = ("value", "standard_error", "corrected", "slope", "degenerate")
+_OPTIONAL = ("standard_error", "corrected")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,15 @@ def read_recorded(path: Path) -> Recorded | None:
                 for n, metrics in about["looks"].items()
             }
             return Recorded(about["checkpoint_fingerprint"], about["protocol_fingerprint"], looks)
-    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:
         raise EvidenceError(
             f"not recorded evidence: {error}",
             file=path,
@@ -77,9 +86,14 @@ def _estimate(metric: str, n: int, figures: Mapping[str, float | None], moved: A
     influence = np.asarray(moved, np.float64)
     if influence.shape != (n,):
         raise ValueError(f"{metric} of {n} images has influences of shape {list(influence.shape)}")
+    lacking = [key for key, number in numbers.items() if number is None and key not in _OPTIONAL]
+    if lacking:
+        raise ValueError(f"{metric} of {n} images has no {', '.join(lacking)}")
     known = [number for number in numbers.values() if number is not None]
     if not (np.isfinite(influence).all() and np.isfinite(known).all()):
         raise ValueError(f"{metric} of {n} images holds NaN or infinity")
+    if numbers["standard_error"] is not None and numbers["standard_error"] < 0:
+        raise ValueError(f"{metric} of {n} images has a standard error below 0")
     return Estimate(metric=metric, n=n, influence=influence, **numbers)  # type: ignore[arg-type]
 
 

@@ -119,9 +119,10 @@ def judge_scores(scores: Sequence[Score], *, family: int | None = None, share: f
     verdicts: dict[int, Verdict] = {}
     chances = [_chance_of_wrong_fail(score) for score in scores]
     order = sorted(range(len(scores)), key=lambda i: chances[i])
-    holding = True
+    holding, level = True, 0.0
     for rank, i in enumerate(order):
-        level = ALPHA * share / (family - rank)
+        # The first that does not fail stops the rest, which would have to meet its level.
+        level = ALPHA * share / (family - rank) if holding else level
         holding = holding and chances[i] <= level
         verdicts[i] = _conclude(scores[i], chances[i], failed=holding, level=level, share=share)
     return [verdicts[i] for i in range(len(scores))]
@@ -158,7 +159,7 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
         return Verdict(
             Outcome.INCONCLUSIVE,
             f"{shown}: {_by(worse, unit)}, margin {score.margin:{unit}}; cannot tell: these images do "
-            "not say what the standard error is (too few, or a few that outweigh the rest)",
+            "not say what the standard error is (too few images or prompts, or a few that outweigh the rest)",
             {"worse_by": worse},
         )
     quantile = _NORMAL.inv_cdf(1 - ALPHA * share)
@@ -181,12 +182,14 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
             f"chance of a wrong pass {_percent(wrong_pass)}{good}",
             {**figures, "wrong_call": wrong_pass},
         )
+    # No fail at the level of its family, which says less than one at that of a single score.
+    at_least = worse - _NORMAL.inv_cdf(1 - level) * error
     return Verdict(
         Outcome.INCONCLUSIVE,
         f"{shown}: {_by(worse, unit)}, anything from {_signed(at_least, unit)} to "
         f"{_signed(at_most, unit)}, margin {score.margin:{unit}}; cannot tell: "
         f"{_remedy(score, ALPHA * share if worse < score.margin else level)}",
-        figures,
+        {**figures, "at_least": at_least},
     )
 
 
@@ -239,9 +242,11 @@ def _remedy(score: Score, level: float) -> str:
         needed = max(needed, score.n * _unseen_variance(score) / gap**2)
     magnitude = 10 ** max(0, len(str(int(needed))) - 2)
     rounded = math.ceil(needed / magnitude) * magnitude
+    longer = "a longer protocol tells, or a wider margin"
     if score.most is not None and rounded > score.most:
-        longer = "a longer protocol tells, or a wider margin"
         return f"about {rounded:,} images would, and there are {score.most:,}: {longer}"
+    if score.n == score.most:
+        return f"these are all images there are: {longer}"
     return f"about {rounded:,} images would" if rounded > score.n else "a few more images would"
 
 

@@ -20,8 +20,8 @@ IMAGES = 130
 """Twice the width of FID's features and a few more: every score has a standard error."""
 MARGINS = {"fid": 4.0, "kid": 0.3, "inception_score": 3.0, "clip_score": 0.2}
 """None below what so few images of random weights can tell."""
-PASSES = {"inception_score": 4.0}
-"""With the margin above, every set of images reaches it: the least Inception score is 1."""
+PASSES = {"inception_score": 4.1}
+"""With the margin above, every set of images reaches it: an Inception score is hardly below 1.1."""
 FAILS = {"clip_score": 0.99}
 """No image of random weights reaches it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Scored:
     def __init__(self, protocol: Protocol, **scores: float | Callable[[int], Estimate | Undefined]) -> None:
         self.protocol, self.scores = protocol, scores
         self.asked: list[int | None] = []
+        self.in_vain: tuple[int, ...] = ()
+        """Looks at prompts that the protocol has several times."""
 
     def __call__(self, samples: int | None) -> Evaluation:
         self.asked.append(samples)
@@ -61,6 +63,7 @@ class Scored:
             blacked_out=0,
             truncated=0,
             notes=(),
+            foretells=measured.n not in self.in_vain,
         )
 
 
@@ -79,9 +82,12 @@ def protocol(tmp_path: Path) -> Protocol:
 def card(tmp_path: Path, protocol: Protocol) -> Make:
     """Write a card of these claims and read it; MARGIN is the margin unless another is given."""
 
-    def make(margins: Mapping[str, float] | None = None, **claims: float) -> Card:
+    def make(
+        margins: Mapping[str, float] | None = None, records: Sequence[object] = (), **claims: float
+    ) -> Card:
         wanted = dict.fromkeys(claims, MARGIN) | dict(margins or {})
-        return read_card(make_card(tmp_path / "cards" / "mini.md", claims=claims, margins=wanted))
+        place = tmp_path / "cards" / "mini.md"
+        return read_card(make_card(place, claims=claims, margins=wanted, records=list(records)))
 
     return make
 
@@ -213,17 +219,36 @@ def test_too_few_images_for_a_score_are_no_verdict_but_a_reason_to_go_on(
 
 def test_every_look_is_paired_with_as_many_recorded_images(protocol: Protocol, card: Make) -> None:
     own = {n: {"clip_score": plain("clip_score", 0.9, n)} for n in LOOKS}
-    claimed = card({"clip_score": 0.0001}, clip_score=0.9)
+    record = {
+        "protocol": "mini",
+        "metric": "clip_score",
+        "value": 0.9,
+        "n": N,
+        "protocol_fingerprint": protocol.fingerprint,
+        "checkpoint_fingerprint": "ff" * 8,
+        "device": "here",
+    }
+    claimed = card({"clip_score": 0.0001}, [record], clip_score=0.9)
     place = evidence_path(claimed.path, "mini", "mini")
     write_recorded(place, Recorded("ff" * 8, protocol.fingerprint, own))
     checkpoint = Scored(protocol, clip_score=0.9)
     checkpoint.checkpoint = "ff" * 8
     found = judge(claimed, protocol, checkpoint, N)
     assert checkpoint.asked == [256]
-    assert outcomes(found) == {"clip_score": ("pass", 256)}
+    assert outcomes(found)["clip_score"] == ("pass", 256)
     reason = found["mini-clip_score"].verdict.reason
     assert "paired with the recorded images" in reason
     assert "a prediction for 5,000 images" in reason
+
+
+def test_a_look_at_prompts_that_come_again_decides_nothing(protocol: Protocol, card: Make) -> None:
+    checkpoint = Scored(protocol, clip_score=0.9)
+    assert outcomes(judge(card(clip_score=0.5), protocol, checkpoint, N)) == {"clip_score": ("pass", 256)}
+    checkpoint.in_vain, checkpoint.asked = (256, 1000), []
+    assert outcomes(judge(card(clip_score=0.5), protocol, checkpoint, N)) == {"clip_score": ("pass", 2000)}
+    open_ = judge(card(clip_score=0.5), protocol, checkpoint, 1000)["mini-clip_score"].verdict
+    assert open_.outcome is Outcome.INCONCLUSIVE
+    assert "the protocol comes back to" in open_.reason
 
 
 @pytest.mark.parametrize(("rate", "loss"), [(0.003, 0.7), (0.006, 0.7), (0.01, 0.3)])

@@ -175,6 +175,10 @@ def test_fewer_runs_do_not_replace_more(tmp_path: Path) -> None:
         write_calibration(protocol, found)
     with pytest.raises(DataError, match="more runs than these 2"):
         write_calibration(protocol, few)
+    # As on a machine that lacks the references of one metric.
+    part = Calibration("mini", protocol.fingerprint, "mini", {"clip_score": [0.3] * 4})
+    with pytest.raises(DataError, match="FID is calibrated by more runs than these 0"):
+        write_calibration(protocol, part)
     found = read_calibration(protocol)
     assert found is not None
     assert found.values == many.values

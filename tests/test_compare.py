@@ -166,6 +166,15 @@ def test_scores_without_a_standard_error_are_shown_without_a_verdict(compare: Co
     assert line.rstrip().endswith("cannot tell: its error is unknown")
 
 
+def test_few_prompts_call_no_winner(compare: Compare, cards: Path) -> None:
+    file = cards / "noisy-sd" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({key: torch.zeros_like(value) for key, value in load_file(file).items()}, file)
+    for images, called in (("19", False), ("20", True)):
+        text = compare("mini", "noisy", "--images", images)["text"]
+        assert ("too few prompts" in text) is not called
+        assert ("is better" in text) is called
+
+
 @pytest.mark.parametrize("images", ["1", "0", "-3", str(IMAGES + 1)])
 def test_a_number_of_images_that_the_protocol_has_not_is_refused(
     cards: Path, images: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -110,6 +110,30 @@ def undisturbed(
     return store, score(checkpoint, protocol, store)
 
 
+@pytest.mark.parametrize(("order", "foretells"), [("cycle", False), ("row", True), ("once", True)])
+def test_prompts_that_are_gone_through_again_later_foretell_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, data_root: Path, order: str, foretells: bool
+) -> None:
+    """Eight images of a list: of 8 prompts that come three times, of 4 twice in a row, of 8 among 24."""
+    shutil.copytree(data_root, tmp_path / "data")
+    different = [f"{CAPTIONS[0]} {number}" for number in range(24)]
+    captions = {
+        "cycle": different[:8] * 3,
+        "row": [each for each in different[:12] for _ in range(2)],
+        "once": different,
+    }[order]
+    lines = [f"{number}.jpg,{caption}\n" for number, caption in enumerate(captions)]
+    listed = tmp_path / "data" / "captions.csv"
+    listed.write_text("".join(["file_name,text\n", *lines]), encoding="utf-8")
+    prompts = {"kind": "csv", "file": "captions.csv", "rows": 24}
+    prompts["sha256"] = hashlib.sha256(listed.read_bytes()).hexdigest()
+    protocol = protocol_of(
+        tmp_path / "data", n=24, prompts=prompts, metrics={"clip_score": {"model": "local:scenes-clip"}}
+    )
+    assert score(checkpoint, protocol, tmp_path, samples=8).foretells is foretells
+    assert score(checkpoint, protocol, tmp_path).foretells
+
+
 def shards(store: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(store.glob("*/*.safetensors*"))}
 

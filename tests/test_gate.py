@@ -221,7 +221,8 @@ class TestPairing:
     def test_an_untouched_checkpoint_passes_with_no_error_and_a_margin_below_the_noise(
         self, card: Path, protocol: Protocol, own: Estimate
     ) -> None:
-        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.0001})
+        made = [record(protocol, 0.3, 0.01) | {"device": "here"}]
+        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.0001}, records=made)
         verdict = judged(card, protocol, own, checkpoint=OWN)[CLAIM].verdict
         assert verdict.outcome is Outcome.PASS
         assert "paired" in verdict.reason
@@ -246,12 +247,38 @@ class TestPairing:
         self, card: Path, protocol: Protocol, own: Estimate
     ) -> None:
         """Its images are the recorded ones, and 200 of them rule out few failures as bad as the worst."""
-        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.003})
+        made = [record(protocol, 0.3, 0.01) | {"device": "here"}]
+        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.003}, records=made)
         assert judged(card, protocol, own, checkpoint=OWN)[CLAIM].verdict.outcome is Outcome.PASS
         open_ = judged(card, protocol, own)[CLAIM].verdict
         assert open_.outcome is Outcome.INCONCLUSIVE
         assert own.influence is not None
         assert open_.figures["at_most"] == pytest.approx(1.645**2 * -own.influence.min() / N, rel=1e-3)
+
+    @pytest.mark.parametrize(
+        "made", [{"device": "elsewhere"}, {"device": "here", "versions": {"torch": "0.1"}}, None]
+    )
+    def test_so_may_the_same_checkpoint_on_another_device_or_with_other_libraries(
+        self, card: Path, protocol: Protocol, own: Estimate, made: dict[str, object] | None
+    ) -> None:
+        """An upgrade that blackens one image in a thousand shows in none of 200."""
+        records = [] if made is None else [record(protocol, 0.3, 0.01) | made]
+        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.003}, records=records)
+        verdict = judged(card, protocol, own, checkpoint=OWN)[CLAIM].verdict
+        assert verdict.outcome is Outcome.INCONCLUSIVE
+        assert "paired" in verdict.reason
+
+    @pytest.mark.parametrize(("claimed", "margin"), [(4.0, 3.0), (4.0, 3.9), (1.0, 0.1)])
+    def test_a_margin_that_reaches_the_least_inception_score_is_refused(
+        self, card: Path, protocol: Protocol, claimed: float, margin: float
+    ) -> None:
+        own = images(1.0, 0.01, metric="inception_score")
+        record_of = record(protocol, claimed, 0.01) | {"metric": "inception_score"}
+        make_card(card, claims={}, margins={"inception_score": margin}, records=[record_of])
+        ((_, found),) = judged(card, protocol, own).items()
+        verdict = found.verdict
+        assert verdict.outcome is Outcome.ERROR
+        assert "would pass nearly anything" in verdict.reason
 
     def test_independent_images_gain_nothing_and_are_no_more_certain(
         self, card: Path, protocol: Protocol, own: Estimate

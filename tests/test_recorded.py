@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,25 @@ class TestFile:
                 assert each.influence is not None
                 np.testing.assert_allclose(again, each.influence, rtol=1e-6)
                 assert found.looks[n][metric].degenerate == each.degenerate
+
+    @pytest.mark.parametrize(
+        ("figure", "told"),
+        [
+            ({"value": None}, "clip_score of 256 images has no value"),
+            ({"degenerate": None}, "clip_score of 256 images has no degenerate"),
+            ({"standard_error": -0.1}, "clip_score of 256 images has a standard error below 0"),
+            ({"value": 10**400}, "not recorded evidence"),
+        ],
+    )
+    def test_figures_that_cannot_be_are_named(
+        self, recorded: Recorded, tmp_path: Path, figure: dict[str, object], told: str
+    ) -> None:
+        place = tmp_path / "p.safetensors"
+        wrong = replace(recorded.looks[256]["clip_score"], **figure)  # type: ignore[arg-type]
+        looks = {**recorded.looks, 256: {**recorded.looks[256], "clip_score": wrong}}
+        write_recorded(place, replace(recorded, looks=looks))
+        with pytest.raises(EvidenceError, match=told):
+            read_recorded(place)
 
     def test_it_is_written_when_it_changes_alone(self, recorded: Recorded, tmp_path: Path) -> None:
         place = tmp_path / "p.safetensors"

@@ -458,8 +458,14 @@ def test_a_pipeline_of_ones_own_is_never_judged_by_the_images_of_another(run, pr
             return load
         """
     )
-    run("cards", "--sdbench-report=r.json")
+    card = pytester.path / "cards" / "mini.md"
+    before = card.read_text(encoding="utf-8")
+    result = run("cards", "--sdbench-report=r.json", "--sdbench-update")
     assert rows(pytester.path / "r.json")["test_quality[mini-clip_score]"]["measured"] != plain
+    # Nor recorded as if the checkpoint alone had made them.
+    result.stdout.fnmatch_lines(["*not recorded: *sdbench_pipeline is overridden*"])
+    assert card.read_text(encoding="utf-8") == before
+    assert not (pytester.path / "evidence").exists()
 
 
 class TestNetworks:

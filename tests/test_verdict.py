@@ -312,6 +312,22 @@ def test_a_better_score_needs_what_a_pass_takes_whatever_the_family(share: float
         assert int(found[1].replace(",", "")) == pytest.approx(each.n * level**2, rel=0.06)
 
 
+def test_what_keeps_holm_from_a_fail_is_what_the_lines_say() -> None:
+    """Four scores: the first is short of its level, and holds back the second, which would meet its own."""
+    chances = (0.013, 0.016, 0.9, 0.9)
+    scores = [replace(off(norm.isf(chance)), n=1000, most=1000) for chance in chances]
+    verdicts = judge_scores(scores)
+    assert outcomes(verdicts) == [Outcome.INCONCLUSIVE] * 4
+    for score, verdict in zip(scores, verdicts, strict=True):
+        assert verdict.figures["at_least"] < score.margin
+        assert "a few more images" not in verdict.reason
+    first, second = (re.search(r"about ([\d,]+) images", verdict.reason) for verdict in verdicts[:2])
+    assert first is not None
+    assert second is not None
+    wanted = 1000 * (norm.isf(0.05 / 4) / norm.isf(0.016)) ** 2
+    assert int(second[1].replace(",", "")) == pytest.approx(wanted, rel=0.06)
+
+
 def test_more_images_than_there_are_are_no_remedy() -> None:
     figure = asked_for(off(-1.0))
     for most, told in ((figure - 1, True), (figure, False), (figure + 1, False)):
