@@ -119,7 +119,9 @@ def comparison_table(found: Comparison) -> str:
     for metric, each in found.differences.items():
         known, first, second = METRICS[metric], *(side.get(metric) for side in found.estimates)
         if each is None or not isinstance(first, Estimate) or not isinstance(second, Estimate):
-            reason = next((s.reason for s in (first, second) if isinstance(s, Undefined)), "not measured")
+            without = [name for name, s in zip(found.names, (first, second), strict=True) if s is None]
+            nothing = f"not known of {' and '.join(without)}"
+            reason = next((s.reason for s in (first, second) if isinstance(s, Undefined)), nothing)
             lines.append(f"{known.label}: {reason}")
             continue
         digits = f".{known.recorded_decimals}f"

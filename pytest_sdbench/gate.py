@@ -22,7 +22,7 @@ from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
-from pytest_sdbench.records import Record, nearly
+from pytest_sdbench.records import Record, nearly, scalar
 from pytest_sdbench.sequential import Look, looks
 from pytest_sdbench.verdict import (
     Outcome,
@@ -113,6 +113,7 @@ class _Context:
         self.card, self.protocol = card, protocol
         fits = recorded is not None and recorded.protocol_fingerprint == protocol.fingerprint
         self.recorded = recorded if fits else None
+        self.outdated = recorded is not None and not fits
         self.calibration: Calibration | None = read_calibration(protocol)
         self.family = len(gated(card))
 
@@ -210,6 +211,10 @@ class _Context:
         if paired is not None:
             notes[claim.id].append("paired with the recorded images")
             return paired
+        if self.outdated:
+            notes[claim.id].append(
+                "the recorded images are of another protocol: --sdbench-update renews them"
+            )
         if self.recorded is not None and not self._recorded_of(claim):
             notes[claim.id].append("without the recorded images, which are not the claim's")
         if estimate.standard_error is None:
@@ -317,8 +322,8 @@ def beside(baseline: Card, protocol: Protocol, judged: Judged) -> Difference | N
     recorded = read_recorded(evidence_path(baseline.path, baseline.name, protocol.name))
     if recorded is None or recorded.protocol_fingerprint != protocol.fingerprint:
         return None
-    estimate = judged.estimate
-    if not isinstance(estimate, Estimate):
+    estimate, measured = judged.estimate, judged.evaluation.protocol
+    if not isinstance(estimate, Estimate) or measured != protocol.with_samples(estimate.n):
         return None
     theirs = recorded.looks.get(estimate.n, {}).get(estimate.metric)
     if theirs is None:
@@ -359,4 +364,6 @@ def _prints_as(value: float, claim: Claim) -> bool:
 def _rounded_up(figure: float) -> str:
     """Return a figure with two digits, none below it."""
     step = 10.0 ** (math.floor(math.log10(figure)) - 1)
-    return f"{math.ceil(figure / step) * step:.2g}"
+    rounded = float(f"{math.ceil(figure / step) * step:.2g}")
+    # As a card may hold it: YAML takes 4e-05 for a word.
+    return f"{rounded:g}" if rounded >= 1e-4 else scalar(rounded)

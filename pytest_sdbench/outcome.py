@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.card import Card, read_card
+from pytest_sdbench.card_schema import check_value
 from pytest_sdbench.environment import versions
 from pytest_sdbench.errors import SdbenchError
 from pytest_sdbench.files import write_atomically
@@ -86,7 +87,14 @@ def write_records_of(
         try:
             known = {record.key: record for record in read_card(path).records}
             changed = [record for record in found.values() if not _same(known.get(record.key), record)]
-            diff = write_records(path, changed)
+            # What cannot be a reference keeps no other figure from being one.
+            for record in changed:
+                try:
+                    check_value(path, record.protocol, record.metric, record.value, recorded=True)
+                except SdbenchError as error:
+                    refused.append(f"not recorded: {error}")
+                    found.pop(record.key)
+            diff = write_records(path, [record for record in changed if record.key in found])
         except SdbenchError as error:
             refused.append(f"not recorded: {error}")
             continue

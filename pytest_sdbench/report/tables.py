@@ -181,7 +181,7 @@ def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
     parts = []
     network = [[name, *_network_cells(name, rows)] for name in names if _of(rows, name, *_NETWORK)]
     if network:
-        heading = ["card", "U-Net", "whole", "MACs", "s/call", "ratio", "memory", "verdicts"]
+        heading = ["card", "U-Net", "whole", "MACs", "s/call", "ratio", "memory", "network"]
         # Memory is read on CUDA alone: elsewhere the column would be empty.
         shown = [
             i
