@@ -119,12 +119,12 @@ def judge_scores(scores: Sequence[Score], *, family: int | None = None, share: f
     verdicts: dict[int, Verdict] = {}
     chances = [_chance_of_wrong_fail(score) for score in scores]
     order = sorted(range(len(scores)), key=lambda i: chances[i])
-    holding, level = True, 0.0
+    levels = [ALPHA * share / (family - rank) for rank in range(len(order))]
+    # The first that does not fail stops the rest, which would have to meet its level.
+    stop = next((rank for rank, i in enumerate(order) if chances[i] > levels[rank]), len(order))
     for rank, i in enumerate(order):
-        # The first that does not fail stops the rest, which would have to meet its level.
-        level = ALPHA * share / (family - rank) if holding else level
-        holding = holding and chances[i] <= level
-        verdicts[i] = _conclude(scores[i], chances[i], failed=holding, level=level, share=share)
+        level = levels[min(rank, stop)]
+        verdicts[i] = _conclude(scores[i], chances[i], failed=rank < stop, level=level, share=share)
     return [verdicts[i] for i in range(len(scores))]
 
 
