@@ -272,7 +272,7 @@ def check_margins(front: FrontMatter, claims: Sequence[Claim]) -> None:
         if claim.margin is None or claim.kind != "published":
             continue
         if passes_anything(claim.metric, claim.value, claim.margin):
-            room = claim.value - (METRICS[claim.metric].worst or 0.0)
+            room = METRICS[claim.metric].room(claim.value)
             raise CardError(
                 f"the margin beside the claim of {claim.text} would pass nearly anything",
                 file=front.path,
@@ -287,7 +287,7 @@ def passes_anything(metric: str, claimed: float, margin: float) -> bool:
 
     The unbiased KID of a good model is next to nothing: no share of it is a margin.
     """
-    return metric != "kid" and margin >= claimed - (METRICS[metric].worst or 0.0)
+    return metric != "kid" and margin >= METRICS[metric].room(claimed)
 
 
 def check_sources(front: FrontMatter, sources: Mapping[str, str], claims: Sequence[Claim]) -> None:

@@ -63,7 +63,7 @@ def true_float32() -> Iterator[None]:
     try:
         before = [getattr(place, name) for place in places]
     except RuntimeError:
-        places = (cudnn.conv, cuda.matmul)  # type: ignore[attr-defined]
+        places = (cudnn.conv, cuda.matmul)  # type: ignore[attr-defined]  # torch has no types for it
         name, exact = "fp32_precision", "ieee"
         before = [getattr(place, name) for place in places]
     changed = [(place, value) for place, value in zip(places, before, strict=True) if value != exact]

@@ -179,7 +179,7 @@ class _Context:
             reason = (
                 f"{self.card.path}: sdbench.margins: the margin of {metric.label} under {protocol.name}, "
                 f"{margin:g}, beside the claim of {claim.text} would pass nearly anything. Give one well "
-                f"below {claim.value - (metric.worst or 0.0):g}"
+                f"below {metric.room(claim.value):g}"
             )
             return without(Verdict(Outcome.ERROR, reason))
         if early and not evaluation.foretells:

@@ -24,10 +24,9 @@ class Metric:
     scale: str = ""
     """What a value outside the bounds must be told."""
 
-    @property
-    def worst(self) -> float | None:
-        """Return the score that nothing is worse than; None where there is none."""
-        return (self.minimum or 0.0) if self.higher_is_better else None
+    def room(self, score: float) -> float:
+        """Return how far a score is from the worst there is; a distance has no worst, and is its own room."""
+        return score - (self.minimum or 0.0) if self.higher_is_better else score
 
     @property
     def arrow(self) -> str:

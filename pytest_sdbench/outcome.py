@@ -69,15 +69,7 @@ def write_records_of(
     for row in rows:
         if row.test != "quality" or row.measured is None:
             continue
-        reason = None
-        if not finished:
-            reason = "the run was interrupted"
-        elif not row.extra.get("complete"):
-            reason = f"{row.reason}; run without --sdbench-samples, --sdbench-budget and --sdbench-dtype"
-        elif row.card in replaced:
-            reason = "--sdbench-weights put another checkpoint in the place of the card's own"
-        elif row.extra.get("checkpoint_fingerprint") == "":
-            reason = "sdbench_pipeline is overridden, and a record names a checkpoint alone"
+        reason = _foreign(row, finished, replaced)
         if reason is not None:
             refused.append(f"not recorded: {row.node_id}: {reason}")
             continue
@@ -86,21 +78,37 @@ def write_records_of(
     for path, found in records.items():
         try:
             known = {record.key: record for record in read_card(path).records}
-            changed = [record for record in found.values() if not _same(known.get(record.key), record)]
-            # What cannot be a reference keeps no other figure from being one.
-            for record in changed:
+            changed = []
+            for record in found.values():
+                if _same(known.get(record.key), record):
+                    continue
+                # What cannot be a reference keeps no other figure from being one.
                 try:
                     check_value(path, record.protocol, record.metric, record.value, recorded=True)
                 except SdbenchError as error:
                     refused.append(f"not recorded: {error}")
-                    found.pop(record.key)
-            diff = write_records(path, [record for record in changed if record.key in found])
+                    continue
+                changed.append(record)
+            diff = write_records(path, changed)
         except SdbenchError as error:
             refused.append(f"not recorded: {error}")
             continue
         if diff:
             diffs.append(diff)
     return diffs, refused
+
+
+def _foreign(row: Row, finished: bool, replaced: frozenset[str]) -> str | None:
+    """Return why a figure is not the card's own checkpoint's under the whole protocol; None if it is."""
+    if not finished:
+        return "the run was interrupted"
+    if not row.extra.get("complete"):
+        return f"{row.reason}; run without --sdbench-samples, --sdbench-budget and --sdbench-dtype"
+    if row.card in replaced:
+        return "--sdbench-weights put another checkpoint in the place of the card's own"
+    if row.extra.get("checkpoint_fingerprint") == "":
+        return "sdbench_pipeline is overridden, and a record names a checkpoint alone"
+    return None
 
 
 @dataclass(frozen=True)
@@ -129,8 +137,7 @@ def write_evidence_of(
     measured = {
         (files[row.node_id], row.protocol, str(row.extra.get("torch_device", "cpu")))
         for row in rows
-        if row.test == "quality" and row.measured is not None and row.extra.get("complete")
-        if finished and row.card not in replaced and row.extra.get("checkpoint_fingerprint") != ""
+        if row.test == "quality" and row.measured is not None and _foreign(row, finished, replaced) is None
     }
     for path, protocol, device in sorted(measured):
         try:

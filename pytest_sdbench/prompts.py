@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
 
@@ -60,11 +61,8 @@ def parse_captions(content: bytes, path: Path | str, remedy: str = "") -> dict[s
 
 
 def _scenes(protocol: Protocol, prompts: ScenesPrompts) -> tuple[str, ...]:
-    indices: Iterator[int] = count(prompts.first)
-    if prompts.layouts is not None:
-        indices = scenes.indices_of(prompts.layouts, indices)
     # The checksum is over a fixed number, so that every N of one family of protocols is checked alike.
-    checked = scenes.captions(islice(indices, CHECKED_CAPTIONS))
+    checked = scenes.captions(_indices(prompts.first, prompts.layouts, 0, CHECKED_CAPTIONS))
     found = hashlib.sha256("".join(f"{caption}\n" for caption in checked).encode()).hexdigest()
     if found != prompts.captions_sha256:
         raise DataError(
@@ -74,8 +72,21 @@ def _scenes(protocol: Protocol, prompts: ScenesPrompts) -> tuple[str, ...]:
             found=found,
             remedy="Scenes have changed: scores are not comparable with older ones; record the new checksum.",
         )
-    rest = scenes.captions(islice(indices, max(0, protocol.n - CHECKED_CAPTIONS)))
-    return tuple([*checked, *rest][: protocol.n])
+    return (*checked, *_rest(prompts.first, prompts.layouts, protocol.n))[: protocol.n]
+
+
+@lru_cache(maxsize=4)
+def _rest(first: int, layouts: tuple[str, ...] | None, n: int) -> tuple[str, ...]:
+    """Return the captions after the checked ones: seconds for 30,000, and every look of a sequence asks."""
+    return tuple(scenes.captions(_indices(first, layouts, CHECKED_CAPTIONS, n)))
+
+
+def _indices(first: int, layouts: tuple[str, ...] | None, start: int, stop: int) -> Iterator[int]:
+    """Return the scenes from the start-th to before the stop-th of a draw."""
+    indices: Iterator[int] = count(first)
+    if layouts is not None:
+        indices = scenes.indices_of(layouts, indices)
+    return islice(indices, start, max(start, stop))
 
 
 def _find(protocol: Protocol, prompts: CsvPrompts, data_root: Path | None) -> Path:

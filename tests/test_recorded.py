@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,10 +161,10 @@ class TestFile:
         ],
     )
     def test_figures_that_cannot_be_are_named(
-        self, recorded: Recorded, tmp_path: Path, figure: dict[str, object], told: str
+        self, recorded: Recorded, tmp_path: Path, figure: dict[str, Any], told: str
     ) -> None:
         place = tmp_path / "p.safetensors"
-        wrong = replace(recorded.looks[256]["clip_score"], **figure)  # type: ignore[arg-type]
+        wrong = replace(recorded.looks[256]["clip_score"], **figure)
         looks = {**recorded.looks, 256: {**recorded.looks[256], "clip_score": wrong}}
         write_recorded(place, replace(recorded, looks=looks))
         with pytest.raises(EvidenceError, match=told):
