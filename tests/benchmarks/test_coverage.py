@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.coverage import main
+from benchmarks.gate.coverage import main
 
 CELL = "clip-gaussian-1-a-prompt-2000"
 

@@ -16,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import procedure, random_models, resident, solvers, stages, throughput
-from benchmarks.apart import Apart
-from benchmarks.evaluation import main
+from benchmarks.evaluation import memory as resident
+from benchmarks.evaluation import published_procedure as procedure
+from benchmarks.evaluation import random_models, solvers, stages, throughput
+from benchmarks.evaluation.__main__ import main
+from benchmarks.evaluation.processes import Apart
 from pytest_sdbench import image_path, inception
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
 from pytest_sdbench.engine import Tuning

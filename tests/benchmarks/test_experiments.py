@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from benchmarks import family
-from benchmarks.experiments import EXPERIMENTS, RESULTS, made_by
-from benchmarks.quality import Quality, difference
+from benchmarks.family import __main__ as family
+from benchmarks.family.experiments import EXPERIMENTS, RESULTS, made_by
+from benchmarks.family.quality import Quality, difference
 from pytest_sdbench.card import read_card
 from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.paths import reference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.populations import METRICS, Population
+from benchmarks.gate.populations import METRICS, Population
 from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics import Estimate, FeatureStatistics, estimate
 from pytest_sdbench.protocol import load_protocol

@@ -8,11 +8,11 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from benchmarks import flops, ways
-from benchmarks.breakdown import classify
-from benchmarks.scenario import open_scenario
-from benchmarks.training import main
-from benchmarks.ways import PLAIN, Way
+from benchmarks.training import flops, ways
+from benchmarks.training.__main__ import main
+from benchmarks.training.breakdown import classify
+from benchmarks.training.scenario import open_scenario
+from benchmarks.training.ways import PLAIN, Way
 from training.errors import TrainingError
 
 CPU = torch.device("cpu")

@@ -12,6 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.family.subject import (
+    CLASS_PROMPT,
+    IDENTIFIER,
+    PROMPT,
+    PROMPTS,
+    main,
+    pictures,
+    shows_subject,
+    without_identifier,
+)
+from benchmarks.family.subject_scores import mean_cosine, score_subject
 from pytest_sdbench import scenes
 from pytest_sdbench.classifier import load_classifier
 from pytest_sdbench.clip import load_clip
@@ -23,17 +34,6 @@ from training.errors import TrainingError
 from training.parts import Parts, load_parts
 from training.recipe import Recipe, parse_recipe
 from training.recipe_schema import Lora
-from training.scenes_subject import (
-    CLASS_PROMPT,
-    IDENTIFIER,
-    PROMPT,
-    PROMPTS,
-    main,
-    pictures,
-    shows_subject,
-    without_identifier,
-)
-from training.subject_scores import mean_cosine, score_subject
 from training.tokenizer import build_tokenizer
 
 needs_extractors = pytest.mark.skipif(

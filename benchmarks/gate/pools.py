@@ -1,4 +1,4 @@
-"""Draw the images that the gate is measured on: `python -m benchmarks.pools`.
+"""Draw the images that the gate is measured on: `python -m benchmarks.gate.pools`.
 
 A pool is many images of one member of the embedded family under its own protocol, the first of which are
 those of its cards; a seed set is the first 512 prompts once more, from other seeds. Both are kept in an
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.family import spec
+from benchmarks.family.__main__ import spec
 from pytest_sdbench.paths import user_cache
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def calibrate_quick(member: str, count: int, store: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw pools, then seed sets."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pools", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate.pools", description=__doc__)
     parser.add_argument("members", nargs="*", metavar="MEMBER", help=f"of {', '.join(PROTOCOLS)} [all]")
     parser.add_argument("--images", type=int, default=POOL, help="in each pool [%(default)s]")
     parser.add_argument("--seed-sets", type=int, default=SEED_SETS, help="of each member [%(default)s]")

@@ -16,8 +16,8 @@ import numpy as np
 import open_clip
 import torch
 
-from benchmarks.resident import write_prompts
-from benchmarks.scenario import _SMOKE_TEXT, _SMOKE_UNET, _SMOKE_VAE, random_parts
+from benchmarks.evaluation.memory import write_prompts
+from benchmarks.training.scenario import _SMOKE_TEXT, _SMOKE_UNET, _SMOKE_VAE, random_parts
 from pytest_sdbench import inception
 from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.checkpoint import Checkpoint

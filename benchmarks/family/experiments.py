@@ -1,4 +1,4 @@
-"""Repeat the published experiments in miniature: `python -m benchmarks.experiments NAME`.
+"""Repeat the published experiments in miniature: `python -m benchmarks.family.experiments NAME`.
 
 An experiment is a list of runs of `python -m training`, stopped at some points to be scored by the suite's
 own evaluation. What is trained and scored already is not done again: a killed experiment goes on where it
@@ -20,12 +20,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.quality import METRICS, difference, quality
+from benchmarks.family.quality import METRICS, difference, quality
+from benchmarks.report import RESULTS, ROOT
 from pytest_sdbench.paths import user_cache
 from pytest_sdbench.protocol import Protocol, Scheduler, load_protocol
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
 BASE = "embedded:scenes-sd"
 
 
@@ -387,7 +386,7 @@ def plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Perform an experiment and print its table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.family.experiments", description=__doc__)
     parser.add_argument("name", choices=sorted(EXPERIMENTS))
     parser.add_argument("--samples", type=int, default=512, help="images that each score is of")
     parser.add_argument("--only", help="only runs whose label contains this")

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import wait
-from benchmarks.ways import Run
+from benchmarks.training.ways import Run
 
 CLASSES = (
     ("optimiser", r"adam|multi_tensor|_foreach|lerp|l2norm|linalg_vector_norm"),

@@ -1,4 +1,4 @@
-"""Teach scenes-small one subject and score it: `python -m benchmarks.dreambooth`.
+"""Teach scenes-small one subject and score it: `python -m benchmarks.family.dreambooth`.
 
 In miniature what DreamBooth (Ruiz et al. 2023) reports and BK-SDM repeats with its students: how faithful
 the pictures are to the subject and to the prompt, and what is left of the class. What each figure is stands
@@ -18,7 +18,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.experiments import RESULTS, ROOT
+from benchmarks.family.experiments import RESULTS, ROOT
 from pytest_sdbench.paths import user_cache
 from training.parts import Parts, load_parts
 
@@ -54,10 +54,10 @@ WAYS = (
 
 def train(way: Way, folder: Path, threads: int) -> Path:
     """Train one way, unless that is done; return the exported checkpoint."""
+    from benchmarks.family.subject import write_pictures
     from pytest_sdbench.checkpoint import resolve
     from training.loop import identity
     from training.recipe import load_recipe
-    from training.scenes_subject import write_pictures
 
     pictures = write_pictures(folder / "subject")
     changes = (f"data.path={pictures}", *way.overrides)
@@ -74,11 +74,11 @@ def train(way: Way, folder: Path, threads: int) -> Path:
 
 def score(parts: Parts, each: int) -> tuple[dict[str, float], Any, Any]:
     """Draw `each` pictures of every prompt, as many of the class as of all; return figures and pictures."""
+    from benchmarks.family.subject import CLASS_PROMPT, PROMPTS, pictures
+    from benchmarks.family.subject_scores import score_subject
     from pytest_sdbench.classifier import load_classifier
     from pytest_sdbench.clip import load_clip
     from training.preview import draw
-    from training.scenes_subject import CLASS_PROMPT, PROMPTS, pictures
-    from training.subject_scores import score_subject
 
     prompts = [prompt for prompt in PROMPTS for _ in range(each)]
     drawn = draw(parts, prompts, guidance=GUIDANCE, steps=STEPS)
@@ -98,12 +98,12 @@ def ceiling() -> dict[str, float]:
     """Score the pictures of the subject as the autoencoder returns them: no model here draws it better."""
     import torch
 
+    from benchmarks.family.subject import pictures, shows_subject
+    from benchmarks.family.subject_scores import embeddings, features, mean_cosine
     from pytest_sdbench.classifier import load_classifier
     from pytest_sdbench.clip import load_clip
     from pytest_sdbench.sampler import to_uint8
-    from training.scenes_subject import pictures, shows_subject
     from training.sources import to_pixels
-    from training.subject_scores import embeddings, features, mean_cosine
 
     real = pictures()
     vae = load_parts("embedded:scenes-sd").vae.eval()
@@ -149,7 +149,7 @@ def report(found: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, score, write table and sheet."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dreambooth", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.family.dreambooth", description=__doc__)
     parser.add_argument("--each", type=int, default=8, help="pictures of each of the eight prompts")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--folder", type=Path, default=user_cache() / "experiments" / "dreambooth")
@@ -157,8 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     import torch
 
+    from benchmarks.family.subject import CLASS_PROMPT, PROMPTS, pictures
     from training.preview import Row, sheet
-    from training.scenes_subject import CLASS_PROMPT, PROMPTS, pictures
 
     torch.set_num_threads(options.threads)
     models: dict[str, Any] = {

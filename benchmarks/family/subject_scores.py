@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.family.subject import shows_subject, without_identifier
 from pytest_sdbench.classifier import SceneClassifier
 from pytest_sdbench.clip import ClipScorer
-from training.scenes_subject import shows_subject, without_identifier
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -18,14 +18,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, random_models, resident, solvers, throughput
-from benchmarks.evaluation_report import SECTIONS, Circumstances, write
-from benchmarks.throughput import Subject
+from benchmarks import machine
+from benchmarks.evaluation import memory as resident
+from benchmarks.evaluation import random_models, solvers, throughput
+from benchmarks.evaluation.report import SECTIONS, Circumstances, write
+from benchmarks.evaluation.throughput import Subject
+from benchmarks.report import RESULTS
 from pytest_sdbench.checkpoint import resolve
 from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.protocol import load_protocol
 
-RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "torch-fidelity", "scipy", "numpy")
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.family import spec
-from benchmarks.pools import POOL, STORE, pool_protocol
+from benchmarks.family.__main__ import spec
+from benchmarks.gate.pools import POOL, STORE, pool_protocol
 from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics import Estimate, FeatureStatistics, estimate, fid, standard_error
 from pytest_sdbench.protocol import Protocol
@@ -162,7 +162,9 @@ def _load(
     evidence = open_evidence(store, checkpoint, protocol)
     lacking = sum(map(len, evidence.missing(protocol.n)))
     if lacking:
-        raise SystemExit(f"{member}: {lacking:,} images are missing; run python -m benchmarks.pools first")
+        raise SystemExit(
+            f"{member}: {lacking:,} images are missing; run python -m benchmarks.gate.pools first"
+        )
     batches = list(evidence.rows(protocol.n))
     names = (feature_column(_NET), logits_column(_NET), CLIP_COLUMN)
     rows = {name: np.concatenate([batch[name] for batch in batches]) for name in names}

@@ -1,4 +1,4 @@
-"""Count how often a score's interval holds the truth: `python -m benchmarks.coverage`.
+"""Count how often a score's interval holds the truth: `python -m benchmarks.gate.coverage`.
 
 Images are replaced by draws from a population whose score is known: its FID from its moments, its Inception
 score from a sample far larger than any that is judged, its KID from all pairs of a finite pool, its CLIP
@@ -31,11 +31,11 @@ import numpy.typing as npt
 from filelock import FileLock
 from tabulate import tabulate
 
-from benchmarks.intervals import clopper_pearson
+from benchmarks.gate.intervals import clopper_pearson
+from benchmarks.report import RESULTS
 from pytest_sdbench.files import write_atomically
 from pytest_sdbench.metrics import Estimate, FeatureStatistics, Undefined, estimate, fid_estimate
 
-RESULTS = Path(__file__).parent / "results"
 Z = 1.959964
 """Standard errors to each side of a 95 % interval."""
 
@@ -448,7 +448,7 @@ def _save(path: Path, name: str, sums: Sums | None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure what is missing, write Markdown and JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate.coverage", description=__doc__)
     parser.add_argument("--only", action="append", metavar="PREFIX", help="cells whose name begins so")
     parser.add_argument("--replicates", type=int, help="of every cell, instead of its own number")
     parser.add_argument(

@@ -20,13 +20,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import flops, machine
-from benchmarks.breakdown import breakdown
-from benchmarks.report import Figure, Result, text, write
-from benchmarks.scenario import Scenario, Size, open_scenario
-from benchmarks.ways import PLAIN, Run, Way, ours, start
+from benchmarks import machine
+from benchmarks.report import RESULTS
+from benchmarks.training import flops
+from benchmarks.training.breakdown import breakdown
+from benchmarks.training.report import Figure, Result, text, write
+from benchmarks.training.scenario import Scenario, Size, open_scenario
+from benchmarks.training.ways import PLAIN, Run, Way, ours, start
 
-RESULTS = Path(__file__).parent / "results"
 TOLERANCE = {torch.float32: 1e-4}
 """How far the first loss may lie from the published script's, relative; half precision: 1e-2."""
 SCRIPT = "published script"

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from benchmarks.procedure import frechet_distance
-from benchmarks.resident import moments
+from benchmarks.evaluation.memory import moments
+from benchmarks.evaluation.published_procedure import frechet_distance
 from pytest_sdbench.metrics import FeatureStatistics, fid
 
 OURS, KNOWN = "ours", "ours, root of the reference known"

@@ -1,7 +1,7 @@
 """Draw the subject of DreamBooth on scenes: one thing that no scene holds, in five pictures.
 
 It is a heart whose left half is green and whose right half is purple: a shape and colours of scenes, where an
-object has one colour alone. `python -m training.scenes_subject FOLDER` writes the pictures.
+object has one colour alone. `python -m benchmarks.family.subject FOLDER` writes the pictures.
 """
 
 from __future__ import annotations

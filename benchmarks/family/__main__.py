@@ -18,9 +18,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.experiments import BASE, RESULTS
+from benchmarks.family.experiments import BASE, RESULTS
+from benchmarks.family.quality import difference, quality
 from benchmarks.machine import describe
-from benchmarks.quality import difference, quality
 from pytest_sdbench.paths import user_cache
 
 FAMILY = ("scenes-sd", "scenes-base", "scenes-small", "scenes-small-2m", "scenes-tiny")

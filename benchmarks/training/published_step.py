@@ -19,7 +19,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.scenario import Scenario
+from benchmarks.training.scenario import Scenario
 from training.architecture import build_student
 from training.dice import Dice
 from training.order import Order

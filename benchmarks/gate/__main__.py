@@ -2,7 +2,7 @@
 
 How often does it fail what is as good as claimed, and pass what is worse by its margin; how surely does it
 fail what is worse than that; how many images does it need? Measured on pools of images of the embedded
-family (`python -m benchmarks.pools` draws them), on independent seeds, and by simulation: draws with
+family (`python -m benchmarks.gate.pools` draws them), on independent seeds, and by simulation: draws with
 replacement from a pool, whose true scores are known. Writes ``results/gate.json`` and ``results/gate.md``;
 a section that is not asked for stays as it was found last.
 """
@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from benchmarks.intervals import clopper_pearson
+from benchmarks.gate.intervals import clopper_pearson
+from benchmarks.gate.pools import POOL, PROTOCOLS, QUICK, SEED_SETS, seed_protocols, with_images
+from benchmarks.gate.populations import METRICS, Indices, Population, load_population, load_seed_sets
 from benchmarks.machine import describe
-from benchmarks.pools import POOL, PROTOCOLS, QUICK, SEED_SETS, seed_protocols, with_images
-from benchmarks.populations import METRICS, Indices, Population, load_population, load_seed_sets
+from benchmarks.report import RESULTS
 from pytest_sdbench.calibration import read_calibration
 from pytest_sdbench.card import Card, read_card
 from pytest_sdbench.claims import Claim, margin_of
@@ -44,7 +45,6 @@ from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
 from pytest_sdbench.records import Record
 from pytest_sdbench.verdict import Outcome, chance_of_pass
 
-RESULTS = Path(__file__).parent / "results"
 LABELS = {name: KNOWN[name].label for name in METRICS}
 
 

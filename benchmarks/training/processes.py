@@ -1,4 +1,4 @@
-"""Measure a training step on all cores of a CPU: `python -m benchmarks.processes --recipe scenes-tiny`.
+"""Measure a training step on all cores: `python -m benchmarks.training.processes --recipe scenes-tiny`.
 
 A small network gains little from a second thread: most of its kernels are over before the threads have met.
 One process for each core, their gradients averaged, uses the cores better, and is the same training. Three
@@ -25,8 +25,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-RESULTS = Path(__file__).parent / "results"
-ROOT = Path(__file__).parents[1]
+from benchmarks.report import RESULTS, ROOT
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,15 @@ class Group:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "benchmarks.processes", "--recipe", recipe, "--steps", str(steps)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.training.processes",
+            "--recipe",
+            recipe,
+            "--steps",
+            str(steps),
+        ]
         command += (
             [f"--set={value}" for value in overrides] + ["--worker"] + ["--published"] * layout.published
         )
@@ -107,8 +114,8 @@ def work(recipe: str, overrides: Sequence[str], steps: int, *, published: bool) 
     """Be one process of a group: load, then take steps whenever a line arrives on the standard input."""
     import torch
 
-    from benchmarks.scenario import open_scenario
-    from benchmarks.ways import ours, start
+    from benchmarks.training.scenario import open_scenario
+    from benchmarks.training.ways import ours, start
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     scenario = open_scenario(recipe, device=torch.device("cpu"), overrides=overrides)
@@ -152,7 +159,7 @@ def measure(recipe: str, overrides: Sequence[str], *, cores: int, rounds: int, s
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.processes", description=__doc__)
     parser.add_argument("--recipe", default="scenes-tiny")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
@@ -202,9 +209,10 @@ def main(arguments: list[str] | None = None) -> None:
     content = {**facts, "rates": [asdict(rate) for rate in rates]}
     options.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     libraries = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    words = sys.argv[1:] if arguments is None else arguments
     text = (
         f"# A training step of {options.recipe} on all cores\n\n"
-        f"`python -m benchmarks.processes {shlex.join(sys.argv[1:] if arguments is None else arguments)}`\n\n"
+        f"`python -m benchmarks.training.processes {shlex.join(words)}`\n\n"
         f"{facts['device']}, {options.cores} cores, {options.rounds} rounds of {options.steps} steps; "
         f"ours has latents and text states cached. {libraries}. {facts['date']}, load average "
         f"{facts['load']:.1f}.\n\n"

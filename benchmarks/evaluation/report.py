@@ -14,10 +14,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.resident import LIMIT, Peak
-from benchmarks.solvers import SQRTM, Solver
-from benchmarks.stages import Shares
-from benchmarks.throughput import OURS, PUBLISHED, EndToEnd, Rate, Shared
+from benchmarks.evaluation.memory import LIMIT, Peak
+from benchmarks.evaluation.solvers import SQRTM, Solver
+from benchmarks.evaluation.stages import Shares
+from benchmarks.evaluation.throughput import OURS, PUBLISHED, EndToEnd, Rate, Shared
 
 
 @dataclass(frozen=True)

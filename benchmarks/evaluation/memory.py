@@ -165,7 +165,7 @@ def measure(
 
 
 def _in_a_process(what: str, images: int, store: Path) -> Peak:
-    command = [sys.executable, "-m", "benchmarks.resident", what, str(images), str(store)]
+    command = [sys.executable, "-m", "benchmarks.evaluation.memory", what, str(images), str(store)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")

@@ -1,4 +1,4 @@
-"""Change the verdicts' code in small ways, see which no test notices: `python -m benchmarks.mutation`.
+"""Change the verdicts' code in small ways, see which no test notices: `python -m benchmarks.gate.mutation`.
 
 A mutant is one module with one comparison, operation, constant or truth value changed. It is written into a
 copy of the package, in a temporary folder, and the tests of its module run there until one fails. A mutant
@@ -30,10 +30,9 @@ import pytest
 import scipy.stats  # noqa: F401
 from tabulate import tabulate
 
+from benchmarks.report import RESULTS, ROOT
 from pytest_sdbench.files import write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results"
 PACKAGE = "pytest_sdbench"
 TESTS = {
     "verdict": ("test_verdict.py", "test_ranks.py"),
@@ -321,7 +320,7 @@ def report(found: dict[str, tuple[int, list[Mutant]]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Judge all mutants, write Markdown; exit with 1 where one survives that is not equivalent."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mutation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate.mutation", description=__doc__)
     parser.add_argument("--only", action="append", choices=list(TESTS), help="modules; writes no results")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
     options = parser.parse_args(arguments)

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import machine, procedure
-from benchmarks.apart import Apart
-from benchmarks.resident import fill
-from benchmarks.stages import Shares, watching
+from benchmarks import machine
+from benchmarks.evaluation import published_procedure as procedure
+from benchmarks.evaluation.memory import fill
+from benchmarks.evaluation.processes import Apart
+from benchmarks.evaluation.stages import Shares, watching
 from pytest_sdbench import inception
 from pytest_sdbench.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.engine import Tuning

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from benchmarks.published import Published
-from benchmarks.scenario import Held, Scenario
+from benchmarks.training.published_step import Published
+from benchmarks.training.scenario import Held, Scenario
 from training import loop
 from training.ema import Average
 from training.loop import Learner, Piece, Task

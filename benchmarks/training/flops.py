@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.scenario import Scenario
-from benchmarks.ways import Way
+from benchmarks.training.scenario import Scenario
+from benchmarks.training.ways import Way
 from pytest_sdbench.skeleton import known_keys, text_encoder_skeleton, unet_skeleton, vae_skeleton
 from training.architecture import student_config
 
