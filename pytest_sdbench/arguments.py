@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench import __version__
-from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.base.errors import SdbenchError
 
 _DTYPES = ("float32", "float16", "bfloat16")
 

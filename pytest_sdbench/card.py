@@ -15,16 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.architectures import ARCHITECTURES
-from pytest_sdbench.card_schema import (
-    COMPONENTS,
-    Block,
-    Model,
-    Size,
-    check_size,
-    read_block,
-    read_index,
-    suggestion,
-)
+from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.schema import suggestion
+from pytest_sdbench.card_schema import COMPONENTS, Block, Model, Size, check_size, read_block, read_index
 from pytest_sdbench.claims import (
     UNSTATED,
     Claim,
@@ -39,10 +33,8 @@ from pytest_sdbench.claims import (
     recorded,
     told_apart,
 )
-from pytest_sdbench.errors import CardError
 from pytest_sdbench.front_matter import FrontMatter, check_yaml_1_1, is_card, parse, read_text
 from pytest_sdbench.metric_names import METRICS
-from pytest_sdbench.paths import reference
 from pytest_sdbench.protocol import protocol_names
 from pytest_sdbench.records import EAGER_LATENCY, DeviceRecord, Record, write_records
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from pytest_sdbench.errors import CardError
+from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.front_matter import FrontMatter, dotted
 from pytest_sdbench.metric_names import METRICS, metric_name
 
@@ -301,12 +301,6 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
-
-
-def suggestion(word: str, known: Sequence[str]) -> str:
-    """Return ``Did you mean X? `` where a known word is near, else nothing."""
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}? " if near else ""
 
 
 def check_value(path: Path, key: str, metric: str, value: Any, *, recorded: bool = False) -> float:

@@ -6,15 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pytest_sdbench.card_schema import (
-    Block,
-    Model,
-    Result,
-    check_metric,
-    check_value,
-    suggestion,
-)
-from pytest_sdbench.errors import CardError
+from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.schema import suggestion
+from pytest_sdbench.card_schema import Block, Model, Result, check_metric, check_value
 from pytest_sdbench.front_matter import FrontMatter, dotted
 from pytest_sdbench.metric_names import METRICS, metric_name
 from pytest_sdbench.records import Record

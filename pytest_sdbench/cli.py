@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pytest_sdbench.arguments import parser, weights_by_card
-from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.front_matter import is_card
-from pytest_sdbench.paths import reference
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pytest_sdbench.environment import torch_device
+    from pytest_sdbench.base.environment import torch_device
     from pytest_sdbench.plan import figures, plan
     from pytest_sdbench.plan_report import report
 
@@ -78,9 +78,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _device(options: argparse.Namespace) -> int:
+    from pytest_sdbench.base.environment import torch_device
     from pytest_sdbench.card import read_card, write_records
     from pytest_sdbench.device import Measured, measure
-    from pytest_sdbench.environment import torch_device
     from pytest_sdbench.report.devices import device_tables
 
     for key, value in (("--largest-batch", options.largest_batch), ("--seconds", options.seconds)):
@@ -216,8 +216,9 @@ def _store_ls(options: argparse.Namespace) -> int:
 
 
 def _store_gc(options: argparse.Namespace) -> int:
+    from pytest_sdbench.base.text import readable
     from pytest_sdbench.storage import without_secrets
-    from pytest_sdbench.store_cli import leftovers, readable
+    from pytest_sdbench.store_cli import leftovers
 
     if options.older_than is not None and options.older_than <= 0:
         raise SdbenchError(

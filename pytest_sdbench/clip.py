@@ -15,10 +15,10 @@ from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from PIL import Image
 from torch import Tensor, nn
 
-from pytest_sdbench.checksums import sha256_of
-from pytest_sdbench.errors import CheckpointError, ProtocolError, Unavailable
+from pytest_sdbench.base.errors import CheckpointError, ProtocolError, Unavailable
+from pytest_sdbench.base.files import sha256_of
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.image_path import Images
-from pytest_sdbench.paths import reference
 
 NAMED, LOCAL = "open_clip:", "local:"
 _KEY = "metrics.clip_score.model"

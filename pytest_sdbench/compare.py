@@ -10,10 +10,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.card import find_card, is_card, read_card
 from pytest_sdbench.checkpoint import Checkpoint, resolve, verify
 from pytest_sdbench.comparison import FEWEST_PROMPTS, Difference, difference
-from pytest_sdbench.errors import SdbenchError
 from pytest_sdbench.evaluation import evaluate
 from pytest_sdbench.metric_names import METRICS, Metric
 from pytest_sdbench.metrics import Estimate, Undefined, groups_of

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.card import Card
 from pytest_sdbench.checkpoint import COMPONENTS, split_pair
-from pytest_sdbench.errors import SdbenchError, Unavailable
 from pytest_sdbench.hub import HUB_ID, cached_snapshot
 
 _WIDTH = 4

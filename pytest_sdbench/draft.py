@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.architectures import ARCHITECTURES
+from pytest_sdbench.base.errors import CardError, CheckpointError
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.card import read_card
 from pytest_sdbench.card_schema import COMPONENTS
 from pytest_sdbench.checkpoint import Checkpoint, resolve
-from pytest_sdbench.errors import CardError, CheckpointError
 from pytest_sdbench.front_matter import BLOCK, FrontMatter, parse, read_text
-from pytest_sdbench.paths import reference
 from pytest_sdbench.records import scalar
 
 _COLUMN = 46

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_sdbench.environment import true_float32
+from pytest_sdbench.base.environment import out_of_memory, shared_threads, true_float32
 from pytest_sdbench.evidence import SHARD, Evidence, Rows
 from pytest_sdbench.features import Extractors
 from pytest_sdbench.image_path import Images, apply_image_steps
@@ -286,27 +286,6 @@ def worker_count(protocol: Protocol, n: int, device: str, tuning: Tuning) -> int
         return tuning.workers
     small = protocol.sampling.resolution <= _SMALL
     return max(1, min(torch.get_num_threads(), math.ceil(n / SHARD))) if small else 1
-
-
-@contextlib.contextmanager
-def shared_threads(workers: int) -> Iterator[None]:
-    """Share the threads of a CPU out among workers."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Return whether a smaller batch may do."""
-    import torch
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
 
 
 def _free(device: str) -> None:

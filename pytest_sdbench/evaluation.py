@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_sdbench.base.environment import device_name, versions
+from pytest_sdbench.base.errors import Unavailable
+from pytest_sdbench.base.progress import Progress
+from pytest_sdbench.base.text import duration
 from pytest_sdbench.engine import Tuning, default_batch_size, make
-from pytest_sdbench.environment import device_name, versions
-from pytest_sdbench.errors import Unavailable
 from pytest_sdbench.evidence import Evidence, Store
 from pytest_sdbench.features import identity, open_extractors
 from pytest_sdbench.metrics import Estimate, Undefined, estimate, groups_of
 from pytest_sdbench.metrics.spread import Groups
-from pytest_sdbench.progress import Progress
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, SequentialSeeds
 from pytest_sdbench.statistics import load_references
@@ -261,14 +262,6 @@ def _too_many(missing: int, most: int, protocol: Protocol, pace: float | None) -
         key=protocol.name,
         remedy="To make them: --sdbench-max-images all",
     )
-
-
-def duration(seconds: float) -> str:
-    """Say a time in the unit that suits it: it is an estimate."""
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def evidence_key(protocol: Protocol) -> str:

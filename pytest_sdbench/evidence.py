@@ -31,8 +31,8 @@ import numpy.typing as npt
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as format_safetensors
 
-from pytest_sdbench.errors import EvidenceError
-from pytest_sdbench.files import TEMPORARY
+from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.leases import BEAT, SECONDS, Leases, Work
 from pytest_sdbench.mirror import Mirror
 from pytest_sdbench.storage import ELSEWHERE, Stamp, Storage, open_storage

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pytest_sdbench.checksums import sha256_of
-from pytest_sdbench.errors import CheckpointError, ProtocolError, Unavailable
-from pytest_sdbench.paths import reference
+from pytest_sdbench.base.errors import CheckpointError, ProtocolError, Unavailable
+from pytest_sdbench.base.files import sha256_of
+from pytest_sdbench.base.paths import reference
 
 if TYPE_CHECKING:
     import torch

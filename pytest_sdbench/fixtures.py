@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.card import Card, find_card, read_card
 from pytest_sdbench.collection import card_of
-from pytest_sdbench.errors import SdbenchError, Unavailable
 from pytest_sdbench.networks import Network, named_network, network_of
 from pytest_sdbench.session import SdbenchSession, conclude
 
@@ -85,7 +85,7 @@ def sdbench_baseline(sdbench_card: Card) -> Card | None:
 @pytest.fixture(scope="session")
 def sdbench_device(sdbench_session: SdbenchSession) -> str:
     """Return the torch device of this process; under xdist the workers share out the GPUs."""
-    from pytest_sdbench.environment import torch_device
+    from pytest_sdbench.base.environment import torch_device
 
     worker = getattr(sdbench_session.config, "workerinput", {}).get("workerid", "gw0")
     index = int(worker.removeprefix("gw"))
@@ -257,6 +257,6 @@ def sdbench_dtype(sdbench_session: SdbenchSession, sdbench_device: str) -> str:
 @pytest.fixture(scope="session")
 def sdbench_environment(sdbench_device: str) -> Mapping[str, Any]:
     """Return the device's name and the library versions, as they stand in reports and records."""
-    from pytest_sdbench.environment import device_name, versions
+    from pytest_sdbench.base.environment import device_name, versions
 
     return {"device": device_name(sdbench_device), "versions": versions()}

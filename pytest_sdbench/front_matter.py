@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.errors import CardError
+from pytest_sdbench.base.errors import CardError
 
 if TYPE_CHECKING:
     from ruamel.yaml.nodes import Node

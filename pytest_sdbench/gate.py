@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
+from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.calibration import Calibration, read_calibration
 from pytest_sdbench.card import Card, Claim
 from pytest_sdbench.cases import other_protocol
 from pytest_sdbench.claims import passes_anything
 from pytest_sdbench.comparison import FEWEST_PROMPTS, Difference, difference, worst_loss
-from pytest_sdbench.errors import Unavailable
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.protocol import Protocol

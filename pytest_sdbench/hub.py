@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_sdbench.errors import CheckpointError, Unavailable
+from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.tensors import candidates, find_weights
 
 HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from pytest_sdbench.errors import DataError
+from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.image_path import Images, apply_image_steps
 from pytest_sdbench.prompts import parse_captions
 from pytest_sdbench.protocol import Jpeg, Resize

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from pytest_sdbench.checksums import sha256_of
-from pytest_sdbench.errors import CheckpointError, Unavailable
+from pytest_sdbench.base.errors import CheckpointError, Unavailable
+from pytest_sdbench.base.files import sha256_of
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")

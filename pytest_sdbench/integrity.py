@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.architectures import ARCHITECTURES
-from pytest_sdbench.errors import CardError, CheckpointError
+from pytest_sdbench.base.errors import CardError, CheckpointError
 from pytest_sdbench.skeleton import known_keys, text_encoder_skeleton, unet_skeleton, vae_skeleton
 from pytest_sdbench.tensors import COPY_AGAIN, Tensor, Weights, read_shapes, read_tensors
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.storage import Stamp, Storage
 
 PREFIX = "lease-"

@@ -9,8 +9,8 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_sdbench.files import TEMPORARY
-from pytest_sdbench.paths import user_cache
+from pytest_sdbench.base.files import TEMPORARY
+from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.storage import Stamp
 
 LIMIT = 4 << 30

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.architectures import Config
-from pytest_sdbench.errors import Unavailable
+from pytest_sdbench.base.errors import Unavailable
 
 if TYPE_CHECKING:
     from pytest_sdbench.card import Card

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pytest_sdbench.base.environment import versions
+from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.card import Card, read_card
 from pytest_sdbench.card_schema import check_value
-from pytest_sdbench.environment import versions
-from pytest_sdbench.errors import SdbenchError
-from pytest_sdbench.files import write_atomically
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.recorded import Recorded
 from pytest_sdbench.records import Record, nearly, write_records

@@ -20,19 +20,18 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.architectures import SD_V1_SCHEDULER, SD_V1_VAE, Config
-from pytest_sdbench.compute import decoder_macs, unet_macs
-from pytest_sdbench.engine import (
-    Tuning,
-    arrange,
-    default_batch_size,
+from pytest_sdbench.base.environment import (
+    machine_lock,
     out_of_memory,
+    release_memory,
     shared_threads,
-    worker_count,
+    synchronise,
 )
-from pytest_sdbench.errors import ProtocolError, Unavailable, first_line
+from pytest_sdbench.base.errors import ProtocolError, Unavailable, first_line
+from pytest_sdbench.compute import decoder_macs, unet_macs
+from pytest_sdbench.engine import Tuning, arrange, default_batch_size, worker_count
 from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
-from pytest_sdbench.speed import machine_lock, release_memory, synchronise
 
 if TYPE_CHECKING:
     import torch

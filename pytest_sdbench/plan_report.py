@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from pytest_sdbench.base.environment import device_name
+from pytest_sdbench.base.text import duration, size_text
 from pytest_sdbench.doctor import lacking
-from pytest_sdbench.environment import device_name
-from pytest_sdbench.evaluation import duration
 from pytest_sdbench.pace import ALLOWANCE
 from pytest_sdbench.plan import ESTIMATED, MEASURED, Plan, Row
 from pytest_sdbench.settings import UNASKED
@@ -51,14 +51,6 @@ def report(plan: Plan) -> str:
     elif plan.ready:
         parts.append("\nNothing is missing: all of it can be run.")
     return "\n".join(parts)
-
-
-def size_text(count: int) -> str:
-    """Say a number of bytes in the unit that suits it (1 MB is 10^6 bytes)."""
-    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
-    return f"{count} B"
 
 
 def _table(rows: Iterable[Row]) -> str:

@@ -11,7 +11,7 @@ from itertools import count, islice
 from pathlib import Path
 
 from pytest_sdbench import scenes
-from pytest_sdbench.errors import DataError, Unavailable
+from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.protocol import CsvPrompts, Protocol, ScenesPrompts
 
 COLUMNS = ["file_name", "text"]

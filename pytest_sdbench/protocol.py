@@ -33,10 +33,10 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pytest_sdbench.card_schema import suggestion
-from pytest_sdbench.errors import ProtocolError
+from pytest_sdbench.base.errors import ProtocolError
+from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.metric_names import METRICS
-from pytest_sdbench.paths import reference
 
 EMBEDDED = "embedded:"
 """How a file that ships with the package is written in a protocol: ``embedded:statistics/x.npz``."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pytest_sdbench.errors import EvidenceError
-from pytest_sdbench.files import write_atomically
+from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.metrics.moments import Array
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.card_schema import check_value
-from pytest_sdbench.errors import CardError
-from pytest_sdbench.files import write_atomically
 from pytest_sdbench.front_matter import FrontMatter, child, parse, read_text
 from pytest_sdbench.metric_names import METRICS
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pytest_sdbench.errors import CheckpointError, ProtocolError
+from pytest_sdbench.base.errors import CheckpointError, ProtocolError
 from pytest_sdbench.protocol import Protocol, SequentialSeeds
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.arguments import weights_by_card
+from pytest_sdbench.base.environment import torch_device
+from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.card import card_name, read_card
-from pytest_sdbench.environment import torch_device
-from pytest_sdbench.errors import SdbenchError, Unavailable
 
 if TYPE_CHECKING:
     from pytest_sdbench.card import Card

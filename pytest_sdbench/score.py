@@ -14,17 +14,17 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from tabulate import tabulate
 
+from pytest_sdbench.base.environment import true_float32, versions
+from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable
+from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.card import Card, find_card, is_card, read_card
 from pytest_sdbench.claims import Claim
-from pytest_sdbench.environment import true_float32, versions
-from pytest_sdbench.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.features import Extractors, Rows, identity, open_extractors
 from pytest_sdbench.images import ImageSet, decode, in_batches, open_images, size_of
 from pytest_sdbench.matching import Matching, match
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, FeatureStatistics, Undefined, estimate, groups_of
-from pytest_sdbench.progress import Progress
 from pytest_sdbench.prompts import load_prompts, prompt_files
 from pytest_sdbench.protocol import Protocol, Resize, load_protocol
 from pytest_sdbench.statistics import load_references

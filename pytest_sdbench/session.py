@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from _pytest.junitxml import xml_key
 
+from pytest_sdbench.base.errors import SdbenchError, Unavailable
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.card import is_card, read_card
 from pytest_sdbench.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
-from pytest_sdbench.errors import SdbenchError, Unavailable
 from pytest_sdbench.hub import forget_failures
-from pytest_sdbench.paths import reference
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.settings import Settings
 from pytest_sdbench.storage import without_secrets

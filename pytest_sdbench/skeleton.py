@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE, Config
-from pytest_sdbench.errors import CardError
+from pytest_sdbench.base.errors import CardError
 
 if TYPE_CHECKING:
     import torch

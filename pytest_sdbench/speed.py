@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, MutableMapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.architectures import Config
-from pytest_sdbench.errors import Unavailable
-from pytest_sdbench.progress import Progress
+from pytest_sdbench.base.environment import machine_lock, release_memory, synchronise
+from pytest_sdbench.base.errors import Unavailable
+from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.skeleton import architecture_key, unet_inputs, unet_skeleton
 
 if TYPE_CHECKING:
@@ -24,9 +21,6 @@ BUDGET = 30.0
 """Seconds that one measurement may take, warm-up included; the fewest rounds may exceed it."""
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 50
-
-LOCK_TIMEOUT = 900.0
-"""Seconds to wait for another process's timing to end."""
 
 
 @dataclass(frozen=True)
@@ -234,53 +228,3 @@ def peak_memory(architecture: str | Config, *, device: str, dtype: torch.dtype |
             "CUDA's allocator reports no memory", found=peak, remedy="Unset PYTORCH_NO_CUDA_MEMORY_CACHING"
         )
     return peak
-
-
-def synchronise(device: str) -> None:
-    """Wait until everything queued on ``device`` is done."""
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device.startswith("mps"):
-        torch.mps.synchronize()
-
-
-def release_memory(device: str) -> None:
-    """Free networks that nobody refers to, and what the allocator keeps of them."""
-    import torch
-
-    gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    elif device.startswith("mps"):
-        torch.mps.empty_cache()
-
-
-@contextmanager
-def machine_lock(timeout: float = LOCK_TIMEOUT) -> Iterator[Path]:
-    """Hold the lock that lets one process of this machine time at once; yield its file.
-
-    Raise ``Unavailable`` after ``timeout`` seconds, or where the lock cannot be made.
-    """
-    from filelock import FileLock, Timeout
-
-    path = Path(tempfile.gettempdir()) / "pytest-sdbench-timing.lock"
-    lock = FileLock(path, mode=0o666)  # for the other users of the machine
-    try:
-        lock.acquire(timeout=timeout)
-    except Timeout:
-        raise Unavailable(
-            f"another process has been timing for {timeout:.0f} s", file=path, remedy="Wait for it to end"
-        ) from None
-    except OSError as error:
-        raise Unavailable(
-            "the lock for timings cannot be taken",
-            file=path,
-            found=str(error),
-            remedy="Set TMPDIR to a writable folder",
-        ) from error
-    try:
-        yield path
-    finally:
-        lock.release()

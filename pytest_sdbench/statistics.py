@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_sdbench import scenes
-from pytest_sdbench.checksums import sha256_of
-from pytest_sdbench.environment import true_float32
-from pytest_sdbench.errors import DataError, Unavailable
+from pytest_sdbench.base.environment import true_float32
+from pytest_sdbench.base.errors import DataError, Unavailable
+from pytest_sdbench.base.files import sha256_of, write_atomically
+from pytest_sdbench.base.progress import progress
 from pytest_sdbench.features import WIDTHS, Extractor, feature_column, known_fingerprint, open_extractor
-from pytest_sdbench.files import write_atomically
 from pytest_sdbench.image_path import Images
 from pytest_sdbench.images import BATCH, decode, in_batches, open_images
 from pytest_sdbench.metrics import FeatureStatistics, Moments
-from pytest_sdbench.progress import progress
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from pytest_sdbench.errors import EvidenceError
-from pytest_sdbench.files import create_atomically, write_atomically
+from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.files import create_atomically, write_atomically
 
 DAMAGED = ".damaged"
 """How the name of a file ends that was set aside."""

@@ -13,11 +13,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.files import TEMPORARY
+from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.text import readable
 from pytest_sdbench.evidence import SHARD, Evidence, Store, range_of
-from pytest_sdbench.files import TEMPORARY
 from pytest_sdbench.leases import PREFIX
-from pytest_sdbench.paths import reference
 from pytest_sdbench.storage import DAMAGED, Stamp, Storage, open_storage
 
 _DAY = 24 * 3600
@@ -149,14 +150,6 @@ def inventory_table(found: list[Held]) -> str:
 def inventory_json(found: list[Held]) -> str:
     """Return an inventory as JSON, sizes in bytes and times in seconds since the epoch."""
     return json.dumps([asdict(each) for each in found], indent=2)
-
-
-def readable(size: int) -> str:
-    """Return a number of bytes in the unit that suits it."""
-    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
-        if size >= 1000**power:
-            return f"{size / 1000**power:.1f} {unit}"
-    return f"{size} B"
 
 
 def _folders(storage: Storage) -> list[str]:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sdbench import verdict as judges
+from pytest_sdbench.base.environment import timed_on, versions
+from pytest_sdbench.base.errors import CardError, Unavailable
 from pytest_sdbench.card import Card, MemoryClaim
 from pytest_sdbench.cases import Case, other_protocol, quality_cases
 from pytest_sdbench.collection import card_of
-from pytest_sdbench.environment import timed_on, versions
-from pytest_sdbench.errors import CardError, Unavailable
 from pytest_sdbench.gate import Judged, beside
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics.estimates import Estimate, Undefined

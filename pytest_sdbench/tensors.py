@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.errors import CheckpointError
+from pytest_sdbench.base.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 import pytest_sdbench.fixtures
 import pytest_sdbench.session
 import pytest_sdbench.suite  # noqa: F401
-from pytest_sdbench.paths import reference
+from pytest_sdbench.base.paths import reference
 
 PROTOCOL = "mini"
 IMAGES = 130

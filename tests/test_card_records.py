@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_sdbench import records as module
+from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.card import Record, read_card, write_records
-from pytest_sdbench.errors import CardError
 from pytest_sdbench.outcome import write_records_of
 from pytest_sdbench.records import with_records
 from pytest_sdbench.report.results import Row

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.card import Card, Record, check_lineage, read_card, write_records
 from pytest_sdbench.front_matter import parse, read_text
-from pytest_sdbench.paths import reference
 
 SHIPPED = sorted((reference() / "cards").glob("*.md"))
 COCO, SHEET = "coco30k-bksdm", "unstated-30k"

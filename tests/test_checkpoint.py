@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from pytest_sdbench import checkpoint as checkpoint_module
 from pytest_sdbench import hub
 from pytest_sdbench.architectures import ARCHITECTURES
+from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve, verify
-from pytest_sdbench.errors import CheckpointError, Unavailable
 from pytest_sdbench.hub import forget_failures
 from pytest_sdbench.integrity import check_component
 from pytest_sdbench.skeleton import unet_skeleton

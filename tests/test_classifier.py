@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch_fidelity.utils import create_feature_extractor
 
 from pytest_sdbench import classifier, scenes
-from pytest_sdbench.paths import reference
+from pytest_sdbench.base.paths import reference
 
 SHIPPED = reference() / "checkpoints" / classifier.NAME
 needs_weights = pytest.mark.skipif(

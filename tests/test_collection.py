@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_sdbench.paths import reference
+from pytest_sdbench.base.paths import reference
 from tests.project import make_card, make_protocol
 
 COLLECT = ("--sdbench", "--collect-only", "-q", "-p", "no:cacheprovider")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve, verify
-from pytest_sdbench.errors import CheckpointError
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
 from pytest_sdbench.sampler import sample

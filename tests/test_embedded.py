@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.card import read_card
 from pytest_sdbench.checkpoint import resolve
 from pytest_sdbench.gate import claim_errors
 from pytest_sdbench.metric_names import METRICS
-from pytest_sdbench.paths import reference
 from pytest_sdbench.protocol import load_protocol
 from pytest_sdbench.recorded import evidence_path, read_recorded
 from pytest_sdbench.sequential import looks

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from pytest_sdbench.environment import true_float32
+from pytest_sdbench.base.environment import true_float32
 
 # Each in a process of its own: PyTorch remembers which way of setting was used.
 CHOICES = {
@@ -22,7 +22,7 @@ CHOICES = {
 SCRIPT = """
 import torch
 from torch.backends import cuda, cudnn
-from pytest_sdbench.environment import true_float32
+from pytest_sdbench.base.environment import true_float32
 
 {choice}
 

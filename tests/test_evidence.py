@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.evidence import SHARD, DamagedEvidence, Evidence, Store
 
 MANIFEST = {"device": "a device", "versions": {"torch": "2.0"}, "command": "pytest --sdbench"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.evidence import SHARD, DamagedEvidence, Store
 from pytest_sdbench.mirror import Mirror
 from pytest_sdbench.storage import Stamp, open_storage

@@ -21,8 +21,8 @@ from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from pytest_sdbench import classifier, features, inception
+from pytest_sdbench.base.errors import CheckpointError, ProtocolError, Unavailable
 from pytest_sdbench.clip import load_clip
-from pytest_sdbench.errors import CheckpointError, ProtocolError, Unavailable
 from pytest_sdbench.features import describe, open_extractor, open_extractors
 from tests.tiny_checkpoint import make_tokenizer
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pytest
 
-from pytest_sdbench.files import write_atomically
+from pytest_sdbench.base.files import write_atomically
 
 
 def test_bytes_and_writers_make_the_same_file(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pytest_sdbench.base.errors import DataError, EvidenceError
 from pytest_sdbench.calibration import Calibration, calibration_path, write_calibration
 from pytest_sdbench.card import Card, read_card
-from pytest_sdbench.errors import DataError, EvidenceError
 from pytest_sdbench.evaluation import Evaluation
 from pytest_sdbench.gate import Judged, claim_errors, judge
 from pytest_sdbench.metrics import Estimate

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from pytest_sdbench.base.environment import device_name
+from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.card import read_card
-from pytest_sdbench.environment import device_name
-from pytest_sdbench.errors import CardError
 from tests.project import make_card, make_project
 
 HERE = device_name("cpu")

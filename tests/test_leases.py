@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.evidence import SHARD, Evidence, Store
 from pytest_sdbench.leases import lease_name
 from tests.remote import S3, s3_line, s3_server

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.metrics import (
     Estimate,
     FeatureStatistics,

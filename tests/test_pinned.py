@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pytest_sdbench.arguments import parser
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.evaluation import evidence_key
-from pytest_sdbench.paths import reference
 from pytest_sdbench.protocol import load_protocol, protocol_names
 
 PINNED = Path(__file__).parent / "pinned"

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from pytest_sdbench.progress import Progress, progress
+from pytest_sdbench.base.progress import Progress, progress
 
 
 class Terminal(io.StringIO):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_sdbench import scenes
-from pytest_sdbench.errors import DataError, Unavailable
+from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pytest_sdbench.errors import ProtocolError
-from pytest_sdbench.paths import reference
+from pytest_sdbench.base.errors import ProtocolError
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.protocol import (
     ClipScoreSpec,
     FidSpec,

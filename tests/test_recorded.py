@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded, write_recorded
 from tests.project import IMAGES, make_card, make_project

@@ -20,7 +20,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from pytest_sdbench.errors import SdbenchError, Unavailable
+from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.plan import plan
 from pytest_sdbench.sampling import World, protocols_of
 from tests.project import make_card, make_project, make_protocol

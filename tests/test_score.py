@@ -18,16 +18,16 @@ import torch
 from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
+from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.classifier import load_classifier
 from pytest_sdbench.cli import main
-from pytest_sdbench.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.evaluation import evaluate
 from pytest_sdbench.image_path import apply_image_steps
 from pytest_sdbench.images import ImageSet, open_images
 from pytest_sdbench.matching import match
 from pytest_sdbench.metrics import Estimate, Undefined
-from pytest_sdbench.paths import reference
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
 from pytest_sdbench.sampler import sample

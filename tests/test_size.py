@@ -8,8 +8,8 @@ import pytest
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.checkpoint import resolve
-from pytest_sdbench.errors import CardError
 from pytest_sdbench.size import component_sizes
 from tests.tiny_checkpoint import UNET
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pytest_sdbench.architectures import ARCHITECTURES
-from pytest_sdbench.errors import CardError
+from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
 from tests.tiny_checkpoint import UNET
 

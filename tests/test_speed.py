@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from pytest_sdbench import speed
-from pytest_sdbench.errors import Unavailable
-from pytest_sdbench.speed import Ratio, machine_lock, measure_latency, peak_memory
+from pytest_sdbench.base.environment import machine_lock
+from pytest_sdbench.base.errors import Unavailable
+from pytest_sdbench.speed import Ratio, measure_latency, peak_memory
 from tests.tiny_checkpoint import UNET
 
 STUDENT = UNET | {"layers_per_block": 1}

@@ -15,10 +15,10 @@ from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from pytest_sdbench import scenes, statistics
-from pytest_sdbench.errors import DataError, Unavailable
+from pytest_sdbench.base.errors import DataError, Unavailable
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features import Extractor, open_extractor
 from pytest_sdbench.metrics import FeatureStatistics
-from pytest_sdbench.paths import reference
 from pytest_sdbench.protocol import Jpeg, Resize
 from pytest_sdbench.statistics import (
     compute_statistics,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.storage import LocalFolder, RemoteFolder, Storage, open_storage, place_of
 from tests.remote import S3, s3_line, s3_server
 

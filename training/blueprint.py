@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
+from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.checkpoint import EMBEDDED, resolve
-from pytest_sdbench.errors import CheckpointError, Unavailable
 from training.recipe import Recipe, load_recipe, recipe_names
 
 Config = Mapping[str, Any]
@@ -148,8 +148,8 @@ def _assumed(spec: str | Mapping[str, str]) -> Configs:
 
 def _by_card(name: str) -> tuple[str, str] | None:
     """Return the architecture that a shipped card gives for a repository of the hub, and the card's name."""
+    from pytest_sdbench.base.paths import reference
     from pytest_sdbench.card import read_card
-    from pytest_sdbench.paths import reference
 
     for path in sorted((reference() / "cards").glob("*.md")):
         if name not in path.read_text(encoding="utf-8"):

@@ -17,8 +17,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
-from pytest_sdbench.checksums import sha256_of
 from training.ahead import Ahead
 from training.columns import Array, Columns
 from training.errors import TrainingError

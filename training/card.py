@@ -11,14 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_sdbench.base.environment import versions
+from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.card import find_card, read_card
 from pytest_sdbench.checkpoint import EMBEDDED, Checkpoint, resolve, scheduler_class
 from pytest_sdbench.draft import base_card, is_of_scenes, sdbench_block
-from pytest_sdbench.environment import versions
-from pytest_sdbench.errors import CardError
 from pytest_sdbench.front_matter import BLOCK, parse, read_text
 from pytest_sdbench.hub import HUB_ID
-from pytest_sdbench.paths import reference
 from pytest_sdbench.records import scalar
 from training.parts import Parts
 from training.recipe import Recipe

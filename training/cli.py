@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.errors import SdbenchError
-from pytest_sdbench.paths import user_cache
+from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.paths import user_cache
 from training.errors import TrainingError
 from training.recipe import Recipe, load_recipe, recipe_names, require_data
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pytest_sdbench.files import write_atomically
+from pytest_sdbench.base.files import write_atomically
 from training.errors import TrainingError
 
 Array = npt.NDArray[Any]

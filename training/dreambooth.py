@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from pytest_sdbench.files import write_atomically
+from pytest_sdbench.base.files import write_atomically
 from training.errors import TrainingError
 from training.examples import Pairs
 from training.folder import FolderSource

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_sdbench.errors import SdbenchError
+from pytest_sdbench.base.errors import SdbenchError
 
 
 class TrainingError(SdbenchError):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from pytest_sdbench.files import write_atomically
+from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.sampler import to_uint8
 from training.examples import tokenize
 from training.parts import Parts

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pytest_sdbench.card_schema import suggestion
+from pytest_sdbench.base.schema import suggestion
 from training.errors import TrainingError
 from training.recipe_checks import contradictions
 from training.recipe_errors import COMMAND_LINE, explain, raise_all

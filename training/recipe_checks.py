@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_sdbench.card_schema import suggestion
+from pytest_sdbench.base.schema import suggestion
 from training.recipe_errors import Problem, schema_keys
 from training.recipe_schema import Data, Recipe, Student
 

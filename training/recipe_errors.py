@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pytest_sdbench.card_schema import suggestion
+from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.front_matter import dotted
 from training.errors import TrainingError
 

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from pytest_sdbench.files import write_atomically
-from pytest_sdbench.paths import user_cache
+from pytest_sdbench.base.files import write_atomically
+from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.sources import braces
 from training.errors import TrainingError
 from training.shelf import Remote, Shelf, expand, locate

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pytest_sdbench.environment import device_name
-from pytest_sdbench.files import write_atomically
+from pytest_sdbench.base.environment import device_name
+from pytest_sdbench.base.files import write_atomically
 from training.errors import TrainingError
 
 _NEVER = 2**62

@@ -21,7 +21,7 @@ from tabulate import tabulate
 from benchmarks.family.experiments import BASE, RESULTS
 from benchmarks.family.quality import difference, quality
 from benchmarks.machine import describe
-from pytest_sdbench.paths import user_cache
+from pytest_sdbench.base.paths import user_cache
 
 FAMILY = ("scenes-sd", "scenes-base", "scenes-small", "scenes-small-2m", "scenes-tiny")
 PAIRS = (
@@ -132,8 +132,8 @@ def silenced(count: int = 64, first: int = 10_000_000) -> dict[str, float]:
 
 def sizes(name: str) -> tuple[int, int]:
     """Return parameters of the U-Net, and multiply-accumulates of one call at batch 1, from the card."""
+    from pytest_sdbench.base.paths import reference
     from pytest_sdbench.card import read_card
-    from pytest_sdbench.paths import reference
 
     card = read_card(reference() / "cards" / f"{name}.md")
     parameters = card.size["unet"].exact
@@ -146,7 +146,7 @@ def measure(protocol: str, store: Path, rounds: int) -> dict[str, Any]:
     """Measure everything that the tables show."""
     import torch
 
-    from pytest_sdbench.environment import versions
+    from pytest_sdbench.base.environment import versions
     from pytest_sdbench.protocol import load_protocol
 
     scored = {name: quality(spec(name), load_protocol(protocol), store) for name in FAMILY}

@@ -19,7 +19,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.family.experiments import RESULTS, ROOT
-from pytest_sdbench.paths import user_cache
+from pytest_sdbench.base.paths import user_cache
 from training.parts import Parts, load_parts
 
 GUIDANCE, STEPS = 2.0, 25

@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from benchmarks.family.quality import METRICS, difference, quality
 from benchmarks.report import RESULTS, ROOT
-from pytest_sdbench.paths import user_cache
+from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.protocol import Protocol, Scheduler, load_protocol
 
 BASE = "embedded:scenes-sd"

@@ -30,16 +30,16 @@ from benchmarks.gate.pools import POOL, PROTOCOLS, QUICK, SEED_SETS, seed_protoc
 from benchmarks.gate.populations import METRICS, Indices, Population, load_population, load_seed_sets
 from benchmarks.machine import describe
 from benchmarks.report import RESULTS
+from pytest_sdbench.base.files import write_atomically
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.calibration import read_calibration
 from pytest_sdbench.card import Card, read_card
 from pytest_sdbench.claims import Claim, margin_of
 from pytest_sdbench.comparison import difference
 from pytest_sdbench.evaluation import Evaluation
-from pytest_sdbench.files import write_atomically
 from pytest_sdbench.gate import claim_errors, judge
 from pytest_sdbench.metric_names import METRICS as KNOWN
 from pytest_sdbench.metrics import Estimate
-from pytest_sdbench.paths import reference
 from pytest_sdbench.protocol import Protocol, load_protocol
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
 from pytest_sdbench.records import Record

@@ -33,7 +33,7 @@ from tabulate import tabulate
 
 from benchmarks.gate.intervals import clopper_pearson
 from benchmarks.report import RESULTS
-from pytest_sdbench.files import write_atomically
+from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.metrics import Estimate, FeatureStatistics, Undefined, estimate, fid_estimate
 
 Z = 1.959964

@@ -31,7 +31,7 @@ import scipy.stats  # noqa: F401
 from tabulate import tabulate
 
 from benchmarks.report import RESULTS, ROOT
-from pytest_sdbench.files import write_atomically
+from pytest_sdbench.base.files import write_atomically
 
 PACKAGE = "pytest_sdbench"
 TESTS = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.family.__main__ import spec
-from pytest_sdbench.paths import user_cache
+from pytest_sdbench.base.paths import user_cache
 
 if TYPE_CHECKING:
     from pytest_sdbench.protocol import Protocol
@@ -83,11 +83,11 @@ def draw(member: str, protocol: Protocol, store: Path, device: str) -> None:
 
 def calibrate_quick(member: str, count: int, store: Path) -> Path:
     """Record what a member's quick protocol scatters by over its seed sets, as `--sdbench-calibrate` does."""
+    from pytest_sdbench.base.paths import reference
     from pytest_sdbench.calibration import calibrate, write_calibration
     from pytest_sdbench.card import read_card
     from pytest_sdbench.checkpoint import resolve
     from pytest_sdbench.evaluation import Evaluation, evaluate
-    from pytest_sdbench.paths import reference
     from pytest_sdbench.protocol import load_protocol
 
     card = read_card(reference() / "cards" / f"{member}.md")

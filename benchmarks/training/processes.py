@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     from importlib.metadata import version
 
-    from pytest_sdbench.environment import device_name
+    from pytest_sdbench.base.environment import device_name
 
     table = tabulate(
         [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
-from pytest_sdbench.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics.cosine import clip_score
 from pytest_sdbench.metrics.frechet import fid, fid_influence

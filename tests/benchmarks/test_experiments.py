@@ -12,9 +12,9 @@ from scipy import stats
 from benchmarks.family import __main__ as family
 from benchmarks.family.experiments import EXPERIMENTS, RESULTS, made_by
 from benchmarks.family.quality import Quality, difference
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.card import read_card
 from pytest_sdbench.metrics import Estimate
-from pytest_sdbench.paths import reference
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

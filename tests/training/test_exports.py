@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
 from pytest_sdbench import classifier, scenes
-from pytest_sdbench.paths import reference
+from pytest_sdbench.base.paths import reference
 from training import loop, vae
 from training.recipe import load_recipe
 from training.tasks import build_task

@@ -16,6 +16,6 @@ def reference() -> Path:
 
     In a wheel it is ``pytest_sdbench/_reference``; in a checkout it is ``reference/`` beside the package.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     shipped = package / "_reference"
     return shipped if shipped.is_dir() else package.parent / "reference"

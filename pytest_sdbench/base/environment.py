@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.errors import Unavailable
+from pytest_sdbench.base.errors import Unavailable
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "torch-fidelity", "pytest-sdbench")
 
@@ -122,3 +126,78 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def shared_threads(workers: int) -> Iterator[None]:
+    """Share the threads of a CPU out among workers."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a smaller batch may do."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
+
+
+LOCK_TIMEOUT = 900.0
+"""Seconds to wait for another process's timing to end."""
+
+
+def synchronise(device: str) -> None:
+    """Wait until everything queued on ``device`` is done."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+
+
+def release_memory(device: str) -> None:
+    """Free networks that nobody refers to, and what the allocator keeps of them."""
+    import torch
+
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    elif device.startswith("mps"):
+        torch.mps.empty_cache()
+
+
+@contextmanager
+def machine_lock(timeout: float = LOCK_TIMEOUT) -> Iterator[Path]:
+    """Hold the lock that lets one process of this machine time at once; yield its file.
+
+    Raise ``Unavailable`` after ``timeout`` seconds, or where the lock cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(tempfile.gettempdir()) / "pytest-sdbench-timing.lock"
+    lock = FileLock(path, mode=0o666)  # for the other users of the machine
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise Unavailable(
+            f"another process has been timing for {timeout:.0f} s", file=path, remedy="Wait for it to end"
+        ) from None
+    except OSError as error:
+        raise Unavailable(
+            "the lock for timings cannot be taken",
+            file=path,
+            found=str(error),
+            remedy="Set TMPDIR to a writable folder",
+        ) from error
+    try:
+        yield path
+    finally:
+        lock.release()
