@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.base.files import write_atomically
-from pytest_sdbench.card import Card
-from pytest_sdbench.claims import margin_of
+from pytest_sdbench.cards.card import Card
+from pytest_sdbench.cards.claims import margin_of
 from pytest_sdbench.comparison import difference
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate

@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_sdbench.arguments import parser, weights_by_card
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.front_matter import is_card
+from pytest_sdbench.cards.front_matter import is_card
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _device(options: argparse.Namespace) -> int:
     from pytest_sdbench.base.environment import torch_device
-    from pytest_sdbench.card import read_card, write_records
+    from pytest_sdbench.cards.card import read_card, write_records
     from pytest_sdbench.device import Measured, measure
     from pytest_sdbench.report.devices import device_tables
 
@@ -115,7 +115,7 @@ def _device(options: argparse.Namespace) -> int:
 
 
 def _draft(options: argparse.Namespace) -> int:
-    from pytest_sdbench.draft import draft
+    from pytest_sdbench.cards.draft import draft
 
     if options.out is not None and options.out.exists():
         raise SdbenchError(
@@ -128,7 +128,7 @@ def _draft(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from pytest_sdbench.card import read_card
+    from pytest_sdbench.cards.card import read_card
     from pytest_sdbench.report.devices import device_tables
     from pytest_sdbench.report.results import read_results
     from pytest_sdbench.report.tables import published_tables, results_markdown

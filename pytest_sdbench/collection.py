@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.card import Card, check_lineage, read_card
+from pytest_sdbench.cards.card import Card, check_lineage, read_card
 from pytest_sdbench.metric_names import METRICS
 
 SUITE = "pytest_sdbench.suite"

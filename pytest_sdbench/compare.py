@@ -11,7 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.card import find_card, is_card, read_card
+from pytest_sdbench.cards.card import find_card, is_card, read_card
 from pytest_sdbench.checkpoint import Checkpoint, resolve, verify
 from pytest_sdbench.comparison import FEWEST_PROMPTS, Difference, difference
 from pytest_sdbench.evaluation import evaluate

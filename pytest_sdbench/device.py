@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from pytest_sdbench.architectures import Config
 from pytest_sdbench.base.environment import machine_lock, out_of_memory, release_memory, timed_on, versions
 from pytest_sdbench.base.errors import first_line
+from pytest_sdbench.cards.network import named_network
+from pytest_sdbench.cards.records import DeviceRecord
 from pytest_sdbench.compute import unet_macs
-from pytest_sdbench.networks import named_network
-from pytest_sdbench.records import DeviceRecord
 from pytest_sdbench.skeleton import architecture_key
 from pytest_sdbench.speed import UnetCall
 
 if TYPE_CHECKING:
-    from pytest_sdbench.card import Card
+    from pytest_sdbench.cards.card import Card
 
 FEWEST, MOST = 3, 50
 """Rounds of a call."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
-from pytest_sdbench.card import Card, read_card
+from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.protocol import FidSpec, KidSpec, Protocol, load_protocol
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
-from pytest_sdbench.card import Card
+from pytest_sdbench.cards.card import Card
 from pytest_sdbench.checkpoint import COMPONENTS, split_pair
 from pytest_sdbench.hub import HUB_ID, cached_snapshot
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
-from pytest_sdbench.card import Card, find_card, read_card
+from pytest_sdbench.cards.card import Card, find_card, read_card
+from pytest_sdbench.cards.network import Network, named_network, network_of
 from pytest_sdbench.collection import card_of
-from pytest_sdbench.networks import Network, named_network, network_of
 from pytest_sdbench.session import SdbenchSession, conclude
 
 if TYPE_CHECKING:

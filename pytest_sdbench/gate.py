@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.calibration import Calibration, read_calibration
-from pytest_sdbench.card import Card, Claim
-from pytest_sdbench.cases import other_protocol
-from pytest_sdbench.claims import passes_anything
+from pytest_sdbench.cards.card import Card, Claim
+from pytest_sdbench.cards.cases import other_protocol
+from pytest_sdbench.cards.claims import passes_anything
+from pytest_sdbench.cards.edit import scalar
+from pytest_sdbench.cards.records import Record, nearly
 from pytest_sdbench.comparison import FEWEST_PROMPTS, Difference, difference, worst_loss
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
-from pytest_sdbench.records import Record, nearly, scalar
 from pytest_sdbench.sequential import Look, looks
 from pytest_sdbench.verdict import (
     Outcome,

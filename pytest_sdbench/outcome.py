@@ -12,11 +12,12 @@ from typing import Any
 from pytest_sdbench.base.environment import versions
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.files import write_atomically
-from pytest_sdbench.card import Card, read_card
-from pytest_sdbench.card_schema import check_value
+from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.cards.edit import write_records
+from pytest_sdbench.cards.records import Record, nearly
+from pytest_sdbench.cards.schema import check_value
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.recorded import Recorded
-from pytest_sdbench.records import Record, nearly, write_records
 from pytest_sdbench.report.results import Row, results_json
 
 _PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "device", "date")

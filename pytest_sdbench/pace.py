@@ -36,7 +36,7 @@ from pytest_sdbench.skeleton import architecture_key, unet_config, unet_inputs, 
 if TYPE_CHECKING:
     import torch
 
-    from pytest_sdbench.networks import Network
+    from pytest_sdbench.cards.network import Network
 
 ALLOWANCE = 0.1
 """What text encoder, codec, extractors and writing add, as a fraction of U-Net and decoding."""

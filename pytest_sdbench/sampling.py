@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from pytest_sdbench.arguments import weights_by_card
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
-from pytest_sdbench.card import card_name, read_card
+from pytest_sdbench.cards.card import card_name, read_card
 
 if TYPE_CHECKING:
-    from pytest_sdbench.card import Card
+    from pytest_sdbench.cards.card import Card
     from pytest_sdbench.engine import Tuning
     from pytest_sdbench.protocol import Protocol
 
@@ -73,7 +73,7 @@ def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
 
     Raises Unavailable for a card without any.
     """
-    from pytest_sdbench.cases import judged_protocols
+    from pytest_sdbench.cards.cases import judged_protocols
     from pytest_sdbench.protocol import load_protocol
 
     if names:

@@ -17,8 +17,8 @@ from tabulate import tabulate
 from pytest_sdbench.base.environment import true_float32, versions
 from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.base.progress import Progress
-from pytest_sdbench.card import Card, find_card, is_card, read_card
-from pytest_sdbench.claims import Claim
+from pytest_sdbench.cards.card import Card, find_card, is_card, read_card
+from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.features import Extractors, Rows, identity, open_extractors
 from pytest_sdbench.images import ImageSet, decode, in_batches, open_images, size_of

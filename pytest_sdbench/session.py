@@ -16,7 +16,7 @@ from _pytest.junitxml import xml_key
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.card import is_card, read_card
+from pytest_sdbench.cards.card import is_card, read_card
 from pytest_sdbench.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
 from pytest_sdbench.hub import forget_failures
 from pytest_sdbench.report.results import Row

@@ -16,15 +16,15 @@ import pytest
 from pytest_sdbench import verdict as judges
 from pytest_sdbench.base.environment import timed_on, versions
 from pytest_sdbench.base.errors import CardError, Unavailable
-from pytest_sdbench.card import Card, MemoryClaim
-from pytest_sdbench.cases import Case, other_protocol, quality_cases
+from pytest_sdbench.cards.card import Card, MemoryClaim
+from pytest_sdbench.cards.cases import Case, other_protocol, quality_cases
+from pytest_sdbench.cards.network import Network
+from pytest_sdbench.cards.records import EAGER_LATENCY
 from pytest_sdbench.collection import card_of
 from pytest_sdbench.gate import Judged, beside
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.networks import Network
 from pytest_sdbench.protocol import Protocol, load_protocol
-from pytest_sdbench.records import EAGER_LATENCY
 from pytest_sdbench.sequential import looks
 from pytest_sdbench.session import SdbenchSession
 from pytest_sdbench.statistics import reference_of

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pytest_sdbench.card import Card, read_card
+from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.evaluation import Evaluation
 from pytest_sdbench.gate import Judged, judge
 from pytest_sdbench.metrics import Estimate, Undefined

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.card import check_lineage, find_card, is_card, read_card
+from pytest_sdbench.cards.card import check_lineage, find_card, is_card, read_card
 
 CARD = """---
 license: creativeml-openrail-m

@@ -12,11 +12,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_sdbench import records as module
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.card import Record, read_card, write_records
+from pytest_sdbench.cards import edit as module
+from pytest_sdbench.cards.card import Record, read_card, write_records
+from pytest_sdbench.cards.edit import with_records
 from pytest_sdbench.outcome import write_records_of
-from pytest_sdbench.records import with_records
 from pytest_sdbench.report.results import Row
 from tests.project import make_card
 

@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.card import Card, Record, check_lineage, read_card, write_records
-from pytest_sdbench.front_matter import parse, read_text
+from pytest_sdbench.cards.card import Card, Record, check_lineage, read_card, write_records
+from pytest_sdbench.cards.front_matter import parse, read_text
 
 SHIPPED = sorted((reference() / "cards").glob("*.md"))
 COCO, SHEET = "coco30k-bksdm", "unstated-30k"

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from pytest_sdbench import scenes
-from pytest_sdbench.card import read_card
+from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cli import main
 from tests.project import make_card, make_project
 

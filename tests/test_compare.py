@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pytest_sdbench.card import read_card
+from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.checkpoint import resolve
 from pytest_sdbench.cli import main
 from pytest_sdbench.evaluation import evaluate

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.base.errors import CardError, CheckpointError
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.card import check_lineage, read_card
+from pytest_sdbench.cards.card import check_lineage, read_card
+from pytest_sdbench.cards.draft import draft
 from pytest_sdbench.checkpoint import resolve
 from pytest_sdbench.compute import Macs
-from pytest_sdbench.draft import draft
 from pytest_sdbench.skeleton import architecture_key
 from tests.tiny_checkpoint import make_checkpoint
 

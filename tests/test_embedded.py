@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.card import read_card
+from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.checkpoint import resolve
 from pytest_sdbench.gate import claim_errors
 from pytest_sdbench.metric_names import METRICS

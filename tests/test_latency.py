@@ -11,7 +11,7 @@ import pytest
 
 from pytest_sdbench.base.environment import device_name
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.card import read_card
+from pytest_sdbench.cards.card import read_card
 from tests.project import make_card, make_project
 
 HERE = device_name("cpu")

@@ -15,11 +15,11 @@ import torch
 from pytest_sdbench import pace
 from pytest_sdbench.base.errors import CardError, ProtocolError
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.card import read_card
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.cards.network import Network
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.cli import main
 from pytest_sdbench.evaluation import make_evidence
-from pytest_sdbench.networks import Network
 from pytest_sdbench.pace import Stopwatch, samples_per_image, time_unet, unet_calls
 from pytest_sdbench.plan import Plan, plan
 from pytest_sdbench.plan_report import report

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.card import Card, read_card
+from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.report.results import SCHEMA_VERSION, Row, read_results, results_json
 from pytest_sdbench.report.tables import NONE, billions, published_tables, results_markdown, terminal_tables
 

@@ -235,7 +235,7 @@ def test_a_world_is_read_from_what_a_launcher_says() -> None:
 
 
 def test_a_card_is_sampled_under_what_it_is_judged_by(card: Path) -> None:
-    from pytest_sdbench.card import read_card
+    from pytest_sdbench.cards.card import read_card
 
     assert [protocol.name for protocol in protocols_of(read_card(card))] == ["mini"]
     assert [protocol.name for protocol in protocols_of(read_card(card), ["scenes-5k"])] == ["scenes-5k"]
@@ -245,7 +245,7 @@ def test_a_card_is_sampled_under_what_it_is_judged_by(card: Path) -> None:
 
 def test_no_image_is_made_that_no_claim_can_be_compared_with(card: Path) -> None:
     """A figure of another number of images is a mismatch, whatever is sampled today."""
-    from pytest_sdbench.card import read_card
+    from pytest_sdbench.cards.card import read_card
 
     path = make_card(card.parent / "old.md", claims={"clip_score": 0.3}, protocols=[])
     text = path.read_text(encoding="utf-8")
@@ -257,7 +257,7 @@ def test_no_image_is_made_that_no_claim_can_be_compared_with(card: Path) -> None
 
 
 def test_images_are_made_to_renew_a_record_of_what_the_protocol_once_was(card: Path) -> None:
-    from pytest_sdbench.card import read_card
+    from pytest_sdbench.cards.card import read_card
 
     record = {
         "protocol": "mini",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from pytest_sdbench.card import read_card
+from pytest_sdbench.cards.card import read_card
 from tests.project import FAILS, IMAGES, MARGINS, PASSES, make_card, make_project, make_protocol
 
 QUALITY = ("-m", "quality", "--sdbench")

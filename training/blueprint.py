@@ -149,7 +149,7 @@ def _assumed(spec: str | Mapping[str, str]) -> Configs:
 def _by_card(name: str) -> tuple[str, str] | None:
     """Return the architecture that a shipped card gives for a repository of the hub, and the card's name."""
     from pytest_sdbench.base.paths import reference
-    from pytest_sdbench.card import read_card
+    from pytest_sdbench.cards.card import read_card
 
     for path in sorted((reference() / "cards").glob("*.md")):
         if name not in path.read_text(encoding="utf-8"):

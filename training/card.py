@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from pytest_sdbench.base.environment import versions
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.card import find_card, read_card
+from pytest_sdbench.cards.card import find_card, read_card
+from pytest_sdbench.cards.draft import base_card, is_of_scenes, sdbench_block
+from pytest_sdbench.cards.edit import scalar
+from pytest_sdbench.cards.front_matter import BLOCK, parse, read_text
 from pytest_sdbench.checkpoint import EMBEDDED, Checkpoint, resolve, scheduler_class
-from pytest_sdbench.draft import base_card, is_of_scenes, sdbench_block
-from pytest_sdbench.front_matter import BLOCK, parse, read_text
 from pytest_sdbench.hub import HUB_ID
-from pytest_sdbench.records import scalar
 from training.parts import Parts
 from training.recipe import Recipe
 

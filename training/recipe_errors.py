@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from pytest_sdbench.base.schema import suggestion
-from pytest_sdbench.front_matter import dotted
+from pytest_sdbench.cards.front_matter import dotted
 from training.errors import TrainingError
 
 COMMAND_LINE = "command line"

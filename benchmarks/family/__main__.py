@@ -133,7 +133,7 @@ def silenced(count: int = 64, first: int = 10_000_000) -> dict[str, float]:
 def sizes(name: str) -> tuple[int, int]:
     """Return parameters of the U-Net, and multiply-accumulates of one call at batch 1, from the card."""
     from pytest_sdbench.base.paths import reference
-    from pytest_sdbench.card import read_card
+    from pytest_sdbench.cards.card import read_card
 
     card = read_card(reference() / "cards" / f"{name}.md")
     parameters = card.size["unet"].exact

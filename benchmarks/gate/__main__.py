@@ -33,8 +33,9 @@ from benchmarks.report import RESULTS
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.calibration import read_calibration
-from pytest_sdbench.card import Card, read_card
-from pytest_sdbench.claims import Claim, margin_of
+from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.cards.claims import Claim, margin_of
+from pytest_sdbench.cards.records import Record
 from pytest_sdbench.comparison import difference
 from pytest_sdbench.evaluation import Evaluation
 from pytest_sdbench.gate import claim_errors, judge
@@ -42,7 +43,6 @@ from pytest_sdbench.metric_names import METRICS as KNOWN
 from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.protocol import Protocol, load_protocol
 from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
-from pytest_sdbench.records import Record
 from pytest_sdbench.verdict import Outcome, chance_of_pass
 
 LABELS = {name: KNOWN[name].label for name in METRICS}

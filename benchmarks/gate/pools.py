@@ -85,7 +85,7 @@ def calibrate_quick(member: str, count: int, store: Path) -> Path:
     """Record what a member's quick protocol scatters by over its seed sets, as `--sdbench-calibrate` does."""
     from pytest_sdbench.base.paths import reference
     from pytest_sdbench.calibration import calibrate, write_calibration
-    from pytest_sdbench.card import read_card
+    from pytest_sdbench.cards.card import read_card
     from pytest_sdbench.checkpoint import resolve
     from pytest_sdbench.evaluation import Evaluation, evaluate
     from pytest_sdbench.protocol import load_protocol

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from pytest_sdbench.records import DeviceRecord
+from pytest_sdbench.cards.records import DeviceRecord
 from pytest_sdbench.report.tables import NONE
 
 _HEADING = ["Model", "Precision", "Mode", "Measures", "Batch", "s/call", "Samples/s", "TMAC/s", "Peak memory"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from pytest_sdbench.card import Card, Claim
+from pytest_sdbench.cards.card import Card, Claim
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.report.results import VERDICTS, Row
 

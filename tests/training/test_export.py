@@ -28,7 +28,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.card import check_lineage, read_card
+from pytest_sdbench.cards.card import check_lineage, read_card
 from pytest_sdbench.checkpoint import load_pipeline, resolve
 from tests.tiny_checkpoint import make_checkpoint
 from training.architecture import build_student

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.schema import suggestion
-from pytest_sdbench.card_schema import Block, Model, Result, check_metric, check_value
-from pytest_sdbench.front_matter import FrontMatter, dotted
+from pytest_sdbench.cards.front_matter import FrontMatter, dotted
+from pytest_sdbench.cards.records import Record
+from pytest_sdbench.cards.schema import Block, Model, Result, check_metric, check_value
 from pytest_sdbench.metric_names import METRICS, metric_name
-from pytest_sdbench.records import Record
 
 UNSTATED = "unstated"
 """The protocol of a figure whose source does not say how it was measured."""

@@ -18,8 +18,7 @@ from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import suggestion
-from pytest_sdbench.card_schema import COMPONENTS, Block, Model, Size, check_size, read_block, read_index
-from pytest_sdbench.claims import (
+from pytest_sdbench.cards.claims import (
     UNSTATED,
     Claim,
     Margins,
@@ -33,10 +32,12 @@ from pytest_sdbench.claims import (
     recorded,
     told_apart,
 )
-from pytest_sdbench.front_matter import FrontMatter, check_yaml_1_1, is_card, parse, read_text
+from pytest_sdbench.cards.edit import write_records
+from pytest_sdbench.cards.front_matter import FrontMatter, check_yaml_1_1, is_card, parse, read_text
+from pytest_sdbench.cards.records import EAGER_LATENCY, DeviceRecord, Record
+from pytest_sdbench.cards.schema import COMPONENTS, Block, Model, Size, check_size, read_block, read_index
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.protocol import protocol_names
-from pytest_sdbench.records import EAGER_LATENCY, DeviceRecord, Record, write_records
 
 __all__ = [
     "UNSTATED",

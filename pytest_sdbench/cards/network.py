@@ -9,7 +9,7 @@ from pytest_sdbench.architectures import Config
 from pytest_sdbench.base.errors import Unavailable
 
 if TYPE_CHECKING:
-    from pytest_sdbench.card import Card
+    from pytest_sdbench.cards.card import Card
     from pytest_sdbench.checkpoint import Checkpoint
 
 

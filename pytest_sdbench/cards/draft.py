@@ -12,11 +12,11 @@ from typing import Any
 from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.base.errors import CardError, CheckpointError
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.card import read_card
-from pytest_sdbench.card_schema import COMPONENTS
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.cards.edit import scalar
+from pytest_sdbench.cards.front_matter import BLOCK, FrontMatter, parse, read_text
+from pytest_sdbench.cards.schema import COMPONENTS
 from pytest_sdbench.checkpoint import Checkpoint, resolve
-from pytest_sdbench.front_matter import BLOCK, FrontMatter, parse, read_text
-from pytest_sdbench.records import scalar
 
 _COLUMN = 46
 _NO_PROTOCOL = "none fits; your own: protocols/NAME.yaml beside the card"

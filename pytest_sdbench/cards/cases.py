@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_sdbench.card import Card, Claim
+from pytest_sdbench.cards.card import Card, Claim
 from pytest_sdbench.protocol import Protocol, load_protocol
 
 
