@@ -2,6 +2,6 @@
 
 import sys
 
-from pytest_sdbench.cli import main
+from pytest_sdbench.commands.main import main
 
 sys.exit(main())

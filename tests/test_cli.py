@@ -14,7 +14,7 @@ from PIL import Image
 
 from pytest_sdbench import scenes
 from pytest_sdbench.cards.card import read_card
-from pytest_sdbench.cli import main
+from pytest_sdbench.commands.main import main
 from tests.project import make_card, make_project
 
 

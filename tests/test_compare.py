@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.checkpoint import resolve
-from pytest_sdbench.cli import main
+from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation import evaluate
 from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.outcome import record_evidence

@@ -14,9 +14,9 @@ from pytest_sdbench.base.environment import device_name, timed_on
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.cards.card import DeviceRecord, read_card, write_records
 from pytest_sdbench.cards.network import Network
-from pytest_sdbench.cli import main
+from pytest_sdbench.commands.device import fastest, measure
+from pytest_sdbench.commands.main import main
 from pytest_sdbench.compute import unet_macs
-from pytest_sdbench.device import fastest, measure
 from tests.project import make_card, make_project
 from tests.tiny_checkpoint import UNET
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pytest_sdbench.arguments import parser
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.commands.main import COMMANDS, parser
 from pytest_sdbench.evaluation import evidence_key
 from pytest_sdbench.protocol import load_protocol, protocol_names
 
@@ -80,7 +80,7 @@ def options_of_commands(whole: argparse.ArgumentParser) -> dict[str, dict[str, A
 
 
 def test_commands_have_the_same_options_and_defaults():
-    assert options_of_commands(parser()) == pinned("options.json")["commands"]
+    assert options_of_commands(parser(*COMMANDS)) == pinned("options.json")["commands"]
 
 
 def test_an_old_store_is_read_on_and_its_json_is_the_same(pytester: pytest.Pytester):

@@ -21,8 +21,8 @@ import fsspec
 import pytest
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
-from pytest_sdbench.plan import plan
-from pytest_sdbench.sampling import World, protocols_of
+from pytest_sdbench.commands.plan_cost import plan
+from pytest_sdbench.commands.sample import World, protocols_of
 from tests.project import make_card, make_project, make_protocol
 from tests.remote import S3, s3_server
 
@@ -35,7 +35,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 torch.set_num_threads(1)
 import pytest_sdbench.evaluation, pytest_sdbench.sampler, pytest_sdbench.clip, pytest_sdbench.classifier
-from pytest_sdbench.cli import main
+from pytest_sdbench.commands.main import main
 
 # Everything is imported by now: a child is killed while it works, and not while it starts.
 for line in sys.stdin:

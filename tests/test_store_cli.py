@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_sdbench.cli import main
+from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation import evidence_key
 from pytest_sdbench.evidence import Evidence, Store
 from pytest_sdbench.protocol import load_protocol

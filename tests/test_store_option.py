@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sdbench.cli import main
+from pytest_sdbench.commands.main import main
 from tests.project import PASSES, make_project
 from tests.remote import s3_server
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from tabulate import tabulate
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.cards.card import find_card, is_card, read_card
 from pytest_sdbench.checkpoint import Checkpoint, resolve, verify
+from pytest_sdbench.commands.shared import share, write_text
 from pytest_sdbench.comparison import FEWEST_PROMPTS, Difference, difference
 from pytest_sdbench.evaluation import evaluate
 from pytest_sdbench.metric_names import METRICS, Metric
@@ -20,6 +23,36 @@ from pytest_sdbench.metrics import Estimate, Undefined, groups_of
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
 from pytest_sdbench.recorded import evidence_path, read_recorded
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    what = "a card (name or file), a folder in diffusers layout, or embedded:NAME"
+    command.add_argument("first", metavar="A", help=what)
+    command.add_argument("second", metavar="B", help=f"{what}; a U-Net's folder alone is joined to B's base")
+    command.add_argument("--protocol", required=True, metavar="NAME", help="a protocol's name or file")
+    command.add_argument("--images", type=int, metavar="N", help="the first N images alone")
+    share(command, "--store", "--data", "--device", "--download", "--json", device="cpu")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+
+    found = compare(
+        options.first,
+        options.second,
+        options.protocol,
+        images=options.images,
+        store=options.store,
+        data_root=options.data,
+        device=options.device,
+        download=options.download,
+    )
+    print(comparison_table(found))
+    if options.json is not None:
+        write_text(json.dumps(figures(found), indent=2) + "\n", options.json)
+    return 0
+
 
 LEVEL = 0.95
 """Of the intervals; at this level a difference is called one."""

@@ -5,6 +5,8 @@ How the images were sampled cannot be seen in them, so that there are scores her
 
 from __future__ import annotations
 
+import argparse
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +21,66 @@ from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.cards.card import Card, find_card, is_card, read_card
 from pytest_sdbench.cards.claims import Claim
+from pytest_sdbench.commands.score_matching import Matching, match
+from pytest_sdbench.commands.shared import share, write_text
 from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.features import Extractors, Rows, identity, open_extractors
 from pytest_sdbench.images import ImageSet, decode, in_batches, open_images, size_of
-from pytest_sdbench.matching import Matching, match
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics import Estimate, FeatureStatistics, Undefined, estimate, groups_of
 from pytest_sdbench.prompts import load_prompts, prompt_files
 from pytest_sdbench.protocol import Protocol, Resize, load_protocol
 from pytest_sdbench.statistics import load_references
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    command.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="a folder or archive (.zip, .tar) of images, or shards (data-{000..012}.tar)",
+    )
+    command.add_argument("--protocol", required=True, metavar="NAME", help="a protocol's name or file")
+    command.add_argument(
+        "--images", type=int, dest="n", metavar="N", help="those of the first N prompts alone"
+    )
+    command.add_argument(
+        "--stage",
+        choices=("sampled", "final"),
+        help="whether the images are as the sampler made them, or have been through the protocol's codec and "
+        "resize already; default: told from their size",
+    )
+    command.add_argument(
+        "--match",
+        choices=("caption", "name", "index", "order"),
+        help="how the prompt of an image is found: by the caption that comes with it, by its name in the "
+        "file of prompts, by the number at the end of its name, or by the order of names; default: the first "
+        "of these that the images have",
+    )
+    command.add_argument("--card", metavar="CARD", help="show what this card (name or file) claims beside it")
+    share(command, "--data", "--device", "--download", "--json", device="cpu")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+
+    found = score(
+        options.images,
+        options.protocol,
+        n=options.n,
+        stage=options.stage,
+        match_by=options.match,
+        card=options.card,
+        data_root=options.data,
+        device=options.device,
+        download=options.download,
+    )
+    print(score_table(found))
+    if options.json is not None:
+        write_text(json.dumps(figures(found), indent=2) + "\n", options.json)
+    return 0
+
 
 Stage = Literal["sampled", "final"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import json
@@ -17,9 +18,67 @@ from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import readable
+from pytest_sdbench.commands.shared import share
 from pytest_sdbench.evidence import SHARD, Evidence, Store, range_of
 from pytest_sdbench.leases import PREFIX
 from pytest_sdbench.storage import DAMAGED, Stamp, Storage, open_storage
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    actions = command.add_subparsers(title="actions", required=True, metavar="ACTION", dest="action")
+    ls = actions.add_parser("ls", help="list what it holds of which checkpoint and draw")
+    ls.add_argument("--json", action="store_true", help="as JSON, sizes in bytes")
+    gc = actions.add_parser(
+        "gc",
+        help="remove what nothing needs: damaged and unfinished files, leases that nobody renews, shards "
+        "that a longer one covers",
+    )
+    gc.add_argument(
+        "--older-than",
+        type=float,
+        metavar="DAYS",
+        help="and evidence that was not written to for so long",
+    )
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    for action in (ls, gc):
+        share(action, "--store")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    return _store_ls(options) if options.action == "ls" else _store_gc(options)
+
+
+def _store_ls(options: argparse.Namespace) -> int:
+    from pytest_sdbench.storage import without_secrets
+
+    found = inventory(options.store)
+    if options.json:
+        print(inventory_json(found))
+    else:
+        print(inventory_table(found) if found else f"no evidence in {without_secrets(options.store)}")
+    return 0
+
+
+def _store_gc(options: argparse.Namespace) -> int:
+    from pytest_sdbench.base.text import readable
+    from pytest_sdbench.storage import without_secrets
+
+    if options.older_than is not None and options.older_than <= 0:
+        raise SdbenchError(
+            "not a number of days", key="--older-than", found=options.older_than, remedy="Give more than 0"
+        )
+    size = 0
+    for leftover in leftovers(options.store, older_than=options.older_than):
+        if not options.dry_run:
+            leftover.remove()
+        print(f"{leftover.where}: {leftover.reason} ({readable(leftover.size)})")
+        size += leftover.size
+    done = "would be removed" if options.dry_run else "removed"
+    print(f"{readable(size)} {done} from {without_secrets(options.store)}")
+    return 0
+
 
 _DAY = 24 * 3600
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,21 @@ from tabulate import tabulate
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.commands.shared import cards_of, share
 from pytest_sdbench.protocol import FidSpec, KidSpec, Protocol, load_protocol
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    share(command, "cards", "--data")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+
+    findings = examine(cards_of(options.cards), data_root=options.data)
+    print(report(findings))
+    return 0 if all(finding.found for finding in findings) else 1
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_sdbench.arguments import weights_by_card
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import card_name, read_card
+from pytest_sdbench.commands.shared import cards_of, share, weights_by_card
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
     from pytest_sdbench.engine import Tuning
     from pytest_sdbench.protocol import Protocol
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    command.add_argument("cards", nargs="+", type=Path, metavar="CARD", help="a card, or a folder of cards")
+    command.add_argument(
+        "--protocol", action="append", default=[], metavar="NAME", help="default: the card's"
+    )
+    command.add_argument("--images", type=int, metavar="N", help="the first N images alone")
+    share(command, "--store", "--data", "--device", "--weights", "--download")
+    command.add_argument(
+        "--batch-size", type=int, metavar="N", help="default: the largest that fits, found on the way"
+    )
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="beside each other on a CPU; default: found"
+    )
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,7 @@ def sample_card(
     return lines
 
 
-def run(options: argparse.Namespace, cards: Sequence[Path]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Sample cards one after the other; return 1 where one could not be, having done the others."""
     from pytest_sdbench.engine import Tuning
 
@@ -148,7 +164,7 @@ def run(options: argparse.Namespace, cards: Sequence[Path]) -> int:
     ):
         if value is not None and value < 1:
             raise SdbenchError("give a number from 1 on", key=key, found=value)
-    world = World.from_environment()
+    cards, world = cards_of(options.cards), World.from_environment()
     world.share_cores()
     device = torch_device(options.device, option="--device", index=world.local_rank)
     weights, names = weights_by_card(options.weights), sorted(card_name(path) for path in cards)

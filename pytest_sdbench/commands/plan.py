@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from tabulate import tabulate
 
 from pytest_sdbench.base.environment import device_name
+from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.text import duration, size_text
-from pytest_sdbench.doctor import lacking
-from pytest_sdbench.pace import ALLOWANCE
-from pytest_sdbench.plan import ESTIMATED, MEASURED, Plan, Row
+from pytest_sdbench.commands.doctor import lacking
+from pytest_sdbench.commands.plan_cost import ESTIMATED, MEASURED, Plan, Row
+from pytest_sdbench.commands.plan_time import ALLOWANCE
+from pytest_sdbench.commands.shared import DTYPES, cards_of, share, weights_by_card, write_text
 from pytest_sdbench.settings import UNASKED
 from pytest_sdbench.storage import place_of
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    share(command, "cards", "--store", "--data", "--device", "--weights", "--json")
+    command.add_argument("--dtype", choices=DTYPES, help="another precision than the protocol's")
+    command.add_argument("--images", type=int, metavar="N", help="the first N images of each protocol alone")
+    command.add_argument(
+        "--protocol",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="plan for this protocol, in place of those that the cards are judged by; may be repeated",
+    )
+    command.add_argument(
+        "--no-timing", action="store_true", help="time no network: only what the store knows of times"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    from pytest_sdbench.base.environment import torch_device
+    from pytest_sdbench.commands.plan_cost import figures, plan
+
+    if options.images is not None and options.images < 1:
+        raise SdbenchError("give 1 or more", key="--images", found=options.images)
+    made = plan(
+        cards_of(options.cards),
+        store=options.store,
+        data_root=options.data,
+        device=torch_device(options.device, option="--device"),
+        dtype=options.dtype,
+        images=options.images,
+        protocols=options.protocol,
+        weights=weights_by_card(options.weights),
+        timing=not options.no_timing,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(report(made))
+    if options.json is not None:
+        write_text(json.dumps(figures(made), indent=2) + "\n", options.json)
+    return 0 if made.ready else 1
+
 
 _HEADERS = (
     "\nname",

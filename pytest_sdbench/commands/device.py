@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,15 +13,84 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.architectures import Config
 from pytest_sdbench.base.environment import machine_lock, out_of_memory, release_memory, timed_on, versions
-from pytest_sdbench.base.errors import first_line
+from pytest_sdbench.base.errors import SdbenchError, first_line
 from pytest_sdbench.cards.network import named_network
 from pytest_sdbench.cards.records import DeviceRecord
+from pytest_sdbench.commands.shared import DTYPES, cards_of, share
 from pytest_sdbench.compute import unet_macs
 from pytest_sdbench.skeleton import architecture_key
 from pytest_sdbench.speed import UnetCall
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    share(command, "cards", "--device")
+    command.add_argument(
+        "--dtype",
+        action="append",
+        default=[],
+        choices=DTYPES,
+        help="may be repeated; default: float16 and bfloat16, on a CPU float32",
+    )
+    command.add_argument(
+        "--mode",
+        action="append",
+        default=[],
+        choices=("eager", "compiled"),
+        help="may be repeated; default: both on CUDA, elsewhere eager",
+    )
+    command.add_argument(
+        "--largest-batch",
+        type=int,
+        default=64,
+        metavar="N",
+        help="that is tried for throughput [%(default)s]",
+    )
+    command.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="of timing for each figure [%(default)s]"
+    )
+    command.add_argument("--update", action="store_true", help="record the figures in the cards")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    from pytest_sdbench.base.environment import torch_device
+    from pytest_sdbench.cards.card import read_card, write_records
+    from pytest_sdbench.report.devices import device_tables
+
+    for key, value in (("--largest-batch", options.largest_batch), ("--seconds", options.seconds)):
+        if not value > 0:
+            raise SdbenchError("give more than 0", key=key, found=value)
+    cards = [read_card(path) for path in cards_of(options.cards)]
+    measuring = measure(
+        cards,
+        device=torch_device(options.device, option="--device"),
+        dtypes=options.dtype,
+        modes=options.mode,
+        seconds=options.seconds,
+        largest=options.largest_batch,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    found: list[Measured] = []
+    problems: list[str] = []
+    try:
+        for each in measuring:  # a network takes minutes: what is measured is not lost with the next one
+            found.append(each)
+            problems += each.problems
+            for card in each.cards if options.update else ():
+                try:
+                    print(write_records(card.path, each.records), end="")
+                except SdbenchError as error:
+                    problems.append(str(error))
+    finally:
+        print(device_tables([(each.names, each.records) for each in found]))
+        for line in problems:
+            print(line, file=sys.stderr)
+    return 1 if problems else 0
+
 
 FEWEST, MOST = 3, 50
 """Rounds of a call."""

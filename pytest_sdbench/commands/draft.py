@@ -1,0 +1,29 @@
+"""Write the card of a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.commands.shared import share, write_text
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="a checkpoint in diffusers layout")
+    share(command, "--out")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    from pytest_sdbench.cards.draft import draft
+
+    if options.out is not None and options.out.exists():
+        raise SdbenchError(
+            "there is a file already, and a card is never overwritten",
+            file=options.out,
+            remedy="Name another --out",
+        )
+    write_text(draft(options.folder, options.out), options.out)
+    return 0

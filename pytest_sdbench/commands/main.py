@@ -1,0 +1,70 @@
+"""The command line beside pytest: ``python -m pytest_sdbench COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from pytest_sdbench import __version__
+from pytest_sdbench.base.errors import SdbenchError
+
+COMMANDS = {
+    "doctor": "say what this machine lacks for which card, and how to get it",
+    "plan": "say what a run will cost before it starts: images, time, disk, downloads",
+    "sample": "make the images of cards, as one of any number of processes that share a store",
+    "device": "measure what a U-Net call of the cards' networks takes on this device: latency, throughput, "
+    "multiply-accumulates a second, peak memory",
+    "draft": "write the card of a checkpoint",
+    "table": "write the result tables as GitHub markdown",
+    "stats": "compute reference statistics of images, as an npz of mu and sigma",
+    "score": "score images that another tool made, under a protocol",
+    "compare": "score two checkpoints on the same prompts and seeds, and say how sure the difference is",
+    "store": "look into an evidence store, or clean it up",
+}
+"""What each command does. Its module, of the same name, declares its arguments and runs it."""
+
+
+class Command(Protocol):
+    """What the module of a command has."""
+
+    def add_arguments(self, command: argparse.ArgumentParser, /) -> None: ...
+
+    def run(self, options: argparse.Namespace, /) -> int: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 1 something lacks, 2 an explained error."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # Only the module of the command at hand is loaded: some of them need numpy.
+    named = next((word for word in words if word in COMMANDS), "")
+    options = parser(named).parse_args(words)
+    try:
+        return _module(options.command).run(options)
+    except SdbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parser(*names: str) -> argparse.ArgumentParser:
+    """Return the parser of all commands, with the arguments of those that are named.
+
+    What it parses has the command's name as `command`.
+    """
+    whole = argparse.ArgumentParser(
+        prog="python -m pytest_sdbench",
+        description="Model cards as tests: what surrounds `pytest --sdbench`.",
+    )
+    whole.add_argument("--version", action="version", version=f"pytest-sdbench {__version__}")
+    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name in names:
+            _module(name).add_arguments(command)
+    return whole
+
+
+def _module(name: str) -> Command:
+    return cast(Command, import_module(f"pytest_sdbench.commands.{name}"))

@@ -1,0 +1,97 @@
+"""Compute reference statistics of images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.commands.shared import share
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    command.add_argument(
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help="a folder or archive (.zip, .tar) of images, shards (data-{000..012}.tar), or a range of "
+        "embedded scenes (scenes:FIRST-LAST)",
+    )
+    command.add_argument(
+        "-o", "--out", type=Path, metavar="FILE.npz", required=True, help="where to write it"
+    )
+    command.add_argument(
+        "--extractor",
+        default="inception-pytorch-fid",
+        metavar="NAME",
+        help="inception-pytorch-fid, inception-torch-fidelity or scenes-classifier [%(default)s]",
+    )
+    command.add_argument(
+        "--resize",
+        type=int,
+        metavar="PIXELS",
+        help="squash every image to a square first (Pillow, bicubic); the COCO statistics are of 256",
+    )
+    command.add_argument(
+        "--features", type=int, default=0, metavar="N", help="keep the features of N images, for KID [0]"
+    )
+    command.add_argument(
+        "--layouts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of a range of scenes, those of these layouts",
+    )
+    share(command, "--data", "--device", "--download", device="cpu")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    from pytest_sdbench.protocol import Resize
+    from pytest_sdbench.statistics import make_statistics
+
+    steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
+    source = _source(options.source)
+    _check_layouts(options.layouts, source)
+    made = make_statistics(
+        source,
+        options.out,
+        extractor=options.extractor,
+        steps=steps,
+        layouts=options.layouts,
+        keep=options.features,
+        data_root=options.data,
+        device=options.device,
+        download=options.download,
+    )
+    print(f"written to {options.out}: {made.n:,} images, {len(made.mu)} features")
+    return 0
+
+
+def _check_layouts(layouts: Sequence[str], source: range | Sequence[str]) -> None:
+    from pytest_sdbench.scenes import LAYOUTS
+
+    if layouts and not isinstance(source, range):
+        raise SdbenchError("layouts are those of scenes", key="--layouts", found=source[0])
+    for name in layouts:
+        if name not in LAYOUTS:
+            raise SdbenchError(
+                "no scene has this layout", key="--layouts", found=name, remedy=f"Give {', '.join(LAYOUTS)}"
+            )
+
+
+def _source(texts: Sequence[str]) -> range | Sequence[str]:
+    """Read ``scenes:FIRST-LAST`` as a range that includes its last scene, anything else as sets of images."""
+    scenes = next((text for text in texts if text.startswith("scenes:")), None)
+    if scenes is None:
+        return texts
+    if len(texts) > 1:
+        raise SdbenchError("a range of scenes stands alone", key="source", found=list(texts))
+    first, dash, last = scenes.removeprefix("scenes:").partition("-")
+    if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise SdbenchError(
+            "not a range of scenes", key="source", found=scenes, remedy="Write scenes:20000000-20029999"
+        )
+    return range(int(first), int(last) + 1)
