@@ -26,7 +26,7 @@ from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.verdict import ALPHA, Outcome, Score, Verdict, judge_score, uncalibrated
 
 if TYPE_CHECKING:
-    from pytest_sdbench.evaluation import Evaluation
+    from pytest_sdbench.evaluation.evaluate import Evaluation
 
 FOLDER = "calibration"
 FEWEST = 4

@@ -22,7 +22,7 @@ from pytest_sdbench.session import SdbenchSession, conclude
 
 if TYPE_CHECKING:
     from pytest_sdbench.checkpoint import Checkpoint
-    from pytest_sdbench.evaluation import Evaluation
+    from pytest_sdbench.evaluation.evaluate import Evaluation
     from pytest_sdbench.gate import Judged
     from pytest_sdbench.protocol import Protocol
 
@@ -184,7 +184,7 @@ def sdbench_evaluate(
 
     Called with a protocol, and with a number of images where not all of them are wanted.
     """
-    from pytest_sdbench.evaluation import evaluate
+    from pytest_sdbench.evaluation.evaluate import evaluate
 
     # A pipeline of one's own has no fingerprint: its images are kept for this run alone.
     plain = isinstance(sdbench_pipeline, PlainPipeline)

@@ -37,7 +37,7 @@ from pytest_sdbench.verdict import (
 )
 
 if TYPE_CHECKING:
-    from pytest_sdbench.evaluation import Evaluation
+    from pytest_sdbench.evaluation.evaluate import Evaluation
 
 
 Evaluate = Callable[[int | None], "Evaluation"]

@@ -163,7 +163,7 @@ def record_evidence(
     this machine lacks the references for. Raises Unavailable where the store lacks some of them.
     """
     from pytest_sdbench.checkpoint import resolve
-    from pytest_sdbench.evaluation import evaluate
+    from pytest_sdbench.evaluation.evaluate import evaluate
     from pytest_sdbench.protocol import load_protocol
     from pytest_sdbench.recorded import evidence_path, read_recorded, write_recorded
     from pytest_sdbench.sequential import looks

@@ -30,7 +30,7 @@ from pytest_sdbench.session import SdbenchSession
 from pytest_sdbench.statistics import reference_of
 
 if TYPE_CHECKING:
-    from pytest_sdbench.evaluation import Evaluation
+    from pytest_sdbench.evaluation.evaluate import Evaluation
 
 COMPONENTS = {
     "unet": "U-Net",

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pytest_sdbench.cards.card import Card, read_card
-from pytest_sdbench.evaluation import Evaluation
+from pytest_sdbench.evaluation.evaluate import Evaluation
 from pytest_sdbench.gate import Judged, judge
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.protocol import Protocol, load_protocol

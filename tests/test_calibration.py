@@ -13,7 +13,7 @@ import pytest
 from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.calibration import Calibration, calibration_path, read_calibration, write_calibration
 from pytest_sdbench.checkpoint import resolve
-from pytest_sdbench.evaluation import Evaluation, evaluate
+from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
 from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.protocol import load_protocol
 from pytest_sdbench.verdict import Outcome

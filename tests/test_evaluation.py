@@ -20,18 +20,18 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_sdbench import evaluation
 from pytest_sdbench.base.errors import CheckpointError, DataError, EvidenceError, ProtocolError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
-from pytest_sdbench.engine import Tuning, arrange, default_batch_size
-from pytest_sdbench.evaluation import evaluate, evidence_key
+from pytest_sdbench.evaluation import evaluate as evaluation
+from pytest_sdbench.evaluation.evaluate import evaluate, evidence_key
+from pytest_sdbench.evaluation.sampler import sample
+from pytest_sdbench.evaluation.tuning import Tuning, arrange, default_batch_size
 from pytest_sdbench.evidence import DamagedEvidence
 from pytest_sdbench.features import open_extractor, open_extractors
 from pytest_sdbench.image_path import apply_image_steps
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.protocol import Protocol, load_protocol
-from pytest_sdbench.sampler import sample
 from pytest_sdbench.statistics import compute_statistics, load_references, save_statistics, scene_batches
 
 N = 80
@@ -298,7 +298,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
-from pytest_sdbench.evaluation import evaluate
+from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.protocol import load_protocol
 from tests.test_evaluation import stopping

@@ -14,7 +14,7 @@ import pytest
 from pytest_sdbench.base.errors import DataError, EvidenceError
 from pytest_sdbench.calibration import Calibration, calibration_path, write_calibration
 from pytest_sdbench.cards.card import Card, read_card
-from pytest_sdbench.evaluation import Evaluation
+from pytest_sdbench.evaluation.evaluate import Evaluation
 from pytest_sdbench.gate import Judged, claim_errors, judge
 from pytest_sdbench.metrics import Estimate
 from pytest_sdbench.protocol import Protocol, load_protocol

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from pytest_sdbench.base.files import write_atomically
-from pytest_sdbench.sampler import to_uint8
+from pytest_sdbench.evaluation.sampler import to_uint8
 from training.examples import tokenize
 from training.parts import Parts
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import machine
 from pytest_sdbench.checkpoint import Checkpoint, resolve
-from pytest_sdbench.evaluation import evaluate, open_evidence
+from pytest_sdbench.evaluation.evaluate import evaluate, open_evidence
 from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.features import WIDTHS, feature_column, logits_column
 from pytest_sdbench.protocol import Protocol, load_protocol
@@ -132,7 +132,7 @@ def sampling(images: int, store: Path) -> Peak:
 
 def _measured(what: str, images: int, store: Path, protocol: Protocol) -> Peak:
     # Libraries are no memory of an evaluation, whichever part of it loads them.
-    for name in ("pytest_sdbench.sampler", "pytest_sdbench.clip", "pytest_sdbench.classifier"):
+    for name in ("pytest_sdbench.evaluation.sampler", "pytest_sdbench.clip", "pytest_sdbench.classifier"):
         import_module(name)
     checkpoint = resolve(CHECKPOINT)
     machine.forget_peak()

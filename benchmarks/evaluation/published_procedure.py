@@ -24,9 +24,9 @@ from torch import Tensor
 
 from pytest_sdbench.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.clip import ClipScorer, load_clip
+from pytest_sdbench.evaluation.sampler import image_seed
 from pytest_sdbench.metrics import FeatureStatistics
 from pytest_sdbench.protocol import ClipScoreSpec, InceptionScoreSpec, Jpeg, Protocol, SequentialSeeds
-from pytest_sdbench.sampler import image_seed
 
 FID_BATCH, ISC_BATCH = 50, 64
 """Files in a forward pass: the defaults of pytorch-fid and of torch-fidelity."""

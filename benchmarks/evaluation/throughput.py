@@ -21,8 +21,8 @@ from benchmarks.evaluation.processes import Apart
 from benchmarks.evaluation.stages import Shares, watching
 from pytest_sdbench import inception
 from pytest_sdbench.checkpoint import Checkpoint, scheduler_class
-from pytest_sdbench.engine import Tuning
-from pytest_sdbench.evaluation import evaluate
+from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features import WIDTHS, feature_column, logits_column
 from pytest_sdbench.metrics import FeatureStatistics
 from pytest_sdbench.prompts import load_prompts

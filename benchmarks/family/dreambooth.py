@@ -102,7 +102,7 @@ def ceiling() -> dict[str, float]:
     from benchmarks.family.subject_scores import embeddings, features, mean_cosine
     from pytest_sdbench.classifier import load_classifier
     from pytest_sdbench.clip import load_clip
-    from pytest_sdbench.sampler import to_uint8
+    from pytest_sdbench.evaluation.sampler import to_uint8
     from training.sources import to_pixels
 
     real = pictures()

@@ -25,7 +25,7 @@ class Quality:
 def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Path) -> Quality:
     """Score a checkpoint on scenes, making the images that the store lacks."""
     from pytest_sdbench.checkpoint import resolve
-    from pytest_sdbench.evaluation import evaluate
+    from pytest_sdbench.evaluation.evaluate import evaluate
     from pytest_sdbench.metrics import Estimate
 
     measured = evaluate(resolve(checkpoint_spec), protocol, store=store)

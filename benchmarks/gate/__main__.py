@@ -37,7 +37,7 @@ from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.cards.claims import Claim, margin_of
 from pytest_sdbench.cards.records import Record
 from pytest_sdbench.comparison import difference
-from pytest_sdbench.evaluation import Evaluation
+from pytest_sdbench.evaluation.evaluate import Evaluation
 from pytest_sdbench.gate import claim_errors, judge
 from pytest_sdbench.metric_names import METRICS as KNOWN
 from pytest_sdbench.metrics import Estimate

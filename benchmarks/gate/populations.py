@@ -156,7 +156,7 @@ def load_seed_sets(member: str, protocols: Iterator[Protocol], store: Path = STO
 def _load(
     member: str, protocol: Protocol, store: Path, metrics: tuple[str, ...], checkpoint: Checkpoint
 ) -> Population:
-    from pytest_sdbench.evaluation import open_evidence
+    from pytest_sdbench.evaluation.evaluate import open_evidence
     from pytest_sdbench.statistics import load_references
 
     evidence = open_evidence(store, checkpoint, protocol)

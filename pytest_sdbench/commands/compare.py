@@ -17,7 +17,7 @@ from pytest_sdbench.cards.card import find_card, is_card, read_card
 from pytest_sdbench.checkpoint import Checkpoint, resolve, verify
 from pytest_sdbench.commands.shared import share, write_text
 from pytest_sdbench.comparison import FEWEST_PROMPTS, Difference, difference
-from pytest_sdbench.evaluation import evaluate
+from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.metric_names import METRICS, Metric
 from pytest_sdbench.metrics import Estimate, Undefined, groups_of
 from pytest_sdbench.prompts import load_prompts

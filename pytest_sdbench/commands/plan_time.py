@@ -29,7 +29,7 @@ from pytest_sdbench.base.environment import (
 )
 from pytest_sdbench.base.errors import ProtocolError, Unavailable, first_line
 from pytest_sdbench.compute import decoder_macs, unet_macs
-from pytest_sdbench.engine import Tuning, arrange, default_batch_size, worker_count
+from pytest_sdbench.evaluation.tuning import Tuning, arrange, default_batch_size, worker_count
 from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
 
@@ -62,7 +62,7 @@ def unet_calls(protocol: Protocol, network: Network) -> int:
     import diffusers
 
     from pytest_sdbench.checkpoint import scheduler_class
-    from pytest_sdbench.sampler import scheduler_factory
+    from pytest_sdbench.evaluation.sampler import scheduler_factory
 
     if network.checkpoint is not None:
         name, config = scheduler_class(network.checkpoint), network.checkpoint.config("scheduler")
@@ -85,7 +85,7 @@ def unet_calls(protocol: Protocol, network: Network) -> int:
 
 def samples_per_image(protocol: Protocol, config: Config) -> int:
     """Return 2 where each step calls the U-Net with and without the prompt, else 1."""
-    from pytest_sdbench.sampler import is_guided
+    from pytest_sdbench.evaluation.sampler import is_guided
 
     return 2 if is_guided(protocol, config) else 1
 

@@ -21,7 +21,7 @@ from pytest_sdbench.commands.shared import cards_of, share, weights_by_card
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
-    from pytest_sdbench.engine import Tuning
+    from pytest_sdbench.evaluation.tuning import Tuning
     from pytest_sdbench.protocol import Protocol
 
 
@@ -123,7 +123,7 @@ def sample_card(
     Raises Unavailable, CardError, CheckpointError, DataError and EvidenceError, as an evaluation does.
     """
     from pytest_sdbench.checkpoint import resolve, verify
-    from pytest_sdbench.evaluation import make_evidence
+    from pytest_sdbench.evaluation.evaluate import make_evidence
     from pytest_sdbench.evidence import Store
 
     world = world or World()
@@ -155,7 +155,7 @@ def sample_card(
 
 def run(options: argparse.Namespace) -> int:
     """Sample cards one after the other; return 1 where one could not be, having done the others."""
-    from pytest_sdbench.engine import Tuning
+    from pytest_sdbench.evaluation.tuning import Tuning
 
     for key, value in (
         ("--images", options.images),

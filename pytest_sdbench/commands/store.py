@@ -222,7 +222,7 @@ def _folders(storage: Storage) -> list[str]:
 
 def _draws() -> dict[str, list[str]]:
     """Return the names of the known protocols by what keys their evidence."""
-    from pytest_sdbench.evaluation import evidence_key
+    from pytest_sdbench.evaluation.evaluate import evidence_key
     from pytest_sdbench.protocol import SequentialSeeds, load_protocol
 
     found: dict[str, list[str]] = {}

@@ -1,7 +1,8 @@
 """Quality metrics, streaming and in float64: FID, KID, Inception score, CLIP score."""
 
+from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.metrics.cosine import clip_score
-from pytest_sdbench.metrics.estimates import Estimate, Undefined, estimate, fid_estimate
+from pytest_sdbench.metrics.estimates import Estimate, Undefined, fid_estimate
 from pytest_sdbench.metrics.frechet import Influence, fid, fid_influence
 from pytest_sdbench.metrics.inception import InceptionScore, inception_score
 from pytest_sdbench.metrics.kernel import kid, kid_influence, kid_subsets

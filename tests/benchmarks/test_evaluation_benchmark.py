@@ -23,8 +23,8 @@ from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.processes import Apart
 from pytest_sdbench import image_path, inception
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
-from pytest_sdbench.engine import Tuning
-from pytest_sdbench.evaluation import evaluate
+from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features import open_extractors
 from pytest_sdbench.metrics import Estimate, estimate
 from pytest_sdbench.prompts import load_prompts
@@ -118,7 +118,7 @@ def test_a_sequential_generator_goes_on_from_image_to_image(
     content["sampling"]["steps"] = 1
     sequential = Protocol.model_validate({**content, "n": 3, "path": protocol.path})
     tiny = Checkpoint("tiny", pristine_checkpoint)
-    from pytest_sdbench.sampler import sample
+    from pytest_sdbench.evaluation.sampler import sample
 
     prompts = load_prompts(sequential)
     ours = sample(load_pipeline(tiny), sequential, prompts, [0, 1, 2], batch_size=1)
@@ -220,7 +220,8 @@ def test_clocks_leave_nothing_behind() -> None:
     from transformers import CLIPTextModel
 
     from pytest_sdbench import checkpoint as module
-    from pytest_sdbench import evaluation, features
+    from pytest_sdbench import features
+    from pytest_sdbench.evaluation import evaluate as evaluation
     from pytest_sdbench.evidence import Evidence
 
     def standing() -> list[Any]:

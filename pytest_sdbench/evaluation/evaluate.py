@@ -20,7 +20,8 @@ from pytest_sdbench.base.environment import device_name, versions
 from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.base.text import duration
-from pytest_sdbench.engine import Tuning, default_batch_size, make
+from pytest_sdbench.evaluation.engine import make
+from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
 from pytest_sdbench.evidence import Evidence, Store
 from pytest_sdbench.features import identity, open_extractors
 from pytest_sdbench.metrics import Estimate, Undefined, estimate, groups_of
