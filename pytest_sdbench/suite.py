@@ -21,13 +21,13 @@ from pytest_sdbench.cards.cases import Case, other_protocol, quality_cases
 from pytest_sdbench.cards.network import Network
 from pytest_sdbench.cards.records import EAGER_LATENCY
 from pytest_sdbench.collection import card_of
+from pytest_sdbench.features.references import reference_of
 from pytest_sdbench.gate import Judged, beside
 from pytest_sdbench.metric_names import METRICS
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.protocol import Protocol, load_protocol
 from pytest_sdbench.sequential import looks
 from pytest_sdbench.session import SdbenchSession
-from pytest_sdbench.statistics import reference_of
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation

@@ -101,7 +101,7 @@ class TestStats:
     def test_statistics_of_scenes_equal_numpy_on_their_features(self, tmp_path, capsys):
         import torch
 
-        from pytest_sdbench.classifier import load_classifier
+        from pytest_sdbench.features.classifier import load_classifier
 
         out = tmp_path / "scenes.npz"
         words = ["stats", "scenes:20000000-20000199", "-o", str(out), "--extractor", "scenes-classifier"]

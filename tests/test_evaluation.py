@@ -28,11 +28,16 @@ from pytest_sdbench.evaluation.evaluate import evaluate, evidence_key
 from pytest_sdbench.evaluation.sampler import sample
 from pytest_sdbench.evaluation.tuning import Tuning, arrange, default_batch_size
 from pytest_sdbench.evidence import DamagedEvidence
-from pytest_sdbench.features import open_extractor, open_extractors
+from pytest_sdbench.features.extractors import open_extractor, open_extractors
+from pytest_sdbench.features.references import (
+    compute_statistics,
+    load_references,
+    save_statistics,
+    scene_batches,
+)
 from pytest_sdbench.image_path import apply_image_steps
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.protocol import Protocol, load_protocol
-from pytest_sdbench.statistics import compute_statistics, load_references, save_statistics, scene_batches
 
 N = 80
 """More than the classifier's 64 features, so that FID is defined, and more than a shard."""

@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from pytest_sdbench import classifier, features, inception
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError, Unavailable
-from pytest_sdbench.clip import load_clip
-from pytest_sdbench.features import describe, open_extractor, open_extractors
+from pytest_sdbench.features import classifier, inception
+from pytest_sdbench.features import extractors as features
+from pytest_sdbench.features.clip import load_clip
+from pytest_sdbench.features.extractors import describe, open_extractor, open_extractors
 from tests.tiny_checkpoint import make_tokenizer
 
 
@@ -413,7 +414,7 @@ class TestClip:
         self, clip_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         make_clip(tmp_path / "checkpoints" / "scenes-clip")
-        monkeypatch.setattr("pytest_sdbench.clip.reference", lambda: tmp_path)
+        monkeypatch.setattr("pytest_sdbench.features.clip.reference", lambda: tmp_path)
         one = open_extractors(protocol(clip_score={"model": "local:scenes-clip"}))
         assert len(one.networks) == 1
         assert "scenes-clip" in describe("local:scenes-clip")

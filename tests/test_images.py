@@ -16,8 +16,16 @@ import pytest
 from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.features.images import (
+    BATCH,
+    ImageSet,
+    Picture,
+    decode,
+    in_batches,
+    open_images,
+    read_captions,
+)
 from pytest_sdbench.image_path import apply_image_steps
-from pytest_sdbench.images import BATCH, ImageSet, Picture, decode, in_batches, open_images, read_captions
 from pytest_sdbench.protocol import Jpeg, Resize
 
 N = 12

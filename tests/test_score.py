@@ -21,18 +21,18 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
-from pytest_sdbench.classifier import load_classifier
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.score import Scores, figures, score, score_table
 from pytest_sdbench.commands.score_matching import match
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.sampler import sample
+from pytest_sdbench.features.classifier import load_classifier
+from pytest_sdbench.features.images import ImageSet, open_images
+from pytest_sdbench.features.references import scene_batches
 from pytest_sdbench.image_path import apply_image_steps
-from pytest_sdbench.images import ImageSet, open_images
 from pytest_sdbench.metrics import Estimate, Undefined
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
-from pytest_sdbench.statistics import scene_batches
 from tests.project import IMAGES, make_card, make_protocol
 from tests.test_evaluation import protocol_of
 from tests.test_images import folder, tarred, zipped

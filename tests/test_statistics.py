@@ -14,13 +14,12 @@ import torch
 from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
-from pytest_sdbench import scenes, statistics
+from pytest_sdbench import scenes
 from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.features import Extractor, open_extractor
-from pytest_sdbench.metrics import FeatureStatistics
-from pytest_sdbench.protocol import Jpeg, Resize
-from pytest_sdbench.statistics import (
+from pytest_sdbench.features import references as statistics
+from pytest_sdbench.features.extractors import Extractor, open_extractor
+from pytest_sdbench.features.references import (
     compute_statistics,
     describe,
     load_reference,
@@ -30,6 +29,8 @@ from pytest_sdbench.statistics import (
     save_statistics,
     scene_batches,
 )
+from pytest_sdbench.metrics import FeatureStatistics
+from pytest_sdbench.protocol import Jpeg, Resize
 from tests.test_images import tarred, zipped
 
 WIDTH = 6

@@ -184,7 +184,7 @@ def _lone(recipe: Recipe) -> Any:
 
             return AutoencoderKL(**objective.network)
         if objective.kind == "classifier":
-            from pytest_sdbench.classifier import SceneClassifier
+            from pytest_sdbench.features.classifier import SceneClassifier
 
             return SceneClassifier(**objective.network)
         assert objective.kind == "clip"

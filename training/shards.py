@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.base.paths import user_cache
-from pytest_sdbench.sources import braces
+from pytest_sdbench.features.archives import braces
 from training.errors import TrainingError
 from training.shelf import Remote, Shelf, expand, locate
 from training.sources import BadSample, Sample, decode

@@ -22,7 +22,7 @@ from benchmarks import machine
 from pytest_sdbench.checkpoint import Checkpoint, resolve
 from pytest_sdbench.evaluation.evaluate import evaluate, open_evidence
 from pytest_sdbench.evidence import SHARD
-from pytest_sdbench.features import WIDTHS, feature_column, logits_column
+from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_column
 from pytest_sdbench.protocol import Protocol, load_protocol
 
 CHECKPOINT = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny"}
@@ -132,7 +132,11 @@ def sampling(images: int, store: Path) -> Peak:
 
 def _measured(what: str, images: int, store: Path, protocol: Protocol) -> Peak:
     # Libraries are no memory of an evaluation, whichever part of it loads them.
-    for name in ("pytest_sdbench.evaluation.sampler", "pytest_sdbench.clip", "pytest_sdbench.classifier"):
+    for name in (
+        "pytest_sdbench.evaluation.sampler",
+        "pytest_sdbench.features.clip",
+        "pytest_sdbench.features.classifier",
+    ):
         import_module(name)
     checkpoint = resolve(CHECKPOINT)
     machine.forget_peak()

@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from pytest_sdbench.checkpoint import Checkpoint, scheduler_class
-from pytest_sdbench.clip import ClipScorer, load_clip
 from pytest_sdbench.evaluation.sampler import image_seed
+from pytest_sdbench.features.clip import ClipScorer, load_clip
 from pytest_sdbench.metrics import FeatureStatistics
 from pytest_sdbench.protocol import ClipScoreSpec, InceptionScoreSpec, Jpeg, Protocol, SequentialSeeds
 
@@ -240,11 +240,11 @@ def _read(file: Path) -> Tensor:
 
 def _fid_network(name: str, data_root: Path | None, device: str) -> Callable[[Tensor], Tensor]:
     if name == "scenes-classifier":
-        from pytest_sdbench.classifier import load_classifier
+        from pytest_sdbench.features.classifier import load_classifier
 
         classifier = load_classifier().to(device)
         return lambda pixels: classifier(pixels)["features"]
-    from pytest_sdbench.inception import find_weights, load_inception, pytorch_fid
+    from pytest_sdbench.features.inception import find_weights, load_inception, pytorch_fid
 
     network = load_inception(find_weights(data_root), device=device)
     return lambda pixels: pytorch_fid(network, pixels)
@@ -253,7 +253,7 @@ def _fid_network(name: str, data_root: Path | None, device: str) -> Callable[[Te
 def _isc_network(name: str, data_root: Path | None, device: str) -> tuple[Any, str]:
     from torch_fidelity.utils import create_feature_extractor
 
-    from pytest_sdbench import classifier, inception
+    from pytest_sdbench.features import classifier, inception
 
     options: dict[str, Any] = {"cuda": device.startswith("cuda"), "verbose": False}
     if name == classifier.NAME:

@@ -125,8 +125,9 @@ def watching(*, scheduler: str | None = None, only_loading: bool = False) -> Ite
     from torch._dynamo.eval_frame import OptimizedModule
     from transformers import CLIPTextModel
 
-    from pytest_sdbench import checkpoint, features, image_path
+    from pytest_sdbench import checkpoint, image_path
     from pytest_sdbench.evidence import Evidence
+    from pytest_sdbench.features import extractors as features
 
     watch = Watch()
     inside = threading.local()

@@ -76,8 +76,8 @@ def score(parts: Parts, each: int) -> tuple[dict[str, float], Any, Any]:
     """Draw `each` pictures of every prompt, as many of the class as of all; return figures and pictures."""
     from benchmarks.family.subject import CLASS_PROMPT, PROMPTS, pictures
     from benchmarks.family.subject_scores import score_subject
-    from pytest_sdbench.classifier import load_classifier
-    from pytest_sdbench.clip import load_clip
+    from pytest_sdbench.features.classifier import load_classifier
+    from pytest_sdbench.features.clip import load_clip
     from training.preview import draw
 
     prompts = [prompt for prompt in PROMPTS for _ in range(each)]
@@ -100,9 +100,9 @@ def ceiling() -> dict[str, float]:
 
     from benchmarks.family.subject import pictures, shows_subject
     from benchmarks.family.subject_scores import embeddings, features, mean_cosine
-    from pytest_sdbench.classifier import load_classifier
-    from pytest_sdbench.clip import load_clip
     from pytest_sdbench.evaluation.sampler import to_uint8
+    from pytest_sdbench.features.classifier import load_classifier
+    from pytest_sdbench.features.clip import load_clip
     from training.sources import to_pixels
 
     real = pictures()

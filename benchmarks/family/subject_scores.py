@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.family.subject import shows_subject, without_identifier
-from pytest_sdbench.classifier import SceneClassifier
-from pytest_sdbench.clip import ClipScorer
+from pytest_sdbench.features.classifier import SceneClassifier
+from pytest_sdbench.features.clip import ClipScorer
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from benchmarks.family.__main__ import spec
 from benchmarks.gate.pools import POOL, STORE, pool_protocol
-from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
+from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics import Estimate, FeatureStatistics, estimate, fid, standard_error
 from pytest_sdbench.protocol import Protocol
 
@@ -157,7 +157,7 @@ def _load(
     member: str, protocol: Protocol, store: Path, metrics: tuple[str, ...], checkpoint: Checkpoint
 ) -> Population:
     from pytest_sdbench.evaluation.evaluate import open_evidence
-    from pytest_sdbench.statistics import load_references
+    from pytest_sdbench.features.references import load_references
 
     evidence = open_evidence(store, checkpoint, protocol)
     lacking = sum(map(len, evidence.missing(protocol.n)))

@@ -120,7 +120,9 @@ def _needs(card: Card, data_root: Path | None) -> list[tuple[str, str, Callable[
 
 def protocol_needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
     """Return what a protocol needs: the kind of need, its name, and a function that looks for it."""
-    from pytest_sdbench import features, prompts, statistics
+    from pytest_sdbench import prompts
+    from pytest_sdbench.features import extractors as features
+    from pytest_sdbench.features import references as statistics
 
     def captions() -> str:
         return f"{len(prompts.load_prompts(protocol, data_root)):,} prompts, checksum verified"

@@ -20,7 +20,7 @@ from pytest_sdbench.commands.plan_downloads import Download, checkpoint_download
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
 from pytest_sdbench.evidence import SHARD, DamagedEvidence, Evidence, Rows, Store
-from pytest_sdbench.features import CLIP_COLUMN, column_widths
+from pytest_sdbench.features.extractors import CLIP_COLUMN, column_widths
 from pytest_sdbench.protocol import Protocol, load_protocol
 
 if TYPE_CHECKING:

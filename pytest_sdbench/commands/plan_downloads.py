@@ -65,7 +65,7 @@ def offered(extractor: str) -> bool:
 def extractor_download(name: str) -> Download | None:
     """Return the weights of an extractor as a download; None where `offered` says no."""
     if name.startswith("inception-"):
-        from pytest_sdbench.inception import BYTES
+        from pytest_sdbench.features.inception import BYTES
 
         return Download("extractor", "Inception of 2015-12-05", BYTES)
     if name.startswith("open_clip:"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pytest_sdbench.base.errors import DataError
-from pytest_sdbench.images import ImageSet, read_captions
+from pytest_sdbench.features.images import ImageSet, read_captions
 
 _OTHERWISE = "Remove it, or match in another way: --match caption, name, index or order"
 

@@ -49,8 +49,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
+    from pytest_sdbench.features.references import make_statistics
     from pytest_sdbench.protocol import Resize
-    from pytest_sdbench.statistics import make_statistics
 
     steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
     source = _source(options.source)

@@ -25,7 +25,7 @@ import numpy as np
 from pytest_sdbench.base.environment import out_of_memory, shared_threads, true_float32
 from pytest_sdbench.evaluation.tuning import Tuning, _keep_memory, arrange, default_batch_size, worker_count
 from pytest_sdbench.evidence import SHARD, Evidence, Rows
-from pytest_sdbench.features import Extractors
+from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.image_path import Images, apply_image_steps
 from pytest_sdbench.protocol import Protocol
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
+from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics.cosine import clip_score
 from pytest_sdbench.metrics.kernel import kid_influence
 from pytest_sdbench.metrics.moments import FeatureStatistics, Rows

@@ -23,12 +23,12 @@ from pytest_sdbench.base.text import duration
 from pytest_sdbench.evaluation.engine import make
 from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
 from pytest_sdbench.evidence import Evidence, Store
-from pytest_sdbench.features import identity, open_extractors
+from pytest_sdbench.features.extractors import identity, open_extractors
+from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics import Estimate, Undefined, estimate, groups_of
 from pytest_sdbench.metrics.spread import Groups
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, SequentialSeeds
-from pytest_sdbench.statistics import load_references
 
 if TYPE_CHECKING:
     from pytest_sdbench.checkpoint import Checkpoint

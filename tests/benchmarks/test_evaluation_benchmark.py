@@ -21,15 +21,16 @@ from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation import random_models, solvers, stages, throughput
 from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.processes import Apart
-from pytest_sdbench import image_path, inception
+from pytest_sdbench import image_path
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning
-from pytest_sdbench.features import open_extractors
+from pytest_sdbench.features import inception
+from pytest_sdbench.features.extractors import open_extractors
+from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics import Estimate, estimate
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Jpeg, Protocol, Resize, load_protocol
-from pytest_sdbench.statistics import load_references
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -220,9 +221,9 @@ def test_clocks_leave_nothing_behind() -> None:
     from transformers import CLIPTextModel
 
     from pytest_sdbench import checkpoint as module
-    from pytest_sdbench import features
     from pytest_sdbench.evaluation import evaluate as evaluation
     from pytest_sdbench.evidence import Evidence
+    from pytest_sdbench.features import extractors as features
 
     def standing() -> list[Any]:
         kinds = (AutoencoderKL, UNet2DConditionModel, CLIPTextModel, Evidence, features.Extractors)

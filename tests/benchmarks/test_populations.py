@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gate.populations import METRICS, Population
-from pytest_sdbench.features import CLIP_COLUMN, feature_column, logits_column
+from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics import Estimate, FeatureStatistics, estimate
 from pytest_sdbench.protocol import load_protocol
 

@@ -21,9 +21,15 @@ from pytest_sdbench.base.environment import true_float32
 from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.base.files import sha256_of, write_atomically
 from pytest_sdbench.base.progress import progress
-from pytest_sdbench.features import WIDTHS, Extractor, feature_column, known_fingerprint, open_extractor
+from pytest_sdbench.features.extractors import (
+    WIDTHS,
+    Extractor,
+    feature_column,
+    known_fingerprint,
+    open_extractor,
+)
+from pytest_sdbench.features.images import BATCH, decode, in_batches, open_images
 from pytest_sdbench.image_path import Images
-from pytest_sdbench.images import BATCH, decode, in_batches, open_images
 from pytest_sdbench.metrics import FeatureStatistics, Moments
 
 if TYPE_CHECKING:

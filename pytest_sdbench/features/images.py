@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.features.archives import BROKEN, SUFFIXES, Read, Source, is_image, open_sources, readable
 from pytest_sdbench.image_path import Images, apply_image_steps
 from pytest_sdbench.prompts import parse_captions
 from pytest_sdbench.protocol import Jpeg, Resize
-from pytest_sdbench.sources import BROKEN, SUFFIXES, Read, Source, is_image, open_sources, readable
 
 METADATA = "metadata.csv"
 CAPTION_KEYS = ("caption", "text", "prompt")

@@ -136,11 +136,11 @@ def known_fingerprint(name: str) -> str | None:
     if name == "scenes-classifier":
         return _fingerprint(name, sha256_of(_classifier_weights()))
     if name.startswith("inception-"):
-        from pytest_sdbench.inception import SHA256
+        from pytest_sdbench.features.inception import SHA256
 
         return _fingerprint(name, SHA256)
     if name.startswith("local:"):
-        from pytest_sdbench.clip import locate_clip
+        from pytest_sdbench.features.clip import locate_clip
 
         return _fingerprint(name, sha256_of(locate_clip(name)))
     return None
@@ -149,7 +149,7 @@ def known_fingerprint(name: str) -> str | None:
 def describe(name: str, data_root: Path | None = None) -> str:
     """Say in one line which verified file an extractor would use; raises as `open_extractors` does."""
     if name.startswith("inception-"):
-        from pytest_sdbench import inception
+        from pytest_sdbench.features import inception
 
         _known(name)
         path = inception.find_weights(data_root)
@@ -159,7 +159,7 @@ def describe(name: str, data_root: Path | None = None) -> str:
         path = _classifier_weights()
         _load_classifier()
         return f"{path}, loads"
-    from pytest_sdbench.clip import load_clip, locate_clip
+    from pytest_sdbench.features.clip import load_clip, locate_clip
 
     path = locate_clip(name)
     if name.startswith("local:"):
@@ -217,7 +217,7 @@ def _open(
         )
     if name == "scenes-classifier":
         return _scenes(columns, device)
-    from pytest_sdbench import inception
+    from pytest_sdbench.features import inception
 
     path = inception.find_weights(data_root, download=download)
     if "inception" not in loaded:
@@ -252,7 +252,7 @@ def _scenes(columns: tuple[str, ...], device: torch.device | str) -> Extractor:
 
 
 def _clip(name: str, device: torch.device | str, download: bool) -> Extractor:
-    from pytest_sdbench.clip import load_clip
+    from pytest_sdbench.features.clip import load_clip
 
     scorer = load_clip(name, device=device, download=download)
     return Extractor(
@@ -274,7 +274,7 @@ def _classifier_weights() -> Path:
 
 
 def _load_classifier() -> torch.nn.Module:
-    from pytest_sdbench.classifier import load_classifier
+    from pytest_sdbench.features.classifier import load_classifier
 
     path = _classifier_weights()
     try:
