@@ -23,7 +23,7 @@ from pytest_sdbench.session import SdbenchSession, conclude
 if TYPE_CHECKING:
     from pytest_sdbench.checkpoint import Checkpoint
     from pytest_sdbench.evaluation.evaluate import Evaluation
-    from pytest_sdbench.gate import Judged
+    from pytest_sdbench.gate.judge import Judged
     from pytest_sdbench.protocol import Protocol
 
 
@@ -222,7 +222,7 @@ def sdbench_judge(
     sdbench_session: SdbenchSession, sdbench_card: Card, sdbench_evaluate: Callable[..., Evaluation]
 ) -> Callable[[Protocol], Mapping[str, Judged]]:
     """Return a function that judges the card's claims under a protocol together, once for all of them."""
-    from pytest_sdbench.gate import judge
+    from pytest_sdbench.gate.judge import judge
 
     done: dict[str, Mapping[str, Judged] | SdbenchError] = {}
 

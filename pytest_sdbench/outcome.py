@@ -16,8 +16,8 @@ from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.cards.edit import write_records
 from pytest_sdbench.cards.records import Record, nearly
 from pytest_sdbench.cards.schema import check_value
+from pytest_sdbench.gate.pairing import Recorded
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.recorded import Recorded
 from pytest_sdbench.report.results import Row, results_json
 
 _PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "device", "date")
@@ -164,9 +164,9 @@ def record_evidence(
     """
     from pytest_sdbench.checkpoint import resolve
     from pytest_sdbench.evaluation.evaluate import evaluate
+    from pytest_sdbench.gate.looks import looks
+    from pytest_sdbench.gate.pairing import evidence_path, read_recorded, write_recorded
     from pytest_sdbench.protocol import load_protocol
-    from pytest_sdbench.recorded import evidence_path, read_recorded, write_recorded
-    from pytest_sdbench.sequential import looks
 
     protocol = load_protocol(protocol_name, search=(card.path.parent,))
     checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)

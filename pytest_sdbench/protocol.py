@@ -36,7 +36,7 @@ from ruamel.yaml.error import YAMLError
 from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import suggestion
-from pytest_sdbench.metric_names import METRICS
+from pytest_sdbench.metrics.names import METRICS
 
 EMBEDDED = "embedded:"
 """How a file that ships with the package is written in a protocol: ``embedded:statistics/x.npz``."""

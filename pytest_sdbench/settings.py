@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 
+from pytest_sdbench.gate.looks import UNASKED, WEIGHTS
 from pytest_sdbench.plugin import option
-from pytest_sdbench.sequential import WEIGHTS
 from pytest_sdbench.storage import place_of
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
-
-UNASKED = 1000
-"""New images of one checkpoint under one protocol that a CPU makes without being asked: minutes of work."""
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,27 @@ reason and the command that would make it run. Nothing is asserted that was not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sdbench import verdict as judges
-from pytest_sdbench.base.environment import timed_on, versions
+from pytest_sdbench.base.environment import timed_on
 from pytest_sdbench.base.errors import CardError, Unavailable
 from pytest_sdbench.cards.card import Card, MemoryClaim
 from pytest_sdbench.cards.cases import Case, other_protocol, quality_cases
 from pytest_sdbench.cards.network import Network
-from pytest_sdbench.cards.records import EAGER_LATENCY
 from pytest_sdbench.collection import card_of
 from pytest_sdbench.features.references import reference_of
-from pytest_sdbench.gate import Judged, beside
-from pytest_sdbench.metric_names import METRICS
-from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.protocol import Protocol, load_protocol
-from pytest_sdbench.sequential import looks
+from pytest_sdbench.gate import hardware
+from pytest_sdbench.gate import verdict as judges
+from pytest_sdbench.gate.hardware import _judge_latency
+from pytest_sdbench.gate.judge import Judged, _unclaimed, beside
+from pytest_sdbench.gate.looks import looks
+from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.protocol import load_protocol
 from pytest_sdbench.session import SdbenchSession
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def test_size(
     if claim is None or claim.exact is None:
         verdict = judges.uncalibrated(f"{label}: {measured:,} parameters; no exact count is claimed")
     else:
-        verdict = judges.judge_count(label=label, claimed=claim.exact, measured=measured)
+        verdict = hardware.judge_count(label=label, claimed=claim.exact, measured=measured)
     sdbench_conclude(
         verdict,
         claimed=claim.exact if claim else None,
@@ -100,7 +100,7 @@ def test_compute(sdbench_card: Card, sdbench_network: Network, sdbench_conclude:
     if claimed is None:
         verdict = judges.uncalibrated(f"{macs.total / 1e9:,.4g} G MACs a call; none are claimed")
     else:
-        verdict = judges.judge_compute(claimed=claimed, measured=macs.total)
+        verdict = hardware.judge_compute(claimed=claimed, measured=macs.total)
     sdbench_conclude(
         verdict,
         claimed=claimed,
@@ -151,7 +151,7 @@ def test_speed(
     elif claim is None:
         verdict = judges.uncalibrated(f"{shown}, {ratio:.3f} of the baseline's; the card claims no ratio")
     else:
-        verdict = judges.judge_speed(
+        verdict = hardware.judge_speed(
             label=shown,
             largest=claim.max,
             ratio=ratio,
@@ -166,7 +166,7 @@ def test_speed(
         sdbench_dtype,
     )
     if absolute is not None:
-        verdict = judges.worst(verdict, absolute)
+        verdict = hardware.worst(verdict, absolute)
     sdbench_conclude(
         verdict,
         claimed=claim.max if claim else None,
@@ -174,32 +174,6 @@ def test_speed(
         unit="of the baseline",
         extra={**sdbench_environment, "dtype": sdbench_dtype, **latency.as_dict()},
     )
-
-
-def _judge_latency(
-    card: Card, seconds: Sequence[float], device: str, timed: str, dtype: str
-) -> judges.Verdict | None:
-    """Judge an absolute latency by what the card claims or has recorded of this device, and of no other.
-
-    None where the card has neither.
-    """
-    claim, record = card.latency, card.recorded_on(timed, dtype)
-    if claim is not None and (claim.device, claim.dtype or dtype) == (device, dtype):
-        return judges.judge_latency(claimed=claim.max, seconds=seconds)
-    if record is not None:
-        verdict = judges.judge_recorded_latency(recorded=record.seconds, seconds=seconds)
-        if then := {name: made for name, made in record.versions.items() if made != versions().get(name)}:
-            listed = ", ".join(f"{name} {made}" for name, made in then.items())
-            verdict = replace(verdict, reason=f"{verdict.reason}; it was recorded with {listed}")
-        return verdict
-    if claim is not None:
-        place = f"{claim.device}, {claim.dtype}" if claim.dtype else claim.device
-        of = f"{claim.max:.4g} s a call are claimed of {place}"
-    elif places := [f"{each.device}, {each.dtype}" for each in card.devices if each.key[2:] == EAGER_LATENCY]:
-        of = f"a latency is recorded of {'; '.join(places)}"
-    else:
-        return None
-    return judges.uncalibrated(f"{of}; this is {timed}, {dtype}")
 
 
 @pytest.mark.memory
@@ -228,7 +202,7 @@ def test_memory(
     elif claim.device and claim.device != sdbench_environment["device"]:
         verdict = judges.uncalibrated(f"{shown}; the claim is of {claim.device}")
     else:
-        verdict = judges.judge_memory(claimed=claim.max, measured=peak)
+        verdict = hardware.judge_memory(claimed=claim.max, measured=peak)
     sdbench_conclude(
         verdict,
         claimed=claim.max if claim else None,
@@ -248,7 +222,7 @@ def test_calibration(
     sdbench_conclude: Conclude,
 ) -> None:
     """Run the checkpoint with other seeds, judge each run by the others, and record how they scatter."""
-    from pytest_sdbench.calibration import calibrate, write_calibration
+    from pytest_sdbench.gate.calibration import calibrate, write_calibration
 
     if sdbench_weights is not None:
         raise Unavailable(
@@ -337,25 +311,6 @@ def test_quality(
     if isinstance(judged.estimate, Estimate):
         figures |= {"measured": judged.measured, "standard_error": judged.estimate.standard_error}
     sdbench_conclude(judged.verdict, **figures)
-
-
-def _unclaimed(protocol: Protocol, evaluation: Evaluation, metric: str) -> Judged:
-    estimate = evaluation.estimates.get(metric)
-    label, decimals = METRICS[metric].label, METRICS[metric].decimals
-    value = estimate.value if isinstance(estimate, Estimate) else None
-    if isinstance(estimate, Undefined):
-        verdict = judges.Verdict(judges.Outcome.MISMATCH, f"{label} is not defined: {estimate.reason}")
-    elif value is None:
-        verdict = judges.uncalibrated(f"{label} was not measured")
-    elif not evaluation.complete:
-        shown = f"{label} {value:.{decimals}f} on {evaluation.n:,} images"
-        verdict = judges.mismatch(f"{shown}; {evaluation.difference(protocol)}")
-    else:
-        verdict = judges.uncalibrated(
-            f"{label} {value:.{decimals}f} on {evaluation.n:,} images; nothing is claimed under "
-            f"{protocol.name}: --sdbench-update records it"
-        )
-    return Judged(verdict, evaluation, value, estimate, protocol.margins.get(metric))
 
 
 def _extra(judged: Judged) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.evaluation.evaluate import Evaluation
-from pytest_sdbench.gate import Judged, judge
-from pytest_sdbench.metrics import Estimate, Undefined
+from pytest_sdbench.gate.judge import Judged, judge
+from pytest_sdbench.gate.pairing import Recorded, evidence_path, write_recorded
+from pytest_sdbench.gate.verdict import Outcome
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.protocol import Protocol, load_protocol
-from pytest_sdbench.recorded import Recorded, evidence_path, write_recorded
-from pytest_sdbench.verdict import Outcome
 from tests.project import make_card, make_project, make_protocol
 
 N = 5000

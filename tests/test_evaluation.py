@@ -36,7 +36,7 @@ from pytest_sdbench.features.references import (
     scene_batches,
 )
 from pytest_sdbench.image_path import apply_image_steps
-from pytest_sdbench.metrics import Estimate, Undefined
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.protocol import Protocol, load_protocol
 
 N = 80

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import DataError, EvidenceError
-from pytest_sdbench.calibration import Calibration, calibration_path, write_calibration
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.evaluation.evaluate import Evaluation
-from pytest_sdbench.gate import Judged, claim_errors, judge
-from pytest_sdbench.metrics import Estimate
+from pytest_sdbench.gate.calibration import Calibration, calibration_path, write_calibration
+from pytest_sdbench.gate.judge import Judged, claim_errors, judge
+from pytest_sdbench.gate.pairing import Recorded, evidence_path, write_recorded
+from pytest_sdbench.gate.verdict import Outcome
+from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.protocol import Protocol, load_protocol
-from pytest_sdbench.recorded import Recorded, evidence_path, write_recorded
-from pytest_sdbench.verdict import Outcome
 from tests.project import make_card, make_protocol
 
 N = 200

@@ -14,17 +14,11 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from pytest_sdbench.metrics import (
-    FeatureStatistics,
-    InceptionScore,
-    Moments,
-    clip_score,
-    fid,
-    fid_influence,
-    inception_score,
-    kid,
-    kid_subsets,
-)
+from pytest_sdbench.metrics.estimates import clip_score
+from pytest_sdbench.metrics.fid import fid, fid_influence
+from pytest_sdbench.metrics.inception_score import InceptionScore, inception_score
+from pytest_sdbench.metrics.kid import kid, kid_subsets
+from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
 
 
 def features(n: int, width: int, seed: int, *, shift: float = 0.0) -> np.ndarray:
@@ -268,7 +262,7 @@ class TestKid:
     def test_does_not_depend_on_the_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x, y = features(100, 5, 3), features(77, 5, 4)
         whole = kid(x, y)
-        monkeypatch.setattr("pytest_sdbench.metrics.kernel._BLOCK", 13)
+        monkeypatch.setattr("pytest_sdbench.metrics.kid._BLOCK", 13)
         assert kid(x, y) == pytest.approx(whole, rel=1e-10)
 
     def test_of_one_subset_of_everything_equals_torch_fidelity(self) -> None:

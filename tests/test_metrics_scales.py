@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_sdbench.metrics import Estimate, FeatureStatistics, fid_estimate
-from pytest_sdbench.metrics.frechet_bias import sum_of_roots
-from pytest_sdbench.metrics.scales import Scales, scales, squared_scales
+from pytest_sdbench.metrics.estimates import Estimate, fid_estimate
+from pytest_sdbench.metrics.fid_bias import Scales, scales, squared_scales, sum_of_roots
+from pytest_sdbench.metrics.moments import FeatureStatistics
 
 Array = np.ndarray[Any, Any]
 

@@ -11,22 +11,14 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from pytest_sdbench.metrics import (
-    Estimate,
-    FeatureStatistics,
-    Moments,
-    Undefined,
-    estimate,
-    fid,
-    fid_estimate,
-    fid_influence,
-    groups_of,
-    inception_score,
-    kid,
-    kid_influence,
-    standard_error,
-)
-from pytest_sdbench.metrics.frechet_bias import degenerate_variance, sum_of_roots
+from pytest_sdbench.evaluation.estimate import estimate
+from pytest_sdbench.metrics.estimates import Estimate, Undefined, fid_estimate
+from pytest_sdbench.metrics.fid import fid, fid_influence
+from pytest_sdbench.metrics.fid_bias import degenerate_variance, sum_of_roots
+from pytest_sdbench.metrics.inception_score import inception_score
+from pytest_sdbench.metrics.kid import kid, kid_influence
+from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
+from pytest_sdbench.metrics.standard_error import groups_of, standard_error
 
 Array = np.ndarray[Any, Any]
 

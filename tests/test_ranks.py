@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pytest_sdbench.ranks import larger_by_rank
+from pytest_sdbench.gate.hardware import larger_by_rank
 
 SIZES = [(1, 1), (1, 9), (9, 1), (3, 3), (4, 7), (7, 4), (10, 10), (15, 12)]
 

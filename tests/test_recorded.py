@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.metrics import Estimate
-from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded, write_recorded
+from pytest_sdbench.gate.pairing import Recorded, evidence_path, read_recorded, write_recorded
+from pytest_sdbench.metrics.estimates import Estimate
 from tests.project import IMAGES, make_card, make_project
 
 Run = Callable[..., pytest.RunResult]

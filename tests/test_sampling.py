@@ -34,7 +34,8 @@ import contextlib, json, os, sys, traceback
 os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 torch.set_num_threads(1)
-import pytest_sdbench.evaluation.evaluate, pytest_sdbench.evaluation.sampler, pytest_sdbench.features.clip, pytest_sdbench.features.classifier
+import pytest_sdbench.evaluation.evaluate, pytest_sdbench.evaluation.sampler
+import pytest_sdbench.features.clip, pytest_sdbench.features.classifier
 from pytest_sdbench.commands.main import main
 
 # Everything is imported by now: a child is killed while it works, and not while it starts.

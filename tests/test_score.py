@@ -30,7 +30,7 @@ from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.images import ImageSet, open_images
 from pytest_sdbench.features.references import scene_batches
 from pytest_sdbench.image_path import apply_image_steps
-from pytest_sdbench.metrics import Estimate, Undefined
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
 from tests.project import IMAGES, make_card, make_protocol

@@ -9,8 +9,8 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from pytest_sdbench.sequential import WEIGHTS, looks
-from pytest_sdbench.verdict import Outcome, Score, judge_scores
+from pytest_sdbench.gate.looks import WEIGHTS, looks
+from pytest_sdbench.gate.verdict import Outcome, Score, judge_scores
 
 MARGIN, SPREAD = 0.5, 12.0
 """Of a score; its standard error with n images is SPREAD / sqrt(n), below the margin at every look."""

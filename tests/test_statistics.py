@@ -29,7 +29,7 @@ from pytest_sdbench.features.references import (
     save_statistics,
     scene_batches,
 )
-from pytest_sdbench.metrics import FeatureStatistics
+from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.protocol import Jpeg, Resize
 from tests.test_images import tarred, zipped
 

@@ -12,23 +12,25 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from pytest_sdbench.verdict import (
-    Outcome,
-    Score,
-    Verdict,
-    chance_of_pass,
+from pytest_sdbench.gate.hardware import (
     judge_compute,
     judge_count,
     judge_latency,
     judge_memory,
     judge_recorded_latency,
+    judge_speed,
+    worst,
+)
+from pytest_sdbench.gate.verdict import (
+    Outcome,
+    Score,
+    Verdict,
+    chance_of_pass,
     judge_score,
     judge_scores,
-    judge_speed,
     mismatch,
     smallest_margin,
     uncalibrated,
-    worst,
 )
 
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from benchmarks.evaluation.memory import moments
 from benchmarks.evaluation.published_procedure import frechet_distance
-from pytest_sdbench.metrics import FeatureStatistics, fid
+from pytest_sdbench.metrics.fid import fid
+from pytest_sdbench.metrics.moments import FeatureStatistics
 
 OURS, KNOWN = "ours", "ours, root of the reference known"
 SQRTM, EIGVALS = "scipy.linalg.sqrtm (pytorch-fid)", "torch-fidelity"

@@ -25,7 +25,7 @@ from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features import inception
 from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_column
 from pytest_sdbench.features.references import load_references
-from pytest_sdbench.metrics import FeatureStatistics
+from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol
 from pytest_sdbench.skeleton import unet_inputs, unet_skeleton

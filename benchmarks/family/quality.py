@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_sdbench.metrics import Estimate
+    from pytest_sdbench.metrics.estimates import Estimate
     from pytest_sdbench.protocol import Protocol
 
 METRICS = ("fid", "kid", "inception_score", "clip_score")
@@ -26,7 +26,7 @@ def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Pa
     """Score a checkpoint on scenes, making the images that the store lacks."""
     from pytest_sdbench.checkpoint import resolve
     from pytest_sdbench.evaluation.evaluate import evaluate
-    from pytest_sdbench.metrics import Estimate
+    from pytest_sdbench.metrics.estimates import Estimate
 
     measured = evaluate(resolve(checkpoint_spec), protocol, store=store)
     scores: dict[str, float] = {"n": measured.n}
@@ -43,7 +43,7 @@ def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Pa
 
 def difference(first: Quality, second: Quality) -> dict[str, float]:
     """Return first minus second in FID and CLIP score, with standard errors of paired images."""
-    from pytest_sdbench import comparison
+    from pytest_sdbench.metrics import difference as comparison
 
     found: dict[str, float] = {}
     for metric in ("fid", "clip_score"):

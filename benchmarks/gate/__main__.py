@@ -32,18 +32,18 @@ from benchmarks.machine import describe
 from benchmarks.report import RESULTS
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.calibration import read_calibration
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.cards.claims import Claim, margin_of
 from pytest_sdbench.cards.records import Record
-from pytest_sdbench.comparison import difference
 from pytest_sdbench.evaluation.evaluate import Evaluation
-from pytest_sdbench.gate import claim_errors, judge
-from pytest_sdbench.metric_names import METRICS as KNOWN
-from pytest_sdbench.metrics import Estimate
+from pytest_sdbench.gate.calibration import read_calibration
+from pytest_sdbench.gate.judge import claim_errors, judge
+from pytest_sdbench.gate.pairing import Recorded, evidence_path, read_recorded
+from pytest_sdbench.gate.verdict import Outcome, chance_of_pass
+from pytest_sdbench.metrics.difference import difference
+from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.names import METRICS as KNOWN
 from pytest_sdbench.protocol import Protocol, load_protocol
-from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
-from pytest_sdbench.verdict import Outcome, chance_of_pass
 
 LABELS = {name: KNOWN[name].label for name in METRICS}
 

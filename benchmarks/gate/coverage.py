@@ -34,7 +34,9 @@ from tabulate import tabulate
 from benchmarks.gate.intervals import clopper_pearson
 from benchmarks.report import RESULTS
 from pytest_sdbench.base.files import write_atomically
-from pytest_sdbench.metrics import Estimate, FeatureStatistics, Undefined, estimate, fid_estimate
+from pytest_sdbench.evaluation.estimate import estimate
+from pytest_sdbench.metrics.estimates import Estimate, Undefined, fid_estimate
+from pytest_sdbench.metrics.moments import FeatureStatistics
 
 Z = 1.959964
 """Standard errors to each side of a 95 % interval."""

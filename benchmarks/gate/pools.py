@@ -84,10 +84,10 @@ def draw(member: str, protocol: Protocol, store: Path, device: str) -> None:
 def calibrate_quick(member: str, count: int, store: Path) -> Path:
     """Record what a member's quick protocol scatters by over its seed sets, as `--sdbench-calibrate` does."""
     from pytest_sdbench.base.paths import reference
-    from pytest_sdbench.calibration import calibrate, write_calibration
     from pytest_sdbench.cards.card import read_card
     from pytest_sdbench.checkpoint import resolve
     from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
+    from pytest_sdbench.gate.calibration import calibrate, write_calibration
     from pytest_sdbench.protocol import load_protocol
 
     card = read_card(reference() / "cards" / f"{member}.md")

@@ -17,8 +17,12 @@ import numpy.typing as npt
 
 from benchmarks.family.__main__ import spec
 from benchmarks.gate.pools import POOL, STORE, pool_protocol
+from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
-from pytest_sdbench.metrics import Estimate, FeatureStatistics, estimate, fid, standard_error
+from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.fid import fid
+from pytest_sdbench.metrics.moments import FeatureStatistics
+from pytest_sdbench.metrics.standard_error import standard_error
 from pytest_sdbench.protocol import Protocol
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from pytest_sdbench.cards.edit import write_records
 from pytest_sdbench.cards.front_matter import FrontMatter, check_yaml_1_1, is_card, parse, read_text
 from pytest_sdbench.cards.records import EAGER_LATENCY, DeviceRecord, Record
 from pytest_sdbench.cards.schema import COMPONENTS, Block, Model, Size, check_size, read_block, read_index
-from pytest_sdbench.metric_names import METRICS
+from pytest_sdbench.metrics.names import METRICS
 from pytest_sdbench.protocol import protocol_names
 
 __all__ = [

@@ -11,7 +11,7 @@ from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.cards.front_matter import FrontMatter, dotted
 from pytest_sdbench.cards.records import Record
 from pytest_sdbench.cards.schema import Block, Model, Result, check_metric, check_value
-from pytest_sdbench.metric_names import METRICS, metric_name
+from pytest_sdbench.metrics.names import METRICS, metric_name
 
 UNSTATED = "unstated"
 """The protocol of a figure whose source does not say how it was measured."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pytest_sdbench.metric_names import METRICS
+from pytest_sdbench.metrics.names import METRICS
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.cards.front_matter import FrontMatter, dotted
-from pytest_sdbench.metric_names import METRICS, metric_name
+from pytest_sdbench.metrics.names import METRICS, metric_name
 
 Shape = TypeVar("Shape", bound=BaseModel)
 

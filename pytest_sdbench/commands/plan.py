@@ -19,7 +19,7 @@ from pytest_sdbench.commands.doctor import lacking
 from pytest_sdbench.commands.plan_cost import ESTIMATED, MEASURED, Plan, Row
 from pytest_sdbench.commands.plan_time import ALLOWANCE
 from pytest_sdbench.commands.shared import DTYPES, cards_of, share, weights_by_card, write_text
-from pytest_sdbench.settings import UNASKED
+from pytest_sdbench.gate.looks import UNASKED
 from pytest_sdbench.storage import place_of
 
 

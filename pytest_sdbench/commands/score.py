@@ -23,12 +23,15 @@ from pytest_sdbench.cards.card import Card, find_card, is_card, read_card
 from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.commands.score_matching import Matching, match
 from pytest_sdbench.commands.shared import share, write_text
+from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.features.extractors import Extractors, Rows, identity, open_extractors
 from pytest_sdbench.features.images import ImageSet, decode, in_batches, open_images, size_of
 from pytest_sdbench.features.references import load_references
-from pytest_sdbench.metric_names import METRICS
-from pytest_sdbench.metrics import Estimate, FeatureStatistics, Undefined, estimate, groups_of
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.moments import FeatureStatistics
+from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.standard_error import groups_of
 from pytest_sdbench.prompts import load_prompts, prompt_files
 from pytest_sdbench.protocol import Protocol, Resize, load_protocol
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
-from pytest_sdbench.metrics.cosine import clip_score
-from pytest_sdbench.metrics.kernel import kid_influence
+from pytest_sdbench.metrics.estimates import clip_score
+from pytest_sdbench.metrics.kid import kid_influence
 from pytest_sdbench.metrics.moments import FeatureStatistics, Rows
-from pytest_sdbench.metrics.spread import Groups, standard_error
+from pytest_sdbench.metrics.standard_error import Groups, standard_error
 
 if TYPE_CHECKING:
     from pytest_sdbench.protocol import InceptionScoreSpec, Protocol

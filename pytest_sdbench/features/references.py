@@ -30,7 +30,7 @@ from pytest_sdbench.features.extractors import (
 )
 from pytest_sdbench.features.images import BATCH, decode, in_batches, open_images
 from pytest_sdbench.image_path import Images
-from pytest_sdbench.metrics import FeatureStatistics, Moments
+from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pytest_sdbench.metrics.frechet import fid, fid_influence
-from pytest_sdbench.metrics.frechet_bias import (
+from pytest_sdbench.metrics.fid import fid, fid_influence
+from pytest_sdbench.metrics.fid_bias import (
     BLOCKS,
     FEWEST,
     FEWEST_LEFT,
@@ -21,12 +21,12 @@ from pytest_sdbench.metrics.frechet_bias import (
     joined,
     left_out,
     part,
+    squared_scales,
     together,
 )
-from pytest_sdbench.metrics.inception import InceptionScore
+from pytest_sdbench.metrics.inception_score import InceptionScore
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments, Rows
-from pytest_sdbench.metrics.scales import squared_scales
-from pytest_sdbench.metrics.spread import Groups, standard_error
+from pytest_sdbench.metrics.standard_error import Groups, standard_error
 
 if TYPE_CHECKING:
     from pytest_sdbench.protocol import InceptionScoreSpec
@@ -170,3 +170,19 @@ def _inception_estimate(
 
 _LARGEST_BIAS = 0.055
 """Bias of log IS that is still small enough to be known to first order."""
+
+
+def clip_score(cosines: Rows, groups: Groups | None = None) -> tuple[float, float | None]:
+    """Return the mean cosine of image and caption and its standard error, None for one image; [n] -> floats.
+
+    `groups` tell which images share a prompt: the error then is that of the means of prompts. Not multiplied
+    by 100 and not clipped at zero (unlike CLIPScore of Hessel et al. 2021): as the published figures.
+    Raises ValueError for no image and for a cosine outside [-1, 1].
+    """
+    values = np.asarray(cosines, np.float64)
+    if not len(values):
+        raise ValueError("no images")
+    if not (np.abs(values) <= 1 + 1e-3).all():
+        raise ValueError("cosines must lie in [-1, 1]")
+    mean = float(values.mean())
+    return mean, standard_error(values - mean, groups)

@@ -14,7 +14,7 @@ from typing import Any
 from tabulate import tabulate
 
 from pytest_sdbench.cards.card import Card, Claim
-from pytest_sdbench.metric_names import METRICS
+from pytest_sdbench.metrics.names import METRICS
 from pytest_sdbench.report.results import VERDICTS, Row
 
 NONE = "–"  # noqa: RUF001 - an en dash is what a table has where there is nothing

@@ -23,12 +23,13 @@ from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.processes import Apart
 from pytest_sdbench import image_path
 from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
+from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features import inception
 from pytest_sdbench.features.extractors import open_extractors
 from pytest_sdbench.features.references import load_references
-from pytest_sdbench.metrics import Estimate, estimate
+from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Jpeg, Protocol, Resize, load_protocol
 

@@ -14,7 +14,7 @@ from benchmarks.family.experiments import EXPERIMENTS, RESULTS, made_by
 from benchmarks.family.quality import Quality, difference
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
-from pytest_sdbench.metrics import Estimate
+from pytest_sdbench.metrics.estimates import Estimate
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

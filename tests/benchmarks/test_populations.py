@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks.gate.populations import METRICS, Population
+from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
-from pytest_sdbench.metrics import Estimate, FeatureStatistics, estimate
+from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.protocol import load_protocol
 
 NET = "scenes-classifier"

@@ -38,3 +38,7 @@ def looks(n: int, budget: int | None = None) -> list[Look]:
     whole = [Look(size, (1 - LAST) * weight / total) for size, weight in earlier.items()]
     whole.append(Look(n, LAST if earlier else 1.0))
     return [look for look in whole if budget is None or look.n <= budget]
+
+
+UNASKED = 1000
+"""New images of one checkpoint under one protocol that a CPU makes without being asked: minutes of work."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_sdbench.metrics import Estimate, standard_error
-from pytest_sdbench.metrics.spread import Groups
+from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.standard_error import Groups, standard_error
 
 FEWEST_PROMPTS = 20
 """Of fewer different prompts an error is too uncertain for the normal distribution, and nothing is called."""

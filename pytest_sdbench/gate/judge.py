@@ -13,19 +13,16 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import Unavailable
-from pytest_sdbench.calibration import Calibration, read_calibration
 from pytest_sdbench.cards.card import Card, Claim
 from pytest_sdbench.cards.cases import other_protocol
 from pytest_sdbench.cards.claims import passes_anything
 from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.cards.records import Record, nearly
-from pytest_sdbench.comparison import FEWEST_PROMPTS, Difference, difference, worst_loss
-from pytest_sdbench.metric_names import METRICS
-from pytest_sdbench.metrics import Estimate, Undefined
-from pytest_sdbench.protocol import Protocol
-from pytest_sdbench.recorded import Recorded, evidence_path, read_recorded
-from pytest_sdbench.sequential import Look, looks
-from pytest_sdbench.verdict import (
+from pytest_sdbench.gate import verdict as judges
+from pytest_sdbench.gate.calibration import Calibration, read_calibration
+from pytest_sdbench.gate.looks import Look, looks
+from pytest_sdbench.gate.pairing import Recorded, evidence_path, read_recorded
+from pytest_sdbench.gate.verdict import (
     Outcome,
     Score,
     Verdict,
@@ -35,6 +32,13 @@ from pytest_sdbench.verdict import (
     smallest_margin,
     uncalibrated,
 )
+from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, difference, worst_loss
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.protocol import Protocol
+
+if TYPE_CHECKING:
+    from pytest_sdbench.evaluation.evaluate import Evaluation
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation
@@ -368,3 +372,22 @@ def _rounded_up(figure: float) -> str:
     rounded = float(f"{math.ceil(figure / step) * step:.2g}")
     # As a card may hold it: YAML takes 4e-05 for a word.
     return f"{rounded:g}" if rounded >= 1e-4 else scalar(rounded)
+
+
+def _unclaimed(protocol: Protocol, evaluation: Evaluation, metric: str) -> Judged:
+    estimate = evaluation.estimates.get(metric)
+    label, decimals = METRICS[metric].label, METRICS[metric].decimals
+    value = estimate.value if isinstance(estimate, Estimate) else None
+    if isinstance(estimate, Undefined):
+        verdict = judges.Verdict(judges.Outcome.MISMATCH, f"{label} is not defined: {estimate.reason}")
+    elif value is None:
+        verdict = judges.uncalibrated(f"{label} was not measured")
+    elif not evaluation.complete:
+        shown = f"{label} {value:.{decimals}f} on {evaluation.n:,} images"
+        verdict = judges.mismatch(f"{shown}; {evaluation.difference(protocol)}")
+    else:
+        verdict = judges.uncalibrated(
+            f"{label} {value:.{decimals}f} on {evaluation.n:,} images; nothing is claimed under "
+            f"{protocol.name}: --sdbench-update records it"
+        )
+    return Judged(verdict, evaluation, value, estimate, protocol.margins.get(metric))

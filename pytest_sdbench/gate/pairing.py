@@ -16,7 +16,7 @@ import numpy as np
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.files import write_atomically
-from pytest_sdbench.metrics import Estimate
+from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import Array
 
 FOLDER = "evidence"

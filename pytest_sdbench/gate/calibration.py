@@ -18,12 +18,12 @@ from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.cards.claims import margin_of
-from pytest_sdbench.comparison import difference
-from pytest_sdbench.metric_names import METRICS
-from pytest_sdbench.metrics import Estimate
-from pytest_sdbench.metrics.spread import Groups
+from pytest_sdbench.gate.verdict import ALPHA, Outcome, Score, Verdict, judge_score, uncalibrated
+from pytest_sdbench.metrics.difference import difference
+from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.standard_error import Groups
 from pytest_sdbench.protocol import Protocol
-from pytest_sdbench.verdict import ALPHA, Outcome, Score, Verdict, judge_score, uncalibrated
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation

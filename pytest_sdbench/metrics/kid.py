@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_sdbench.metrics.moments import Array, Rows
-from pytest_sdbench.metrics.spread import Groups
+from pytest_sdbench.metrics.standard_error import Groups
 
 _BLOCK = 1024
 """Rows and columns of the kernel matrix that exist at one time."""
