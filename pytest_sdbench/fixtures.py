@@ -21,9 +21,9 @@ from pytest_sdbench.collection import card_of
 from pytest_sdbench.session import SdbenchSession, conclude
 
 if TYPE_CHECKING:
-    from pytest_sdbench.checkpoint import Checkpoint
     from pytest_sdbench.evaluation.evaluate import Evaluation
     from pytest_sdbench.gate.judge import Judged
+    from pytest_sdbench.models.checkpoint import Checkpoint
     from pytest_sdbench.protocol import Protocol
 
 
@@ -35,7 +35,7 @@ class PlainPipeline:
     device: str
 
     def __call__(self, dtype: str) -> Any:
-        from pytest_sdbench.checkpoint import load_pipeline
+        from pytest_sdbench.models.checkpoint import load_pipeline
 
         return load_pipeline(self.checkpoint, device=self.device, dtype=dtype)
 
@@ -117,7 +117,7 @@ def sdbench_checkpoint(
     sdbench_session: SdbenchSession, sdbench_card: Card, sdbench_weights: Path | None
 ) -> Checkpoint:
     """Return the verified checkpoint under test; skip with the remedy when it is not on this machine."""
-    from pytest_sdbench.checkpoint import resolve, verify
+    from pytest_sdbench.models.checkpoint import resolve, verify
 
     try:
         checkpoint = resolve(

@@ -162,10 +162,10 @@ def record_evidence(
     What says the same but for the last digits stays, as records do; so does a file with a metric more, which
     this machine lacks the references for. Raises Unavailable where the store lacks some of them.
     """
-    from pytest_sdbench.checkpoint import resolve
     from pytest_sdbench.evaluation.evaluate import evaluate
     from pytest_sdbench.gate.looks import looks
     from pytest_sdbench.gate.pairing import evidence_path, read_recorded, write_recorded
+    from pytest_sdbench.models.checkpoint import resolve
     from pytest_sdbench.protocol import load_protocol
 
     protocol = load_protocol(protocol_name, search=(card.path.parent,))

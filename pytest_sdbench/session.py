@@ -19,7 +19,7 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import is_card, read_card
 from pytest_sdbench.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
 from pytest_sdbench.gate.verdict import Outcome, Verdict
-from pytest_sdbench.hub import forget_failures
+from pytest_sdbench.models.hub import forget_failures
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.settings import Settings
 from pytest_sdbench.storage import without_secrets

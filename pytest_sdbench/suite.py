@@ -64,7 +64,7 @@ def test_size(
     component: str, sdbench_card: Card, sdbench_network: Network, sdbench_conclude: Conclude
 ) -> None:
     """Count parameters and compare the exact figure; the published one is rounded and only shown."""
-    from pytest_sdbench.size import component_sizes
+    from pytest_sdbench.models.counts import component_sizes
 
     counts = component_sizes(sdbench_network.checkpoint or sdbench_network.unet)
     label = COMPONENTS[component]
@@ -93,7 +93,7 @@ def test_size(
 @pytest.mark.compute
 def test_compute(sdbench_card: Card, sdbench_network: Network, sdbench_conclude: Conclude) -> None:
     """Count the multiply-accumulates of one U-Net call, attention included."""
-    from pytest_sdbench.compute import unet_macs
+    from pytest_sdbench.models.counts import unet_macs
 
     macs = unet_macs(sdbench_network.unet)
     claimed = sdbench_card.unet_macs
@@ -126,7 +126,7 @@ def test_speed(
     """Time one U-Net call beside the baseline's, interleaved, and judge the ratio."""
     import torch
 
-    from pytest_sdbench.speed import measure_latency
+    from pytest_sdbench.models.latency import measure_latency
 
     if not request.config.pluginmanager.has_plugin("benchmark"):
         raise Unavailable("timing needs pytest-benchmark", remedy="Run without -p no:benchmark")
@@ -188,7 +188,7 @@ def test_memory(
     """Measure the peak memory of one U-Net call."""
     import torch
 
-    from pytest_sdbench.speed import peak_memory
+    from pytest_sdbench.models.latency import peak_memory
 
     peak = peak_memory(sdbench_network.unet, device=sdbench_device, dtype=getattr(torch, sdbench_dtype))
     shown = f"{peak / 2**20:,.0f} MiB at the peak of one U-Net call"

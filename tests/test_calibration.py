@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from pytest_sdbench.base.errors import DataError
-from pytest_sdbench.checkpoint import resolve
 from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
 from pytest_sdbench.gate.calibration import Calibration, calibration_path, read_calibration, write_calibration
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocol import load_protocol
 from tests.project import IMAGES, PASSES, make_card, make_project, make_protocol
 

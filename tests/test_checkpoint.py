@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pytest_sdbench import checkpoint as checkpoint_module
-from pytest_sdbench import hub
-from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve, verify
-from pytest_sdbench.hub import forget_failures
-from pytest_sdbench.integrity import check_component
-from pytest_sdbench.skeleton import unet_skeleton
-from pytest_sdbench.tensors import find_weights
+from pytest_sdbench.models import checkpoint as checkpoint_module
+from pytest_sdbench.models import hub
+from pytest_sdbench.models.architectures import ARCHITECTURES
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline, resolve, verify
+from pytest_sdbench.models.hub import forget_failures
+from pytest_sdbench.models.integrity import check_component
+from pytest_sdbench.models.skeleton import unet_skeleton
+from pytest_sdbench.models.weights import find_weights
 from tests.tiny_checkpoint import make_checkpoint
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.cards.card import read_card
-from pytest_sdbench.checkpoint import resolve
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.outcome import record_evidence
 from pytest_sdbench.protocol import load_protocol
 from tests.project import IMAGES, make_card, make_project

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pytest_sdbench.compute import unet_macs
-from pytest_sdbench.skeleton import unet_inputs, unet_skeleton
+from pytest_sdbench.models.counts import unet_macs
+from pytest_sdbench.models.skeleton import unet_inputs, unet_skeleton
 from tests.tiny_checkpoint import UNET
 
 PUBLISHED = {

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve, verify
 from pytest_sdbench.evaluation.sampler import sample
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline, resolve, verify
+from pytest_sdbench.models.counts import component_sizes
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
-from pytest_sdbench.size import component_sizes
 from tests.project import IMAGES, make_card, make_project, make_protocol
 from tests.tiny_checkpoint import GUIDANCE_WIDTH, UNET, make_consistency_unet
 

@@ -16,7 +16,7 @@ from pytest_sdbench.cards.card import DeviceRecord, read_card, write_records
 from pytest_sdbench.cards.network import Network
 from pytest_sdbench.commands.device import fastest, measure
 from pytest_sdbench.commands.main import main
-from pytest_sdbench.compute import unet_macs
+from pytest_sdbench.models.counts import unet_macs
 from tests.project import make_card, make_project
 from tests.tiny_checkpoint import UNET
 
@@ -262,7 +262,7 @@ class TestVerdict:
     def test_a_peak_is_judged_by_the_record_of_this_device(
         self, peak: int, outcome: str, elsewhere: dict[str, object], tmp_path: Path, monkeypatch
     ) -> None:
-        monkeypatch.setattr("pytest_sdbench.speed.peak_memory", lambda *_, **__: peak)
+        monkeypatch.setattr("pytest_sdbench.models.latency.peak_memory", lambda *_, **__: peak)
         entries = [record(peak_bytes=100_000_000).to_dict()]
         path = make_card(tmp_path / "c.md", claims={}, protocol="scenes-quick", devices=entries, **elsewhere)
         found = []

@@ -12,14 +12,14 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.base.errors import CardError, CheckpointError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import check_lineage, read_card
 from pytest_sdbench.cards.draft import draft
-from pytest_sdbench.checkpoint import resolve
-from pytest_sdbench.compute import Macs
-from pytest_sdbench.skeleton import architecture_key
+from pytest_sdbench.models.architectures import ARCHITECTURES
+from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.models.counts import Macs
+from pytest_sdbench.models.skeleton import architecture_key
 from tests.tiny_checkpoint import make_checkpoint
 
 
@@ -35,7 +35,7 @@ def quick_macs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Count multiply-accumulates in one test alone: it costs a forward pass, and others test the counting."""
     if request.node.originalname != "test_a_draft_is_a_card_at_once":
         monkeypatch.setattr(
-            "pytest_sdbench.compute.unet_macs", lambda _: Macs(255_400_000_000, 217_600_000_000)
+            "pytest_sdbench.models.counts.unet_macs", lambda _: Macs(255_400_000_000, 217_600_000_000)
         )
 
 
@@ -83,7 +83,7 @@ def test_the_commented_example_is_valid_once_filled_in(tiny_checkpoint: Path) ->
 
 def test_a_known_architecture_is_named(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The counts of a full-size network are others' tests: only the recognition is under test here.
-    monkeypatch.setattr("pytest_sdbench.size.component_sizes", lambda _: {"unet": 482346884})
+    monkeypatch.setattr("pytest_sdbench.models.counts.component_sizes", lambda _: {"unet": 482346884})
     config = json.dumps(
         {
             **ARCHITECTURES["bk-sdm-small"],

@@ -11,12 +11,12 @@ from ruamel.yaml import YAML
 
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
-from pytest_sdbench.checkpoint import resolve
 from pytest_sdbench.gate.judge import claim_errors
 from pytest_sdbench.gate.looks import looks
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
 from pytest_sdbench.gate.verdict import chance_of_pass
 from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocol import load_protocol
 from tests.project import make_protocol
 from training.architecture import student_config

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.evaluation.engine import make
 from pytest_sdbench.evaluation.sampler import image_seed
 from pytest_sdbench.evaluation.tuning import NotCompiled, Tuning, arrange, default_batch_size
 from pytest_sdbench.evidence import SHARD, Evidence, Rows, Store
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.image_path import Images, apply_image_steps
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.protocol import Protocol, load_protocol
 
 N = SHARD + 16

@@ -22,7 +22,6 @@ import torch
 
 from pytest_sdbench.base.errors import CheckpointError, DataError, EvidenceError, ProtocolError, Unavailable
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.evaluation import evaluate as evaluation
 from pytest_sdbench.evaluation.evaluate import evaluate, evidence_key
 from pytest_sdbench.evaluation.sampler import sample
@@ -37,6 +36,7 @@ from pytest_sdbench.features.references import (
 )
 from pytest_sdbench.image_path import apply_image_steps
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.protocol import Protocol, load_protocol
 
 N = 80
@@ -302,7 +302,7 @@ import os, signal, stat, sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.protocol import load_protocol

@@ -16,13 +16,13 @@ from pytest_sdbench.base.errors import CardError, ProtocolError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.network import Network
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.commands import plan_time as pace
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.plan import report
 from pytest_sdbench.commands.plan_cost import Plan, plan
 from pytest_sdbench.commands.plan_time import Stopwatch, samples_per_image, time_unet, unet_calls
 from pytest_sdbench.evaluation.evaluate import make_evidence
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.protocol import Protocol, load_protocol
 from tests.project import IMAGES, make_card, make_project, make_protocol
 from tests.tiny_checkpoint import UNET, make_consistency_unet

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.evaluation.sampler import Batch, image_seed, sample, to_uint8
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.protocol import Protocol, load_protocol
 from tests.tiny_checkpoint import make_checkpoint
 

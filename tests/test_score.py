@@ -20,7 +20,6 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.score import Scores, figures, score, score_table
 from pytest_sdbench.commands.score_matching import match
@@ -31,6 +30,7 @@ from pytest_sdbench.features.images import ImageSet, open_images
 from pytest_sdbench.features.references import scene_batches
 from pytest_sdbench.image_path import apply_image_steps
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
 from tests.project import IMAGES, make_card, make_protocol

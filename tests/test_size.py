@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.checkpoint import resolve
-from pytest_sdbench.size import component_sizes
+from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.models.counts import component_sizes
 from tests.tiny_checkpoint import UNET
 
 TEXT_ENCODER, IMAGE_DECODER = 123_060_480, 49_490_179

@@ -7,9 +7,9 @@ import weakref
 import pytest
 import torch
 
-from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
+from pytest_sdbench.models.architectures import ARCHITECTURES
+from pytest_sdbench.models.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
 from tests.tiny_checkpoint import UNET
 
 

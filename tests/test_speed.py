@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_sdbench import speed
 from pytest_sdbench.base.environment import machine_lock
 from pytest_sdbench.base.errors import Unavailable
-from pytest_sdbench.speed import Ratio, measure_latency, peak_memory
+from pytest_sdbench.models import latency as speed
+from pytest_sdbench.models.latency import Ratio, measure_latency, peak_memory
 from tests.tiny_checkpoint import UNET
 
 STUDENT = UNET | {"layers_per_block": 1}
@@ -178,7 +178,7 @@ def test_pytest_benchmark_measures_and_keeps_the_figures(
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     pytester.makepyfile(
         """
-        from pytest_sdbench.speed import measure_latency
+        from pytest_sdbench.models.latency import measure_latency
         from tests.tiny_checkpoint import UNET
 
         def test_speed(request):
@@ -201,7 +201,7 @@ def test_pytest_benchmark_measures_and_keeps_the_figures(
 
 HOLD = """
 import sys
-from pytest_sdbench.speed import machine_lock
+from pytest_sdbench.models.latency import machine_lock
 with machine_lock():
     print("held", flush=True)
     sys.stdin.read()

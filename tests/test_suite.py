@@ -518,7 +518,7 @@ class TestNetworks:
 
     @pytest.mark.parametrize(("factor", "outcome"), [(1.0, "passed"), (1.01, "failed")])
     def test_compute_is_judged_to_a_thousandth(self, pytester, project, factor, outcome):
-        from pytest_sdbench.compute import unet_macs
+        from pytest_sdbench.models.counts import unet_macs
         from tests.tiny_checkpoint import UNET
 
         make_card(project, compute={"unet_macs": round(unet_macs(UNET).total * factor)})

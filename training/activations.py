@@ -55,7 +55,7 @@ def _unet_activations(
     checkpointing: bool,
     watched: tuple[str, ...],
 ) -> Activations:
-    from pytest_sdbench.skeleton import unet_inputs, unet_skeleton
+    from pytest_sdbench.models.skeleton import unet_inputs, unet_skeleton
 
     config = json.loads(known)
     model = unet_skeleton(config)
@@ -74,7 +74,7 @@ def _unet_activations(
 
 def text_activations(config: Mapping[str, Any], *, batch: int, tokens: int, half: bool) -> Activations:
     """Count for a CLIP text encoder, as ``unet_activations`` does."""
-    from pytest_sdbench.skeleton import text_encoder_skeleton
+    from pytest_sdbench.models.skeleton import text_encoder_skeleton
 
     inputs = {"input_ids": torch.zeros(batch, tokens, device="meta", dtype=torch.int64)}
     return _count(text_encoder_skeleton(config), inputs, half, ())

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from diffusers import UNet2DConditionModel
 
-from pytest_sdbench.skeleton import known_keys, unet_skeleton
+from pytest_sdbench.models.skeleton import known_keys, unet_skeleton
 from training.errors import TrainingError
 
 Removal = Literal["none", "base", "small", "tiny"]

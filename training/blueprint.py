@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
-from pytest_sdbench.checkpoint import EMBEDDED, resolve
+from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
+from pytest_sdbench.models.checkpoint import EMBEDDED, resolve
 from training.recipe import Recipe, load_recipe, recipe_names
 
 Config = Mapping[str, Any]
@@ -74,7 +74,7 @@ def blueprint(recipe: Recipe) -> Blueprint:
     text_learns = getattr(objective, "train_text_encoder", False)
     compared = objective.kind in ("distillation", "consistency")
 
-    from pytest_sdbench.skeleton import text_encoder_skeleton, unet_skeleton, vae_skeleton
+    from pytest_sdbench.models.skeleton import text_encoder_skeleton, unet_skeleton, vae_skeleton
 
     unet, text_encoder = unet_skeleton(student), text_encoder_skeleton(configs.text_encoder)
     networks = [_network("U-Net", unet, "learns", True, lora and adapter_parameters(unet, "unet", lora.rank))]

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pytest_sdbench.base.files import sha256_of
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from training.ahead import Ahead
 from training.columns import Array, Columns
 from training.errors import TrainingError

@@ -18,8 +18,8 @@ from pytest_sdbench.cards.card import find_card, read_card
 from pytest_sdbench.cards.draft import base_card, is_of_scenes, sdbench_block
 from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.cards.front_matter import BLOCK, parse, read_text
-from pytest_sdbench.checkpoint import EMBEDDED, Checkpoint, resolve, scheduler_class
-from pytest_sdbench.hub import HUB_ID
+from pytest_sdbench.models.checkpoint import EMBEDDED, Checkpoint, resolve, scheduler_class
+from pytest_sdbench.models.hub import HUB_ID
 from training.parts import Parts
 from training.recipe import Recipe
 
@@ -330,7 +330,7 @@ def _use(recipe: Recipe, spec: Spec, whole: bool, name: str) -> Iterator[str]:
     prompt = json.dumps(recipe.watch.prompts[0]) if recipe.watch.prompts else '"..."'
     yield "```python"
     if isinstance(spec, Mapping) and whole:
-        yield "from pytest_sdbench.checkpoint import load_pipeline, resolve"
+        yield "from pytest_sdbench.models.checkpoint import load_pipeline, resolve"
     else:
         yield "from diffusers import DiffusionPipeline"
     yield ""

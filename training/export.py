@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pytest_sdbench.base.errors import CheckpointError
-from pytest_sdbench.checkpoint import load_pipeline, resolve, verify
-from pytest_sdbench.skeleton import known_keys
+from pytest_sdbench.models.checkpoint import load_pipeline, resolve, verify
+from pytest_sdbench.models.skeleton import known_keys
 from training.card import card_spec, write_card
 from training.errors import TrainingError
 from training.parts import Parts

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline, resolve
 
 
 @dataclass(frozen=True)

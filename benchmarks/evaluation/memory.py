@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import machine
-from pytest_sdbench.checkpoint import Checkpoint, resolve
 from pytest_sdbench.evaluation.evaluate import evaluate, open_evidence
 from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_column
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.protocol import Protocol, load_protocol
 
 CHECKPOINT = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny"}

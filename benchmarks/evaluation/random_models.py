@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.evaluation.memory import write_prompts
 from benchmarks.training.scenario import _SMOKE_TEXT, _SMOKE_UNET, _SMOKE_VAE, random_parts
-from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.base.files import sha256_of
-from pytest_sdbench.checkpoint import Checkpoint
 from pytest_sdbench.features import inception
 from pytest_sdbench.features.clip import LOCAL, NAMED, locate_clip
+from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
+from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.protocol import Protocol, load_protocol
 
 Size = Literal["full", "smoke"]

@@ -19,16 +19,16 @@ from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation.memory import fill
 from benchmarks.evaluation.processes import Apart
 from benchmarks.evaluation.stages import Shares, watching
-from pytest_sdbench.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features import inception
 from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_column
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.moments import FeatureStatistics
+from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
+from pytest_sdbench.models.skeleton import unet_inputs, unet_skeleton
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol
-from pytest_sdbench.skeleton import unet_inputs, unet_skeleton
 
 OURS, PUBLISHED, ALL_OFF = "ours", "published procedure", "ours, all off"
 OFF: dict[str, Any] = {

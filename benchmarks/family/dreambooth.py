@@ -55,7 +55,7 @@ WAYS = (
 def train(way: Way, folder: Path, threads: int) -> Path:
     """Train one way, unless that is done; return the exported checkpoint."""
     from benchmarks.family.subject import write_pictures
-    from pytest_sdbench.checkpoint import resolve
+    from pytest_sdbench.models.checkpoint import resolve
     from training.loop import identity
     from training.recipe import load_recipe
 

@@ -203,7 +203,7 @@ class Results:
 
 def made_by(run: Run) -> str:
     """Identify what a run's scores depend on: its recipe, or its checkpoint."""
-    from pytest_sdbench.checkpoint import resolve
+    from pytest_sdbench.models.checkpoint import resolve
 
     if run.recipe is None:
         return resolve(run.checkpoint).fingerprint

@@ -24,9 +24,9 @@ class Quality:
 
 def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Path) -> Quality:
     """Score a checkpoint on scenes, making the images that the store lacks."""
-    from pytest_sdbench.checkpoint import resolve
     from pytest_sdbench.evaluation.evaluate import evaluate
     from pytest_sdbench.metrics.estimates import Estimate
+    from pytest_sdbench.models.checkpoint import resolve
 
     measured = evaluate(resolve(checkpoint_spec), protocol, store=store)
     scores: dict[str, float] = {"n": measured.n}

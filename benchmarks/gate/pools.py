@@ -65,9 +65,9 @@ def seed_protocols(member: str, count: int = SEED_SETS) -> Iterator[Protocol]:
 
 def draw(member: str, protocol: Protocol, store: Path, device: str) -> None:
     """Make what the store lacks of a member under a protocol."""
-    from pytest_sdbench.checkpoint import resolve
     from pytest_sdbench.evaluation.evaluate import make_evidence
     from pytest_sdbench.evaluation.tuning import Tuning
+    from pytest_sdbench.models.checkpoint import resolve
 
     # Members are drawn beside each other, each by a process: none of them is worth a compilation.
     began, tuning = time.monotonic(), Tuning(compile=False)
@@ -85,9 +85,9 @@ def calibrate_quick(member: str, count: int, store: Path) -> Path:
     """Record what a member's quick protocol scatters by over its seed sets, as `--sdbench-calibrate` does."""
     from pytest_sdbench.base.paths import reference
     from pytest_sdbench.cards.card import read_card
-    from pytest_sdbench.checkpoint import resolve
     from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
     from pytest_sdbench.gate.calibration import calibrate, write_calibration
+    from pytest_sdbench.models.checkpoint import resolve
     from pytest_sdbench.protocol import load_protocol
 
     card = read_card(reference() / "cards" / f"{member}.md")

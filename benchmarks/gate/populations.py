@@ -26,7 +26,7 @@ from pytest_sdbench.metrics.standard_error import standard_error
 from pytest_sdbench.protocol import Protocol
 
 if TYPE_CHECKING:
-    from pytest_sdbench.checkpoint import Checkpoint
+    from pytest_sdbench.models.checkpoint import Checkpoint
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -144,14 +144,14 @@ def load_population(
     member: str, n: int = POOL, store: Path = STORE, metrics: tuple[str, ...] = METRICS
 ) -> Population:
     """Return the pool of a member of the embedded family; its images must be in the store."""
-    from pytest_sdbench.checkpoint import resolve
+    from pytest_sdbench.models.checkpoint import resolve
 
     return _load(member, pool_protocol(member, n), store, metrics, resolve(spec(member)))
 
 
 def load_seed_sets(member: str, protocols: Iterator[Protocol], store: Path = STORE) -> list[Population]:
     """Return a member's seed sets, each as a population."""
-    from pytest_sdbench.checkpoint import resolve
+    from pytest_sdbench.models.checkpoint import resolve
 
     checkpoint = resolve(spec(member))
     return [_load(member, protocol, store, METRICS, checkpoint) for protocol in protocols]

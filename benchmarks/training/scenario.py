@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
-from pytest_sdbench.skeleton import unet_skeleton
+from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
+from pytest_sdbench.models.skeleton import unet_skeleton
 from training.cache import CachedPairs
 from training.errors import TrainingError
 from training.examples import Examples, tokenize

@@ -14,7 +14,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import suggestion
@@ -37,6 +36,7 @@ from pytest_sdbench.cards.front_matter import FrontMatter, check_yaml_1_1, is_ca
 from pytest_sdbench.cards.records import EAGER_LATENCY, DeviceRecord, Record
 from pytest_sdbench.cards.schema import COMPONENTS, Block, Model, Size, check_size, read_block, read_index
 from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.protocol import protocol_names
 
 __all__ = [

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.base.errors import CardError, CheckpointError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.cards.front_matter import BLOCK, FrontMatter, parse, read_text
 from pytest_sdbench.cards.schema import COMPONENTS
-from pytest_sdbench.checkpoint import Checkpoint, resolve
+from pytest_sdbench.models.architectures import ARCHITECTURES
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 
 _COLUMN = 46
 _NO_PROTOCOL = "none fits; your own: protocols/NAME.yaml beside the card"
@@ -95,8 +95,7 @@ def sdbench_block(
     `place` is how the card names the checkpoint, `shown` how a command line names the card, `base` the card
     of the model it was built from. Without `protocols` those that fit its vocabulary and size are named.
     """
-    from pytest_sdbench.compute import unet_macs
-    from pytest_sdbench.size import component_sizes
+    from pytest_sdbench.models.counts import component_sizes, unet_macs
 
     config, sizes = checkpoint.unet_config, component_sizes(checkpoint)
     lines = [f"sdbench:  # how to verify this card: pytest --sdbench {shown}"]
@@ -141,7 +140,7 @@ def _line(text: str, comment: str) -> str:
 
 def _architecture(config: Mapping[str, Any]) -> list[str]:
     """Return the architecture by name where it is a known one, else inline."""
-    from pytest_sdbench.skeleton import architecture_key
+    from pytest_sdbench.models.skeleton import architecture_key
 
     found = architecture_key(config)
     for name in ARCHITECTURES:

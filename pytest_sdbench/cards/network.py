@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_sdbench.architectures import Config
 from pytest_sdbench.base.errors import Unavailable
+from pytest_sdbench.models.architectures import Config
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
-    from pytest_sdbench.checkpoint import Checkpoint
+    from pytest_sdbench.models.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def named_network(card: Card) -> Network:
 
     Raises what `network_of` and `checkpoint.resolve` raise.
     """
-    from pytest_sdbench.checkpoint import resolve
+    from pytest_sdbench.models.checkpoint import resolve
 
     if card.architecture is not None or card.checkpoint is None:
         return network_of(card, None)

@@ -14,7 +14,6 @@ from tabulate import tabulate
 
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.cards.card import find_card, is_card, read_card
-from pytest_sdbench.checkpoint import Checkpoint, resolve, verify
 from pytest_sdbench.commands.shared import share, write_text
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
@@ -22,6 +21,7 @@ from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, differ
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.names import METRICS, Metric
 from pytest_sdbench.metrics.standard_error import groups_of
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve, verify
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, load_protocol
 

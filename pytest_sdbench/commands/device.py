@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_sdbench.architectures import Config
 from pytest_sdbench.base.environment import machine_lock, out_of_memory, release_memory, timed_on, versions
 from pytest_sdbench.base.errors import SdbenchError, first_line
 from pytest_sdbench.cards.network import named_network
 from pytest_sdbench.cards.records import DeviceRecord
 from pytest_sdbench.commands.shared import DTYPES, cards_of, share
-from pytest_sdbench.compute import unet_macs
-from pytest_sdbench.skeleton import architecture_key
-from pytest_sdbench.speed import UnetCall
+from pytest_sdbench.models.architectures import Config
+from pytest_sdbench.models.counts import unet_macs
+from pytest_sdbench.models.latency import UnetCall
+from pytest_sdbench.models.skeleton import architecture_key
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card

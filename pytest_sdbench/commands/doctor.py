@@ -138,7 +138,7 @@ def protocol_needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str
 
 
 def _weights(card: Card) -> str:
-    from pytest_sdbench.checkpoint import resolve, verify
+    from pytest_sdbench.models.checkpoint import resolve, verify
 
     checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
     verify(checkpoint)

@@ -24,7 +24,7 @@ from pytest_sdbench.features.extractors import CLIP_COLUMN, column_widths
 from pytest_sdbench.protocol import Protocol, load_protocol
 
 if TYPE_CHECKING:
-    from pytest_sdbench.checkpoint import Checkpoint
+    from pytest_sdbench.models.checkpoint import Checkpoint
 
 MEASURED, ESTIMATED = "measured", "estimated"
 
@@ -355,7 +355,7 @@ def _named(card: Card, names: Sequence[str]) -> list[Protocol]:
 
 def _checkpoint(card: Card, weights: Path | None) -> tuple[Checkpoint | None, Finding]:
     """Return the verified checkpoint under test, or None; and what there is to say about it."""
-    from pytest_sdbench.checkpoint import resolve, verify
+    from pytest_sdbench.models.checkpoint import resolve, verify
 
     here: list[Checkpoint] = []
 

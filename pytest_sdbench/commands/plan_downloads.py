@@ -10,8 +10,8 @@ from typing import Any
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card
-from pytest_sdbench.checkpoint import COMPONENTS, split_pair
-from pytest_sdbench.hub import HUB_ID, cached_snapshot
+from pytest_sdbench.models.checkpoint import COMPONENTS, split_pair
+from pytest_sdbench.models.hub import HUB_ID, cached_snapshot
 
 _WIDTH = 4
 """Bytes of a parameter: the hub client fetches full precision where a repository has it."""
@@ -82,7 +82,7 @@ def _cached(name: str, revision: str | None, component: str) -> bool:
 
 
 def _size(card: Card, components: list[str]) -> int | None:
-    from pytest_sdbench.skeleton import text_encoder_skeleton, unet_skeleton, vae_skeleton
+    from pytest_sdbench.models.skeleton import text_encoder_skeleton, unet_skeleton, vae_skeleton
 
     total = 0
     for component in components:

@@ -19,7 +19,6 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.architectures import SD_V1_SCHEDULER, SD_V1_VAE, Config
 from pytest_sdbench.base.environment import (
     machine_lock,
     out_of_memory,
@@ -28,10 +27,11 @@ from pytest_sdbench.base.environment import (
     synchronise,
 )
 from pytest_sdbench.base.errors import ProtocolError, Unavailable, first_line
-from pytest_sdbench.compute import decoder_macs, unet_macs
 from pytest_sdbench.evaluation.tuning import Tuning, arrange, default_batch_size, worker_count
+from pytest_sdbench.models.architectures import SD_V1_SCHEDULER, SD_V1_VAE, Config
+from pytest_sdbench.models.counts import decoder_macs, unet_macs
+from pytest_sdbench.models.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
 from pytest_sdbench.protocol import Protocol
-from pytest_sdbench.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +61,8 @@ def unet_calls(protocol: Protocol, network: Network) -> int:
     """
     import diffusers
 
-    from pytest_sdbench.checkpoint import scheduler_class
     from pytest_sdbench.evaluation.sampler import scheduler_factory
+    from pytest_sdbench.models.checkpoint import scheduler_class
 
     if network.checkpoint is not None:
         name, config = scheduler_class(network.checkpoint), network.checkpoint.config("scheduler")

@@ -122,9 +122,9 @@ def sample_card(
 
     Raises Unavailable, CardError, CheckpointError, DataError and EvidenceError, as an evaluation does.
     """
-    from pytest_sdbench.checkpoint import resolve, verify
     from pytest_sdbench.evaluation.evaluate import make_evidence
     from pytest_sdbench.evidence import Store
+    from pytest_sdbench.models.checkpoint import resolve, verify
 
     world = world or World()
     card = read_card(path)

@@ -32,7 +32,7 @@ from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Protocol, SequentialSeeds
 
 if TYPE_CHECKING:
-    from pytest_sdbench.checkpoint import Checkpoint
+    from pytest_sdbench.models.checkpoint import Checkpoint
 
 _REPEATED = 1.5
 """So many times more images a prompt in the whole than in a part: the part does not stand for it."""
@@ -300,7 +300,7 @@ def open_evidence(
 
 
 def _loader(checkpoint: Checkpoint, device: str) -> Load:
-    from pytest_sdbench.checkpoint import load_pipeline
+    from pytest_sdbench.models.checkpoint import load_pipeline
 
     return lambda dtype: load_pipeline(checkpoint, device=device, dtype=dtype)
 

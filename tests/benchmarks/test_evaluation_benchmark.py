@@ -22,7 +22,6 @@ from benchmarks.evaluation import random_models, solvers, stages, throughput
 from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.processes import Apart
 from pytest_sdbench import image_path
-from pytest_sdbench.checkpoint import Checkpoint, load_pipeline, resolve
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning
@@ -30,6 +29,7 @@ from pytest_sdbench.features import inception
 from pytest_sdbench.features.extractors import open_extractors
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline, resolve
 from pytest_sdbench.prompts import load_prompts
 from pytest_sdbench.protocol import Jpeg, Protocol, Resize, load_protocol
 
@@ -221,10 +221,10 @@ def test_clocks_leave_nothing_behind() -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    from pytest_sdbench import checkpoint as module
     from pytest_sdbench.evaluation import evaluate as evaluation
     from pytest_sdbench.evidence import Evidence
     from pytest_sdbench.features import extractors as features
+    from pytest_sdbench.models import checkpoint as module
 
     def standing() -> list[Any]:
         kinds = (AutoencoderKL, UNet2DConditionModel, CLIPTextModel, Evidence, features.Extractors)
@@ -277,7 +277,7 @@ def test_solvers_agree_and_ours_is_the_measure() -> None:
 
 def test_operations_of_a_latent_are_those_of_the_published_network(checkpoint: Checkpoint) -> None:
     # 401.6 G multiply-adds of one call, attention included, counted layer by layer elsewhere.
-    from pytest_sdbench.architectures import ARCHITECTURES
+    from pytest_sdbench.models.architectures import ARCHITECTURES
 
     class Full:
         unet_config = ARCHITECTURES["sd-v1"]

@@ -54,7 +54,7 @@ def test_a_run_that_was_moved_away_and_back_goes_on(scenario):
 
 def test_operations_are_those_of_the_published_networks():
     # 242.8 G multiply-adds of one call, attention included, counted layer by layer elsewhere.
-    from pytest_sdbench.skeleton import unet_inputs, unet_skeleton
+    from pytest_sdbench.models.skeleton import unet_inputs, unet_skeleton
 
     unet = unet_skeleton("bk-sdm-tiny")
     assert flops._counted(lambda: unet(**unet_inputs("bk-sdm-tiny"))) / 2e9 == pytest.approx(242.8, abs=0.1)

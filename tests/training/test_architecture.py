@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from pytest_sdbench.architectures import ARCHITECTURES
-from pytest_sdbench.skeleton import unet_skeleton
+from pytest_sdbench.models.architectures import ARCHITECTURES
+from pytest_sdbench.models.skeleton import unet_skeleton
 from tests.tiny_checkpoint import UNET
 from training.architecture import GUIDANCE_TENSOR, account, build_student, mapping, student_config
 from training.errors import TrainingError

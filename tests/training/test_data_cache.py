@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pytest_sdbench.checkpoint import load_pipeline, resolve
+from pytest_sdbench.models.checkpoint import load_pipeline, resolve
 from tests.training.data_samples import ListSource, picture, samples
 from training import cache, columns
 from training.cache import cached_pairs, live_pairs

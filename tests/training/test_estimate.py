@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from pytest_sdbench.checkpoint import resolve
+from pytest_sdbench.models.checkpoint import resolve
 from tests.tiny_checkpoint import UNET, make_checkpoint
 from training.activations import unet_activations
 from training.blueprint import Blueprint, blueprint

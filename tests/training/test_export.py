@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import check_lineage, read_card
-from pytest_sdbench.checkpoint import load_pipeline, resolve
+from pytest_sdbench.models.checkpoint import load_pipeline, resolve
 from tests.tiny_checkpoint import make_checkpoint
 from training.architecture import build_student
 from training.errors import TrainingError

@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pytest_sdbench.architectures import ARCHITECTURES
-from pytest_sdbench.skeleton import unet_skeleton
+from pytest_sdbench.models.architectures import ARCHITECTURES
+from pytest_sdbench.models.skeleton import unet_skeleton
 from tests.tiny_checkpoint import UNET
 from training.architecture import build_student, student_config
 from training.errors import TrainingError

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.hub import HUB_ID, cached_snapshot, download_snapshot
-from pytest_sdbench.integrity import check_component, check_together
-from pytest_sdbench.skeleton import known_keys
-from pytest_sdbench.tensors import COPY_AGAIN, Weights, find_weights, read_json
+from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot
+from pytest_sdbench.models.integrity import check_component, check_together
+from pytest_sdbench.models.skeleton import known_keys
+from pytest_sdbench.models.weights import COPY_AGAIN, Weights, find_weights, read_json
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
-from pytest_sdbench.tensors import candidates, find_weights
+from pytest_sdbench.models.weights import candidates, find_weights
 
 HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
 """A repository of the hub, and optionally a commit, tag or branch of it."""

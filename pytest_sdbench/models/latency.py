@@ -8,11 +8,11 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.architectures import Config
 from pytest_sdbench.base.environment import machine_lock, release_memory, synchronise
 from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.base.progress import Progress
-from pytest_sdbench.skeleton import architecture_key, unet_inputs, unet_skeleton
+from pytest_sdbench.models.architectures import Config
+from pytest_sdbench.models.skeleton import architecture_key, unet_inputs, unet_skeleton
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.architectures import ARCHITECTURES
 from pytest_sdbench.base.errors import CardError, CheckpointError
-from pytest_sdbench.skeleton import known_keys, text_encoder_skeleton, unet_skeleton, vae_skeleton
-from pytest_sdbench.tensors import COPY_AGAIN, Tensor, Weights, read_shapes, read_tensors
+from pytest_sdbench.models.architectures import ARCHITECTURES
+from pytest_sdbench.models.skeleton import known_keys, text_encoder_skeleton, unet_skeleton, vae_skeleton
+from pytest_sdbench.models.weights import COPY_AGAIN, Tensor, Weights, read_shapes, read_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 

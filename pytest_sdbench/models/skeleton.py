@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE, Config
 from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE, Config
 
 if TYPE_CHECKING:
     import torch
