@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation
     from pytest_sdbench.gate.judge import Judged
     from pytest_sdbench.models.checkpoint import Checkpoint
-    from pytest_sdbench.protocol import Protocol
+    from pytest_sdbench.protocols.protocol import Protocol
 
 
 @dataclass(frozen=True)

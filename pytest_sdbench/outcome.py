@@ -166,7 +166,7 @@ def record_evidence(
     from pytest_sdbench.gate.looks import looks
     from pytest_sdbench.gate.pairing import evidence_path, read_recorded, write_recorded
     from pytest_sdbench.models.checkpoint import resolve
-    from pytest_sdbench.protocol import load_protocol
+    from pytest_sdbench.protocols.load import load_protocol
 
     protocol = load_protocol(protocol_name, search=(card.path.parent,))
     checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)

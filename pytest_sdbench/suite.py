@@ -26,7 +26,7 @@ from pytest_sdbench.gate.judge import Judged, _unclaimed, beside
 from pytest_sdbench.gate.looks import looks
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.names import METRICS
-from pytest_sdbench.protocol import load_protocol
+from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.session import SdbenchSession
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from pytest_sdbench.gate.judge import Judged, judge
 from pytest_sdbench.gate.pairing import Recorded, evidence_path, write_recorded
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
 from tests.project import make_card, make_project, make_protocol
 
 N = 5000

@@ -16,7 +16,7 @@ from pytest_sdbench.gate.calibration import Calibration, calibration_path, read_
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import resolve
-from pytest_sdbench.protocol import load_protocol
+from pytest_sdbench.protocols.load import load_protocol
 from tests.project import IMAGES, PASSES, make_card, make_project, make_protocol
 
 Run = Callable[..., pytest.RunResult]

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch_fidelity.utils import create_feature_extractor
 
-from pytest_sdbench import scenes
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features import classifier
+from pytest_sdbench.protocols import scenes
 
 SHIPPED = reference() / "checkpoints" / classifier.NAME
 needs_weights = pytest.mark.skipif(

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from pytest_sdbench import scenes
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands.main import main
+from pytest_sdbench.protocols import scenes
 from tests.project import make_card, make_project
 
 

@@ -18,7 +18,7 @@ from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.outcome import record_evidence
-from pytest_sdbench.protocol import load_protocol
+from pytest_sdbench.protocols.load import load_protocol
 from tests.project import IMAGES, make_card, make_project
 
 METRICS = ("fid", "kid", "inception_score", "clip_score")

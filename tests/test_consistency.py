@@ -15,8 +15,9 @@ from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.evaluation.sampler import sample
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline, resolve, verify
 from pytest_sdbench.models.counts import component_sizes
-from pytest_sdbench.prompts import load_prompts
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.prompts import load_prompts
+from pytest_sdbench.protocols.protocol import Protocol
 from tests.project import IMAGES, make_card, make_project, make_protocol
 from tests.tiny_checkpoint import GUIDANCE_WIDTH, UNET, make_consistency_unet
 

@@ -18,9 +18,10 @@ from pytest_sdbench.evaluation.sampler import image_seed
 from pytest_sdbench.evaluation.tuning import NotCompiled, Tuning, arrange, default_batch_size
 from pytest_sdbench.evidence import SHARD, Evidence, Rows, Store
 from pytest_sdbench.features.extractors import Extractors
-from pytest_sdbench.image_path import Images, apply_image_steps
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 N = SHARD + 16
 PROMPTS = tuple(f"red and blue {number}" for number in range(N))
@@ -346,6 +347,6 @@ def test_the_noise_of_a_sequence_is_drawn_one_by_one_and_used_in_batches(
 
 
 def _sequential() -> Any:
-    from pytest_sdbench.protocol import SequentialSeeds
+    from pytest_sdbench.protocols.protocol import SequentialSeeds
 
     return SequentialSeeds(kind="sequential", seed=1, device="cpu")

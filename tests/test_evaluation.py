@@ -34,10 +34,11 @@ from pytest_sdbench.features.references import (
     save_statistics,
     scene_batches,
 )
-from pytest_sdbench.image_path import apply_image_steps
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.image_steps import apply_image_steps
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 N = 80
 """More than the classifier's 64 features, so that FID is defined, and more than a shard."""
@@ -305,7 +306,7 @@ from pathlib import Path
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.protocol import load_protocol
+from pytest_sdbench.protocols.protocol import load_protocol
 from tests.test_evaluation import stopping
 
 folder, protocol, store, moment = sys.argv[1:]

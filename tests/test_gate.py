@@ -19,7 +19,8 @@ from pytest_sdbench.gate.judge import Judged, claim_errors, judge
 from pytest_sdbench.gate.pairing import Recorded, evidence_path, write_recorded
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
 from tests.project import make_card, make_protocol
 
 N = 200

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pytest_sdbench.image_path import apply_image_steps
-from pytest_sdbench.protocol import Jpeg, Resize
+from pytest_sdbench.protocols.image_steps import apply_image_steps
+from pytest_sdbench.protocols.protocol import Jpeg, Resize
 
 COCO = (Jpeg(jpeg=75), Resize(resize=256, filter="pil-bicubic"), Jpeg(jpeg=75))
 

@@ -25,8 +25,8 @@ from pytest_sdbench.features.images import (
     open_images,
     read_captions,
 )
-from pytest_sdbench.image_path import apply_image_steps
-from pytest_sdbench.protocol import Jpeg, Resize
+from pytest_sdbench.protocols.image_steps import apply_image_steps
+from pytest_sdbench.protocols.protocol import Jpeg, Resize
 
 N = 12
 

@@ -14,7 +14,7 @@ import pytest
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.commands.main import COMMANDS, parser
 from pytest_sdbench.evaluation.evaluate import evidence_key
-from pytest_sdbench.protocol import load_protocol, protocol_names
+from pytest_sdbench.protocols.load import load_protocol, protocol_names
 
 PINNED = Path(__file__).parent / "pinned"
 FREE = {"reason", "date", "seconds", "device", "versions", "torch_device", "notes"}

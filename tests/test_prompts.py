@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sdbench import scenes
 from pytest_sdbench.base.errors import DataError, Unavailable
-from pytest_sdbench.prompts import load_prompts
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.prompts import load_prompts
+from pytest_sdbench.protocols.protocol import Protocol
 
 CAPTIONS = ["A dog, asleep.", 'He said "stop"', "Un café"]
 GOOD = 'file_name,text\n1.jpg,"A dog, asleep."\n2.jpg,"He said ""stop"""\n3.jpg,Un café\n'

@@ -14,15 +14,8 @@ from ruamel.yaml import YAML
 
 from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.protocol import (
-    ClipScoreSpec,
-    FidSpec,
-    InceptionScoreSpec,
-    Jpeg,
-    Resize,
-    load_protocol,
-    protocol_names,
-)
+from pytest_sdbench.protocols.load import load_protocol, protocol_names
+from pytest_sdbench.protocols.protocol import ClipScoreSpec, FidSpec, InceptionScoreSpec, Jpeg, Resize
 
 SHIPPED = {
     "coco30k-bksdm": 30000,

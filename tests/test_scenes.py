@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from pytest_sdbench import scenes
+from pytest_sdbench.protocols import scenes
 
 SAMPLE = range(10_000_000, 10_000_400)
 

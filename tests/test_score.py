@@ -28,11 +28,12 @@ from pytest_sdbench.evaluation.sampler import sample
 from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.images import ImageSet, open_images
 from pytest_sdbench.features.references import scene_batches
-from pytest_sdbench.image_path import apply_image_steps
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
-from pytest_sdbench.prompts import load_prompts
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.image_steps import apply_image_steps
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.prompts import load_prompts
+from pytest_sdbench.protocols.protocol import Protocol
 from tests.project import IMAGES, make_card, make_protocol
 from tests.test_evaluation import protocol_of
 from tests.test_images import folder, tarred, zipped

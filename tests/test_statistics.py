@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
-from pytest_sdbench import scenes
 from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features import references as statistics
@@ -30,7 +29,8 @@ from pytest_sdbench.features.references import (
     scene_batches,
 )
 from pytest_sdbench.metrics.moments import FeatureStatistics
-from pytest_sdbench.protocol import Jpeg, Resize
+from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.protocol import Jpeg, Resize
 from tests.test_images import tarred, zipped
 
 WIDTH = 6

@@ -335,7 +335,7 @@ def test_without_prompts_the_claim_is_skipped_with_the_remedy(run, project):
 
 
 def test_without_reference_statistics_only_the_distances_are_skipped(pytester, project, tmp_path):
-    from pytest_sdbench.protocol import load_protocol
+    from pytest_sdbench.protocols.load import load_protocol
 
     path = project.parent / "protocols" / "bare.yaml"
     metrics = load_protocol("scenes-quick").model_dump()["metrics"]

@@ -13,8 +13,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pytest_sdbench import scenes
 from pytest_sdbench.features import classifier
+from pytest_sdbench.protocols import scenes
 from training.classifier import object_accuracy
 from training.clip import near_miss_accuracy
 from training.vae import psnr

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pytest_sdbench import scenes
 from pytest_sdbench.features import classifier
+from pytest_sdbench.protocols import scenes
 from training.dice import Dice
 from training.loop import Piece, Task
 from training.recipe import Recipe

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pytest_sdbench import scenes
+from pytest_sdbench.protocols import scenes
 from training.classifier import roughen
 from training.examples import tokenize
 from training.loop import Piece, Task

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from functools import cached_property
 
-from pytest_sdbench import scenes
+from pytest_sdbench.protocols import scenes
 from training.errors import TrainingError
 from training.sources import Sample
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from pytest_sdbench import scenes
+from pytest_sdbench.protocols import scenes
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = Path(__file__).parent / "merges.txt"

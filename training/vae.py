@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from pytest_sdbench import scenes
+from pytest_sdbench.protocols import scenes
 from training.loop import Piece, Task
 from training.recipe import Recipe
 from training.recipe_schema import Autoencoder

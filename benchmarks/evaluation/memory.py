@@ -23,7 +23,8 @@ from pytest_sdbench.evaluation.evaluate import evaluate, open_evidence
 from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_column
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 CHECKPOINT = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny"}
 COCO_COLUMNS = {

@@ -26,7 +26,13 @@ from pytest_sdbench.evaluation.sampler import image_seed
 from pytest_sdbench.features.clip import ClipScorer, load_clip
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
-from pytest_sdbench.protocol import ClipScoreSpec, InceptionScoreSpec, Jpeg, Protocol, SequentialSeeds
+from pytest_sdbench.protocols.protocol import (
+    ClipScoreSpec,
+    InceptionScoreSpec,
+    Jpeg,
+    Protocol,
+    SequentialSeeds,
+)
 
 FID_BATCH, ISC_BATCH = 50, 64
 """Files in a forward pass: the defaults of pytorch-fid and of torch-fidelity."""

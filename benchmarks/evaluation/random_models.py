@@ -24,7 +24,8 @@ from pytest_sdbench.features import inception
 from pytest_sdbench.features.clip import LOCAL, NAMED, locate_clip
 from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.models.checkpoint import Checkpoint
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 Size = Literal["full", "smoke"]
 NAMES: Mapping[str, str] = {"full": "Stable Diffusion v1.4", "smoke": "eight channels wide"}

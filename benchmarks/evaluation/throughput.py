@@ -27,8 +27,8 @@ from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.models.skeleton import unet_inputs, unet_skeleton
-from pytest_sdbench.prompts import load_prompts
-from pytest_sdbench.protocol import Protocol
+from pytest_sdbench.protocols.prompts import load_prompts
+from pytest_sdbench.protocols.protocol import Protocol
 
 OURS, PUBLISHED, ALL_OFF = "ours", "published procedure", "ours, all off"
 OFF: dict[str, Any] = {

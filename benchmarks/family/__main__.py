@@ -101,7 +101,7 @@ def silenced(count: int = 64, first: int = 10_000_000) -> dict[str, float]:
     import torch
     from diffusers import DDPMScheduler
 
-    from pytest_sdbench.scenes import captions, render_batch
+    from pytest_sdbench.protocols.scenes import captions, render_batch
     from training.examples import tokenize
     from training.parts import load_parts
     from training.sources import to_pixels
@@ -147,7 +147,7 @@ def measure(protocol: str, store: Path, rounds: int) -> dict[str, Any]:
     import torch
 
     from pytest_sdbench.base.environment import versions
-    from pytest_sdbench.protocol import load_protocol
+    from pytest_sdbench.protocols.load import load_protocol
 
     scored = {name: quality(spec(name), load_protocol(protocol), store) for name in FAMILY}
     timed = {batch: latencies(batch, rounds) for batch in BATCHES}
@@ -180,7 +180,7 @@ def measure(protocol: str, store: Path, rounds: int) -> dict[str, Any]:
 
 def rescored(found: dict[str, Any], store: Path) -> dict[str, Any]:
     """Return recorded results with their scores computed anew."""
-    from pytest_sdbench.protocol import load_protocol
+    from pytest_sdbench.protocols.load import load_protocol
 
     scored = {name: quality(spec(name), load_protocol(found["protocol"]), store) for name in FAMILY}
     members = [{**row, **scored[row["name"]].scores} for row in found["members"]]
@@ -248,7 +248,7 @@ def report(found: dict[str, Any]) -> str:
 
 def draw_sheet(path: Path, first: int = 10_000_000, count: int = 10) -> None:
     """Draw some unseen captions with every member, from the same seeds, beside the real scenes."""
-    from pytest_sdbench.scenes import captions, render_batch
+    from pytest_sdbench.protocols.scenes import captions, render_batch
     from training.parts import load_parts
     from training.preview import Row, draw, sheet
 

@@ -23,7 +23,8 @@ from tabulate import tabulate
 from benchmarks.family.quality import METRICS, difference, quality
 from benchmarks.report import RESULTS, ROOT
 from pytest_sdbench.base.paths import user_cache
-from pytest_sdbench.protocol import Protocol, Scheduler, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol, Scheduler
 
 BASE = "embedded:scenes-sd"
 

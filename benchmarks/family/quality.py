@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_sdbench.metrics.estimates import Estimate
-    from pytest_sdbench.protocol import Protocol
+    from pytest_sdbench.protocols.protocol import Protocol
 
 METRICS = ("fid", "kid", "inception_score", "clip_score")
 

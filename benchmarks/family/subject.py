@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pytest_sdbench import scenes
+from pytest_sdbench.protocols import scenes
 
 IDENTIFIER = "v"
 """A word of no caption, yet a single token: the text encoder knows nothing of it."""

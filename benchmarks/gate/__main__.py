@@ -43,7 +43,8 @@ from pytest_sdbench.gate.verdict import Outcome, chance_of_pass
 from pytest_sdbench.metrics.difference import difference
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.names import METRICS as KNOWN
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 LABELS = {name: KNOWN[name].label for name in METRICS}
 

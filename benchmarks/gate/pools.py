@@ -18,7 +18,7 @@ from benchmarks.family.__main__ import spec
 from pytest_sdbench.base.paths import user_cache
 
 if TYPE_CHECKING:
-    from pytest_sdbench.protocol import Protocol
+    from pytest_sdbench.protocols.protocol import Protocol
 
 POOL = 30_000
 """Images in the pool of each member: minutes on a GPU. On a CPU 10,000 are an hour and a half."""
@@ -44,7 +44,7 @@ STORE = user_cache() / "experiments" / "evidence"
 
 def pool_protocol(member: str, n: int = POOL) -> Protocol:
     """Return the protocol of a member's cards with n images: the same draw, and more of it."""
-    from pytest_sdbench.protocol import load_protocol
+    from pytest_sdbench.protocols.load import load_protocol
 
     return with_images(load_protocol(PROTOCOLS[member]), n)
 
@@ -88,7 +88,7 @@ def calibrate_quick(member: str, count: int, store: Path) -> Path:
     from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
     from pytest_sdbench.gate.calibration import calibrate, write_calibration
     from pytest_sdbench.models.checkpoint import resolve
-    from pytest_sdbench.protocol import load_protocol
+    from pytest_sdbench.protocols.load import load_protocol
 
     card = read_card(reference() / "cards" / f"{member}.md")
     checkpoint = resolve(spec(member))

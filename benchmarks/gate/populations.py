@@ -23,7 +23,7 @@ from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.fid import fid
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.metrics.standard_error import standard_error
-from pytest_sdbench.protocol import Protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint

@@ -37,7 +37,7 @@ from pytest_sdbench.cards.records import EAGER_LATENCY, DeviceRecord, Record
 from pytest_sdbench.cards.schema import COMPONENTS, Block, Model, Size, check_size, read_block, read_index
 from pytest_sdbench.metrics.names import METRICS
 from pytest_sdbench.models.architectures import ARCHITECTURES
-from pytest_sdbench.protocol import protocol_names
+from pytest_sdbench.protocols.load import protocol_names
 
 __all__ = [
     "UNSTATED",

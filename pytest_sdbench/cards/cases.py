@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_sdbench.cards.card import Card, Claim
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 
 @dataclass(frozen=True)

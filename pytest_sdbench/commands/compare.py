@@ -22,8 +22,9 @@ from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.names import METRICS, Metric
 from pytest_sdbench.metrics.standard_error import groups_of
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve, verify
-from pytest_sdbench.prompts import load_prompts
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.prompts import load_prompts
+from pytest_sdbench.protocols.protocol import Protocol
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -13,7 +13,8 @@ from tabulate import tabulate
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.commands.shared import cards_of, share
-from pytest_sdbench.protocol import FidSpec, KidSpec, Protocol, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import FidSpec, KidSpec, Protocol
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -120,9 +121,9 @@ def _needs(card: Card, data_root: Path | None) -> list[tuple[str, str, Callable[
 
 def protocol_needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
     """Return what a protocol needs: the kind of need, its name, and a function that looks for it."""
-    from pytest_sdbench import prompts
     from pytest_sdbench.features import extractors as features
     from pytest_sdbench.features import references as statistics
+    from pytest_sdbench.protocols import prompts
 
     def captions() -> str:
         return f"{len(prompts.load_prompts(protocol, data_root)):,} prompts, checksum verified"

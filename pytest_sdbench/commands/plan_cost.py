@@ -21,7 +21,8 @@ from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
 from pytest_sdbench.evidence import SHARD, DamagedEvidence, Evidence, Rows, Store
 from pytest_sdbench.features.extractors import CLIP_COLUMN, column_widths
-from pytest_sdbench.protocol import Protocol, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint

@@ -31,7 +31,7 @@ from pytest_sdbench.evaluation.tuning import Tuning, arrange, default_batch_size
 from pytest_sdbench.models.architectures import SD_V1_SCHEDULER, SD_V1_VAE, Config
 from pytest_sdbench.models.counts import decoder_macs, unet_macs
 from pytest_sdbench.models.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
-from pytest_sdbench.protocol import Protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
     import torch

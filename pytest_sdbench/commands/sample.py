@@ -22,7 +22,7 @@ from pytest_sdbench.commands.shared import cards_of, share, weights_by_card
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
     from pytest_sdbench.evaluation.tuning import Tuning
-    from pytest_sdbench.protocol import Protocol
+    from pytest_sdbench.protocols.protocol import Protocol
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -90,7 +90,7 @@ def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
     Raises Unavailable for a card without any.
     """
     from pytest_sdbench.cards.cases import judged_protocols
-    from pytest_sdbench.protocol import load_protocol
+    from pytest_sdbench.protocols.load import load_protocol
 
     if names:
         return [load_protocol(name, search=(card.path.parent,)) for name in names]

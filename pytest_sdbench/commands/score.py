@@ -32,8 +32,9 @@ from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.metrics.names import METRICS
 from pytest_sdbench.metrics.standard_error import groups_of
-from pytest_sdbench.prompts import load_prompts, prompt_files
-from pytest_sdbench.protocol import Protocol, Resize, load_protocol
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.prompts import load_prompts, prompt_files
+from pytest_sdbench.protocols.protocol import Protocol, Resize
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

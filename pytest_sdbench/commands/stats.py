@@ -50,7 +50,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from pytest_sdbench.features.references import make_statistics
-    from pytest_sdbench.protocol import Resize
+    from pytest_sdbench.protocols.protocol import Resize
 
     steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
     source = _source(options.source)
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_layouts(layouts: Sequence[str], source: range | Sequence[str]) -> None:
-    from pytest_sdbench.scenes import LAYOUTS
+    from pytest_sdbench.protocols.scenes import LAYOUTS
 
     if layouts and not isinstance(source, range):
         raise SdbenchError("layouts are those of scenes", key="--layouts", found=source[0])

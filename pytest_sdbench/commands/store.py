@@ -223,7 +223,8 @@ def _folders(storage: Storage) -> list[str]:
 def _draws() -> dict[str, list[str]]:
     """Return the names of the known protocols by what keys their evidence."""
     from pytest_sdbench.evaluation.evaluate import evidence_key
-    from pytest_sdbench.protocol import SequentialSeeds, load_protocol
+    from pytest_sdbench.protocols.load import load_protocol
+    from pytest_sdbench.protocols.protocol import SequentialSeeds
 
     found: dict[str, list[str]] = {}
     folders = [reference() / "protocols", Path.cwd() / "protocols", Path.cwd() / "cards" / "protocols"]

@@ -26,8 +26,8 @@ from pytest_sdbench.base.environment import out_of_memory, shared_threads, true_
 from pytest_sdbench.evaluation.tuning import Tuning, _keep_memory, arrange, default_batch_size, worker_count
 from pytest_sdbench.evidence import SHARD, Evidence, Rows
 from pytest_sdbench.features.extractors import Extractors
-from pytest_sdbench.image_path import Images, apply_image_steps
-from pytest_sdbench.protocol import Protocol
+from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
+from pytest_sdbench.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.sampler import Drawn, Sampler

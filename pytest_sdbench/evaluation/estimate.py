@@ -16,7 +16,7 @@ from pytest_sdbench.metrics.moments import FeatureStatistics, Rows
 from pytest_sdbench.metrics.standard_error import Groups, standard_error
 
 if TYPE_CHECKING:
-    from pytest_sdbench.protocol import InceptionScoreSpec, Protocol
+    from pytest_sdbench.protocols.protocol import InceptionScoreSpec, Protocol
 from pytest_sdbench.metrics.estimates import Batch, Estimate, Undefined, _inception_estimate, fid_estimate
 
 

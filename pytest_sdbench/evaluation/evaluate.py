@@ -28,8 +28,8 @@ from pytest_sdbench.features.extractors import identity, open_extractors
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.standard_error import Groups, groups_of
-from pytest_sdbench.prompts import load_prompts
-from pytest_sdbench.protocol import Protocol, SequentialSeeds
+from pytest_sdbench.protocols.prompts import load_prompts
+from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint

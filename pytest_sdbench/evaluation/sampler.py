@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError
-from pytest_sdbench.protocol import Protocol, SequentialSeeds
+from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

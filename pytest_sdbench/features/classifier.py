@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from pytest_sdbench import scenes
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.protocols import scenes
 
 NAME = "scenes-classifier"
 NONE = "none"

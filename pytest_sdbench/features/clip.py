@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError, Unavailable
 from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.image_path import Images
+from pytest_sdbench.protocols.image_steps import Images
 
 NAMED, LOCAL = "open_clip:", "local:"
 _KEY = "metrics.clip_score.model"

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pytest_sdbench.image_path import Images
-    from pytest_sdbench.protocol import Protocol
+    from pytest_sdbench.protocols.image_steps import Images
+    from pytest_sdbench.protocols.protocol import Protocol
 
 CLIP_COLUMN = "clip_score"
 """Column of the cosine of image and caption, [n]."""

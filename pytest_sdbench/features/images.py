@@ -21,9 +21,9 @@ from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.features.archives import BROKEN, SUFFIXES, Read, Source, is_image, open_sources, readable
-from pytest_sdbench.image_path import Images, apply_image_steps
-from pytest_sdbench.prompts import parse_captions
-from pytest_sdbench.protocol import Jpeg, Resize
+from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
+from pytest_sdbench.protocols.prompts import parse_captions
+from pytest_sdbench.protocols.protocol import Jpeg, Resize
 
 METADATA = "metadata.csv"
 CAPTION_KEYS = ("caption", "text", "prompt")

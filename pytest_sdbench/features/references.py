@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_sdbench import scenes
 from pytest_sdbench.base.environment import true_float32
 from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.base.files import sha256_of, write_atomically
@@ -29,13 +28,14 @@ from pytest_sdbench.features.extractors import (
     open_extractor,
 )
 from pytest_sdbench.features.images import BATCH, decode, in_batches, open_images
-from pytest_sdbench.image_path import Images
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
+from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.image_steps import Images
 
 if TYPE_CHECKING:
     import torch
 
-    from pytest_sdbench.protocol import FidSpec, Jpeg, KidSpec, Protocol, Resize
+    from pytest_sdbench.protocols.protocol import FidSpec, Jpeg, KidSpec, Protocol, Resize
 
 
 # --- read ---

@@ -23,7 +23,7 @@ from pytest_sdbench.metrics.difference import difference
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.names import METRICS
 from pytest_sdbench.metrics.standard_error import Groups
-from pytest_sdbench.protocol import Protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation

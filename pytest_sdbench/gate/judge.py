@@ -35,7 +35,7 @@ from pytest_sdbench.gate.verdict import (
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, difference, worst_loss
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.names import METRICS
-from pytest_sdbench.protocol import Protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation

@@ -29,7 +29,7 @@ from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments, Ro
 from pytest_sdbench.metrics.standard_error import Groups, standard_error
 
 if TYPE_CHECKING:
-    from pytest_sdbench.protocol import InceptionScoreSpec
+    from pytest_sdbench.protocols.protocol import InceptionScoreSpec
 
 Batch = Mapping[str, Rows]
 

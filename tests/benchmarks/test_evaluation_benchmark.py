@@ -21,7 +21,6 @@ from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation import random_models, solvers, stages, throughput
 from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.processes import Apart
-from pytest_sdbench import image_path
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning
@@ -30,8 +29,10 @@ from pytest_sdbench.features.extractors import open_extractors
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline, resolve
-from pytest_sdbench.prompts import load_prompts
-from pytest_sdbench.protocol import Jpeg, Protocol, Resize, load_protocol
+from pytest_sdbench.protocols import image_steps as image_path
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.prompts import load_prompts
+from pytest_sdbench.protocols.protocol import Jpeg, Protocol, Resize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

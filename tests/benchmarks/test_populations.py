@@ -10,7 +10,7 @@ from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import FeatureStatistics
-from pytest_sdbench.protocol import load_protocol
+from pytest_sdbench.protocols.load import load_protocol
 
 NET = "scenes-classifier"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytest_sdbench import scenes
+from pytest_sdbench.protocols import scenes
 from training.errors import TrainingError
 from training.scenes_data import LAYOUTS, ScenesSource
 

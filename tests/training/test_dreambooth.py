@@ -23,10 +23,10 @@ from benchmarks.family.subject import (
     without_identifier,
 )
 from benchmarks.family.subject_scores import mean_cosine, score_subject
-from pytest_sdbench import scenes
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.clip import load_clip
+from pytest_sdbench.protocols import scenes
 from training import dreambooth
 from training.blueprint import adapter_parameters
 from training.dreambooth import add_adapters, class_pairs, draw_class, subject_pairs

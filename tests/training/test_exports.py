@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
-from pytest_sdbench import scenes
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features import classifier
+from pytest_sdbench.protocols import scenes
 from training import loop, vae
 from training.recipe import load_recipe
 from training.tasks import build_task

@@ -10,9 +10,9 @@ from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
 
-from pytest_sdbench import scenes
 from pytest_sdbench.base.errors import DataError, Unavailable
-from pytest_sdbench.protocol import CsvPrompts, Protocol, ScenesPrompts
+from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.protocol import CsvPrompts, Protocol, ScenesPrompts
 
 COLUMNS = ["file_name", "text"]
 """The header of a `metadata.csv`: that of an image folder with captions."""

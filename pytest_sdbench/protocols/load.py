@@ -1,0 +1,92 @@
+"""To be said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pytest_sdbench.base.errors import ProtocolError
+from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.schema import suggestion
+from pytest_sdbench.protocols.protocol import _SEE, Protocol, _validate
+
+
+def load_protocol(name: str | Path, search: Sequence[Path] = ()) -> Protocol:
+    """Read a protocol by the path of its YAML file, or by name.
+
+    A name is looked up in the package, and in each folder of `search` and its `protocols` folder. Raises
+    ProtocolError for a name that is unknown or means two things, and for a file that is broken.
+    """
+    text = str(name)
+    if isinstance(name, Path) or text.endswith((".yaml", ".yml")) or "/" in text:
+        return _read(Path(name))
+    found = _files(search)
+    if text not in found:
+        raise ProtocolError(
+            "unknown protocol",
+            key="protocol",
+            found=text,
+            remedy=f"{suggestion(text, tuple(found))}Known are {', '.join(found)}",
+        )
+    first, *others = found[text]
+    for other in others:
+        if other.read_bytes() != first.read_bytes():
+            raise ProtocolError(
+                f"the name {text!r} is taken by {first}", file=other, remedy="Give this file another name."
+            )
+    return _read(first)
+
+
+def protocol_names(search: Sequence[Path] = ()) -> tuple[str, ...]:
+    """Return the names that `load_protocol` knows."""
+    return tuple(_files(search))
+
+
+def _files(search: Sequence[Path]) -> dict[str, list[Path]]:
+    folders = [
+        reference() / "protocols",
+        *(part for folder in search for part in (folder, folder / "protocols")),
+    ]
+    found: dict[str, list[Path]] = {}
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        for file in sorted(folder.glob("*.yaml")):
+            found.setdefault(file.stem, []).append(file)
+    return found
+
+
+def _read(path: Path) -> Protocol:
+    """Read a file, once while it stays the same: every claim of every card asks for its protocol."""
+    try:
+        status = path.stat()
+    except OSError:
+        return _parse(path, 0, 0)
+    return _parse(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _parse(path: Path, _modified: int, _size: int) -> Protocol:
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ProtocolError(
+            "there is no such protocol file", file=path, remedy=f"Known names: {', '.join(protocol_names())}"
+        ) from None
+    except OSError as error:
+        raise ProtocolError(f"the protocol cannot be read: {error.strerror}", file=path) from error
+    except (YAMLError, UnicodeDecodeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ProtocolError(f"the protocol is not valid YAML: {reason}", file=path, remedy=_SEE) from error
+    if not isinstance(content, dict):
+        raise ProtocolError(
+            "a protocol is a mapping of keys", file=path, found=type(content).__name__, remedy=_SEE
+        )
+    for key in ("name", "path"):
+        if key in content:
+            raise ProtocolError(
+                "unknown key", file=path, key=key, remedy="The name of a protocol is that of its file."
+            )
+    return _validate({**content, "name": path.stem, "path": path}, path)
