@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.base.environment import versions
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.cards.edit import write_records
 from pytest_sdbench.cards.records import Record, nearly
 from pytest_sdbench.cards.schema import check_value
 from pytest_sdbench.gate.pairing import Recorded
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.report.results import Row, results_json
+from pytest_sdbench.report.results import Row
 
 _PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "device", "date")
-
-
-def read_cards(files: Mapping[str, Path]) -> list[Card]:
-    """Return the cards behind a run's rows, by file name; the row of a broken one says what is wrong."""
-    cards = []
-    for file in sorted(set(files.values()), key=lambda found: found.name):
-        with contextlib.suppress(SdbenchError):
-            cards.append(read_card(file))
-    return cards
-
-
-def write_reports(paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Card]) -> list[str]:
-    """Write each report by its ending and return one line about each; a failed write fails nothing else."""
-    from pytest_sdbench.report.tables import results_markdown
-
-    untested = {card.name: card.explained for card in cards if card.explained}
-    lines = []
-    for path in paths:
-        if path.suffix == ".json":
-            text = results_json(rows, {"versions": versions()}, untested)
-        else:
-            text = results_markdown(cards, rows, {"versions": versions()})
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text.encode("utf-8"))
-            lines.append(f"results written to {path}")
-        except OSError as error:
-            lines.append(f"results NOT written to {path}: {error.strerror}; give a place that can be written")
-    return lines
 
 
 def write_records_of(
@@ -205,13 +173,6 @@ def _says_the_same(known: Recorded, new: Recorded) -> bool:
             if old is None or not _near(old, each):
                 return False
     return True
-
-
-def summary(rows: Sequence[Row], cards: Sequence[Card]) -> str:
-    """Return the terminal's tables: networks, one line a card; scores, one line a claim."""
-    from pytest_sdbench.report.tables import terminal_tables
-
-    return terminal_tables(rows, cards)
 
 
 def _near(known: Record | Estimate, new: Record | Estimate) -> bool:

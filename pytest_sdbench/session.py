@@ -215,12 +215,8 @@ class SdbenchSession:
     ) -> Generator[None, None, None]:
         """Write reports and records, in the controller alone; a run that wrote records fails."""
         if not hasattr(self.config, "workerinput") and not self.config.option.collectonly:
-            from pytest_sdbench.outcome import (
-                read_cards,
-                write_evidence_of,
-                write_records_of,
-                write_reports,
-            )
+            from pytest_sdbench.outcome import write_evidence_of, write_records_of
+            from pytest_sdbench.report.write import read_cards, write_reports
 
             self.written += write_reports(self.settings.reports, self.rows, read_cards(self.files))
             if self.settings.update:
@@ -274,7 +270,7 @@ class SdbenchSession:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Show claimed beside measured, then what was written."""
         if self.rows:
-            from pytest_sdbench.outcome import read_cards, summary
+            from pytest_sdbench.report.write import read_cards, summary
 
             terminalreporter.section("sdbench: claimed and measured")
             terminalreporter.write_line(summary(self.rows, read_cards(self.files)))
