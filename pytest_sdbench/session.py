@@ -22,7 +22,7 @@ from pytest_sdbench.gate.verdict import Outcome, Verdict
 from pytest_sdbench.models.hub import forget_failures
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.settings import Settings
-from pytest_sdbench.storage import without_secrets
+from pytest_sdbench.store.folders import without_secrets
 
 _PROPERTY = "sdbench_"
 UNTOLD = 6

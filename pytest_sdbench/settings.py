@@ -11,7 +11,7 @@ import pytest
 
 from pytest_sdbench.gate.looks import UNASKED, WEIGHTS
 from pytest_sdbench.plugin import option
-from pytest_sdbench.storage import place_of
+from pytest_sdbench.store.folders import place_of
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 

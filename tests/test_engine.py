@@ -16,12 +16,12 @@ import torch
 from pytest_sdbench.evaluation.engine import make
 from pytest_sdbench.evaluation.sampler import image_seed
 from pytest_sdbench.evaluation.tuning import NotCompiled, Tuning, arrange, default_batch_size
-from pytest_sdbench.evidence import SHARD, Evidence, Rows, Store
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.shards import SHARD, Evidence, Rows, Store
 
 N = SHARD + 16
 PROMPTS = tuple(f"red and blue {number}" for number in range(N))

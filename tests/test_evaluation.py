@@ -26,7 +26,6 @@ from pytest_sdbench.evaluation import evaluate as evaluation
 from pytest_sdbench.evaluation.evaluate import evaluate, evidence_key
 from pytest_sdbench.evaluation.sampler import sample
 from pytest_sdbench.evaluation.tuning import Tuning, arrange, default_batch_size
-from pytest_sdbench.evidence import DamagedEvidence
 from pytest_sdbench.features.extractors import open_extractor, open_extractors
 from pytest_sdbench.features.references import (
     compute_statistics,
@@ -39,6 +38,7 @@ from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.shards import DamagedEvidence
 
 N = 80
 """More than the classifier's 64 features, so that FID is defined, and more than a shard."""

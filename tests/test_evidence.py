@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.evidence import SHARD, DamagedEvidence, Evidence, Store
+from pytest_sdbench.store.shards import SHARD, DamagedEvidence, Evidence, Store
 
 MANIFEST = {"device": "a device", "versions": {"torch": "2.0"}, "command": "pytest --sdbench"}
 
@@ -210,7 +210,7 @@ def test_damage_during_a_run_is_found_too(tmp_path: Path) -> None:
 
 def test_a_shard_of_a_later_version_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pytest_sdbench.evidence.FORMAT", 2)
+        patch.setattr("pytest_sdbench.store.shards.FORMAT", 2)
         fill(evidence_of(tmp_path), 10)
     with pytest.warns(DamagedEvidence, match="format 2, this version reads 1"):
         assert evidence_of(tmp_path).missing(10) == [range(0, 10)]
@@ -279,7 +279,7 @@ def test_a_disk_that_fills_up_while_writing(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 import numpy as np
-from pytest_sdbench.evidence import Store
+from pytest_sdbench.store.shards import Store
 evidence = Store(Path({str(tmp_path)!r})).open("c", "d", {{}})
 evidence.write(0, {{"features": np.zeros((64, 8), np.float32)}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

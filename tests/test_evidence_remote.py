@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.evidence import SHARD, DamagedEvidence, Store
-from pytest_sdbench.mirror import Mirror
-from pytest_sdbench.storage import Stamp, open_storage
+from pytest_sdbench.store.folders import Stamp, open_storage
+from pytest_sdbench.store.mirror import Mirror
+from pytest_sdbench.store.shards import SHARD, DamagedEvidence, Store
 from tests.remote import S3, s3_server
 from tests.test_evidence import MANIFEST, evidence_of, fill, flipped, read, rows_of, torn
 
@@ -101,7 +101,7 @@ def test_a_damaged_shard_that_cannot_be_set_aside_is_made_again(
     def refuse(*_: object) -> str:
         raise EvidenceError("evidence cannot be set aside: Access Denied")
 
-    monkeypatch.setattr("pytest_sdbench.storage.RemoteFolder.set_aside", refuse)
+    monkeypatch.setattr("pytest_sdbench.store.folders.RemoteFolder.set_aside", refuse)
     with pytest.warns(DamagedEvidence, match="left in place: evidence cannot be set aside: Access Denied"):
         work = evidence.work(64)
     for images in work:
@@ -134,7 +134,7 @@ def test_writers_beside_each_other_do_not_hurt(root: str, tmp_path: Path) -> Non
 WRITER = f"""
 import sys
 import numpy as np
-from pytest_sdbench.evidence import SHARD, Store
+from pytest_sdbench.store.shards import SHARD, Store
 evidence = Store(sys.argv[1]).open({"c" * 16!r}, {"d" * 16!r}, {MANIFEST!r})
 print("ready", flush=True)
 for start in range(0, 4000 * SHARD, SHARD):

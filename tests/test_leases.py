@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.evidence import SHARD, Evidence, Store
-from pytest_sdbench.leases import lease_name
+from pytest_sdbench.store.leases import lease_name
+from pytest_sdbench.store.shards import SHARD, Evidence, Store
 from tests.remote import S3, s3_line, s3_server
 
 N = 10 * SHARD
@@ -28,7 +28,7 @@ BORDERS = [range(start, start + SHARD) for start in range(0, N, SHARD)]
 WORKER = """
 import sys, time
 import numpy as np
-from pytest_sdbench.evidence import Store
+from pytest_sdbench.store.shards import Store
 root, n, seconds, start_at, beat = sys.argv[1], *map(float, sys.argv[2:])
 store = Store(root, lease_seconds=3.0, beat=beat)
 evidence = store.open("c", "d", {})
@@ -320,7 +320,7 @@ def test_a_store_that_takes_no_leases_is_worked_on_alone(
     def refuse(*_: object) -> bool:
         raise EvidenceError("no")
 
-    monkeypatch.setattr("pytest_sdbench.storage.LocalFolder.create", refuse)
+    monkeypatch.setattr("pytest_sdbench.store.folders.LocalFolder.create", refuse)
     made = []
     for images in evidence.work(N):
         made.append(images)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.storage import LocalFolder, RemoteFolder, Storage, open_storage, place_of
+from pytest_sdbench.store.folders import LocalFolder, RemoteFolder, Storage, open_storage, place_of
 from tests.remote import S3, s3_line, s3_server
 
 
@@ -115,7 +115,7 @@ def test_folders_within(storage: Storage) -> None:
 def test_what_others_write_is_seen_at_once(storage: Storage) -> None:
     """Listings are not remembered: another host's shard must not be made again."""
     assert storage.files() == {}
-    script = "import sys, pytest_sdbench.storage as s; s.open_storage(sys.argv[1]).write('file', b'x')"
+    script = "import sys, pytest_sdbench.store.folders as s; s.open_storage(sys.argv[1]).write('file', b'x')"
     if str(storage.root).startswith("memory"):
         open_storage(storage.root).write("file", b"x")
     else:
@@ -145,7 +145,7 @@ def test_a_url_of_an_unknown_kind_says_so() -> None:
 
 
 def test_a_driver_that_is_not_installed_says_how_to_get_it() -> None:
-    script = "import sys; sys.modules['s3fs'] = None; import pytest_sdbench.storage as s; s.open_storage('s3://b/f')"
+    script = "import sys; sys.modules['s3fs'] = None; import pytest_sdbench.store.folders as s; s.open_storage('s3://b/f')"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert 'pip install "pytest-sdbench[s3]"' in run.stderr.splitlines()[-1]
 

@@ -13,8 +13,8 @@ import pytest
 
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation.evaluate import evidence_key
-from pytest_sdbench.evidence import Evidence, Store
 from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.store.shards import Evidence, Store
 from tests.remote import s3_server
 
 DAY = 24 * 3600

@@ -24,9 +24,9 @@ from benchmarks.evaluation import random_models, solvers, throughput
 from benchmarks.evaluation.report import SECTIONS, Circumstances, write
 from benchmarks.evaluation.throughput import Subject
 from benchmarks.report import RESULTS
-from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.store.shards import SHARD
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "torch-fidelity", "scipy", "numpy")
 

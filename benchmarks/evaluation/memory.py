@@ -20,11 +20,11 @@ import numpy as np
 
 from benchmarks import machine
 from pytest_sdbench.evaluation.evaluate import evaluate, open_evidence
-from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_column
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.shards import SHARD
 
 CHECKPOINT = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny"}
 COCO_COLUMNS = {

@@ -125,10 +125,10 @@ def watching(*, scheduler: str | None = None, only_loading: bool = False) -> Ite
     from torch._dynamo.eval_frame import OptimizedModule
     from transformers import CLIPTextModel
 
-    from pytest_sdbench.evidence import Evidence
     from pytest_sdbench.features import extractors as features
     from pytest_sdbench.models import checkpoint
     from pytest_sdbench.protocols import image_steps as image_path
+    from pytest_sdbench.store.shards import Evidence
 
     watch = Watch()
     inside = threading.local()

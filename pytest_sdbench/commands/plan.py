@@ -20,7 +20,7 @@ from pytest_sdbench.commands.plan_cost import ESTIMATED, MEASURED, Plan, Row
 from pytest_sdbench.commands.plan_time import ALLOWANCE
 from pytest_sdbench.commands.shared import DTYPES, cards_of, share, weights_by_card, write_text
 from pytest_sdbench.gate.looks import UNASKED
-from pytest_sdbench.storage import place_of
+from pytest_sdbench.store.folders import place_of
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -19,10 +19,10 @@ from pytest_sdbench.commands.doctor import Finding, look_for, protocol_needs
 from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download, offered
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
-from pytest_sdbench.evidence import SHARD, DamagedEvidence, Evidence, Rows, Store
 from pytest_sdbench.features.extractors import CLIP_COLUMN, column_widths
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.shards import SHARD, DamagedEvidence, Evidence, Rows, Store
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint

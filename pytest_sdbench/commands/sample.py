@@ -123,8 +123,8 @@ def sample_card(
     Raises Unavailable, CardError, CheckpointError, DataError and EvidenceError, as an evaluation does.
     """
     from pytest_sdbench.evaluation.evaluate import make_evidence
-    from pytest_sdbench.evidence import Store
     from pytest_sdbench.models.checkpoint import resolve, verify
+    from pytest_sdbench.store.shards import Store
 
     world = world or World()
     card = read_card(path)

@@ -24,7 +24,6 @@ from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.commands.score_matching import Matching, match
 from pytest_sdbench.commands.shared import share, write_text
 from pytest_sdbench.evaluation.estimate import estimate
-from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.features.extractors import Extractors, Rows, identity, open_extractors
 from pytest_sdbench.features.images import ImageSet, decode, in_batches, open_images, size_of
 from pytest_sdbench.features.references import load_references
@@ -35,6 +34,7 @@ from pytest_sdbench.metrics.standard_error import groups_of
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts, prompt_files
 from pytest_sdbench.protocols.protocol import Protocol, Resize
+from pytest_sdbench.store.shards import SHARD
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

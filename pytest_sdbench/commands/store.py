@@ -19,9 +19,9 @@ from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import readable
 from pytest_sdbench.commands.shared import share
-from pytest_sdbench.evidence import SHARD, Evidence, Store, range_of
-from pytest_sdbench.leases import PREFIX
-from pytest_sdbench.storage import DAMAGED, Stamp, Storage, open_storage
+from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage
+from pytest_sdbench.store.leases import PREFIX
+from pytest_sdbench.store.shards import SHARD, Evidence, Store, range_of
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _store_ls(options: argparse.Namespace) -> int:
-    from pytest_sdbench.storage import without_secrets
+    from pytest_sdbench.store.folders import without_secrets
 
     found = inventory(options.store)
     if options.json:
@@ -63,7 +63,7 @@ def _store_ls(options: argparse.Namespace) -> int:
 
 def _store_gc(options: argparse.Namespace) -> int:
     from pytest_sdbench.base.text import readable
-    from pytest_sdbench.storage import without_secrets
+    from pytest_sdbench.store.folders import without_secrets
 
     if options.older_than is not None and options.older_than <= 0:
         raise SdbenchError(

@@ -24,10 +24,10 @@ import numpy as np
 
 from pytest_sdbench.base.environment import out_of_memory, shared_threads, true_float32
 from pytest_sdbench.evaluation.tuning import Tuning, _keep_memory, arrange, default_batch_size, worker_count
-from pytest_sdbench.evidence import SHARD, Evidence, Rows
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.shards import SHARD, Evidence, Rows
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.sampler import Drawn, Sampler

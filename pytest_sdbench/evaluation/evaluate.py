@@ -23,13 +23,13 @@ from pytest_sdbench.base.text import duration
 from pytest_sdbench.evaluation.engine import make
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
-from pytest_sdbench.evidence import Evidence, Store
 from pytest_sdbench.features.extractors import identity, open_extractors
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.standard_error import Groups, groups_of
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
+from pytest_sdbench.store.shards import Evidence, Store
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint

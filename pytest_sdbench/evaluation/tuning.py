@@ -10,8 +10,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_sdbench.evidence import SHARD
 from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
+from pytest_sdbench.store.shards import SHARD
 
 _PIXELS = 1 << 20
 """Pixels in a CPU's batch: more gain nothing there. 64 pictures of 64x64, 4 of 512x512."""

@@ -223,9 +223,9 @@ def test_clocks_leave_nothing_behind() -> None:
     from transformers import CLIPTextModel
 
     from pytest_sdbench.evaluation import evaluate as evaluation
-    from pytest_sdbench.evidence import Evidence
     from pytest_sdbench.features import extractors as features
     from pytest_sdbench.models import checkpoint as module
+    from pytest_sdbench.store.shards import Evidence
 
     def standing() -> list[Any]:
         kinds = (AutoencoderKL, UNet2DConditionModel, CLIPTextModel, Evidence, features.Extractors)

@@ -33,9 +33,9 @@ from safetensors.numpy import save as format_safetensors
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.files import TEMPORARY
-from pytest_sdbench.leases import BEAT, SECONDS, Leases, Work
-from pytest_sdbench.mirror import Mirror
-from pytest_sdbench.storage import ELSEWHERE, Stamp, Storage, open_storage
+from pytest_sdbench.store.folders import ELSEWHERE, Stamp, Storage, open_storage
+from pytest_sdbench.store.leases import BEAT, SECONDS, Leases, Work
+from pytest_sdbench.store.mirror import Mirror
 
 SHARD = 64
 """Images in a shard; the last one of a run may hold fewer."""

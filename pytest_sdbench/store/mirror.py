@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.base.paths import user_cache
-from pytest_sdbench.storage import Stamp
+from pytest_sdbench.store.folders import Stamp
 
 LIMIT = 4 << 30
 """Bytes on the disk; what was not used for the longest time goes first."""

@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.storage import Stamp, Storage
+from pytest_sdbench.store.folders import Stamp, Storage
 
 PREFIX = "lease-"
 SECONDS = 60.0
