@@ -16,8 +16,8 @@ from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.cards import edit as module
 from pytest_sdbench.cards.card import Record, read_card, write_records
 from pytest_sdbench.cards.edit import with_records
-from pytest_sdbench.outcome import write_records_of
 from pytest_sdbench.report.results import Row
+from pytest_sdbench.suite.recording import write_records_of
 from tests.project import make_card
 
 FID = Record(

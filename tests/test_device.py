@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pytest_sdbench import suite
 from pytest_sdbench.base.environment import device_name, timed_on
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.cards.card import DeviceRecord, read_card, write_records
@@ -17,6 +16,7 @@ from pytest_sdbench.cards.network import Network
 from pytest_sdbench.commands.device import fastest, measure
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.models.counts import unet_macs
+from pytest_sdbench.suite import tests as suite
 from tests.project import make_card, make_project
 from tests.tiny_checkpoint import UNET
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sdbench.session import UNTOLD
+from pytest_sdbench.suite.session import UNTOLD
 from tests.project import FAILS, PASSES, make_card, make_project
 
 CLOSE = {"clip_score": 0.16}

@@ -118,7 +118,7 @@ def test_a_score_that_costs_too_many_images_is_skipped_and_says_what_it_would_ta
 
 
 def test_a_cpu_makes_a_thousand_images_unasked(pytester, project, tmp_path, monkeypatch):
-    from pytest_sdbench import settings
+    from pytest_sdbench.suite import settings
 
     assert settings.UNASKED == 1000
     monkeypatch.setattr(settings, "UNASKED", IMAGES - 1)

@@ -12,7 +12,7 @@ from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.cards.card import Card, check_lineage, read_card
 from pytest_sdbench.metrics.names import METRICS
 
-SUITE = "pytest_sdbench.suite"
+SUITE = "pytest_sdbench.suite.tests"
 MARKERS = {
     "size": "exact parameter counts of a card's networks",
     "compute": "multiply-accumulates of one U-Net call",

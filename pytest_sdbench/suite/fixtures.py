@@ -17,8 +17,9 @@ import pytest
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card, find_card, read_card
 from pytest_sdbench.cards.network import Network, named_network, network_of
-from pytest_sdbench.collection import card_of
-from pytest_sdbench.session import SdbenchSession, conclude
+from pytest_sdbench.suite.collection import card_of
+from pytest_sdbench.suite.rows import conclude
+from pytest_sdbench.suite.session import SdbenchSession
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation

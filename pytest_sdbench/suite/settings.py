@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_sdbench.gate.looks import UNASKED, WEIGHTS
-from pytest_sdbench.plugin import option
 from pytest_sdbench.store.folders import place_of
+from pytest_sdbench.suite.options import option
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 

@@ -17,7 +17,6 @@ from pytest_sdbench.base.errors import CardError, Unavailable
 from pytest_sdbench.cards.card import Card, MemoryClaim
 from pytest_sdbench.cards.cases import Case, other_protocol, quality_cases
 from pytest_sdbench.cards.network import Network
-from pytest_sdbench.collection import card_of
 from pytest_sdbench.features.references import reference_of
 from pytest_sdbench.gate import hardware
 from pytest_sdbench.gate import verdict as judges
@@ -27,7 +26,8 @@ from pytest_sdbench.gate.looks import looks
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.names import METRICS
 from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.session import SdbenchSession
+from pytest_sdbench.suite.collection import card_of
+from pytest_sdbench.suite.session import SdbenchSession
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +16,14 @@ from _pytest.junitxml import xml_key
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import is_card, read_card
-from pytest_sdbench.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
-from pytest_sdbench.gate.verdict import Outcome, Verdict
+from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
 from pytest_sdbench.report.results import Row
-from pytest_sdbench.settings import Settings
 from pytest_sdbench.store.folders import without_secrets
+from pytest_sdbench.suite.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
+from pytest_sdbench.suite.rows import _PROPERTY, _row_of, properties
+from pytest_sdbench.suite.settings import Settings
 
-_PROPERTY = "sdbench_"
 UNTOLD = 6
 """Exit status of a run that passed but for what is inconclusive, where that is not a failure, or that
 compared a checkpoint with nothing."""
@@ -215,8 +214,8 @@ class SdbenchSession:
     ) -> Generator[None, None, None]:
         """Write reports and records, in the controller alone; a run that wrote records fails."""
         if not hasattr(self.config, "workerinput") and not self.config.option.collectonly:
-            from pytest_sdbench.outcome import write_evidence_of, write_records_of
             from pytest_sdbench.report.write import read_cards, write_reports
+            from pytest_sdbench.suite.recording import write_evidence_of, write_records_of
 
             self.written += write_reports(self.settings.reports, self.rows, read_cards(self.files))
             if self.settings.update:
@@ -283,57 +282,6 @@ class SdbenchSession:
             )
         for line in self.written:
             terminalreporter.write_line(f"sdbench: {line}")
-
-
-def conclude(item: pytest.Item, verdict: Verdict, **figures: Any) -> None:
-    """File a verdict with its figures as the item's row, then pass, fail or skip.
-
-    `figures` are fields of `Row`. A skip is never a pass: its reason says what would make it one.
-    """
-    module = card_of(item)
-    assert module is not None
-    name = item.callspec.id if hasattr(item, "callspec") else ""
-    row = Row(
-        node_id=item.nodeid,
-        card=module.card.name,
-        test=getattr(item, "originalname", item.name).removeprefix("test_"),
-        name=name,
-        verdict=str(verdict.outcome),
-        reason=verdict.reason,
-        **figures,
-    )
-    item.user_properties.extend(properties(row, module.path))
-    if verdict.outcome is Outcome.INCONCLUSIVE:
-        session = item.config.pluginmanager.get_plugin("sdbench-session")
-        if session is not None and session.settings.inconclusive == "xfail":
-            pytest.xfail(f"{verdict.outcome}: {verdict.reason}")
-        # Reached with --runxfail too, which turns an xfail into nothing: what is open never passes.
-        pytest.fail(f"{verdict.outcome}: {verdict.reason}", pytrace=False)
-    if verdict.outcome in (Outcome.FAIL, Outcome.ERROR):
-        pytest.fail(verdict.reason, pytrace=False)
-    if verdict.outcome is not Outcome.PASS:
-        pytest.skip(f"{verdict.outcome}: {verdict.reason}")
-
-
-def properties(row: Row, card: Path) -> list[tuple[str, Any]]:
-    """Return a row and its card as user properties, which reach junit files and the controller of xdist."""
-    return [
-        (_PROPERTY + "file", str(card)),
-        *(
-            (_PROPERTY + key, json.dumps(value) if isinstance(value, dict) else value)
-            for key, value in row.to_dict().items()
-            if value is not None
-        ),
-    ]
-
-
-def _row_of(pairs: Iterable[tuple[str, Any]]) -> Row | None:
-    found = {key.removeprefix(_PROPERTY): value for key, value in pairs if key.startswith(_PROPERTY)}
-    if "verdict" not in found:
-        return None
-    if isinstance(found.get("extra"), str):
-        found["extra"] = json.loads(found["extra"])
-    return Row.from_dict(found)
 
 
 def _same(key: str, path: Path, config: pytest.Config) -> bool:
