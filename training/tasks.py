@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training import objectives
-from training.architecture import account, build_student
 from training.dice import Dice
-from training.examples import Examples, Pairs
+from training.examples import Examples
 from training.loop import Piece, Task
 from training.material import Material
-from training.pairs import pairs_of
-from training.parts import Parts, load_parts
+from training.parts import Parts
 from training.recipe import Recipe
 from training.recipe_schema import Consistency, Distillation, Prediction
-from training.sources import open_source
 from training.state import full
-from training.taps import Tapped, feature_pairs, without_gradient
+from training.taps import Tapped, without_gradient
 
 VALIDATION_STEPS = (50, 250, 450, 650, 850)
 """Where the loss is measured at intervals: fixed timesteps, rows and noise, so that the figures compare."""
@@ -217,102 +213,9 @@ class ConsistencyTask(DiffusionTask):
         return objectives.guidance_embedding(middle, self._objective.embedding)
 
 
-def build_task(
-    recipe: Recipe,
-    *,
-    folder: Path,
-    accelerator: Accelerator,
-    download: bool = False,
-    say: Say = print,
-) -> Task:
-    """Load, build and connect everything that a recipe trains.
-
-    Latents and text states are cached beside the run's folder, in `../cache`, so that runs share them. Raises
-    TrainingError for what cannot be trained so, CheckpointError and Unavailable for the teacher.
-    """
-    kind = recipe.objective.kind
-    if kind in ("autoencoder", "classifier", "clip"):
-        from training.extractors import build_extractor
-
-        return build_extractor(recipe)
-    if kind == "dreambooth":
-        from training.dreambooth_task import build_dreambooth
-
-        return build_dreambooth(recipe, folder=folder, accelerator=accelerator, download=download, say=say)
-    if recipe.teacher is None:
-        from training.scratch import build_scratch
-
-        parts = build_scratch(recipe, download=download)
-    else:
-        parts = load_parts(recipe.teacher, download=download)
-    return connect(recipe, parts, open_pairs(recipe, parts, folder, accelerator, say), accelerator, say=say)
-
-
-def connect(
-    recipe: Recipe, parts: Parts, pairs: Pairs, accelerator: Accelerator, *, say: Say = print
-) -> Task:
-    """Build the task of a recipe from the networks it starts from and its pairs.
-
-    `parts.unet` is the teacher, or what learns where there is none.
-    """
-    objective, teacher_unet = recipe.objective, parts.unet
-    dtype = half_type(accelerator)
-    material = Material(
-        parts,
-        pairs,
-        seed=recipe.schedule.seed,
-        flip=recipe.data.flip,
-        device=accelerator.device,
-        dtype=dtype,
-    )
-    if isinstance(objective, Prediction):
-        unet = teacher_unet
-        if recipe.teacher is not None:
-            unet = _student(recipe, teacher_unet, say)
-        encoder = parts.text_encoder if objective.train_text_encoder else None
-        model = Tapped(prepared(unet, recipe), (), encoder)
-        model.requires_grad_(True)
-        return PredictionTask(recipe, replace(parts, unet=unet), model, material)
-    student = prepared(_student(recipe, teacher_unet, say), recipe)
-    trained = replace(parts, unet=student)
-    if isinstance(objective, Distillation):
-        taps = feature_pairs(objective.pairing, recipe.student.remove) if objective.weights.feature else ()
-        teacher = _frozen(teacher_unet, [theirs for theirs, _ in taps], accelerator.device, dtype, recipe)
-        model = Tapped(student, [mine for _, mine in taps])
-        return DistillationTask(recipe, trained, model, material, teacher)
-    assert isinstance(objective, Consistency)
-    teacher = _frozen(teacher_unet, (), accelerator.device, dtype, recipe)
-    return ConsistencyTask(recipe, trained, Tapped(student), material, teacher)
-
-
-def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelerator, say: Say) -> Pairs:
-    """Open the recipe's data, encoded and cached where it says so."""
-    return pairs_of(
-        recipe,
-        open_source(recipe.data, say=say),
-        parts,
-        folder.parent / "cache",
-        device=accelerator.device,
-        dtype=half_type(accelerator) if accelerator.device.type == "cuda" else torch.float32,
-        say=say,
-        record=folder / "skipped.jsonl",
-    )
-
-
 def half_type(accelerator: Accelerator) -> torch.dtype:
     """Return the type of networks that do not learn."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-
-
-def _student(recipe: Recipe, teacher: Any, say: Say) -> Any:
-    student, objective = recipe.student, recipe.objective
-    width = objective.embedding if isinstance(objective, Consistency) else None
-    if student.remove != "none":
-        say(f"student by block removal ({student.remove}, {student.init} weights):")
-        say(account(teacher.config, student.remove))
-    return build_student(
-        teacher, student.remove, init=student.init, guidance_embedding=width, seed=recipe.schedule.seed
-    )
 
 
 def prepared(unet: Any, recipe: Recipe) -> Any:
@@ -323,15 +226,3 @@ def prepared(unet: Any, recipe: Recipe) -> Any:
     if recipe.speed.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet
-
-
-def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Tapped:
-    unet = copy.deepcopy(unet).eval().requires_grad_(False)
-    # diffusers' own `to` warns of every cast, whether or not there is anything to keep in float32.
-    nn.Module.to(unet, device=device, dtype=dtype)
-    if recipe.speed.channels_last:
-        unet.to(memory_format=torch.channels_last)
-    teacher = Tapped(unet, taps)
-    if recipe.speed.compile:
-        teacher.compile()
-    return teacher

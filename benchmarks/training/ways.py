@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from benchmarks.training.published_step import Published
 from benchmarks.training.scenario import Held, Scenario
 from training import loop
+from training.build import connect
 from training.ema import Average
 from training.loop import Learner, Piece, Task
 from training.recipe import Recipe
-from training.tasks import connect
 
 
 @dataclass(frozen=True)

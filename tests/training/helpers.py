@@ -98,7 +98,7 @@ def train_toy(
 
 def train_real(folder: Path, recipe: Recipe, stop_at: int | None = None) -> Any:
     """Train what the recipe names, in this process; return its task."""
-    from training.tasks import build_task
+    from training.build import build_task
 
     quiet: Callable[[str], None] = lambda _line: None  # noqa: E731
     accelerator = loop.start(recipe, folder, "cpu")

@@ -13,8 +13,8 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features import classifier
 from pytest_sdbench.protocols import scenes
 from training import loop, vae
+from training.build import build_task
 from training.recipe import load_recipe
-from training.tasks import build_task
 from training.tokenizer import CONTEXT, MERGES, build_tokenizer, learn_merges, save_tokenizer
 
 SHIPPED = reference() / "checkpoints"

@@ -15,10 +15,11 @@ from torch import Tensor
 from tests.tiny_checkpoint import make_checkpoint
 from tests.training.helpers import assert_same_state, log_lines, tiny_recipe, train_real
 from training import loop
+from training.build import build_task
 from training.dice import Dice
 from training.recipe import Recipe
 from training.state import FILE, read_state
-from training.tasks import ConsistencyTask, DistillationTask, build_task
+from training.tasks import ConsistencyTask, DistillationTask
 
 OBJECTIVES = ("prediction", "distillation", "consistency")
 

@@ -1,0 +1,163 @@
+"""To be said."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from training.architecture import account, build_student
+from training.dreambooth import add_adapters, class_pairs, subject_pairs
+from training.dreambooth_task import DreamBoothTask
+from training.examples import Pairs
+from training.loop import Task
+from training.material import Material
+from training.pairs import pairs_of
+from training.parts import Parts, load_parts
+from training.recipe import Recipe
+from training.recipe_schema import Consistency, Distillation, DreamBooth, Prediction
+from training.sources import open_source
+from training.taps import Tapped, feature_pairs
+from training.tasks import ConsistencyTask, DistillationTask, PredictionTask, Say, half_type, prepared
+
+
+def build_task(
+    recipe: Recipe,
+    *,
+    folder: Path,
+    accelerator: Accelerator,
+    download: bool = False,
+    say: Say = print,
+) -> Task:
+    """Load, build and connect everything that a recipe trains.
+
+    Latents and text states are cached beside the run's folder, in `../cache`, so that runs share them. Raises
+    TrainingError for what cannot be trained so, CheckpointError and Unavailable for the teacher.
+    """
+    kind = recipe.objective.kind
+    if kind in ("autoencoder", "classifier", "clip"):
+        from training.extractors import build_extractor
+
+        return build_extractor(recipe)
+    if kind == "dreambooth":
+        return build_dreambooth(recipe, folder=folder, accelerator=accelerator, download=download, say=say)
+    if recipe.teacher is None:
+        from training.scratch import build_scratch
+
+        parts = build_scratch(recipe, download=download)
+    else:
+        parts = load_parts(recipe.teacher, download=download)
+    return connect(recipe, parts, open_pairs(recipe, parts, folder, accelerator, say), accelerator, say=say)
+
+
+def connect(
+    recipe: Recipe, parts: Parts, pairs: Pairs, accelerator: Accelerator, *, say: Say = print
+) -> Task:
+    """Build the task of a recipe from the networks it starts from and its pairs.
+
+    `parts.unet` is the teacher, or what learns where there is none.
+    """
+    objective, teacher_unet = recipe.objective, parts.unet
+    dtype = half_type(accelerator)
+    material = Material(
+        parts,
+        pairs,
+        seed=recipe.schedule.seed,
+        flip=recipe.data.flip,
+        device=accelerator.device,
+        dtype=dtype,
+    )
+    if isinstance(objective, Prediction):
+        unet = teacher_unet
+        if recipe.teacher is not None:
+            unet = _student(recipe, teacher_unet, say)
+        encoder = parts.text_encoder if objective.train_text_encoder else None
+        model = Tapped(prepared(unet, recipe), (), encoder)
+        model.requires_grad_(True)
+        return PredictionTask(recipe, replace(parts, unet=unet), model, material)
+    student = prepared(_student(recipe, teacher_unet, say), recipe)
+    trained = replace(parts, unet=student)
+    if isinstance(objective, Distillation):
+        taps = feature_pairs(objective.pairing, recipe.student.remove) if objective.weights.feature else ()
+        teacher = _frozen(teacher_unet, [theirs for theirs, _ in taps], accelerator.device, dtype, recipe)
+        model = Tapped(student, [mine for _, mine in taps])
+        return DistillationTask(recipe, trained, model, material, teacher)
+    assert isinstance(objective, Consistency)
+    teacher = _frozen(teacher_unet, (), accelerator.device, dtype, recipe)
+    return ConsistencyTask(recipe, trained, Tapped(student), material, teacher)
+
+
+def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelerator, say: Say) -> Pairs:
+    """Open the recipe's data, encoded and cached where it says so."""
+    return pairs_of(
+        recipe,
+        open_source(recipe.data, say=say),
+        parts,
+        folder.parent / "cache",
+        device=accelerator.device,
+        dtype=half_type(accelerator) if accelerator.device.type == "cuda" else torch.float32,
+        say=say,
+        record=folder / "skipped.jsonl",
+    )
+
+
+def _student(recipe: Recipe, teacher: Any, say: Say) -> Any:
+    student, objective = recipe.student, recipe.objective
+    width = objective.embedding if isinstance(objective, Consistency) else None
+    if student.remove != "none":
+        say(f"student by block removal ({student.remove}, {student.init} weights):")
+        say(account(teacher.config, student.remove))
+    return build_student(
+        teacher, student.remove, init=student.init, guidance_embedding=width, seed=recipe.schedule.seed
+    )
+
+
+def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Tapped:
+    unet = copy.deepcopy(unet).eval().requires_grad_(False)
+    # diffusers' own `to` warns of every cast, whether or not there is anything to keep in float32.
+    nn.Module.to(unet, device=device, dtype=dtype)
+    if recipe.speed.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    teacher = Tapped(unet, taps)
+    if recipe.speed.compile:
+        teacher.compile()
+    return teacher
+
+
+def build_dreambooth(
+    recipe: Recipe,
+    *,
+    folder: Path,
+    accelerator: Accelerator,
+    download: bool = False,
+    say: Callable[[str], None] = print,
+) -> DreamBoothTask:
+    """Draw the pictures of the class, encode both kinds and prepare what learns."""
+    objective = recipe.objective
+    assert isinstance(objective, DreamBooth)
+    assert recipe.teacher is not None  # the recipe's own check
+    parts = load_parts(recipe.teacher, download=download)
+    device, dtype = accelerator.device, half_type(accelerator)
+    cache = folder.parent / "cache"
+    prior = None
+    # Whoever comes first draws, and the others wait at its lock: at a barrier they would run out of time.
+    of_class = class_pairs(
+        recipe, parts, folder, cache, device=device, dtype=dtype, download=download, say=say
+    )
+    of_subject = subject_pairs(recipe, parts, cache, device=device, say=say)
+    settings = {"seed": recipe.schedule.seed, "flip": recipe.data.flip, "device": device, "dtype": dtype}
+    if of_class is not None and objective.prior_weight:
+        prior = Material(parts, of_class, **settings)
+    material = Material(parts, of_subject, **settings)
+    encoder = parts.text_encoder if objective.train_text_encoder else None
+    model = Tapped(prepared(parts.unet, recipe), (), encoder)
+    model.requires_grad_(True)
+    if objective.lora is not None:
+        add_adapters(parts, objective.lora, text_encoder=encoder is not None, seed=recipe.schedule.seed)
+    return DreamBoothTask(recipe, parts, model, material, prior)
