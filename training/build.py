@@ -13,16 +13,16 @@ from accelerate import Accelerator
 from torch import nn
 
 from training.architecture import account, build_student
+from training.data.batch import Pairs
+from training.data.open import open_source
+from training.data.pairs import pairs_of
 from training.dreambooth import add_adapters, class_pairs, subject_pairs
 from training.dreambooth_task import DreamBoothTask
-from training.examples import Pairs
 from training.loop import Task
 from training.material import Material
-from training.pairs import pairs_of
 from training.parts import Parts, load_parts
 from training.recipe import Recipe
 from training.recipe_schema import Consistency, Distillation, DreamBooth, Prediction
-from training.sources import open_source
 from training.taps import Tapped, feature_pairs
 from training.tasks import ConsistencyTask, DistillationTask, PredictionTask, Say, half_type, prepared
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from pytest_sdbench.protocols import scenes
 from training.classifier import roughen
-from training.examples import tokenize
+from training.data.batch import tokenize
 from training.loop import Piece, Task
 from training.recipe import Recipe
 from training.recipe_schema import Clip

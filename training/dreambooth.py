@@ -13,10 +13,10 @@ from filelock import FileLock
 from PIL import Image
 
 from pytest_sdbench.base.files import write_atomically
+from training.data.batch import Pairs
+from training.data.folder import FolderSource
+from training.data.pairs import pairs_of
 from training.errors import TrainingError
-from training.examples import Pairs
-from training.folder import FolderSource
-from training.pairs import pairs_of
 from training.parts import Parts, load_parts
 from training.preview import BATCH, draw
 from training.recipe import Recipe

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.ahead import Ahead
+from training.data.batch import Examples, Pairs, tokenize
+from training.data.prefetch import Ahead
+from training.data.shuffle import Order
 from training.dice import Dice
-from training.examples import Examples, Pairs, tokenize
 from training.loop import Piece
 from training.noise import NoiseSchedule
-from training.order import Order
 from training.parts import Parts
 
 

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training import objectives
+from training.data.batch import Examples
 from training.dice import Dice
-from training.examples import Examples
 from training.loop import Piece, Task
 from training.material import Material
 from training.parts import Parts

@@ -102,9 +102,9 @@ def silenced(count: int = 64, first: int = 10_000_000) -> dict[str, float]:
     from diffusers import DDPMScheduler
 
     from pytest_sdbench.protocols.scenes import captions, render_batch
-    from training.examples import tokenize
+    from training.data.batch import tokenize
+    from training.data.source import to_pixels
     from training.parts import load_parts
-    from training.sources import to_pixels
 
     def zero(output: Any) -> Any:
         return torch.zeros_like(output) if torch.is_tensor(output) else tuple(map(zero, output))

@@ -103,7 +103,7 @@ def ceiling() -> dict[str, float]:
     from pytest_sdbench.evaluation.sampler import to_uint8
     from pytest_sdbench.features.classifier import load_classifier
     from pytest_sdbench.features.clip import load_clip
-    from training.sources import to_pixels
+    from training.data.source import to_pixels
 
     real = pictures()
     vae = load_parts("embedded:scenes-sd").vae.eval()

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.models.skeleton import unet_skeleton
-from training.cache import CachedPairs
+from training.data.batch import Examples, tokenize
+from training.data.encoded import CachedPairs
+from training.data.source import Pixels, fit, to_pixels
 from training.errors import TrainingError
-from training.examples import Examples, tokenize
 from training.parts import Parts, load_parts
 from training.recipe import Distillation, Recipe, load_recipe
-from training.sources import Pixels, fit, to_pixels
 
 Size = Literal["recipe", "full", "smoke"]
 Config = Mapping[str, Any]
@@ -197,7 +197,7 @@ def encode(parts: Parts, pixels: Tensor, tokens: Tensor, dtype: torch.dtype) -> 
 
 
 def _scenes(recipe: Recipe, parts: Parts, count: int, resolution: int) -> tuple[Tensor, Tensor]:
-    from training.scenes_data import ScenesSource
+    from training.data.scenes import ScenesSource
 
     data = recipe.data
     assert data.kind == "scenes"

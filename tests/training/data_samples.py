@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from training.sources import BadSample, Sample
+from training.data.source import BadSample, Sample
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from training.ahead import Ahead
+from training.data.prefetch import Ahead
 
 
 def ahead_threads() -> list[threading.Thread]:
@@ -114,7 +114,7 @@ def test_no_thread_is_left_behind():
 
 def test_a_program_that_forgets_it_ends():
     program = (
-        "from training.ahead import Ahead\n"
+        "from training.data.prefetch import Ahead\n"
         "ahead = Ahead(lambda key: key, depth=2, following=lambda key: key + 1)\n"
         "print(ahead.get(0))\n"
     )

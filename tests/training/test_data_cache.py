@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.models.checkpoint import load_pipeline, resolve
 from tests.training.data_samples import ListSource, picture, samples
-from training import cache, columns
-from training.cache import cached_pairs, live_pairs
+from training.data import disk_arrays as columns
+from training.data import encoded as cache
+from training.data.encoded import cached_pairs, live_pairs
+from training.data.scenes import ScenesSource
+from training.data.source import Sample
 from training.errors import TrainingError
-from training.scenes_data import ScenesSource
-from training.sources import Sample
 
 
 def quiet(_line: str) -> None:
@@ -194,7 +195,7 @@ def in_process(target: Callable[..., None], *arguments: Any) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "training.cache",
+            "training.data.encoded",
             "tests.training.data_samples",
             "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
             "transformers.models.clip.modeling_clip",

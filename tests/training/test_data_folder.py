@@ -10,10 +10,11 @@ from PIL import Image
 from torchvision import transforms
 
 from tests.training.data_samples import encoded, picture, write_folder
+from training.data.folder import FolderSource
+from training.data.open import open_source
+from training.data.source import BadSample, Sample, fit, to_pixels
 from training.errors import TrainingError
-from training.folder import FolderSource
 from training.recipe import FolderData, ScenesData
-from training.sources import BadSample, Sample, fit, open_source, to_pixels
 
 CAPTION = 'A "red" cat, über\nälles 猫 🐈'
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.training.data_samples import encoded, picture, write_folder
+from training.data.hub import HubSource
+from training.data.open import open_source
+from training.data.source import BadSample
 from training.errors import TrainingError
-from training.hub_data import HubSource
 from training.recipe import HuggingFaceData
-from training.sources import BadSample, open_source
 
 datasets = pytest.importorskip("datasets")
 

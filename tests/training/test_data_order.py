@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from training.data.shuffle import Order
 from training.errors import TrainingError
-from training.order import Order
 
 SHARDS = [7, 0, 13, 5, 11, 3, 17, 2, 9]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.protocols import scenes
+from training.data.scenes import LAYOUTS, ScenesSource
 from training.errors import TrainingError
-from training.scenes_data import LAYOUTS, ScenesSource
 
 
 def test_rows_are_the_scenes_of_their_indices():

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from tests.training.data_samples import encoded, picture, write_shards, write_tar
+from training.data.local_copies import Shelf, locate
+from training.data.open import open_source
+from training.data.shards import ShardsSource, braces
+from training.data.source import BadSample
 from training.errors import TrainingError
 from training.recipe import WebDatasetData
-from training.shards import ShardsSource, braces
-from training.shelf import Shelf, locate
-from training.sources import BadSample, open_source
 
 
 @pytest.fixture(autouse=True)

@@ -170,8 +170,8 @@ def test_features_are_those_of_all_pairs(teacher: Path) -> None:
 
 
 def test_the_cache_takes_the_estimated_room(teacher: Path, tmp_path: Path) -> None:
-    from training.cache import cached_pairs
-    from training.scenes_data import ScenesSource
+    from training.data.encoded import cached_pairs
+    from training.data.scenes import ScenesSource
 
     recipe = recipe_for(teacher)
     cached_pairs(

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
-from training.ahead import Ahead
-from training.columns import Array, Columns
+from training.data.batch import Examples, tokenize
+from training.data.disk_arrays import Array, Columns
+from training.data.live import live_pairs
+from training.data.prefetch import Ahead
+from training.data.source import BadSample, Pixels, Sample, Source, check_same_size, fit, to_pixels
 from training.errors import TrainingError
-from training.examples import Examples, tokenize
-from training.live import live_pairs
-from training.sources import BadSample, Pixels, Sample, Source, check_same_size, fit, to_pixels
 
 __all__ = ["CachedPairs", "cached_pairs", "live_pairs"]
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from training.data.batch import Examples, tokenize
+from training.data.source import BadSample, Pixels, Sample, Source, check_same_size, fit, to_pixels
 from training.errors import TrainingError
-from training.examples import Examples, tokenize
-from training.sources import BadSample, Pixels, Sample, Source, check_same_size, fit, to_pixels
 
 
 class LivePairs:

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from training.data.source import BadSample, Sample, decode
 from training.errors import TrainingError
-from training.sources import BadSample, Sample, decode
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")

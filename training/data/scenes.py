@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 
 from pytest_sdbench.protocols import scenes
+from training.data.source import Sample
 from training.errors import TrainingError
-from training.sources import Sample
 
 LAYOUTS = ("one", "beside", "above", "row", "two-over-one", "one-over-two")
 

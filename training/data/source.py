@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
-    from training.recipe import Data
+    pass
 
 _T = TypeVar("_T")
 Pixels = npt.NDArray[np.uint8]
@@ -185,47 +185,3 @@ def empty_caption(key: str, where: str) -> TrainingError:
         key=key,
         remedy="Write one, or say what to do with it: data.empty_captions: keep or skip",
     )
-
-
-def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
-    """Open the data of a recipe: its first `pairs` pairs.
-
-    Raises TrainingError for data that is missing or malformed, and for an empty caption where it is known
-    already and the recipe does not allow it.
-    """
-    # Each kind imports what the others do not need.
-    source: Any
-    if data.kind == "scenes":
-        from training.scenes_data import ScenesSource
-
-        return ScenesSource(data.pairs, first=data.first, layouts=data.layouts, size=data.resolution or 64)
-    if data.kind == "folder":
-        from training.folder import FolderSource
-
-        source = FolderSource(_given(data.path, "data.path"))
-    elif data.kind == "huggingface":
-        from training.hub_data import HubSource
-
-        source = HubSource(
-            _given(data.name, "data.name"),
-            split=data.split,
-            image_column=data.image_column,
-            caption_column=data.caption_column,
-            revision=data.revision,
-        )
-    else:
-        from training.shards import ShardsSource
-
-        source = ShardsSource(_given(data.urls, "data.urls"), pairs=data.pairs, say=say)
-    chosen = Chosen(source, data.pairs, data.empty_captions)
-    if data.empty_captions == "error" and data.kind != "webdataset":
-        for row, caption in zip(range(len(chosen)), source.captions, strict=False):
-            if not caption.strip():
-                raise empty_caption(f"row {row}", source.name)
-    return chosen
-
-
-def _given(value: _T | None, key: str) -> _T:
-    if not value:
-        raise TrainingError("the recipe does not say where its data is", key=key, remedy=f"Give {key}=...")
-    return value

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from training.cache import cached_pairs
-from training.examples import Pairs
-from training.live import live_pairs
+from training.data.batch import Pairs
+from training.data.encoded import cached_pairs
+from training.data.live import live_pairs
+from training.data.source import Source
 from training.parts import Parts
 from training.recipe import Recipe
-from training.sources import Source
 
 
 def pairs_of(

@@ -25,9 +25,9 @@ from filelock import FileLock
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.features.archives import braces
+from training.data.local_copies import Remote, Shelf, expand, locate
+from training.data.source import BadSample, Sample, decode
 from training.errors import TrainingError
-from training.shelf import Remote, Shelf, expand, locate
-from training.sources import BadSample, Sample, decode
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 LOCAL_BYTES = 50 * 10**9
