@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     folder = (options.folder or run_folder(recipe.name)).expanduser().absolute()
     if options.dry_run:
-        from training.dry_run import describe
+        from training.dry_run.describe import describe
 
         text = describe(recipe, folder)
         if int(os.environ.get("RANK", "0")) == 0:

@@ -28,8 +28,8 @@ from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.clip import load_clip
 from pytest_sdbench.protocols import scenes
 from training import dreambooth
-from training.blueprint import adapter_parameters
 from training.dreambooth import add_adapters, class_pairs, draw_class, subject_pairs
+from training.dry_run.networks import adapter_parameters
 from training.errors import TrainingError
 from training.parts import Parts, load_parts
 from training.recipe import Recipe, parse_recipe

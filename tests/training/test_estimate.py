@@ -11,10 +11,10 @@ from diffusers import UNet2DConditionModel
 
 from pytest_sdbench.models.checkpoint import resolve
 from tests.tiny_checkpoint import UNET, make_checkpoint
-from training.activations import unet_activations
-from training.blueprint import Blueprint, blueprint
-from training.dry_run import size
-from training.estimate import Amount, disk, memory
+from training.dry_run.activations import unet_activations
+from training.dry_run.describe import size
+from training.dry_run.memory import Amount, disk, memory
+from training.dry_run.networks import Blueprint, blueprint
 from training.recipe import Recipe, load_recipe, parse_recipe
 
 SD, BASE, SMALL, TINY, LCM = 859_520_964, 579_384_964, 482_346_884, 323_384_964, 323_466_884
@@ -204,7 +204,7 @@ def test_low_rank_adapters_are_what_peft_adds() -> None:
     unet.add_adapter(peft.LoraConfig(r=16, target_modules=targets))
     added = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
 
-    from training.blueprint import adapter_parameters
+    from training.dry_run.networks import adapter_parameters
 
     assert adapter_parameters(UNet2DConditionModel(**UNET), "unet", 16) == added
     assert 0 < learned < BASE / 100

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.activations import text_activations, unet_activations
-from training.blueprint import Blueprint, Configs
+from training.dry_run.activations import text_activations, unet_activations
+from training.dry_run.networks import Blueprint, Configs
 from training.recipe import Recipe
 
 
@@ -22,7 +22,7 @@ def memory(recipe: Recipe, plan: Blueprint, micro_batch: int) -> list[Amount]:
     """Return what one process keeps on its device while it computes ``micro_batch`` images.
 
     Weights, gradients, moments and average are exact; activations are counted layer by layer by
-    ``training.activations``. Not counted: what is alive for a moment only, workspaces, the allocator's gaps.
+    ``training.dry_run.activations``. Not counted: what is alive for a moment only, workspaces, the allocator's gaps.
     """
     half = recipe.precision != "fp32"
     frozen_bytes = 2 if half else 4

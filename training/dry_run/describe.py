@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.blueprint import Blueprint, blueprint
+from training.dry_run.memory import Amount, disk, memory
+from training.dry_run.networks import Blueprint, blueprint
 from training.errors import TrainingError
-from training.estimate import Amount, disk, memory
 from training.recipe import Recipe, require_data
 
 WIDTH = 24
