@@ -42,7 +42,7 @@ def build_task(
     """
     kind = recipe.objective.kind
     if kind in ("autoencoder", "classifier", "clip"):
-        from training.extractors import build_extractor
+        from training.embedded.build import build_extractor
 
         return build_extractor(recipe)
     if kind == "dreambooth":

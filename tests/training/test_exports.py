@@ -12,8 +12,9 @@ from PIL import Image
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features import classifier
 from pytest_sdbench.protocols import scenes
-from training import loop, vae
+from training import loop
 from training.build import build_task
+from training.embedded import vae
 from training.recipe import load_recipe
 from training.tokenizer import CONTEXT, MERGES, build_tokenizer, learn_merges, save_tokenizer
 
@@ -125,7 +126,7 @@ def test_shipped_vae_is_crisp(pipeline):
 
 @needs_weights
 def test_shipped_clip_tells_right_from_nearly_right():
-    from training.clip import near_miss_accuracy
+    from training.embedded.clip import near_miss_accuracy
 
     assert near_miss_accuracy(SHIPPED / "scenes-clip", scenes.EVALUATION[-64:]) >= 0.85
 

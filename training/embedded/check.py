@@ -1,4 +1,4 @@
-"""Measure what the embedded teacher and its extractors reach on unseen scenes: `python -m training.check`."""
+"""Measure what the embedded teacher and its extractors reach on unseen scenes: `python -m training.embedded.check`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pytest_sdbench.features import classifier
 from pytest_sdbench.protocols import scenes
-from training.classifier import object_accuracy
-from training.clip import near_miss_accuracy
-from training.vae import psnr
+from training.embedded.classifier import object_accuracy
+from training.embedded.clip import near_miss_accuracy
+from training.embedded.vae import psnr
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,7 +62,7 @@ def contact_sheet(drawn: Sequence[scenes.Scene], generated: Tensor, path: Path) 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the figures as JSON, and write the contact sheet."""
-    parser = argparse.ArgumentParser(prog="python -m training.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.embedded.check", description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "reference" / "checkpoints")
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.0])
     parser.add_argument("--prompts", type=int, default=256)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_sdbench.protocols import scenes
-from training.classifier import roughen
 from training.data.batch import tokenize
+from training.embedded.classifier import roughen
 from training.loop import Piece, Task
 from training.recipe import Recipe
 from training.recipe_schema import Clip

@@ -12,14 +12,14 @@ def build_extractor(recipe: Recipe) -> Task:
     objective = recipe.objective
     # Each of them imports libraries that the others do not need.
     if isinstance(objective, Autoencoder):
-        from training.vae import AutoencoderTask
+        from training.embedded.vae import AutoencoderTask
 
         return AutoencoderTask(recipe, objective)
     if isinstance(objective, Classifier):
-        from training.classifier import ClassifierTask
+        from training.embedded.classifier import ClassifierTask
 
         return ClassifierTask(recipe, objective)
     assert isinstance(objective, Clip)
-    from training.clip import ClipTask
+    from training.embedded.clip import ClipTask
 
     return ClipTask(recipe, objective)
