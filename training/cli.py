@@ -170,7 +170,7 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
                 task = build()
                 loop.load_trained(task, recipe, folder)
             if accelerator.is_main_process:
-                from training.export import export_checkpoint
+                from training.export.checkpoint import export_checkpoint
                 from training.status import hardware, trained_seconds
 
                 export_checkpoint(

@@ -17,8 +17,8 @@ from training.data.batch import Pairs
 from training.data.folder import FolderSource
 from training.data.pairs import pairs_of
 from training.errors import TrainingError
+from training.export.samples import BATCH, draw
 from training.parts import Parts, load_parts
-from training.preview import BATCH, draw
 from training.recipe import Recipe
 from training.recipe_schema import DreamBooth, FolderData, Lora
 

@@ -58,7 +58,7 @@ class DiffusionTask(Task):
         return found
 
     def preview(self, model: nn.Module, path: Path) -> None:
-        from training.preview import sample_sheet
+        from training.export.samples import sample_sheet
 
         watch = self.recipe.watch
         if not watch.prompts:

@@ -249,8 +249,8 @@ def report(found: dict[str, Any]) -> str:
 def draw_sheet(path: Path, first: int = 10_000_000, count: int = 10) -> None:
     """Draw some unseen captions with every member, from the same seeds, beside the real scenes."""
     from pytest_sdbench.protocols.scenes import captions, render_batch
+    from training.export.samples import Row, draw, sheet
     from training.parts import load_parts
-    from training.preview import Row, draw, sheet
 
     prompts = captions(range(first, first + count))
     columns = {"real": list(render_batch(range(first, first + count)))}

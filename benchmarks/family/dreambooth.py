@@ -78,7 +78,7 @@ def score(parts: Parts, each: int) -> tuple[dict[str, float], Any, Any]:
     from benchmarks.family.subject_scores import score_subject
     from pytest_sdbench.features.classifier import load_classifier
     from pytest_sdbench.features.clip import load_clip
-    from training.preview import draw
+    from training.export.samples import draw
 
     prompts = [prompt for prompt in PROMPTS for _ in range(each)]
     drawn = draw(parts, prompts, guidance=GUIDANCE, steps=STEPS)
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     from benchmarks.family.subject import CLASS_PROMPT, PROMPTS, pictures
-    from training.preview import Row, sheet
+    from training.export.samples import Row, sheet
 
     torch.set_num_threads(options.threads)
     models: dict[str, Any] = {

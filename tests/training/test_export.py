@@ -33,7 +33,7 @@ from pytest_sdbench.models.checkpoint import load_pipeline, resolve
 from tests.tiny_checkpoint import make_checkpoint
 from training.architecture import build_student
 from training.errors import TrainingError
-from training.export import ADAPTER, export_checkpoint, export_scheduler
+from training.export.checkpoint import ADAPTER, export_checkpoint, export_scheduler
 from training.parts import Parts, load_parts
 from training.recipe import Recipe, parse_recipe
 

@@ -13,8 +13,8 @@ from diffusers import LCMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from tests.tiny_checkpoint import make_checkpoint
+from training.export.samples import Row, draw, gallery, sample_sheet, sheet
 from training.parts import Parts, load_parts
-from training.preview import Row, draw, gallery, sample_sheet, sheet
 
 PROMPTS = ["red and blue", "a large red star on a beach", "blue"]
 

@@ -24,7 +24,7 @@ from training.parts import Parts
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from training.export import Run
+    from training.export.facts import Run
 
 Spec = str | dict[str, str]
 

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,16 @@ from torch import Tensor, nn
 from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.models.checkpoint import load_pipeline, resolve, verify
 from pytest_sdbench.models.skeleton import known_keys
-from training.card import card_spec, write_card
 from training.errors import TrainingError
+from training.export.card import card_spec, write_card
+from training.export.facts import Run
+from training.export.samples import sampling_scheduler, with_settings
 from training.parts import Parts
-from training.preview import sampling_scheduler, with_settings
 from training.recipe import Recipe
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 _OURS = ("model_index.json", "unet", "config.json", "open_clip_config.json", ADAPTER)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a card tells of a run besides its recipe."""
-
-    folder: Path
-    seen: int
-    """Images."""
-    hardware: str
-    seconds: float | None
-    pairs: int | None = None
-    skipped: int = 0
 
 
 def export_checkpoint(
