@@ -16,15 +16,18 @@ from training.architecture import account, build_student
 from training.data.batch import Pairs
 from training.data.open import open_source
 from training.data.pairs import pairs_of
-from training.dreambooth import add_adapters, class_pairs, subject_pairs
-from training.dreambooth_task import DreamBoothTask
 from training.loop import Task
-from training.material import Material
+from training.objectives.consistency import ConsistencyTask
+from training.objectives.diffusion import Say, half_type, prepared
+from training.objectives.distillation import DistillationTask
+from training.objectives.dreambooth import DreamBoothTask
+from training.objectives.dreambooth_pictures import add_adapters, class_pairs, subject_pairs
+from training.objectives.inputs import Material
+from training.objectives.prediction import PredictionTask
 from training.parts import Parts, load_parts
 from training.recipe import Recipe
 from training.recipe_schema import Consistency, Distillation, DreamBooth, Prediction
 from training.taps import Tapped, feature_pairs
-from training.tasks import ConsistencyTask, DistillationTask, PredictionTask, Say, half_type, prepared
 
 
 def build_task(

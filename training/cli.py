@@ -135,7 +135,8 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
     # Imported here: the libraries behind them take seconds, which --list and --help need not wait for.
     import torch
 
-    from training import loop, tasks
+    from training import loop
+    from training.objectives import diffusion as tasks
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -138,7 +138,9 @@ def _assert_same(first: Any, second: Any, place: str) -> None:
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Imports take longer than a tiny run: the server imports once, and every process is a fork of it.
-_CONTEXT.set_forkserver_preload(["tests.training.helpers", "training.tasks", "training.data.encoded"])
+_CONTEXT.set_forkserver_preload(
+    ["tests.training.helpers", "training.objectives.diffusion", "training.data.encoded"]
+)
 
 
 def begin(work: Callable[..., None], *arguments: Any, **environment: str) -> BaseProcess:

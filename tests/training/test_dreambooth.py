@@ -27,10 +27,10 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.clip import load_clip
 from pytest_sdbench.protocols import scenes
-from training import dreambooth
-from training.dreambooth import add_adapters, class_pairs, draw_class, subject_pairs
 from training.dry_run.networks import adapter_parameters
 from training.errors import TrainingError
+from training.objectives import dreambooth_pictures as dreambooth
+from training.objectives.dreambooth_pictures import add_adapters, class_pairs, draw_class, subject_pairs
 from training.parts import Parts, load_parts
 from training.recipe import Recipe, parse_recipe
 from training.recipe_schema import Lora

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler, PNDMScheduler
 
 from training.errors import TrainingError
-from training.noise import NoiseSchedule
+from training.objectives.noise_schedule import NoiseSchedule
 
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STEPS = torch.tensor([0, 1, 19, 500, 999])

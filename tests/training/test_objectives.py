@@ -11,8 +11,8 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from training import objectives
-from training.noise import NoiseSchedule
+from training.objectives import losses as objectives
+from training.objectives.noise_schedule import NoiseSchedule
 
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

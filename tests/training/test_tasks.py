@@ -17,9 +17,10 @@ from tests.training.helpers import assert_same_state, log_lines, tiny_recipe, tr
 from training import loop
 from training.build import build_task
 from training.dice import Dice
+from training.objectives.consistency import ConsistencyTask
+from training.objectives.distillation import DistillationTask
 from training.recipe import Recipe
 from training.state import FILE, read_state
-from training.tasks import ConsistencyTask, DistillationTask
 
 OBJECTIVES = ("prediction", "distillation", "consistency")
 
@@ -293,7 +294,7 @@ def test_live_pictures_give_the_latents_of_the_cache(place: Path) -> None:
 
 
 def test_mirrored_pictures_are_half_and_fixed_by_their_place() -> None:
-    from training.material import mirrored
+    from training.objectives.inputs import mirrored
 
     sides = [mirrored(3, ordinal) for ordinal in range(4000)]
     assert sum(sides) == pytest.approx(2000, abs=150)

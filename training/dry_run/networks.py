@@ -208,7 +208,7 @@ def _network(
 
 def adapter_parameters(module: Any, component: str, rank: int) -> int:
     """Count the parameters of adapters: two narrow matrices for each projection of attention."""
-    from training.dreambooth import ADAPTED
+    from training.objectives.dreambooth_pictures import ADAPTED
 
     ends = tuple(f".{name}" for name in ADAPTED[component])
     layers = [layer for name, layer in module.named_modules() if name.endswith(ends)]

@@ -14,7 +14,7 @@ from training.data.prefetch import Ahead
 from training.data.shuffle import Order
 from training.dice import Dice
 from training.loop import Piece
-from training.noise import NoiseSchedule
+from training.objectives.noise_schedule import NoiseSchedule
 from training.parts import Parts
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.noise import NoiseSchedule
+from training.objectives.noise_schedule import NoiseSchedule
 
 Losses = dict[str, Tensor]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training import objectives
 from training.loop import Piece
-from training.material import Material, Noisy
+from training.objectives import losses as objectives
+from training.objectives.diffusion import DiffusionTask
+from training.objectives.inputs import Material, Noisy
 from training.parts import Parts
 from training.recipe import Recipe
 from training.recipe_schema import DreamBooth
 from training.taps import Tapped
-from training.tasks import DiffusionTask
 
 
 class DreamBoothTask(DiffusionTask):

@@ -1,0 +1,93 @@
+"""To be said."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.loop import Piece
+from training.objectives import losses as objectives
+from training.objectives.diffusion import DiffusionTask
+from training.objectives.inputs import Material
+from training.parts import Parts
+from training.recipe import Recipe
+from training.recipe_schema import Consistency
+from training.state import full
+from training.taps import Tapped, without_gradient
+
+
+class ConsistencyTask(DiffusionTask):
+    """Learn the end of the teacher's guided trajectory (latent consistency distillation)."""
+
+    def __init__(
+        self, recipe: Recipe, parts: Parts, model: Tapped, material: Material, teacher: Tapped
+    ) -> None:
+        super().__init__(recipe, parts, model, material)
+        self.teacher = teacher
+        self.target = copy.deepcopy(model).eval().requires_grad_(False).to(material.device)
+        self._grid = objectives.ddim_grid(len(material.schedule), self._objective.grid_steps)
+
+    @property
+    def _objective(self) -> Consistency:
+        assert isinstance(self.recipe.objective, Consistency)
+        return self.recipe.objective
+
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        objective, schedule, dice = self._objective, self.material.schedule, piece.dice
+        examples = self.material.examples(piece)
+        clean = self.material.latents(examples, dice)
+        noise = dice.normal(*clean.shape[1:])
+        grid = self._grid.to(clean.device)
+        steps = grid[dice.integers(len(grid))]
+        earlier = (steps - len(schedule) // objective.grid_steps).clamp(min=0)
+        low, high = objective.guidance
+        guidance = low + (high - low) * dice.uniform()
+        embedded = objectives.guidance_embedding(guidance, objective.embedding)
+        noisy = schedule.add_noise(clean, noise, steps)
+        text = self.conditioning(examples)
+
+        # One call of the teacher for both branches of the guidance.
+        dtype = self.material.dtype
+        nothing = self.material.nothing().to(dtype).expand(len(text), -1, -1)
+        both, _ = without_gradient(
+            self.teacher,
+            torch.cat([noisy, noisy]).to(dtype),
+            torch.cat([steps, steps]),
+            torch.cat([text.to(dtype), nothing]),
+        )
+        output, unconditional = both.chunk(2)
+        before = objectives.guided_ddim_step(noisy, steps, earlier, output, unconditional, guidance, schedule)
+        # The target keeps float32 weights to follow, and computes as the student does.
+        with torch.autocast(clean.device.type, dtype, enabled=dtype != torch.float32):
+            aimed, _ = without_gradient(self.target, before, earlier, text.float(), embedded)
+        guess, _ = model(noisy, steps, text, embedded)
+        settings = {"timestep_scaling": objective.timestep_scaling, "sigma_data": objective.sigma_data}
+        mine = objectives.consistency_function(guess, noisy, steps, schedule, **settings)
+        wanted = objectives.consistency_function(aimed, before, earlier, schedule, **settings)
+        return {"loss": objectives.pseudo_huber(mine, wanted, objective.huber)}
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module) -> None:
+        """Let the target follow the student."""
+        new = dict(model.named_parameters())
+        pairs = [(value, new[name]) for name, value in self.target.named_parameters()]
+        torch._foreach_lerp_(
+            [value for value, _ in pairs],
+            [full(value.detach()) for _, value in pairs],
+            1 - self._objective.target_decay,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"target": self.target.state_dict()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if "target" in state:
+            self.target.load_state_dict(state["target"])
+
+    def guidance(self, count: int) -> Tensor:
+        middle = torch.full((count,), sum(self._objective.guidance) / 2, device=self.material.device)
+        return objectives.guidance_embedding(middle, self._objective.embedding)

@@ -1,0 +1,45 @@
+"""To be said."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from training.loop import Piece
+from training.objectives import losses as objectives
+from training.objectives.diffusion import DiffusionTask
+from training.objectives.inputs import Material
+from training.parts import Parts
+from training.recipe import Recipe
+from training.recipe_schema import Distillation
+from training.taps import Tapped, without_gradient
+
+
+class DistillationTask(DiffusionTask):
+    """Learn from noise, from the teacher's prediction and from its features."""
+
+    def __init__(
+        self, recipe: Recipe, parts: Parts, model: Tapped, material: Material, teacher: Tapped
+    ) -> None:
+        super().__init__(recipe, parts, model, material)
+        self.teacher = teacher
+
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        objective = self.recipe.objective
+        assert isinstance(objective, Distillation)
+        weights = objectives.DistillationWeights(
+            objective.weights.task, objective.weights.output, objective.weights.feature
+        )
+        examples, dice = self.material.examples(piece), piece.dice
+        noisy = self.material.noisy(self.material.latents(examples, dice), dice)
+        text = self.conditioning(examples)
+        if objective.caption_dropout:
+            text = self.material.without_captions(text, self.nothing(), objective.caption_dropout, dice)
+        wanted: Tensor | None = None
+        wanted_features: tuple[Tensor, ...] = ()
+        if weights.output or weights.feature:
+            dtype = self.material.dtype
+            wanted, wanted_features = without_gradient(
+                self.teacher, noisy.latents.to(dtype), noisy.steps, text.to(dtype)
+            )
+        guess, features = model(noisy.latents, noisy.steps, text)
+        return objectives.distillation_losses(guess, noisy.target, features, wanted, wanted_features, weights)

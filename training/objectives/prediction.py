@@ -1,0 +1,27 @@
+"""To be said."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from training.loop import Piece
+from training.objectives import losses as objectives
+from training.objectives.diffusion import DiffusionTask
+from training.recipe_schema import Prediction
+
+
+class PredictionTask(DiffusionTask):
+    """Learn from noise alone: training from scratch and fine-tuning."""
+
+    def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
+        objective = self.recipe.objective
+        assert isinstance(objective, Prediction)
+        examples, dice = self.material.examples(piece), piece.dice
+        noisy = self.material.noisy(self.material.latents(examples, dice), dice)
+        text = self.conditioning(examples)
+        if objective.caption_dropout:
+            text = self.material.without_captions(text, self.nothing(), objective.caption_dropout, dice)
+        guess, _ = model(noisy.latents, noisy.steps, text)
+        return objectives.prediction_losses(
+            guess, noisy.target, noisy.steps, self.material.schedule, objective.min_snr
+        )
