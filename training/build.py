@@ -25,8 +25,8 @@ from training.objectives.dreambooth_pictures import add_adapters, class_pairs, s
 from training.objectives.inputs import Material
 from training.objectives.prediction import PredictionTask
 from training.parts import Parts, load_parts
-from training.recipe import Recipe
-from training.recipe_schema import Consistency, Distillation, DreamBooth, Prediction
+from training.recipes.load import Recipe
+from training.recipes.schema import Consistency, Distillation, DreamBooth, Prediction
 from training.taps import Tapped, feature_pairs
 
 

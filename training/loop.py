@@ -28,7 +28,7 @@ from torch import Tensor, distributed, nn
 from training.dice import Dice
 from training.ema import Average
 from training.errors import TrainingError
-from training.recipe import Recipe
+from training.recipes.load import Recipe
 from training.state import FILE, full, load_state, read_state, save_state, shard
 from training.status import Log, Meter, Status, trained_seconds
 

@@ -10,7 +10,7 @@ from diffusers import PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from training.parts import Parts, load_parts
-from training.recipe import Recipe
+from training.recipes.load import Recipe
 from training.tokenizer import CONTEXT, build_tokenizer
 
 

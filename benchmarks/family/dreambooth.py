@@ -57,7 +57,7 @@ def train(way: Way, folder: Path, threads: int) -> Path:
     from benchmarks.family.subject import write_pictures
     from pytest_sdbench.models.checkpoint import resolve
     from training.loop import identity
-    from training.recipe import load_recipe
+    from training.recipes.load import load_recipe
 
     pictures = write_pictures(folder / "subject")
     changes = (f"data.path={pictures}", *way.overrides)

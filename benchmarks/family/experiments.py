@@ -209,7 +209,7 @@ def made_by(run: Run) -> str:
     if run.recipe is None:
         return resolve(run.checkpoint).fingerprint
     from training.loop import identity
-    from training.recipe import load_recipe
+    from training.recipes.load import load_recipe
 
     recipe = load_recipe(run.recipe, run.overrides)
     assert recipe.teacher is not None

@@ -131,7 +131,7 @@ def work(recipe: str, overrides: Sequence[str], steps: int, *, published: bool) 
 
 def measure(recipe: str, overrides: Sequence[str], *, cores: int, rounds: int, steps: int) -> list[Rate]:
     """Let the layouts take turns, first forwards, then backwards."""
-    from training.recipe import load_recipe
+    from training.recipes.load import load_recipe
 
     batch = load_recipe(recipe, overrides).schedule.batch
     layouts = [

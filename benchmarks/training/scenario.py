@@ -17,7 +17,7 @@ from training.data.encoded import CachedPairs
 from training.data.source import Pixels, fit, to_pixels
 from training.errors import TrainingError
 from training.parts import Parts, load_parts
-from training.recipe import Distillation, Recipe, load_recipe
+from training.recipes.load import Distillation, Recipe, load_recipe
 
 Size = Literal["recipe", "full", "smoke"]
 Config = Mapping[str, Any]

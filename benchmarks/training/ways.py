@@ -20,7 +20,7 @@ from training import loop
 from training.build import connect
 from training.ema import Average
 from training.loop import Learner, Piece, Task
-from training.recipe import Recipe
+from training.recipes.load import Recipe
 
 
 @dataclass(frozen=True)

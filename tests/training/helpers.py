@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from training import loop
 from training.loop import Piece, Task
-from training.recipe import Recipe, parse_recipe
+from training.recipes.load import Recipe, parse_recipe
 from training.state import FILE, read_state
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from tests.tiny_checkpoint import make_checkpoint
 from training.cli import STOPPED, main, run_folder
-from training.recipe import recipe_names
+from training.recipes.load import recipe_names
 
 UNETS = {
     "bk-sdm-base": "579,384,964",

@@ -19,7 +19,7 @@ from training.data.open import open_source
 from training.data.shards import ShardsSource, braces
 from training.data.source import BadSample
 from training.errors import TrainingError
-from training.recipe import WebDatasetData
+from training.recipes.load import WebDatasetData
 
 
 @pytest.fixture(autouse=True)

@@ -32,8 +32,8 @@ from training.errors import TrainingError
 from training.objectives import dreambooth_pictures as dreambooth
 from training.objectives.dreambooth_pictures import add_adapters, class_pairs, draw_class, subject_pairs
 from training.parts import Parts, load_parts
-from training.recipe import Recipe, parse_recipe
-from training.recipe_schema import Lora
+from training.recipes.load import Recipe, parse_recipe
+from training.recipes.schema import Lora
 from training.tokenizer import build_tokenizer
 
 needs_extractors = pytest.mark.skipif(

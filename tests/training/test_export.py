@@ -35,7 +35,7 @@ from training.architecture import build_student
 from training.errors import TrainingError
 from training.export.checkpoint import ADAPTER, export_checkpoint, export_scheduler
 from training.parts import Parts, load_parts
-from training.recipe import Recipe, parse_recipe
+from training.recipes.load import Recipe, parse_recipe
 
 ROOT = Path(__file__).parents[2]
 

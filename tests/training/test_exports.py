@@ -15,7 +15,7 @@ from pytest_sdbench.protocols import scenes
 from training import loop
 from training.build import build_task
 from training.embedded import vae
-from training.recipe import load_recipe
+from training.recipes.load import load_recipe
 from training.tokenizer import CONTEXT, MERGES, build_tokenizer, learn_merges, save_tokenizer
 
 SHIPPED = reference() / "checkpoints"

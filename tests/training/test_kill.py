@@ -23,7 +23,7 @@ from tests.training.helpers import (
     train_real,
 )
 from training.architecture import student_config
-from training.recipe import Recipe
+from training.recipes.load import Recipe
 from training.state import FILE, read_state
 
 KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "4"))

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from training.errors import TrainingError
-from training.recipe import load_recipe, numbers, parse_recipe, recipe_names, require_data
+from training.recipes.load import load_recipe, numbers, parse_recipe, recipe_names, require_data
 
 RECIPE = """\
 name: mine

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from training.recipe import RECIPES, Recipe, load_recipe, numbers, recipe_names
+from training.recipes.load import RECIPES, Recipe, load_recipe, numbers, recipe_names
 
 BK_SDM = {
     "teacher": "CompVis/stable-diffusion-v1-4",

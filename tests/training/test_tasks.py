@@ -19,7 +19,7 @@ from training.build import build_task
 from training.dice import Dice
 from training.objectives.consistency import ConsistencyTask
 from training.objectives.distillation import DistillationTask
-from training.recipe import Recipe
+from training.recipes.load import Recipe
 from training.state import FILE, read_state
 
 OBJECTIVES = ("prediction", "distillation", "consistency")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
-    from training.recipe import Data
+    from training.recipes.load import Data
 from training.data.source import _T, Chosen, Source, empty_caption
 
 

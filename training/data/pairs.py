@@ -12,7 +12,7 @@ from training.data.encoded import cached_pairs
 from training.data.live import live_pairs
 from training.data.source import Source
 from training.parts import Parts
-from training.recipe import Recipe
+from training.recipes.load import Recipe
 
 
 def pairs_of(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from training.loop import Task
-from training.recipe import Recipe
-from training.recipe_schema import Autoencoder, Classifier, Clip
+from training.recipes.load import Recipe
+from training.recipes.schema import Autoencoder, Classifier, Clip
 
 
 def build_extractor(recipe: Recipe) -> Task:

@@ -16,8 +16,8 @@ from pytest_sdbench.features import classifier
 from pytest_sdbench.protocols import scenes
 from training.dice import Dice
 from training.loop import Piece, Task
-from training.recipe import Recipe
-from training.recipe_schema import Classifier
+from training.recipes.load import Recipe
+from training.recipes.schema import Classifier
 
 _LABELS = {
     "shape": classifier.SHAPE_LABELS,

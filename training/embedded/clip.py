@@ -16,8 +16,8 @@ from pytest_sdbench.protocols import scenes
 from training.data.batch import tokenize
 from training.embedded.classifier import roughen
 from training.loop import Piece, Task
-from training.recipe import Recipe
-from training.recipe_schema import Clip
+from training.recipes.load import Recipe
+from training.recipes.schema import Clip
 from training.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
 
 NAME = "scenes-clip"

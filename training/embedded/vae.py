@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pytest_sdbench.protocols import scenes
 from training.loop import Piece, Task
-from training.recipe import Recipe
-from training.recipe_schema import Autoencoder
+from training.recipes.load import Recipe
+from training.recipes.schema import Autoencoder
 
 _SCALE_FROM = 1_000_000
 """First of the training scenes that the scale of the latents is measured on."""

@@ -21,7 +21,7 @@ from pytest_sdbench.cards.front_matter import BLOCK, parse, read_text
 from pytest_sdbench.models.checkpoint import EMBEDDED, Checkpoint, resolve, scheduler_class
 from pytest_sdbench.models.hub import HUB_ID
 from training.parts import Parts
-from training.recipe import Recipe
+from training.recipes.load import Recipe
 
 if TYPE_CHECKING:
     from training.export.facts import Run

@@ -26,7 +26,7 @@ from training.export.card import card_spec, write_card
 from training.export.facts import Run
 from training.export.samples import sampling_scheduler, with_settings
 from training.parts import Parts
-from training.recipe import Recipe
+from training.recipes.load import Recipe
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 _OURS = ("model_index.json", "unet", "config.json", "open_clip_config.json", ADAPTER)

@@ -14,8 +14,8 @@ from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
 from training.objectives.inputs import Material
 from training.parts import Parts
-from training.recipe import Recipe
-from training.recipe_schema import Consistency
+from training.recipes.load import Recipe
+from training.recipes.schema import Consistency
 from training.state import full
 from training.taps import Tapped, without_gradient
 

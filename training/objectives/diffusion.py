@@ -16,7 +16,7 @@ from training.loop import Task
 from training.objectives import losses as objectives
 from training.objectives.inputs import Material
 from training.parts import Parts
-from training.recipe import Recipe
+from training.recipes.load import Recipe
 from training.taps import Tapped
 
 VALIDATION_STEPS = (50, 250, 450, 650, 850)

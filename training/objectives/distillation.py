@@ -9,8 +9,8 @@ from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
 from training.objectives.inputs import Material
 from training.parts import Parts
-from training.recipe import Recipe
-from training.recipe_schema import Distillation
+from training.recipes.load import Recipe
+from training.recipes.schema import Distillation
 from training.taps import Tapped, without_gradient
 
 

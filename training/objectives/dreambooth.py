@@ -10,8 +10,8 @@ from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
 from training.objectives.inputs import Material, Noisy
 from training.parts import Parts
-from training.recipe import Recipe
-from training.recipe_schema import DreamBooth
+from training.recipes.load import Recipe
+from training.recipes.schema import DreamBooth
 from training.taps import Tapped
 
 

@@ -19,8 +19,8 @@ from training.data.pairs import pairs_of
 from training.errors import TrainingError
 from training.export.samples import BATCH, draw
 from training.parts import Parts, load_parts
-from training.recipe import Recipe
-from training.recipe_schema import DreamBooth, FolderData, Lora
+from training.recipes.load import Recipe
+from training.recipes.schema import DreamBooth, FolderData, Lora
 
 ADAPTED = {
     "unet": ("to_q", "to_k", "to_v", "to_out.0"),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from training.loop import Piece
 from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
-from training.recipe_schema import Prediction
+from training.recipes.schema import Prediction
 
 
 class PredictionTask(DiffusionTask):

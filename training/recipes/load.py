@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from pytest_sdbench.base.schema import suggestion
 from training.errors import TrainingError
-from training.recipe_checks import contradictions
-from training.recipe_errors import COMMAND_LINE, explain, raise_all
-from training.recipe_schema import (
+from training.recipes.checks import contradictions
+from training.recipes.errors import COMMAND_LINE, explain, raise_all
+from training.recipes.schema import (
     Autoencoder,
     Classifier,
     Clip,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pytest_sdbench.base.schema import suggestion
-from training.recipe_errors import Problem, schema_keys
-from training.recipe_schema import Data, Recipe, Student
+from training.recipes.errors import Problem, schema_keys
+from training.recipes.schema import Data, Recipe, Student
 
 LEAVE_OUT = "Leave the key out"
 
