@@ -16,7 +16,6 @@ from training.architecture import account, build_student
 from training.data.batch import Pairs
 from training.data.open import open_source
 from training.data.pairs import pairs_of
-from training.loop import Task
 from training.objectives.consistency import ConsistencyTask
 from training.objectives.diffusion import Say, half_type, prepared
 from training.objectives.distillation import DistillationTask
@@ -27,6 +26,7 @@ from training.objectives.prediction import PredictionTask
 from training.parts import Parts, load_parts
 from training.recipes.load import Recipe
 from training.recipes.schema import Consistency, Distillation, DreamBooth, Prediction
+from training.run.task import Task
 from training.taps import Tapped, feature_pairs
 
 

@@ -135,8 +135,8 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
     # Imported here: the libraries behind them take seconds, which --list and --help need not wait for.
     import torch
 
-    from training import loop
     from training.objectives import diffusion as tasks
+    from training.run import loop
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -172,7 +172,7 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
                 loop.load_trained(task, recipe, folder)
             if accelerator.is_main_process:
                 from training.export.checkpoint import export_checkpoint
-                from training.status import hardware, trained_seconds
+                from training.run.status import hardware, trained_seconds
 
                 export_checkpoint(
                     task,
@@ -190,7 +190,7 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
 
 def _prepare(folder: Path, options: argparse.Namespace, accelerator: Any) -> None:
     """See that there is a run to resume, or put one aside, as asked for."""
-    from training.state import FILE
+    from training.run.state import FILE
 
     state = folder / FILE
     if options.resume and not state.is_file():

@@ -56,8 +56,8 @@ def train(way: Way, folder: Path, threads: int) -> Path:
     """Train one way, unless that is done; return the exported checkpoint."""
     from benchmarks.family.subject import write_pictures
     from pytest_sdbench.models.checkpoint import resolve
-    from training.loop import identity
     from training.recipes.load import load_recipe
+    from training.run.loop import identity
 
     pictures = write_pictures(folder / "subject")
     changes = (f"data.path={pictures}", *way.overrides)

@@ -208,8 +208,8 @@ def made_by(run: Run) -> str:
 
     if run.recipe is None:
         return resolve(run.checkpoint).fingerprint
-    from training.loop import identity
     from training.recipes.load import load_recipe
+    from training.run.loop import identity
 
     recipe = load_recipe(run.recipe, run.overrides)
     assert recipe.teacher is not None

@@ -22,7 +22,7 @@ from torch.nn import functional
 from benchmarks.training.scenario import Scenario
 from training.architecture import build_student
 from training.data.shuffle import Order
-from training.dice import Dice
+from training.run.randomness import Dice
 from training.taps import feature_pairs
 
 

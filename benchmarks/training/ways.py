@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from benchmarks.training.published_step import Published
 from benchmarks.training.scenario import Held, Scenario
-from training import loop
 from training.build import connect
-from training.ema import Average
-from training.loop import Learner, Piece, Task
 from training.recipes.load import Recipe
+from training.run import loop
+from training.run.ema import Average
+from training.run.loop import Learner
+from training.run.task import Piece, Task
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training import loop
-from training.loop import Piece, Task
 from training.recipes.load import Recipe, parse_recipe
-from training.state import FILE, read_state
+from training.run import loop
+from training.run.state import FILE, read_state
+from training.run.task import Piece, Task
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "prediction": {"kind": "prediction", "caption_dropout": 0.2, "min_snr": 5.0},

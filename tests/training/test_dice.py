@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from training.dice import Dice
+from training.run.randomness import Dice
 
 
 def numbers(dice: Dice) -> list[torch.Tensor]:

@@ -12,10 +12,10 @@ from PIL import Image
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features import classifier
 from pytest_sdbench.protocols import scenes
-from training import loop
 from training.build import build_task
 from training.embedded import vae
 from training.recipes.load import load_recipe
+from training.run import loop
 from training.tokenizer import CONTEXT, MERGES, build_tokenizer, learn_merges, save_tokenizer
 
 SHIPPED = reference() / "checkpoints"

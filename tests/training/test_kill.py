@@ -24,7 +24,7 @@ from tests.training.helpers import (
 )
 from training.architecture import student_config
 from training.recipes.load import Recipe
-from training.state import FILE, read_state
+from training.run.state import FILE, read_state
 
 KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "4"))
 IN_SAVE = ("half", "before rename", "after rename")

@@ -26,9 +26,9 @@ from tests.training.helpers import (
     tiny_recipe,
     train_toy,
 )
-from training import loop
 from training.errors import TrainingError
-from training.state import FILE, read_state
+from training.run import loop
+from training.run.state import FILE, read_state
 
 EMA = ("ema.decay=0.9", "optimizer.schedule=cosine", "optimizer.warmup_steps=2")
 
@@ -350,7 +350,7 @@ def test_one_step_is_that_of_a_plain_adamw(tmp_path: Path) -> None:
     plain = Toy()
     optimizer = torch.optim.AdamW(plain.model.parameters(), lr=1e-3, weight_decay=0.3, fused=False)
     for step, line in enumerate(log_lines(tmp_path)):
-        from training.dice import Dice
+        from training.run.randomness import Dice
 
         losses = plain.losses(plain.model, loop.Piece(8 * step, 8, Dice(3, 8 * step, 8, 0, 8)))
         optimizer.zero_grad()

@@ -15,7 +15,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from tests.training.helpers import Toy, assert_same_state, log_lines, train_toy
 from training.errors import TrainingError
-from training.state import FILE, load_state, read_state, save_state
+from training.run.state import FILE, load_state, read_state, save_state
 
 SAVE_ALWAYS = "watch.save_minutes=1e-9"
 

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tests.tiny_checkpoint import make_checkpoint
 from tests.training.helpers import assert_same_state, log_lines, tiny_recipe, train_real
-from training import loop
 from training.build import build_task
-from training.dice import Dice
 from training.objectives.consistency import ConsistencyTask
 from training.objectives.distillation import DistillationTask
 from training.recipes.load import Recipe
-from training.state import FILE, read_state
+from training.run import loop
+from training.run.randomness import Dice
+from training.run.state import FILE, read_state
 
 OBJECTIVES = ("prediction", "distillation", "consistency")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from training.loop import Task
 from training.recipes.load import Recipe
 from training.recipes.schema import Autoencoder, Classifier, Clip
+from training.run.task import Task
 
 
 def build_extractor(recipe: Recipe) -> Task:

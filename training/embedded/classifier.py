@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from pytest_sdbench.features import classifier
 from pytest_sdbench.protocols import scenes
-from training.dice import Dice
-from training.loop import Piece, Task
 from training.recipes.load import Recipe
 from training.recipes.schema import Classifier
+from training.run.randomness import Dice
+from training.run.task import Piece, Task
 
 _LABELS = {
     "shape": classifier.SHAPE_LABELS,

@@ -15,9 +15,9 @@ from torch.nn import functional
 from pytest_sdbench.protocols import scenes
 from training.data.batch import tokenize
 from training.embedded.classifier import roughen
-from training.loop import Piece, Task
 from training.recipes.load import Recipe
 from training.recipes.schema import Clip
+from training.run.task import Piece, Task
 from training.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
 
 NAME = "scenes-clip"

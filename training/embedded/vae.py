@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from pytest_sdbench.protocols import scenes
-from training.loop import Piece, Task
 from training.recipes.load import Recipe
 from training.recipes.schema import Autoencoder
+from training.run.task import Piece, Task
 
 _SCALE_FROM = 1_000_000
 """First of the training scenes that the scale of the latents is measured on."""

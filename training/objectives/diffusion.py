@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.data.batch import Examples
-from training.dice import Dice
-from training.loop import Task
 from training.objectives import losses as objectives
 from training.objectives.inputs import Material
 from training.parts import Parts
 from training.recipes.load import Recipe
+from training.run.randomness import Dice
+from training.run.task import Task
 from training.taps import Tapped
 
 VALIDATION_STEPS = (50, 250, 450, 650, 850)

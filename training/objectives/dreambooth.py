@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.loop import Piece
 from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
 from training.objectives.inputs import Material, Noisy
 from training.parts import Parts
 from training.recipes.load import Recipe
 from training.recipes.schema import DreamBooth
+from training.run.task import Piece
 from training.taps import Tapped
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from training.data.batch import Examples, Pairs, tokenize
 from training.data.prefetch import Ahead
 from training.data.shuffle import Order
-from training.dice import Dice
-from training.loop import Piece
 from training.objectives.noise_schedule import NoiseSchedule
 from training.parts import Parts
+from training.run.randomness import Dice
+from training.run.task import Piece
 
 
 @dataclass(frozen=True)

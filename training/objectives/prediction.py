@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.loop import Piece
 from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
 from training.recipes.schema import Prediction
+from training.run.task import Piece
 
 
 class PredictionTask(DiffusionTask):
