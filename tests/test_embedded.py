@@ -19,7 +19,7 @@ from pytest_sdbench.metrics.names import METRICS
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
 from tests.project import make_protocol
-from training.architecture import student_config
+from training.students.block_removal import student_config
 
 CARD = reference() / "cards" / "scenes-sd.md"
 

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.architecture import account, build_student
 from training.data.batch import Pairs
 from training.data.open import open_source
 from training.data.pairs import pairs_of
@@ -23,11 +22,12 @@ from training.objectives.dreambooth import DreamBoothTask
 from training.objectives.dreambooth_pictures import add_adapters, class_pairs, subject_pairs
 from training.objectives.inputs import Material
 from training.objectives.prediction import PredictionTask
-from training.parts import Parts, load_parts
 from training.recipes.load import Recipe
 from training.recipes.schema import Consistency, Distillation, DreamBooth, Prediction
 from training.run.task import Task
-from training.taps import Tapped, feature_pairs
+from training.students.block_removal import account, build_student
+from training.students.feature_taps import Tapped, feature_pairs
+from training.students.networks import Parts, load_parts
 
 
 def build_task(
@@ -51,7 +51,7 @@ def build_task(
     if kind == "dreambooth":
         return build_dreambooth(recipe, folder=folder, accelerator=accelerator, download=download, say=say)
     if recipe.teacher is None:
-        from training.scratch import build_scratch
+        from training.students.scratch import build_scratch
 
         parts = build_scratch(recipe, download=download)
     else:

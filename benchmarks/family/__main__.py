@@ -70,7 +70,7 @@ def latencies(batch: int, rounds: int) -> dict[str, list[float]]:
     """Time one U-Net call of every member, in turn; seconds of each round."""
     import torch
 
-    from training.parts import load_parts
+    from training.students.networks import load_parts
 
     unets = {
         name: load_parts(spec(name)).unet.eval().to(memory_format=torch.channels_last) for name in FAMILY
@@ -104,7 +104,7 @@ def silenced(count: int = 64, first: int = 10_000_000) -> dict[str, float]:
     from pytest_sdbench.protocols.scenes import captions, render_batch
     from training.data.batch import tokenize
     from training.data.source import to_pixels
-    from training.parts import load_parts
+    from training.students.networks import load_parts
 
     def zero(output: Any) -> Any:
         return torch.zeros_like(output) if torch.is_tensor(output) else tuple(map(zero, output))
@@ -250,7 +250,7 @@ def draw_sheet(path: Path, first: int = 10_000_000, count: int = 10) -> None:
     """Draw some unseen captions with every member, from the same seeds, beside the real scenes."""
     from pytest_sdbench.protocols.scenes import captions, render_batch
     from training.export.samples import Row, draw, sheet
-    from training.parts import load_parts
+    from training.students.networks import load_parts
 
     prompts = captions(range(first, first + count))
     columns = {"real": list(render_batch(range(first, first + count)))}

@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from benchmarks.family.experiments import RESULTS, ROOT
 from pytest_sdbench.base.paths import user_cache
-from training.parts import Parts, load_parts
+from training.students.networks import Parts, load_parts
 
 GUIDANCE, STEPS = 2.0, 25
 COLUMNS = {

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.training.scenario import Scenario
 from benchmarks.training.ways import Way
 from pytest_sdbench.models.skeleton import known_keys, text_encoder_skeleton, unet_skeleton, vae_skeleton
-from training.architecture import student_config
+from training.students.block_removal import student_config
 
 
 @dataclass(frozen=True)

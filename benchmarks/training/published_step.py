@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.training.scenario import Scenario
-from training.architecture import build_student
 from training.data.shuffle import Order
 from training.run.randomness import Dice
-from training.taps import feature_pairs
+from training.students.block_removal import build_student
+from training.students.feature_taps import feature_pairs
 
 
 class Published:

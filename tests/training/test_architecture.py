@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.skeleton import unet_skeleton
 from tests.tiny_checkpoint import UNET
-from training.architecture import GUIDANCE_TENSOR, account, build_student, mapping, student_config
 from training.errors import TrainingError
+from training.students.block_removal import GUIDANCE_TENSOR, account, build_student, mapping, student_config
 
 SD_V1 = ARCHITECTURES["sd-v1"]
 SD_V2: dict[str, Any] = {

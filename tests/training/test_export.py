@@ -31,11 +31,11 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import check_lineage, read_card
 from pytest_sdbench.models.checkpoint import load_pipeline, resolve
 from tests.tiny_checkpoint import make_checkpoint
-from training.architecture import build_student
 from training.errors import TrainingError
 from training.export.checkpoint import ADAPTER, export_checkpoint, export_scheduler
-from training.parts import Parts, load_parts
 from training.recipes.load import Recipe, parse_recipe
+from training.students.block_removal import build_student
+from training.students.networks import Parts, load_parts
 
 ROOT = Path(__file__).parents[2]
 
@@ -373,7 +373,7 @@ import resource, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.training import test_export
-from training.parts import load_parts
+from training.students.networks import load_parts
 parts = load_parts({folder!r})
 task, recipe = test_export.trained(parts), test_export.recipe_for({folder!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))

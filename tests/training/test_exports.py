@@ -16,7 +16,7 @@ from training.build import build_task
 from training.embedded import vae
 from training.recipes.load import load_recipe
 from training.run import loop
-from training.tokenizer import CONTEXT, MERGES, build_tokenizer, learn_merges, save_tokenizer
+from training.students.tokenizer import CONTEXT, MERGES, build_tokenizer, learn_merges, save_tokenizer
 
 SHIPPED = reference() / "checkpoints"
 needs_weights = pytest.mark.skipif(

@@ -22,9 +22,9 @@ from tests.training.helpers import (
     tiny_recipe,
     train_real,
 )
-from training.architecture import student_config
 from training.recipes.load import Recipe
 from training.run.state import FILE, read_state
+from training.students.block_removal import student_config
 
 KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "4"))
 IN_SAVE = ("half", "before rename", "after rename")

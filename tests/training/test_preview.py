@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.tiny_checkpoint import make_checkpoint
 from training.export.samples import Row, draw, gallery, sample_sheet, sheet
-from training.parts import Parts, load_parts
+from training.students.networks import Parts, load_parts
 
 PROMPTS = ["red and blue", "a large red star on a beach", "blue"]
 

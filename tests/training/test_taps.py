@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.skeleton import unet_skeleton
 from tests.tiny_checkpoint import UNET
-from training.architecture import build_student, student_config
 from training.errors import TrainingError
-from training.taps import Tapped, feature_pairs, without_gradient
+from training.students.block_removal import build_student, student_config
+from training.students.feature_taps import Tapped, feature_pairs, without_gradient
 
 ENDS = [("down_blocks.0", "down_blocks.0"), ("down_blocks.1", "down_blocks.1")]
 UPS = [("up_blocks.1", "up_blocks.0"), ("up_blocks.2", "up_blocks.1"), ("up_blocks.3", "up_blocks.2")]

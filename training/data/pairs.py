@@ -11,8 +11,8 @@ from training.data.batch import Pairs
 from training.data.encoded import cached_pairs
 from training.data.live import live_pairs
 from training.data.source import Source
-from training.parts import Parts
 from training.recipes.load import Recipe
+from training.students.networks import Parts
 
 
 def pairs_of(

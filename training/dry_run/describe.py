@@ -36,7 +36,7 @@ def describe(recipe: Recipe, folder: Path) -> str:
         "Disk\n" + _amounts(disk(recipe, plan), total=recipe.data.pairs is not None or not recipe.data.cache),
     ]
     if plan.teacher is not None and recipe.student.remove != "none":
-        from training.architecture import account
+        from training.students.block_removal import account
 
         blocks = account(plan.teacher.unet, recipe.student.remove)
         sections.append("Blocks\n" + "\n".join(f"  {line}" for line in blocks.splitlines()))

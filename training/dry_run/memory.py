@@ -94,7 +94,7 @@ def _activations(
     checkpointing = recipe.speed.gradient_checkpointing
     taps: list[str] = []
     if objective.kind == "distillation" and objective.weights.feature:
-        from training.taps import feature_pairs
+        from training.students.feature_taps import feature_pairs
 
         taps = [mine for _, mine in feature_pairs(objective.pairing, recipe.student.remove)]
     prior = objective.kind == "dreambooth" and objective.prior_weight > 0

@@ -100,7 +100,7 @@ def unet_of(recipe: Recipe, configs: Configs) -> Config:
     """Return the configuration of the U-Net that learns."""
     if recipe.teacher is None:
         return configs.unet
-    from training.architecture import student_config
+    from training.students.block_removal import student_config
 
     embedding = recipe.objective.embedding if recipe.objective.kind == "consistency" else None
     return student_config(configs.unet, recipe.student.remove, guidance_embedding=embedding)
@@ -166,8 +166,8 @@ def _scratch(recipe: Recipe) -> Configs:
     lender = resolve(networks.vae, near=Path.cwd())
     text: dict[str, Any] = dict(networks.text_encoder or lender.config("text_encoder"))
     if "vocab_size" not in text:
-        from training.scratch import text_config
-        from training.tokenizer import build_tokenizer
+        from training.students.scratch import text_config
+        from training.students.tokenizer import build_tokenizer
 
         text = text_config(text, len(build_tokenizer())).to_dict()
     return Configs(networks.unet, text, lender.config("vae"), "trained from scratch")
@@ -190,7 +190,7 @@ def _lone(recipe: Recipe) -> Any:
         assert objective.kind == "clip"
         import open_clip
 
-        from training.tokenizer import CONTEXT, build_tokenizer
+        from training.students.tokenizer import CONTEXT, build_tokenizer
 
         text = {**objective.text, "context_length": CONTEXT, "vocab_size": len(build_tokenizer())}
         return open_clip.CLIP(objective.embed_dim, objective.vision, text)

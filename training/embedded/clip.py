@@ -18,7 +18,7 @@ from training.embedded.classifier import roughen
 from training.recipes.load import Recipe
 from training.recipes.schema import Clip
 from training.run.task import Piece, Task
-from training.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
+from training.students.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
 
 NAME = "scenes-clip"
 

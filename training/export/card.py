@@ -20,8 +20,8 @@ from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.cards.front_matter import BLOCK, parse, read_text
 from pytest_sdbench.models.checkpoint import EMBEDDED, Checkpoint, resolve, scheduler_class
 from pytest_sdbench.models.hub import HUB_ID
-from training.parts import Parts
 from training.recipes.load import Recipe
+from training.students.networks import Parts
 
 if TYPE_CHECKING:
     from training.export.facts import Run

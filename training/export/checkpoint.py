@@ -25,8 +25,8 @@ from training.errors import TrainingError
 from training.export.card import card_spec, write_card
 from training.export.facts import Run
 from training.export.samples import sampling_scheduler, with_settings
-from training.parts import Parts
 from training.recipes.load import Recipe
+from training.students.networks import Parts
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 _OURS = ("model_index.json", "unet", "config.json", "open_clip_config.json", ADAPTER)
@@ -220,7 +220,7 @@ def _without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _save_vocabulary(tokenizer: Any, folder: Path) -> None:
     """Write vocab.json and merges.txt too, which newer libraries leave out and older ones need."""
-    from training.tokenizer import save_tokenizer
+    from training.students.tokenizer import save_tokenizer
 
     save_tokenizer(tokenizer, folder)
 

@@ -17,7 +17,7 @@ from torch import nn
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.evaluation.sampler import to_uint8
 from training.data.batch import tokenize
-from training.parts import Parts
+from training.students.networks import Parts
 
 Pixels = npt.NDArray[np.uint8]
 

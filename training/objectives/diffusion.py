@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from training.data.batch import Examples
 from training.objectives import losses as objectives
 from training.objectives.inputs import Material
-from training.parts import Parts
 from training.recipes.load import Recipe
 from training.run.randomness import Dice
 from training.run.task import Task
-from training.taps import Tapped
+from training.students.feature_taps import Tapped
+from training.students.networks import Parts
 
 VALIDATION_STEPS = (50, 250, 450, 650, 850)
 """Where the loss is measured at intervals: fixed timesteps, rows and noise, so that the figures compare."""

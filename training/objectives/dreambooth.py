@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
 from training.objectives.inputs import Material, Noisy
-from training.parts import Parts
 from training.recipes.load import Recipe
 from training.recipes.schema import DreamBooth
 from training.run.task import Piece
-from training.taps import Tapped
+from training.students.feature_taps import Tapped
+from training.students.networks import Parts
 
 
 class DreamBoothTask(DiffusionTask):

@@ -18,9 +18,9 @@ from training.data.folder import FolderSource
 from training.data.pairs import pairs_of
 from training.errors import TrainingError
 from training.export.samples import BATCH, draw
-from training.parts import Parts, load_parts
 from training.recipes.load import Recipe
 from training.recipes.schema import DreamBooth, FolderData, Lora
+from training.students.networks import Parts, load_parts
 
 ADAPTED = {
     "unet": ("to_q", "to_k", "to_v", "to_out.0"),

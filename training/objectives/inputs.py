@@ -13,9 +13,9 @@ from training.data.batch import Examples, Pairs, tokenize
 from training.data.prefetch import Ahead
 from training.data.shuffle import Order
 from training.objectives.noise_schedule import NoiseSchedule
-from training.parts import Parts
 from training.run.randomness import Dice
 from training.run.task import Piece
+from training.students.networks import Parts
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from training.architecture import Removal
 from training.errors import TrainingError
+from training.students.block_removal import Removal
 
 Pairing = Literal["bk-sdm", "segmind"]
 Pair = tuple[str, str]

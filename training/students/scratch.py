@@ -9,9 +9,9 @@ import torch
 from diffusers import PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from training.parts import Parts, load_parts
 from training.recipes.load import Recipe
-from training.tokenizer import CONTEXT, build_tokenizer
+from training.students.networks import Parts, load_parts
+from training.students.tokenizer import CONTEXT, build_tokenizer
 
 
 def build_scratch(recipe: Recipe, *, download: bool = False) -> Parts:
