@@ -1,4 +1,4 @@
-"""To be said."""
+"""Build what a recipe trains."""
 
 from __future__ import annotations
 

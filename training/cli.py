@@ -135,8 +135,9 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
     # Imported here: the libraries behind them take seconds, which --list and --help need not wait for.
     import torch
 
-    from training.objectives import diffusion as tasks
+    from training import build as builder
     from training.run import loop
+    from training.run.task import Task
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -149,8 +150,8 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
     with _alone(folder, accelerator.is_main_process):
         _prepare(folder, options, accelerator)
 
-        def build() -> loop.Task:
-            return tasks.build_task(
+        def build() -> Task:
+            return builder.build_task(
                 recipe, folder=folder, accelerator=accelerator, download=options.download, say=say
             )
 

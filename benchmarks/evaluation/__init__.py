@@ -1,0 +1,1 @@
+"""Measure the evaluation engine beside the published procedure."""

@@ -1,0 +1,1 @@
+"""Repeat the published experiments on the embedded family."""

@@ -18,9 +18,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.family.experiments import BASE, RESULTS
+from benchmarks.family.experiments import BASE
 from benchmarks.family.quality import difference, quality
 from benchmarks.machine import describe
+from benchmarks.report import RESULTS
 from pytest_sdbench.base.paths import user_cache
 
 FAMILY = ("scenes-sd", "scenes-base", "scenes-small", "scenes-small-2m", "scenes-tiny")

@@ -18,7 +18,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.family.experiments import RESULTS, ROOT
+from benchmarks.report import RESULTS, ROOT
 from pytest_sdbench.base.paths import user_cache
 from training.students.networks import Parts, load_parts
 

@@ -1,0 +1,1 @@
+"""Measure a training step beside the published script."""

@@ -1,0 +1,1 @@
+"""Read and edit model cards: claims, records, and the tests that they become."""

@@ -1,0 +1,1 @@
+"""What ``python -m pytest_sdbench`` does, a file a command."""

@@ -1,4 +1,4 @@
-"""To be said."""
+"""Turn rows of evidence into the estimates of a protocol's metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To be said."""
+"""Arrange a device and a pipeline for speed: batch, workers, compilation, memory layout."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""From pixels to columns of evidence: extractors, image sets and reference statistics."""

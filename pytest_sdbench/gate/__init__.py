@@ -1,0 +1,1 @@
+"""Every outcome is decided here."""

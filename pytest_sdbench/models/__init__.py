@@ -1,0 +1,1 @@
+"""Networks and their weights: find, check, load, count and time them."""

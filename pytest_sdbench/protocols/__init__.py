@@ -1,0 +1,1 @@
+"""Everything that fixes a score besides the weights."""

@@ -1,4 +1,4 @@
-"""To be said."""
+"""Find and read protocol files."""
 
 from __future__ import annotations
 

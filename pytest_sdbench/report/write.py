@@ -1,4 +1,4 @@
-"""To be said."""
+"""Write the reports of a run."""
 
 from __future__ import annotations
 

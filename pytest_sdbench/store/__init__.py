@@ -1,0 +1,1 @@
+"""Evidence on disks and in buckets."""

@@ -1,4 +1,4 @@
-"""To be said."""
+"""Declare the options of a run, each with its ini twin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To be said."""
+"""Turn the end of a test into a row of results."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Pictures and captions, from source to batch."""

@@ -1,4 +1,4 @@
-"""To be said."""
+"""Open the source of pictures that a recipe names."""
 
 from __future__ import annotations
 

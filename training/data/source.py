@@ -5,16 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from training.errors import TrainingError
-
-if TYPE_CHECKING:
-    pass
 
 _T = TypeVar("_T")
 Pixels = npt.NDArray[np.uint8]

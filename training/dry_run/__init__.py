@@ -1,0 +1,1 @@
+"""Say what a run will need, without loading anything."""

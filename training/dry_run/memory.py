@@ -22,7 +22,8 @@ def memory(recipe: Recipe, plan: Blueprint, micro_batch: int) -> list[Amount]:
     """Return what one process keeps on its device while it computes ``micro_batch`` images.
 
     Weights, gradients, moments and average are exact; activations are counted layer by layer by
-    ``training.dry_run.activations``. Not counted: what is alive for a moment only, workspaces, the allocator's gaps.
+    ``training.dry_run.activations``. Not counted: what is alive for a moment only, workspaces, gaps of the
+    allocator.
     """
     half = recipe.precision != "fp32"
     frozen_bytes = 2 if half else 4

@@ -1,0 +1,1 @@
+"""What the embedded family needs besides its U-Nets: autoencoder and extractors."""

@@ -1,4 +1,4 @@
-"""Measure what the embedded teacher and its extractors reach on unseen scenes: `python -m training.embedded.check`."""
+"""Measure what the embedded teacher and its extractors reach: `python -m training.embedded.check`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.embedded.classifier import object_accuracy
 from training.embedded.clip import near_miss_accuracy
 from training.embedded.vae import psnr
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def draw(

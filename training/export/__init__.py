@@ -1,0 +1,1 @@
+"""Write a finished checkpoint, its card and its samples."""

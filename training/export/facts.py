@@ -1,4 +1,4 @@
-"""To be said."""
+"""What is known of a finished run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To be said."""
+"""Distil a latent consistency model."""
 
 from __future__ import annotations
 

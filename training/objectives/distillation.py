@@ -1,4 +1,4 @@
-"""To be said."""
+"""Distil a student from its teacher: outputs and features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To be said."""
+"""Train a network to predict noise or velocity."""
 
 from __future__ import annotations
 

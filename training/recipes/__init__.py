@@ -1,0 +1,1 @@
+"""Recipes: typed YAML files that say how a checkpoint is made."""

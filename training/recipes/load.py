@@ -81,7 +81,7 @@ __all__ = [
     "require_data",
 ]
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parent
 
 
 def recipe_names() -> list[str]:

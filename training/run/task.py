@@ -1,4 +1,4 @@
-"""To be said."""
+"""What a run trains: the interface between the loop and an objective."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Build students out of teachers."""

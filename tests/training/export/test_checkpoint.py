@@ -37,7 +37,7 @@ from training.recipes.load import Recipe, parse_recipe
 from training.students.block_removal import build_student
 from training.students.networks import Parts, load_parts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def recipe_for(teacher: Any, **changes: Any) -> Recipe:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.training.data_samples import encoded, picture, write_folder
+from tests.training.data.samples import encoded, picture, write_folder
 from training.data.hub import HubSource
 from training.data.open import open_source
 from training.data.source import BadSample

@@ -13,7 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from tests.training.data_samples import encoded, picture, write_shards, write_tar
+from tests.training.data.samples import encoded, picture, write_shards, write_tar
 from training.data.local_copies import Shelf, locate
 from training.data.open import open_source
 from training.data.shards import ShardsSource, braces

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_sdbench.commands.main import main
 from tests.project import PASSES, make_project
-from tests.remote import s3_server
+from tests.store.remote import s3_server
 
 
 @pytest.fixture(autouse=True)

@@ -34,9 +34,9 @@ from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
+from tests.evaluation.test_evaluate import protocol_of
+from tests.features.test_images import folder, tarred, zipped
 from tests.project import IMAGES, make_card, make_protocol
-from tests.test_evaluation import protocol_of
-from tests.test_images import folder, tarred, zipped
 
 N = 70
 """More than the classifier's 64 features, so that FID is defined, and more than a batch."""

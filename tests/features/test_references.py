@@ -31,7 +31,7 @@ from pytest_sdbench.features.references import (
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.protocol import Jpeg, Resize
-from tests.test_images import tarred, zipped
+from tests.features.test_images import tarred, zipped
 
 WIDTH = 6
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from tests.training.data_samples import encoded, picture, write_folder
+from tests.training.data.samples import encoded, picture, write_folder
 from training.data.folder import FolderSource
 from training.data.open import open_source
 from training.data.source import BadSample, Sample, fit, to_pixels

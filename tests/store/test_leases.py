@@ -20,7 +20,7 @@ import pytest
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.leases import lease_name
 from pytest_sdbench.store.shards import SHARD, Evidence, Store
-from tests.remote import S3, s3_line, s3_server
+from tests.store.remote import S3, s3_line, s3_server
 
 N = 10 * SHARD
 BORDERS = [range(start, start + SHARD) for start in range(0, N, SHARD)]

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.folders import LocalFolder, RemoteFolder, Storage, open_storage, place_of
-from tests.remote import S3, s3_line, s3_server
+from tests.store.remote import S3, s3_line, s3_server
 
 
 @pytest.fixture(scope="module")

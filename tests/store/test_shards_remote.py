@@ -17,8 +17,8 @@ from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.folders import Stamp, open_storage
 from pytest_sdbench.store.mirror import Mirror
 from pytest_sdbench.store.shards import SHARD, DamagedEvidence, Store
-from tests.remote import S3, s3_server
-from tests.test_evidence import MANIFEST, evidence_of, fill, flipped, read, rows_of, torn
+from tests.store.remote import S3, s3_server
+from tests.store.test_shards import MANIFEST, evidence_of, fill, flipped, read, rows_of, torn
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.models.checkpoint import load_pipeline, resolve
-from tests.training.data_samples import ListSource, picture, samples
+from tests.training.data.samples import ListSource, picture, samples
 from training.data import disk_arrays as columns
 from training.data import encoded as cache
 from training.data.encoded import cached_pairs, live_pairs
@@ -196,7 +196,7 @@ def in_process(target: Callable[..., None], *arguments: Any) -> Any:
     context.set_forkserver_preload(
         [
             "training.data.encoded",
-            "tests.training.data_samples",
+            "tests.training.data.samples",
             "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
             "transformers.models.clip.modeling_clip",
         ]

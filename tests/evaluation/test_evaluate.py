@@ -307,7 +307,7 @@ from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.protocols.protocol import load_protocol
-from tests.test_evaluation import stopping
+from tests.evaluation.test_evaluate import stopping
 
 folder, protocol, store, moment = sys.argv[1:]
 checkpoint, protocol = Checkpoint("tiny", Path(folder)), load_protocol(protocol)

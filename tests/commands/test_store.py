@@ -15,7 +15,7 @@ from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation.evaluate import evidence_key
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.store.shards import Evidence, Store
-from tests.remote import s3_server
+from tests.store.remote import s3_server
 
 DAY = 24 * 3600
 Run = Callable[..., str]

@@ -24,7 +24,7 @@ from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.commands.plan_cost import plan
 from pytest_sdbench.commands.sample import World, protocols_of
 from tests.project import make_card, make_project, make_protocol
-from tests.remote import S3, s3_server
+from tests.store.remote import S3, s3_server
 
 KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "2"))
 IMAGES = 64 * (KILLS + 2) + 10
