@@ -3,27 +3,39 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench test lint types install clean
+.PHONY: help bench test test-all lint types docs install release clean
+
+help:  ## print this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 bench: install  ## run the packaged model cards
 	$(BIN)/python -m pytest --sdbench
 
-test: install  ## run the project's own tests
-	$(BIN)/python -m pytest -n 2
+test: install  ## run the project's own tests, without the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-lint: install
+test-all: install  ## run all of the project's own tests
+	$(BIN)/python -m pytest -n 2 -m ""
+
+lint: install  ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: install
+types: install  ## check types
 	$(BIN)/mypy
 
-install: $(VENV)/.installed
+docs: install  ## build the documentation into site/, without a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+install: $(VENV)/.installed  ## make the environment in .venv
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -e ".[dev]" -c constraints.txt
 	touch $@
 
-clean:
-	rm -rf $(VENV) .sdbench build dist *.egg-info
+release: install  ## check, build and tag a version, and upload nothing: make release VERSION=x.y.z
+	PYTHON=$(BIN)/python .ci/release $(VERSION)
+
+clean:  ## remove everything that was made here
+	rm -rf $(VENV) .sdbench build dist site *.egg-info
