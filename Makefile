@@ -17,9 +17,10 @@ test: install  ## run the project's own tests, without the slow ones
 test-all: install  ## run all of the project's own tests
 	$(BIN)/python -m pytest -n 2 -m ""
 
-lint: install  ## check style and format
+lint: install  ## check style, format and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: install  ## check types
 	$(BIN)/mypy

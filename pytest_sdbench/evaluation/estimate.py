@@ -11,6 +11,7 @@ import numpy as np
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
 from pytest_sdbench.metrics.estimates import clip_score
+from pytest_sdbench.metrics.inception_score import InceptionScore
 from pytest_sdbench.metrics.kid import kid_influence
 from pytest_sdbench.metrics.moments import FeatureStatistics, Rows
 from pytest_sdbench.metrics.standard_error import Groups, standard_error
@@ -75,7 +76,8 @@ def _estimate(
         spec = cast("InceptionScoreSpec", protocol.metrics[metric])
         if n < spec.splits:
             return Undefined(metric, f"{n} images cannot be split in {spec.splits}", n)
-        return _inception_estimate(_Column(rows, column), n, spec, groups)
+        score = InceptionScore(n, splits=spec.splits, shuffle_seed=spec.shuffle_seed)
+        return _inception_estimate(_Column(rows, column), score, groups)
     if reference is None:
         return Undefined(metric, "there are no reference statistics", n)
     if metric == "fid":

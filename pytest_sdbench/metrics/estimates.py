@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +26,6 @@ from pytest_sdbench.metrics.fid_bias import (
 from pytest_sdbench.metrics.inception_score import InceptionScore
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments, Rows
 from pytest_sdbench.metrics.standard_error import Groups, standard_error
-
-if TYPE_CHECKING:
-    from pytest_sdbench.protocols.protocol import InceptionScoreSpec
 
 Batch = Mapping[str, Rows]
 
@@ -138,10 +134,8 @@ def _blocks(
     return blocks, np.concatenate(places)
 
 
-def _inception_estimate(
-    rows: Iterable[Rows], n: int, spec: InceptionScoreSpec, groups: Groups | None
-) -> Estimate:
-    score = InceptionScore(n, splits=spec.splits, shuffle_seed=spec.shuffle_seed)
+def _inception_estimate(rows: Iterable[Rows], score: InceptionScore, groups: Groups | None) -> Estimate:
+    n = score.n
     for logits in rows:
         score.update(logits)
     influence = score.influence()
@@ -163,7 +157,7 @@ def _inception_estimate(
         scale * spread,
         n,
         corrected,
-        0.0 if corrected is None else corrected * bias * spec.splits,
+        0.0 if corrected is None else corrected * bias * score.splits,
         scale * (divergence - divergence.mean()),
     )
 

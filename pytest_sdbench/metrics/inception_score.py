@@ -21,6 +21,7 @@ class InceptionScore:
     def __init__(self, n: int, *, splits: int = 10, shuffle_seed: int | None = 2020) -> None:
         if not 1 <= splits <= n:
             raise ValueError(f"{n} images cannot be split in {splits}")
+        self.n, self.splits = n, splits
         order = np.arange(n) if shuffle_seed is None else np.random.RandomState(shuffle_seed).permutation(n)
         self._split_of: npt.NDArray[np.intp] = np.empty(n, np.intp)
         for split in range(splits):

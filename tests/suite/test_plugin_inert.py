@@ -23,7 +23,10 @@ def test_plain_pytest_imports_nothing_heavy(pytester: pytest.Pytester):
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:benchmark", "-p", "no:xdist", "-s")
-    assert "LOADED [] ['pytest_sdbench', 'pytest_sdbench.plugin', 'pytest_sdbench.suite', 'pytest_sdbench.suite.options']" in result.stdout.str()
+    assert (
+        "LOADED [] ['pytest_sdbench', 'pytest_sdbench.plugin', 'pytest_sdbench.suite', 'pytest_sdbench.suite.options']"
+        in result.stdout.str()
+    )
 
 
 def test_plain_pytest_shows_no_header_no_marker_and_collects_no_card(pytester: pytest.Pytester):
