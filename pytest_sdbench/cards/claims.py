@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.base.schema import suggestion
-from pytest_sdbench.cards.front_matter import FrontMatter, dotted
+from pytest_sdbench.base.schema import dotted, suggestion
+from pytest_sdbench.cards.front_matter import FrontMatter
 from pytest_sdbench.cards.records import Record
 from pytest_sdbench.cards.schema import Block, Model, Result, check_metric, check_value
 from pytest_sdbench.metrics.names import METRICS, metric_name

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.schema import Keys, dotted
 
 if TYPE_CHECKING:
     from ruamel.yaml.nodes import Node
@@ -30,8 +31,6 @@ _FLOAT_IN_BOTH = re.compile(
 _NOT_TEXT_IN_1_1 = re.compile(
     r"(?:yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"
 )
-
-Path_ = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,6 @@ def child(node: Any, key: str) -> Node | None:
             found: Node = pair[1]
             return found
     return None
-
-
-def dotted(path: Path_) -> str:
-    """Return a path of keys as people write it: ``model-index[0].results[1]``."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
 
 
 def is_card(path: str | Path) -> bool:
@@ -226,7 +217,7 @@ def check_yaml_1_1(front: FrontMatter) -> None:
             _check_node(front, node, (key,))
 
 
-def _check_node(front: FrontMatter, node: Any, path: Path_) -> None:
+def _check_node(front: FrontMatter, node: Any, path: Keys) -> None:
     if isinstance(node.value, list):
         for position, item in enumerate(node.value):
             if isinstance(item, tuple):

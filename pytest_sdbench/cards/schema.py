@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.base.schema import suggestion
-from pytest_sdbench.cards.front_matter import FrontMatter, dotted
+from pytest_sdbench.base.schema import Keys, faults, suggestion
+from pytest_sdbench.cards.front_matter import FrontMatter
 from pytest_sdbench.metrics.names import METRICS, metric_name
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -195,7 +194,7 @@ class Index(BaseModel):
     """The hub's ``model-index``."""
 
     model_config = ConfigDict(strict=True)
-    models: list[Model]
+    models: list[Model] = Field(alias="model-index")
 
 
 def read_block(front: FrontMatter) -> Block:
@@ -206,101 +205,14 @@ def read_block(front: FrontMatter) -> Block:
 def read_index(front: FrontMatter) -> list[Model]:
     """Return the validated ``model-index``; none is an empty list."""
     found = front.data.get("model-index")
-    if not found:
-        return []
-    if not isinstance(found, list):
-        raise CardError(
-            "the model index is not a list",
-            file=front.path,
-            key="model-index",
-            found=found,
-            remedy="Begin it with `- name: NAME` and give it `results`",
-        )
-    return _validate(Index, {"models": found}, front, ("model-index",)).models
+    return _validate(Index, {"model-index": found}, front, ()).models if found else []
 
 
-def _validate(shape: type[Shape], values: Any, front: FrontMatter, at: tuple[str | int, ...]) -> Shape:
+def _validate(shape: type[Shape], values: Any, front: FrontMatter, above: Keys) -> Shape:
     try:
         return shape.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, shape, values, front.path, at) from None
-
-
-def _explain(
-    error: ValidationError, shape: type[BaseModel], values: Any, path: Path, at: tuple[str | int, ...]
-) -> CardError:
-    # An unknown key explains itself, and often the missing one too.
-    errors = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    first = errors[0]
-    # A union's error carries the member's name in its place; only what leads through the values is a key.
-    place: list[str | int] = []
-    value = values
-    for part in first["loc"]:
-        if isinstance(value, Mapping) and (part in value or first["type"] == "missing"):
-            value = value.get(part)
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        else:
-            continue
-        place.append(part)
-    keys = (*at, *(place[1:] if shape is Index else place))
-    kind, found = first["type"], first["input"]
-    if kind == "extra_forbidden":
-        known = _known(shape, place[:-1])
-        return CardError(
-            "unknown key",
-            file=path,
-            key=dotted(keys),
-            found=str(place[-1]),
-            remedy=f"{suggestion(str(place[-1]), known)}Known keys: {', '.join(known)}",
-        )
-    if kind == "missing":
-        return CardError("a key is missing", file=path, key=dotted(keys), remedy="Add it")
-    return CardError(
-        _MESSAGES.get(kind, first["msg"][:1].lower() + first["msg"][1:]),
-        file=path,
-        key=dotted(keys),
-        found=found,
-        remedy=_REMEDIES.get(kind, "Correct the value, or leave the key out"),
-    )
-
-
-_MESSAGES = {
-    "float_type": "not a number",
-    "int_type": "not a whole number",
-    "int_from_float": "not a whole number",
-    "string_type": "not text",
-    "greater_than": "not above zero",
-    "greater_than_equal": "below zero",
-    "finite_number": "not a finite number",
-    "list_type": "not a list",
-    "dict_type": "not a mapping",
-    "model_type": "not a mapping",
-    "string_too_short": "empty text",
-}
-_REMEDIES = {
-    "float_type": "Write a number such as 0.45 or 0.49e+9, or leave the key out",
-    "int_type": "Write the exact count, such as 482346884",
-    "int_from_float": "Write the exact count, such as 482346884",
-    "string_type": 'Put quotes around it: "..."',
-    "list_type": "Write a list: [] or lines that begin with `- `",
-    "dict_type": "Write `key: value` pairs below it",
-    "model_type": "Write `key: value` pairs below it",
-}
-
-
-def _known(shape: type[BaseModel], place: Sequence[str | int]) -> list[str]:
-    """Return the keys that are allowed at a place inside a model."""
-    for part in place:
-        if isinstance(part, str) and part in shape.model_fields:
-            shape = _model_in(shape.model_fields[part].annotation) or shape
-    return list(shape.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+        raise faults(error, shape, values, above=above)[0].error(CardError, front.path) from None
 
 
 def check_value(path: Path, key: str, metric: str, value: Any, *, recorded: bool = False) -> float:

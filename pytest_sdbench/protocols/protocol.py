@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -32,7 +33,7 @@ from pydantic import (
 
 from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.base.schema import suggestion
+from pytest_sdbench.base.schema import faults, suggestion
 from pytest_sdbench.metrics.names import METRICS
 
 EMBEDDED = "embedded:"
@@ -314,77 +315,13 @@ def _validate(content: dict[str, Any], path: Path) -> Protocol:
     try:
         return Protocol.model_validate(content)
     except ValidationError as error:
-        raise _explain(error, path) from None
-
-
-def _explain(error: ValidationError, path: Path) -> ProtocolError:
-    """Say what the first fault of a protocol is, and name the key that was meant."""
-    # An unknown key is told first: a missing key is often the same slip of the pen.
-    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    where = ".".join(str(part) for part in _plain(first["loc"]))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        allowed = _allowed(first["loc"])
-        return ProtocolError(
-            f"unknown key{more}",
-            file=path,
-            key=where,
-            remedy=f"{suggestion(str(first['loc'][-1]), allowed)}Allowed here are {', '.join(allowed)}",
-        )
-    if first["type"] == "missing":
-        return ProtocolError(f"this key is missing{more}", file=path, key=where, remedy=f"Add it. {_SEE}")
-    message = first["msg"].removeprefix("Value error, ")
-    found = None if isinstance(first["input"], (dict, Protocol)) else first["input"]
-    remedy = f"{_REMEDIES.get(first['type'], 'Correct it.')} {_SEE}"
-    return ProtocolError(f"{message}{more}", file=path, key=where or None, found=found, remedy=remedy)
+        found = faults(error, Protocol, content, unwritten=("name", "path"))
+        first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        told = replace(first, message=first.message + more, remedy=f"{first.remedy}. {_SEE}")
+        raise told.error(ProtocolError, path) from None
 
 
 _SEE = "See reference/protocols/coco30k-bksdm.yaml for a complete protocol."
-_REMEDIES = {
-    "int_type": "Write a whole number without quotes.",
-    "float_type": "Write a number without quotes.",
-    "string_type": "Write text; where it looks like a number, in quotes.",
-    "string_pattern_mismatch": "Write it in this form; `sha256sum FILE` prints a checksum.",
-    "dict_type": "Write `key: value` pairs below it.",
-    "tuple_type": "Write a list: [] or lines that begin with `- `.",
-}
-
-
-_TAGS = {"csv", "scenes", "per-image", "sequential"}
-
-
-def _plain(loc: tuple[int | str, ...]) -> list[int | str]:
-    """Leave out what pydantic adds for members of a union, so that a location is what stands in the file."""
-    parts: list[int | str] = []
-    for position, part in enumerate(loc):
-        before = loc[position - 1] if position else None
-        tag = part in _TAGS or (part in METRIC_NAMES and part == before)
-        if not tag and not (
-            isinstance(before, int) and part in ("jpeg", "resize") and position < len(loc) - 1
-        ):
-            parts.append(part)
-    return parts
-
-
-def _allowed(loc: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Return the keys that may stand where an unknown one was found."""
-    models: list[type[_Model]] = [Protocol]
-    for part in loc[:-1]:
-        inner = [
-            model
-            for outer in models
-            if part in outer.model_fields
-            for model in _models(outer.model_fields[str(part)].annotation)
-        ]
-        models = inner or models
-    names = dict.fromkeys(name for model in models for name in model.model_fields)
-    return tuple(name for name in names if name not in ("metric", "name", "path") or models == [Scheduler])
-
-
-def _models(annotation: Any) -> list[type[_Model]]:
-    if isinstance(annotation, type) and issubclass(annotation, _Model):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def _extractor(spec: FidSpec | KidSpec | InceptionScoreSpec | ClipScoreSpec) -> str:

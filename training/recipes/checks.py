@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_sdbench.base.schema import suggestion
-from training.recipes.errors import Problem, schema_keys
+from pytest_sdbench.base.schema import Fault, suggestion
+from training.recipes.errors import schema_keys
 from training.recipes.schema import Data, Recipe, Student
 
 LEAVE_OUT = "Leave the key out"
 
 
-def contradictions(recipe: Recipe) -> list[Problem]:
+def contradictions(recipe: Recipe) -> list[Fault]:
     """Return everything that is wrong, each with its key."""
     return [
         *_schedule(recipe),
@@ -24,114 +24,114 @@ def contradictions(recipe: Recipe) -> list[Problem]:
     ]
 
 
-def _schedule(recipe: Recipe) -> Iterator[Problem]:
+def _schedule(recipe: Recipe) -> Iterator[Fault]:
     steps, batch, micro_batch = recipe.schedule.steps, recipe.schedule.batch, recipe.schedule.micro_batch
     if batch % micro_batch:
         fits = max((n for n in range(1, min(micro_batch, batch) + 1) if batch % n == 0), default=1)
         remedy = f"Take {fits}, or another batch"
-        yield Problem("schedule.micro_batch", f"does not divide the batch of {batch}", micro_batch, remedy)
+        yield Fault("schedule.micro_batch", f"does not divide the batch of {batch}", micro_batch, remedy)
     if (warmup := recipe.optimizer.warmup_steps) > steps:
         remedy = "Shorten it, or raise schedule.steps"
-        yield Problem("optimizer.warmup_steps", f"longer than the run of {steps} steps", warmup, remedy)
+        yield Fault("optimizer.warmup_steps", f"longer than the run of {steps} steps", warmup, remedy)
     if recipe.watch.preview_images and not recipe.watch.prompts:
         remedy = "Give some, or watch.preview_images: 0"
-        yield Problem("watch.prompts", "no prompts to draw a preview of", None, remedy)
+        yield Fault("watch.prompts", "no prompts to draw a preview of", None, remedy)
 
 
-def _teacher(recipe: Recipe) -> Iterator[Problem]:
+def _teacher(recipe: Recipe) -> Iterator[Fault]:
     kind = recipe.objective.kind
     if recipe.teacher is not None:
         if kind in ("autoencoder", "classifier", "clip"):
-            yield Problem("teacher", f"{kind} is trained from scratch", recipe.teacher, LEAVE_OUT)
+            yield Fault("teacher", f"{kind} is trained from scratch", recipe.teacher, LEAVE_OUT)
         elif recipe.student.networks is not None:
             message = "the networks come from student.networks, not from a teacher"
-            yield Problem("teacher", message, recipe.teacher, "Leave one of the two out")
+            yield Fault("teacher", message, recipe.teacher, "Leave one of the two out")
     elif kind in ("consistency", "distillation", "dreambooth"):
-        yield Problem("teacher", f"{kind} needs one", None, "Name a checkpoint: teacher=ORG/NAME")
+        yield Fault("teacher", f"{kind} needs one", None, "Name a checkpoint: teacher=ORG/NAME")
     elif kind == "prediction" and recipe.student.networks is None:
         message = "without a teacher nothing says which networks to train"
         remedy = "Give student.networks (unet, text_encoder, vae), or name a teacher"
-        yield Problem("student.networks", message, None, remedy)
+        yield Fault("student.networks", message, None, remedy)
 
 
-def _student(recipe: Recipe) -> Iterator[Problem]:
+def _student(recipe: Recipe) -> Iterator[Fault]:
     kind, student = recipe.objective.kind, recipe.student
     if kind in ("autoencoder", "classifier", "clip"):
         if student != Student():
-            yield Problem("student", f"{kind} trains no U-Net", None, LEAVE_OUT)
+            yield Fault("student", f"{kind} trains no U-Net", None, LEAVE_OUT)
         return
     if recipe.teacher is None and student.remove != "none":
         message = "there is no teacher to take blocks out of"
-        yield Problem("student.remove", message, student.remove, "Name a teacher, or leave the key out")
+        yield Fault("student.remove", message, student.remove, "Name a teacher, or leave the key out")
     if kind in ("consistency", "dreambooth"):
         message = f"{kind} starts from the teacher as it is"
         if student.remove != "none":
             remedy = "Leave the key out; make the smaller student first, by distillation"
-            yield Problem("student.remove", message, student.remove, remedy)
+            yield Fault("student.remove", message, student.remove, remedy)
         if student.init != "teacher":
-            yield Problem("student.init", message, student.init, LEAVE_OUT)
+            yield Fault("student.init", message, student.init, LEAVE_OUT)
     if kind == "distillation" and recipe.teacher is not None and student == Student():
         message = "the student is the teacher: there is nothing to distil"
-        yield Problem("student.remove", message, "none", "Take base, small or tiny")
+        yield Fault("student.remove", message, "none", "Take base, small or tiny")
 
 
-def _objective(recipe: Recipe) -> Iterator[Problem]:
+def _objective(recipe: Recipe) -> Iterator[Fault]:
     objective = recipe.objective
     if objective.kind == "distillation":
         weights = objective.weights
         if not (weights.task or weights.output or weights.feature):
-            yield Problem("objective.weights", "all are zero", None, "Give one of them some weight")
+            yield Fault("objective.weights", "all are zero", None, "Give one of them some weight")
     elif objective.kind == "consistency":
         if objective.guidance[0] > objective.guidance[1]:
             remedy = "Write [smallest, largest]"
-            yield Problem("objective.guidance", "not a range", list(objective.guidance), remedy)
+            yield Fault("objective.guidance", "not a range", list(objective.guidance), remedy)
         if objective.embedding % 2:
             remedy = "Take an even width: half of it are sines, half cosines"
-            yield Problem("objective.embedding", "not even", objective.embedding, remedy)
+            yield Fault("objective.embedding", "not even", objective.embedding, remedy)
     elif objective.kind == "dreambooth" and objective.prior_weight and not objective.class_images:
         message = f"a prior weight of {objective.prior_weight:g} needs class images"
-        yield Problem("objective.class_images", message, 0, "Take some, such as 200, or prior_weight: 0")
+        yield Fault("objective.class_images", message, 0, "Take some, such as 200, or prior_weight: 0")
 
 
-def _data(recipe: Recipe) -> Iterator[Problem]:
+def _data(recipe: Recipe) -> Iterator[Fault]:
     kind, data = recipe.objective.kind, recipe.data
     if kind in ("autoencoder", "classifier", "clip"):
         yield from _whole_scenes(kind, data)
     if data.cache and kind in ("autoencoder", "classifier", "clip"):
-        yield Problem("data.cache", f"{kind} learns from pictures, not latents", True, "Write cache: false")
+        yield Fault("data.cache", f"{kind} learns from pictures, not latents", True, "Write cache: false")
     if data.cache_text and not data.cache:
-        yield Problem("data.cache_text", "text is cached beside latents", True, "Write cache: true too")
+        yield Fault("data.cache_text", "text is cached beside latents", True, "Write cache: true too")
     if data.cache_text and getattr(recipe.objective, "train_text_encoder", False):
         remedy = "Write cache_text: false, or objective.train_text_encoder: false"
-        yield Problem("data.cache_text", "the text encoder learns, so its states change", True, remedy)
+        yield Fault("data.cache_text", "the text encoder learns, so its states change", True, remedy)
 
 
-def _whole_scenes(kind: str, data: Data) -> Iterator[Problem]:
+def _whole_scenes(kind: str, data: Data) -> Iterator[Fault]:
     """Find what objectives that draw scenes themselves, one after another, would pass over."""
     if data.kind != "scenes":
-        yield Problem(
+        yield Fault(
             "data.kind", f"{kind} is trained on scenes alone", data.kind, "Write data: {kind: scenes}"
         )
     if data.resolution not in (None, 64):
-        yield Problem("data.resolution", f"{kind} draws scenes 64 pixels wide", data.resolution, "Take 64")
+        yield Fault("data.resolution", f"{kind} draws scenes 64 pixels wide", data.resolution, "Take 64")
     for key in ("pairs", "first", "layouts", "flip"):
         if found := getattr(data, key, None):
-            yield Problem(f"data.{key}", f"{kind} takes one training scene after another", found, LEAVE_OUT)
+            yield Fault(f"data.{key}", f"{kind} takes one training scene after another", found, LEAVE_OUT)
 
 
-def _export(recipe: Recipe) -> Iterator[Problem]:
+def _export(recipe: Recipe) -> Iterator[Fault]:
     if recipe.export.unet_only and getattr(recipe.objective, "train_text_encoder", False):
         message, remedy = "the text encoder learns, too, and would be lost", "Write export.unet_only: false"
-        yield Problem("export.unet_only", message, True, remedy)
+        yield Fault("export.unet_only", message, True, remedy)
 
 
-def _notes(recipe: Recipe) -> Iterator[Problem]:
+def _notes(recipe: Recipe) -> Iterator[Fault]:
     known = schema_keys(recipe)
     for name, notes in (("sources", recipe.sources), ("unstated", recipe.unstated)):
         for key in notes:
             if key not in known:
                 remedy = f"{suggestion(key, known)}Write a dotted key, such as optimizer.learning_rate"
-                yield Problem(f"{name}.{key}", "not a key of this recipe", key, remedy)
+                yield Fault(f"{name}.{key}", "not a key of this recipe", key, remedy)
     for key in recipe.unstated:
         if key in recipe.sources:
-            yield Problem(f"unstated.{key}", "has a source too", key, "Keep one of the two")
+            yield Fault(f"unstated.{key}", "has a source too", key, "Keep one of the two")

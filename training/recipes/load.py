@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pytest_sdbench.base.schema import suggestion
+from pytest_sdbench.base.schema import faults, suggestion
 from training.errors import TrainingError
 from training.recipes.checks import contradictions
-from training.recipes.errors import COMMAND_LINE, explain, raise_all
+from training.recipes.errors import COMMAND_LINE, raise_all
 from training.recipes.schema import (
     Autoencoder,
     Classifier,
@@ -123,8 +123,8 @@ def parse_recipe(
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise_all(explain(error, Recipe, values, given), file)
-    raise_all([problem.place(given) for problem in contradictions(recipe)], file)
+        raise_all(faults(error, Recipe, values), file, given)
+    raise_all(contradictions(recipe), file, given)
     return recipe
 
 

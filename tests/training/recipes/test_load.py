@@ -140,9 +140,9 @@ def test_a_misspelt_key_inside_a_kind_is_compared_with_the_keys_of_that_kind(fil
         ("optimizer=3", "optimizer", "not a mapping"),
         ("teacher={base: a}", "teacher", "{base: ..., unet: ...}"),
         ("teacher=''", "teacher", "not a checkpoint"),
-        ("name=a/b", "name", "letters, digits"),
+        ("name=a/b", "name", "not of the form"),
         ("title=null", "title", "not text"),
-        ("watch.trackers=tensorbord", "watch.trackers[0]", "Did you mean 'tensorboard'?"),
+        ("watch.trackers=tensorbord", "watch.trackers", "Did you mean 'tensorboard'?"),
         ("sources={schedule.step: x}", "sources.schedule.step", "Did you mean 'schedule.steps'?"),
     ],
 )
