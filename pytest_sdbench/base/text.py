@@ -11,17 +11,10 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def readable(size: int) -> str:
-    """Return a number of bytes in the unit that suits it."""
-    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
-        if size >= 1000**power:
-            return f"{size / 1000**power:.1f} {unit}"
-    return f"{size} B"
-
-
 def size_text(count: int) -> str:
-    """Say a number of bytes in the unit that suits it (1 MB is 10^6 bytes)."""
+    """Say a number of bytes in the unit that suits it, to three digits (1 MB is 10^6 bytes)."""
     for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+        if count >= 0.9995 * size:
+            number = count / size
+            return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
     return f"{count} B"

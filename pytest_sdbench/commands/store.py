@@ -17,7 +17,7 @@ from tabulate import tabulate
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.base.text import readable
+from pytest_sdbench.base.text import size_text
 from pytest_sdbench.commands.shared import share
 from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage
 from pytest_sdbench.store.leases import PREFIX
@@ -62,7 +62,6 @@ def _store_ls(options: argparse.Namespace) -> int:
 
 
 def _store_gc(options: argparse.Namespace) -> int:
-    from pytest_sdbench.base.text import readable
     from pytest_sdbench.store.folders import without_secrets
 
     if options.older_than is not None and options.older_than <= 0:
@@ -73,10 +72,10 @@ def _store_gc(options: argparse.Namespace) -> int:
     for leftover in leftovers(options.store, older_than=options.older_than):
         if not options.dry_run:
             leftover.remove()
-        print(f"{leftover.where}: {leftover.reason} ({readable(leftover.size)})")
+        print(f"{leftover.where}: {leftover.reason} ({size_text(leftover.size)})")
         size += leftover.size
     done = "would be removed" if options.dry_run else "removed"
-    print(f"{readable(size)} {done} from {without_secrets(options.store)}")
+    print(f"{size_text(size)} {done} from {without_secrets(options.store)}")
     return 0
 
 
@@ -188,7 +187,7 @@ def inventory_table(found: list[Held]) -> str:
             ", ".join(each.protocols) or each.draw,
             f"{each.whole:,}",
             f"{each.images:,}",
-            readable(each.size),
+            size_text(each.size),
             _moment(each.changed),
             ", ".join(each.devices) or "unknown",
         ]
@@ -202,7 +201,7 @@ def inventory_table(found: list[Held]) -> str:
         disable_numparse=True,
         colalign=("left", "left", "right", "right", "right", "left", "left"),
     )
-    total = readable(sum(each.size for each in found))
+    total = size_text(sum(each.size for each in found))
     return f"{table}\n\n{total} in all; whole: images from the first one on without a gap"
 
 

@@ -330,7 +330,7 @@ def _use(recipe: Recipe, spec: Spec, whole: bool, name: str) -> Iterator[str]:
     prompt = json.dumps(recipe.watch.prompts[0]) if recipe.watch.prompts else '"..."'
     yield "```python"
     if isinstance(spec, Mapping) and whole:
-        yield "from pytest_sdbench.models.checkpoint import load_pipeline, resolve"
+        yield "from pytest_sdbench import load_pipeline, resolve"
     else:
         yield "from diffusers import DiffusionPipeline"
     yield ""
