@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help bench test test-all lint types docs install release clean
+.PHONY: help bench test test-all explore coverage lint types docs install release clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -16,6 +16,12 @@ test: install  ## run the project's own tests, without the slow ones
 
 test-all: install  ## run all of the project's own tests
 	$(BIN)/python -m pytest -n 2 -m ""
+
+explore: install  ## try the property tests on thousands of new examples; what fails becomes an @example
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n 2 -m hypothesis
+
+coverage: install  ## run all of the project's own tests and hold their branch coverage
+	$(BIN)/python -m pytest -n 2 -m "" --cov --cov-report=term
 
 lint: install  ## check style, format and the direction of imports
 	$(BIN)/ruff check .

@@ -1,14 +1,24 @@
-"""Options of the project's own test run."""
+"""Options and profiles of the project's own test run."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from hypothesis import configuration, settings
+
+settings.register_profile("steady", derandomize=True, database=None, deadline=None, max_examples=50)
+settings.register_profile("explore", derandomize=False, database=None, deadline=None, max_examples=5000)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Share the cores among the workers: two workers with two threads each are slower than with one."""
+    """Share the cores among the workers and choose the profile of the property tests.
+
+    Two workers with two threads each are slower than with one. Property tests try the same examples in
+    every run; ``HYPOTHESIS_PROFILE=explore`` tries many new ones.
+    """
     if hasattr(config, "workerinput"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+    configuration.set_hypothesis_home_dir(config.rootpath / ".pytest_cache" / "hypothesis")

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.pytester import SysModulesSnapshot
 
 from tests.tiny_checkpoint import make_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imports_stay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what an inner run of pytest imports in this process, all but the modules of the test's own folder.
+
+    pytester forgets every module that an inner run has imported. The next run would import it again:
+    that takes seconds, and numpy and torch refuse it.
+    """
+    temporary = str(tmp_path_factory.getbasetemp())
+
+    def installed(name: str) -> bool:
+        return not str(getattr(sys.modules[name], "__file__", "")).startswith(temporary)
+
+    def snapshot(preserve: Callable[[str], bool]) -> SysModulesSnapshot:
+        return SysModulesSnapshot(installed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("_pytest.pytester.SysModulesSnapshot", snapshot)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,6 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-# A run inside this process forgets what it imported, and numpy cannot be imported twice: import it before.
-import pytest_sdbench.suite.fixtures
-import pytest_sdbench.suite.session
-import pytest_sdbench.suite.tests  # noqa: F401
 from pytest_sdbench.base.paths import reference
 
 PROTOCOL = "mini"
