@@ -16,17 +16,16 @@ from training.data.batch import Pairs
 from training.data.open import open_source
 from training.data.pairs import pairs_of
 from training.objectives.consistency import ConsistencyTask
-from training.objectives.diffusion import Say, half_type, prepared
+from training.objectives.diffusion import Say, half_type, prepare_unet
 from training.objectives.distillation import DistillationTask
 from training.objectives.dreambooth import DreamBoothTask
 from training.objectives.dreambooth_pictures import add_adapters, class_pairs, subject_pairs
-from training.objectives.inputs import Material
+from training.objectives.inputs import Inputs
 from training.objectives.prediction import PredictionTask
-from training.recipes.load import Recipe
-from training.recipes.schema import Consistency, Distillation, DreamBooth, Prediction
+from training.recipes.schema import Consistency, Distillation, DreamBooth, Prediction, Recipe
 from training.run.task import Task
 from training.students.block_removal import account, build_student
-from training.students.feature_taps import Tapped, feature_pairs
+from training.students.feature_taps import Denoiser, feature_pairs
 from training.students.networks import Parts, load_parts
 
 
@@ -68,7 +67,7 @@ def connect(
     """
     objective, teacher_unet = recipe.objective, parts.unet
     dtype = half_type(accelerator)
-    material = Material(
+    inputs = Inputs(
         parts,
         pairs,
         seed=recipe.schedule.seed,
@@ -81,19 +80,19 @@ def connect(
         if recipe.teacher is not None:
             unet = _student(recipe, teacher_unet, say)
         encoder = parts.text_encoder if objective.train_text_encoder else None
-        model = Tapped(prepared(unet, recipe), (), encoder)
+        model = Denoiser(prepare_unet(unet, recipe), (), encoder)
         model.requires_grad_(True)
-        return PredictionTask(recipe, replace(parts, unet=unet), model, material)
-    student = prepared(_student(recipe, teacher_unet, say), recipe)
+        return PredictionTask(recipe, replace(parts, unet=unet), model, inputs)
+    student = prepare_unet(_student(recipe, teacher_unet, say), recipe)
     trained = replace(parts, unet=student)
     if isinstance(objective, Distillation):
         taps = feature_pairs(objective.pairing, recipe.student.remove) if objective.weights.feature else ()
         teacher = _frozen(teacher_unet, [theirs for theirs, _ in taps], accelerator.device, dtype, recipe)
-        model = Tapped(student, [mine for _, mine in taps])
-        return DistillationTask(recipe, trained, model, material, teacher)
+        model = Denoiser(student, [mine for _, mine in taps])
+        return DistillationTask(recipe, trained, model, inputs, teacher)
     assert isinstance(objective, Consistency)
     teacher = _frozen(teacher_unet, (), accelerator.device, dtype, recipe)
-    return ConsistencyTask(recipe, trained, Tapped(student), material, teacher)
+    return ConsistencyTask(recipe, trained, Denoiser(student), inputs, teacher)
 
 
 def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelerator, say: Say) -> Pairs:
@@ -121,13 +120,13 @@ def _student(recipe: Recipe, teacher: Any, say: Say) -> Any:
     )
 
 
-def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Tapped:
+def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Denoiser:
     unet = copy.deepcopy(unet).eval().requires_grad_(False)
     # diffusers' own `to` warns of every cast, whether or not there is anything to keep in float32.
     nn.Module.to(unet, device=device, dtype=dtype)
     if recipe.speed.channels_last:
         unet.to(memory_format=torch.channels_last)
-    teacher = Tapped(unet, taps)
+    teacher = Denoiser(unet, taps)
     if recipe.speed.compile:
         teacher.compile()
     return teacher
@@ -156,11 +155,11 @@ def build_dreambooth(
     of_subject = subject_pairs(recipe, parts, cache, device=device, say=say)
     settings = {"seed": recipe.schedule.seed, "flip": recipe.data.flip, "device": device, "dtype": dtype}
     if of_class is not None and objective.prior_weight:
-        prior = Material(parts, of_class, **settings)
-    material = Material(parts, of_subject, **settings)
+        prior = Inputs(parts, of_class, **settings)
+    inputs = Inputs(parts, of_subject, **settings)
     encoder = parts.text_encoder if objective.train_text_encoder else None
-    model = Tapped(prepared(parts.unet, recipe), (), encoder)
+    model = Denoiser(prepare_unet(parts.unet, recipe), (), encoder)
     model.requires_grad_(True)
     if objective.lora is not None:
         add_adapters(parts, objective.lora, text_encoder=encoder is not None, seed=recipe.schedule.seed)
-    return DreamBoothTask(recipe, parts, model, material, prior)
+    return DreamBoothTask(recipe, parts, model, inputs, prior)

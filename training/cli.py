@@ -24,7 +24,8 @@ from typing import Any
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.paths import user_cache
 from training.errors import TrainingError
-from training.recipes.load import Recipe, load_recipe, recipe_names, require_data
+from training.recipes.load import load_recipe, recipe_names, require_data
+from training.recipes.schema import Recipe
 
 STOPPED = 143
 """Exit status of a run that was asked to stop before its end: that of a process ended by SIGTERM."""

@@ -16,7 +16,8 @@ from training.data.batch import Examples, tokenize
 from training.data.encoded import CachedPairs
 from training.data.source import Pixels, fit, to_pixels
 from training.errors import TrainingError
-from training.recipes.load import Distillation, Recipe, load_recipe
+from training.recipes.load import load_recipe
+from training.recipes.schema import Distillation, Recipe
 from training.students.networks import Parts, load_parts
 
 Size = Literal["recipe", "full", "smoke"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.training.published_step import Published
 from benchmarks.training.scenario import Held, Scenario
 from training.build import connect
-from training.recipes.load import Recipe
+from training.recipes.schema import Recipe
 from training.run import loop
 from training.run.ema import Average
 from training.run.loop import Learner

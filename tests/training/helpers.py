@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.recipes.load import Recipe, parse_recipe
+from training.recipes.load import parse_recipe
+from training.recipes.schema import Recipe
 from training.run import loop
 from training.run.state import FILE, read_state
 from training.run.task import Piece, Task

@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Columns:
+class DiskArrays:
     """The arrays of one folder; raises TrainingError when the disk is full, and can then be resumed."""
 
     def __init__(self, folder: Path) -> None:

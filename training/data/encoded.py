@@ -20,9 +20,9 @@ from torch import Tensor
 from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from training.data.batch import Examples, tokenize
-from training.data.disk_arrays import Array, Columns
+from training.data.disk_arrays import Array, DiskArrays
 from training.data.live import live_pairs
-from training.data.prefetch import Ahead
+from training.data.prefetch import Prefetcher
 from training.data.source import BadSample, Pixels, Sample, Source, check_same_size, fit, to_pixels
 from training.errors import TrainingError
 
@@ -166,7 +166,7 @@ class _Work:
             self._pipeline.text_encoder.to(self.device)
         return self._pipeline
 
-    def build_latents(self, columns: Columns) -> None:
+    def build_latents(self, columns: DiskArrays) -> None:
         total = len(self.source)
         chunks = -(-total // CHUNK)
         began = columns.chunks
@@ -178,7 +178,7 @@ class _Work:
                 rows = range(number * CHUNK, min(number * CHUNK + CHUNK, total))
                 return _gather(readers.map(lambda row: self._read(row), rows))
 
-            ahead = Ahead(read, 2, lambda number: number + 1 if number + 1 < chunks else None)
+            ahead = Prefetcher(read, 2, lambda number: number + 1 if number + 1 < chunks else None)
             with ahead:
                 for number in range(began, chunks):
                     chunk = ahead.get(number)
@@ -202,7 +202,7 @@ class _Work:
             self.say(f"{notes['cut']} captions were longer than the tokenizer takes; their ends were cut off")
         columns.finish()
 
-    def build_text(self, columns: Columns, distinct: Array) -> None:
+    def build_text(self, columns: DiskArrays, distinct: Array) -> None:
         progress = _Progress("text", self.source.name, columns.chunks * CHUNK, len(distinct), self.say)
         began = columns.chunks * CHUNK
         for first in range(began, len(distinct), CHUNK):
@@ -274,9 +274,9 @@ def _gather(read: Any) -> _Chunk:
     return chunk
 
 
-def _built(folder: Path, build: Callable[[Columns], None], say: Say) -> Columns:
+def _built(folder: Path, build: Callable[[DiskArrays], None], say: Say) -> DiskArrays:
     """Return finished columns; the first process that asks builds them, the others wait."""
-    columns = Columns(folder)
+    columns = DiskArrays(folder)
     if columns.finished:
         return columns
     try:
@@ -292,7 +292,7 @@ def _built(folder: Path, build: Callable[[Columns], None], say: Say) -> Columns:
         say(f"another process is encoding {folder.name}: waiting for it")
         lock.acquire()
     try:
-        columns = Columns(folder)
+        columns = DiskArrays(folder)
         if not columns.finished:
             build(columns)
     finally:

@@ -28,7 +28,7 @@ _OPEN_FILES = 64
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file behind a URL."""
 
     url: str
@@ -48,7 +48,7 @@ class Remote:
         return hashlib.sha256(f"{self.url}\n{self.version}".encode()).hexdigest()[:24]
 
 
-def locate(url: str, *, wait: Callable[[float], None] = time.sleep) -> Remote:
+def locate(url: str, *, wait: Callable[[float], None] = time.sleep) -> RemoteFile:
     """Find the file of a URL or path. Raises TrainingError where it is not there or not to be reached."""
     system, path = _system(url)
     info = _patiently(url, lambda: system.info(path), wait)
@@ -58,7 +58,7 @@ def locate(url: str, *, wait: Callable[[float], None] = time.sleep) -> Remote:
         )
     marks = ("size", "mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "md5Hash")
     version = {mark: str(info[mark]) for mark in marks if info.get(mark) is not None}
-    return Remote(url, system, path, json.dumps(version))
+    return RemoteFile(url, system, path, json.dumps(version))
 
 
 def expand(url: str) -> list[str]:
@@ -72,7 +72,7 @@ def expand(url: str) -> list[str]:
     return sorted(system.unstrip_protocol(name) for name in found)
 
 
-class Shelf:
+class LocalCopies:
     """Local copies of remote files in a folder of at most `limit` bytes, and open files.
 
     At least the copy that was fetched last is kept. Several processes may share the folder.
@@ -80,11 +80,11 @@ class Shelf:
 
     def __init__(self, folder: Path, limit: int, *, wait: Callable[[float], None] = time.sleep) -> None:
         self._folder, self._limit, self._wait = folder, limit, wait
-        self._open: OrderedDict[Remote, BinaryIO] = OrderedDict()
+        self._open: OrderedDict[RemoteFile, BinaryIO] = OrderedDict()
         self._lock = threading.Lock()
-        self._fetching: dict[Remote, threading.Lock] = {}
+        self._fetching: dict[RemoteFile, threading.Lock] = {}
 
-    def open(self, remote: Remote) -> BinaryIO:
+    def open(self, remote: RemoteFile) -> BinaryIO:
         """Return the file, open; it is shared by threads: read it with `os.pread`.
 
         Whoever holds it may go on reading after its copy was deleted. Raises TrainingError.
@@ -107,7 +107,7 @@ class Shelf:
                     self._open.popitem(last=False)
             return file
 
-    def _open_local(self, remote: Remote) -> BinaryIO:
+    def _open_local(self, remote: RemoteFile) -> BinaryIO:
         if remote.local:
             try:
                 return open(remote.path, "rb")
@@ -135,10 +135,10 @@ class Shelf:
             ) from error
         return file
 
-    def _path(self, remote: Remote) -> Path:
+    def _path(self, remote: RemoteFile) -> Path:
         return self._folder / f"{remote.digest}.tar"
 
-    def _fetch(self, remote: Remote, path: Path) -> BinaryIO:
+    def _fetch(self, remote: RemoteFile, path: Path) -> BinaryIO:
         temporary = path.with_suffix(f".{os.getpid()}.part")
         try:
             _patiently(remote.url, lambda: remote.system.get_file(remote.path, str(temporary)), self._wait)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
-    from training.recipes.load import Data
-from training.data.source import _T, Chosen, Source, empty_caption
+    from training.recipes.schema import Data
+from training.data.source import Source, Subset, T, empty_caption
 
 
 def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
@@ -42,7 +42,7 @@ def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
         from training.data.shards import ShardsSource
 
         source = ShardsSource(_given(data.urls, "data.urls"), pairs=data.pairs, say=say)
-    chosen = Chosen(source, data.pairs, data.empty_captions)
+    chosen = Subset(source, data.pairs, data.empty_captions)
     if data.empty_captions == "error" and data.kind != "webdataset":
         for row, caption in zip(range(len(chosen)), source.captions, strict=False):
             if not caption.strip():
@@ -50,7 +50,7 @@ def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
     return chosen
 
 
-def _given(value: _T | None, key: str) -> _T:
+def _given(value: T | None, key: str) -> T:
     if not value:
         raise TrainingError("the recipe does not say where its data is", key=key, remedy=f"Give {key}=...")
     return value

@@ -11,7 +11,7 @@ from training.data.batch import Pairs
 from training.data.encoded import cached_pairs
 from training.data.live import live_pairs
 from training.data.source import Source
-from training.recipes.load import Recipe
+from training.recipes.schema import Recipe
 from training.students.networks import Parts
 
 

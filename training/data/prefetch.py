@@ -13,7 +13,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Ahead(Generic[Key, Value]):
+class Prefetcher(Generic[Key, Value]):
     """`get(key)` is `take(key)`, most often computed already, in a background thread.
 
     At most `depth` results wait at a time. `following` tells the key after a key, None for the last one; by
@@ -63,7 +63,7 @@ class Ahead(Generic[Key, Value]):
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def __enter__(self) -> Ahead[Key, Value]:
+    def __enter__(self) -> Prefetcher[Key, Value]:
         return self
 
     def __exit__(

@@ -25,7 +25,7 @@ from filelock import FileLock
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.features.archives import braces
-from training.data.local_copies import Remote, Shelf, expand, locate
+from training.data.local_copies import LocalCopies, RemoteFile, expand, locate
 from training.data.source import BadSample, Sample, decode
 from training.errors import TrainingError
 
@@ -72,8 +72,8 @@ class ShardsSource:
                 "no shards", key="data.urls", found=list(patterns), remedy="Give tar files, or a pattern"
             )
         self._folder = folder or user_cache() / "training" / "shards"
-        self._shelf = Shelf(self._folder / "copies", local_bytes)
-        self._remotes: list[Remote] = []
+        self._copies = LocalCopies(self._folder / "copies", local_bytes)
+        self._remotes: list[RemoteFile] = []
         self._indices: list[Index] = []
         self._open(pairs, say)
         self._ends = list(accumulate(len(index.keys) for index in self._indices))
@@ -114,7 +114,7 @@ class ShardsSource:
         picture, length, text, text_length = (int(number) for number in index.places[place])
         if text < 0:
             raise BadSample(key, "no caption: neither .txt nor .json")
-        file = self._shelf.open(remote)
+        file = self._copies.open(remote)
         caption = _caption(key, _part(file, key, text, text_length), bool(index.json[place]))
         return Sample(key, decode(key, _part(file, key, picture, length)), caption)
 
@@ -133,7 +133,7 @@ class ShardsSource:
                 if pairs is not None and sum(self.group_sizes) >= pairs:
                     break
 
-    def _index(self, url: str) -> tuple[Remote, Index, bool]:
+    def _index(self, url: str) -> tuple[RemoteFile, Index, bool]:
         """Return a shard's index, made now unless it was kept."""
         remote = locate(url)
         path = self._folder / "indices" / f"{remote.digest}.npz"
@@ -143,7 +143,7 @@ class ShardsSource:
                 kept = _load_index(path)
                 if kept is not None:
                     return remote, kept, False
-                index = index_tar(self._shelf.open(remote), url)
+                index = index_tar(self._copies.open(remote), url)
                 _save_index(path, index)
         except OSError as error:
             raise TrainingError(

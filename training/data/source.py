@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from training.errors import TrainingError
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -124,7 +124,7 @@ def check_same_size(first: Sequence[str], key: str, size: str) -> None:
         )
 
 
-class Chosen:
+class Subset:
     """The first `pairs` rows of a source, and what the recipe says of empty captions.
 
     `empty_captions`: `error` raises TrainingError when one is read, `skip` makes it a BadSample, `keep` lets

@@ -132,7 +132,7 @@ def _as_autocast(model: nn.Module) -> None:
             module.register_forward_pre_hook(lambda _module, inputs: (inputs[0].bfloat16(), *inputs[1:]))
 
 
-class _Fused(torch.autograd.Function):
+class _FusedKernel(torch.autograd.Function):
     """Save what a fused attention kernel saves: queries, keys, values, output, a number for each row."""
 
     @staticmethod
@@ -148,5 +148,5 @@ class _FusedAttention(TorchFunctionMode):
         self, function: Any, types: Any, arguments: Any = (), keywords: Mapping[str, Any] | None = None
     ) -> Any:
         if function is nn.functional.scaled_dot_product_attention:
-            return _Fused.apply(*arguments[:3])
+            return _FusedKernel.apply(*arguments[:3])
         return function(*arguments, **(keywords or {}))

@@ -10,7 +10,8 @@ from pathlib import Path
 from training.dry_run.memory import Amount, disk, memory
 from training.dry_run.networks import Blueprint, blueprint
 from training.errors import TrainingError
-from training.recipes.load import Recipe, require_data
+from training.recipes.load import require_data
+from training.recipes.schema import Recipe
 
 WIDTH = 24
 

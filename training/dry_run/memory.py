@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from training.dry_run.activations import text_activations, unet_activations
 from training.dry_run.networks import Blueprint, Configs
-from training.recipes.load import Recipe
+from training.recipes.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.models.checkpoint import EMBEDDED, resolve
-from training.recipes.load import Recipe, load_recipe, recipe_names
+from training.recipes.load import load_recipe, recipe_names
+from training.recipes.schema import Recipe
 
 Config = Mapping[str, Any]
 Role = Literal["learns", "frozen", "average"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from training.recipes.load import Recipe
-from training.recipes.schema import Autoencoder, Classifier, Clip
+from training.recipes.schema import Autoencoder, Classifier, Clip, Recipe
 from training.run.task import Task
 
 

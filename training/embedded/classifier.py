@@ -14,8 +14,7 @@ from torch.nn import functional
 
 from pytest_sdbench.features import classifier
 from pytest_sdbench.protocols import scenes
-from training.recipes.load import Recipe
-from training.recipes.schema import Classifier
+from training.recipes.schema import Classifier, Recipe
 from training.run.randomness import Dice
 from training.run.task import Piece, Task
 

@@ -15,8 +15,7 @@ from torch.nn import functional
 from pytest_sdbench.protocols import scenes
 from training.data.batch import tokenize
 from training.embedded.classifier import roughen
-from training.recipes.load import Recipe
-from training.recipes.schema import Clip
+from training.recipes.schema import Clip, Recipe
 from training.run.task import Piece, Task
 from training.students.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
 

@@ -10,8 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from pytest_sdbench.protocols import scenes
-from training.recipes.load import Recipe
-from training.recipes.schema import Autoencoder
+from training.recipes.schema import Autoencoder, Recipe
 from training.run.task import Piece, Task
 
 _SCALE_FROM = 1_000_000

@@ -20,7 +20,7 @@ from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.cards.front_matter import BLOCK, parse, read_text
 from pytest_sdbench.models.checkpoint import EMBEDDED, Checkpoint, resolve, scheduler_class
 from pytest_sdbench.models.hub import HUB_ID
-from training.recipes.load import Recipe
+from training.recipes.schema import Recipe
 from training.students.networks import Parts
 
 if TYPE_CHECKING:

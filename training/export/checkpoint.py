@@ -25,7 +25,7 @@ from training.errors import TrainingError
 from training.export.card import card_spec, write_card
 from training.export.facts import Run
 from training.export.samples import sampling_scheduler, with_settings
-from training.recipes.load import Recipe
+from training.recipes.schema import Recipe
 from training.students.networks import Parts
 
 ADAPTER = "pytorch_lora_weights.safetensors"
@@ -63,7 +63,7 @@ def export_checkpoint(
         return out
     parts: Parts = task.parts
     _check_complete(recipe)
-    pairs = getattr(getattr(task, "material", None), "pairs", None)
+    pairs = getattr(getattr(task, "inputs", None), "pairs", None)
     run = Run(
         run_folder,
         seen,

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
-from training.objectives.inputs import Material
-from training.recipes.load import Recipe
-from training.recipes.schema import Consistency
+from training.objectives.inputs import Inputs
+from training.recipes.schema import Consistency, Recipe
 from training.run.state import full
 from training.run.task import Piece
-from training.students.feature_taps import Tapped, without_gradient
+from training.students.feature_taps import Denoiser, without_gradient
 from training.students.networks import Parts
 
 
@@ -24,12 +23,12 @@ class ConsistencyTask(DiffusionTask):
     """Learn the end of the teacher's guided trajectory (latent consistency distillation)."""
 
     def __init__(
-        self, recipe: Recipe, parts: Parts, model: Tapped, material: Material, teacher: Tapped
+        self, recipe: Recipe, parts: Parts, model: Denoiser, inputs: Inputs, teacher: Denoiser
     ) -> None:
-        super().__init__(recipe, parts, model, material)
+        super().__init__(recipe, parts, model, inputs)
         self.teacher = teacher
-        self.target = copy.deepcopy(model).eval().requires_grad_(False).to(material.device)
-        self._grid = objectives.ddim_grid(len(material.schedule), self._objective.grid_steps)
+        self.target = copy.deepcopy(model).eval().requires_grad_(False).to(inputs.device)
+        self._grid = objectives.ddim_grid(len(inputs.schedule), self._objective.grid_steps)
 
     @property
     def _objective(self) -> Consistency:
@@ -37,9 +36,9 @@ class ConsistencyTask(DiffusionTask):
         return self.recipe.objective
 
     def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
-        objective, schedule, dice = self._objective, self.material.schedule, piece.dice
-        examples = self.material.examples(piece)
-        clean = self.material.latents(examples, dice)
+        objective, schedule, dice = self._objective, self.inputs.schedule, piece.dice
+        examples = self.inputs.examples(piece)
+        clean = self.inputs.latents(examples, dice)
         noise = dice.normal(*clean.shape[1:])
         grid = self._grid.to(clean.device)
         steps = grid[dice.integers(len(grid))]
@@ -51,8 +50,8 @@ class ConsistencyTask(DiffusionTask):
         text = self.conditioning(examples)
 
         # One call of the teacher for both branches of the guidance.
-        dtype = self.material.dtype
-        nothing = self.material.nothing().to(dtype).expand(len(text), -1, -1)
+        dtype = self.inputs.dtype
+        nothing = self.inputs.empty_prompt().to(dtype).expand(len(text), -1, -1)
         both, _ = without_gradient(
             self.teacher,
             torch.cat([noisy, noisy]).to(dtype),
@@ -89,5 +88,5 @@ class ConsistencyTask(DiffusionTask):
             self.target.load_state_dict(state["target"])
 
     def guidance(self, count: int) -> Tensor:
-        middle = torch.full((count,), sum(self._objective.guidance) / 2, device=self.material.device)
+        middle = torch.full((count,), sum(self._objective.guidance) / 2, device=self.inputs.device)
         return objectives.guidance_embedding(middle, self._objective.embedding)

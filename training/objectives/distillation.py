@@ -6,11 +6,10 @@ from torch import Tensor, nn
 
 from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
-from training.objectives.inputs import Material
-from training.recipes.load import Recipe
-from training.recipes.schema import Distillation
+from training.objectives.inputs import Inputs
+from training.recipes.schema import Distillation, Recipe
 from training.run.task import Piece
-from training.students.feature_taps import Tapped, without_gradient
+from training.students.feature_taps import Denoiser, without_gradient
 from training.students.networks import Parts
 
 
@@ -18,9 +17,9 @@ class DistillationTask(DiffusionTask):
     """Learn from noise, from the teacher's prediction and from its features."""
 
     def __init__(
-        self, recipe: Recipe, parts: Parts, model: Tapped, material: Material, teacher: Tapped
+        self, recipe: Recipe, parts: Parts, model: Denoiser, inputs: Inputs, teacher: Denoiser
     ) -> None:
-        super().__init__(recipe, parts, model, material)
+        super().__init__(recipe, parts, model, inputs)
         self.teacher = teacher
 
     def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
@@ -29,15 +28,15 @@ class DistillationTask(DiffusionTask):
         weights = objectives.DistillationWeights(
             objective.weights.task, objective.weights.output, objective.weights.feature
         )
-        examples, dice = self.material.examples(piece), piece.dice
-        noisy = self.material.noisy(self.material.latents(examples, dice), dice)
+        examples, dice = self.inputs.examples(piece), piece.dice
+        noisy = self.inputs.noisy(self.inputs.latents(examples, dice), dice)
         text = self.conditioning(examples)
         if objective.caption_dropout:
-            text = self.material.without_captions(text, self.nothing(), objective.caption_dropout, dice)
+            text = self.inputs.drop_captions(text, self.empty_prompt(), objective.caption_dropout, dice)
         wanted: Tensor | None = None
         wanted_features: tuple[Tensor, ...] = ()
         if weights.output or weights.feature:
-            dtype = self.material.dtype
+            dtype = self.inputs.dtype
             wanted, wanted_features = without_gradient(
                 self.teacher, noisy.latents.to(dtype), noisy.steps, text.to(dtype)
             )

@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
-from training.objectives.inputs import Material, Noisy
-from training.recipes.load import Recipe
-from training.recipes.schema import DreamBooth
+from training.objectives.inputs import Inputs, NoisyLatents
+from training.recipes.schema import DreamBooth, Recipe
 from training.run.task import Piece
-from training.students.feature_taps import Tapped
+from training.students.feature_taps import Denoiser
 from training.students.networks import Parts
 
 
@@ -22,15 +21,15 @@ class DreamBoothTask(DiffusionTask):
     """
 
     def __init__(
-        self, recipe: Recipe, parts: Parts, model: Tapped, material: Material, prior: Material | None
+        self, recipe: Recipe, parts: Parts, model: Denoiser, inputs: Inputs, prior: Inputs | None
     ) -> None:
-        """Take the subject's pictures in `material`, those of its class in `prior`."""
-        super().__init__(recipe, parts, model, material)
+        """Take the subject's pictures in `inputs`, those of its class in `prior`."""
+        super().__init__(recipe, parts, model, inputs)
         self.prior = prior
 
     def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
         assert isinstance(self.recipe.objective, DreamBooth)
-        sides = [self.material] + ([self.prior] if self.prior else [])
+        sides = [self.inputs] + ([self.prior] if self.prior else [])
         drawn = [self._draw(side, piece) for side in sides]
         noisy, texts = [one for one, _ in drawn], [text for _, text in drawn]
         guess, _ = model(
@@ -51,7 +50,7 @@ class DreamBoothTask(DiffusionTask):
         if self.prior:
             self.prior.close()
 
-    def _draw(self, side: Material, piece: Piece) -> tuple[Noisy, Tensor]:
+    def _draw(self, side: Inputs, piece: Piece) -> tuple[NoisyLatents, Tensor]:
         examples = side.examples(piece)
         noisy = side.noisy(side.latents(examples, piece.dice), piece.dice)
         return noisy, examples.tokens if self.model.text_encoder is not None else side.text(examples)

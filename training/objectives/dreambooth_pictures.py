@@ -18,8 +18,7 @@ from training.data.folder import FolderSource
 from training.data.pairs import pairs_of
 from training.errors import TrainingError
 from training.export.samples import BATCH, draw
-from training.recipes.load import Recipe
-from training.recipes.schema import DreamBooth, FolderData, Lora
+from training.recipes.schema import DreamBooth, FolderData, Lora, Recipe
 from training.students.networks import Parts, load_parts
 
 ADAPTED = {

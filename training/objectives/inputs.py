@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.data.batch import Examples, Pairs, tokenize
-from training.data.prefetch import Ahead
+from training.data.prefetch import Prefetcher
 from training.data.shuffle import Order
 from training.objectives.noise_schedule import NoiseSchedule
 from training.run.randomness import Dice
@@ -19,7 +19,7 @@ from training.students.networks import Parts
 
 
 @dataclass(frozen=True)
-class Noisy:
+class NoisyLatents:
     """Latents with noise at random steps."""
 
     latents: Tensor
@@ -32,7 +32,7 @@ class Noisy:
     clean: Tensor
 
 
-class Material:
+class Inputs:
     """The pairs of a run in their order, with the frozen networks that make latents and text of them."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Material:
         self._scaling = float(parts.vae.config.scaling_factor)
         self._nothing: Tensor | None = None
         self._on_device: set[str] = set()
-        self._reader: Ahead[tuple[int, int], Examples] = Ahead(self.read, depth=look_ahead)
+        self._reader: Prefetcher[tuple[int, int], Examples] = Prefetcher(self.read, depth=look_ahead)
 
     def read(self, place: tuple[int, int]) -> Examples:
         """Return the pairs of (first, count) of the run's sequence."""
@@ -90,32 +90,32 @@ class Material:
         states: Tensor = encoder(examples.tokens).last_hidden_state
         return states
 
-    def nothing_tokens(self) -> Tensor:
+    def empty_tokens(self) -> Tensor:
         """Return the tokens of the empty prompt, int64 [1, T]."""
         tokens, _ = tokenize(self._tokenizer, [""])
         return tokens.to(self.device)
 
     @torch.no_grad()
-    def nothing(self) -> Tensor:
+    def empty_prompt(self) -> Tensor:
         """Return the text states of the empty prompt, computed once: [1, T, D]."""
         if self._nothing is None:
             encoder = self._placed("text_encoder", self._text_encoder)
-            self._nothing = encoder(self.nothing_tokens()).last_hidden_state
+            self._nothing = encoder(self.empty_tokens()).last_hidden_state
         return self._nothing
 
-    def without_captions(self, text: Tensor, nothing: Tensor, share: float, dice: Dice) -> Tensor:
+    def drop_captions(self, text: Tensor, nothing: Tensor, share: float, dice: Dice) -> Tensor:
         """Replace the captions of a share of the pictures by the empty prompt."""
         if not share:
             return text
         dropped = dice.uniform() < share
         return torch.where(dropped.view(-1, *[1] * (text.dim() - 1)), nothing.to(text.dtype), text)
 
-    def noisy(self, clean: Tensor, dice: Dice) -> Noisy:
+    def noisy(self, clean: Tensor, dice: Dice) -> NoisyLatents:
         """Add noise at uniformly drawn steps."""
         noise = dice.normal(*clean.shape[1:])
         steps = dice.integers(len(self.schedule))
         latents = self.schedule.add_noise(clean, noise, steps)
-        return Noisy(latents, steps, noise, self.schedule.target(clean, noise, steps), clean)
+        return NoisyLatents(latents, steps, noise, self.schedule.target(clean, noise, steps), clean)
 
     def close(self) -> None:
         """End the look-ahead."""

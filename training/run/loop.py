@@ -26,7 +26,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set
 from torch import Tensor, distributed, nn
 
 from training.errors import TrainingError
-from training.recipes.load import Recipe
+from training.recipes.schema import Recipe
 from training.run.ema import Average
 from training.run.randomness import Dice
 from training.run.state import FILE, full, load_state, read_state, save_state, shard

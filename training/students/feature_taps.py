@@ -39,7 +39,7 @@ def feature_pairs(pairing: Pairing, remove: Removal) -> tuple[Pair, ...]:
     return _LEVELS
 
 
-class Tapped(nn.Module):
+class Denoiser(nn.Module):
     """A U-Net, with its text encoder if that learns too, that also returns the features at `taps`.
 
     The features are outputs of this module and not entries of a shared dictionary: wrappers (data parallel,
@@ -95,7 +95,7 @@ class Tapped(nn.Module):
 
 
 @torch.no_grad()
-def without_gradient(module: Tapped, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+def without_gradient(module: Denoiser, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Call a frozen network."""
     prediction, features = module(*inputs)
     return prediction, features

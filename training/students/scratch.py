@@ -9,7 +9,7 @@ import torch
 from diffusers import PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from training.recipes.load import Recipe
+from training.recipes.schema import Recipe
 from training.students.networks import Parts, load_parts
 from training.students.tokenizer import CONTEXT, build_tokenizer
 

@@ -14,7 +14,7 @@ from training.data.folder import FolderSource
 from training.data.open import open_source
 from training.data.source import BadSample, Sample, fit, to_pixels
 from training.errors import TrainingError
-from training.recipes.load import FolderData, ScenesData
+from training.recipes.schema import FolderData, ScenesData
 
 CAPTION = 'A "red" cat, über\nälles 猫 🐈'
 

@@ -12,7 +12,7 @@ from training.data.hub import HubSource
 from training.data.open import open_source
 from training.data.source import BadSample
 from training.errors import TrainingError
-from training.recipes.load import HuggingFaceData
+from training.recipes.schema import HuggingFaceData
 
 datasets = pytest.importorskip("datasets")
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from training.data.prefetch import Ahead
+from training.data.prefetch import Prefetcher
 
 
 def ahead_threads() -> list[threading.Thread]:
@@ -24,7 +24,7 @@ def test_what_comes_next_is_computed_while_the_caller_is_busy():
         begun[key].set()
         return key * key
 
-    with Ahead(take, depth=2, following=lambda key: key + 1) as ahead:
+    with Prefetcher(take, depth=2, following=lambda key: key + 1) as ahead:
         assert ahead.get(0) == 0
         # Nobody has asked for these yet.
         assert begun[1].wait(10)
@@ -43,7 +43,7 @@ def test_regular_keys_need_no_hint():
             done.set()
         return sum(key)
 
-    with Ahead(take, depth=1) as ahead:
+    with Prefetcher(take, depth=1) as ahead:
         assert ahead.get((0, 8)) == 8
         assert ahead.get((12, 8)) == 20
         assert done.wait(10)
@@ -53,7 +53,7 @@ def test_regular_keys_need_no_hint():
 
 def test_each_result_is_that_of_its_key_in_any_order():
     keys = [0, 1, 2, 7, 8, 9, 3, 3, 0, 100, 50, 51, 52]
-    with Ahead(lambda key: key * 10, depth=3) as ahead:
+    with Prefetcher(lambda key: key * 10, depth=3) as ahead:
         assert [ahead.get(key) for key in keys] == [key * 10 for key in keys]
 
 
@@ -63,7 +63,7 @@ def test_an_error_surfaces_at_the_get_of_its_key():
             raise ValueError(f"broken {key}")
         return key
 
-    with Ahead(take, depth=2, following=lambda key: key + 1) as ahead:
+    with Prefetcher(take, depth=2, following=lambda key: key + 1) as ahead:
         assert [ahead.get(key) for key in (0, 1, 2)] == [0, 1, 2]
         with pytest.raises(ValueError, match="broken 3"):
             ahead.get(3)
@@ -73,11 +73,11 @@ def test_an_error_surfaces_at_the_get_of_its_key():
 def test_no_more_than_depth_results_wait():
     taken: list[int] = []
     before = ahead_threads()
-    with Ahead(lambda key: taken.append(key) or key, depth=2, following=lambda key: key + 1) as ahead:
+    with Prefetcher(lambda key: taken.append(key) or key, depth=2, following=lambda key: key + 1) as ahead:
         ahead.get(0)
         time.sleep(0.05)
         assert set(taken) <= {0, 1, 2}
-    with Ahead(lambda key: taken.append(key) or key, depth=0) as plain:
+    with Prefetcher(lambda key: taken.append(key) or key, depth=0) as plain:
         taken.clear()
         assert plain.get(5) == 5
         assert taken == [5]
@@ -86,7 +86,7 @@ def test_no_more_than_depth_results_wait():
 
 def test_the_last_key_has_nothing_after_it():
     taken: list[int] = []
-    with Ahead(
+    with Prefetcher(
         lambda key: taken.append(key) or key, depth=3, following=lambda key: key + 1 if key < 2 else None
     ) as ahead:
         assert [ahead.get(key) for key in (0, 1, 2)] == [0, 1, 2]
@@ -95,14 +95,14 @@ def test_the_last_key_has_nothing_after_it():
 
 def test_no_thread_is_left_behind():
     before = set(ahead_threads())
-    ahead = Ahead(lambda key: key, depth=2, following=lambda key: key + 1)
+    ahead = Prefetcher(lambda key: key, depth=2, following=lambda key: key + 1)
     ahead.get(0)
     assert set(ahead_threads()) > before
     ahead.close()
     assert set(ahead_threads()) <= before
     assert ahead.get(1) == 1
 
-    forgotten = Ahead(lambda key: key, depth=2, following=lambda key: key + 1)
+    forgotten = Prefetcher(lambda key: key, depth=2, following=lambda key: key + 1)
     forgotten.get(0)
     threads = set(ahead_threads()) - before
     del forgotten
@@ -114,8 +114,8 @@ def test_no_thread_is_left_behind():
 
 def test_a_program_that_forgets_it_ends():
     program = (
-        "from training.data.prefetch import Ahead\n"
-        "ahead = Ahead(lambda key: key, depth=2, following=lambda key: key + 1)\n"
+        "from training.data.prefetch import Prefetcher\n"
+        "ahead = Prefetcher(lambda key: key, depth=2, following=lambda key: key + 1)\n"
         "print(ahead.get(0))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from tests.training.data.samples import encoded, picture, write_shards, write_tar
-from training.data.local_copies import Shelf, locate
+from training.data.local_copies import LocalCopies, locate
 from training.data.open import open_source
 from training.data.shards import ShardsSource, braces
 from training.data.source import BadSample
 from training.errors import TrainingError
-from training.recipes.load import WebDatasetData
+from training.recipes.schema import WebDatasetData
 
 
 @pytest.fixture(autouse=True)
@@ -278,7 +278,7 @@ def test_threads_that_fetch_at_once_hold_no_deleted_copy(tmp_path, remote):
         remote.pipe(f"/bucket/{number}.tar", bytes([number]) * 1000)
     remotes = [locate(f"memory://bucket/{number}.tar") for number in range(6)]
     for round_ in range(20):
-        shelf = Shelf(tmp_path / str(round_), 2000)
+        shelf = LocalCopies(tmp_path / str(round_), 2000)
         with ThreadPoolExecutor(6) as pool:
             assert [file.read(1) for file in pool.map(shelf.open, remotes)] == [bytes([n]) for n in range(6)]
         held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)]
@@ -323,13 +323,13 @@ def test_a_failing_network_is_tried_again_then_explained(tmp_path, remote, monke
         plain(self, source, target, *rest)
 
     monkeypatch.setattr(type(remote), "get_file", flaky)
-    shelf = Shelf(tmp_path / "copies", 10**9, wait=waits.append)
+    shelf = LocalCopies(tmp_path / "copies", 10**9, wait=waits.append)
     found = locate("memory://bucket/a.tar")
     assert shelf.open(found).read() == path.read_bytes()
     assert waits == [2.0, 8.0]
 
     failures += [ConnectionError("down")] * 3
-    other = Shelf(tmp_path / "others", 10**9, wait=waits.append)
+    other = LocalCopies(tmp_path / "others", 10**9, wait=waits.append)
     with pytest.raises(TrainingError, match="cannot be reached: ConnectionError") as caught:
         other.open(found)
     assert "memory://bucket/a.tar" in str(caught.value)
@@ -347,5 +347,5 @@ def test_a_copy_that_arrives_incomplete_is_not_kept(tmp_path, remote, monkeypatc
 
     monkeypatch.setattr(type(remote), "get_file", short)
     with pytest.raises(TrainingError, match="arrived incomplete"):
-        Shelf(tmp_path / "copies", 10**9).open(locate("memory://bucket/a.tar"))
+        LocalCopies(tmp_path / "copies", 10**9).open(locate("memory://bucket/a.tar"))
     assert not list((tmp_path / "copies").glob("*.tar"))

@@ -15,7 +15,8 @@ from training.dry_run.activations import unet_activations
 from training.dry_run.describe import size
 from training.dry_run.memory import Amount, disk, memory
 from training.dry_run.networks import Blueprint, blueprint
-from training.recipes.load import Recipe, load_recipe, parse_recipe
+from training.recipes.load import load_recipe, parse_recipe
+from training.recipes.schema import Recipe
 
 SD, BASE, SMALL, TINY, LCM = 859_520_964, 579_384_964, 482_346_884, 323_384_964, 323_466_884
 TEXT, VAE = 123_060_480, 83_653_863

@@ -33,7 +33,8 @@ from pytest_sdbench.models.checkpoint import load_pipeline, resolve
 from tests.tiny_checkpoint import make_checkpoint
 from training.errors import TrainingError
 from training.export.checkpoint import ADAPTER, export_checkpoint, export_scheduler
-from training.recipes.load import Recipe, parse_recipe
+from training.recipes.load import parse_recipe
+from training.recipes.schema import Recipe
 from training.students.block_removal import build_student
 from training.students.networks import Parts, load_parts
 

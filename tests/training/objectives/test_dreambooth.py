@@ -31,8 +31,8 @@ from training.dry_run.networks import adapter_parameters
 from training.errors import TrainingError
 from training.objectives import dreambooth_pictures as dreambooth
 from training.objectives.dreambooth_pictures import add_adapters, class_pairs, draw_class, subject_pairs
-from training.recipes.load import Recipe, parse_recipe
-from training.recipes.schema import Lora
+from training.recipes.load import parse_recipe
+from training.recipes.schema import Lora, Recipe
 from training.students.networks import Parts, load_parts
 from training.students.tokenizer import build_tokenizer
 

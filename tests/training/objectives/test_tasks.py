@@ -17,7 +17,7 @@ from tests.training.helpers import assert_same_state, log_lines, tiny_recipe, tr
 from training.build import build_task
 from training.objectives.consistency import ConsistencyTask
 from training.objectives.distillation import DistillationTask
-from training.recipes.load import Recipe
+from training.recipes.schema import Recipe
 from training.run import loop
 from training.run.randomness import Dice
 from training.run.state import FILE, read_state
@@ -101,7 +101,7 @@ def test_validation_measures_the_same_thing_every_time(place: Path) -> None:
     torch.randn(3)
     assert task.validate(task.model) == first
     # Against the definition, at one step.
-    examples = task.material.pairs.take(range(5))
+    examples = task.inputs.pairs.take(range(5))
     dice = Dice(3, 0, 5, 0, 5)
     clean = (examples.mean.float() + examples.deviation.float() * dice.normal(4, 8, 8)) * 0.18215
     noise = dice.normal(4, 8, 8)
@@ -136,7 +136,7 @@ def test_a_distillation_step_is_what_its_parts_say(place: Path) -> None:
     assert isinstance(task, DistillationTask)
     losses = task.losses(task.model, piece(seen=8))
     dice = Dice(3, 8, 4, 0, 4)
-    examples = task.material.read((8, 4))
+    examples = task.inputs.read((8, 4))
     assert examples.mean is not None
     assert examples.deviation is not None
     assert examples.text is not None
@@ -222,7 +222,7 @@ def test_a_consistency_step_is_what_its_parts_say(place: Path) -> None:
     task = built(tiny_recipe(teacher=place / "sd", objective="consistency"), place / "lcm-step")
     loss = task.losses(task.model, piece(seen=8))["loss"].item()
     dice = Dice(3, 8, 4, 0, 4)
-    examples = task.material.read((8, 4))
+    examples = task.inputs.read((8, 4))
     clean = (examples.mean.float() + examples.deviation.float() * dice.normal(4, 8, 8)) * 0.18215
     noise, index, uniform = dice.normal(4, 8, 8), dice.integers(50), dice.uniform()
     config = task.parts.scheduler.config
@@ -263,20 +263,20 @@ def test_a_consistency_step_is_what_its_parts_say(place: Path) -> None:
 
 def test_dropped_captions_become_the_empty_prompt(place: Path) -> None:
     task = built(tiny_recipe(teacher=place / "sd"), place / "dropped")
-    material, dice = task.material, Dice(0, 0, 1000, 0, 1000)
+    inputs, dice = task.inputs, Dice(0, 0, 1000, 0, 1000)
     text, nothing = torch.ones(1000, 7, 2), torch.zeros(1, 7, 2)
-    dropped = material.without_captions(text, nothing, 0.2, dice)
+    dropped = inputs.drop_captions(text, nothing, 0.2, dice)
     share = float((dropped[:, 0, 0] == 0).float().mean())
     assert share == pytest.approx(0.2, abs=0.05)
     assert {float(row.float().mean()) for row in dropped} == {0.0, 1.0}
-    assert material.without_captions(text, nothing, 0.0, dice) is text
+    assert inputs.drop_captions(text, nothing, 0.0, dice) is text
 
 
 def test_latents_vary_as_the_posterior_says(place: Path) -> None:
     """A picture is not one frozen sample: its mean and deviation are kept, and drawn from anew."""
     task = built(tiny_recipe(teacher=place / "sd"), place / "latents")
-    examples = task.material.pairs.take([0] * 400)
-    latents = task.material.latents(examples, Dice(1, 0, 400, 0, 400)) / 0.18215
+    examples = task.inputs.pairs.take([0] * 400)
+    latents = task.inputs.latents(examples, Dice(1, 0, 400, 0, 400)) / 0.18215
     error = (latents.mean(0) - examples.mean[0].float()) / (examples.deviation[0].float() / 20)
     assert float(error.abs().max()) < 5
     ratio = latents.std(0) / examples.deviation[0].float()

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from training.errors import TrainingError
-from training.recipes.load import load_recipe, numbers, parse_recipe, recipe_names, require_data
+from training.recipes.load import load_recipe, parse_recipe, recipe_names, require_data
+from training.recipes.schema import numbers
 
 RECIPE = """\
 name: mine

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from training.recipes.load import RECIPES, Recipe, load_recipe, numbers, recipe_names
+from training.recipes.load import RECIPES, load_recipe, recipe_names
+from training.recipes.schema import Recipe, numbers
 
 BK_SDM = {
     "teacher": "CompVis/stable-diffusion-v1-4",

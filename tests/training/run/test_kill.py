@@ -22,7 +22,7 @@ from tests.training.helpers import (
     tiny_recipe,
     train_real,
 )
-from training.recipes.load import Recipe
+from training.recipes.schema import Recipe
 from training.run.state import FILE, read_state
 from training.students.block_removal import student_config
 

@@ -15,7 +15,7 @@ from pytest_sdbench.models.skeleton import unet_skeleton
 from tests.tiny_checkpoint import UNET
 from training.errors import TrainingError
 from training.students.block_removal import build_student, student_config
-from training.students.feature_taps import Tapped, feature_pairs, without_gradient
+from training.students.feature_taps import Denoiser, feature_pairs, without_gradient
 
 ENDS = [("down_blocks.0", "down_blocks.0"), ("down_blocks.1", "down_blocks.1")]
 UPS = [("up_blocks.1", "up_blocks.0"), ("up_blocks.2", "up_blocks.1"), ("up_blocks.3", "up_blocks.2")]
@@ -57,7 +57,7 @@ def test_pairs_have_equal_shapes_at_full_size(pairing: Any, remove: Any) -> None
     for network, taps in ((teacher, [p[0] for p in pairs]), (student, [p[1] for p in pairs])):
         with torch.device("meta"):
             arguments = torch.empty(2, 4, 64, 64), torch.empty(2), torch.empty(2, 77, 768)
-            _, features = Tapped(network, taps)(*arguments)
+            _, features = Denoiser(network, taps)(*arguments)
         shapes.append([tuple(feature.shape) for feature in features])
     assert shapes[0] == shapes[1]
     assert len(shapes[0]) == len(pairs)
@@ -75,7 +75,7 @@ def test_features_are_what_the_layers_put_out(pairing: Any, remove: Any) -> None
             own[name] = (output[0] if isinstance(output, tuple) else output).detach().clone()
 
         layers[tap].register_forward_hook(keep)
-    tapped = Tapped(student, taps)
+    tapped = Denoiser(student, taps)
     prediction, features = tapped(*inputs())
     assert [torch.equal(feature, own[tap]) for tap, feature in zip(taps, features, strict=True)] == [
         True
@@ -93,8 +93,8 @@ def feature_gradient(checkpointing: str) -> dict[str, torch.Tensor | None]:
         for block in student.down_blocks:
             for attention in block.attentions:
                 wrap(attention, reentrant=checkpointing == "reentrant")
-    _, (wanted,) = without_gradient(Tapped(teacher, ["down_blocks.2.attentions.1.proj_out"]), *inputs())
-    _, (feature,) = Tapped(student, [PROJECTION])(*inputs())
+    _, (wanted,) = without_gradient(Denoiser(teacher, ["down_blocks.2.attentions.1.proj_out"]), *inputs())
+    _, (feature,) = Denoiser(student, [PROJECTION])(*inputs())
     loss = (feature - wanted).square().mean()
     if loss.requires_grad:
         loss.backward()
@@ -134,7 +134,7 @@ def test_all_features_and_the_prediction_give_the_same_gradient_with_checkpointi
         student.train()
         if checkpointing:
             student.enable_gradient_checkpointing()
-        tapped = Tapped(student, [mine for _, mine in feature_pairs("bk-sdm", "tiny")])
+        tapped = Denoiser(student, [mine for _, mine in feature_pairs("bk-sdm", "tiny")])
         prediction, features = tapped(*inputs())
         sum([prediction.square().mean(), *(feature.square().mean() for feature in features)]).backward()
         gradients.append([weight.grad for weight in student.parameters()])
@@ -157,7 +157,7 @@ def test_compiled_networks_put_out_the_same_features_with_the_same_gradient() ->
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        tapped = Tapped(Small(), ["first"])
+        tapped = Denoiser(Small(), ["first"])
         if compiled:
             tapped.compile(backend="aot_eager")
         for _ in range(2):
@@ -171,7 +171,7 @@ def test_compiled_networks_put_out_the_same_features_with_the_same_gradient() ->
 
 def test_frozen_networks_give_no_gradient() -> None:
     teacher, _ = networks("tiny")
-    prediction, (feature,) = without_gradient(Tapped(teacher, ["mid_block"]), *inputs())
+    prediction, (feature,) = without_gradient(Denoiser(teacher, ["mid_block"]), *inputs())
     assert not prediction.requires_grad
     assert not feature.requires_grad
 
@@ -179,7 +179,7 @@ def test_frozen_networks_give_no_gradient() -> None:
 def test_a_layer_that_is_not_there_is_named() -> None:
     _, student = networks("tiny")
     with pytest.raises(TrainingError, match=r"mid_block: .*no such layer"):
-        Tapped(student, ["mid_block"])
+        Denoiser(student, ["mid_block"])
 
 
 def test_text_encoder_that_learns_gets_a_gradient() -> None:
@@ -191,7 +191,7 @@ def test_text_encoder_that_learns_gets_a_gradient() -> None:
     encoder = CLIPTextModel(CLIPTextConfig(vocab_size=50, **TEXT_ENCODER)).train()
     noisy, steps, _ = inputs()
     tokens = torch.randint(0, 50, (2, 77), generator=torch.Generator().manual_seed(0))
-    prediction, _ = Tapped(student, (), encoder)(noisy, steps, tokens)
+    prediction, _ = Denoiser(student, (), encoder)(noisy, steps, tokens)
     assert torch.equal(prediction, student(noisy, steps, encoder(tokens).last_hidden_state).sample)
     prediction.square().mean().backward()
     assert all(weight.grad is not None for weight in encoder.parameters())
