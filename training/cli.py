@@ -17,15 +17,20 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.paths import user_cache
-from training.errors import TrainingError
+from training.errors import TrainingError, explain_write_errors
 from training.recipes.load import load_recipe, recipe_names, require_data
 from training.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from training.run.task import Task
 
 STOPPED = 143
 """Exit status of a run that was asked to stop before its end: that of a process ended by SIGTERM."""
@@ -136,62 +141,58 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
     # Imported here: the libraries behind them take seconds, which --list and --help need not wait for.
     import torch
 
-    from training import build as builder
-    from training.run import loop
-    from training.run.task import Task
+    from training.build import build_task
+    from training.run.loop import train
+    from training.run.processes import sharded, start
+    from training.run.state import load_trained
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    accelerator = loop.start(recipe, folder, options.device)
+    accelerator = start(recipe, folder, options.device)
 
     def say(line: str) -> None:
         if accelerator.is_main_process:
             print(line, flush=True)
 
-    with _alone(folder, accelerator.is_main_process):
+    def build() -> Task:
+        return build_task(recipe, folder=folder, accelerator=accelerator, download=options.download, say=say)
+
+    status = 0
+    with _locked(folder) if accelerator.is_main_process else nullcontext():
         _prepare(folder, options, accelerator)
-
-        def build() -> Task:
-            return builder.build_task(
-                recipe, folder=folder, accelerator=accelerator, download=options.download, say=say
-            )
-
         task = build()
-        status = 0
         if options.export_only:
-            seen = loop.load_trained(task, recipe, folder)
+            seen = load_trained(task, recipe, folder)
         else:
-            seen = loop.train(task, recipe, folder, accelerator, stop_at=options.stop_at, say=say)
+            seen = train(task, recipe, folder, accelerator, stop_at=options.stop_at, say=say)
         if seen < recipe.images and not options.export_only:
             reached = f"{seen:,} of {recipe.images:,} images"
             say(f"stopped after {reached}: the same command goes on, --export-only exports it as it is")
             status = 0 if options.stop_at and seen >= options.stop_at else STOPPED
         else:
-            out = (options.out or folder / "export").expanduser().absolute()
-            if loop.sharded(accelerator) and not options.export_only:
+            if sharded(accelerator) and not options.export_only:
                 del task  # two of full size might not fit
                 task = build()
-                loop.load_trained(task, recipe, folder)
+                load_trained(task, recipe, folder)
+            out = (options.out or folder / "export").expanduser().absolute()
             if accelerator.is_main_process:
-                from training.export.checkpoint import export_checkpoint
-                from training.run.status import hardware, trained_seconds
-
-                export_checkpoint(
-                    task,
-                    recipe,
-                    folder,
-                    out,
-                    seen=seen,
-                    hardware=hardware(accelerator.device, accelerator.num_processes),
-                    seconds=trained_seconds(folder),
-                )
+                _export(task, recipe, folder, out, seen, accelerator)
             say(f"exported to {out}")
     accelerator.end_training()
     return status
 
 
-def _prepare(folder: Path, options: argparse.Namespace, accelerator: Any) -> None:
-    """See that there is a run to resume, or put one aside, as asked for."""
+def _export(task: Task, recipe: Recipe, folder: Path, out: Path, seen: int, accelerator: Accelerator) -> None:
+    from training.export.checkpoint import export_checkpoint
+    from training.run.status import hardware, trained_seconds
+
+    devices = hardware(accelerator.device, accelerator.num_processes)
+    seconds = trained_seconds(folder)
+    export_checkpoint(task, recipe, folder, out, seen=seen, hardware=devices, seconds=seconds)
+
+
+def _prepare(folder: Path, options: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Check that there is a run to resume, or put one aside, as asked for."""
     from training.run.state import FILE
 
     state = folder / FILE
@@ -202,33 +203,24 @@ def _prepare(folder: Path, options: argparse.Namespace, accelerator: Any) -> Non
         while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1
         folder.rename(aside)
-        print(f"the run that was there is now {aside}", flush=True)
+        print(f"the earlier run is now {aside}", flush=True)
     accelerator.wait_for_everyone()
 
 
 @contextmanager
-def _alone(folder: Path, main: bool) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Keep a second run out of this folder; the lock goes with the process, however that ends."""
     from filelock import FileLock, Timeout
 
-    if not main:
-        yield
-        return
-    try:
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with explain_write_errors(folder, "the run", remedy="Give another folder: --folder RUN_FOLDER"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise TrainingError(
-            "another process is training in this folder", file=folder, remedy="Wait for it, or give --folder"
-        ) from None
-    except OSError as error:
-        raise TrainingError(
-            "cannot be written",
-            file=folder,
-            found=error.strerror,
-            remedy="Give another one: --folder RUN_FOLDER",
-        ) from error
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            remedy = "Wait for it, or give --folder"
+            message = "another process is training in this folder"
+            raise TrainingError(message, file=folder, remedy=remedy) from None
     try:
         yield
     finally:

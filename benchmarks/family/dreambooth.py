@@ -57,7 +57,7 @@ def train(way: Way, folder: Path, threads: int) -> Path:
     from benchmarks.family.subject import write_pictures
     from pytest_sdbench.models.checkpoint import resolve
     from training.recipes.load import load_recipe
-    from training.run.loop import identity
+    from training.run.state import identity
 
     pictures = write_pictures(folder / "subject")
     changes = (f"data.path={pictures}", *way.overrides)

@@ -209,7 +209,7 @@ def made_by(run: Run) -> str:
     if run.recipe is None:
         return resolve(run.checkpoint).fingerprint
     from training.recipes.load import load_recipe
-    from training.run.loop import identity
+    from training.run.state import identity
 
     recipe = load_recipe(run.recipe, run.overrides)
     assert recipe.teacher is not None

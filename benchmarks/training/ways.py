@@ -18,9 +18,9 @@ from benchmarks.training.published_step import Published
 from benchmarks.training.scenario import Held, Scenario
 from training.build import connect
 from training.recipes.schema import Recipe
-from training.run import loop
+from training.run import processes
 from training.run.ema import Average
-from training.run.loop import Learner
+from training.run.step import Learner, one_step, prepare
 from training.run.task import Piece, Task
 
 
@@ -141,7 +141,7 @@ class LoopRun:
         ]
         task: Any = connect(recipe, parts, pairs, accelerator, say=lambda _line: None)
         self._frozen.append(task.teacher)
-        learner = loop.prepare(task, recipe, accelerator)
+        learner = prepare(task, recipe, accelerator)
         if not way.fused_optimizer:
             # Two optimisers of the same gradients would have float16's scale taken out of them twice.
             accelerator._optimizers.clear()
@@ -157,7 +157,7 @@ class LoopRun:
         return self._learner.meter.means(self._learner.accelerator)
 
     def step(self) -> None:
-        loop.one_step(self._learner, self._seen)
+        one_step(self._learner, self._seen)
         self._seen += self._learner.plan.batch
 
     def move(self, device: torch.device | str) -> None:
@@ -215,7 +215,7 @@ def _library_optimizer(learner: Learner) -> torch.optim.Optimizer:
 
 
 def _accelerator(scenario: Scenario) -> Accelerator:
-    return loop.start(scenario.recipe, Path.cwd(), scenario.device.type)
+    return processes.start(scenario.recipe, Path.cwd(), scenario.device.type)
 
 
 def _move_state(optimizer: Any, device: torch.device | str) -> None:

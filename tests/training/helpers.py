@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from training.recipes.load import parse_recipe
 from training.recipes.schema import Recipe
-from training.run import loop
+from training.run.loop import train
+from training.run.processes import start
 from training.run.state import FILE, read_state
 from training.run.task import Piece, Task
 
@@ -93,8 +94,8 @@ def train_toy(
 ) -> tuple[int, Toy]:
     """Train a toy in this process; return the images seen and the toy."""
     recipe, toy = tiny_recipe(*overrides), toy or Toy()
-    accelerator = loop.start(recipe, folder, "cpu")
-    return loop.train(toy, recipe, folder, accelerator, stop_at=stop_at, say=lambda _line: None), toy
+    accelerator = start(recipe, folder, "cpu")
+    return train(toy, recipe, folder, accelerator, stop_at=stop_at, say=lambda _line: None), toy
 
 
 def train_real(folder: Path, recipe: Recipe, stop_at: int | None = None) -> Any:
@@ -102,9 +103,9 @@ def train_real(folder: Path, recipe: Recipe, stop_at: int | None = None) -> Any:
     from training.build import build_task
 
     quiet: Callable[[str], None] = lambda _line: None  # noqa: E731
-    accelerator = loop.start(recipe, folder, "cpu")
+    accelerator = start(recipe, folder, "cpu")
     task = build_task(recipe, folder=folder, accelerator=accelerator, say=quiet)
-    loop.train(task, recipe, folder, accelerator, stop_at=stop_at, say=quiet)
+    train(task, recipe, folder, accelerator, stop_at=stop_at, say=quiet)
     return task
 
 

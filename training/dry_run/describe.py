@@ -22,7 +22,7 @@ def describe(recipe: Recipe, folder: Path) -> str:
     Raise TrainingError where the processes of this launch do not divide the batch, or where the teacher is
     of a topology that no blocks can be removed from.
     """
-    from training.run.loop import Plan
+    from training.run.step import Plan
 
     cut = Plan.of(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     plan = blueprint(recipe)

@@ -13,7 +13,7 @@ from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
 from training.objectives.inputs import Inputs
 from training.recipes.schema import Consistency, Recipe
-from training.run.state import full
+from training.run.sharding import full
 from training.run.task import Piece
 from training.students.feature_taps import Denoiser, without_gradient
 from training.students.networks import Parts

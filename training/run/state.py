@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -18,88 +18,116 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from training.errors import TrainingError
-from training.run.ema import Average
+from training.recipes.schema import Recipe
+from training.run.processes import agree
+from training.run.sharding import fill, full
+from training.run.step import Learner
+from training.run.task import Task
 
 FILE = "state.pt"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 _SHARED = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
 
 
-def save_state(
-    folder: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: Average | None,
-    *,
-    seen: int,
-    identity: str,
-    extra: dict[str, Any] | None = None,
-) -> None:
-    """Write the state to `folder/state.pt`; all processes take part.
+def identity(recipe: Recipe) -> str:
+    """Identify what may not change between a run and its resumption: 16 hex digits."""
+    kept = recipe.model_dump(
+        mode="json", include={"teacher", "student", "objective", "data", "schedule", "optimizer", "ema"}
+    )
+    del kept["schedule"]["micro_batch"]
+    if recipe.optimizer.schedule == "constant":
+        del kept["schedule"]["steps"]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save_state(folder: Path, learner: Learner, seen: int) -> None:
+    """Write the state after `seen` images to `folder/state.pt`; all processes take part.
 
     The file has the names of the plain module, so that a run may go on under another number of processes.
     Raises TrainingError where it cannot be written; the file of before is then as it was.
     """
+    accelerator, model, average = learner.accelerator, learner.model, learner.average
     state = {
-        "identity": identity,
+        "identity": identity(learner.recipe),
         "seen": seen,
         "model": get_model_state_dict(model, options=_WHOLE),
-        "optimizer": get_optimizer_state_dict(model, _unwrapped(optimizer), options=_WHOLE),
+        "optimizer": get_optimizer_state_dict(model, _torch_optimizer(learner), options=_WHOLE),
         "average": {name: full(value).detach().cpu().clone() for name, value in average.values.items()}
         if average
         else None,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "generator": torch.get_rng_state(),
-        "extra": extra or {},
+        "extra": learner.task.state(),
     }
     if accelerator.is_main_process:
-        _replace(folder / FILE, state)
+        _write(folder / FILE, state)
     accelerator.wait_for_everyone()
 
 
-def load_state(
-    folder: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: Average | None,
-    *,
-    identity: str,
-) -> tuple[int, dict[str, Any]]:
-    """Load what `save_state` wrote; return the images seen and the extras, (0, {}) where nothing was saved.
+def load_state(folder: Path, learner: Learner) -> int:
+    """Load what `save_state` wrote; return the images seen, 0 where nothing was saved.
 
-    Raises TrainingError for a damaged file, and for the state of another recipe.
+    Raises TrainingError for a damaged file, for the state of another recipe, and where some processes find no
+    state: on several hosts the folder has to be a shared one.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return 0, {}
-    state = read_state(path)
-    if state["identity"] != identity:
+    path, average, scaler = folder / FILE, learner.average, learner.accelerator.scaler
+    found, missing = agree(learner.accelerator, path.is_file(), not path.is_file())
+    if not found:
+        return 0
+    if missing:
         raise TrainingError(
-            "this state is of another recipe: networks, data, objective, optimiser or schedule differ",
+            "only some processes find the state of the run",
+            file=path,
+            remedy="Give a folder that all hosts share: --folder RUN_FOLDER",
+        )
+    state = read_state(path)
+    if state["identity"] != identity(learner.recipe):
+        raise TrainingError(
+            "the state of another recipe: networks, data, objective, optimiser or schedule differ",
             file=path,
             found=state["identity"],
             remedy="Give another --folder, or start anew with --restart",
         )
-    set_model_state_dict(model, state["model"], options=_SHARED)
-    set_optimizer_state_dict(model, _unwrapped(optimizer), state["optimizer"], options=_SHARED)
+    set_model_state_dict(learner.model, state["model"], options=_SHARED)
+    set_optimizer_state_dict(learner.model, _torch_optimizer(learner), state["optimizer"], options=_SHARED)
     if average is not None:
         for name, value in average.values.items():
-            _fill(value, state["average"][name])
-    if accelerator.scaler and state["scaler"]:
-        accelerator.scaler.load_state_dict(state["scaler"])
+            fill(value, state["average"][name])
+    if scaler and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["generator"])
-    return int(state["seen"]), dict(state["extra"])
+    learner.task.load_state(state["extra"])
+    return int(state["seen"])
 
 
-def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return torch's own optimiser: torch fills a fresh one by a step, which accelerate's would scale.
+def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
+    """Put into `task.model` what a run has learned so far, averaged if it does that; return the images seen.
 
-    The scaler of float16 refuses that, since it has seen no loss yet.
+    Raises TrainingError where nothing was saved.
     """
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
+    path = folder / FILE
+    if not path.is_file():
+        raise TrainingError(
+            "there is no state of a run", file=path, remedy=f"Train first: python -m training {recipe.name}"
+        )
+    state = read_state(path)
+    try:
+        missing, unknown = task.model.load_state_dict(state["model"], strict=False)
+        if recipe.ema and state["average"]:
+            unknown += task.model.load_state_dict(state["average"], strict=False).unexpected_keys
+    except RuntimeError:
+        missing, unknown = [], ["tensors of other shapes"]
+    learned = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
+    if unknown or learned & set(missing):
+        raise TrainingError(
+            "the state of other networks",
+            file=path,
+            found=", ".join([*unknown, *(f"no {name}" for name in missing if name in learned)][:3]),
+            remedy=f"Give the recipe and the overrides that it was trained with, not those of {recipe.name}",
+        )
+    task.load_state(state["extra"])
+    task.model.eval()
+    return int(state["seen"])
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -118,7 +146,17 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _replace(path: Path, state: dict[str, Any]) -> None:
+def _torch_optimizer(learner: Learner) -> torch.optim.Optimizer:
+    """Return torch's own optimiser: torch fills a fresh one by a step, which accelerate's would scale.
+
+    The scaler of float16 refuses that, since it has seen no loss yet.
+    """
+    optimizer: torch.optim.Optimizer = getattr(learner.optimizer, "optimizer", learner.optimizer)
+    return optimizer
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    """Replace the file; the temporary one has a fixed name, so that a kill leaves one behind at most."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -126,43 +164,17 @@ def _replace(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # some file systems keep a rename back until they are told
+        finally:
+            os.close(folder)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        kept = f"the state of before is whole: {path}" if path.is_file() else "nothing was saved before"
+        kept = f"the last state is whole: {path}" if path.is_file() else "nothing was saved before"
         raise TrainingError(
             f"the state of the run cannot be saved; {kept}",
             file=temporary,
             found=str(error).splitlines()[0][:200],
-            remedy="Make room on the disk, then run the same command: it goes on from the last state",
+            remedy="Free some space and run the same command again: it goes on from the last state",
         ) from error
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename last, where the file system needs to be told."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def shard(value: Tensor) -> Tensor:
-    """Return the part of a sharded tensor that this process holds: it may be empty."""
-    held: Tensor = value.to_local() if hasattr(value, "to_local") else value
-    return held
-
-
-def full(value: Tensor) -> Tensor:
-    """Gather a sharded tensor; all processes take part."""
-    gathered: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return gathered
-
-
-def _fill(place: Tensor, value: Tensor) -> None:
-    if hasattr(place, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
-
-        value = distribute_tensor(value.to(place.device), place.device_mesh, place.placements)  # type: ignore[attr-defined]
-    with torch.no_grad():
-        place.copy_(value)

@@ -6,9 +6,10 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +17,11 @@ from torch import Tensor
 
 from pytest_sdbench.base.environment import device_name
 from pytest_sdbench.base.files import write_atomically
-from training.errors import TrainingError
+from pytest_sdbench.base.text import duration
+from training.errors import TrainingError, explain_write_errors
+from training.recipes.schema import Recipe
 
+LOG = "log.jsonl"
 _NEVER = 2**62
 
 
@@ -71,77 +75,109 @@ class Meter:
             )
 
 
-class Status:
-    """The clock of a run."""
+class Reporter:
+    """Tell how a run goes: a line to `say`, a line of `log.jsonl`, and accelerate's trackers if it has some.
 
-    def __init__(self, name: str, seen: int, end: int, before: float = 0.0) -> None:
-        """Go on after `seen` images, which took `before` seconds."""
-        self.name, self.end, self._before = name, end, before
-        self.began = self.reported = time.monotonic()
-        self._first = self._seen = seen
-        self.figures: dict[str, float] = {}
+    Every process may call it; the main process alone says and writes.
+    """
 
-    def line(self, seen: int, values: Mapping[str, float]) -> str:
-        """Return the status line: images, rate, losses, learning rate, gradient norm, memory, time left."""
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        seen: int,
+        end: int,
+        say: Callable[[str], None],
+    ) -> None:
+        """Go on after `seen` images of a run that ends after `end`.
+
+        Lines of the log that come from steps lost with a kill are dropped; those steps are taken again.
+        """
+        self._folder, self._recipe, self._say = folder, recipe, say
+        self._main = accelerator.is_main_process
+        self._accelerator = accelerator if recipe.watch.trackers and self._main else None
+        self._first = self._last = seen
+        self._end = end
+        self._seconds_before = trained_seconds(folder) or 0.0
+        self._began = self._reported = time.monotonic()
+        if self._main:
+            self._drop_lines_after(seen)
+        if self._accelerator is not None:
+            self._accelerator.init_trackers(folder.name)
+
+    def begin(self, parameters: int) -> None:
+        """Say what is about to be trained."""
+        if self._main:
+            done = f"{self._first:,} of {self._recipe.images:,} images seen"
+            batch = self._recipe.schedule.batch
+            self._say(f"{self._folder.name}: {done}; {parameters:,} parameters learn; {batch} images a step")
+
+    def report(self, seen: int, values: Mapping[str, float]) -> None:
+        """Tell images, rate, losses, learning rate, gradient norm, memory and time left."""
         now = time.monotonic()
-        rate = (seen - self._seen) / max(now - self.reported, 1e-9)
-        whole = (seen - self._first) / max(now - self.began, 1e-9)
-        left = (self.end - seen) / max(whole, 1e-9)
-        self.reported, self._seen = now, seen
+        rate = (seen - self._last) / max(now - self._reported, 1e-9)
+        mean_rate = (seen - self._first) / max(now - self._began, 1e-9)
+        self._reported, self._last = now, seen
+        if not self._main:
+            return
         memory = memory_gib()
-        self.figures = {
+        figures = {
             "images_per_second": round(rate, 2),
-            "seconds": round(self._before + now - self.began, 1),
+            "seconds": round(self._seconds_before + now - self._began, 1),
             "memory_gib": round(memory, 3),
         }
         words = " ".join(
             f"{name} {value:.3g}" if name == "lr" else f"{name.replace('_', ' ')} {value:.4f}"
             for name, value in values.items()
         )
-        done = f"{seen:,}/{self.end:,} images"
-        return f"{self.name}: {done}, {rate:.1f}/s, {words}, {memory:.1f} GiB, {_duration(left)} left"
+        done = f"{seen:,}/{self._end:,} images"
+        left = duration((self._end - seen) / max(mean_rate, 1e-9))
+        self._say(f"{self._folder.name}: {done}, {rate:.1f}/s, {words}, {memory:.1f} GiB, {left} left")
+        self._write(seen, {**values, **figures})
 
+    def validation(self, seen: int, values: Mapping[str, float]) -> None:
+        """Tell losses that are measured the same way every time."""
+        if self._main:
+            self._write(seen, values)
+            words = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+            self._say(f"{self._folder.name}: {seen:,} images, {words}")
 
-class Log:
-    """`log.jsonl` of a run, and accelerate's trackers where the recipe names some."""
+    def close(self) -> None:
+        """Finish the trackers, which ends the group of processes, too."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()
 
-    def __init__(self, folder: Path, seen: int, accelerator: Accelerator | None) -> None:
-        """Go on after `seen` images: lines of steps lost with a kill are dropped; they come again."""
-        self._path, self._accelerator = folder / "log.jsonl", accelerator
-        if self._path.is_file():
-            text = self._path.read_text(encoding="utf-8", errors="replace")
-            places = [(line, _seen(line)) for line in text.splitlines()]
-            kept = "".join(f"{line}\n" for line, place in places if place is not None and place <= seen)
-            if kept != text:
-                with _explained(self._path):
-                    write_atomically(self._path, kept.encode())
-        if accelerator is not None:
-            accelerator.init_trackers(folder.name)
-
-    def write(self, seen: int, values: Mapping[str, float]) -> None:
-        """Append one line."""
-        with _explained(self._path), self._path.open("a", encoding="utf-8") as file:
+    def _write(self, seen: int, values: Mapping[str, float]) -> None:
+        path = self._folder / LOG
+        with explain_write_errors(path, "the log of the run"), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"seen": seen, **values}) + "\n")
         if self._accelerator is not None:
             self._accelerator.log(dict(values), step=seen)
 
-    def close(self) -> None:
-        """Finish the trackers."""
-        if self._accelerator is not None:
-            self._accelerator.end_training()
+    def _drop_lines_after(self, seen: int) -> None:
+        path = self._folder / LOG
+        kept = "".join(json.dumps(line) + "\n" for line in read_log(self._folder) if line["seen"] <= seen)
+        if path.is_file() and kept.encode() != path.read_bytes():
+            with explain_write_errors(path, "the log of the run"):
+                write_atomically(path, kept.encode())
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log, without a line that a kill cut short."""
+    found = []
+    path = folder / LOG
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError, KeyError, TypeError):
+            report = json.loads(line)
+            found.append({**report, "seen": int(report["seen"])})
+    return found
 
 
 def trained_seconds(folder: Path) -> float | None:
     """Return how long a run has trained, all its sittings together; None where its log does not say."""
-    path = folder / "log.jsonl"
-    if not path.is_file():
-        return None
-    told = [
-        json.loads(line).get("seconds")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if _seen(line) is not None
-    ]
-    return next((float(seconds) for seconds in reversed(told) if seconds is not None), None)
+    told = [line["seconds"] for line in read_log(folder) if line.get("seconds") is not None]
+    return float(told[-1]) if told else None
 
 
 def hardware(device: torch.device, processes: int) -> str:
@@ -152,36 +188,9 @@ def hardware(device: torch.device, processes: int) -> str:
     return f"{device_name(device.type)}; processes: {processes}, threads of each: {threads}"
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TrainingError(
-            "the log of the run cannot be written",
-            file=path,
-            found=error.strerror or str(error),
-            remedy="Make room on the disk, then run the same command: it goes on from the last state",
-        ) from error
-
-
 def memory_gib() -> float:
     """Return the peak memory of this process: that of the GPU where there is one, else resident."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _seen(line: str) -> int | None:
-    """Return the images of a line of the log; None for a line that a kill cut short."""
-    try:
-        return int(json.loads(line)["seen"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

@@ -15,7 +15,8 @@ from pytest_sdbench.protocols import scenes
 from training.build import build_task
 from training.embedded import vae
 from training.recipes.load import load_recipe
-from training.run import loop
+from training.run.loop import train
+from training.run.processes import start
 from training.students.tokenizer import CONTEXT, MERGES, build_tokenizer, learn_merges, save_tokenizer
 
 SHIPPED = reference() / "checkpoints"
@@ -55,9 +56,9 @@ def test_merges_can_be_learned_again():
 def trained(name, folder, *overrides):
     short = ["schedule.steps=2", "schedule.batch=2", "schedule.micro_batch=2", "optimizer.warmup_steps=0"]
     recipe = load_recipe(name, [*short, *overrides])
-    accelerator = loop.start(recipe, folder, "cpu")
+    accelerator = start(recipe, folder, "cpu")
     task = build_task(recipe, folder=folder, accelerator=accelerator)
-    loop.train(task, recipe, folder, accelerator, say=lambda _line: None)
+    train(task, recipe, folder, accelerator, say=lambda _line: None)
     return task
 
 

@@ -18,9 +18,11 @@ from training.build import build_task
 from training.objectives.consistency import ConsistencyTask
 from training.objectives.distillation import DistillationTask
 from training.recipes.schema import Recipe
-from training.run import loop
+from training.run.loop import train
+from training.run.processes import start
 from training.run.randomness import Dice
 from training.run.state import FILE, read_state
+from training.run.task import Piece
 
 OBJECTIVES = ("prediction", "distillation", "consistency")
 
@@ -34,12 +36,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(recipe: Recipe, folder: Path) -> Any:
-    accelerator = loop.start(recipe, folder, "cpu")
+    accelerator = start(recipe, folder, "cpu")
     return build_task(recipe, folder=folder, accelerator=accelerator, say=lambda _line: None)
 
 
-def piece(seen: int = 0, count: int = 4, first: int = 0, total: int = 4) -> loop.Piece:
-    return loop.Piece(seen + first, count, Dice(3, seen, total, first, count))
+def piece(seen: int = 0, count: int = 4, first: int = 0, total: int = 4) -> Piece:
+    return Piece(seen + first, count, Dice(3, seen, total, first, count))
 
 
 def short(place: Path, objective: str, *overrides: str) -> Recipe:
@@ -176,12 +178,12 @@ def test_a_distillation_step_is_what_its_parts_say(place: Path) -> None:
 
 def test_the_frozen_networks_stay_as_they_are(place: Path) -> None:
     recipe = short(place, "consistency", "schedule.steps=1")
-    accelerator = loop.start(recipe, place / "frozen", "cpu")
+    accelerator = start(recipe, place / "frozen", "cpu")
     task = build_task(recipe, folder=place / "frozen", accelerator=accelerator, say=lambda _line: None)
     assert isinstance(task, ConsistencyTask)
     before = copy.deepcopy(task.teacher.state_dict())
     started = copy.deepcopy(task.model.state_dict())
-    loop.train(task, recipe, place / "frozen", accelerator, say=lambda _line: None)
+    train(task, recipe, place / "frozen", accelerator, say=lambda _line: None)
     for name, value in task.teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not torch.equal(task.model.state_dict()["unet.conv_in.weight"], started["unet.conv_in.weight"])

@@ -27,8 +27,13 @@ from tests.training.helpers import (
     train_toy,
 )
 from training.errors import TrainingError
-from training.run import loop
-from training.run.state import FILE, read_state
+from training.run import processes
+from training.run.loop import train
+from training.run.processes import sharded, start
+from training.run.randomness import Dice
+from training.run.state import FILE, load_trained, read_state
+from training.run.step import Plan, learning_rate
+from training.run.task import Piece
 
 EMA = ("ema.decay=0.9", "optimizer.schedule=cosine", "optimizer.warmup_steps=2")
 
@@ -72,14 +77,14 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 def sharded_toy(folder: str, stop_at: int | None) -> None:
     """Train with FSDP, which accelerate itself leaves to GPUs."""
     recipe = tiny_recipe(*EMA, "schedule.micro_batch=2")
-    accelerator = loop.start(recipe, Path(folder), "cpu")
+    accelerator = start(recipe, Path(folder), "cpu")
     accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False
     )
-    assert loop.sharded(accelerator)
+    assert sharded(accelerator)
     toy = Toy()
-    loop.train(toy, recipe, Path(folder), accelerator, stop_at=stop_at, say=lambda _line: None)
+    train(toy, recipe, Path(folder), accelerator, stop_at=stop_at, say=lambda _line: None)
     assert all(isinstance(value, DTensor) for value in toy.model.parameters())
 
 
@@ -92,7 +97,7 @@ def test_sharded_weights_are_saved_whole_and_learn_the_same(tmp_path: Path) -> N
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
     exported = Toy()
-    assert loop.load_trained(exported, tiny_recipe(*EMA), tmp_path / "sharded") == 48
+    assert load_trained(exported, tiny_recipe(*EMA), tmp_path / "sharded") == 48
     for name, value in exported.model.state_dict().items():
         torch.testing.assert_close(value, one.model.state_dict()[name], rtol=1e-5, atol=1e-6)
 
@@ -252,16 +257,16 @@ def test_a_loss_that_breaks_in_one_process_ends_both(tmp_path: Path) -> None:
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"schedule\.batch: 3 processes.*found 8"):
-        loop.Plan.of(tiny_recipe(), 3)
+        Plan.of(tiny_recipe(), 3)
     with pytest.raises(TrainingError, match=r"schedule\.batch"):
-        loop.Plan.of(tiny_recipe(), 16)
-    assert loop.Plan.of(tiny_recipe("schedule.micro_batch=2"), 2) == loop.Plan(8, 2, 2, 2)
-    assert loop.Plan.of(tiny_recipe(), 4) == loop.Plan(8, 2, 1, 4)
+        Plan.of(tiny_recipe(), 16)
+    assert Plan.of(tiny_recipe("schedule.micro_batch=2"), 2) == Plan(8, 2, 2, 2)
+    assert Plan.of(tiny_recipe(), 4) == Plan(8, 2, 1, 4)
 
 
 @pytest.mark.parametrize(("micro", "world"), [(8, 1), (2, 2), (1, 4), (4, 2)])
 def test_a_plan_covers_a_step_once(micro: int, world: int) -> None:
-    plan = loop.Plan.of(tiny_recipe(f"schedule.micro_batch={micro}"), world)
+    plan = Plan.of(tiny_recipe(f"schedule.micro_batch={micro}"), world)
     rows = [
         plan.first(part, rank) + row
         for part in range(plan.parts)
@@ -273,19 +278,19 @@ def test_a_plan_covers_a_step_once(micro: int, world: int) -> None:
 
 def test_float16_needs_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"precision: float16 training needs a GPU.*bf16 or fp32"):
-        loop.start(tiny_recipe("precision=fp16"), tmp_path, "cpu")
+        start(tiny_recipe("precision=fp16"), tmp_path, "cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"--device: .*no CUDA device.*cpu or auto"):
-        loop.start(tiny_recipe(), tmp_path, "cuda")
+        start(tiny_recipe(), tmp_path, "cuda")
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr(processes, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(TrainingError, match=r"watch\.trackers: .*not installed.*wandb"):
-        loop.start(tiny_recipe("watch.trackers=[wandb]"), tmp_path, "cpu")
+        start(tiny_recipe("watch.trackers=[wandb]"), tmp_path, "cpu")
 
 
 def test_tensorboard_shows_the_curve_of_the_log(tmp_path: Path) -> None:
@@ -316,7 +321,7 @@ def test_state_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
 
 def test_learning_rate_at_its_ends() -> None:
     cosine = tiny_recipe("schedule.steps=100", "optimizer.schedule=cosine", "optimizer.warmup_steps=10")
-    rates = [loop.learning_rate(cosine, 8 * step) for step in range(101)]
+    rates = [learning_rate(cosine, 8 * step) for step in range(101)]
     assert rates[0] == pytest.approx(1e-4, rel=1e-3)
     assert max(rates) <= 1e-3
     assert rates[9] == pytest.approx(1e-3, rel=0.03)
@@ -324,10 +329,10 @@ def test_learning_rate_at_its_ends() -> None:
     assert rates[50] == pytest.approx((0.01 + 0.99 / 2) * 1e-3)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     constant = tiny_recipe("optimizer.warmup_steps=4")
-    assert [loop.learning_rate(constant, 8 * step) * 1e3 for step in range(6)] == pytest.approx(
+    assert [learning_rate(constant, 8 * step) * 1e3 for step in range(6)] == pytest.approx(
         [0.25, 0.5, 0.75, 1, 1, 1]
     )
-    assert loop.learning_rate(tiny_recipe(), 0) == 1e-3
+    assert learning_rate(tiny_recipe(), 0) == 1e-3
 
 
 def test_the_average_follows_the_weights_step_by_step(tmp_path: Path) -> None:
@@ -350,9 +355,7 @@ def test_one_step_is_that_of_a_plain_adamw(tmp_path: Path) -> None:
     plain = Toy()
     optimizer = torch.optim.AdamW(plain.model.parameters(), lr=1e-3, weight_decay=0.3, fused=False)
     for step, line in enumerate(log_lines(tmp_path)):
-        from training.run.randomness import Dice
-
-        losses = plain.losses(plain.model, loop.Piece(8 * step, 8, Dice(3, 8 * step, 8, 0, 8)))
+        losses = plain.losses(plain.model, Piece(8 * step, 8, Dice(3, 8 * step, 8, 0, 8)))
         optimizer.zero_grad()
         losses["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(plain.model.parameters(), 0.1)
@@ -370,7 +373,7 @@ def test_what_is_left_in_the_model_is_the_average(tmp_path: Path) -> None:
         assert torch.equal(value, state["average"][name]), name
         assert not torch.equal(value, state["model"][name]), name
     again = Toy()
-    assert loop.load_trained(again, tiny_recipe(*EMA), tmp_path) == 48
+    assert load_trained(again, tiny_recipe(*EMA), tmp_path) == 48
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, state["average"][name]), name
     assert torch.equal(again.followed, toy.followed)
@@ -378,13 +381,13 @@ def test_what_is_left_in_the_model_is_the_average(tmp_path: Path) -> None:
 
 def test_nothing_trained_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="python -m training tiny"):
-        loop.load_trained(Toy(), tiny_recipe(), tmp_path)
+        load_trained(Toy(), tiny_recipe(), tmp_path)
 
 
 def test_a_trained_network_of_another_shape_is_refused(tmp_path: Path) -> None:
     train_toy(tmp_path)
     with pytest.raises(TrainingError, match=r"state\.pt"):
-        loop.load_trained(Toy(width=8), tiny_recipe(), tmp_path)
+        load_trained(Toy(width=8), tiny_recipe(), tmp_path)
 
 
 def test_log_holds_a_line_per_report(tmp_path: Path) -> None:
@@ -417,7 +420,7 @@ def test_a_last_line_without_its_end_is_not_glued_to_the_next(tmp_path: Path) ->
 def test_the_status_line_says_how_it_goes(tmp_path: Path) -> None:
     said: list[str] = []
     recipe = tiny_recipe()
-    loop.train(Toy(), recipe, tmp_path / "run", loop.start(recipe, tmp_path / "run", "cpu"), say=said.append)
+    train(Toy(), recipe, tmp_path / "run", start(recipe, tmp_path / "run", "cpu"), say=said.append)
     assert "0 of 48 images seen" in said[0]
     assert "97 parameters learn" in said[0]
     for word in ("run: 48/48 images", "/s", "loss", "part", "lr 0.001", "gradient norm", "GiB", "left"):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from tests.training.helpers import Toy, assert_same_state, log_lines, train_toy
+from tests.training.helpers import Toy, assert_same_state, log_lines, tiny_recipe, train_toy
 from training.errors import TrainingError
+from training.run.processes import start
 from training.run.state import FILE, load_state, read_state, save_state
+from training.run.step import Learner, prepare
 
 SAVE_ALWAYS = "watch.save_minutes=1e-9"
 
@@ -39,7 +41,7 @@ def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path, share: float) ->
     with (
         # The log, which is short, has room left even where the state finds none.
         files_no_longer_than(max(2000, int(share * len(before)))),
-        pytest.raises(TrainingError, match=r"cannot be saved; the state of before is whole.*Make room"),
+        pytest.raises(TrainingError, match=r"cannot be saved; the last state is whole.*Free some space"),
     ):
         train_toy(tmp_path / "run", *settings, toy=Toy(width=256))
     assert (tmp_path / "run" / FILE).read_bytes() == before
@@ -59,7 +61,7 @@ def test_a_log_that_finds_no_room_is_a_clear_error(tmp_path: Path) -> None:
     train_toy(tmp_path, SAVE_ALWAYS, stop_at=8)
     with (
         files_no_longer_than((tmp_path / "log.jsonl").stat().st_size),
-        pytest.raises(TrainingError, match=r"log\.jsonl: the log of the run cannot be written.*Make room"),
+        pytest.raises(TrainingError, match=r"log\.jsonl: the disk is full: the log of the run"),
     ):
         train_toy(tmp_path, SAVE_ALWAYS)
     assert train_toy(tmp_path, SAVE_ALWAYS)[0] == 48
@@ -129,20 +131,24 @@ def test_the_state_has_plain_names_and_what_is_frozen_stays_out(tmp_path: Path) 
 
 
 def test_a_scaled_run_is_loaded_before_any_loss_was_scaled(tmp_path: Path) -> None:
-    accelerator = Accelerator(cpu=True)
+    recipe = tiny_recipe()
+    accelerator = start(recipe, tmp_path, "cpu")
 
-    def learner(scale: float) -> tuple[torch.nn.Linear, Any]:
-        model, accelerator.scaler = torch.nn.Linear(3, 3), torch.amp.GradScaler("cpu", init_scale=scale)
-        return model, AcceleratedOptimizer(torch.optim.AdamW(model.parameters()), scaler=accelerator.scaler)
+    def learner(scale: float) -> Learner:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        plain = prepare(Toy(), recipe, accelerator)
+        optimizer = torch.optim.AdamW(plain.parameters)
+        return replace(plain, optimizer=AcceleratedOptimizer(optimizer, scaler=accelerator.scaler))
 
-    model, optimizer = learner(8.0)
-    accelerator.scaler.scale(model(torch.ones(1, 3)).sum()).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    save_state(tmp_path, accelerator, model, optimizer, None, seen=1, identity="a")
+    one = learner(8.0)
+    accelerator.scaler.scale(one.model(torch.ones(1, 4)).sum()).backward()
+    one.optimizer.step()
+    one.optimizer.zero_grad()
+    save_state(tmp_path, one, seen=1)
 
-    other, fresh = learner(2.0)
-    assert load_state(tmp_path, accelerator, other, fresh, None, identity="a") == (1, {})
-    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(fresh.state_dict()["state"], optimizer.state_dict()["state"], rtol=0, atol=0)
+    other = learner(2.0)
+    assert load_state(tmp_path, other) == 1
+    torch.testing.assert_close(other.model.state_dict(), one.model.state_dict(), rtol=0, atol=0)
+    states = [each.optimizer.state_dict()["state"] for each in (other, one)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
     assert accelerator.scaler.get_scale() == 8.0
