@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import machine
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate, open_evidence
 from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_column
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
@@ -102,7 +103,7 @@ def fill(
     store: Path, checkpoint: Checkpoint, protocol: Protocol, columns: Mapping[str, int], *, seed: int = 0
 ) -> None:
     """Write made-up rows of a protocol's images straight into a store."""
-    evidence = open_evidence(store, checkpoint, protocol)
+    evidence = open_evidence(Workspace(store), checkpoint, protocol)
     rng = np.random.default_rng(seed)
     # Features of a network are correlated; a sparse mixture is enough for that, and quick to draw.
     scales = {name: np.arange(1, width + 1, dtype=np.float32) ** -0.5 for name, width in columns.items()}
@@ -143,7 +144,7 @@ def _measured(what: str, images: int, store: Path, protocol: Protocol) -> Peak:
     machine.forget_peak()
     base, _ = machine.resident()
     began = time.perf_counter()
-    evaluate(checkpoint, protocol, store=store, samples=images, progress=False)
+    evaluate(checkpoint, protocol, Workspace(store, progress=False), samples=images)
     seconds = time.perf_counter() - began
     # Not `ru_maxrss`: Linux starts that of a new process at what its parent had.
     return Peak(what, images, base, machine.resident()[1], seconds)

@@ -19,6 +19,7 @@ from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation.memory import fill
 from benchmarks.evaluation.processes import Apart
 from benchmarks.evaluation.stages import Shares, watching
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features import inception
@@ -343,11 +344,8 @@ def _evaluated(subject: Subject, images: int, tuning: Tuning, store: Path) -> fl
     evaluate(
         subject.checkpoint,
         subject.protocol,
-        store=store,
-        data_root=subject.data_root,
-        device=subject.device,
+        Workspace(store, subject.data_root, subject.device, progress=False),
         samples=images,
-        progress=False,
         tuning=tuning,
     )
     machine.wait(subject.kind)

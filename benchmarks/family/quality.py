@@ -24,11 +24,12 @@ class Quality:
 
 def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Path) -> Quality:
     """Score a checkpoint on scenes, making the images that the store lacks."""
+    from pytest_sdbench.base.workspace import Workspace
     from pytest_sdbench.evaluation.evaluate import evaluate
     from pytest_sdbench.metrics.estimates import Estimate
     from pytest_sdbench.models.checkpoint import resolve
 
-    measured = evaluate(resolve(checkpoint_spec), protocol, store=store)
+    measured = evaluate(resolve(checkpoint_spec), protocol, Workspace(store))
     scores: dict[str, float] = {"n": measured.n}
     estimates = {}
     for metric in METRICS:

@@ -65,6 +65,7 @@ def seed_protocols(member: str, count: int = SEED_SETS) -> Iterator[Protocol]:
 
 def draw(member: str, protocol: Protocol, store: Path, device: str) -> None:
     """Make what the store lacks of a member under a protocol."""
+    from pytest_sdbench.base.workspace import Workspace
     from pytest_sdbench.evaluation.evaluate import make_evidence
     from pytest_sdbench.evaluation.tuning import Tuning
     from pytest_sdbench.models.checkpoint import resolve
@@ -72,7 +73,7 @@ def draw(member: str, protocol: Protocol, store: Path, device: str) -> None:
     # Members are drawn beside each other, each by a process: none of them is worth a compilation.
     began, tuning = time.monotonic(), Tuning(compile=False)
     made = make_evidence(
-        resolve(spec(member)), protocol, store=store, device=device, tuning=tuning, progress=False
+        resolve(spec(member)), protocol, Workspace(store, device=device, progress=False), tuning=tuning
     )
     print(
         f"{member}: {protocol.n:,} images of seed {protocol.seeds.seed}, {made.images_made:,} made in "
@@ -84,6 +85,7 @@ def draw(member: str, protocol: Protocol, store: Path, device: str) -> None:
 def calibrate_quick(member: str, count: int, store: Path) -> Path:
     """Record what a member's quick protocol scatters by over its seed sets, as `--sdbench-calibrate` does."""
     from pytest_sdbench.base.paths import reference
+    from pytest_sdbench.base.workspace import Workspace
     from pytest_sdbench.cards.card import read_card
     from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
     from pytest_sdbench.gate.calibration import calibrate, write_calibration
@@ -94,7 +96,7 @@ def calibrate_quick(member: str, count: int, store: Path) -> Path:
     checkpoint = resolve(spec(member))
 
     def scored(protocol: Protocol) -> Evaluation:
-        return evaluate(checkpoint, protocol, store=store, progress=False)
+        return evaluate(checkpoint, protocol, Workspace(store, progress=False))
 
     protocol = load_protocol(card.protocols[0])
     return write_calibration(protocol, calibrate(card, protocol, scored, count, FIRST_SEED))

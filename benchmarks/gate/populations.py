@@ -160,10 +160,11 @@ def load_seed_sets(member: str, protocols: Iterator[Protocol], store: Path = STO
 def _load(
     member: str, protocol: Protocol, store: Path, metrics: tuple[str, ...], checkpoint: Checkpoint
 ) -> Population:
+    from pytest_sdbench.base.workspace import Workspace
     from pytest_sdbench.evaluation.evaluate import open_evidence
     from pytest_sdbench.features.references import load_references
 
-    evidence = open_evidence(store, checkpoint, protocol)
+    evidence = open_evidence(Workspace(store), checkpoint, protocol)
     lacking = sum(map(len, evidence.missing(protocol.n)))
     if lacking:
         raise SystemExit(

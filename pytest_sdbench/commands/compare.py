@@ -13,6 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import find_card, is_card, read_card
 from pytest_sdbench.commands.shared import share, write_text
 from pytest_sdbench.evaluation.evaluate import evaluate
@@ -44,11 +45,8 @@ def run(options: argparse.Namespace) -> int:
         options.first,
         options.second,
         options.protocol,
+        Workspace(options.store, options.data, options.device, download=options.download),
         images=options.images,
-        store=options.store,
-        data_root=options.data,
-        device=options.device,
-        download=options.download,
     )
     print(comparison_table(found))
     if options.json is not None:
@@ -85,12 +83,9 @@ def compare(
     first: str,
     second: str,
     protocol_name: str,
+    workspace: Workspace,
     *,
     images: int | None = None,
-    store: Path | str,
-    data_root: Path | None = None,
-    device: str = "cpu",
-    download: bool = False,
 ) -> Comparison:
     """Score two checkpoints on the same prompts and seeds and return their difference, image by image.
 
@@ -109,27 +104,20 @@ def compare(
             )
         protocol = protocol.with_samples(images)
     # The second first: it may be the base of the first.
-    right = _side(second, protocol, None, download)
-    left = _side(first, protocol, right, download)
+    right = _side(second, protocol, None, workspace.download)
+    left = _side(first, protocol, right, workspace.download)
     found, notes = [], []
     for side in (left, right):
         estimates = _recorded(side, protocol)
         if estimates is None:
-            evaluation = evaluate(
-                side.checkpoint,
-                protocol,
-                store=store,
-                data_root=data_root,
-                device=device,
-                download=download,
-            )
+            evaluation = evaluate(side.checkpoint, protocol, workspace)
             estimates = dict(evaluation.estimates)
             notes += [f"{side.name}: {note}" for note in evaluation.notes]
             notes += [f"{metric}: {reason}" for metric, reason in evaluation.lacking.items()]
         else:
             notes.append(f"{side.name}: recorded images, none drawn")
         found.append(estimates)
-    prompts = load_prompts(protocol, data_root)[: protocol.n]
+    prompts = load_prompts(protocol, workspace.data_root)[: protocol.n]
     groups = groups_of(prompts)
     differences = {}
     for metric in protocol.metrics:

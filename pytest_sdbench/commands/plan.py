@@ -43,16 +43,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from pytest_sdbench.base.environment import torch_device
+    from pytest_sdbench.base.workspace import Workspace
     from pytest_sdbench.commands.plan_cost import figures, plan
 
     if options.images is not None and options.images < 1:
         raise SdbenchError("give 1 or more", key="--images", found=options.images)
     made = plan(
         cards_of(options.cards),
-        store=options.store,
-        data_root=options.data,
-        device=torch_device(options.device, option="--device"),
-        dtype=options.dtype,
+        Workspace(
+            options.store, options.data, torch_device(options.device, option="--device"), options.dtype
+        ),
         images=options.images,
         protocols=options.protocol,
         weights=weights_by_card(options.weights),

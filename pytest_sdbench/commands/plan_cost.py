@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_sdbench.base.errors import CardError, EvidenceError, SdbenchError, Unavailable
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.cards.cases import judged_protocols
 from pytest_sdbench.cards.network import network_of
@@ -139,11 +140,8 @@ class Plan:
 
 def plan(
     cards: Sequence[Path],
+    workspace: Workspace,
     *,
-    store: Path | str,
-    data_root: Path | None = None,
-    device: str = "cpu",
-    dtype: str | None = None,
     images: int | None = None,
     protocols: Sequence[str] = (),
     weights: Mapping[str, Path] | None = None,
@@ -152,12 +150,12 @@ def plan(
 ) -> Plan:
     """Reckon what cards cost under the protocols that they are judged by, or under `protocols`.
 
-    `store` is a folder or a URL, `weights` replaces the checkpoint of a card by name or path. Nothing is
-    downloaded and no image is made; one or two U-Net calls of each network are timed, unless `timing` is off,
-    and `tell` hears of it first. What is missing or broken is a finding of its row, and ends nothing; what
-    the store sets aside as damaged is missing, with a warning. Raises CardError for `weights` of no card.
+    `weights` replaces the checkpoint of a card by name or path. Nothing is downloaded and no image is made.
+    One or two U-Net calls of each network are timed, unless `timing` is off; `tell` hears of it first. What
+    is missing or broken is a finding of its row, and ends nothing. What the store sets aside as damaged is
+    missing, with a warning. Raises CardError for `weights` of no card.
     """
-    planner = _Planner(store, data_root, device, dtype, images, Stopwatch(device, tell) if timing else None)
+    planner = _Planner(workspace, images, Stopwatch(workspace.device, tell) if timing else None)
     left = dict(weights or {})
     rows: list[Row] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -176,7 +174,7 @@ def plan(
         known = ", ".join(dict.fromkeys(row.card for row in rows))
         raise CardError("weights of no card", key="--weights", found=next(iter(left)), remedy=f"Name {known}")
     said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DamagedEvidence))
-    return Plan(tuple(rows), device, store, tuple(said))
+    return Plan(tuple(rows), workspace.device, workspace.store, tuple(said))
 
 
 def figures(made: Plan) -> dict[str, Any]:
@@ -248,17 +246,8 @@ def _zeros(protocol: Protocol, count: int) -> Rows:
 class _Planner:
     """Plans one card after the other, and looks for each thing once."""
 
-    def __init__(
-        self,
-        store: Path | str,
-        data_root: Path | None,
-        device: str,
-        dtype: str | None,
-        images: int | None,
-        stopwatch: Stopwatch | None,
-    ) -> None:
-        self._store, self._data_root, self._device = store, data_root, device
-        self._dtype, self._images, self._stopwatch = dtype, images, stopwatch
+    def __init__(self, workspace: Workspace, images: int | None, stopwatch: Stopwatch | None) -> None:
+        self._workspace, self._images, self._stopwatch = workspace, images, stopwatch
         self._seen: dict[tuple[Path, str, str], tuple[str, str]] = {}
 
     def rows(self, card: Card, weights: Path | None, names: Sequence[str]) -> Iterator[Row]:
@@ -275,11 +264,11 @@ class _Planner:
         downloads = checkpoint_downloads(card, weights) if weighed.state == "missing" else ()
         for protocol in protocols:
             asked = protocol.with_samples(min(self._images, protocol.n)) if self._images else protocol
-            asked = asked.with_dtype(self._dtype) if self._dtype else asked
+            asked = asked.with_dtype(self._workspace.dtype) if self._workspace.dtype else asked
             yield self._row(card, asked, checkpoint, (weighed, *self._needs(card, asked)), downloads)
 
     def _needs(self, card: Card, protocol: Protocol) -> Iterator[Finding]:
-        for need, name, look in protocol_needs(protocol, self._data_root):
+        for need, name, look in protocol_needs(protocol, self._workspace.data_root):
             # By folder too: "./" and a protocol beside the card mean another thing elsewhere.
             key = (card.path.parent.resolve(), need, name)
             if key not in self._seen:
@@ -294,18 +283,18 @@ class _Planner:
         findings: tuple[Finding, ...],
         downloads: tuple[Download, ...],
     ) -> Row:
-        drawn = on_this_device(protocol, self._device)
+        drawn = on_this_device(protocol, self._workspace.device)
         evidence: Evidence | None = None
         missing = [range(start, min(start + SHARD, drawn.n)) for start in range(0, drawn.n, SHARD)]
         try:
             if checkpoint is not None:
-                evidence = open_evidence(self._store, checkpoint, drawn, device=self._device)
+                evidence = open_evidence(self._workspace, checkpoint, drawn)
                 missing = evidence.missing(drawn.n)
         except Unavailable:
             evidence = None  # an extractor is not here: it is among the findings
         except EvidenceError as error:
             evidence = None
-            findings += (Finding(card.name, "store", str(self._store), "broken", str(error)),)
+            findings += (Finding(card.name, "store", str(self._workspace.store), "broken", str(error)),)
         count = sum(map(len, missing))
         pace = evidence.pace() if evidence is not None else None
         basis, untimed, timed_in = MEASURED if pace is not None else "", "", ""

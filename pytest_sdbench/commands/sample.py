@@ -10,12 +10,13 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import card_name, read_card
 from pytest_sdbench.commands.shared import cards_of, share, weights_by_card
 
@@ -107,14 +108,11 @@ def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
 
 def sample_card(
     path: Path,
+    workspace: Workspace,
     *,
-    store: Path | str,
     names: Sequence[str] = (),
     images: int | None = None,
     weights: Path | None = None,
-    data_root: Path | None = None,
-    device: str = "cpu",
-    download: bool = False,
     tuning: Tuning | None = None,
     world: World | None = None,
 ) -> list[str]:
@@ -124,13 +122,16 @@ def sample_card(
     """
     from pytest_sdbench.evaluation.evaluate import make_evidence
     from pytest_sdbench.models.checkpoint import resolve, verify
-    from pytest_sdbench.store.shards import Store
 
     world = world or World()
     card = read_card(path)
     protocols = protocols_of(card, names)
     checkpoint = resolve(
-        card.checkpoint, card=card.name, near=card.path.parent, weights=weights, download=download
+        card.checkpoint,
+        card=card.name,
+        near=card.path.parent,
+        weights=weights,
+        download=workspace.download,
     )
     verify(checkpoint)
     lines = []
@@ -139,12 +140,8 @@ def sample_card(
         made = make_evidence(
             checkpoint,
             wanted,
-            store=Store(store),
-            data_root=data_root,
-            device=device,
+            replace(workspace, progress=world.rank == 0),
             tuning=tuning,
-            download=download,
-            progress=world.rank == 0,
             start_at=world.rank / world.size,
         )
         lines.append(
@@ -167,6 +164,7 @@ def run(options: argparse.Namespace) -> int:
     cards, world = cards_of(options.cards), World.from_environment()
     world.share_cores()
     device = torch_device(options.device, option="--device", index=world.local_rank)
+    workspace = Workspace(options.store, options.data, device, download=options.download)
     weights, names = weights_by_card(options.weights), sorted(card_name(path) for path in cards)
     if strange := [card for card in weights if card not in names]:
         raise SdbenchError(
@@ -177,13 +175,10 @@ def run(options: argparse.Namespace) -> int:
         try:
             lines = sample_card(
                 path,
-                store=options.store,
+                workspace,
                 names=options.protocol,
                 images=options.images,
                 weights=weights.get(card_name(path)),
-                data_root=options.data,
-                device=device,
-                download=options.download,
                 tuning=Tuning(batch_size=options.batch_size, workers=options.workers),
                 world=world,
             )

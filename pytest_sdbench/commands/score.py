@@ -19,6 +19,7 @@ from tabulate import tabulate
 from pytest_sdbench.base.environment import true_float32, versions
 from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.base.progress import Progress
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, find_card, is_card, read_card
 from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.commands.score_matching import Matching, match
@@ -72,13 +73,11 @@ def run(options: argparse.Namespace) -> int:
     found = score(
         options.images,
         options.protocol,
+        Workspace(data_root=options.data, device=options.device, download=options.download),
         n=options.n,
         stage=options.stage,
         match_by=options.match,
         card=options.card,
-        data_root=options.data,
-        device=options.device,
-        download=options.download,
     )
     print(score_table(found))
     if options.json is not None:
@@ -121,15 +120,12 @@ class Scores:
 def score(
     sources: Sequence[str | Path],
     protocol_name: str | Path,
+    workspace: Workspace,
     *,
     n: int | None = None,
     stage: Stage | None = None,
     match_by: str | None = None,
     card: str | None = None,
-    data_root: Path | None = None,
-    device: str = "cpu",
-    download: bool = False,
-    progress: bool = True,
 ) -> Scores:
     """Score the images in folders, archives or shards under a protocol.
 
@@ -151,7 +147,7 @@ def score(
             remedy="Give at least 2 and at most so many",
         )
     # Whatever can fail without an image fails before the first one.
-    found = load_references(protocol, data_root)
+    found = load_references(protocol, workspace.data_root)
     references = {name: each for name, each in found.items() if not isinstance(each, Unavailable)}
     lacking = {name: each for name, each in found.items() if isinstance(each, Unavailable)}
     if len(lacking) == len(protocol.metrics):
@@ -159,11 +155,11 @@ def score(
     images = open_images(sources)
     # More images than prompts may be those of a longer protocol: then it can be said, and --images obeyed.
     whole = protocol.with_samples(max(protocol.n, min(len(images.pictures), protocol.prompts.rows)))
-    prompts = load_prompts(whole, data_root)
+    prompts = load_prompts(whole, workspace.data_root)
     matching = match(
         images,
         prompts,
-        prompt_files(protocol, data_root),
+        prompt_files(protocol, workspace.data_root),
         n=n or protocol.n,
         all_of_them=n is not None,
         by=match_by,
@@ -172,11 +168,21 @@ def score(
     if measured.n < 2:
         raise DataError("scores need at least 2 images", file=images.pictures[0].where, found=measured.n)
     stage, size = _stage(protocol, images, stage)
-    extractors = open_extractors(measured, data_root=data_root, device=device, download=download)
+    extractors = open_extractors(
+        measured, data_root=workspace.data_root, device=workspace.device, download=workspace.download
+    )
     groups = groups_of(prompts[: measured.n])
     with tempfile.TemporaryDirectory(prefix="sdbench-", ignore_cleanup_errors=True) as folder:
         rows = _measure(
-            images, matching, measured, stage, size, prompts, extractors, Path(folder), shown=progress
+            images,
+            matching,
+            measured,
+            stage,
+            size,
+            prompts,
+            extractors,
+            Path(folder),
+            shown=workspace.progress,
         )
         estimates = estimate(measured, rows, references, groups)
     return Scores(

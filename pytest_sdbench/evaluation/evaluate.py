@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.environment import device_name, versions
 from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.base.text import duration
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.engine import make
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
@@ -107,51 +107,35 @@ class Evaluation:
 def evaluate(
     checkpoint: Checkpoint,
     protocol: Protocol,
+    workspace: Workspace,
     *,
-    store: Path | str | Store,
-    data_root: Path | None = None,
-    device: str = "cpu",
-    dtype: str | None = None,
     tuning: Tuning | None = None,
-    download: bool = False,
     samples: int | None = None,
     max_images: int | None = None,
-    progress: bool = True,
     load: Load | None = None,
 ) -> Evaluation:
     """Score a checkpoint under a protocol, making the images that the store does not have.
 
-    `samples` and `dtype` depart from the protocol: the result is then not `complete`, and comparable with no
-    claim. `load` makes the pipeline (default: `checkpoint.load_pipeline`); it is not called, and no network
-    is loaded, if all evidence is there. Scores depend on `tuning` by rounding alone. Where more than
-    `max_images` are missing, none is made. A metric whose reference statistics are not here is left out with
-    the reason in `lacking`.
+    `samples` and the dtype of `workspace` depart from the protocol: the result is then not `complete`, and
+    comparable with no claim. `load` makes the pipeline (default: `checkpoint.load_pipeline`); it is not
+    called, and no network is loaded, if all evidence is there. Scores depend on `tuning` by rounding alone.
+    Where more than `max_images` are missing, none is made. A metric whose reference statistics are not here
+    is left out with the reason in `lacking`.
 
     Raises Unavailable for data or weights that are not on this machine and for more than `max_images`,
     DataError and CheckpointError for what is damaged, EvidenceError for a store that cannot be used.
     """
     started = time.monotonic()
-    measured = _measured(protocol, samples, dtype)
+    measured = _measured(protocol, samples, workspace.dtype)
     # Whatever can fail without an image fails before the first one.
-    found = load_references(measured, data_root)
+    found = load_references(measured, workspace.data_root)
     lacking = {metric: reason for metric, reason in found.items() if isinstance(reason, Unavailable)}
     references = {
         metric: statistics for metric, statistics in found.items() if not isinstance(statistics, Unavailable)
     }
     if len(lacking) == len(measured.metrics):
         raise next(iter(lacking.values()))
-    made = make_evidence(
-        checkpoint,
-        measured,
-        store=store,
-        data_root=data_root,
-        device=device,
-        tuning=tuning,
-        download=download,
-        max_images=max_images,
-        progress=progress,
-        load=load,
-    )
+    made = make_evidence(checkpoint, measured, workspace, tuning=tuning, max_images=max_images, load=load)
     rows = made.evidence.rows(measured.n)
     counts = {name: sum(int(shard[name].sum()) for shard in rows) for name in ("blacked_out", "truncated")}
     writers = made.evidence.writers(measured.n)
@@ -170,7 +154,8 @@ def evaluate(
         images_made=made.images_made,
         notes=tuple(_notes(measured, made.drawn, writers, made.evidence.manifest, counts)),
         groups=groups,
-        foretells=measured.n == protocol.n or _repeat_alike(made.prompts, load_prompts(protocol, data_root)),
+        foretells=measured.n == protocol.n
+        or _repeat_alike(made.prompts, load_prompts(protocol, workspace.data_root)),
         **counts,
     )
 
@@ -198,14 +183,10 @@ class Made:
 def make_evidence(
     checkpoint: Checkpoint,
     protocol: Protocol,
+    workspace: Workspace,
     *,
-    store: Path | str | Store,
-    data_root: Path | None = None,
-    device: str = "cpu",
     tuning: Tuning | None = None,
-    download: bool = False,
     max_images: int | None = None,
-    progress: bool = True,
     load: Load | None = None,
     start_at: float = 0.0,
 ) -> Made:
@@ -214,23 +195,24 @@ def make_evidence(
     Any number of processes and hosts may do so at once in one store: each makes the shards that no other is
     making, from the fraction `start_at` of them on. Arguments and errors are those of `evaluate`.
     """
-    prompts = load_prompts(protocol, data_root)
-    drawn = on_this_device(protocol, device)
+    prompts, device = load_prompts(protocol, workspace.data_root), workspace.device
+    drawn = on_this_device(_measured(protocol, None, workspace.dtype), device)
     tuning = tuning or Tuning()
-    batch_size = tuning.batch_size or default_batch_size(drawn, device)
-    evidence = open_evidence(store, checkpoint, drawn, device=device, batch_size=batch_size)
+    evidence = open_evidence(workspace, checkpoint, drawn, batch_size=tuning.batch_size)
     missing = sum(map(len, evidence.missing(protocol.n)))
     made = 0
     if missing:
         if max_images is not None and missing > max_images:
             raise _too_many(missing, max_images, protocol, evidence.pace())
         evidence.prepare()
-        extractors = open_extractors(drawn, data_root=data_root, device=device, download=download)
+        extractors = open_extractors(
+            drawn, data_root=workspace.data_root, device=device, download=workspace.download
+        )
         pipeline = (load or _loader(checkpoint, device))(drawn.sampling.dtype)
         title = f"{checkpoint.spec}: {protocol.name}"
         with (
             closing(evidence.work(protocol.n, start_at=start_at)) as work,
-            Progress(missing, "images", title, shown=progress) as shower,
+            Progress(missing, "images", title, shown=workspace.progress) as shower,
         ):
             made = make(
                 evidence,
@@ -276,27 +258,21 @@ def evidence_key(protocol: Protocol) -> str:
 
 
 def open_evidence(
-    store: Path | str | Store,
-    checkpoint: Checkpoint,
-    protocol: Protocol,
-    *,
-    device: str = "cpu",
-    batch_size: int | None = None,
+    workspace: Workspace, checkpoint: Checkpoint, protocol: Protocol, *, batch_size: int | None = None
 ) -> Evidence:
-    """Return what a store holds of a checkpoint under a protocol: features and scores of images."""
+    """Return what the store holds of a checkpoint under a protocol: features and scores of images."""
     manifest = {
         "checkpoint_spec": checkpoint.spec,
         "protocol": protocol.model_dump(
             mode="json", include={"prompts": True, "seeds": True, "sampling": True, "image": True}
         ),
         "extractors": [identity(name) for name in protocol.extractors],
-        "device": device_name(device),
+        "device": device_name(workspace.device),
         "versions": versions(),
-        "batch_size": batch_size or default_batch_size(protocol, device),
+        "batch_size": batch_size or default_batch_size(protocol, workspace.device),
         "command": shlex.join(sys.argv),
     }
-    store = store if isinstance(store, Store) else Store(store)
-    return store.open(checkpoint.fingerprint, evidence_key(protocol), manifest)
+    return Store(workspace.store).open(checkpoint.fingerprint, evidence_key(protocol), manifest)
 
 
 def _loader(checkpoint: Checkpoint, device: str) -> Load:

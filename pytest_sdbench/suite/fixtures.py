@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, find_card, read_card
 from pytest_sdbench.cards.network import Network, named_network, network_of
 from pytest_sdbench.suite.collection import card_of
@@ -187,11 +188,17 @@ def sdbench_evaluate(
     """
     from pytest_sdbench.evaluation.evaluate import evaluate
 
+    settings = sdbench_session.settings
     # A pipeline of one's own has no fingerprint: its images are kept for this run alone.
     plain = isinstance(sdbench_pipeline, PlainPipeline)
-    store = sdbench_store if plain else tmp_path_factory.mktemp("sdbench-store")
+    workspace = Workspace(
+        sdbench_store if plain else tmp_path_factory.mktemp("sdbench-store"),
+        sdbench_data,
+        sdbench_device,
+        None if settings.dtype == "auto" else settings.dtype,
+        settings.download,
+    )
     done: dict[tuple[str, int | None], Evaluation | SdbenchError] = {}
-    settings = sdbench_session.settings
     # A sequence comes back for more images: its pipeline is loaded once.
     load = lru_cache(maxsize=1)(sdbench_pipeline) if settings.budget else sdbench_pipeline
 
@@ -201,14 +208,9 @@ def sdbench_evaluate(
                 found = evaluate(
                     sdbench_checkpoint,
                     protocol,
-                    store=store,
-                    data_root=sdbench_data,
-                    device=sdbench_device,
-                    dtype=None if settings.dtype == "auto" else settings.dtype,
-                    download=settings.download,
+                    replace(workspace, progress=progress),
                     samples=samples or settings.samples,
                     max_images=settings.limit(sdbench_device),
-                    progress=progress,
                     load=load,
                 )
             return found if plain else replace(found, checkpoint_fingerprint="")

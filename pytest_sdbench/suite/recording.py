@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.cards.edit import write_records
 from pytest_sdbench.cards.records import Record, nearly
@@ -91,12 +92,11 @@ class Changed:
 
 def write_evidence_of(
     rows: Sequence[Row],
+    workspace: Workspace,
     *,
     finished: bool,
     files: Mapping[str, Path],
     replaced: frozenset[str],
-    store: Path | str,
-    data_root: Path | None,
 ) -> Changed:
     """Record what each image of a card's own checkpoint adds to its scores, for pairing.
 
@@ -110,9 +110,7 @@ def write_evidence_of(
     }
     for path, protocol, device in sorted(measured):
         try:
-            place = record_evidence(
-                read_card(path), protocol, store=store, data_root=data_root, device=device
-            )
+            place = record_evidence(read_card(path), protocol, replace(workspace, device=device))
         except SdbenchError as error:
             lines.append(f"images of {path.name} under {protocol} not recorded: {error}")
             continue
@@ -122,9 +120,7 @@ def write_evidence_of(
     return Changed(lines, written)
 
 
-def record_evidence(
-    card: Card, protocol_name: str, *, store: Path | str, data_root: Path | None, device: str = "cpu"
-) -> Path | None:
+def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Path | None:
     """Record a card's images under a protocol from the store; return the file if it is new or changed.
 
     What says the same but for the last digits stays, as records do; so does a file with a metric more, which
@@ -140,16 +136,7 @@ def record_evidence(
     checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
     found = {}
     for look in looks(protocol.n):
-        evaluation = evaluate(
-            checkpoint,
-            protocol,
-            store=store,
-            data_root=data_root,
-            samples=look.n,
-            device=device,
-            max_images=0,
-            progress=False,
-        )
+        evaluation = evaluate(checkpoint, protocol, workspace, samples=look.n, max_images=0)
         found[look.n] = {
             metric: each for metric, each in evaluation.estimates.items() if isinstance(each, Estimate)
         }

@@ -15,6 +15,7 @@ from _pytest.junitxml import xml_key
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import is_card, read_card
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
@@ -228,11 +229,10 @@ class SdbenchSession:
                 self.written += refused
                 changed = write_evidence_of(
                     self.rows,
+                    Workspace(self.settings.store, self.settings.data, progress=False),
                     finished=finished,
                     files=self.files,
                     replaced=self._replaced(),
-                    store=self.settings.store,
-                    data_root=self.settings.data,
                 )
                 self.written += changed.lines
                 if diffs or changed.written:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation.evaluate import evaluate
@@ -89,7 +90,7 @@ def test_two_checkpoints_differ_and_the_order_says_which_way(
     found, turned = compare("mini", "noisy"), compare("noisy", "mini")
     protocol = load_protocol(cards / "protocols" / "mini.yaml")
     for name, side in (("mini", "first"), ("noisy", "second")):
-        scores = evaluate(resolve(f"./{name}-sd", near=cards), protocol, store=store, max_images=0)
+        scores = evaluate(resolve(f"./{name}-sd", near=cards), protocol, Workspace(store), max_images=0)
         for metric in METRICS:
             own = scores.estimates[metric]
             assert isinstance(own, Estimate)
@@ -150,7 +151,7 @@ def test_fewer_images_are_the_first_ones(compare: Compare, cards: Path, store: P
     found = compare("mini", "noisy", "--images", "40")
     assert found["n"] == 40
     protocol = load_protocol(cards / "protocols" / "mini.yaml").with_samples(40)
-    own = evaluate(resolve("./mini-sd", near=cards), protocol, store=store, max_images=0)
+    own = evaluate(resolve("./mini-sd", near=cards), protocol, Workspace(store), max_images=0)
     clip = own.estimates["clip_score"]
     assert isinstance(clip, Estimate)
     assert found["metrics"]["clip_score"]["first"] == clip.value
@@ -190,7 +191,7 @@ def test_recorded_images_of_a_card_are_not_drawn_again(
 ) -> None:
     before = compare("mini", "noisy")
     for name in ("mini", "noisy"):
-        assert record_evidence(read_card(cards / f"{name}.md"), "mini", store=store, data_root=None)
+        assert record_evidence(read_card(cards / f"{name}.md"), "mini", Workspace(store))
     empty = tmp_path / "empty"
     after = compare("mini", "noisy", "--store", str(empty))
     assert not empty.exists()
@@ -202,7 +203,7 @@ def test_recorded_images_of_a_card_are_not_drawn_again(
 
 def test_recorded_images_of_other_weights_are_left_aside(compare: Compare, cards: Path, store: Path) -> None:
     compare("mini", "mini")
-    assert record_evidence(read_card(cards / "mini.md"), "mini", store=store, data_root=None)
+    assert record_evidence(read_card(cards / "mini.md"), "mini", Workspace(store))
     shutil.rmtree(cards / "mini-sd")
     shutil.copytree(cards / "noisy-sd", cards / "mini-sd")
     found = compare("mini", "noisy")

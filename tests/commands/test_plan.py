@@ -14,6 +14,7 @@ import torch
 
 from pytest_sdbench.base.errors import CardError, ProtocolError
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.network import Network
 from pytest_sdbench.commands import plan_time as pace
@@ -45,7 +46,7 @@ def make(card: Path, store: Path, n: int) -> Any:
     found = read_card(card)
     checkpoint = Checkpoint("./mini-sd", card.parent / "mini-sd")
     protocol = load_protocol("mini", search=(found.path.parent,)).with_samples(n)
-    return make_evidence(checkpoint, protocol, store=store, progress=False).evidence
+    return make_evidence(checkpoint, protocol, Workspace(store, progress=False)).evidence
 
 
 @pytest.fixture(scope="module")
@@ -91,22 +92,22 @@ def network(pristine_checkpoint: Path) -> Network:
 class TestCounts:
     def test_what_is_in_the_store_need_not_be_made(self, tmp_path, pristine_checkpoint, store):
         card, empty = make_project(tmp_path, pristine_checkpoint), tmp_path / "empty"
-        (before,) = plan([card], store=empty, timing=False).rows
+        (before,) = plan([card], Workspace(empty), timing=False).rows
         assert (before.images, before.missing, before.looked) == (IMAGES, IMAGES, True)
         assert not empty.exists()
-        (between,) = plan([card], store=store, timing=False).rows
+        (between,) = plan([card], Workspace(store), timing=False).rows
         assert between.missing == IMAGES - 64
-        done = plan([card], store=store, images=64, timing=False)
+        done = plan([card], Workspace(store), images=64, timing=False)
         assert (done.missing, done.seconds, done.bytes) == (0, 0, 0)
         assert "No image is to be made" in report(done)
 
     def test_a_part_of_the_images_can_be_planned(self, tmp_path, pristine_checkpoint):
         card = make_project(tmp_path, pristine_checkpoint)
-        (row,) = plan([card], store=tmp_path, images=40, timing=False).rows
+        (row,) = plan([card], Workspace(tmp_path), images=40, timing=False).rows
         assert (row.images, row.missing) == (40, 40)
 
     def test_protocols_that_share_images_are_counted_once(self, tmp_path):
-        found = plan([CARDS / "scenes-sd.md"], store=tmp_path, timing=False)
+        found = plan([CARDS / "scenes-sd.md"], Workspace(tmp_path), timing=False)
         assert [(row.protocol, row.missing) for row in found.rows] == [
             ("scenes-quick", 512),
             ("scenes-5k", 5000),
@@ -115,14 +116,14 @@ class TestCounts:
         assert found.bytes == found.rows[1].bytes
 
     def test_a_protocol_can_be_named_in_place_of_the_cards_own(self, tmp_path):
-        found = plan([CARDS / "scenes-sd.md"], store=tmp_path, protocols=["scenes-30k"], timing=False)
+        found = plan([CARDS / "scenes-sd.md"], Workspace(tmp_path), protocols=["scenes-30k"], timing=False)
         assert [(row.protocol, row.missing) for row in found.rows] == [("scenes-30k", 30_000)]
 
     def test_a_damaged_shard_is_to_be_made_again_and_told(self, tmp_path, pristine_checkpoint, store):
         card = make_project(tmp_path, pristine_checkpoint)
         (shard,) = store.glob("*/*.safetensors")
         shard.write_bytes(shard.read_bytes()[:-1])
-        found = plan([card], store=store, timing=False)
+        found = plan([card], Workspace(store), timing=False)
         assert found.missing == IMAGES
         assert shard.name in " ".join(found.warnings)
         assert shard.name in report(found)
@@ -133,19 +134,19 @@ class TestDisk:
         card = make_project(tmp_path, pristine_checkpoint)
         for n in (20, 80):  # a part of a shard; a whole one and a part
             store = tmp_path / f"store-{n}"
-            reckoned = plan([card], store=store, images=n, timing=False).bytes
+            reckoned = plan([card], Workspace(store), images=n, timing=False).bytes
             make(card, store, n)
             real = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
             assert reckoned == pytest.approx(real, rel=0.05)
 
     def test_wide_features_take_more(self, tmp_path):
         """Two front ends of Inception and a CLIP score: 2048 + 1008 + 1 numbers of four bytes an image."""
-        found = plan([CARDS / "bk-sdm-tiny.md"], store=tmp_path, timing=False)
+        found = plan([CARDS / "bk-sdm-tiny.md"], Workspace(tmp_path), timing=False)
         assert found.bytes == pytest.approx(30_000 * (4 * (2048 + 1008 + 1) + 18), rel=0.01)
 
     def test_a_disk_that_is_too_full_is_told(self, tmp_path, pristine_checkpoint, monkeypatch):
         card = make_project(tmp_path, pristine_checkpoint)
-        found = plan([card], store=tmp_path / "store", timing=False)
+        found = plan([card], Workspace(tmp_path / "store"), timing=False)
         assert "WARNING" not in report(found)
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
@@ -153,7 +154,7 @@ class TestDisk:
 
     def test_of_a_store_behind_a_url_no_free_space_is_known(self, tmp_path, pristine_checkpoint):
         card = make_project(tmp_path, pristine_checkpoint)
-        found = plan([card], store="memory://plan/store", timing=False)
+        found = plan([card], Workspace("memory://plan/store"), timing=False)
         assert found.missing == IMAGES
         assert "memory://plan/store cannot be known" in report(found)
 
@@ -205,14 +206,14 @@ class TestTime:
         assert seconds(steps=9, guidance=2.0) - once == pytest.approx(0.01 * 10 * (1 + pace.ALLOWANCE))
         assert once > 0.01 * 10
         card = make_project(tmp_path, network.checkpoint.folder)
-        few, all_ = (plan([card], store=tmp_path, images=n) for n in (26, IMAGES))
+        few, all_ = (plan([card], Workspace(tmp_path), images=n) for n in (26, IMAGES))
         assert all_.seconds == pytest.approx(few.seconds * IMAGES / 26)
 
     def test_a_network_is_timed_once_for_all_cards_and_told_before(self, tmp_path, pristine_checkpoint):
         card = make_project(tmp_path, pristine_checkpoint)
         other = make_card(card.with_name("other.md"))
         told: list[str] = []
-        rows = plan([card, other], store=tmp_path, images=4, tell=told.append).rows
+        rows = plan([card, other], Workspace(tmp_path), images=4, tell=told.append).rows
         assert len(told) == 1
         assert [row.basis for row in rows] == ["estimated"] * 2
         assert rows[0].seconds_per_image == rows[1].seconds_per_image
@@ -222,16 +223,16 @@ class TestTime:
         card = make_project(tmp_path, pristine_checkpoint)
         evidence = make(card, store, 64)
         told: list[str] = []
-        (row,) = plan([card], store=store, tell=told.append).rows
+        (row,) = plan([card], Workspace(store), tell=told.append).rows
         assert (row.basis, row.seconds_per_image) == ("measured", evidence.pace())
         evidence.keep_pace(7.5)
-        (row,) = plan([card], store=store, tell=told.append).rows
+        (row,) = plan([card], Workspace(store), tell=told.append).rows
         assert row.seconds == 7.5 * (IMAGES - 64)
         assert not told
 
     def test_without_timing_only_the_store_knows_a_time(self, tmp_path, pristine_checkpoint):
         card = make_project(tmp_path, pristine_checkpoint)
-        found = plan([card], store=tmp_path, timing=False)
+        found = plan([card], Workspace(tmp_path), timing=False)
         assert found.seconds is None
         assert "not known" in report(found)
 
@@ -241,10 +242,10 @@ class TestTime:
         card = make_project(tmp_path, pristine_checkpoint)
         sampling = {"steps": 2, "guidance": 1.0, "resolution": 64, "dtype": "float16"}
         make_protocol(card.parent / "protocols" / "mini.yaml", sampling=sampling)
-        found = plan([card], store=tmp_path, images=4)
+        found = plan([card], Workspace(tmp_path), images=4)
         assert found.rows[0].timed_in == "float32"
         assert re.search(r">\d+ seconds", report(found))
-        told = plan([card], store=tmp_path, images=4, dtype="float32")
+        told = plan([card], Workspace(tmp_path, dtype="float32"), images=4)
         assert told.rows[0].timed_in == ""
         assert told.rows[0].draw != found.rows[0].draw
 
@@ -258,7 +259,7 @@ class TestTime:
         self, tmp_path, pristine_checkpoint, monkeypatch
     ):
         monkeypatch.setattr(pace, "unet_skeleton", lambda *_, **__: OfLimitedMemory(most=0))
-        found = plan([make_project(tmp_path, pristine_checkpoint)], store=tmp_path)
+        found = plan([make_project(tmp_path, pristine_checkpoint)], Workspace(tmp_path))
         assert found.seconds is None
         assert "out of memory" in report(found)
 
@@ -283,11 +284,11 @@ class TestLacking:
         self, tmp_path, tiny_checkpoint
     ):
         card = make_project(tmp_path, tiny_checkpoint)
-        whole = plan([card], store=card, timing=False)
+        whole = plan([card], Workspace(card), timing=False)
         assert {finding.need for finding in whole.rows[0].unfetched} == {"store"}
         weights = card.parent / "mini-sd" / "unet" / "diffusion_pytorch_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
-        found = plan([card], store=tmp_path / "store")
+        found = plan([card], Workspace(tmp_path / "store"))
         (row,) = found.rows
         assert (row.ready, row.looked, row.missing, row.seconds) == (False, False, IMAGES, None)
         text = report(found)
@@ -304,7 +305,7 @@ class TestLacking:
             checkpoint=read_card(cards[0]).checkpoint,
             architecture="bk-sdm-small",
         )
-        found = plan([*cards, again], store=tmp_path, timing=False)
+        found = plan([*cards, again], Workspace(tmp_path), timing=False)
         sizes = {download.what: download.size for download in found.downloads}
         weights = 4 * (482_346_884 + 123_060_480 + 83_653_863)
         assert sizes[read_card(cards[0]).checkpoint] == weights
@@ -320,15 +321,19 @@ class TestLacking:
     def test_weights_that_are_given_are_not_downloaded(self, tmp_path, pristine_checkpoint):
         card = CARDS / "bk-sdm-small.md"
         found = plan(
-            [card], store=tmp_path, weights={"bk-sdm-small": pristine_checkpoint}, images=64, timing=False
+            [card],
+            Workspace(tmp_path),
+            weights={"bk-sdm-small": pristine_checkpoint},
+            images=64,
+            timing=False,
         )
         assert not [download for download in found.downloads if download.need == "weights"]
         assert found.rows[0].looked
         with pytest.raises(CardError, match="bk-sdm-tall"):
-            plan([card], store=tmp_path, weights={"bk-sdm-tall": pristine_checkpoint}, timing=False)
+            plan([card], Workspace(tmp_path), weights={"bk-sdm-tall": pristine_checkpoint}, timing=False)
 
     def test_a_card_whose_claims_state_no_protocol_has_nothing_to_make(self, tmp_path):
-        found = plan([CARDS / "tiny-sd-lcm-6400.md"], store=tmp_path, timing=False)
+        found = plan([CARDS / "tiny-sd-lcm-6400.md"], Workspace(tmp_path), timing=False)
         assert (found.missing, found.ready, found.downloads) == (0, True, {})
         assert "Judged by no protocol" in report(found)
 
@@ -342,7 +347,7 @@ class TestCommand:
         (row,) = found["rows"]
         assert (row["card"], row["protocol"], row["basis"]) == ("mini", "mini", "measured")
         assert (row["images"], row["images_in_store"], row["images_to_make"]) == (IMAGES, 64, IMAGES - 64)
-        made: Plan = plan([card], store=store, timing=False)
+        made: Plan = plan([card], Workspace(store), timing=False)
         assert found["totals"] == {
             "images_to_make": made.missing,
             "seconds": made.seconds,

@@ -20,6 +20,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.score import Scores, figures, score, score_table
 from pytest_sdbench.commands.score_matching import match
@@ -109,7 +110,7 @@ def scores(plain: Path, protocol: Protocol) -> Scores:
 
 
 def run(source: Path, protocol: Protocol, **options: Any) -> Scores:
-    return score([source], protocol.path, progress=False, **options)
+    return score([source], protocol.path, Workspace(progress=False), **options)
 
 
 def values(estimates: Any) -> dict[str, tuple[float | None, ...]]:
@@ -126,7 +127,7 @@ def test_images_of_the_own_sampler_score_exactly_what_an_evaluation_gives(
     checkpoint = Checkpoint("tiny", pristine_checkpoint)
     pipeline = load_pipeline(checkpoint)
     expected = evaluate(
-        checkpoint, protocol, store=tmp_path / "store", load=lambda dtype: pipeline, progress=False
+        checkpoint, protocol, Workspace(tmp_path / "store", progress=False), load=lambda dtype: pipeline
     )
     drawn = sample(pipeline, protocol, prompts, range(N), batch_size=32, align=64)
     pictures = [picture for batch in drawn for picture in batch.images]

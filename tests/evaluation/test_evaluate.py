@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 
 from pytest_sdbench.base.errors import CheckpointError, DataError, EvidenceError, ProtocolError, Unavailable
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation import evaluate as evaluation
 from pytest_sdbench.evaluation.evaluate import evaluate, evidence_key
 from pytest_sdbench.evaluation.sampler import sample
@@ -103,8 +104,10 @@ def protocol(data_root: Path) -> Protocol:
 
 
 def score(checkpoint: Checkpoint, protocol: Protocol, store: Path, **options: Any) -> evaluation.Evaluation:
-    options = {"data_root": protocol.path.parent, "progress": False, **options}
-    return evaluate(checkpoint, protocol, store=store, **options)
+    names = {each.name for each in fields(Workspace)}
+    place = {"data_root": protocol.path.parent, "progress": False}
+    place |= {name: options.pop(name) for name in names & set(options)}
+    return evaluate(checkpoint, protocol, Workspace(store, **place), **options)
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +309,8 @@ from pathlib import Path
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.protocols.protocol import load_protocol
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.protocols.load import load_protocol
 from tests.evaluation.test_evaluate import stopping
 
 folder, protocol, store, moment = sys.argv[1:]
@@ -323,7 +327,7 @@ else:
         large = stat.S_ISREG(status.st_mode) and status.st_size > 5_000
         return kill() if large and list(Path(store).glob("*/shard-*")) else fsync(handle)
     os.fsync = fsync_or_die
-evaluate(checkpoint, protocol, store=Path(store), data_root=protocol.path.parent, load=load, progress=False)
+evaluate(checkpoint, protocol, Workspace(Path(store), protocol.path.parent, progress=False), load=load)
 """
 
 

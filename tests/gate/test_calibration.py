@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
 from pytest_sdbench.gate.calibration import Calibration, calibration_path, read_calibration, write_calibration
 from pytest_sdbench.gate.verdict import Outcome
@@ -69,7 +70,7 @@ def test_two_runs_with_other_seeds_are_recorded_beside_the_protocols_and_reporte
     checkpoint = resolve(str(pristine_checkpoint))
     for at, seed in enumerate(found.seeds):
         again: Evaluation = evaluate(
-            checkpoint, protocol.with_seed(seed), store=store, max_images=0, progress=False
+            checkpoint, protocol.with_seed(seed), Workspace(store, progress=False), max_images=0
         )
         for metric, values in found.values.items():
             scored = again.estimates[metric]

@@ -21,6 +21,7 @@ from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation import random_models, solvers, stages, throughput
 from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.processes import Apart
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning
@@ -88,7 +89,7 @@ def test_the_whole_evaluation_has_the_procedures_scores(
     checkpoint: Checkpoint, protocol: Protocol, scores: dict[str, float], tmp_path: Path
 ) -> None:
     # Batches round otherwise than single images, and a pixel in some thousands falls to the other side.
-    ours = evaluate(checkpoint, protocol, store=tmp_path, progress=False)
+    ours = evaluate(checkpoint, protocol, Workspace(tmp_path, progress=False))
     assert all(isinstance(found, Estimate) for found in ours.estimates.values())
     assert scores == pytest.approx(values(ours.estimates), rel=1e-3)
 
@@ -169,7 +170,7 @@ def test_clocks_account_for_all_the_time_of_an_evaluation(
     tiny = Checkpoint("tiny", pristine_checkpoint)
     with stages.watching(scheduler="PNDMScheduler") as watch:
         began = time.perf_counter()
-        evaluate(tiny, protocol, store=tmp_path, samples=16, progress=False)
+        evaluate(tiny, protocol, Workspace(tmp_path, progress=False), samples=16)
         whole = time.perf_counter() - began
     shares = watch.shares()
     # Two steps of PNDM are three calls; guidance doubles the latents.
@@ -213,7 +214,7 @@ def test_a_call_that_takes_long_is_counted_as_long(
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", slow)
     with stages.watching() as watch:
-        evaluate(tiny, protocol, store=tmp_path, samples=4, progress=False)
+        evaluate(tiny, protocol, Workspace(tmp_path, progress=False), samples=4)
     shares = watch.shares()
     assert slept < shares.seconds[stages.UNET] < shares.wall * shares.threads
 
@@ -291,7 +292,7 @@ def test_operations_of_a_latent_are_those_of_the_published_network(checkpoint: C
 def test_made_up_rows_are_scored_without_an_image(checkpoint: Checkpoint, tmp_path: Path) -> None:
     protocol = resident.coco_like(tmp_path, 70)
     resident.fill(tmp_path, checkpoint, protocol, resident.COCO_COLUMNS)
-    found = evaluate(checkpoint, protocol, store=tmp_path, progress=False)
+    found = evaluate(checkpoint, protocol, Workspace(tmp_path, progress=False))
     assert found.images_made == 0
     assert isinstance(found.estimates["clip_score"], Estimate)
 
