@@ -247,7 +247,7 @@ def tunings(on_cpu: bool, speed_ups: Sequence[str] = tuple(OFF)) -> dict[str, Tu
     """Return ours, ours less one speed-up each (or with one that is off here by itself), and with none."""
     found = {OURS: Tuning()}
     for name in speed_ups:
-        if name == "compile" or (name == "overlap" and on_cpu):
+        if name in ("compile", "keep_memory") or (name == "overlap" and on_cpu):
             found[f"with {name}"] = replace(Tuning(), **{name: True})
         elif on_cpu or name not in ON_CPU_ALONE:
             found[f"without {name}"] = replace(Tuning(), **{name: OFF[name]})

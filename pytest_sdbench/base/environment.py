@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_sdbench.base.errors import Unavailable
+
+T = TypeVar("T")
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "torch-fidelity", "pytest-sdbench")
 
@@ -147,6 +150,21 @@ def out_of_memory(error: RuntimeError) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
     return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
+
+
+def halve_to_fit(attempt: Callable[[int], T], size: int, device: str) -> tuple[T, int]:
+    """Attempt so much at once, half as much whenever memory runs out; return what came of it, and the size.
+
+    Raises what the attempt raises, and RuntimeError where memory does not suffice for 1.
+    """
+    while True:
+        try:
+            return attempt(size), size
+        except RuntimeError as error:
+            if size == 1 or not out_of_memory(error):
+                raise
+        size = math.ceil(size / 2)
+        release_memory(device)
 
 
 LOCK_TIMEOUT = 900.0

@@ -20,14 +20,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.environment import (
+    halve_to_fit,
     machine_lock,
-    out_of_memory,
     release_memory,
     shared_threads,
     synchronise,
 )
 from pytest_sdbench.base.errors import ProtocolError, Unavailable, first_line
-from pytest_sdbench.evaluation.tuning import Tuning, arrange, default_batch_size, worker_count
+from pytest_sdbench.evaluation.tuning import Tuning, arranged, default_batch_size, worker_count
 from pytest_sdbench.models.architectures import SD_V1_SCHEDULER, SD_V1_VAE, Config
 from pytest_sdbench.models.counts import decoder_macs, unet_macs
 from pytest_sdbench.models.skeleton import architecture_key, unet_config, unet_inputs, unet_skeleton
@@ -166,16 +166,15 @@ def _time(config: Config, batch: int, workers: int, device: str, dtype: str) -> 
 
     kind: torch.dtype = getattr(torch, dtype)
     model = unet_skeleton(config, device=device, dtype=kind)
-    arrange(SimpleNamespace(unet=model, device=torch.device(device)), Tuning())
-    while True:
+    pipeline = SimpleNamespace(unet=model, device=torch.device(device))
+
+    def attempt(batch: int) -> float:
         inputs = unet_inputs(config, device=device, dtype=kind, batch=batch)
-        try:
-            return _beside(lambda: _call(model, inputs, device), workers, device) / (batch * workers)  # noqa: B023
-        except RuntimeError as error:
-            if batch == 1 or not out_of_memory(error):
-                raise
-        batch = math.ceil(batch / 2)
-        release_memory(device)
+        return _beside(lambda: _call(model, inputs, device), workers, device)
+
+    with arranged(pipeline, Tuning()):
+        seconds, batch = halve_to_fit(attempt, batch, device)
+    return seconds / (batch * workers)
 
 
 def _call(model: Any, inputs: dict[str, Any], device: str) -> None:

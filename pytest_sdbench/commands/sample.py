@@ -170,6 +170,8 @@ def run(options: argparse.Namespace) -> int:
         raise SdbenchError(
             "weights of no card", key="--weights", found=strange[0], remedy=f"Cards are {', '.join(names)}"
         )
+    # A process of this command makes images and ends: it may keep its memory.
+    tuning = Tuning(batch_size=options.batch_size, workers=options.workers, keep_memory=True)
     failed = 0
     for path in cards:
         try:
@@ -179,7 +181,7 @@ def run(options: argparse.Namespace) -> int:
                 names=options.protocol,
                 images=options.images,
                 weights=weights.get(card_name(path)),
-                tuning=Tuning(batch_size=options.batch_size, workers=options.workers),
+                tuning=tuning,
                 world=world,
             )
         except SdbenchError as error:

@@ -10,35 +10,56 @@ of the bytes of a picture move, by at most 2 of 255, and scores by less than a t
 
 from __future__ import annotations
 
-import contextlib
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_sdbench.base.environment import out_of_memory, shared_threads, true_float32
-from pytest_sdbench.evaluation.tuning import Tuning, _keep_memory, arrange, default_batch_size, worker_count
+from pytest_sdbench.base.environment import halve_to_fit, shared_threads, true_float32
+from pytest_sdbench.evaluation.tuning import (
+    Tuning,
+    arranged,
+    default_batch_size,
+    default_decoding,
+    keep_memory,
+    worker_count,
+)
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol
-from pytest_sdbench.store.shards import SHARD, Evidence, Rows
+from pytest_sdbench.store.shards import Evidence, Rows
 
 if TYPE_CHECKING:
-    from pytest_sdbench.evaluation.sampler import Drawn, Sampler
-
-
-_DECODED = 1 << 16
-"""Pixels that a CPU decodes at a time: what the decoder makes of more does not fit its caches."""
-
+    from pytest_sdbench.evaluation.sampler import Batch, Latents, Sampler
 
 _AHEAD = 2
 """Batches that may wait to be decoded: a device is never idle then, and memory stays bounded."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What images are made with."""
+
+    pipeline: Any
+    extractors: Extractors
+    device: str = "cpu"
+    tuning: Tuning = field(default_factory=Tuning)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the pipeline computes on a CPU."""
+        return self.device.startswith("cpu")
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether decoding, measuring and writing run beside the U-Net."""
+        return not self.on_cpu if self.tuning.overlap is None else self.tuning.overlap
 
 
 def make(
@@ -46,12 +67,9 @@ def make(
     protocol: Protocol,
     prompts: Sequence[str],
     work: Iterator[range],
+    setup: Setup,
     *,
     n: int,
-    pipeline: Any,
-    extractors: Extractors,
-    device: str = "cpu",
-    tuning: Tuning | None = None,
     count: Callable[[int], object] = lambda images: None,
 ) -> int:
     """Make the shards that `work` yields, write each when it is whole, and return the number of images.
@@ -59,44 +77,51 @@ def make(
     `n` is the number of images of the whole run, of which `work` yields the missing ones: how many threads
     compute an image depends on `n` alone, so that a run that goes on makes the bits of an undisturbed one.
     `count` is told of images as they are made. Raises what the sampler, the extractors and the store raise;
-    what was written stays.
+    what was written stays. At the end the pipeline, torch's threads and its precision are as they were.
     """
     from pytest_sdbench.evaluation.sampler import Sampler, draws_singly
 
-    tuning = tuning or Tuning()
-    run = _Run(evidence, protocol, extractors, tuning, device, count, work)
-    run.batch_size = tuning.batch_size or default_batch_size(protocol, device)
-    if draws_singly(pipeline, protocol):
-        run.batch_size = 1
-    if device.startswith("cpu"):
-        run.chunk = max(1, _DECODED // protocol.sampling.resolution**2)
-    arrange(pipeline, tuning, full_batch=run.batch_size, images=n)
-    workers = worker_count(protocol, n, device, tuning)
-
-    def worker() -> None:
-        try:
-            _work(run, Sampler(pipeline, protocol, prompts, remember_text=tuning.remember_text))
-        except BaseException:
-            run.stop.set()
-            raise
-
-    started = time.monotonic()
+    tuning, single = setup.tuning, draws_singly(setup.pipeline, protocol)
+    run = _Run(
+        evidence,
+        protocol,
+        setup,
+        count,
+        work,
+        batch_size=1 if single else tuning.batch_size or default_batch_size(protocol, setup.device),
+        chunk=default_decoding(protocol, setup.device),
+    )
+    workers = worker_count(protocol, n, setup.device, tuning)
     if tuning.keep_memory:
-        _keep_memory()
-    with true_float32(), shared_threads(workers) if device.startswith("cpu") else contextlib.nullcontext():
+        keep_memory()
+    with (
+        arranged(setup.pipeline, tuning, full_batch=run.batch_size, images=n),
+        true_float32(),
+        shared_threads(workers) if setup.on_cpu else nullcontext(),
+        ThreadPoolExecutor(workers, "sdbench-worker") as pool,
+    ):
+        started = time.monotonic()
+
+        def worker() -> None:
+            try:
+                _work(run, Sampler(setup.pipeline, protocol, prompts, remember_text=tuning.remember_text))
+            except BaseException:
+                run.stop.set()
+                raise
+
         if workers == 1:
             worker()
         else:
-            with ThreadPoolExecutor(workers, "sdbench-worker") as pool:
-                running = [pool.submit(worker) for _ in range(workers)]
-                try:
-                    for done in as_completed(running):
-                        done.result()
-                except BaseException:
-                    run.stop.set()
-                    raise
+            running = [pool.submit(worker) for _ in range(workers)]
+            try:
+                for done in as_completed(running):
+                    done.result()
+            except BaseException:
+                run.stop.set()
+                raise
+        seconds = time.monotonic() - started
     if run.made:
-        evidence.keep_pace((time.monotonic() - started) / run.made)
+        evidence.keep_pace(seconds / run.made)
     return run.made
 
 
@@ -106,22 +131,15 @@ class _Run:
 
     evidence: Evidence
     protocol: Protocol
-    extractors: Extractors
-    tuning: Tuning
-    device: str
+    setup: Setup
     count: Callable[[int], object]
     work: Iterator[range]
-    batch_size: int = 1
-    chunk: int = SHARD
+    batch_size: int
+    chunk: int
     """Pictures that the VAE decodes at a time."""
     made: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def overlap(self) -> bool:
-        wanted = self.tuning.overlap
-        return not self.device.startswith("cpu") if wanted is None else wanted
 
     def shards(self) -> Iterator[range]:
         """Yield the shards that fall to one worker."""
@@ -133,6 +151,7 @@ class _Run:
             yield images
 
     def add(self, images: int) -> None:
+        """Count images that are made."""
         with self.lock:
             self.made += images
             self.count(images)
@@ -144,35 +163,32 @@ def _work(run: _Run, sampler: Sampler) -> None:
         for images in run.shards():
             left = list(images)
             while left and not run.stop.is_set():
-                drawn = _draw(run, sampler, left)
-                left = left[len(drawn.indices) :]
-                finisher.take(drawn, images)
+                latents = _draw(run, sampler, left)
+                left = left[len(latents.indices) :]
+                finisher.take(latents, images)
 
 
-def _draw(run: _Run, sampler: Sampler, left: Sequence[int]) -> Drawn:
+def _draw(run: _Run, sampler: Sampler, left: Sequence[int]) -> Latents:
     """Draw the next batch, of half as many images whenever memory runs out."""
-    while True:
-        size = min(run.batch_size, len(left))
-        try:
-            return sampler.draw(left[:size])
-        except RuntimeError as error:
-            if size == 1 or not out_of_memory(error):
-                raise
-        run.batch_size = min(run.batch_size, math.ceil(size / 2))
-        _free(run.device)
+    wanted = min(run.batch_size, len(left))
+    latents, size = halve_to_fit(lambda size: sampler.draw(left[:size]), wanted, run.setup.device)
+    if size < wanted:
+        run.batch_size = min(run.batch_size, size)
+    return latents
 
 
 class _Finisher:
-    """Turns what a worker has drawn into rows and shards: at once, or in a thread beside it."""
+    """Turns a worker's latents into rows and shards: at once, or in a thread beside it."""
 
     def __init__(self, run: _Run, sampler: Sampler) -> None:
         self._run, self._sampler = run, sampler
         self._parts: list[Rows] = []
         self._broken = False
         self._waiting: deque[Future[None]] = deque()
-        self._beside = ThreadPoolExecutor(1, "sdbench-finisher") if run.overlap else None
+        overlaps = run.setup.overlaps
+        self._beside = ThreadPoolExecutor(1, "sdbench-finisher") if overlaps else None
         # Pillow lets go of the interpreter: pictures go through codec and resize side by side.
-        self._codec = ThreadPoolExecutor(8, "sdbench-codec") if run.overlap and run.protocol.image else None
+        self._codec = ThreadPoolExecutor(8, "sdbench-codec") if overlaps and run.protocol.image else None
 
     def __enter__(self) -> _Finisher:
         return self
@@ -186,49 +202,46 @@ class _Finisher:
                 if pool is not None:
                     pool.shutdown(cancel_futures=True)
 
-    def take(self, drawn: Drawn, images: range) -> None:
+    def take(self, latents: Latents, images: range) -> None:
         """Finish a batch of the shard of these images; the last one completes it."""
         if self._beside is None:
-            self._finish(drawn, images)
+            self._finish(latents, images)
             return
-        self._waiting.append(self._beside.submit(self._finish, drawn, images))
+        self._waiting.append(self._beside.submit(self._finish, latents, images))
         if len(self._waiting) > _AHEAD:
             self._waiting.popleft().result()
 
-    def _finish(self, drawn: Drawn, images: range) -> None:
+    def _finish(self, latents: Latents, images: range) -> None:
         if self._broken:  # a batch before this one is lost: its shard cannot become whole
             return
         self._broken = True
-        self._add(drawn, images)
+        self._add(latents, images)
         self._broken = False
 
-    def _add(self, drawn: Drawn, images: range) -> None:
-        run = self._run
-        batch = self._decode(drawn)
+    def _add(self, latents: Latents, images: range) -> None:
+        run, batch = self._run, self._decode(latents)
         self._parts.append(
             {
-                **run.extractors.extract(self._through_codec(batch.images), batch.prompts),
+                **run.setup.extractors.extract(self._through_codec(batch.images), batch.prompts),
                 "seed": batch.seeds,
                 "blacked_out": batch.blacked_out,
                 "truncated": batch.truncated,
             }
         )
-        if drawn.indices[-1] == images[-1]:
+        if latents.indices[-1] == images[-1]:
             parts, self._parts = self._parts, []
             shard = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             run.evidence.write(images.start, shard)
-        run.add(len(drawn.indices))
+        run.add(len(latents.indices))
 
-    def _decode(self, drawn: Drawn) -> Any:
-        while True:
-            chunk = min(self._run.chunk, len(drawn.indices))
-            try:
-                return self._sampler.decode(drawn, chunk)
-            except RuntimeError as error:
-                if chunk == 1 or not out_of_memory(error):
-                    raise
-            self._run.chunk = math.ceil(chunk / 2)
-            _free(self._run.device)
+    def _decode(self, latents: Latents) -> Batch:
+        run, wanted = self._run, min(self._run.chunk, len(latents.indices))
+        batch, chunk = halve_to_fit(
+            lambda chunk: self._sampler.decode(latents, chunk), wanted, run.setup.device
+        )
+        if chunk < wanted:
+            run.chunk = chunk
+        return batch
 
     def _through_codec(self, images: Images) -> Images:
         steps = self._run.protocol.image
@@ -236,14 +249,3 @@ class _Finisher:
             return apply_image_steps(images, steps)
         walked = self._codec.map(lambda image: apply_image_steps(image[None], steps), images)
         return np.concatenate(list(walked))
-
-
-def _free(device: str) -> None:
-    """Give back what the failed batch took."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()

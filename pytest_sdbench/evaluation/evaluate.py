@@ -20,7 +20,7 @@ from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.base.text import duration
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.engine import make
+from pytest_sdbench.evaluation.engine import Setup, make
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
 from pytest_sdbench.features.extractors import identity, open_extractors
@@ -219,11 +219,8 @@ def make_evidence(
                 drawn,
                 prompts,
                 work,
+                Setup(pipeline, extractors, device, tuning),
                 n=protocol.n,
-                pipeline=pipeline,
-                extractors=extractors,
-                device=device,
-                tuning=tuning,
                 count=shower.update,
             )
     return Made(evidence, prompts, drawn, made)

@@ -72,12 +72,12 @@ def sample(
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class Latents:
     """Some images as the U-Net leaves them."""
 
     indices: tuple[int, ...]
     seeds: tuple[int, ...]
-    latents: torch.Tensor | None
+    tensor: torch.Tensor | None
     """[B, C, h, w] on the pipeline's device; None where the pipeline is none that can be stopped there."""
     truncated: npt.NDArray[np.bool_]
     output: Any = None
@@ -120,7 +120,7 @@ class Sampler:
         return self._sequence is not None
 
     @torch.inference_mode()
-    def draw(self, group: Sequence[int]) -> Drawn:
+    def draw(self, group: Sequence[int]) -> Latents:
         """Run the denoising loop for the images with these indices, as one batch."""
         sampling = self._protocol.sampling
         seeds = [self._protocol.seeds.seed] * len(group)
@@ -147,32 +147,32 @@ class Sampler:
         )
         truncated = _truncated(self._pipeline.tokenizer, prompts)
         if self._staged:
-            return Drawn(tuple(group), tuple(seeds), output.images, truncated)
-        return Drawn(tuple(group), tuple(seeds), None, truncated, output)
+            return Latents(tuple(group), tuple(seeds), output.images, truncated)
+        return Latents(tuple(group), tuple(seeds), None, truncated, output)
 
     @torch.inference_mode()
-    def decode(self, drawn: Drawn, chunk: int | None = None) -> Batch:
+    def decode(self, latents: Latents, chunk: int | None = None) -> Batch:
         """Turn latents into pictures, `chunk` at a time; raises CheckpointError for NaN and infinity."""
-        if drawn.latents is None:
-            images = np.asarray(drawn.output.images)
-            blacked = drawn.output.nsfw_content_detected or [False] * len(drawn.indices)
-            self._check_finite(np.isfinite(images).all(axis=(1, 2, 3)), drawn.indices)
+        if latents.tensor is None:
+            images = np.asarray(latents.output.images)
+            blacked = latents.output.nsfw_content_detected or [False] * len(latents.indices)
+            self._check_finite(np.isfinite(images).all(axis=(1, 2, 3)), latents.indices)
             pixels = to_uint8(images)
         else:
-            chunk = chunk or len(drawn.indices)
+            chunk = chunk or len(latents.indices)
             parts = [
-                self._decode(drawn.latents[at : at + chunk], drawn.indices[at : at + chunk])
-                for at in range(0, len(drawn.indices), chunk)
+                self._decode(latents.tensor[at : at + chunk], latents.indices[at : at + chunk])
+                for at in range(0, len(latents.indices), chunk)
             ]
             pixels = np.concatenate([part for part, _ in parts])
             blacked = [flag for _, flags in parts for flag in flags]
         return Batch(
-            indices=np.asarray(drawn.indices, np.int64),
-            seeds=np.asarray(drawn.seeds, np.int64),
-            prompts=tuple(self._prompts[index] for index in drawn.indices),
+            indices=np.asarray(latents.indices, np.int64),
+            seeds=np.asarray(latents.seeds, np.int64),
+            prompts=tuple(self._prompts[index] for index in latents.indices),
             images=pixels,
             blacked_out=np.array(blacked, np.bool_),
-            truncated=drawn.truncated,
+            truncated=latents.truncated,
         )
 
     def _text(self, prompts: list[str]) -> dict[str, Any]:

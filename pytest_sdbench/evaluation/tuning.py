@@ -1,4 +1,8 @@
-"""Arrange a device and a pipeline for speed: batch, workers, compilation, memory layout."""
+"""Arrange a device and a pipeline for speed: batch size, workers, memory layout, compilation.
+
+`arranged` gives a pipeline back as it found it: forwards, memory layout and all. What cannot be undone,
+`keep_memory`, is for processes that make images and then end.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,10 @@ import math
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
@@ -16,10 +23,11 @@ from pytest_sdbench.store.shards import SHARD
 _PIXELS = 1 << 20
 """Pixels in a CPU's batch: more gain nothing there. 64 pictures of 64x64, 4 of 512x512."""
 
+_DECODED = 1 << 16
+"""Pixels that a CPU decodes at a time: what the decoder makes of more does not fit its caches."""
 
 _SMALL = 128
 """Pixels to a side up to which several workers of one thread each beat one worker with all threads."""
-
 
 _WORTH_COMPILING = 5000
 """Images from which `torch.compile` pays for the minutes that it takes on an accelerator."""
@@ -37,8 +45,8 @@ class Tuning:
     """Whether convolutions on a CPU get the memory layout that they like."""
     remember_text: bool = True
     """Whether what depends on the text alone is computed once, and not in every step."""
-    keep_memory: bool = True
-    """Whether the C library keeps what was freed for the next batch (glibc; elsewhere without effect)."""
+    keep_memory: bool = False
+    """Whether the process keeps freed memory for good; a seventh faster on a CPU, see `keep_memory`."""
     overlap: bool | None = None
     """Whether decoding, measuring and writing run beside the U-Net; None: on an accelerator."""
     compile: bool | None = None
@@ -54,6 +62,11 @@ def default_batch_size(protocol: Protocol, device: str = "cpu") -> int:
     return max(1, min(SHARD, _PIXELS // protocol.sampling.resolution**2))
 
 
+def default_decoding(protocol: Protocol, device: str) -> int:
+    """Return how many pictures the VAE decodes at a time; where memory runs out it is halved."""
+    return max(1, _DECODED // protocol.sampling.resolution**2) if device.startswith("cpu") else SHARD
+
+
 def worker_count(protocol: Protocol, n: int, device: str, tuning: Tuning) -> int:
     """Return how many shards are made beside each other."""
     import torch
@@ -66,11 +79,12 @@ def worker_count(protocol: Protocol, n: int, device: str, tuning: Tuning) -> int
     return max(1, min(torch.get_num_threads(), math.ceil(n / SHARD))) if small else 1
 
 
-def _keep_memory() -> None:
-    """Have glibc keep freed memory, in one heap for all threads.
+def keep_memory() -> None:
+    """Have glibc keep freed memory, in one heap for all threads; without effect elsewhere.
 
     By default a large block goes back to the system when it is freed, and the next batch faults it in page
-    by page: a seventh of a small U-Net's time. What stays is what the largest batch took.
+    by page: a seventh of a small U-Net's time. What stays is what the largest batch took. This cannot be
+    undone: a process that runs other people's tests is no place for it.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -83,35 +97,68 @@ def _keep_memory() -> None:
         mallopt(option, value)
 
 
-def arrange(pipeline: Any, tuning: Tuning, *, full_batch: int = 0, images: int = 0) -> None:
+@contextmanager
+def arranged(pipeline: Any, tuning: Tuning, *, full_batch: int = 0, images: int = 0) -> Iterator[None]:
     """Lay the U-Net out as convolutions on a CPU like it, and project the text once for all steps.
 
     On an accelerator the U-Net of a long run is compiled, for batches of `full_batch` images; each shorter
-    one at the end would cost another compilation. A pipeline may be arranged again.
+    one at the end would cost another compilation. At the end the pipeline is as it was.
     """
     import torch
 
     unet = getattr(pipeline, "unet", None)
-    if not isinstance(unet, torch.nn.Module):
+    with ExitStack() as undo:
+        if isinstance(unet, torch.nn.Module):
+            on_cpu = pipeline.device.type == "cpu"
+            if on_cpu and tuning.channels_last:
+                undo.enter_context(_channels_last(unet))
+            compiled = tuning.compile
+            if not on_cpu and compiled is None:
+                compiled = images >= _WORTH_COMPILING
+            if compiled:
+                undo.enter_context(_forward(unet, lambda plain: _compiled(plain, full_batch)))
+            elif tuning.remember_text:
+                for name, module in unet.named_modules():
+                    if name.endswith((".attn2.to_k", ".attn2.to_v")):
+                        undo.enter_context(_forward(module, _remembering))
+        yield
+
+
+@contextmanager
+def _channels_last(module: Any) -> Iterator[None]:
+    """Have a module's convolutions in the layout [N, H, W, C], and at the end each as it was."""
+    import torch
+
+    before = [(each, each.stride()) for each in chain(module.parameters(), module.buffers())]
+    module.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for each, stride in before:
+            if each.stride() != stride:
+                place = torch.empty_strided(each.shape, stride, dtype=each.dtype, device=each.device)
+                each.data = place.copy_(each.data)
+
+
+@contextmanager
+def _forward(module: Any, wrap: Callable[[Any], Any]) -> Iterator[None]:
+    """Wrap a module's forward; one that somebody has wrapped before is left alone."""
+    if "forward" in vars(module):
+        yield
         return
-    on_cpu = pipeline.device.type == "cpu"
-    if on_cpu and tuning.channels_last:
-        unet.to(memory_format=torch.channels_last)
-    compiled = not on_cpu and images >= _WORTH_COMPILING if tuning.compile is None else tuning.compile
-    if compiled:
-        _compile(unet, full_batch)
-    elif tuning.remember_text:
-        for name, module in unet.named_modules():
-            if name.endswith((".attn2.to_k", ".attn2.to_v")):
-                _remember(module)
+    module.forward = wrap(module.forward)
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 class NotCompiled(UserWarning):
     """A U-Net that could not be compiled here, and runs as it is."""
 
 
-def _compile(unet: Any, full_batch: int) -> None:
-    """Compile a U-Net for one batch size, with or without guidance; others go the plain way.
+def _compiled(plain: Any, full_batch: int) -> Any:
+    """Compile a U-Net's forward for one batch size, with or without guidance; others go the plain way.
 
     So do all where the compiler fails: not every machine with an accelerator has one that works. Without CUDA
     graphs: a full batch keeps a device busy without, and a graph's outputs live in memory that its next call
@@ -120,9 +167,6 @@ def _compile(unet: Any, full_batch: int) -> None:
     import torch
     from torch._dynamo.exc import TorchDynamoException
 
-    if "forward" in vars(unet):
-        return
-    plain = unet.forward
     fast: Any = torch.compile(plain, dynamic=False)
 
     def forward(sample: Any, *rest: Any, **named: Any) -> Any:
@@ -138,7 +182,7 @@ def _compile(unet: Any, full_batch: int) -> None:
                 warnings.warn(told, NotCompiled, stacklevel=2)
         return plain(sample, *rest, **named)
 
-    unet.forward = forward
+    return forward
 
 
 class _Last(threading.local):
@@ -148,19 +192,17 @@ class _Last(threading.local):
     output: Any = None
 
 
-def _remember(module: Any) -> None:
-    """Have a module give its last output again for the same tensor.
+def _remembering(forward: Any) -> Any:
+    """Return a forward that gives its last output again for the same tensor.
 
     Keys and values of cross-attention depend on the text alone, which is one tensor through all steps of a
     batch: that saves a tenth of a small U-Net's time, and not a bit changes.
     """
-    if "forward" in vars(module):
-        return  # this pipeline was arranged before
-    forward, last = module.forward, _Last()
+    last = _Last()
 
     def remembered(states: Any) -> Any:
         if last.states is not states:
             last.states, last.output = states, forward(states)
         return last.output
 
-    module.forward = remembered
+    return remembered

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -12,48 +11,54 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
-from pytest_sdbench.evaluation.engine import make
+from pytest_sdbench.evaluation import engine
+from pytest_sdbench.evaluation.engine import Setup, make
 from pytest_sdbench.evaluation.sampler import image_seed
-from pytest_sdbench.evaluation.tuning import NotCompiled, Tuning, arrange, default_batch_size
+from pytest_sdbench.evaluation.tuning import NotCompiled, Tuning, arranged, default_batch_size, keep_memory
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
-from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
 from pytest_sdbench.store.shards import SHARD, Evidence, Rows, Store
+from tests.evaluation import helpers
+from tests.evaluation.helpers import SEED, SEQUENTIAL, diffusers_picture, own_protocol
 
 N = SHARD + 16
 PROMPTS = tuple(f"red and blue {number}" for number in range(N))
+ALONE = Tuning(workers=1)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Behind a codec, which makes a block of it.
+assert_same_pictures = partial(helpers.assert_same_pictures, above=2, rarely=0.001, most=16)
 
 
 class Pixels(Extractors):
     """Keeps the pictures themselves, so that whatever becomes of them is seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, breaks_at: int | None = None, ready: Callable[[], object] = lambda: None) -> None:
         super().__init__(())
+        self.breaks_at, self.ready = breaks_at, ready
 
     def extract(self, images: Images, prompts: Any) -> dict[str, Any]:
         assert len(images) == len(prompts)
+        if self.breaks_at is not None and prompts[0] == PROMPTS[self.breaks_at]:
+            self.ready()
+            raise RuntimeError("the extractor broke")
         return {"pixels": images}
 
 
 @pytest.fixture(scope="module")
 def protocol(tmp_path_factory: pytest.TempPathFactory) -> Protocol:
-    content = {
-        "title": "Own",
-        "n": N,
-        "prompts": {"kind": "csv", "file": "captions.csv", "sha256": "0" * 64, "rows": N},
-        "seeds": {"kind": "per-image", "seed": 5},
-        "sampling": {"steps": 1, "guidance": 3.0, "resolution": 64, "dtype": "float32"},
-        "image": [{"jpeg": 75}, {"resize": 48, "filter": "pil-bicubic"}],
-        "metrics": {"clip_score": {"model": "local:scenes-clip"}},
-    }
-    path = tmp_path_factory.mktemp("protocol") / "own.yaml"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return load_protocol(path)
+    steps = [{"jpeg": 75}, {"resize": 48, "filter": "pil-bicubic"}]
+    return own_protocol(tmp_path_factory.mktemp("protocol"), n=N, image=steps, steps=1)
+
+
+@pytest.fixture(scope="module")
+def sequential(protocol: Protocol) -> Protocol:
+    return protocol.model_copy(update={"seeds": SequentialSeeds.model_validate(SEQUENTIAL)})
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +66,20 @@ def load(pristine_checkpoint: Path) -> Callable[[], Any]:
     return lambda: load_pipeline(Checkpoint("tiny", pristine_checkpoint))
 
 
-def run(folder: Path, pipeline: Any, protocol: Protocol, tuning: Tuning, **options: Any) -> Evidence:
+def run(
+    folder: Path,
+    pipeline: Any,
+    protocol: Protocol,
+    tuning: Tuning,
+    *,
+    extractors: Extractors | None = None,
+    images: list[range] | None = None,
+    count: Callable[[int], object] = lambda images: None,
+) -> Evidence:
     evidence = Store(folder).open("c", "d", {})
-    make(
-        evidence,
-        protocol,
-        PROMPTS,
-        evidence.work(N),
-        n=N,
-        pipeline=pipeline,
-        tuning=tuning,
-        **{"extractors": Pixels(), **options},
-    )
+    work = evidence.work(N) if images is None else iter(images)
+    setup = Setup(pipeline, extractors or Pixels(), tuning=tuning)
+    make(evidence, protocol, PROMPTS, work, setup, n=N, count=count)
     return evidence
 
 
@@ -91,31 +98,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory, load: Callable[[], Any], pro
     return run(tmp_path_factory.mktemp("plain"), load(), protocol, Tuning(workers=1, overlap=False))
 
 
-def assert_same_pictures(one: Images, other: Images) -> None:
-    """Allow what rounding does to bytes, behind a codec that makes a block of it: few, and small."""
-    apart = np.abs(one.astype(int) - other.astype(int))
-    assert apart.max() <= 16
-    assert (apart > 2).mean() < 0.001
-
-
 def test_every_image_is_what_diffusers_makes_of_it_alone_and_pillow_of_that(
     plain: Evidence, load: Callable[[], Any], protocol: Protocol
 ) -> None:
     """The slow way: one image after the other, text encoded each time, nothing laid out or kept."""
     pipeline, found = load(), rows(plain)
     for index in (0, 31, SHARD, N - 1):
-        generator = torch.Generator().manual_seed(image_seed(5, index))
-        picture = pipeline(
-            PROMPTS[index],
-            num_inference_steps=1,
-            guidance_scale=3.0,
-            height=64,
-            width=64,
-            generator=generator,
-        ).images[0]
-        expected = apply_image_steps(np.asarray(picture)[None], protocol.image)[0]
+        picture = diffusers_picture(pipeline, PROMPTS[index], steps=1, index=index)
+        expected = apply_image_steps(picture[None], protocol.image)[0]
         assert_same_pictures(found["pixels"][index], expected)
-        assert found["seed"][index] == image_seed(5, index)
+        assert found["seed"][index] == image_seed(SEED, index)
     assert found["index"].tolist() == list(range(N))
 
 
@@ -125,9 +117,8 @@ def test_every_image_is_what_diffusers_makes_of_it_alone_and_pillow_of_that(
         Tuning(workers=2),
         Tuning(workers=1, overlap=True),
         Tuning(workers=2, overlap=True),
-        Tuning(workers=1, keep_memory=False),
     ],
-    ids=["workers", "overlap", "workers-overlap", "memory"],
+    ids=["workers", "overlap", "workers-overlap"],
 )
 def test_what_only_moves_work_changes_no_bit(
     tuning: Tuning, plain: Evidence, load: Callable[[], Any], protocol: Protocol, tmp_path: Path
@@ -138,9 +129,7 @@ def test_what_only_moves_work_changes_no_bit(
 @pytest.mark.parametrize(
     "tuning",
     [
-        Tuning(batch_size=1),
-        Tuning(batch_size=7),
-        Tuning(batch_size=32),
+        *(Tuning(batch_size=size) for size in (1, 7, 32)),
         Tuning(channels_last=False),
         Tuning(remember_text=False),
     ],
@@ -208,24 +197,22 @@ def test_one_image_that_does_not_fit_is_an_error(
     pipeline = load()
     OfLimitedMemory(pipeline.unet, most=1)
     with pytest.raises(torch.OutOfMemoryError):
-        run(tmp_path, pipeline, protocol, Tuning(workers=1))
+        run(tmp_path, pipeline, protocol, ALONE)
 
 
 @pytest.mark.parametrize("tuning", [Tuning(workers=2), Tuning(workers=1, overlap=True)])
 def test_an_error_in_one_thread_ends_the_run_and_leaves_whole_shards(
     tuning: Tuning, plain: Evidence, load: Callable[[], Any], protocol: Protocol, tmp_path: Path
 ) -> None:
-    evidence, written = Store(tmp_path).open("c", "d", {}), threading.Event()
+    written = threading.Event()
 
-    class Broken(Pixels):
-        def extract(self, images: Images, prompts: Any) -> dict[str, Any]:
-            if prompts[0] == PROMPTS[SHARD]:
-                assert tuning.overlap or written.wait(60)
-                raise RuntimeError("the extractor broke")
-            return super().extract(images, prompts)
+    def ready() -> None:
+        assert tuning.overlap or written.wait(60)
 
+    broken = Pixels(SHARD, ready)
     with pytest.raises(RuntimeError, match="the extractor broke"):
-        run(tmp_path, load(), protocol, tuning, extractors=Broken(), count=lambda images: written.set())
+        run(tmp_path, load(), protocol, tuning, extractors=broken, count=lambda images: written.set())
+    evidence = Store(tmp_path).open("c", "d", {})
     assert evidence.missing(N) == [range(SHARD, N)]
     run(tmp_path, load(), protocol, Tuning())
     assert shards(evidence) == shards(plain)
@@ -236,16 +223,9 @@ def test_a_shard_that_lost_a_batch_is_never_written(
     overlap: bool, load: Callable[[], Any], protocol: Protocol, tmp_path: Path
 ) -> None:
     """With what comes after it in the same thread, it would be a shard of other images."""
-
-    class Broken(Pixels):
-        def extract(self, images: Images, prompts: Any) -> dict[str, Any]:
-            if prompts[0] == PROMPTS[16]:
-                raise RuntimeError("the extractor broke")
-            return super().extract(images, prompts)
-
     tuning = Tuning(workers=1, overlap=overlap, batch_size=16)
     with pytest.raises(RuntimeError, match="the extractor broke"):
-        run(tmp_path, load(), protocol, tuning, extractors=Broken())
+        run(tmp_path, load(), protocol, tuning, extractors=Pixels(16))
     assert shards(Store(tmp_path).open("c", "d", {})) == {}
 
 
@@ -254,7 +234,7 @@ def test_text_that_guidance_leads_away_from_is_encoded_once_a_run(
 ) -> None:
     pipeline, texts = load(), []
     pipeline.text_encoder.register_forward_pre_hook(lambda module, inputs: texts.append(len(inputs[0])))
-    run(tmp_path, pipeline, protocol, Tuning(workers=1))
+    run(tmp_path, pipeline, protocol, ALONE)
     assert sorted(texts) == [1, N - SHARD, SHARD]
 
 
@@ -271,7 +251,7 @@ def test_a_pipeline_of_another_kind_is_called_as_it_is(
             assert options["output_type"] == "np"
             return inner(prompt, **options)
 
-    found = rows(run(tmp_path, Own(), protocol, Tuning(workers=1)))
+    found = rows(run(tmp_path, Own(), protocol, ALONE))
     assert_same_pictures(found["pixels"], rows(plain)["pixels"])
 
 
@@ -290,14 +270,33 @@ def test_a_compiled_unet_takes_full_batches_alone(
 
     monkeypatch.setattr(torch, "compile", marker)
     pipeline = load()
-    arrange(pipeline, Tuning(compile=True), full_batch=4)
     text = torch.zeros(8, 77, 16)
-    for size in (8, 4, 6, 1):
-        pipeline.unet(torch.zeros(size, 4, 8, 8), 1, encoder_hidden_states=text[:size])
+    with arranged(pipeline, Tuning(compile=True), full_batch=4):
+        for size in (8, 4, 6, 1):
+            pipeline.unet(torch.zeros(size, 4, 8, 8), 1, encoder_hidden_states=text[:size])
     assert calls == [8, 4]
 
 
+def compile_that_fails(function: Any, **options: Any) -> Any:
+    def compiled(*_: Any, **__: Any) -> Any:
+        raise TorchDynamoException("inductor\nno C compiler\nand a long trace")
+
+    return compiled
+
+
+def no_compiler(graph: Any, inputs: Any) -> Any:
+    raise FileNotFoundError("no C compiler")
+
+
+@pytest.mark.parametrize(
+    "compiler",
+    [
+        compile_that_fails,
+        pytest.param(partial(torch.compile, backend=no_compiler), marks=pytest.mark.slow, id="torch"),
+    ],
+)
 def test_where_the_compiler_fails_the_images_are_made_without_it(
+    compiler: Any,
     load: Callable[[], Any],
     plain: Evidence,
     protocol: Protocol,
@@ -305,48 +304,86 @@ def test_where_the_compiler_fails_the_images_are_made_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A GPU's machine often has no compiler for Triton, and that is known at the first batch alone."""
-
-    def broken(graph: Any, inputs: Any) -> Any:
-        raise FileNotFoundError("no C compiler")
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    monkeypatch.setattr(torch, "compile", compiler)
     with pytest.warns(NotCompiled, match="the U-Net runs without: .*no C compiler") as told:
         found = rows(run(tmp_path, load(), protocol, Tuning(compile=True, batch_size=16, workers=1)))
     assert len([each for each in told if each.category is NotCompiled]) == 1
     assert_same_pictures(found["pixels"], rows(plain)["pixels"])
 
 
-def test_batches_begin_large_on_an_accelerator_and_single_in_a_sequence_on_a_cpu(protocol: Protocol) -> None:
-    sequential = protocol.model_copy(update={"seeds": _sequential()})
+class Standing:
+    """What the engine may change of a process and of a pipeline while it works."""
+
+    def __init__(self, pipeline: Any) -> None:
+        modules = list(pipeline.unet.modules())
+        self.forwards = ["forward" in vars(module) for module in modules]
+        self.layout = [value.stride() for value in pipeline.unet.state_dict().values()]
+        self.weights = [value.clone() for value in pipeline.unet.state_dict().values()]
+        self.threads = torch.get_num_threads()
+        self.precision = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+        self.scheduler, self.tokenizer = pipeline.scheduler, pipeline.tokenizer
+
+
+@pytest.mark.parametrize("breaks_at", [None, 0], ids=["whole", "broken"])
+@pytest.mark.parametrize("tuning", [Tuning(workers=2), Tuning(compile=True)], ids=["usual", "compiled"])
+def test_a_run_leaves_pipeline_and_process_as_they_were(
+    breaks_at: int | None,
+    tuning: Tuning,
+    load: Callable[[], Any],
+    protocol: Protocol,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another test of the same process must not feel that images were made in it."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(engine, "keep_memory", lambda: pytest.fail("this cannot be undone"))
+    torch.set_num_threads(3)
+    pipeline, during = load(), []
+    pipeline.unet.register_forward_pre_hook(lambda *_: during.append(Standing(pipeline)))
+    before = Standing(pipeline)
+    try:
+        run(tmp_path, pipeline, protocol, tuning, extractors=Pixels(breaks_at))
+    except RuntimeError:
+        assert breaks_at == 0
+    after, inside = Standing(pipeline), during[0]
+    assert any(inside.forwards)
+    assert inside.layout != before.layout
+    assert inside.threads == (1 if tuning.workers == 2 else 3) or tuning.compile
+    weights = vars(before).pop("weights"), vars(after).pop("weights")
+    assert vars(after) == vars(before)
+    assert all(map(torch.equal, *weights))
+    torch.set_num_threads(1)
+
+
+def test_memory_is_kept_where_it_is_asked_for_and_no_bit_changes(
+    plain: Evidence,
+    load: Callable[[], Any],
+    protocol: Protocol,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(engine, "keep_memory", lambda: kept.append(True) or keep_memory())
+    assert shards(run(tmp_path, load(), protocol, Tuning(workers=1, keep_memory=True))) == shards(plain)
+    assert kept == [True]
+
+
+def test_batches_begin_large_on_an_accelerator_and_single_in_a_sequence_on_a_cpu(
+    protocol: Protocol, sequential: Protocol
+) -> None:
     assert default_batch_size(protocol, "cuda:1") == default_batch_size(sequential, "cuda") == SHARD
     assert default_batch_size(sequential) == 1
 
 
 def test_the_noise_of_a_sequence_is_drawn_one_by_one_and_used_in_batches(
-    load: Callable[[], Any], protocol: Protocol, tmp_path: Path
+    load: Callable[[], Any], sequential: Protocol, tmp_path: Path
 ) -> None:
-    sequential = protocol.model_copy(update={"seeds": _sequential()})
     single = run(tmp_path / "single", load(), sequential, Tuning())
     batches = run(tmp_path / "batches", load(), sequential, Tuning(batch_size=24))
     assert_same_pictures(rows(batches)["pixels"], rows(single)["pixels"])
-    assert rows(batches)["seed"].tolist() == rows(single)["seed"].tolist() == [1] * N
+    assert rows(batches)["seed"].tolist() == rows(single)["seed"].tolist() == [SEED] * N
     # The second shard's noise comes after the first one's, made or not.
-    resumed = Store(tmp_path / "resumed").open("c", "d", {})
-    make(
-        resumed,
-        sequential,
-        PROMPTS,
-        iter([range(SHARD, N)]),
-        n=N,
-        pipeline=load(),
-        extractors=Pixels(),
-        tuning=Tuning(batch_size=24),
-    )
+    images = [range(SHARD, N)]
+    resumed = run(tmp_path / "resumed", load(), sequential, Tuning(batch_size=24), images=images)
     (last,) = shards(resumed).items()
     assert last in shards(batches).items()
-
-
-def _sequential() -> Any:
-    from pytest_sdbench.protocols.protocol import SequentialSeeds
-
-    return SequentialSeeds(kind="sequential", seed=1, device="cpu")

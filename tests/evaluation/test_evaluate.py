@@ -26,7 +26,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation import evaluate as evaluation
 from pytest_sdbench.evaluation.evaluate import evaluate, evidence_key
 from pytest_sdbench.evaluation.sampler import sample
-from pytest_sdbench.evaluation.tuning import Tuning, arrange, default_batch_size
+from pytest_sdbench.evaluation.tuning import Tuning, arranged, default_batch_size
 from pytest_sdbench.features.extractors import open_extractor, open_extractors
 from pytest_sdbench.features.references import (
     compute_statistics,
@@ -232,9 +232,8 @@ def test_the_text_is_projected_once_a_batch_to_the_same_bits(checkpoint: Checkpo
             return super().forward(states)
 
     pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.__class__ = Counted
-    arrange(pipeline, Tuning())
-    arrange(pipeline, Tuning())  # a sequence comes back for more images: nothing is wrapped twice
-    ours = [batch.images for batch in sample(pipeline, protocol, CAPTIONS, range(4), batch_size=2)]
+    with arranged(pipeline, Tuning()), arranged(pipeline, Tuning()):  # nothing is wrapped twice
+        ours = [batch.images for batch in sample(pipeline, protocol, CAPTIONS, range(4), batch_size=2)]
     theirs = [batch.images for batch in sample(plain, protocol, CAPTIONS, range(4), batch_size=2)]
     np.testing.assert_array_equal(ours, theirs)
     assert calls == [4, 4]  # with and without the prompt, of two images; once for each batch

@@ -1,0 +1,54 @@
+"""A protocol of a test's own, pictures of diffusers itself, and what pictures may differ by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_sdbench.evaluation.sampler import image_seed
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
+
+SEED = 5
+PER_IMAGE = {"kind": "per-image", "seed": SEED}
+SEQUENTIAL = {"kind": "sequential", "seed": SEED, "device": "cpu"}
+
+
+def own_protocol(
+    folder: Path, *, n: int, seeds: dict[str, Any] = PER_IMAGE, image: Any = (), **sampling: Any
+) -> Protocol:
+    """Write a protocol of `n` images of 64x64 at guidance 3, in float32, and load it."""
+    content = {
+        "title": "Own",
+        "n": n,
+        "prompts": {"kind": "csv", "file": "captions.csv", "sha256": "0" * 64, "rows": n},
+        "seeds": seeds,
+        "sampling": {"steps": 2, "guidance": 3.0, "resolution": 64, "dtype": "float32", **sampling},
+        **({"image": image} if image else {}),
+        "metrics": {"clip_score": {"model": "local:scenes-clip"}},
+    }
+    path = folder / "own.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return load_protocol(path)
+
+
+def diffusers_picture(
+    pipeline: Any, prompt: str, *, steps: int, generator: torch.Generator | None = None, index: int = 0
+) -> np.ndarray:
+    """Return what diffusers makes of one prompt, from a generator or from the seed of an image."""
+    generator = generator or torch.Generator().manual_seed(image_seed(SEED, index))
+    made = pipeline(
+        prompt, num_inference_steps=steps, guidance_scale=3.0, height=64, width=64, generator=generator
+    )
+    return np.asarray(made.images[0])
+
+
+def assert_same_pictures(one: np.ndarray, other: np.ndarray, *, above: int, rarely: float, most: int) -> None:
+    """Allow what rounding does to bytes: `most` at the worst, and more than `above` but rarely."""
+    apart = np.abs(one.astype(int) - other.astype(int))
+    assert apart.max() <= most
+    assert (apart > above).mean() < rarely
