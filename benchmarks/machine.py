@@ -1,14 +1,19 @@
-"""Measure what a machine can do: matrix multiplications, copies, memory."""
+"""Say what a machine is, and measure what it can do: matrix multiplications, copies, memory."""
 
 from __future__ import annotations
 
-import platform
+import datetime
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from pytest_sdbench.base.environment import timed_on
 
 
 def wait(device: torch.device) -> None:
@@ -17,12 +22,30 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def facts(device: str, libraries: Sequence[str], load_before: float) -> dict[str, Any]:
+    """Return when, on what and with which libraries something was measured.
+
+    `load` is the average number of running processes at the beginning and at the end: contention if above
+    the cores.
+    """
+    return {
+        "device": timed_on(device),
+        "cores": os.cpu_count() or 1,
+        "versions": {name: version(name) for name in libraries},
+        "date": datetime.date.today().isoformat(),
+        "load": (load_before, os.getloadavg()[0]),
+    }
+
+
+def libraries_and_load(facts: Mapping[str, Any]) -> str:
+    """Return versions, date and load of facts as text."""
+    libraries = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    before, after = facts["load"]
+    return f"{libraries}. {facts['date']}, load average {before:.1f} to {after:.1f}."
+
+
 def describe(device: torch.device) -> str:
-    """Return the name of the device, and on a CPU the number of threads that torch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{_cpu()}, {threads} thread{'s' * (threads != 1)}"
+    return timed_on(str(device))
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.5) -> float:
@@ -73,11 +96,3 @@ def _fastest(call: Callable[[], object], device: torch.device, seconds: float) -
         wait(device)
         best = min(best, time.perf_counter() - began)
     return best
-
-
-def _cpu() -> str:
-    try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        match = None
-    return match[1].strip() if match else platform.processor() or platform.machine()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pytest_sdbench.metrics.estimates import Estimate
-    from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.metrics import difference as comparison
+from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.protocols.protocol import Protocol
 
 METRICS = ("fid", "kid", "inception_score", "clip_score")
 
@@ -24,11 +26,6 @@ class Quality:
 
 def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Path) -> Quality:
     """Score a checkpoint on scenes, making the images that the store lacks."""
-    from pytest_sdbench.base.workspace import Workspace
-    from pytest_sdbench.evaluation.evaluate import evaluate
-    from pytest_sdbench.metrics.estimates import Estimate
-    from pytest_sdbench.models.checkpoint import resolve
-
     measured = evaluate(resolve(checkpoint_spec), protocol, Workspace(store))
     scores: dict[str, float] = {"n": measured.n}
     estimates = {}
@@ -44,8 +41,6 @@ def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Pa
 
 def difference(first: Quality, second: Quality) -> dict[str, float]:
     """Return first minus second in FID and CLIP score, with standard errors of paired images."""
-    from pytest_sdbench.metrics import difference as comparison
-
     found: dict[str, float] = {}
     for metric in ("fid", "clip_score"):
         each = comparison.difference(first.estimates[metric], second.estimates[metric])

@@ -11,32 +11,24 @@ different cells (`--only fid-64 --only kid`).
 
 from __future__ import annotations
 
-import argparse
 import datetime
-import json
 import math
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from filelock import FileLock
-from tabulate import tabulate
 
+from benchmarks import options
+from benchmarks.gate.coverage_cells import Cell, Found, all_cells
 from benchmarks.gate.intervals import clopper_pearson
-from benchmarks.report import RESULTS
-from pytest_sdbench.base.files import write_atomically
-from pytest_sdbench.evaluation.estimate import estimate
-from pytest_sdbench.metrics.estimates import Estimate, Undefined, fid_estimate
-from pytest_sdbench.metrics.moments import FeatureStatistics
+from benchmarks.report import RESULTS, grid, load, paragraphs, save
+from pytest_sdbench.metrics.estimates import Undefined
 
 Z = 1.959964
 """Standard errors to each side of a 95 % interval."""
@@ -47,25 +39,8 @@ HOLDS = (0.92, 0.98)
 ESCAPE = 0.05
 """Share of the replicates that the code may stand for by mistake in a cell that is called unsupported."""
 
-BATCH = 512
-"""Images handed over at a time."""
-
 EVERY = 60.0
 """Seconds between two looks at the disk."""
-
-Array = npt.NDArray[Any]
-Found = Estimate | Undefined
-Measure = Callable[[np.random.Generator], Found]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One population, one number of images."""
-
-    name: str
-    prepare: Callable[[], tuple[float, Measure]]
-    """Returns the true score, and what measures it on a fresh set of images."""
-    replicates: int = 500
 
 
 @dataclass
@@ -83,6 +58,7 @@ class Sums:
     corrected_squares: float = 0.0
     error_squares: float = 0.0
     seconds: float = 0.0
+    date: str = ""
 
     def add(self, found: Found) -> None:
         """Count one replicate."""
@@ -100,255 +76,14 @@ class Sums:
         self.error_squares += found.standard_error**2
 
 
-FID_TAILS = ("gaussian", "heavy", "skewed")
-
-
-def noise(rng: np.random.Generator, tail: str, n: int, width: int) -> Array:
-    """Return rows of mean zero and unit covariance, [n, width]."""
-    if tail == "skewed":
-        return rng.standard_exponential((n, width), np.float32) - np.float32(1)
-    rows = rng.standard_normal((n, width), np.float32)
-    if tail == "heavy":
-        # Student's t with 5 degrees of freedom: one scale per image, so all its features are large at once.
-        rows *= np.sqrt(3 / rng.chisquare(5, n)).astype(np.float32)[:, None]
-    return rows
-
-
-@dataclass(frozen=True, eq=False)
-class Population:
-    """Features whose moments are known, and a reference that they are compared with."""
-
-    mean: Array
-    root: Array
-    """A root of the covariance, [width, width]; its diagonal alone, [width], where there is nothing else."""
-    reference: FeatureStatistics
-    fid: float
-
-    def draw(self, rng: np.random.Generator, tail: str, n: int) -> Array:
-        """Return the features of n images."""
-        rows = noise(rng, tail, n, len(self.mean))
-        rows = rows * self.root if self.root.ndim == 1 else rows @ self.root.T
-        rows += self.mean
-        return rows
-
-
-@lru_cache(maxsize=1)
-def population(width: int, kind: str) -> Population:
-    """Return features whose eigenvalues fall as a power, `far` from or `close` to their reference.
-
-    FID of the two Gaussians comes from singular values: tr (R^1/2 S R^1/2)^1/2 is the nuclear norm of A'B for
-    any roots S = A A' and R = B B'.
-    """
-    rng = np.random.default_rng([width, zlib.crc32(kind.encode())])
-    far = kind.startswith("far")
-    values = np.arange(1, width + 1) ** (-0.7 if far else -1.0)
-    shift = (0.3 if far else 0.03) * math.sqrt(values.mean()) * rng.standard_normal(width)
-    if kind == "far-diagonal":
-        # Rows of a diagonal covariance need no matrix multiplication; the reference takes over the rotation.
-        sigma = np.diag(values * np.exp(0.5 * rng.standard_normal(width)))
-        turned = _rotation(rng, width)
-        reference = 0.5 * np.diag(values) + 0.5 * (turned * values) @ turned.T
-        root = np.sqrt(np.diag(sigma))
-        whole = np.diag(root)
-    else:
-        turned = _rotation(rng, width)
-        reference = (turned * values) @ turned.T
-        if far:
-            other = _rotation(rng, width)
-            scaled = values * np.exp(0.5 * rng.standard_normal(width))
-            sigma = 0.5 * reference + 0.5 * (other * scaled) @ other.T
-        else:
-            sigma = (turned * (values * np.exp(0.1 * rng.standard_normal(width)))) @ turned.T
-        root = whole = np.linalg.cholesky(sigma)
-    common = np.linalg.svd(whole.T @ np.linalg.cholesky(reference), compute_uv=False).sum()
-    truth = float(shift @ shift + np.trace(sigma) + np.trace(reference) - 2 * common)
-    return Population(
-        shift.astype(np.float32),
-        root.astype(np.float32),
-        FeatureStatistics(np.zeros(width), reference),
-        truth,
-    )
-
-
-def _rotation(rng: np.random.Generator, width: int) -> Array:
-    return np.asarray(np.linalg.qr(rng.standard_normal((width, width)))[0])
-
-
-def fid_cells() -> list[Cell]:
-    """FID: three widths, four numbers of images, three tails, near and far."""
-
-    def cell(width: int, kind: str, tail: str, times: int) -> Cell:
-        def prepare() -> tuple[float, Measure]:
-            whole = population(width, kind)
-
-            def measure(rng: np.random.Generator) -> Found:
-                rows = whole.draw(rng, tail, times * width)
-                # In batches, as they come from a store.
-                return fid_estimate(np.split(rows, range(BATCH, len(rows), BATCH)), whole.reference)
-
-            return whole.fid, measure
-
-        name = f"fid-{width}-{kind.partition('-')[0]}-{tail}-{times}x"
-        return Cell(name, prepare, 500 if width < 2048 else 200)
-
-    ratios = (2, 4, 8, 15)
-    cells = [
-        cell(width, kind, tail, times)
-        for width in (64, 512)
-        for kind in ("far", "close")
-        for tail in FID_TAILS
-        for times in ratios
-    ]
-    return cells + [
-        cell(2048, "far-diagonal", tail, times) for tail in ("gaussian", "heavy") for times in ratios
-    ]
-
-
-def _logits(rng: np.random.Generator, classes: int, n: int) -> Array:
-    """Return logits that are Gaussian around a mean of the class that was drawn, some classes more often."""
-    often = np.arange(1, classes + 1) ** -0.5
-    drawn = rng.choice(classes, n, p=often / often.sum())
-    rows = rng.standard_normal((n, classes), np.float32)
-    # So far above the others that most images have a clear class, whatever the number of classes.
-    rows[np.arange(n), drawn] += np.float32(2 + math.log(classes))
-    return rows
-
-
-@lru_cache(maxsize=1)
-def true_inception_score(classes: int, images: int = 2_000_000) -> float:
-    """Return exp(H(E p) - E H(p)) of a very large sample; its own bias is below a ten-thousandth."""
-    rng = np.random.default_rng([classes, 1])
-    marginal, negentropy, step = np.zeros(classes), 0.0, 10_000
-    for _ in range(images // step):
-        rows = _logits(rng, classes, step)
-        p = np.exp(rows)
-        total = p.sum(axis=1, keepdims=True)
-        p /= total
-        marginal += p.sum(axis=0, dtype=np.float64)
-        negentropy += float((p * (rows - np.log(total))).sum(dtype=np.float64))
-    marginal /= images
-    return math.exp(negentropy / images - float((marginal * np.log(marginal)).sum()))
-
-
-def _protocol(**spec: object) -> Any:
-    return SimpleNamespace(metrics={spec["metric"]: SimpleNamespace(**spec)})
-
-
-def inception_cells() -> list[Cell]:
-    """The Inception score: three numbers of classes, three of images, one split and ten."""
-
-    def cell(classes: int, n: int, splits: int) -> Cell:
-        asked = _protocol(metric="inception_score", extractor="net", splits=splits, shuffle_seed=2020)
-
-        def measure(rng: np.random.Generator) -> Found:
-            rows = {"net-logits": _logits(rng, classes, n)}
-            return estimate(asked, [rows], {})["inception_score"]
-
-        return Cell(
-            f"is-{classes}-{n}-splits-{splits}", lambda: (true_inception_score(classes), measure), 500
-        )
-
-    return [
-        cell(classes, n, splits)
-        for classes in (9, 32, 200)
-        for n in (512, 2_000, 10_000)
-        for splits in (1, 10)
-    ]
-
-
-POOL, REFERENCE = 10_000, 1_000
-
-
-@lru_cache(maxsize=1)
-def pool(width: int, kind: str, tail: str) -> tuple[Array, FeatureStatistics, float]:
-    """Return a finite population, a reference sample, and the squared MMD between the first and the second.
-
-    Images are drawn from the population with replacement, so two may be the same row and its kernel with
-    itself counts. The reference is one fixed sample, taken as given: among it the pairs of two rows count, as
-    in KID.
-    """
-    rng = np.random.default_rng([width, zlib.crc32(f"{kind} {tail}".encode())])
-    scale = np.arange(1, width + 1) ** -0.35
-    scale /= math.sqrt(np.square(scale).mean())
-    reference = noise(rng, tail, REFERENCE, width) * scale
-    rows = noise(rng, tail, POOL, width) * scale
-    if kind == "far":
-        rows = rows * np.exp(0.2 * rng.standard_normal(width)) + 0.2 * rng.standard_normal(width)
-    rows, reference = rows.astype(np.float32), reference.astype(np.float32)
-
-    def total(x: Array, y: Array) -> float:
-        y = y.astype(np.float64)
-        return sum(float(((part @ y.T / width + 1) ** 3).sum()) for part in np.array_split(x, len(x) // 500))
-
-    own = float(((np.square(reference.astype(np.float64)).sum(axis=1) / width + 1) ** 3).sum())
-    wide = rows.astype(np.float64)
-    truth = (
-        total(wide, rows) / POOL**2
-        - 2 * total(wide, reference) / (POOL * REFERENCE)
-        + (total(reference.astype(np.float64), reference) - own) / (REFERENCE * (REFERENCE - 1))
-    )
-    known = FeatureStatistics(np.zeros(width), np.eye(width), REFERENCE, reference)
-    return rows, known, truth
-
-
-def kid_cells() -> list[Cell]:
-    """KID: two widths, two tails, three numbers of images, near and far."""
-    asked = _protocol(metric="kid", extractor="net")
-
-    def cell(width: int, kind: str, tail: str, n: int) -> Cell:
-        def prepare() -> tuple[float, Measure]:
-            rows, reference, truth = pool(width, kind, tail)
-
-            def measure(rng: np.random.Generator) -> Found:
-                drawn = {"net": rows[rng.integers(0, POOL, n)]}
-                return estimate(asked, [drawn], {"kid": reference})["kid"]
-
-            return truth, measure
-
-        return Cell(f"kid-{width}-{kind}-{tail}-{n}", prepare)
-
-    return [
-        cell(width, kind, tail, n)
-        for width in (16, 64)
-        for kind in ("far", "close")
-        for tail in ("gaussian", "heavy")
-        for n in (256, 1_000, 2_000)
-    ]
-
-
-def clip_cells() -> list[Cell]:
-    """The CLIP score: prompts once and four times, two tails, two numbers of images."""
-    asked, truth = _protocol(metric="clip_score", model="net"), 0.3
-
-    def cell(tail: str, times: int, n: int) -> Cell:
-        def measure(rng: np.random.Generator) -> Found:
-            of_prompts = noise(rng, tail, n // times, 1)[:, 0]
-            # One image after the other of all prompts, as the suite draws them.
-            prompts = np.tile(np.arange(n // times), times)
-            cosines = truth + 0.02 * (of_prompts[prompts] + noise(rng, tail, n, 1)[:, 0])
-            groups = prompts if times > 1 else None
-            return estimate(asked, [{"clip_score": cosines}], {}, groups)["clip_score"]
-
-        return Cell(f"clip-{tail}-{times}-a-prompt-{n}", lambda: (truth, measure))
-
-    return [cell(tail, times, n) for tail in ("gaussian", "skewed") for times in (1, 4) for n in (200, 2_000)]
-
-
-def all_cells() -> list[Cell]:
-    """Return every cell, the fast ones first."""
-    fids = fid_cells()
-    narrow = [cell for cell in fids if cell.name.startswith("fid-64-")]
-    return narrow + clip_cells() + inception_cells() + kid_cells() + fids[len(narrow) :]
-
-
 def run(cell: Cell, path: Path, replicates: int | None = None) -> None:
     """Bring a cell to its number of replicates; what is done goes to the disk now and then."""
     wanted = cell.replicates if replicates is None else replicates
-    done = _read(path)["cells"].get(cell.name)
-    if done is not None and done["replicates"] >= wanted:
+    done = cells_at(path).get(cell.name)
+    if done is not None and done.replicates >= wanted:
         return
     truth, measure = cell.prepare()
-    sums = Sums(**_without_date(done)) if done else Sums(truth)
+    sums = done or Sums(truth)
     if not math.isclose(sums.truth, truth, rel_tol=1e-6):
         # Another machine's rounding is no other population; this is.
         raise SystemExit(f"{cell.name}: was measured with another population; remove {path}")
@@ -360,42 +95,53 @@ def run(cell: Cell, path: Path, replicates: int | None = None) -> None:
         now = time.perf_counter()
         if now - saved > EVERY or sums.replicates == wanted:
             sums.seconds += now - began
+            sums.date = datetime.date.today().isoformat()
             began = saved = now
-            _save(path, cell.name, sums)
+            keep(path, cell.name, sums)
 
 
-def report(found: dict[str, Any]) -> str:
+def cells_at(path: Path) -> dict[str, Sums]:
+    """Return what was found of each cell."""
+    return {name: Sums(**cell) for name, cell in load(path).get("cells", {}).items()}
+
+
+def keep(path: Path, name: str, sums: Sums | None) -> None:
+    """Write what was found of one cell beside the others; None forgets it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Other runs write other cells of the same file. The lock lies elsewhere: results are committed.
+    with FileLock(Path(tempfile.gettempdir()) / f"{zlib.crc32(str(path.resolve()).encode()):x}.lock"):
+        found = cells_at(path)
+        found.pop(name, None) if sums is None else found.update({name: sums})
+        save(path, {"cells": {key: asdict(cell) for key, cell in found.items()}}, report(found))
+
+
+def report(found: Mapping[str, Sums]) -> str:
     """Return the table as Markdown."""
-    cells = all_cells()
-    order = {cell.name: place for place, cell in enumerate(cells)}
-    wanted = {cell.name: cell.replicates for cell in cells}
-    names = sorted(found["cells"], key=lambda name: order.get(name, len(order)))
-    table = tabulate(
-        [_row(name, Sums(**_without_date(found["cells"][name])), wanted.get(name, 0)) for name in names],
-        ["cell", "truth", "bias", "corrected", "SE / SD", "coverage", "its interval", "verdict"],
-        tablefmt="github",
-        disable_numparse=True,
-    )
-    dates = sorted({cell["date"] for cell in found["cells"].values()})
-    if not names:
+    if not found:
         return ""
-    return (
-        "# Coverage: how often the interval holds the truth\n\n"
-        f"{table}\n\n"
+    cells = {cell.name: (place, cell.replicates) for place, cell in enumerate(all_cells())}
+    names = sorted(found, key=lambda name: cells.get(name, (len(cells), 0)))
+    dates = sorted({sums.date for sums in found.values()})
+    return paragraphs(
+        "# Coverage: how often the interval holds the truth",
+        grid(
+            [_row(name, found[name], cells.get(name, (0, 0))[1]) for name in names],
+            ["cell", "truth", "bias", "corrected", "SE / SD", "coverage", "its interval", "verdict"],
+        ),
         "Cells: metric; width (FID, KID), classes (IS) or tail (CLIP); distance from the reference; tail of "
         "the features; number of images (FID: as a multiple of the width). Tails: `gaussian`; `heavy`, "
         "Student's t with 5 degrees of freedom, one scale per image; `skewed`, exponential. Populations: "
-        "see `benchmarks/coverage.py`.\n\n"
+        "see `benchmarks/gate/coverage_cells.py`.",
         "Bias: of the value as printed and of the corrected one, mean over the replicates, in standard "
         "errors. SE / SD: root mean square of the standard errors over the standard deviation of the "
         "corrected value. Coverage: share of the intervals, corrected value ± 1.96 standard errors, that "
         "hold the truth, with its own 95 % interval (Clopper and Pearson). Verdict: `holds` where that "
         "interval meets 92 to 98 %, `misses` below, `conservative` above; `unsupported` where the code gives "
         "no corrected value or no standard error in 95 % of the replicates or more. In other cells coverage "
-        "is that of the replicates with both.\n\n"
-        f"{dates[0] if dates[:1] == dates[-1:] else ' to '.join(dates[:1] + dates[-1:])}; "
-        f"{sum(cell['replicates'] for cell in found['cells'].values()):,} replicates in "
-        f"{sum(cell['seconds'] for cell in found['cells'].values()) / 3600:.1f} hours of one thread.\n"
+        "is that of the replicates with both.",
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
+        f"{sum(sums.replicates for sums in found.values()):,} replicates in "
+        f"{sum(sums.seconds for sums in found.values()) / 3600:.1f} hours of one thread.",
     )
 
 
@@ -427,50 +173,27 @@ def _row(name: str, sums: Sums, wanted: int) -> list[str]:
     ]
 
 
-def _without_date(cell: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in cell.items() if key != "date"}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": {}}
-
-
-def _save(path: Path, name: str, sums: Sums | None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Other runs write other cells of the same file. The lock lies elsewhere: results are committed.
-    with FileLock(Path(tempfile.gettempdir()) / f"{zlib.crc32(str(path.resolve()).encode()):x}.lock"):
-        found = _read(path)
-        if sums is None:
-            found["cells"].pop(name, None)
-        else:
-            found["cells"][name] = {**asdict(sums), "date": datetime.date.today().isoformat()}
-        write_atomically(path, (json.dumps(found, indent=1) + "\n").encode("utf-8"))
-        write_atomically(path.with_suffix(".md"), report(found).encode("utf-8"))
-
-
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, write Markdown and JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate.coverage", description=__doc__)
+    parser = options.parser("gate.coverage", __doc__)
     parser.add_argument("--only", action="append", metavar="PREFIX", help="cells whose name begins so")
     parser.add_argument("--replicates", type=int, help="of every cell, instead of its own number")
     parser.add_argument(
         "--again", action="store_true", help="forget what these cells found: the code changed"
     )
     parser.add_argument("--results", type=Path, default=RESULTS / "coverage.json")
-    options = parser.parse_args(arguments)
-    cells = [cell for cell in all_cells() if not options.only or cell.name.startswith(tuple(options.only))]
+    asked = parser.parse_args(arguments)
+    cells = [cell for cell in all_cells() if not asked.only or cell.name.startswith(tuple(asked.only))]
     if not cells:
-        raise SystemExit(f"no cell begins with {' or '.join(options.only)}")
+        raise SystemExit(f"no cell begins with {' or '.join(asked.only)}")
     for cell in cells:
-        if options.again:
-            _save(options.results, cell.name, None)
-        run(cell, options.results, options.replicates)
-        sums = Sums(**_without_date(_read(options.results)["cells"][cell.name]))
+        if asked.again:
+            keep(asked.results, cell.name, None)
+        run(cell, asked.results, asked.replicates)
+        sums = cells_at(asked.results)[cell.name]
         row = "  ".join(_row(cell.name, sums, cell.replicates))
         print(f"{row}  {sums.seconds:.0f} s", file=sys.stderr, flush=True)
-    text = report(_read(options.results))
-    write_atomically(options.results.with_suffix(".md"), text.encode("utf-8"))
-    print(text)
+    print(report(cells_at(asked.results)))
 
 
 if __name__ == "__main__":

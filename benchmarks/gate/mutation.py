@@ -1,51 +1,48 @@
 """Change the verdicts' code in small ways, see which no test notices: `python -m benchmarks.gate.mutation`.
 
-A mutant is one module with one comparison, operation, constant or truth value changed. It is written into a
-copy of the package, in a temporary folder, and the tests of its module run there until one fails. A mutant
-that no test notices shows a line that could be wrong without anybody being told.
+A mutant is one module with one comparison, operation, constant or truth value changed; the tests of its
+module run on it until one fails. A mutant that no test notices shows a line that could be wrong without
+anybody being told. Pytest, NumPy and SciPy are loaded once; a fork of that process judges each mutant.
 
-Interpreter, pytest, NumPy and SciPy are loaded once; each mutant is judged by a fork of that process.
+Two well-kept tools were tried. mutmut changes nothing outside functions, where levels, floors and margins
+stand; cosmic-ray and mutmut move a number by 1, so that a level of 0.05 becomes 1.05, which any test notices.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import copy
 import datetime
+import importlib
 import multiprocessing
 import os
-import shutil
+import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 import numpy as np  # noqa: F401 - loaded before the forks, which then need not
 import pytest
 import scipy.stats  # noqa: F401
-from tabulate import tabulate
 
-from benchmarks.report import RESULTS, ROOT
+from benchmarks import options
+from benchmarks.report import RESULTS, ROOT, grid, paragraphs
 from pytest_sdbench.base.files import write_atomically
 
-PACKAGE = "pytest_sdbench"
+PACKAGE = "pytest_sdbench.gate"
 TESTS = {
-    "verdict": ("test_verdict.py", "test_ranks.py"),
-    "ranks": ("test_ranks.py",),
-    "sequential": ("test_sequential.py",),
+    "verdict": ("test_verdict.py",),
+    "hardware": ("test_verdict.py", "test_ranks.py"),
+    "looks": ("test_looks.py",),
 }
 """What has to notice a change, by module."""
 
 PATIENCE = 5.0
 """A mutant that takes so many times as long as the tests of the unchanged code counts as noticed."""
-
-SURVIVED, ELSEWHERE = 70, 71
-"""Exit status of a fork whose tests all passed, or whose tests were given another package than its copy."""
 
 _ON = "score.margin + _rounding(score)"
 _LIKE_AT_THE_MARGIN = "_NORMAL.cdf((score.worse - score.margin) / error)"
@@ -112,6 +109,10 @@ class Mutant:
         """Why nothing can notice it; None where something should."""
         return EQUIVALENT.get((self.function, self.before, self.after))
 
+    def __str__(self) -> str:
+        place = f"{self.module}.py:{self.line}" + (f", `{self.function}`" if self.function else "")
+        return f"{place}: `{self.before}` to `{self.after}`"
+
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     # The boundary on the other side, and the negation.
@@ -160,9 +161,21 @@ def changes(node: ast.expr) -> Iterator[ast.expr]:
             yield _with(node, id=NAMES[node.id])
 
 
+def _with(node: ast.expr, **fields: object) -> ast.expr:
+    changed = copy.copy(node)
+    for name, value in fields.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def source_of(module: str) -> str:
+    """Return the text of a module as it is."""
+    return ROOT.joinpath(*PACKAGE.split("."), f"{module}.py").read_text(encoding="utf-8")
+
+
 def mutants(module: str) -> list[Mutant]:
     """Return all mutants of a module, in the order of its lines."""
-    tree = ast.parse((ROOT / PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(source_of(module))
     found = []
     for place in _places(tree):
         # A number says nothing without what it stands in.
@@ -212,83 +225,50 @@ def _places(parent: ast.AST, function: str = "", line: int = 0) -> Iterator[_Pla
             yield from _places(child, inside, at)
 
 
-def _with(node: ast.expr, **fields: object) -> ast.expr:
-    changed = copy.copy(node)
-    for name, value in fields.items():
-        setattr(changed, name, value)
-    return changed
+def passes(module: str, patience: float, source: str) -> bool:
+    """Tell whether the tests of a module pass on this text of it; spoils the process."""
+    sys.dont_write_bytecode = True
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    # A change may loop for ever: time that is up is a test that fails.
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.setitimer(signal.ITIMER_REAL, patience, 1)
+    # Only what was loaded before the fork is known: whatever imports the module gets this text of it.
+    name = f"{PACKAGE}.{module}"
+    assert name not in sys.modules, "the forking process has loaded the module that is to be changed"
+    code = ModuleType(name)
+    code.__dict__.update(__package__=PACKAGE, __file__=f"<a mutant of {name}>")
+    sys.modules[name] = code
+    setattr(importlib.import_module(PACKAGE), module, code)
+    try:
+        exec(compile(source, code.__dict__["__file__"], "exec"), code.__dict__)
+    except Exception:
+        return False
+    tests = [str(ROOT / "tests" / "gate" / test) for test in TESTS[module]]
+    options = ["-x", "-q", "--noconftest", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(ROOT)]
+    return pytest.main([*options, *tests]) == pytest.ExitCode.OK
 
 
-class Bench:
-    """A copy of the package, and the tests of one module beside it."""
-
-    def __init__(self, folder: Path, module: str) -> None:
-        self.folder, self.module = folder, module
-        shutil.copytree(ROOT / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
-        self.tests = [shutil.copy(ROOT / "tests" / name, folder / name) for name in TESTS[module]]
-
-    def start(self, source: str) -> BaseProcess:
-        """Start the tests on a module with this text; the exit status says what came of it."""
-        (self.folder / PACKAGE / f"{self.module}.py").write_text(source, encoding="utf-8")
-        process = multiprocessing.get_context("fork").Process(target=self._run)
-        process.start()
-        return process
-
-    def _run(self) -> None:
-        # Two mutants of one second and one length would share their byte code.
-        sys.dont_write_bytecode = True
-        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
-            del sys.modules[name]
-        sys.path.insert(0, str(self.folder))
-        os.chdir(self.folder)
-        os.environ["PYTHONPATH"] = str(self.folder)
-        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(self.folder)]
-        status = pytest.main([*options, *map(str, self.tests)])
-        module = sys.modules.get(f"{PACKAGE}.{self.module}")
-        if module is not None and Path(str(module.__file__)).parent != self.folder / PACKAGE:
-            os._exit(ELSEWHERE)
-        os._exit(SURVIVED if status == pytest.ExitCode.OK else 1)
+def _give_up(*_unused: Any) -> None:
+    raise TimeoutError
 
 
 def survivors(module: str, wanted: list[Mutant], jobs: int) -> list[Mutant]:
     """Return the mutants that no test notices, in order."""
-    with tempfile.TemporaryDirectory() as folder:
-        benches = [Bench(Path(folder).resolve() / str(i), module) for i in range(jobs)]
+    # Each task has a fresh fork: what a mutant or a test leaves behind ends with it.
+    with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as forks:
         began = time.monotonic()
-        unchanged = benches[0].start((ROOT / PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-        unchanged.join()
-        if unchanged.exitcode != SURVIVED:
+        if not forks.apply(passes, (module, 600.0, source_of(module))):
             raise SystemExit(f"{', '.join(TESTS[module])}: fails on the code as it is; mend that first")
-        patience = PATIENCE * (time.monotonic() - began)
-        found: list[Mutant] = []
-        waiting, running = list(reversed(wanted)), dict[Bench, tuple[BaseProcess, Mutant, float]]()
-        while waiting or running:
-            for bench in benches:
-                if bench not in running and waiting:
-                    mutant = waiting.pop()
-                    running[bench] = bench.start(mutant.source), mutant, time.monotonic() + patience
-            wait([process.sentinel for process, _, _ in running.values()], timeout=1)
-            for bench, (process, mutant, until) in list(running.items()):
-                if process.is_alive() and time.monotonic() < until:
-                    continue
-                process.kill()
-                process.join()
-                del running[bench]
-                if process.exitcode == ELSEWHERE:
-                    raise SystemExit(f"the tests took {PACKAGE} from elsewhere than their copy")
-                if process.exitcode == SURVIVED:
-                    found.append(mutant)
-                    print(f"  survives: {_told(mutant)}", file=sys.stderr, flush=True)
-    return sorted(found, key=lambda mutant: (mutant.line, mutant.before))
-
-
-def _told(mutant: Mutant) -> str:
-    place = f"{mutant.module}.py:{mutant.line}" + (f", `{mutant.function}`" if mutant.function else "")
-    return f"{place}: `{mutant.before}` to `{mutant.after}`"
+        judge = partial(passes, module, PATIENCE * (time.monotonic() - began))
+        found = []
+        for mutant, passed in zip(wanted, forks.imap(judge, [each.source for each in wanted]), strict=True):
+            if passed:
+                found.append(mutant)
+                print(f"  survives: {mutant}", file=sys.stderr, flush=True)
+    return found
 
 
 def report(found: dict[str, tuple[int, list[Mutant]]]) -> str:
@@ -297,42 +277,38 @@ def report(found: dict[str, tuple[int, list[Mutant]]]) -> str:
         [f"{module}.py", number, number - len(left), len(left), sum(not mutant.reason for mutant in left)]
         for module, (number, left) in found.items()
     ]
-    headings = ["module", "mutants", "noticed", "survivors", "of these not equivalent"]
-    lines = [
-        "# Mutation: which changes of the verdicts' code no test notices",
-        "",
-        tabulate(rows, headers=headings, tablefmt="github"),
-        "",
-        "Changed, one at a time, each wherever it stands: comparisons (to the other side of the boundary, "
-        "and\nto the negation), `+ - * / **` and `<<`, minus signs, `and`, `or`, `not`, numbers (a whole one "
-        "by 1,\nany other by a tenth), `min`, `max`, `True` and `False`.",
-        "",
-        "## Survivors",
-        "",
-    ]
-    lines += [
-        f"- {_told(mutant)}. {mutant.reason or 'NOT EQUIVALENT: a test is missing.'}"
+    survivors = [
+        f"- {mutant}. {mutant.reason or 'NOT EQUIVALENT: a test is missing.'}"
         for _, left in found.values()
         for mutant in left
-    ] or ["None."]
-    return "\n".join(lines) + f"\n\n{datetime.date.today().isoformat()}\n"
+    ]
+    return paragraphs(
+        "# Mutation: which changes of the verdicts' code no test notices",
+        grid(rows, ["module", "mutants", "noticed", "survivors", "of these not equivalent"]),
+        "Changed, one at a time, each wherever it stands: comparisons (to the other side of the boundary, "
+        "and to the negation), `+ - * / **` and `<<`, minus signs, `and`, `or`, `not`, numbers (a whole one "
+        "by 1, any other by a tenth), `min`, `max`, `True` and `False`.",
+        "## Survivors",
+        "\n".join(survivors or ["None."]),
+        datetime.date.today().isoformat(),
+    )
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Judge all mutants, write Markdown; exit with 1 where one survives that is not equivalent."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate.mutation", description=__doc__)
+    parser = options.parser("gate.mutation", __doc__)
     parser.add_argument("--only", action="append", choices=list(TESTS), help="modules; writes no results")
-    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time [%(default)s]")
+    asked = parser.parse_args(arguments)
     found = {}
-    for module in options.only or TESTS:
+    for module in asked.only or TESTS:
         wanted = mutants(module)
         print(f"{module}: {len(wanted)} mutants", file=sys.stderr, flush=True)
-        found[module] = len(wanted), survivors(module, wanted, options.jobs)
+        found[module] = len(wanted), survivors(module, wanted, asked.jobs)
     left = [mutant for _, each in found.values() for mutant in each]
     text = report(found)
     print(text)
-    if not options.only:
+    if not asked.only:
         write_atomically(RESULTS / "mutation.md", text.encode("utf-8"))
         used = {(mutant.function, mutant.before, mutant.after) for mutant in left}
         for key in EQUIVALENT.keys() - used:

@@ -7,18 +7,21 @@ evidence store, so an interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmarks.family.__main__ import spec
-from pytest_sdbench.base.paths import user_cache
-
-if TYPE_CHECKING:
-    from pytest_sdbench.protocols.protocol import Protocol
+from benchmarks import options
+from benchmarks.family.members import spec
+from pytest_sdbench.base.paths import reference, user_cache
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate, make_evidence
+from pytest_sdbench.evaluation.tuning import Tuning
+from pytest_sdbench.gate.calibration import calibrate, write_calibration
+from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
 
 POOL = 30_000
 """Images in the pool of each member: minutes on a GPU. On a CPU 10,000 are an hour and a half."""
@@ -44,8 +47,6 @@ STORE = user_cache() / "experiments" / "evidence"
 
 def pool_protocol(member: str, n: int = POOL) -> Protocol:
     """Return the protocol of a member's cards with n images: the same draw, and more of it."""
-    from pytest_sdbench.protocols.load import load_protocol
-
     return with_images(load_protocol(PROTOCOLS[member]), n)
 
 
@@ -65,18 +66,13 @@ def seed_protocols(member: str, count: int = SEED_SETS) -> Iterator[Protocol]:
 
 def draw(member: str, protocol: Protocol, store: Path, device: str) -> None:
     """Make what the store lacks of a member under a protocol."""
-    from pytest_sdbench.base.workspace import Workspace
-    from pytest_sdbench.evaluation.evaluate import make_evidence
-    from pytest_sdbench.evaluation.tuning import Tuning
-    from pytest_sdbench.models.checkpoint import resolve
-
     # Members are drawn beside each other, each by a process: none of them is worth a compilation.
     began, tuning = time.monotonic(), Tuning(compile=False)
-    made = make_evidence(
+    evidence = make_evidence(
         resolve(spec(member)), protocol, Workspace(store, device=device, progress=False), tuning=tuning
     )
     print(
-        f"{member}: {protocol.n:,} images of seed {protocol.seeds.seed}, {made.images_made:,} made in "
+        f"{member}: {protocol.n:,} images of seed {protocol.seeds.seed}, {evidence.images_made:,} made in "
         f"{time.monotonic() - began:.0f} s",
         flush=True,
     )
@@ -84,27 +80,18 @@ def draw(member: str, protocol: Protocol, store: Path, device: str) -> None:
 
 def calibrate_quick(member: str, count: int, store: Path) -> Path:
     """Record what a member's quick protocol scatters by over its seed sets, as `--sdbench-calibrate` does."""
-    from pytest_sdbench.base.paths import reference
-    from pytest_sdbench.base.workspace import Workspace
-    from pytest_sdbench.cards.card import read_card
-    from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
-    from pytest_sdbench.gate.calibration import calibrate, write_calibration
-    from pytest_sdbench.models.checkpoint import resolve
-    from pytest_sdbench.protocols.load import load_protocol
-
     card = read_card(reference() / "cards" / f"{member}.md")
-    checkpoint = resolve(spec(member))
+    checkpoint, protocol = resolve(spec(member)), load_protocol(card.protocols[0])
 
-    def scored(protocol: Protocol) -> Evaluation:
+    def score(protocol: Protocol) -> Evaluation:
         return evaluate(checkpoint, protocol, Workspace(store, progress=False))
 
-    protocol = load_protocol(card.protocols[0])
-    return write_calibration(protocol, calibrate(card, protocol, scored, count, FIRST_SEED))
+    return write_calibration(protocol, calibrate(card, protocol, score, count, FIRST_SEED))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw pools, then seed sets."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate.pools", description=__doc__)
+    parser = options.parser("gate.pools", __doc__)
     parser.add_argument("members", nargs="*", metavar="MEMBER", help=f"of {', '.join(PROTOCOLS)} [all]")
     parser.add_argument("--images", type=int, default=POOL, help="in each pool [%(default)s]")
     parser.add_argument("--seed-sets", type=int, default=SEED_SETS, help="of each member [%(default)s]")
@@ -113,22 +100,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         action="store_true",
         help="record what the seed sets scatter by, in reference/calibration",
     )
-    parser.add_argument("--device", default="cpu", help="a torch device [%(default)s]")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--store", type=Path, default=STORE)
-    options = parser.parse_args(arguments)
-
-    import torch
-
-    torch.set_num_threads(options.threads)
-    members = options.members or list(PROTOCOLS)
+    options.add_device(parser, "cpu")
+    options.add_threads(parser)
+    parser.add_argument("--store", type=Path, default=STORE, help="evidence store [%(default)s]")
+    asked = options.parse(parser, arguments)
+    members = asked.members or list(PROTOCOLS)
     for member in members:
-        draw(member, pool_protocol(member, options.images), options.store, options.device)
+        draw(member, pool_protocol(member, asked.images), asked.store, asked.device)
     for member in members:
-        for protocol in seed_protocols(member, options.seed_sets):
-            draw(member, protocol, options.store, options.device)
-        if options.calibrate:
-            print(f"recorded in {calibrate_quick(member, options.seed_sets, options.store)}")
+        for protocol in seed_protocols(member, asked.seed_sets):
+            draw(member, protocol, asked.store, asked.device)
+        if asked.calibrate:
+            print(f"recorded in {calibrate_quick(member, asked.seed_sets, asked.store)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.family.__main__ import spec
+from benchmarks.family.members import spec
 from benchmarks.gate.pools import POOL, STORE, pool_protocol
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column

@@ -1,0 +1,223 @@
+"""Compare the members of the embedded family: quality, size, speed, and what the teacher does not use."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+from benchmarks.family.members import BASE, FAMILY, spec
+from benchmarks.family.quality import difference, quality
+from benchmarks.report import paragraphs, table
+from benchmarks.turns import spread, take_turns
+from pytest_sdbench.base.environment import timed_on, versions
+from pytest_sdbench.base.paths import reference
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.scenes import captions, render_batch
+from training.data.batch import tokenize
+from training.data.source import to_pixels
+from training.export.samples import Row, draw, sheet
+from training.students.networks import load_parts
+
+PAIRS = (
+    ("scenes-base", "scenes-sd"),
+    ("scenes-small", "scenes-base"),
+    ("scenes-tiny", "scenes-base"),
+    ("scenes-tiny", "scenes-small"),
+    ("scenes-small-2m", "scenes-small"),
+)
+BLOCKS = {
+    "up_blocks.3": "8 x 8 positions",
+    "down_blocks.0": "8 x 8",
+    "up_blocks.2": "4 x 4",
+    "down_blocks.1": "4 x 4",
+    "up_blocks.1": "2 x 2",
+    "down_blocks.2": "2 x 2",
+    "up_blocks.0": "1 x 1; not in Tiny",
+    "down_blocks.3": "1 x 1; not in Tiny",
+    "mid_block": "1 x 1; not in Small and Tiny",
+}
+"""Blocks of the teacher that are silenced, one at a time, and where they work."""
+
+NOTES = """\
+What does not appear here, and a likely reason:
+
+- **Base, Small and Tiny in this order.** Every student lies below its teacher in CLIP score, but no student
+  can be told from another. What block removal takes from Small and Tiny beyond Base is what the embedded
+  teacher does not use: see the table of silenced blocks. Its latents have 8 x 8 positions, and little is left
+  to be said at 2 x 2 and 1 x 1; those of Stable Diffusion have 64 x 64.
+- **A gain of ten times the data.** 2,128 scenes hold every shape, colour and place many times over, and the
+  teacher answers fresh noise at every visit. A quarter of them costs something: see
+  [growing-data.md](growing-data.md).
+- **A teacher ahead in FID.** FID of teacher and students cannot be told apart."""
+
+BATCHES = (1, 32)
+"""Of the U-Net calls that are timed: one picture without guidance, and what the suite draws at once."""
+
+UNSEEN = 10_000_000
+"""A scene that no training run has seen, nor any after it."""
+
+
+def latencies(batch: int, rounds: int) -> dict[str, list[float]]:
+    """Time one U-Net call of every member, in turn; seconds of each round."""
+    unets = {
+        name: load_parts(spec(name)).unet.eval().to(memory_format=torch.channels_last) for name in FAMILY
+    }
+    config = unets["scenes-sd"].config
+    sample = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size)
+    states = torch.randn(batch, 77, config.cross_attention_dim)
+    calls = max(1, 64 // batch)
+
+    def call(unet: Callable[..., object]) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            unet(sample, 500, states)
+        return (time.perf_counter() - start) / calls
+
+    ways = {name: partial(call, unet) for name, unet in unets.items()}
+    with torch.inference_mode():
+        take_turns(ways, 2, say=lambda _line: None)  # warms up
+        return take_turns(ways, rounds, say=lambda _line: None)
+
+
+def silenced(count: int = 64) -> dict[str, float]:
+    """Return how much the teacher's prediction changes when a block's whole output is set to zero.
+
+    Mean squared change over the variance of the prediction, on `count` unseen scenes, a timestep each.
+    """
+
+    def zero(output: Any) -> Any:
+        return torch.zeros_like(output) if torch.is_tensor(output) else tuple(map(zero, output))
+
+    parts = load_parts(BASE)
+    unet, vae, indices = parts.unet.eval(), parts.vae.eval(), range(UNSEEN, UNSEEN + count)
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        latents = (
+            vae.encode(to_pixels(list(render_batch(indices)))).latent_dist.mean * vae.config.scaling_factor
+        )
+        states = parts.text_encoder(tokenize(parts.tokenizer, captions(indices))[0]).last_hidden_state
+        noise = torch.randn(latents.shape, generator=generator)
+        steps = torch.randint(0, 1000, (count,), generator=generator)
+        noisy = DDPMScheduler.from_config(parts.scheduler.config).add_noise(latents, noise, steps)
+        whole = unet(noisy, steps, states).sample
+        found = {}
+        for name in BLOCKS:
+            hook = unet.get_submodule(name).register_forward_hook(lambda _module, _inputs, out: zero(out))
+            change = unet(noisy, steps, states).sample - whole
+            hook.remove()
+            found[name] = float(change.square().mean() / whole.var())
+    return found
+
+
+def sizes(name: str) -> dict[str, int]:
+    """Return parameters of the U-Net, and multiply-accumulates of one call at batch 1, from the card."""
+    card = read_card(reference() / "cards" / f"{name}.md")
+    parameters = card.size["unet"].exact
+    assert parameters is not None
+    assert card.unet_macs is not None
+    return {"unet": parameters, "macs": int(card.unet_macs)}
+
+
+def measure(protocol: str, store: Path, rounds: int) -> dict[str, Any]:
+    """Measure everything that the tables show."""
+    members: list[dict[str, Any]] = [{"name": name, **sizes(name)} for name in FAMILY]
+    for batch in BATCHES:
+        seconds = latencies(batch, rounds)
+        for row in members:
+            over = spread(seconds[row["name"]], seconds["scenes-sd"])
+            row[f"milliseconds_{batch}"] = 1000 * statistics.median(seconds[row["name"]])
+            row[f"ratio_{batch}"] = over["ratio"]
+            row[f"ratio_{batch}_range"] = [over["lowest"], over["highest"]]
+    found = {
+        "protocol": protocol,
+        "rounds": rounds,
+        "machine": timed_on("cpu"),
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "members": members,
+        "pairs": [],
+        "silenced": silenced(),
+    }
+    return score(found, store)
+
+
+def score(found: dict[str, Any], store: Path) -> dict[str, Any]:
+    """Return results with their scores computed anew."""
+    protocol = load_protocol(found["protocol"])
+    scored = {name: quality(spec(name), protocol, store) for name in FAMILY}
+    members = [{**row, **scored[row["name"]].scores} for row in found["members"]]
+    pairs = [
+        {"first": first, "second": second, **difference(scored[first], scored[second])}
+        for first, second in PAIRS
+    ]
+    return {**found, "members": members, "pairs": pairs}
+
+
+def report(found: dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    members = table(
+        found["members"],
+        [
+            ("", "{name}"),
+            ("U-Net", lambda row: f"{row['unet'] / 1e6:.2f} M"),
+            ("MACs", lambda row: f"{row['macs'] / 1e6:.1f} M"),
+            *((f"time, batch {batch}", f"{{ratio_{batch}:.2f}}") for batch in BATCHES),
+            ("FID ↓", "{fid:.3f} ± {fid_se:.3f}"),
+            ("KID ↓", "{kid:.5f}"),
+            ("IS ↑", "{inception_score:.2f}"),
+            ("CLIP score ↑", "{clip_score:.4f} ± {clip_score_se:.4f}"),
+        ],
+    )
+    pairs = table(
+        found["pairs"],
+        [
+            ("difference, image by image", "{first} - {second}"),
+            ("FID", "{fid:+.4f} ± {fid_se:.4f}"),
+            ("CLIP score", "{clip_score:+.5f} ± {clip_score_se:.5f}"),
+        ],
+    )
+    blocks = table(
+        [{"name": n, "place": place, "change": found["silenced"][n]} for n, place in BLOCKS.items()],
+        [
+            ("block of scenes-sd, silenced", "`{name}`"),
+            ("works at", "{place}"),
+            ("change of its prediction", "{change:.1g}"),
+        ],
+    )
+    return paragraphs(
+        "# The embedded family: quality, size and speed",
+        "In miniature: BK-SDM, table 1 (Base, Small and Tiny beside their teacher).",
+        members,
+        f"Protocol `{found['protocol']}`, {found['members'][0]['n']:,} images each, the same prompts and "
+        "seeds; ± is one standard error. MACs: one U-Net call at batch 1. Time: one U-Net call over "
+        f"the teacher's, median of {found['rounds']} rounds in which all take turns; "
+        f"{found['machine']}, float32.",
+        pairs,
+        "FID: difference of the scores; its error is that of the mean of differences of influence values.",
+        NOTES,
+        blocks,
+        "Change: mean square, over the variance of the prediction, on 64 unseen scenes with noise.",
+        "![The same prompts and seeds](family.png)",
+    )
+
+
+def draw_sheet(path: Path, count: int = 10) -> None:
+    """Draw some unseen captions with every member, from the same seeds, beside the real scenes."""
+    unseen = range(UNSEEN, UNSEEN + count)
+    prompts = captions(unseen)
+    columns = {"real": list(render_batch(unseen))}
+    for name in FAMILY:
+        columns[name] = list(draw(load_parts(spec(name)), prompts, guidance=2.0, steps=25))
+    few = list(draw(load_parts(spec("scenes-tiny-lcm")), prompts, guidance=2.0, steps=4))
+    columns["scenes-tiny-lcm, 4 steps"] = few
+    rows = [Row(prompt, [column[i] for column in columns.values()]) for i, prompt in enumerate(prompts)]
+    sheet(rows, path, columns=list(columns), cell=96)
