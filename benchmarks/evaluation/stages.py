@@ -126,7 +126,7 @@ def watching(*, scheduler: str | None = None, only_loading: bool = False) -> Ite
     from transformers import CLIPTextModel
 
     from pytest_sdbench.features import extractors as features
-    from pytest_sdbench.models import checkpoint
+    from pytest_sdbench.models import pipeline
     from pytest_sdbench.protocols import image_steps as image_path
     from pytest_sdbench.store.shards import Evidence
 
@@ -176,7 +176,7 @@ def watching(*, scheduler: str | None = None, only_loading: bool = False) -> Ite
         def method(owner: Any, name: str, stage: str) -> None:
             _replace(undo, owner, name, clocked(stage, getattr(owner, name)))
 
-        for function in (checkpoint.load_pipeline, features.open_extractors):
+        for function in (pipeline.load_pipeline, features.open_extractors):
             _replace_everywhere(undo, function, clocked(LOADING, function))
         if not only_loading:
             method(diffusers.UNet2DConditionModel, "__call__", UNET)

@@ -22,7 +22,8 @@ from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, differ
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.names import METRICS, Metric
 from pytest_sdbench.metrics.standard_error import groups_of
-from pytest_sdbench.models.checkpoint import Checkpoint, resolve, verify
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve
+from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol

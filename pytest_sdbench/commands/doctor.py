@@ -139,7 +139,8 @@ def protocol_needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str
 
 
 def _weights(card: Card) -> str:
-    from pytest_sdbench.models.checkpoint import resolve, verify
+    from pytest_sdbench.models.checkpoint import resolve
+    from pytest_sdbench.models.integrity import verify
 
     checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
     verify(checkpoint)

@@ -345,7 +345,8 @@ def _named(card: Card, names: Sequence[str]) -> list[Protocol]:
 
 def _checkpoint(card: Card, weights: Path | None) -> tuple[Checkpoint | None, Finding]:
     """Return the verified checkpoint under test, or None; and what there is to say about it."""
-    from pytest_sdbench.models.checkpoint import resolve, verify
+    from pytest_sdbench.models.checkpoint import resolve
+    from pytest_sdbench.models.integrity import verify
 
     here: list[Checkpoint] = []
 

@@ -121,7 +121,8 @@ def sample_card(
     Raises Unavailable, CardError, CheckpointError, DataError and EvidenceError, as an evaluation does.
     """
     from pytest_sdbench.evaluation.evaluate import make_evidence
-    from pytest_sdbench.models.checkpoint import resolve, verify
+    from pytest_sdbench.models.checkpoint import resolve
+    from pytest_sdbench.models.integrity import verify
 
     world = world or World()
     card = read_card(path)

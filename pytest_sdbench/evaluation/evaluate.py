@@ -117,7 +117,7 @@ def evaluate(
     """Score a checkpoint under a protocol, making the images that the store does not have.
 
     `samples` and the dtype of `workspace` depart from the protocol: the result is then not `complete`, and
-    comparable with no claim. `load` makes the pipeline (default: `checkpoint.load_pipeline`); it is not
+    comparable with no claim. `load` makes the pipeline (default: `load_pipeline`); it is not
     called, and no network is loaded, if all evidence is there. Scores depend on `tuning` by rounding alone.
     Where more than `max_images` are missing, none is made. A metric whose reference statistics are not here
     is left out with the reason in `lacking`.
@@ -273,7 +273,7 @@ def open_evidence(
 
 
 def _loader(checkpoint: Checkpoint, device: str) -> Load:
-    from pytest_sdbench.models.checkpoint import load_pipeline
+    from pytest_sdbench.models.pipeline import load_pipeline
 
     return lambda dtype: load_pipeline(checkpoint, device=device, dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""Find a checkpoint, tell whether it is whole, identify it by its content, load it."""
+"""Find a checkpoint, and identify it by its content."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
+from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot
-from pytest_sdbench.models.integrity import check_component, check_together
 from pytest_sdbench.models.skeleton import known_keys
 from pytest_sdbench.models.weights import COPY_AGAIN, Weights, find_weights, read_json
 
-if TYPE_CHECKING:
-    import torch
-
 COMPONENTS = ("unet", "text_encoder", "vae")
 EMBEDDED = "embedded:"
+"""How the spec begins of a checkpoint that ships with this package."""
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 _FORMS = (
     "Write org/name@revision, embedded:NAME, ./folder (relative to the card), or a base and the folder of a "
@@ -52,11 +49,13 @@ class Checkpoint:
         override = {"unet": self.unet_folder, "scheduler": self.scheduler_folder}.get(name)
         return override or self.folder / name
 
+    def config_file(self, name: str) -> Path:
+        """Return the file of a component's configuration."""
+        return self.part(name) / ("scheduler_config.json" if name == "scheduler" else "config.json")
+
     def config(self, name: str) -> dict[str, Any]:
         """Read the configuration of a component."""
-        return read_json(
-            self.part(name) / ("scheduler_config.json" if name == "scheduler" else "config.json")
-        )
+        return read_json(self.config_file(name))
 
     def weights(self, name: str) -> Weights:
         """Find the weight files of a component."""
@@ -130,71 +129,10 @@ def resolve(
             )
         return Checkpoint(str(spec), _complete(folder))
     base, unet = pair
-    unet_folder, scheduler_folder = _unet_parts(_locate(unet, card, near, download, components=("unet",)))
+    own = _unet_parts(_locate(unet, card, near, download, components=("unet",)))
     # Every component but the U-Net is needed of the base; a cached copy often has them all.
     folder = _locate(base, card, near, download, components=("text_encoder", "vae"))
-    return Checkpoint(f"base: {base}, unet: {unet}", _complete(folder), unet_folder, scheduler_folder)
-
-
-def verify(checkpoint: Checkpoint) -> None:
-    """Check that every tensor is there, of the shape that the configuration means, and finite.
-
-    diffusers loads a checkpoint with a missing tensor, one too many, or NaN in it without an error. Raise
-    ``CheckpointError`` that names file and tensor. Each content is checked once in a process.
-    """
-    if checkpoint.fingerprint in _verified:
-        return
-    for name in COMPONENTS:
-        config_file = checkpoint.part(name) / "config.json"
-        config = checkpoint.config(name)
-        found = config.get("_class_name", _CLASSES[name])
-        if found != _CLASSES[name]:
-            raise CheckpointError(
-                f"another kind of {name}",
-                file=config_file,
-                key="_class_name",
-                found=found,
-                remedy=f"Only checkpoints with a {_CLASSES[name]}, as SD v1's, are supported",
-            )
-        check_component(name, config, config_file, checkpoint.weights(name))
-    check_together({name: checkpoint.config(name) for name in COMPONENTS}, checkpoint.folder)
-    scheduler_class(checkpoint)
-    _verified.add(checkpoint.fingerprint)
-
-
-def load_pipeline(
-    checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
-) -> Any:
-    """Verify a checkpoint and load it as a ``diffusers.StableDiffusionPipeline``.
-
-    The safety checker is off (it blacks images out), the progress bar too; the networks are in evaluation
-    mode, on ``device``, in ``dtype``; the scheduler is the checkpoint's own.
-    """
-    import diffusers
-    import torch
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    verify(checkpoint)
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    tokenizer = _load_tokenizer(checkpoint)
-    with _quiet():
-        pipeline = StableDiffusionPipeline(
-            unet=_load_model(UNet2DConditionModel, "unet", checkpoint, dtype),
-            text_encoder=_load_model(CLIPTextModel, "text_encoder", checkpoint, dtype),
-            vae=_load_model(AutoencoderKL, "vae", checkpoint, dtype),
-            tokenizer=tokenizer,
-            scheduler=getattr(diffusers, scheduler_class(checkpoint)).from_config(
-                checkpoint.config("scheduler")
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    for model in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
-        model.eval().requires_grad_(False)
-    return pipeline.to(device)
+    return Checkpoint(f"base: {base}, unet: {unet}", _complete(folder), *own)
 
 
 def scheduler_class(checkpoint: Checkpoint) -> str:
@@ -208,7 +146,7 @@ def scheduler_class(checkpoint: Checkpoint) -> str:
     if kind is None or not issubclass(kind, diffusers.SchedulerMixin):
         raise CheckpointError(
             "unknown scheduler",
-            file=checkpoint.part("scheduler") / "scheduler_config.json",
+            file=checkpoint.config_file("scheduler"),
             key="_class_name",
             found=name,
             remedy="Name one of diffusers' schedulers, e.g. PNDMScheduler",
@@ -216,7 +154,6 @@ def scheduler_class(checkpoint: Checkpoint) -> str:
     return str(name)
 
 
-_verified: set[str] = set()
 _digests: dict[tuple[str, int, int], str] = {}
 
 
@@ -226,25 +163,17 @@ def _file_digest(path: Path) -> str:
     status = real.stat()
     key = (str(real), status.st_size, status.st_mtime_ns)
     if key not in _digests:
-        with real.open("rb") as stream:
-            _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        _digests[key] = sha256_of(real)
     return _digests[key]
 
 
-_NOTES = (
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "architectures",
-    "name_or_path",
-    "local_files_only",
-    "is_local",
-)
+_NOTES = {"transformers_version", "dtype", "torch_dtype", "architectures"}
+_NOTES |= {"name_or_path", "local_files_only", "is_local"}
 
 
 def _config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of a configuration, without private entries, notes of versions and paths, or its layout."""
-    notes = {key for key in config if key.startswith("_") and key != "_class_name"}.union(_NOTES)
+    notes = _NOTES.union(key for key in config if key.startswith("_") and key != "_class_name")
     kept = {key: value for key, value in config.items() if key not in notes}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -261,10 +190,10 @@ def _override(
         )
     if (folder / "model_index.json").is_file():
         return Checkpoint(str(folder), _complete(folder))
-    unet_folder, scheduler_folder = _unet_parts(folder)
+    own = _unet_parts(folder)
     pair = split_pair(spec) if spec is not None else None
     base = resolve(pair[0] if pair else spec, card=card, near=near, download=download)
-    return Checkpoint(f"base: {base.spec}, unet: {folder}", base.folder, unet_folder, scheduler_folder)
+    return Checkpoint(f"base: {base.spec}, unet: {folder}", base.folder, *own)
 
 
 def split_pair(spec: str | Mapping[str, str]) -> tuple[str, str] | None:
@@ -285,30 +214,24 @@ def _locate(
     """Return the folder that a single spec means."""
     if spec.startswith(EMBEDDED):
         folder = reference() / "checkpoints" / spec.removeprefix(EMBEDDED)
-        remedy = "Embedded checkpoints: " + ", ".join(
-            sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
-        )
+        known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
+        remedy = f"Embedded checkpoints: {', '.join(known)}"
     elif spec.startswith((".", "/", "~")):
         folder = ((near or Path.cwd()) / Path(spec).expanduser()).resolve()
         remedy = f"Put the checkpoint there, or give another: --sdbench-weights {card}=PATH"
     elif match := re.fullmatch(HUB_ID, spec):
-        name, revision = match["name"], match["revision"]
+        find = download_snapshot if download else cached_snapshot
         try:
-            return (download_snapshot if download else cached_snapshot)(name, revision, components)
+            return find(match["name"], match["revision"], components)
         except Unavailable as error:
-            raise Unavailable(
-                error.message,
-                file=spec,
-                found=error.found,
-                remedy=f"{error.remedy or 'Fetch it: --sdbench-download'}, or give a local copy: "
-                f"--sdbench-weights {card}=PATH",
-            ) from error
+            remedy = f"{error.remedy or 'Fetch it: --sdbench-download'}, or give a local copy: "
+            remedy += f"--sdbench-weights {card}=PATH"
+            raise Unavailable(error.message, file=spec, found=error.found, remedy=remedy) from error
     else:
         raise CheckpointError("not a checkpoint", key="sdbench.checkpoint", found=spec, remedy=_FORMS)
     if not folder.is_dir():
-        raise CheckpointError(
-            "no such folder", key="sdbench.checkpoint", found=f"{spec} -> {folder}", remedy=remedy
-        )
+        found = f"{spec} -> {folder}"
+        raise CheckpointError("no such folder", key="sdbench.checkpoint", found=found, remedy=remedy)
     return folder
 
 
@@ -324,17 +247,22 @@ def _complete(folder: Path) -> Path:
             "not a checkpoint in diffusers layout: no model_index.json", file=folder, remedy=COPY_AGAIN
         )
     index = read_json(index_file)
-    for name, kind in _CLASSES.items():
+    for name in COMPONENTS:
         found = index.get(name)
-        if found is not None and (not isinstance(found, list) or found[-1] != kind):
-            raise CheckpointError(
-                f"another kind of {name}",
-                file=index_file,
-                key=name,
-                found=found,
-                remedy=f"Only checkpoints with a {kind}, as SD v1's, are supported",
-            )
+        check_class(name, found[-1] if isinstance(found, list) and found else found, index_file, key=name)
     return folder
+
+
+def check_class(name: str, found: Any, file: Path, *, key: str) -> None:
+    """Raise ``CheckpointError`` unless a component is of the class that SD v1's is, or the file is silent."""
+    if found not in (None, _CLASSES[name]):
+        raise CheckpointError(
+            f"another kind of {name}",
+            file=file,
+            key=key,
+            found=found,
+            remedy=f"Only checkpoints with a {_CLASSES[name]}, as SD v1's, are supported",
+        )
 
 
 def _unet_parts(folder: Path) -> tuple[Path, Path | None]:
@@ -342,94 +270,12 @@ def _unet_parts(folder: Path) -> tuple[Path, Path | None]:
     if _is_unet(folder):
         return folder, None
     if (folder / "unet" / "config.json").is_file():
-        lone = not (folder / "model_index.json").is_file()
-        scheduler = folder / "scheduler"
-        return folder / "unet", scheduler if lone and (
-            scheduler / "scheduler_config.json"
-        ).is_file() else None
+        whole = (folder / "model_index.json").is_file()
+        brings = not whole and (folder / "scheduler" / "scheduler_config.json").is_file()
+        return folder / "unet", folder / "scheduler" if brings else None
     raise CheckpointError(
         "no U-Net: neither config.json nor unet/config.json",
         file=folder,
         found=sorted(path.name for path in folder.iterdir()),
         remedy="Give a checkpoint in diffusers layout, or the folder of its U-Net",
     )
-
-
-def _load_model(kind: Any, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """Load one network with its library's own loader, and do not trust that everything arrived."""
-    weights = checkpoint.weights(name)
-    try:
-        model, info = kind.from_pretrained(
-            checkpoint.part(name),
-            torch_dtype=dtype,
-            variant=weights.variant,
-            use_safetensors=weights.safetensors,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(
-            f"{kind.__name__} cannot be loaded",
-            file=checkpoint.part(name),
-            found=str(error),
-            remedy=COPY_AGAIN,
-        ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(
-            f"{kind.__name__} left {len(missing)} tensors at random values",
-            file=weights.files[0],
-            key=missing[0],
-            remedy="Save the checkpoint again with the installed versions of diffusers and transformers",
-        )
-    return model
-
-
-def _load_tokenizer(checkpoint: Checkpoint) -> Any:
-    from transformers import CLIPTokenizer
-
-    folder = checkpoint.part("tokenizer")
-    present = {path.name for path in folder.glob("*")}
-    # Without its files the tokenizer would come up with an empty vocabulary, and without an error.
-    if not ({"vocab.json", "merges.txt"} <= present or "tokenizer.json" in present):
-        raise CheckpointError(
-            "no vocabulary",
-            file=folder,
-            found=sorted(present),
-            remedy=f"It needs vocab.json and merges.txt. {COPY_AGAIN}",
-        )
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare exceptions
-        raise CheckpointError(
-            "unreadable vocabulary", file=folder, found=str(error).splitlines()[0], remedy=COPY_AGAIN
-        ) from error
-    known = checkpoint.config("text_encoder").get("vocab_size", 49408)
-    if len(tokenizer) > known:
-        raise CheckpointError(
-            f"the vocabulary has more tokens than the text encoder, which knows {known}",
-            file=folder,
-            key="text_encoder.vocab_size",
-            found=len(tokenizer),
-            remedy="Take tokenizer and text encoder from the same checkpoint",
-        )
-    return tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' own progress bars and notices out of test output."""
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    libraries = (diffusers_logging, transformers_logging)
-    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, (verbosity, bar) in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-            if bar:
-                library.enable_progress_bar()

@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_sdbench.base.errors import CardError, CheckpointError
 from pytest_sdbench.models.architectures import ARCHITECTURES
+from pytest_sdbench.models.checkpoint import COMPONENTS, Checkpoint, check_class, scheduler_class
 from pytest_sdbench.models.skeleton import known_keys, text_encoder_skeleton, unet_skeleton, vae_skeleton
 from pytest_sdbench.models.weights import COPY_AGAIN, Tensor, Weights, read_shapes, read_tensors
 
@@ -17,6 +18,26 @@ Shapes = Mapping[str, tuple[int, ...]]
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _BUFFERS = {"embeddings.position_ids"}
 _SOME = 5
+
+
+_verified: set[str] = set()
+
+
+def verify(checkpoint: Checkpoint) -> None:
+    """Check that every tensor is there, of the shape that the configuration means, and finite.
+
+    diffusers loads a checkpoint with a missing tensor, one too many, or NaN in it without an error. Raise
+    ``CheckpointError`` that names file and tensor. Each content is checked once in a process.
+    """
+    if checkpoint.fingerprint in _verified:
+        return
+    for name in COMPONENTS:
+        config_file, config = checkpoint.config_file(name), checkpoint.config(name)
+        check_class(name, config.get("_class_name"), config_file, key="_class_name")
+        check_component(name, config, config_file, checkpoint.weights(name))
+    check_together({name: checkpoint.config(name) for name in COMPONENTS}, checkpoint.folder)
+    scheduler_class(checkpoint)
+    _verified.add(checkpoint.fingerprint)
 
 
 def canonical_name(component: str, name: str) -> str:

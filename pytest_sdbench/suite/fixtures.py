@@ -37,7 +37,7 @@ class PlainPipeline:
     device: str
 
     def __call__(self, dtype: str) -> Any:
-        from pytest_sdbench.models.checkpoint import load_pipeline
+        from pytest_sdbench.models.pipeline import load_pipeline
 
         return load_pipeline(self.checkpoint, device=self.device, dtype=dtype)
 
@@ -119,7 +119,8 @@ def sdbench_checkpoint(
     sdbench_session: SdbenchSession, sdbench_card: Card, sdbench_weights: Path | None
 ) -> Checkpoint:
     """Return the verified checkpoint under test; skip with the remedy when it is not on this machine."""
-    from pytest_sdbench.models.checkpoint import resolve, verify
+    from pytest_sdbench.models.checkpoint import resolve
+    from pytest_sdbench.models.integrity import verify
 
     try:
         checkpoint = resolve(

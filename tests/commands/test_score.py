@@ -30,7 +30,8 @@ from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.images import ImageSet, open_images
 from pytest_sdbench.features.references import scene_batches
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.models.checkpoint import Checkpoint
+from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.evaluation.sampler import sample
-from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline, resolve, verify
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.counts import component_sizes
+from pytest_sdbench.models.integrity import verify
+from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol

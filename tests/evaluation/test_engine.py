@@ -18,7 +18,8 @@ from pytest_sdbench.evaluation.engine import Setup, make
 from pytest_sdbench.evaluation.sampler import image_seed
 from pytest_sdbench.evaluation.tuning import NotCompiled, Tuning, arranged, default_batch_size, keep_memory
 from pytest_sdbench.features.extractors import Extractors
-from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.models.checkpoint import Checkpoint
+from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
 from pytest_sdbench.store.shards import SHARD, Evidence, Rows, Store

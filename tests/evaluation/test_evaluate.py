@@ -35,7 +35,8 @@ from pytest_sdbench.features.references import (
     scene_batches,
 )
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.models.checkpoint import Checkpoint
+from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
@@ -305,7 +306,8 @@ import os, signal, stat, sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.models.checkpoint import Checkpoint
+from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace

@@ -13,7 +13,8 @@ import torch
 
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError
 from pytest_sdbench.evaluation.sampler import Batch, image_seed, sample, to_uint8
-from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.models.checkpoint import Checkpoint
+from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 from tests.tiny_checkpoint import make_checkpoint

@@ -19,9 +19,10 @@ from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.models import checkpoint as checkpoint_module
 from pytest_sdbench.models import hub
 from pytest_sdbench.models.architectures import ARCHITECTURES
-from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline, resolve, verify
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.hub import forget_failures
-from pytest_sdbench.models.integrity import check_component
+from pytest_sdbench.models.integrity import check_component, verify
+from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.models.skeleton import unet_skeleton
 from pytest_sdbench.models.weights import find_weights
 from tests.tiny_checkpoint import make_checkpoint
@@ -670,3 +671,9 @@ def test_shards_variants_and_lone_u_nets_are_chosen() -> None:
     assert hub.wanted_files([*sharded, "unet/diffusion_pytorch_model.bin"], ["unet"]) == sharded
     lone = ["config.json", "diffusion_pytorch_model.bin"]
     assert hub.wanted_files([*lone, "notes.txt"], ["unet"]) == lone
+
+
+def test_cards_that_are_out_import_from_the_former_place() -> None:
+    from pytest_sdbench import checkpoint as former
+
+    assert (former.load_pipeline, former.resolve) == (load_pipeline, resolve)

@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pytest_sdbench.base.files import sha256_of
-from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline
+from pytest_sdbench.models.checkpoint import Checkpoint
+from pytest_sdbench.models.pipeline import load_pipeline
 from training.data.batch import Examples, tokenize
 from training.data.disk_arrays import Array, DiskArrays
 from training.data.live import live_pairs

@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pytest_sdbench.base.errors import CheckpointError
-from pytest_sdbench.models.checkpoint import load_pipeline, resolve, verify
+from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.models.integrity import verify
+from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.models.skeleton import known_keys
 from training.errors import TrainingError
 from training.export.card import card_spec, write_card

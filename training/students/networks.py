@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline, resolve
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve
+from pytest_sdbench.models.pipeline import load_pipeline
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from pytest_sdbench.features import inception
 from pytest_sdbench.features.extractors import open_extractors
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.models.checkpoint import Checkpoint, load_pipeline, resolve
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve
+from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols import image_steps as image_path
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
@@ -225,7 +226,7 @@ def test_clocks_leave_nothing_behind() -> None:
 
     from pytest_sdbench.evaluation import evaluate as evaluation
     from pytest_sdbench.features import extractors as features
-    from pytest_sdbench.models import checkpoint as module
+    from pytest_sdbench.models import pipeline as module
     from pytest_sdbench.store.shards import Evidence
 
     def standing() -> list[Any]:

@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pytest_sdbench.models.checkpoint import load_pipeline, resolve
+from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.models.pipeline import load_pipeline
 from tests.training.data.samples import ListSource, picture, samples
 from training.data import disk_arrays as columns
 from training.data import encoded as cache

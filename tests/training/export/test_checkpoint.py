@@ -29,7 +29,8 @@ from safetensors.torch import load_file
 
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import check_lineage, read_card
-from pytest_sdbench.models.checkpoint import load_pipeline, resolve
+from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.models.pipeline import load_pipeline
 from tests.tiny_checkpoint import make_checkpoint
 from training.errors import TrainingError
 from training.export.checkpoint import ADAPTER, export_checkpoint, export_scheduler
