@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,12 +46,16 @@ def nchw(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, 2))
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch.hub; return the folder of its checkpoints."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
 
 
 # --- Inception ---
@@ -76,8 +80,6 @@ def random_inception() -> _RandomInception:
     network = _RandomInception()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.05, 0.15)
     return network
@@ -91,14 +93,16 @@ def weights_folder(random_inception: _RandomInception, tmp_path_factory: pytest.
     return folder
 
 
-@pytest.fixture(scope="module")
-def checksum(weights_folder: Path) -> str:
-    return hashlib.sha256((weights_folder / inception.FILES[0]).read_bytes()).hexdigest()
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
-def _accept_random_weights(checksum: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inception, "SHA256", checksum)
+def network(weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The network of the random weights, whose checksum counts as the published one."""
+    path = weights_folder / inception.FILES[0]
+    monkeypatch.setattr(inception, "SHA256", sha256(path))
+    return inception.load_inception(path)
 
 
 COCO = {
@@ -107,13 +111,12 @@ COCO = {
 }
 
 
-@pytest.mark.usefixtures("_accept_random_weights")
+@pytest.mark.usefixtures("network")
 class TestInception:
     def test_torch_fidelity_front_end_equals_torch_fidelity(
-        self, weights_folder: Path, random_inception: _RandomInception
+        self, network: Any, random_inception: _RandomInception
     ) -> None:
         images = pictures(3, 256)
-        network = inception.load_inception(weights_folder / inception.FILES[0])
         expected = random_inception(nchw(images))
         got = inception.torch_fidelity(network, nchw(images))
         assert got[0].std() > 1e-3
@@ -121,11 +124,10 @@ class TestInception:
         assert torch.equal(got[1], expected[1])
 
     def test_pytorch_fid_front_end_equals_plain_torch(
-        self, weights_folder: Path, random_inception: _RandomInception, monkeypatch: pytest.MonkeyPatch
+        self, network: Any, random_inception: _RandomInception, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # The network's own forward, its front end taken out: no list of layers that could miss one.
         images = pictures(3, 256)
-        network = inception.load_inception(weights_folder / inception.FILES[0])
         got = inception.pytorch_fid(network, nchw(images))
 
         ready = 2 * F.interpolate(nchw(images).float() / 255, size=(299, 299), mode="bilinear") - 1
@@ -134,8 +136,7 @@ class TestInception:
         expected = random_inception(nchw(images))[0]
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
-    def test_front_ends_differ(self, weights_folder: Path) -> None:
-        network = inception.load_inception(weights_folder / inception.FILES[0])
+    def test_front_ends_differ(self, network: Any) -> None:
         images = nchw(pictures(2, 64))
         one, other = inception.pytorch_fid(network, images), inception.torch_fidelity(network, images)[0]
         assert (one - other).abs().max() > 1e-2 * one.abs().max()
@@ -161,16 +162,11 @@ class TestInception:
         alone = extractor(images)["inception-pytorch-fid"]
         np.testing.assert_allclose(alone, whole, rtol=1e-4, atol=1e-4 * np.abs(whole).max())
 
-    def test_fingerprints_tell_front_ends_and_weights_apart(
-        self, weights_folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        one = open_extractor("inception-pytorch-fid", data_root=weights_folder).fingerprint
-        other = open_extractor("inception-torch-fidelity", data_root=weights_folder).fingerprint
-        assert one != other
-        assert len(one) == 16
-
-    def test_weights_are_described(self, weights_folder: Path) -> None:
-        assert "sha256 verified" in describe("inception-pytorch-fid", weights_folder)
+    def test_fingerprints_tell_front_ends_apart(self, weights_folder: Path) -> None:
+        names = ("inception-pytorch-fid", "inception-torch-fidelity")
+        found = {open_extractor(name, data_root=weights_folder).fingerprint for name in names}
+        assert [len(fingerprint) for fingerprint in found] == [16, 16]
+        assert "sha256 verified" in describe(names[0], weights_folder)
 
     def test_logits_of_pytorch_fid_are_refused(self, weights_folder: Path) -> None:
         with pytest.raises(ProtocolError, match="has no logits"):
@@ -184,68 +180,6 @@ class TestInception:
             extractors.extract(pictures(3, 64), ["a", "b"])
 
 
-class TestInceptionWeights:
-    def test_of_another_checksum_are_refused(self, weights_folder: Path, checksum: str) -> None:
-        with pytest.raises(CheckpointError, match=f"must be {inception.SHA256}.*found '{checksum}'"):
-            open_extractors(protocol(**COCO), data_root=weights_folder)
-        with pytest.raises(CheckpointError, match="not the Inception"):
-            describe("inception-torch-fidelity", weights_folder)
-
-    def test_of_other_tensors_are_refused(self, tmp_path: Path) -> None:
-        path = tmp_path / "w.pth"
-        torch.save({"fc.weight": torch.zeros(3)}, path)
-        with pytest.raises(CheckpointError, match="cannot be loaded"):
-            inception.load_inception(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-
-    def test_that_would_run_code_are_refused(self, tmp_path: Path) -> None:
-        path, trace = tmp_path / "w.pth", tmp_path / "trace"
-        torch.save({"fc.weight": _Touch(trace)}, path)
-        with pytest.raises(CheckpointError, match="cannot be loaded"):
-            inception.load_inception(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-        assert not trace.exists()
-
-    def test_that_are_missing_say_where_they_go(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-        with pytest.raises(Unavailable) as raised:
-            open_extractors(protocol(**COCO), data_root=tmp_path)
-        text = str(raised.value)
-        assert str(tmp_path / "hub" / "checkpoints" / inception.FILES[0]) in text
-        assert "--sdbench-download" in text
-        assert "curl" in text
-
-    @pytest.mark.parametrize("name", inception.FILES)
-    def test_are_found_in_the_hub_cache_under_both_names(
-        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-        (tmp_path / "checkpoints").mkdir()
-        (tmp_path / "checkpoints" / name).touch()
-        assert inception.find_weights(None) == tmp_path / "checkpoints" / name
-        assert inception.find_weights(tmp_path / "elsewhere") == tmp_path / "checkpoints" / name
-
-    def test_are_downloaded_when_told_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked = []
-        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-        monkeypatch.setattr(
-            torch.hub,
-            "download_url_to_file",
-            lambda url, to, hash_prefix: asked.append((url, to, hash_prefix)),
-        )
-        path = inception.find_weights(None, download=True)
-        assert asked == [(inception.URL, str(path), inception.SHA256)]
-
-    def test_without_network_are_unavailable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def offline(*args: Any, **options: Any) -> None:
-            raise OSError("no route to host")
-
-        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-        monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-        with pytest.raises(Unavailable, match="no route to host"):
-            inception.find_weights(None, download=True)
-
-
 class _Touch:
     """A pickle that leaves a trace when it is loaded."""
 
@@ -256,10 +190,57 @@ class _Touch:
         return Path.touch, (self.path,)
 
 
+class TestInceptionWeights:
+    def test_of_another_checksum_are_refused(self, weights_folder: Path) -> None:
+        found = sha256(weights_folder / inception.FILES[0])
+        with pytest.raises(CheckpointError, match=f"must be {inception.SHA256}.*found '{found}'"):
+            open_extractors(protocol(**COCO), data_root=weights_folder)
+        with pytest.raises(CheckpointError, match="not the Inception"):
+            describe("inception-torch-fidelity", weights_folder)
+
+    @pytest.mark.parametrize("content", ["other tensors", "code"])
+    def test_that_cannot_be_loaded_are_refused_and_run_nothing(self, content: str, tmp_path: Path) -> None:
+        path, trace = tmp_path / "w.pth", tmp_path / "trace"
+        torch.save({"fc.weight": _Touch(trace) if content == "code" else torch.zeros(3)}, path)
+        with pytest.raises(CheckpointError, match="cannot be loaded"):
+            inception.load_inception(path, sha256=sha256(path))
+        assert not trace.exists()
+
+    def test_that_are_missing_say_where_they_go(self, hub: Path, tmp_path: Path) -> None:
+        with pytest.raises(Unavailable, match=r"--sdbench-download.*curl|curl.*--sdbench-download") as raised:
+            open_extractors(protocol(**COCO), data_root=tmp_path)
+        assert str(hub / inception.FILES[0]) in str(raised.value)
+
+    @pytest.mark.parametrize("name", inception.FILES)
+    def test_are_found_in_the_hub_cache_under_both_names(self, name: str, hub: Path, tmp_path: Path) -> None:
+        (hub / name).touch()
+        assert inception.find_weights(None) == hub / name
+        assert inception.find_weights(tmp_path / "elsewhere") == hub / name
+
+    def test_are_downloaded_when_told_so(self, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+        monkeypatch.setattr(
+            torch.hub,
+            "download_url_to_file",
+            lambda url, to, hash_prefix: asked.append((url, to, hash_prefix)),
+        )
+        path = inception.find_weights(None, download=True)
+        assert asked == [(inception.URL, str(path), inception.SHA256)]
+
+    @pytest.mark.usefixtures("hub")
+    def test_without_network_are_unavailable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+        with pytest.raises(Unavailable, match="no route to host"):
+            inception.find_weights(None, download=True)
+
+
+def offline(*args: object, **options: object) -> str:
+    raise FileNotFoundError("no route to host")
+
+
 def test_unknown_extractors_are_named() -> None:
-    with pytest.raises(
-        ProtocolError, match=r"unknown extractor.*inception-v3.*Known are inception-pytorch-fid"
-    ):
+    known = r"unknown extractor.*inception-v3.*Known are inception-pytorch-fid"
+    with pytest.raises(ProtocolError, match=known):
         open_extractors(protocol(fid={"extractor": "inception-v3"}))
 
 
@@ -279,11 +260,7 @@ def scenes_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-SCENES = {
-    "fid": {"extractor": "scenes-classifier"},
-    "inception_score": {"extractor": "scenes-classifier"},
-    "kid": {"extractor": "scenes-classifier"},
-}
+SCENES = {name: {"extractor": "scenes-classifier"} for name in ("fid", "inception_score", "kid")}
 
 
 def test_scenes_classifier_gives_features_and_logits_in_one_pass(scenes_reference: Path) -> None:
@@ -292,10 +269,8 @@ def test_scenes_classifier_gives_features_and_logits_in_one_pass(scenes_referenc
     network = classifier.load_classifier(scenes_reference / "checkpoints" / "scenes-classifier")
     expected = network(nchw(images))
     assert set(rows) == {"scenes-classifier", "scenes-classifier-logits"}
-    np.testing.assert_allclose(rows["scenes-classifier"], expected["features"].numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        rows["scenes-classifier-logits"], expected["logits"].numpy(), rtol=1e-4, atol=1e-5
-    )
+    for column, output in (("scenes-classifier", "features"), ("scenes-classifier-logits", "logits")):
+        np.testing.assert_allclose(rows[column], expected[output].numpy(), rtol=1e-4, atol=1e-5)
     assert "loads" in describe("scenes-classifier")
 
 
@@ -410,21 +385,16 @@ class TestClip:
         with pytest.raises(CheckpointError, match="open_clip cannot load this model"):
             open_extractor_of_clip(folder)
 
-    def test_packaged_models_are_found_by_name(
-        self, clip_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_packaged_models_are_found_by_name(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         make_clip(tmp_path / "checkpoints" / "scenes-clip")
         monkeypatch.setattr("pytest_sdbench.features.clip.reference", lambda: tmp_path)
         one = open_extractors(protocol(clip_score={"model": "local:scenes-clip"}))
         assert len(one.networks) == 1
         assert "scenes-clip" in describe("local:scenes-clip")
 
-    def test_fingerprint_is_that_of_the_weights(self, clip_folder: Path, tmp_path: Path) -> None:
-        scorer = load_clip(f"local:{clip_folder}")
-        assert (
-            scorer.sha256
-            == hashlib.sha256((clip_folder / "open_clip_model.safetensors").read_bytes()).hexdigest()
-        )
+    def test_fingerprint_is_that_of_the_weights(self, clip_folder: Path) -> None:
+        weights = clip_folder / "open_clip_model.safetensors"
+        assert load_clip(f"local:{clip_folder}").sha256 == sha256(weights)
 
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -449,18 +419,11 @@ class TestNamedClip:
     """Pretrained names, with a tiny model in place of the gigabytes."""
 
     @pytest.fixture
-    def tag(self, clip_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-        source = {
-            "hf_hub": "org/tiny/",
-            "mean": (0.1, 0.2, 0.3),
-            "std": (0.4, 0.5, 0.6),
-            "interpolation": "bilinear",
-            "resize_mode": "squash",
-        }
-        monkeypatch.setattr(open_clip, "get_model_config", lambda name: CLIP_CONFIG)
-        monkeypatch.setattr(
-            open_clip.factory, "get_model_config", lambda name: json.loads(json.dumps(CLIP_CONFIG))
-        )
+    def tag(self, monkeypatch: pytest.MonkeyPatch) -> str:
+        pictures = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+        source = {"hf_hub": "org/tiny/", **pictures, "interpolation": "bilinear", "resize_mode": "squash"}
+        for module in (open_clip, open_clip.factory):
+            monkeypatch.setattr(module, "get_model_config", lambda name: copy.deepcopy(CLIP_CONFIG))
         monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: source)
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: None)
         return "open_clip:tiny/tag"
@@ -470,9 +433,6 @@ class TestNamedClip:
             load_clip(tag)
 
     def test_without_network_is_unavailable(self, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        def offline(source: object) -> str:
-            raise FileNotFoundError("no route to host")
-
         monkeypatch.setattr(open_clip, "download_pretrained", offline)
         with pytest.raises(Unavailable, match="no route to host"):
             load_clip(tag, download=True)
