@@ -12,16 +12,16 @@ bench: install  ## run the packaged model cards
 	$(BIN)/python -m pytest --sdbench
 
 test: install  ## run the project's own tests, without the slow ones
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: install  ## run all of the project's own tests
-	$(BIN)/python -m pytest -n 2 -m ""
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 explore: install  ## try the property tests on thousands of new examples; what fails becomes an @example
-	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n 2 -m hypothesis
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis
 
 coverage: install  ## run all of the project's own tests and hold their branch coverage
-	$(BIN)/python -m pytest -n 2 -m "" --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "" --cov --cov-report=term
 
 lint: install  ## check style, format and the direction of imports
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ def pinned(name: str) -> Any:
 
 
 def test_the_packaged_cards_have_the_same_node_ids(pytester: pytest.Pytester):
-    lines = pytester.runpytest_subprocess("--sdbench", "--collect-only", "-q").outlines
+    lines = pytester.runpytest("--sdbench", "--collect-only", "-q").outlines
     found = [line.split("cards/")[-1] for line in lines if "::test_" in line]
     assert found == [
         line.split("cards/")[-1]
@@ -97,7 +97,7 @@ def run_on_the_store(pytester: pytest.Pytester) -> pytest.RunResult:
     """Score the 64 images of the store: no score but the counts is comparable with a claim."""
     card = reference() / "cards" / "scenes-tiny.md"
     words = ["--sdbench", str(card), "-m", "size or compute or quality", "-k", "quick or not quality"]
-    return pytester.runpytest_subprocess(
+    return pytester.runpytest(
         *words, "--sdbench-store=store", "--sdbench-samples=64", "--sdbench-report=r.json"
     )
 

@@ -125,7 +125,7 @@ def card(pristine_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
     """Return what makes an empty store: a folder, or a bucket of a server on this machine."""
     if request.param == "folder":
@@ -209,6 +209,7 @@ def test_four_processes_one_of_them_killed_make_what_one_makes(
     assert shards(store) == undisturbed.shards
 
 
+@pytest.mark.slow
 def test_a_world_of_two_makes_the_bits_of_one(
     runner: Runner, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

@@ -333,7 +333,7 @@ evaluate(checkpoint, protocol, Workspace(Path(store), protocol.path.parent, prog
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
-@pytest.mark.parametrize("moment", ["sampling", "writing"])
+@pytest.mark.parametrize("moment", ["sampling", pytest.param("writing", marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     moment: str,
     undisturbed: tuple[Path, evaluation.Evaluation],

@@ -53,7 +53,10 @@ def case(pytester: pytest.Pytester) -> ET.Element:
     return found
 
 
-ALONE_OR_WORKERS = pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+ALONE_OR_WORKERS = pytest.mark.parametrize(
+    "workers",
+    [pytest.param((), id="alone"), pytest.param(("-n", "2"), id="workers", marks=pytest.mark.slow)],
+)
 
 
 @ALONE_OR_WORKERS

@@ -87,7 +87,9 @@ def test_fewer_samples_are_shown_and_never_compared(run, project, pytester):
     assert str(IMAGES) in row["reason"]
 
 
-@pytest.mark.parametrize("words", [[], ["-n", "2"]], ids=["alone", "workers"])
+@pytest.mark.parametrize(
+    "words", [pytest.param([], id="alone"), pytest.param(["-n", "2"], id="workers", marks=pytest.mark.slow)]
+)
 def test_a_score_that_costs_too_many_images_is_skipped_and_says_what_it_would_take(
     pytester, project, tmp_path, words
 ):
@@ -266,7 +268,7 @@ def test_update_refuses_figures_of_an_interrupted_run(project, pytester, store):
     )
     before = project.read_bytes()
     words = ("--sdbench-store", store, *QUALITY, "cards", "--sdbench-update")
-    result = pytester.runpytest_subprocess(*words)
+    result = pytester.runpytest_inprocess(*words, no_reraise_ctrlc=True)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert project.read_bytes() == before
     assert "the run was interrupted" in result.stdout.str()

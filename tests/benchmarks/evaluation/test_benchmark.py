@@ -298,6 +298,7 @@ def test_made_up_rows_are_scored_without_an_image(checkpoint: Checkpoint, tmp_pa
     assert isinstance(found.estimates["clip_score"], Estimate)
 
 
+@pytest.mark.slow
 def test_a_smoke_run_writes_every_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "evaluation"
     common = ["--smoke", "--device", "cpu", "--images", "2", "--out", str(out)]
@@ -330,6 +331,7 @@ def test_what_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert "'magic' is none; there are batch_size" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_random_checkpoint_of_full_size_reads_captions_as_clip_does(tmp_path: Path) -> None:
     import open_clip
 

@@ -68,6 +68,7 @@ def test_the_published_way_computes_more(scenario):
     assert 1.5 * counted.forward < counted.backward < 2.1 * counted.forward
 
 
+@pytest.mark.slow
 def test_a_smoke_run_writes_table_and_figures(tmp_path, capsys):
     main(["--smoke", "--recipe", "bk-sdm-base", "--device", "cpu", "--rounds", "1", "--steps", "1",
           "--out", str(tmp_path / "speed")])  # fmt: skip
