@@ -109,7 +109,12 @@ def run_card(
 
 def _claim(found: Estimate, margin: float, protocol: Protocol) -> Claim:
     record = Record(
-        found.metric, found.value, protocol.n, protocol.name, found.standard_error, protocol.fingerprint
+        protocol=protocol.name,
+        metric=found.metric,
+        value=found.value,
+        standard_error=found.standard_error,
+        n=protocol.n,
+        protocol_fingerprint=protocol.fingerprint,
     )
     return Claim(
         found.metric,

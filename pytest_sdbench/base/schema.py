@@ -1,20 +1,50 @@
-"""Say what is wrong with values that pydantic refused: each fault with its key, and what to do about it."""
+"""Types of values in files, and what is wrong with those that pydantic refused: key, found, remedy."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticKnownError, PydanticUseDefault
 
 from pytest_sdbench.base.errors import SdbenchError
 
+Word = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(gt=0, strict=True)]
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+
+
+def _left_out(value: Any) -> Any:
+    if value is None:
+        raise PydanticUseDefault
+    return value
+
+
+Value = TypeVar("Value")
+OrDefault = Annotated[Value, BeforeValidator(_left_out)]
+"""A value that a file may leave empty as it may leave it out."""
+
+
+def one_of(*words: str) -> AfterValidator:
+    """Return what lets one of some words through; to a type checker the value is text like any other."""
+
+    def check(value: str) -> str:
+        if value not in words:
+            raise PydanticKnownError("literal_error", {"expected": ", ".join(words)})
+        return value
+
+    return AfterValidator(check)
+
+
 Keys = tuple[str | int, ...]
 """The way to a value: keys of mappings and positions in lists."""
+Shape = type[Any]
+"""A pydantic model, or a dataclass that pydantic validates."""
 Error = TypeVar("Error", bound=SdbenchError)
 
 
@@ -35,7 +65,7 @@ class Fault:
 
 def faults(
     error: ValidationError,
-    shape: type[BaseModel],
+    shape: Shape,
     values: object,
     *,
     above: Keys = (),
@@ -86,20 +116,22 @@ _WORDS = {
     "too_long": ("too many entries", "Write {max_length}"),
     "too_short": ("too few entries", "Write at least {min_length}"),
     "dict_type": _MAPPING,
+    "mapping_type": _MAPPING,
     "model_type": _MAPPING,
+    "dataclass_type": _MAPPING,
     "model_attributes_type": _MAPPING,
 }
 
 
 def _fault(
-    error: ErrorDetails, shape: type[BaseModel], values: object, above: Keys, unwritten: Collection[str]
+    error: ErrorDetails, shape: Shape, values: object, above: Keys, unwritten: Collection[str]
 ) -> Fault:
     kind, where, found, context = error["type"], error["loc"], error["input"], error.get("ctx", {})
     keys = _keys(where, values)
     if kind == "missing":
         keys = (*_keys(where[:-1], values), where[-1])
         message, found, remedy = _MISSING, None, "Add it"
-    elif kind == "extra_forbidden":
+    elif kind in ("extra_forbidden", "unexpected_keyword_argument"):
         message, found = _UNKNOWN, str(where[-1])
         known = [name for model in _models_at(shape, where[:-1]) for name in _fields(model)]
         here = [name for name in dict.fromkeys(known) if len(where) > 1 or name not in unwritten]
@@ -143,7 +175,7 @@ def _keys(where: Keys, values: Any) -> Keys:
     return max(passed, (first, *_keys(rest, values[first])), key=len) if inside else passed
 
 
-def _models_at(shape: type[BaseModel], where: Keys) -> list[type[BaseModel]]:
+def _models_at(shape: Shape, where: Keys) -> list[Shape]:
     """Return the models that may stand at an error's place."""
     models = [shape]
     for part in where:
@@ -152,7 +184,7 @@ def _models_at(shape: type[BaseModel], where: Keys) -> list[type[BaseModel]]:
     return models
 
 
-def _all_keys(shape: type[BaseModel], values: Any, prefix: str = "") -> Iterator[str]:
+def _all_keys(shape: Shape, values: Any, prefix: str = "") -> Iterator[str]:
     """Yield every dotted key; below a union only those of the member that the values name."""
     for name, annotation in _fields(shape).items():
         yield prefix + name
@@ -165,8 +197,11 @@ def _all_keys(shape: type[BaseModel], values: Any, prefix: str = "") -> Iterator
             yield from _all_keys(model, value, f"{prefix}{name}.")
 
 
-def _fields(model: type[BaseModel]) -> dict[str, Any]:
+def _fields(model: Shape) -> dict[str, Any]:
     """Return the keys of a model as a file writes them, and their types; no file writes a tag's default."""
+    if is_dataclass(model):
+        hints = get_type_hints(model, include_extras=True)
+        return {field.name: hints[field.name] for field in fields(model)}
     return {
         field.alias or name: field.annotation
         for name, field in model.model_fields.items()
@@ -174,8 +209,8 @@ def _fields(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models_in(annotation: Any) -> Iterator[Shape]:
+    if isinstance(annotation, type) and (is_dataclass(annotation) or issubclass(annotation, BaseModel)):
         yield annotation
     for part in get_args(annotation):
         yield from _models_in(part)
@@ -185,7 +220,11 @@ def _is_tag(annotation: Any) -> bool:
     return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
 
-def _tags(model: type[BaseModel]) -> list[Any]:
+def _tags(model: Shape) -> list[Any]:
     """Return the words that tell a member of a union from the others."""
-    annotations = [field.annotation for field in model.model_fields.values()]
+    annotations = (
+        _fields(model).values()
+        if is_dataclass(model)
+        else [field.annotation for field in model.model_fields.values()]
+    )
     return [get_args(annotation)[0] for annotation in annotations if _is_tag(annotation)]

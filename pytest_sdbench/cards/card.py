@@ -21,11 +21,8 @@ from pytest_sdbench.cards.claims import (
     UNSTATED,
     Claim,
     Margins,
-    Source,
-    check_duplicates,
-    check_margins,
+    check_claims,
     check_protocol,
-    check_sources,
     published,
     read_margins,
     recorded,
@@ -34,9 +31,19 @@ from pytest_sdbench.cards.claims import (
 from pytest_sdbench.cards.edit import write_records
 from pytest_sdbench.cards.front_matter import FrontMatter, check_yaml_1_1, is_card, parse, read_text
 from pytest_sdbench.cards.records import EAGER_LATENCY, DeviceRecord, Record
-from pytest_sdbench.cards.schema import COMPONENTS, Block, Model, Size, check_size, read_block, read_index
+from pytest_sdbench.cards.schema import (
+    COMPONENTS,
+    Block,
+    LatencyClaim,
+    MemoryClaim,
+    Model,
+    Parameters,
+    Source,
+    SpeedClaim,
+    read_block,
+    read_index,
+)
 from pytest_sdbench.metrics.names import METRICS
-from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.protocols.load import protocol_names
 
 __all__ = [
@@ -44,6 +51,7 @@ __all__ = [
     "Card",
     "Claim",
     "ComponentSize",
+    "DeviceRecord",
     "LatencyClaim",
     "MemoryClaim",
     "Record",
@@ -58,40 +66,10 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class ComponentSize:
+class ComponentSize(Parameters):
     """A component's parameters: counted exactly, and as its source prints them."""
 
-    exact: int | None = None
-    published: float | None = None
     published_text: str = ""
-
-
-@dataclass(frozen=True)
-class SpeedClaim:
-    """The largest latency of one U-Net call, relative to the baseline's."""
-
-    max: float
-    source: str = ""
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class LatencyClaim:
-    """The largest latency of one U-Net call on one device, in seconds: it says nothing on any other."""
-
-    max: float
-    device: str
-    dtype: str = ""
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class MemoryClaim:
-    """The largest peak memory of one U-Net call, in bytes."""
-
-    max: float
-    device: str = ""
-    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,40 +130,43 @@ def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
     _check_keys(front)
     check_yaml_1_1(front)
     models, known = read_index(front), protocol_names((path.parent, *search))
-    if "sdbench" not in front.data:
-        return _hub_card(front, models, known)
-    block = read_block(front)
-    for position, name in enumerate(block.protocols or []):
+    hub = "sdbench" not in front.data
+    block = Block() if hub else read_block(front)
+    for position, name in enumerate(block.protocols):
         check_protocol(front, ("sdbench", "protocols", position), name, known)
-    _check_checkpoint(front, block)
-    check_size(path, block.size or Size())
-    margins, sources = read_margins(front, block, known), block.sources or {}
-    claims = published(front, models, known, margins, sources)[0] + recorded(front, block, known, margins)
-    check_duplicates(front, claims)
-    check_margins(front, claims)
-    check_sources(front, sources, claims)
+    margins = read_margins(front, block, known)
+    claims, ignored = published(front, models, known, margins, block.sources, hub=hub)
+    claims = told_apart(claims) if hub else claims + recorded(front, block, known, margins)
+    check_claims(front, claims, block.sources)
     checkpoint = block.checkpoint or _own_folder(path)
+    lacks = _hub_notes(checkpoint, claims, ignored, known) if hub else _notes(block, checkpoint, claims)
     return Card(
         path=path,
         name=card_name(path),
         title=_title(front, models),
-        license=_text(front.data.get("license")),
+        license=licence if isinstance(licence := front.data.get("license"), str) else None,
         checkpoint=checkpoint,
         base=block.base,
         baseline=block.baseline,
         architecture=block.architecture,
-        size=_sizes(front, block),
-        unet_macs=_macs(front, block),
-        speed=_speed(front, block),
-        latency=_latency(block),
-        memory=_memory(block),
-        protocols=tuple(block.protocols or ()),
+        size={
+            name: ComponentSize(
+                part.exact, part.published, front.scalar("sdbench", "size", name, "published") or ""
+            )
+            for name in COMPONENTS
+            if (part := block.size.get(name)) is not None
+        },
+        unet_macs=block.compute.unet_macs,
+        speed=block.speed.unet_ratio,
+        latency=block.speed.unet_seconds,
+        memory=block.memory.peak_bytes,
+        protocols=block.protocols,
         claims=tuple(claims),
         margins=margins,
         records=tuple(claim.record for claim in claims if claim.record is not None),
-        devices=_devices(front, block),
-        sources=sources,
-        explained=tuple(_explain(block, checkpoint is not None, claims)),
+        devices=block.devices,
+        sources=block.sources,
+        explained=tuple(lacks),
     )
 
 
@@ -243,10 +224,6 @@ def card_name(path: Path) -> str:
     return path.resolve().parent.name if path.name.lower() == "readme.md" else path.stem
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def _title(front: FrontMatter, models: Sequence[Model]) -> str:
     if models:
         return models[0].name
@@ -261,100 +238,7 @@ def _check_keys(front: FrontMatter) -> None:
         if not meant and (near := get_close_matches(key, ["sdbench", "model-index"], n=1, cutoff=0.8)):
             meant = near[0]
         if meant and key != meant:
-            raise CardError(
-                "unknown key", file=front.path, key=key, found=key, remedy=f"Did you mean {meant!r}?"
-            )
-
-
-def _check_checkpoint(front: FrontMatter, block: Block) -> None:
-    """Raise for an architecture, a joined checkpoint or a speed claim that means nothing."""
-    found = block.architecture
-    if isinstance(found, str) and found not in ARCHITECTURES:
-        raise CardError(
-            "unknown architecture",
-            file=front.path,
-            key="sdbench.architecture",
-            found=found,
-            remedy=f"{suggestion(found, list(ARCHITECTURES))}Known: {', '.join(ARCHITECTURES)}; "
-            "or write the U-Net's config.json here as a mapping",
-        )
-    if isinstance(found, dict) and "block_out_channels" not in found:
-        raise CardError(
-            "the architecture is no U-Net configuration",
-            file=front.path,
-            key="sdbench.architecture",
-            found=", ".join(found),
-            remedy="Give the keys of the U-Net's config.json, `block_out_channels` among them",
-        )
-    if isinstance(block.checkpoint, dict) and set(block.checkpoint) != {"base", "unet"}:
-        raise CardError(
-            "a joined checkpoint has two parts",
-            file=front.path,
-            key="sdbench.checkpoint",
-            found=", ".join(block.checkpoint),
-            remedy="Write {base: CHECKPOINT, unet: FOLDER}",
-        )
-    if block.speed and block.speed.unet_ratio and not block.baseline:
-        raise CardError(
-            "a speed ratio needs a card to be relative to",
-            file=front.path,
-            key="sdbench.baseline",
-            remedy="Name the baseline's card, or remove sdbench.speed",
-        )
-
-
-def _sizes(front: FrontMatter, block: Block) -> dict[str, ComponentSize]:
-    sizes = {}
-    for name in COMPONENTS:
-        part = getattr(block.size, name) if block.size else None
-        if part is not None:
-            text = front.scalar("sdbench", "size", name, "published") or ""
-            sizes[name] = ComponentSize(part.exact, part.published, text)
-    return sizes
-
-
-def _macs(front: FrontMatter, block: Block) -> float | None:
-    macs = block.compute.unet_macs if block.compute else None
-    if macs is not None and macs < 1e6:
-        raise CardError(
-            "the multiply-accumulates have the wrong scale",
-            file=front.path,
-            key="sdbench.compute.unet_macs",
-            found=macs,
-            remedy=f"Give operations, not billions: {macs:g}e+9",
-        )
-    return macs
-
-
-def _speed(front: FrontMatter, block: Block) -> SpeedClaim | None:
-    ratio = block.speed.unet_ratio if block.speed else None
-    return SpeedClaim(ratio.max, ratio.source or "", ratio.reason or "") if ratio else None
-
-
-def _latency(block: Block) -> LatencyClaim | None:
-    latency = block.speed.unet_seconds if block.speed else None
-    if latency is None:
-        return None
-    return LatencyClaim(latency.max, latency.device, latency.dtype or "", latency.source or "")
-
-
-def _memory(block: Block) -> MemoryClaim | None:
-    peak = block.memory.peak_bytes if block.memory else None
-    return MemoryClaim(peak.max, peak.device or "", peak.source or "") if peak else None
-
-
-def _devices(front: FrontMatter, block: Block) -> tuple[DeviceRecord, ...]:
-    records = [DeviceRecord(**entry.model_dump()) for entry in block.devices or ()]
-    for number, record in enumerate(records):
-        if record.key in [earlier.key for earlier in records[:number]]:
-            raise CardError(
-                "the same call is recorded twice",
-                file=front.path,
-                key=f"sdbench.devices[{number}]",
-                found=" ".join(record.key),
-                remedy="Keep one",
-            )
-    return tuple(records)
+            raise front.error((key,), "unknown key", key, f"Did you mean {meant!r}?")
 
 
 def _own_folder(path: Path) -> str | None:
@@ -362,49 +246,36 @@ def _own_folder(path: Path) -> str | None:
     return "./" if (path.parent / "model_index.json").is_file() else None
 
 
-def _explain(block: Block, has_checkpoint: bool, claims: Sequence[Claim]) -> list[str]:
+def _notes(block: Block, checkpoint: object, claims: Sequence[Claim]) -> list[str]:
     """Return what a card with an ``sdbench`` block leaves untested, with what to add."""
     notes = []
-    if not has_checkpoint:
+    if checkpoint is None:
         notes.append("quality: the card names no checkpoint; give one with --sdbench-weights CARD=FOLDER")
-    if block.architecture is None and not has_checkpoint:
+    if block.architecture is None and checkpoint is None:
         notes.append("size, compute, speed: add `sdbench.architecture` (a name, or the U-Net's config.json)")
     if block.baseline is None and block.base is not None:
         notes.append("speed: add `sdbench.baseline`, the card to compare with")
-    notes += [
+    return notes + [
         f"{claim.id}: its source does not say how it was measured, so it is shown and not gated; "
         "`dataset.args.assumed` gates it under a protocol of your choice"
         for claim in claims
         if claim.gate_protocol is None
     ]
-    return notes
 
 
-def _hub_card(front: FrontMatter, models: Sequence[Model], known: Sequence[str]) -> Card:
-    """Return what can be derived from a hub card that has no ``sdbench`` block."""
-    claims, ignored = published(front, models, known, {}, {}, hub=True)
-    claims = told_apart(claims)
-    check_duplicates(front, claims)
-    checkpoint = _own_folder(front.path)
-    lacking = "size, compute, speed, memory" if checkpoint else "checkpoint, size, compute, speed, memory"
-    explained = [
-        f"{lacking}: the card has no `sdbench` block; `python -m pytest_sdbench draft FOLDER` writes one",
+def _hub_notes(
+    checkpoint: object, claims: Sequence[Claim], ignored: Sequence[str], known: Sequence[str]
+) -> list[str]:
+    """Return what a hub card without an ``sdbench`` block leaves untested, with what to add."""
+    lacks = f"{'' if checkpoint else 'checkpoint, '}size, compute, speed, memory"
+    return [
+        f"{lacks}: the card has no `sdbench` block; `python -m pytest_sdbench draft FOLDER` writes one",
         *ignored,
+        *(
+            f"{claim.id}: the card does not say under which protocol it was measured, so it is shown and not "
+            f"gated; name one in `dataset.config`: {', '.join(known)}"
+            for claim in claims
+            if claim.protocol == UNSTATED
+        ),
+        *([] if claims else [f"quality: `model-index` has no figure of {', '.join(METRICS)}"]),
     ]
-    explained += [
-        f"{claim.id}: the card does not say under which protocol it was measured, so it is shown and not "
-        f"gated; name one in `dataset.config`: {', '.join(known)}"
-        for claim in claims
-        if claim.protocol == UNSTATED
-    ]
-    if not claims:
-        explained.append(f"quality: `model-index` has no figure of {', '.join(METRICS)}")
-    return Card(
-        path=front.path,
-        name=card_name(front.path),
-        title=_title(front, models),
-        license=_text(front.data.get("license")),
-        checkpoint=checkpoint,
-        claims=tuple(claims),
-        explained=tuple(explained),
-    )

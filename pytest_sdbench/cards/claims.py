@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.base.schema import dotted, suggestion
+from pytest_sdbench.base.schema import Keys, dotted, suggestion
 from pytest_sdbench.cards.front_matter import FrontMatter
 from pytest_sdbench.cards.records import Record
-from pytest_sdbench.cards.schema import Block, Model, Result, check_metric, check_value
+from pytest_sdbench.cards.schema import Block, Model, Result, Source, check_metric, check_value
 from pytest_sdbench.metrics.names import METRICS, metric_name
 
 UNSTATED = "unstated"
@@ -18,14 +18,6 @@ UNSTATED = "unstated"
 
 Margins = Mapping[str, Mapping[str, float]]
 """By protocol (``""``: any), then metric."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a figure was published."""
-
-    name: str
-    url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,81 +79,84 @@ def published(
     """Return the claims of the model index, and what of it is no claim of ours."""
     claims: list[Claim] = []
     explained: list[str] = []
-    for m, model in enumerate(models):
-        for r, result in enumerate(model.results):
-            at: tuple[str | int, ...] = ("model-index", m, "results", r)
-            protocol = _protocol_of(front, at, result, known, hub=hub)
-            assumed, n = _arguments(front, at, result, protocol, known)
-            for k, figure in enumerate(result.metrics):
-                key = (*at, "metrics", k, "value")
-                metric = metric_name(figure.type)
-                if metric is None and hub:
-                    explained.append(f"{figure.type}: not a metric of this suite ({', '.join(METRICS)})")
-                    continue
-                metric = metric or check_metric(front.path, dotted((*at, "metrics", k, "type")), figure.type)
-                if hub and isinstance(figure.value, str) and re.match(r"\s*\d", figure.value):
-                    explained.append(
-                        f"{figure.type}: {figure.value!r} is text; write a plain number to test it"
-                    )
-                    continue
-                value = check_value(front.path, dotted(key), metric, figure.value)
-                claims.append(
-                    Claim(
-                        metric=metric,
-                        value=value,
-                        text=front.scalar(*key) or repr(figure.value),
-                        protocol=protocol,
-                        assumed=assumed,
-                        n=n,
-                        margin=_margin(margins, protocol, assumed, metric),
-                        source=_source(result, protocol, metric, n, sources),
-                        label=figure.name or METRICS[metric].label,
-                        dataset=result.dataset.name,
-                    )
+    results = [
+        (("model-index", m, "results", r), result)
+        for m, model in enumerate(models)
+        for r, result in enumerate(model.results)
+    ]
+    for at, result in results:
+        protocol = _protocol_of(front, at, result, known, hub=hub)
+        assumed, n = _arguments(front, at, result, protocol, known)
+        for k, figure in enumerate(result.metrics):
+            place = (*at, "metrics", k)
+            if hub and (note := _untestable(figure.type, figure.value)):
+                explained.append(f"{figure.type}: {note}")
+                continue
+            metric = check_metric(front.path, dotted((*place, "type")), figure.type)
+            key = (*place, "value")
+            value = check_value(front.path, dotted(key), metric, figure.value)
+            claims.append(
+                Claim(
+                    metric=metric,
+                    value=value,
+                    text=front.scalar(*key) or repr(figure.value),
+                    protocol=protocol,
+                    assumed=assumed,
+                    n=n,
+                    margin=_margin(margins, protocol, assumed, metric),
+                    source=_source(result, protocol, metric, n, sources),
+                    label=figure.name or METRICS[metric].label,
+                    dataset=result.dataset.name,
                 )
+            )
     return claims, explained
 
 
-def _protocol_of(
-    front: FrontMatter, at: tuple[str | int, ...], result: Result, known: Sequence[str], *, hub: bool
-) -> str:
+def _untestable(metric: str, value: Any) -> str:
+    """Say why a figure of a hub card is no claim; empty if it is one, or is to be one."""
+    if metric_name(metric) is None:
+        return f"not a metric of this suite ({', '.join(METRICS)})"
+    if isinstance(value, str) and re.match(r"\s*\d", value):
+        return f"{value!r} is text; write a plain number to test it"
+    return ""
+
+
+def _protocol_of(front: FrontMatter, at: Keys, result: Result, known: Sequence[str], *, hub: bool) -> str:
     config, key = result.dataset.config, (*at, "dataset", "config")
     if hub:
         return config if config is not None and config in known else UNSTATED
     if config is None:
-        raise CardError(
+        raise front.error(
+            key,
             "the result does not say under which protocol it was measured",
-            file=front.path,
-            key=dotted(key),
-            remedy=f"Name the protocol ({', '.join(known)}), or write `config: {UNSTATED}`",
+            None,
+            f"Name the protocol ({', '.join(known)}), or write `config: {UNSTATED}`",
         )
     check_protocol(front, key, config, known, UNSTATED)
     return config
 
 
 def _arguments(
-    front: FrontMatter, at: tuple[str | int, ...], result: Result, protocol: str, known: Sequence[str]
+    front: FrontMatter, at: Keys, result: Result, protocol: str, known: Sequence[str]
 ) -> tuple[str | None, int | None]:
     """Return the assumed protocol and the number of images that stand beside a result."""
-    values = result.dataset.args or {}
-    n, assumed, key = values.get("num_samples"), values.get("assumed"), (*at, "dataset", "args")
+    values, key = result.dataset.args, (*at, "dataset", "args")
+    n, assumed = values.get("num_samples"), values.get("assumed")
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n <= 0):
-        raise CardError(
-            "the number of images is no count",
-            file=front.path,
-            key=dotted((*key, "num_samples")),
-            found=n,
-            remedy="Write a whole number such as 30000, or leave the key out",
+        raise front.error(
+            (*key, "num_samples"),
+            "not a number of images",
+            n,
+            "Write a whole number such as 30000, or leave the key out",
         )
     if assumed is not None:
         check_protocol(front, (*key, "assumed"), str(assumed), known)
         if protocol != UNSTATED:
-            raise CardError(
+            raise front.error(
+                (*key, "assumed"),
                 "a protocol that is stated need not be assumed",
-                file=front.path,
-                key=dotted((*key, "assumed")),
-                found=assumed,
-                remedy=f"Remove it, or write `config: {UNSTATED}`",
+                assumed,
+                f"Remove it, or write `config: {UNSTATED}`",
             )
     return assumed, n
 
@@ -169,50 +164,49 @@ def _arguments(
 def _source(
     result: Result, protocol: str, metric: str, n: int | None, sources: Mapping[str, str]
 ) -> Source | None:
-    if result.source is not None and (result.source.name or result.source.url):
-        return Source(result.source.name or result.source.url or "", result.source.url)
+    if result.source is not None and (name := result.source.name or result.source.url):
+        return replace(result.source, name=name)
     claim = Claim(metric, 1.0, "", protocol, n=n)
-    name = next((sources[key] for key in (claim.id, metric, protocol) if key in sources), None)
-    return Source(name) if name else None
+    named = next((sources[key] for key in (claim.id, metric, protocol) if key in sources), None)
+    return Source(named) if named else None
 
 
 def recorded(front: FrontMatter, block: Block, known: Sequence[str], margins: Margins) -> list[Claim]:
     """Return the claims of ``sdbench.records``."""
     claims = []
-    for position, entry in enumerate(block.records or []):
+    for position, entry in enumerate(block.records):
         at = ("sdbench", "records", position)
         check_protocol(front, (*at, "protocol"), entry.protocol, known)
         metric = check_metric(front.path, dotted((*at, "metric")), entry.metric)
         check_value(front.path, dotted((*at, "value")), metric, entry.value, recorded=True)
-        record = Record(**{**entry.model_dump(), "metric": metric})
         claims.append(
             Claim(
                 metric=metric,
-                value=record.value,
-                text=front.scalar(*at, "value") or repr(record.value),
-                protocol=record.protocol,
-                n=record.n,
-                margin=margin_of(margins, record.protocol, metric),
+                value=entry.value,
+                text=front.scalar(*at, "value") or repr(entry.value),
+                protocol=entry.protocol,
+                n=entry.n,
+                margin=margin_of(margins, entry.protocol, metric),
                 kind="recorded",
-                record=record,
+                record=replace(entry, metric=metric),
                 label=METRICS[metric].label,
             )
         )
     return claims
 
 
-def read_margins(front: FrontMatter, block: Block, known: Sequence[str]) -> dict[str, dict[str, float]]:
+def read_margins(front: FrontMatter, block: Block, known: Sequence[str]) -> Margins:
     """Return ``sdbench.margins`` by protocol (``""``: any), then metric."""
     margins: dict[str, dict[str, float]] = {}
-    for name, value in (block.margins or {}).items():
-        if isinstance(value, dict):
+    for name, value in block.margins.items():
+        at = f"sdbench.margins.{name}"
+        if isinstance(value, Mapping):
             check_protocol(front, ("sdbench", "margins", name), name, known, UNSTATED)
-            for metric, margin in value.items():
-                key = check_metric(front.path, f"sdbench.margins.{name}.{metric}", metric)
-                margins.setdefault(name, {})[key] = margin
+            margins |= {
+                name: {check_metric(front.path, f"{at}.{key}", key): each for key, each in value.items()}
+            }
         else:
-            key = check_metric(front.path, f"sdbench.margins.{name}", name)
-            margins.setdefault("", {})[key] = value
+            margins.setdefault("", {})[check_metric(front.path, at, name)] = value
     return margins
 
 
@@ -227,52 +221,52 @@ def _margin(margins: Margins, protocol: str, assumed: str | None, metric: str) -
     return own if own is not None else margin_of(margins, assumed or protocol, metric)
 
 
-def check_protocol(
-    front: FrontMatter, key: tuple[str | int, ...], name: str, known: Sequence[str], *more: str
-) -> None:
+def check_protocol(front: FrontMatter, key: Keys, name: str, known: Sequence[str], *more: str) -> None:
     """Raise, with the names there are, if a protocol is not among them."""
-    if name in known or name in more:
-        return
-    raise CardError(
-        "unknown protocol",
-        file=front.path,
-        key=dotted(key),
-        found=name,
-        remedy=f"{suggestion(name, [*known, *more])}Known protocols: {', '.join([*known, *more])}; "
-        "one of your own is a YAML file in `protocols/` beside the card",
-    )
+    names = [*known, *more]
+    if name not in names:
+        raise front.error(
+            key,
+            "unknown protocol",
+            name,
+            f"{suggestion(name, names)}Known protocols: {', '.join(names)}; "
+            "one of your own is a YAML file in `protocols/` beside the card",
+        )
 
 
-def check_duplicates(front: FrontMatter, claims: Sequence[Claim]) -> None:
-    """Raise if two claims have one id."""
+def check_claims(front: FrontMatter, claims: Sequence[Claim], sources: Mapping[str, str]) -> None:
+    """Raise for a figure that is claimed twice, a margin that passes nearly anything, a source of nothing."""
     seen: dict[str, Claim] = {}
     for claim in claims:
         if claim.id in seen:
-            first = seen[claim.id]
-            raise CardError(
+            raise front.error(
+                ("sdbench", "records") if claim.kind == "recorded" else (f"model-index: {claim.id}",),
                 "the same figure is claimed twice",
-                file=front.path,
-                key="sdbench.records" if claim.kind == "recorded" else f"model-index: {claim.id}",
-                found=f"{first.text} and {claim.text}",
-                remedy="Keep one; two numbers of images are told apart by `dataset.args.num_samples`, "
+                f"{seen[claim.id].text} and {claim.text}",
+                "Keep one; two numbers of images are told apart by `dataset.args.num_samples`, "
                 "two ways of measuring by `dataset.config`",
             )
         seen[claim.id] = claim
-
-
-def check_margins(front: FrontMatter, claims: Sequence[Claim]) -> None:
-    """Raise if a margin is so wide that it would pass nearly anything."""
-    for claim in claims:
-        if claim.margin is None or claim.kind != "published":
-            continue
-        if passes_anything(claim.metric, claim.value, claim.margin):
-            room = METRICS[claim.metric].room(claim.value)
-            raise CardError(
+        wide = claim.margin is not None and passes_anything(claim.metric, claim.value, claim.margin)
+        if wide and claim.kind == "published":
+            raise front.error(
+                ("sdbench", "margins", claim.metric),
                 f"the margin beside the claim of {claim.text} would pass nearly anything",
-                file=front.path,
-                key=f"sdbench.margins.{claim.metric}",
-                found=claim.margin,
-                remedy=f"Give the margin in the metric's own unit, well below {room:g}",
+                claim.margin,
+                "Give the margin in the metric's own unit, well below "
+                f"{METRICS[claim.metric].room(claim.value):g}",
+            )
+    known = [
+        "size",
+        *dict.fromkeys(key for claim in claims for key in (claim.id, claim.metric, claim.protocol)),
+    ]
+    for key in sources:
+        if key not in known:
+            raise front.error(
+                ("sdbench", "sources", key),
+                "the source belongs to no figure of this card",
+                sources[key],
+                f"{suggestion(key, known)}Give it under one of: {', '.join(known)}",
             )
 
 
@@ -282,23 +276,6 @@ def passes_anything(metric: str, claimed: float, margin: float) -> bool:
     The unbiased KID of a good model is next to nothing: no share of it is a margin.
     """
     return metric != "kid" and margin >= METRICS[metric].room(claimed)
-
-
-def check_sources(front: FrontMatter, sources: Mapping[str, str], claims: Sequence[Claim]) -> None:
-    """Raise if a source is given for no figure of the card."""
-    known = [
-        "size",
-        *dict.fromkeys(key for claim in claims for key in (claim.id, claim.metric, claim.protocol)),
-    ]
-    for key in sources:
-        if key not in known:
-            raise CardError(
-                "the source belongs to no figure of this card",
-                file=front.path,
-                key=f"sdbench.sources.{key}",
-                found=sources[key],
-                remedy=f"{suggestion(key, known)}Give it under one of: {', '.join(known)}",
-            )
 
 
 def told_apart(claims: Sequence[Claim]) -> list[Claim]:

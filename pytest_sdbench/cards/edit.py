@@ -17,7 +17,7 @@ from typing import Any
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.cards.front_matter import FrontMatter, child, parse, read_text
-from pytest_sdbench.cards.records import AnyRecord, Record
+from pytest_sdbench.cards.records import Entry, Record
 from pytest_sdbench.cards.schema import check_value
 from pytest_sdbench.metrics.names import METRICS
 
@@ -26,7 +26,7 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _QUOTED = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null)|[0-9a-f]{8,}")
 
 
-def write_records(path: Path, records: Sequence[AnyRecord]) -> str:
+def write_records(path: Path, records: Sequence[Entry]) -> str:
     """Write records into a card and return the unified diff; an empty diff leaves the file alone.
 
     A record replaces the one that is equal in its `key`, in its place; any other is appended. Comments,
@@ -42,15 +42,16 @@ def write_records(path: Path, records: Sequence[AnyRecord]) -> str:
     return _diff(path, before, after)
 
 
-def with_records(path: Path, text: str, records: Sequence[AnyRecord]) -> str:
+def with_records(path: Path, text: str, records: Sequence[Entry]) -> str:
     """Return a card's text with records put in; the file itself is not touched."""
     for record in records:
-        if not all(map(math.isfinite, record.figures())):
+        figures = [getattr(record, name) for name in record.figures]
+        if not all(figure is None or math.isfinite(figure) for figure in figures):
             raise CardError(
                 "a figure that is not finite is no reference",
                 file=path,
                 key=f"sdbench.{record.place}",
-                found=record.figures(),
+                found=figures,
                 remedy=f"Measure {' '.join(record.key)} again",
             )
         if isinstance(record, Record) and record.metric in METRICS:
@@ -71,7 +72,7 @@ def with_records(path: Path, text: str, records: Sequence[AnyRecord]) -> str:
     return text
 
 
-def _edit(front: FrontMatter, block: Any, record: AnyRecord) -> str:
+def _edit(front: FrontMatter, block: Any, record: Entry) -> str:
     text, offset, new = front.text, front.start, record.to_dict()
     node: Any = child(block, record.place)
     if node is None:
@@ -221,7 +222,7 @@ def scalar(value: Any) -> str:
     return f'"{text}"'
 
 
-def _check(front: FrontMatter, text: str, record: AnyRecord) -> None:
+def _check(front: FrontMatter, text: str, record: Entry) -> None:
     """Read the edited text again: the record is in, nothing else changed its meaning."""
 
     def of_record(entry: Mapping[str, Any]) -> bool:

@@ -60,6 +60,10 @@ class FrontMatter:
         match = BLOCK.match(self.text)
         return self.text[match.end() :] if match else ""
 
+    def error(self, keys: Keys, message: str, found: object, remedy: str) -> CardError:
+        """Return an error of what stands at a path of keys."""
+        return CardError(message, file=self.path, key=dotted(keys), found=found, remedy=remedy)
+
     def find(self, *keys: str | int) -> Node | None:
         """Return the node at a path of keys and positions, or None."""
         node: Any = self.node

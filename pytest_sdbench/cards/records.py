@@ -2,122 +2,116 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, ClassVar
 
+from pydantic import BeforeValidator, ConfigDict
+
+from pytest_sdbench.base.schema import Count, Finite, Positive, Word, one_of
 from pytest_sdbench.metrics.names import METRICS
 
+Date = Annotated[
+    str, BeforeValidator(lambda date: date.isoformat() if isinstance(date, datetime.date) else date)
+]
+"""ISO 8601; YAML reads it as a date unless it is quoted."""
 
-@dataclass(frozen=True)
-class Record:
+
+class Part:
+    """A part of the ``sdbench`` block: pydantic validates it as it is read and refuses unknown keys."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+
+class Entry(Part):
+    """One entry of a list of records."""
+
+    place: ClassVar[str]
+    """The list's key in the block."""
+    names: ClassVar[tuple[str, ...]]
+    """What a new entry replaces an old one by."""
+    figures: ClassVar[tuple[str, ...]]
+    """What has to be finite."""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Return the values of `names`."""
+        return tuple(getattr(self, name) for name in self.names)
+
+    def rounded(self, name: str, figure: float) -> float | None:
+        """Return a figure with as many digits as a card keeps."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as a card holds it: rounded, in reading order, without what is unknown."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
+        for name in self.figures:
+            if values[name] is not None:
+                values[name] = self.rounded(name, float(values[name]))
+        values["versions"] = dict(values["versions"]) or None
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Entry):
     """A score that this suite measured, as a card's ``sdbench.records`` keeps it."""
 
-    place: ClassVar = "records"
-    names: ClassVar = ("protocol", "metric")
-    """Of its key."""
+    place = "records"
+    names = ("protocol", "metric")
+    figures = ("value", "standard_error")
 
-    metric: str
-    value: float
-    n: int
-    protocol: str
-    standard_error: float | None = None
-    protocol_fingerprint: str | None = None
-    checkpoint_fingerprint: str | None = None
-    device: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    date: str | None = None
-    """ISO 8601."""
+    protocol: Word
+    metric: Word
+    value: Finite
+    standard_error: Positive | None = None
+    n: Count
+    protocol_fingerprint: Word | None = None
+    checkpoint_fingerprint: Word | None = None
+    device: Word | None = None
+    versions: Mapping[str, Word] = field(default_factory=dict)
+    date: Date | None = None
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """Return what a new record replaces an old one by."""
-        return self.protocol, self.metric
-
-    def figures(self) -> tuple[float, ...]:
-        """Return what has to be finite."""
-        return self.value, self.standard_error or 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as a card holds it: rounded, in reading order, without what is unknown."""
+    def rounded(self, name: str, figure: float) -> float | None:
+        """Return a figure with the metric's decimals; an error that rounds to nothing is unknown."""
         decimals = METRICS[self.metric].recorded_decimals if self.metric in METRICS else 6
-        error = self.standard_error
-        values = {
-            "protocol": self.protocol,
-            "metric": self.metric,
-            "value": round(float(self.value), decimals),
-            # An error that rounds to nothing is not known to be nothing.
-            "standard_error": None if error is None else round(float(error), decimals) or None,
-            "n": int(self.n),
-            "protocol_fingerprint": self.protocol_fingerprint,
-            "checkpoint_fingerprint": self.checkpoint_fingerprint,
-            "device": self.device,
-            "versions": dict(self.versions) or None,
-            "date": self.date,
-        }
-        return {key: value for key, value in values.items() if value is not None}
+        digits = round(figure, decimals)
+        return None if name == "standard_error" and not digits else digits
 
 
-@dataclass(frozen=True)
-class DeviceRecord:
+@dataclass(frozen=True, kw_only=True)
+class DeviceRecord(Entry):
     """What one U-Net call took on one device, as a card's ``sdbench.devices`` keeps it."""
 
-    place: ClassVar = "devices"
-    names: ClassVar = ("device", "dtype", "mode", "measures")
+    place = "devices"
+    names = ("device", "dtype", "mode", "measures")
+    figures = ("seconds", "samples_per_second", "macs_per_second")
 
-    device: str
+    device: Word
     """As `environment.timed_on` names it."""
-    dtype: str
-    mode: str
-    """``eager`` or ``compiled``."""
-    measures: str
-    """``latency``, of a single sample, or ``throughput``, in the batch with most samples a second."""
-    batch: int
+    dtype: Word
+    mode: Annotated[str, one_of("eager", "compiled")]
+    measures: Annotated[str, one_of("latency", "throughput")]
+    """The latency of a single sample, or the throughput in the batch with most samples a second."""
+    batch: Count
     """Samples of the call."""
-    seconds: float
+    seconds: Positive
     """Of the call; the median of its rounds."""
-    samples_per_second: float
-    macs_per_second: float
-    peak_bytes: int | None = None
-    """The most that the call held, weights included; None where no allocator tells."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    date: str | None = None
-    """ISO 8601."""
+    samples_per_second: Positive
+    macs_per_second: Positive
+    peak_bytes: Count | None = None
+    """The most memory during the call, weights included; None where no allocator tells."""
+    versions: Mapping[str, Word] = field(default_factory=dict)
+    date: Date | None = None
 
-    @property
-    def key(self) -> tuple[str, str, str, str]:
-        """Return what a new record replaces an old one by."""
-        return self.device, self.dtype, self.mode, self.measures
-
-    def figures(self) -> tuple[float, ...]:
-        """Return what has to be finite."""
-        return self.seconds, self.samples_per_second, self.macs_per_second
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as a card holds it: to four digits, without what is unknown."""
-        values = {
-            "device": self.device,
-            "dtype": self.dtype,
-            "mode": self.mode,
-            "measures": self.measures,
-            "batch": self.batch,
-            **{
-                name: float(f"{getattr(self, name):.4g}")
-                for name in ("seconds", "samples_per_second", "macs_per_second")
-            },
-            "peak_bytes": self.peak_bytes,
-            "versions": dict(self.versions) or None,
-            "date": self.date,
-        }
-        return {key: value for key, value in values.items() if value is not None}
+    def rounded(self, name: str, figure: float) -> float | None:
+        """Return a figure to four digits."""
+        return float(f"{figure:.4g}")
 
 
 EAGER_LATENCY = ("eager", "latency")
 """Mode and measure of what a run of the suite times."""
-
-
-AnyRecord = Record | DeviceRecord
 
 
 def nearly(known: float, new: float) -> bool:

@@ -1,150 +1,105 @@
-"""What may stand in a card, and what to say about anything else."""
+"""What may stand in a card: the ``sdbench`` block, the hub's ``model-index``, and figures that can be."""
 
 from __future__ import annotations
 
-import datetime
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.base.schema import Keys, faults, suggestion
+from pytest_sdbench.base.schema import Count, Keys, OrDefault, Positive, Word, faults, one_of, suggestion
 from pytest_sdbench.cards.front_matter import FrontMatter
+from pytest_sdbench.cards.records import DeviceRecord, Part, Record
 from pytest_sdbench.metrics.names import METRICS, metric_name
-
-Shape = TypeVar("Shape", bound=BaseModel)
+from pytest_sdbench.models.architectures import ARCHITECTURES
 
 COMPONENTS = ("unet", "text_encoder", "image_decoder", "whole")
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
-Word = Annotated[str, Field(min_length=1)]
-DateText = Annotated[
-    str, BeforeValidator(lambda date: date.isoformat() if isinstance(date, datetime.date) else date)
-]
+Component = Annotated[str, one_of(*COMPONENTS)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class SizePart(_Part):
-    """One component's parameters: counted exactly, and as the source prints them."""
+@dataclass(frozen=True)
+class Parameters(Part):
+    """A component's parameters: counted exactly, and as its source prints them."""
 
     exact: Count | None = None
     published: Positive | None = None
 
 
-class Size(_Part):
-    """The components that are counted."""
-
-    unet: SizePart | None = None
-    text_encoder: SizePart | None = None
-    image_decoder: SizePart | None = None
-    whole: SizePart | None = None
-
-
-class Compute(_Part):
-    """Multiply-accumulates."""
+@dataclass(frozen=True)
+class Compute(Part):
+    """Multiply-accumulates of one U-Net call."""
 
     unet_macs: Positive | None = None
 
 
-class Ratio(_Part):
-    """The largest ratio to the baseline."""
+@dataclass(frozen=True)
+class SpeedClaim(Part):
+    """The largest latency of one U-Net call, relative to the baseline's."""
 
     max: Positive
-    source: Word | None = None
-    reason: Word | None = None
+    source: OrDefault[Word] = ""
+    reason: OrDefault[Word] = ""
 
 
-class Latency(_Part):
-    """The largest latency of one call on one device, in seconds."""
+@dataclass(frozen=True)
+class LatencyClaim(Part):
+    """The largest latency of one U-Net call on one device, in seconds: it says nothing on any other."""
 
     max: Positive
     device: Word
-    dtype: Word | None = None
-    source: Word | None = None
+    dtype: OrDefault[Word] = ""
+    source: OrDefault[Word] = ""
 
 
-class Speed(_Part):
+@dataclass(frozen=True)
+class Speed(Part):
     """Latency of one U-Net call."""
 
-    unet_ratio: Ratio | None = None
-    unet_seconds: Latency | None = None
+    unet_ratio: SpeedClaim | None = None
+    unet_seconds: LatencyClaim | None = None
 
 
-class Peak(_Part):
-    """The largest peak memory, in bytes."""
+@dataclass(frozen=True)
+class MemoryClaim(Part):
+    """The largest peak memory of one U-Net call, in bytes."""
 
     max: Positive
-    device: Word | None = None
-    source: Word | None = None
+    device: OrDefault[Word] = ""
+    source: OrDefault[Word] = ""
 
 
-class Memory(_Part):
+@dataclass(frozen=True)
+class Memory(Part):
     """Memory of one U-Net call."""
 
-    peak_bytes: Peak | None = None
+    peak_bytes: MemoryClaim | None = None
 
 
-class RecordEntry(_Part):
-    """What this suite measured."""
-
-    protocol: Word
-    metric: Word
-    value: Annotated[float, Field(allow_inf_nan=False)]
-    standard_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    n: Count
-    protocol_fingerprint: Word | None = None
-    checkpoint_fingerprint: Word | None = None
-    device: Word | None = None
-    versions: dict[str, Word] = Field(default_factory=dict)
-    date: DateText | None = None
-
-
-class DeviceEntry(_Part):
-    """What one U-Net call took on one device."""
-
-    device: Word
-    dtype: Word
-    mode: Literal["eager", "compiled"]
-    measures: Literal["latency", "throughput"]
-    batch: Count
-    seconds: Positive
-    samples_per_second: Positive
-    macs_per_second: Positive
-    peak_bytes: Count | None = None
-    versions: dict[str, Word] = Field(default_factory=dict)
-    date: DateText | None = None
-
-
-class Block(_Part):
+@dataclass(frozen=True, kw_only=True)
+class Block(Part):
     """The ``sdbench`` block."""
 
     checkpoint: Word | dict[str, Word] | None = None
     base: Word | None = None
     baseline: Word | None = None
     architecture: Word | dict[str, Any] | None = None
-    size: Size | None = None
-    compute: Compute | None = None
-    speed: Speed | None = None
-    memory: Memory | None = None
-    protocols: list[Word] | None = None
-    margins: dict[str, Positive | dict[str, Positive]] | None = None
-    sources: dict[str, Word] | None = None
-    records: list[RecordEntry] | None = None
-    devices: list[DeviceEntry] | None = None
+    size: OrDefault[Mapping[Component, Parameters | None]] = field(default_factory=dict)
+    compute: OrDefault[Compute] = Compute()
+    speed: OrDefault[Speed] = Speed()
+    memory: OrDefault[Memory] = Memory()
+    protocols: OrDefault[tuple[Word, ...]] = ()
+    margins: OrDefault[Mapping[str, Positive | Mapping[str, Positive]]] = field(default_factory=dict)
+    sources: OrDefault[Mapping[str, Word]] = field(default_factory=dict)
+    records: OrDefault[tuple[Record, ...]] = ()
+    devices: OrDefault[tuple[DeviceRecord, ...]] = ()
 
 
-class _Loose(BaseModel):
-    # The hub allows more keys here than we read.
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class ResultMetric(_Loose):
+@dataclass(frozen=True)
+class ResultMetric:
     """One figure of a result."""
 
     type: Word
@@ -152,67 +107,156 @@ class ResultMetric(_Loose):
     name: str | None = None
 
 
-class Dataset(_Loose):
+@dataclass(frozen=True)
+class Dataset:
     """What a result was measured on."""
 
     type: Word
     name: Word
     config: str | None = None
-    args: dict[str, Any] | None = None
+    args: OrDefault[Mapping[str, Any]] = field(default_factory=dict)
 
 
-class Task(_Loose):
+@dataclass(frozen=True)
+class Task:
     """What the model does."""
 
     type: Word
 
 
-class ResultSource(_Loose):
-    """Where a result is published."""
+@dataclass(frozen=True)
+class Source:
+    """Where a figure was published."""
 
-    name: str | None = None
+    name: OrDefault[str] = ""
     url: str | None = None
 
 
-class Result(_Loose):
+@dataclass(frozen=True)
+class Result:
     """One result of a model index."""
 
     task: Task
     dataset: Dataset
-    metrics: list[ResultMetric]
-    source: ResultSource | None = None
+    metrics: tuple[ResultMetric, ...]
+    source: Source | None = None
 
 
-class Model(_Loose):
+@dataclass(frozen=True)
+class Model:
     """One model of a model index."""
 
     name: Word
-    results: list[Result]
+    results: tuple[Result, ...]
 
 
-class Index(BaseModel):
-    """The hub's ``model-index``."""
-
-    model_config = ConfigDict(strict=True)
-    models: list[Model] = Field(alias="model-index")
+Shape = TypeVar("Shape")
 
 
 def read_block(front: FrontMatter) -> Block:
     """Return the validated ``sdbench`` block."""
-    return _validate(Block, front.data["sdbench"], front, ("sdbench",))
+    block = _validate(Block, front, ("sdbench",))
+    _check_network(front, block)
+    _check_size(front, block)
+    _check_devices(front, block)
+    return block
 
 
 def read_index(front: FrontMatter) -> list[Model]:
-    """Return the validated ``model-index``; none is an empty list."""
-    found = front.data.get("model-index")
-    return _validate(Index, {"model-index": found}, front, ()).models if found else []
+    """Return the validated ``model-index``; none is an empty list. The hub's further keys are passed over."""
+    if not (models := front.data.get("model-index")):
+        return []
+    if not isinstance(models, list):
+        raise front.error(
+            ("model-index",), "not a list", models, "Begin it with `- name: NAME` and give it `results`"
+        )
+    return [_validate(Model, front, ("model-index", position)) for position in range(len(models))]
 
 
-def _validate(shape: type[Shape], values: Any, front: FrontMatter, above: Keys) -> Shape:
+def _validate(shape: type[Shape], front: FrontMatter, above: Keys) -> Shape:
+    values: Any = front.data
+    for key in above:
+        values = values[key]
     try:
-        return shape.model_validate(values)
+        return TypeAdapter(shape).validate_python(values)
     except ValidationError as error:
         raise faults(error, shape, values, above=above)[0].error(CardError, front.path) from None
+
+
+def _check_network(front: FrontMatter, block: Block) -> None:
+    """Raise for an architecture, a joined checkpoint, an amount of work or a speed that means nothing."""
+    found, macs = block.architecture, block.compute.unet_macs
+    if isinstance(found, str) and found not in ARCHITECTURES:
+        raise front.error(
+            ("sdbench", "architecture"),
+            "unknown architecture",
+            found,
+            f"{suggestion(found, list(ARCHITECTURES))}Known: {', '.join(ARCHITECTURES)}; "
+            "or write the U-Net's config.json here as a mapping",
+        )
+    if isinstance(found, dict) and "block_out_channels" not in found:
+        raise front.error(
+            ("sdbench", "architecture"),
+            "not the configuration of a U-Net",
+            ", ".join(found),
+            "Give the keys of the U-Net's config.json, `block_out_channels` among them",
+        )
+    if isinstance(block.checkpoint, dict) and set(block.checkpoint) != {"base", "unet"}:
+        raise front.error(
+            ("sdbench", "checkpoint"),
+            "a joined checkpoint has two parts",
+            ", ".join(block.checkpoint),
+            "Write {base: CHECKPOINT, unet: FOLDER}",
+        )
+    if block.speed.unet_ratio and not block.baseline:
+        raise front.error(
+            ("sdbench", "baseline"),
+            "a speed ratio needs a card to be relative to",
+            None,
+            "Name the baseline's card, or remove sdbench.speed",
+        )
+    if macs is not None and macs < 1e6:
+        raise front.error(
+            ("sdbench", "compute", "unet_macs"),
+            "the multiply-accumulates have the wrong scale",
+            macs,
+            f"Give operations, not billions: {macs:g}e+9",
+        )
+
+
+def _check_size(front: FrontMatter, block: Block) -> None:
+    """Raise if a published count is off the exact one's scale, or the whole is not the sum of its parts."""
+    exact = {name: part.exact for name, part in block.size.items() if part and part.exact}
+    for name, part in block.size.items():
+        if part is None or part.published is None:
+            continue
+        if part.published < 1000:
+            near = f"{exact[name] / 1e9:.2f}e+9" if name in exact else f"{part.published:g}e+9"
+            remedy = f"Give parameters, not billions: {near}"
+        elif name in exact and not 0.5 < part.published / exact[name] < 2:
+            remedy = f"The exact count is {exact[name]:,}: one of the two is wrong"
+        else:
+            continue
+        key = ("sdbench", "size", name, "published")
+        raise front.error(key, "the published count has the wrong scale", part.published, remedy)
+    *parts, whole = COMPONENTS
+    total = sum(exact.get(name, 0) for name in parts)
+    if len(exact) == len(COMPONENTS) and total != exact[whole]:
+        raise front.error(
+            ("sdbench", "size", whole, "exact"),
+            "the whole is not the sum of U-Net, text encoder and image decoder",
+            exact[whole],
+            f"The three make {total}",
+        )
+
+
+def _check_devices(front: FrontMatter, block: Block) -> None:
+    """Raise if one call is recorded twice."""
+    keys = [record.key for record in block.devices]
+    for number, key in enumerate(keys):
+        if key in keys[:number]:
+            at = ("sdbench", "devices", number)
+            raise front.error(at, "the same call is recorded twice", " ".join(key), "Keep one")
 
 
 def check_value(path: Path, key: str, metric: str, value: Any, *, recorded: bool = False) -> float:
@@ -252,40 +296,6 @@ def check_value(path: Path, key: str, metric: str, value: Any, *, recorded: bool
             remedy=f"{known.scale[:1].upper()}{known.scale[1:]}{meant}",
         )
     return number
-
-
-def check_size(path: Path, size: Size) -> None:
-    """Raise if a published count is off the exact one's scale, or the whole is not the sum of its parts."""
-    parts = {name: getattr(size, name) or SizePart() for name in COMPONENTS}
-    for name, part in parts.items():
-        if part.published is None:
-            continue
-        wrong = part.published < 1000 or (
-            part.exact is not None and not 0.5 < part.published / part.exact < 2
-        )
-        if wrong:
-            near = f"{part.exact / 1e9:.2f}e+9" if part.exact else f"{part.published:g}e+9"
-            raise CardError(
-                "the published count has the wrong scale",
-                file=path,
-                key=f"sdbench.size.{name}.published",
-                found=part.published,
-                remedy=f"Give parameters, not billions: {near}"
-                if part.published < 1000
-                else f"The exact count is {part.exact:,}: one of the two is wrong",
-            )
-    exact = [parts[name].exact for name in COMPONENTS[:3]]
-    whole = parts["whole"].exact
-    if whole is not None and None not in exact:
-        total = sum(count for count in exact if count is not None)
-        if total != whole:
-            raise CardError(
-                "the whole is not the sum of U-Net, text encoder and image decoder",
-                file=path,
-                key="sdbench.size.whole.exact",
-                found=whole,
-                remedy=f"The three make {total}",
-            )
 
 
 def check_metric(path: Path, key: str, text: str) -> str:

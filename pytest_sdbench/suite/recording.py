@@ -35,7 +35,7 @@ def write_records_of(
     """
     diffs: list[str] = []
     refused: list[str] = []
-    records: dict[Path, dict[tuple[str, str], Record]] = {}
+    records: dict[Path, dict[tuple[str, ...], Record]] = {}
     for row in rows:
         if row.test != "quality" or row.measured is None:
             continue

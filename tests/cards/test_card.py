@@ -312,7 +312,7 @@ BAD = {
     ),
     "block is text": (BLOCK, "sdbench: yes please\n", "sdbench", "yes please", "key: value"),
     "block is empty": (BLOCK, "sdbench:\n", "sdbench", "", "key: value"),
-    "index is text": (INDEX, "model-index: good\n", "model-index", "good", "a list"),
+    "index is text": (INDEX, "model-index: good\n", "model-index", "good", "results"),
     "index without dataset": (
         "    dataset: {type: coco-2014, name: MS-COCO 2014 val, config: coco30k-bksdm, split: validation}\n",
         "",

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,7 +33,13 @@ FID = Record(
     versions={"python": "3.11", "torch": "2.15.0+cu130"},
     date="2026-11-22",
 )
-KID = Record("kid", 0.00012345, 512, "scenes-quick", date="2026-11-22T21:00:00+00:00")
+
+
+def score(metric: str = "fid", value: float = 12.5, n: int = 512, **more: Any) -> Record:
+    return Record(**{"metric": metric, "value": value, "n": n, "protocol": "scenes-quick", **more})
+
+
+KID = score("kid", 0.00012345, date="2026-11-22T21:00:00+00:00")
 
 HEAD = """---
 # A comment at the head.
@@ -156,19 +163,19 @@ def after_of(block: str, *records: Record) -> str:
 
 
 def test_a_new_figure_takes_the_place_of_the_old_one_and_leaves_its_comments() -> None:
-    new = Record("fid", 12.5, 512, "scenes-quick", date="2026-11-22")
+    new = score(date="2026-11-22")
     assert after_of(EXISTING, new) == EXISTING.replace("value:   12.0", "value:   12.5").replace(
         "date: 2026-10-01", 'date: "2026-11-22"'
     )
 
 
 def test_the_same_figure_changes_nothing() -> None:
-    assert after_of(EXISTING, Record("fid", 12.0, 512, "scenes-quick", date="2026-10-01")) == EXISTING
-    assert after_of(EXISTING, Record("kid", 1e-4, 512, "scenes-quick")) == EXISTING
+    assert after_of(EXISTING, score(value=12.0, date="2026-10-01")) == EXISTING
+    assert after_of(EXISTING, score("kid", 1e-4)) == EXISTING
 
 
 def test_an_entry_with_other_keys_is_replaced_whole() -> None:
-    new = Record("fid", 12.5, 512, "scenes-quick", standard_error=0.1)
+    new = score(standard_error=0.1)
     assert after_of(EXISTING, new) == EXISTING.replace(
         """metric: fid            # ours
     protocol: scenes-quick
@@ -186,10 +193,10 @@ def test_an_entry_with_other_keys_is_replaced_whole() -> None:
 
 
 def test_a_flow_entry_stays_one() -> None:
-    new = Record("kid", 2e-5, 512, "scenes-quick")
+    new = score("kid", 2e-5)
     assert after_of(EXISTING, new) == EXISTING.replace("value: 1.0e-4", "value: 2.0e-05")
     assert yaml.safe_load("2.0e-05") == 2e-5
-    dated = Record("kid", 2e-5, 512, "scenes-quick", date="2026-11-22")
+    dated = score("kid", 2e-5, date="2026-11-22")
     assert after_of(EXISTING, dated) == EXISTING.replace(
         "{protocol: scenes-quick, metric: kid, value: 1.0e-4, n: 512}",
         '{protocol: scenes-quick, metric: kid, value: 2.0e-05, n: 512, date: "2026-11-22"}',
@@ -197,7 +204,7 @@ def test_a_flow_entry_stays_one() -> None:
 
 
 def test_a_further_figure_stands_behind_the_last_one() -> None:
-    assert after_of(EXISTING, Record("kid", 0.001, 5000, "scenes-5k")) == EXISTING.replace(
+    assert after_of(EXISTING, score("kid", 0.001, 5000, protocol="scenes-5k")) == EXISTING.replace(
         "    n: 5000\n",
         "    n: 5000\n  - protocol: scenes-5k\n    metric: kid\n    value: 0.001\n    n: 5000\n",
     )
@@ -224,13 +231,13 @@ def test_a_further_figure_stands_behind_the_last_one() -> None:
     ],
 )
 def test_flow_style_stays_flow_style(block: str, expected: str) -> None:
-    assert after_of(block, Record("fid", 1.5, 9, "scenes-quick")) == expected
+    assert after_of(block, score(value=1.5, n=9)) == expected
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_figure_that_is_not_finite_is_not_recorded(value: float) -> None:
     with pytest.raises(CardError, match=r"card\.md: sdbench\.records: .*not finite"):
-        after_of(EXISTING, Record("fid", value, 512, "scenes-quick"))
+        after_of(EXISTING, score(value=value))
 
 
 @pytest.mark.parametrize("front", ["", "sdbench:\n", "sdbench: {}\n"])
@@ -293,7 +300,15 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co"
 def test_whatever_is_recorded_reads_back_the_same_to_both_yaml_versions(
     value: float, error: float | None, device: str, version: str, place: str, ending: str
 ) -> None:
-    record = Record("kid", value, 3, "scenes-30k", error, device=device, versions={"torch": version})
+    record = score(
+        "kid",
+        value,
+        3,
+        protocol="scenes-30k",
+        standard_error=error,
+        device=device,
+        versions={"torch": version},
+    )
     before = (HEAD + place + TAIL).replace("\n", ending)
     after = with_records(Path("card.md"), before, [record])
     front = module.parse(Path("card.md"), after)
@@ -316,7 +331,7 @@ def test_what_could_not_be_read_back_is_not_recorded(
     path = tmp_path / "card.md"
     path.write_text(HEAD + EXISTING + TAIL)
     with pytest.raises(CardError, match=told) as caught:
-        write_records(path, [FID, Record(metric, value, 512, "scenes-quick")])
+        write_records(path, [FID, score(metric, value)])
     assert caught.value.file == path
     assert path.read_text() == HEAD + EXISTING + TAIL
 
@@ -324,7 +339,7 @@ def test_what_could_not_be_read_back_is_not_recorded(
 def test_a_kid_of_nothing_is_one_and_an_error_of_nothing_is_none(tmp_path: Path) -> None:
     path = tmp_path / "card.md"
     path.write_text(HEAD + EXISTING + TAIL)
-    write_records(path, [Record("kid", 3e-9, 512, "scenes-quick", 1e-12)])
+    write_records(path, [score("kid", 3e-9, standard_error=1e-12)])
     (found,) = [record for record in read_card(path).records if record.metric == "kid"]
     assert (found.value, found.standard_error) == (0.0, None)
 

@@ -146,8 +146,18 @@ def test_recording_changes_only_the_lines_of_the_records(path: Path, ending: str
     copy = tmp_path / path.name
     copy.write_bytes(before)
     records = [
-        Record("fid", 12.345678, 512, "scenes-quick", 0.123, "00" * 8, "ff" * 8, "cpu", {"torch": "2.15.0"}),
-        Record("kid", -0.00012345, 512, "scenes-quick", date="2026-11-22"),
+        Record(
+            metric="fid",
+            value=12.345678,
+            n=512,
+            protocol="scenes-quick",
+            standard_error=0.123,
+            protocol_fingerprint="00" * 8,
+            checkpoint_fingerprint="ff" * 8,
+            device="cpu",
+            versions={"torch": "2.15.0"},
+        ),
+        Record(metric="kid", value=-0.00012345, n=512, protocol="scenes-quick", date="2026-11-22"),
     ]
     diff = write_records(copy, records)
     after = copy.read_bytes()
