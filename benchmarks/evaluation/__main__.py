@@ -26,7 +26,7 @@ from benchmarks.evaluation.throughput import Subject
 from benchmarks.report import RESULTS
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.store.shards import SHARD
+from pytest_sdbench.store.shard_format import SHARD
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "torch-fidelity", "scipy", "numpy")
 

@@ -25,7 +25,7 @@ from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_co
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
-from pytest_sdbench.store.shards import SHARD
+from pytest_sdbench.store.shard_format import SHARD
 
 CHECKPOINT = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny"}
 COCO_COLUMNS = {

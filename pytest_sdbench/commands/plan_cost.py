@@ -23,7 +23,8 @@ from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
 from pytest_sdbench.features.extractors import CLIP_COLUMN, column_widths
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
-from pytest_sdbench.store.shards import SHARD, DamagedEvidence, Evidence, Rows, Store
+from pytest_sdbench.store.shard_format import SHARD, Rows
+from pytest_sdbench.store.shards import DamagedEvidence, Evidence, Store
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint

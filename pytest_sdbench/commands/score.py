@@ -35,7 +35,7 @@ from pytest_sdbench.metrics.standard_error import groups_of
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts, prompt_files
 from pytest_sdbench.protocols.protocol import Protocol, Resize
-from pytest_sdbench.store.shards import SHARD
+from pytest_sdbench.store.shard_format import SHARD
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -21,7 +21,8 @@ from pytest_sdbench.base.text import size_text
 from pytest_sdbench.commands.shared import share
 from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage
 from pytest_sdbench.store.leases import PREFIX
-from pytest_sdbench.store.shards import SHARD, Evidence, Store, range_of
+from pytest_sdbench.store.shard_format import SHARD, range_of
+from pytest_sdbench.store.shards import Evidence, Store
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

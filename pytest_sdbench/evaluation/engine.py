@@ -33,7 +33,8 @@ from pytest_sdbench.evaluation.tuning import (
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol
-from pytest_sdbench.store.shards import Evidence, Rows
+from pytest_sdbench.store.shard_format import Rows
+from pytest_sdbench.store.shards import Evidence
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.sampler import Batch, Latents, Sampler

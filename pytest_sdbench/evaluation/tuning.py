@@ -18,7 +18,7 @@ from itertools import chain
 from typing import Any
 
 from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
-from pytest_sdbench.store.shards import SHARD
+from pytest_sdbench.store.shard_format import SHARD
 
 _PIXELS = 1 << 20
 """Pixels in a CPU's batch: more gain nothing there. 64 pictures of 64x64, 4 of 512x512."""

@@ -2,6 +2,8 @@
 
 The folder holds files that are written whole or not at all and are small enough for the memory. Everything
 that fails is an EvidenceError that names the file; only a file that is not there is a FileNotFoundError.
+A disk is not reached through fsspec: its local files are not flushed, so that a power cut could leave a
+shard's name without its bytes, and it knows no way to create a file that only the first of two succeeds in.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from urllib.parse import unquote, urlsplit
 
 from pytest_sdbench.base.errors import EvidenceError
@@ -37,6 +39,9 @@ class Stamp:
 
 class Storage(Protocol):
     """A folder of files."""
+
+    failures: ClassVar[type[Exception]] = Exception
+    """What an operation may fail with."""
 
     @property
     def root(self) -> Path | str:
@@ -69,11 +74,42 @@ class Storage(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
 
+    def rename(self, name: str, other: str) -> None:
+        """Give a file another name."""
+
+    def remove_folder(self) -> None:
+        """Remove the folder itself, which is empty; raises FileNotFoundError where there is none."""
+
     def set_aside(self, name: str) -> str:
         """Give a file a name that nobody looks for, and return that name."""
+        with self.explained("set aside", name):
+            self.rename(name, name + DAMAGED)
+        return name + DAMAGED
 
     def discard(self) -> None:
         """Remove the folder with all that is in it."""
+        for name in self.files():
+            self.remove(name)
+        with self.explained("removed"), contextlib.suppress(FileNotFoundError, NotImplementedError):
+            self.remove_folder()
+
+    @contextlib.contextmanager
+    def explained(self, what: str, name: str | None = None) -> Iterator[None]:
+        """Turn a failure into an EvidenceError, but for a file to read that is not there."""
+        try:
+            yield
+        except EvidenceError:
+            raise
+        except self.failures as error:
+            if what == "read" and isinstance(error, FileNotFoundError):
+                raise
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            file = self.root if name is None else self.where(name)
+            remedy = self.remedy(error)
+            raise EvidenceError(f"evidence cannot be {what}: {reason}", file=file, remedy=remedy) from error
+
+    def remedy(self, error: Exception) -> str:
+        """Say what to do about a failure."""
 
 
 def is_url(place: str | Path) -> bool:
@@ -104,80 +140,69 @@ def open_storage(root: Path | str) -> Storage:
 
 
 @dataclass(frozen=True)
-class LocalFolder:
+class LocalFolder(Storage):
     """A folder on a disk. Files are flushed to it before they have their name."""
 
-    root: Path
+    path: Path
+    failures = OSError
+
+    @property
+    def root(self) -> Path:
+        return self.path
 
     def where(self, name: str) -> Path:
-        return self.root / name
+        return self.path / name
 
     def within(self, name: str) -> LocalFolder:
-        return LocalFolder(self.root / name)
+        return LocalFolder(self.path / name)
 
     def folders(self) -> list[str]:
-        with self._explained("read"):
-            try:
-                return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
-            except FileNotFoundError:
-                return []
+        with self.explained("read"):
+            return sorted(entry.name for entry in self._entries() if entry.is_dir())
 
     def files(self) -> dict[str, Stamp]:
         found = {}
-        with self._explained("read"):
-            try:
-                entries = list(os.scandir(self.root))
-            except FileNotFoundError:
-                return {}
-            for entry in entries:
+        with self.explained("read"):
+            for entry in self._entries():
                 with contextlib.suppress(FileNotFoundError):  # removed since
                     if entry.is_file():
                         found[entry.name] = _stamp_of(entry.stat())
         return found
 
     def read(self, name: str) -> bytes:
-        with self._explained("read", name):
+        with self.explained("read", name):
             return self.where(name).read_bytes()
 
     def write(self, name: str, content: bytes) -> Stamp:
-        with self._explained("written", name):
-            self.root.mkdir(parents=True, exist_ok=True)
+        with self.explained("written", name):
+            self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.where(name), content)
             return _stamp_of(self.where(name).stat())
 
     def create(self, name: str, content: bytes) -> bool:
-        with self._explained("written", name):
-            self.root.mkdir(parents=True, exist_ok=True)
+        with self.explained("written", name):
+            self.path.mkdir(parents=True, exist_ok=True)
             return create_atomically(self.where(name), content)
 
     def remove(self, name: str) -> None:
-        with self._explained("removed", name):
+        with self.explained("removed", name):
             self.where(name).unlink(missing_ok=True)
 
-    def set_aside(self, name: str) -> str:
-        with self._explained("set aside", name):
-            self.where(name).replace(self.where(name + DAMAGED))
-        return name + DAMAGED
+    def rename(self, name: str, other: str) -> None:
+        self.where(name).replace(self.where(other))
 
-    def discard(self) -> None:
-        for name in self.files():
-            self.remove(name)
-        with self._explained("removed"), contextlib.suppress(FileNotFoundError):
-            self.root.rmdir()
+    def remove_folder(self) -> None:
+        self.path.rmdir()
 
-    @contextlib.contextmanager
-    def _explained(self, what: str, name: str | None = None) -> Iterator[None]:
+    def remedy(self, error: Exception) -> str:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return "Make room and run again: finished shards are kept." if full else ELSEWHERE
+
+    def _entries(self) -> list[os.DirEntry[str]]:
         try:
-            yield
-        except OSError as error:
-            if what == "read" and isinstance(error, FileNotFoundError):
-                raise
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            raise EvidenceError(
-                f"evidence cannot be {what}: {error.strerror or error}",
-                file=self.root if name is None else self.where(name),
-                remedy="Make room and run again: finished shards are kept." if full else ELSEWHERE,
-            ) from error
+            return list(os.scandir(self.path))
+        except FileNotFoundError:
+            return []
 
 
 ELSEWHERE = "Check the folder and its permissions, or give another one with --sdbench-store."
@@ -188,7 +213,7 @@ _UNREACHED = (
 
 
 @dataclass(frozen=True)
-class RemoteFolder:
+class RemoteFolder(Storage):
     """A folder in an object store, behind fsspec: a file is one PUT, whole or not there; there is no rename.
 
     The driver repeats a request that failed by the way; s3fs does so five times, with growing pauses.
@@ -202,21 +227,17 @@ class RemoteFolder:
         """Open a URL; raise EvidenceError if it is of an unknown kind or its driver is not installed."""
         from fsspec.core import url_to_fs
 
-        scheme, shown = url.partition("://")[0], without_secrets(url)
         try:
             return cls(*url_to_fs(url))
-        except ImportError as error:
-            # fsspec names the package of each driver in its error.
-            remedy = 'pip install "pytest-sdbench[s3]"' if scheme in ("s3", "s3a") else "Install it"
-            raise EvidenceError(
-                f"the driver of this kind of store is not installed: {error}", file=shown, remedy=remedy
-            ) from error
+        except ImportError as error:  # fsspec names the package of each driver in it
+            what = f"the driver of this kind of store is not installed: {error}"
+            remedy = 'pip install "pytest-sdbench[s3]"' if url.startswith("s3") else "Install it"
+            cause: Exception = error
         except ValueError as error:
-            raise EvidenceError(
-                f"not the URL of a store: {error}",
-                file=shown,
-                remedy="Give a folder, or the URL of a kind that fsspec knows, such as s3://BUCKET/FOLDER",
-            ) from error
+            what = f"not the URL of a store: {error}"
+            remedy = "Give a folder, or the URL of a kind that fsspec knows, such as s3://BUCKET/FOLDER"
+            cause = error
+        raise EvidenceError(what, file=without_secrets(url), remedy=remedy) from cause
 
     @property
     def root(self) -> str:
@@ -235,17 +256,17 @@ class RemoteFolder:
         return {name: _stamp(entry) for name, entry in self._entries() if entry["type"] == "file"}
 
     def read(self, name: str) -> bytes:
-        with self._explained("read", name):
+        with self.explained("read", name):
             return bytes(self.fs.cat_file(self._path(name)))
 
     def write(self, name: str, content: bytes) -> Stamp | None:
-        with self._explained("written", name):
+        with self.explained("written", name):
             answer = self.fs.pipe_file(self._path(name), content)
         known = isinstance(answer, dict) and "ETag" in answer
         return Stamp(len(content), answer["ETag"]) if known else None
 
     def create(self, name: str, content: bytes) -> bool:
-        with self._explained("written", name):
+        with self.explained("written", name):
             try:
                 self.fs.pipe_file(self._path(name), content, mode="create")
             except FileExistsError:
@@ -259,27 +280,25 @@ class RemoteFolder:
         return True
 
     def remove(self, name: str) -> None:
-        with self._explained("removed", name), contextlib.suppress(FileNotFoundError):
+        with self.explained("removed", name), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
-    def set_aside(self, name: str) -> str:
-        with self._explained("set aside", name):
-            self.fs.cp_file(self._path(name), self._path(name + DAMAGED))
-            self.fs.rm_file(self._path(name))
-        return name + DAMAGED
+    def rename(self, name: str, other: str) -> None:
+        self.fs.cp_file(self._path(name), self._path(other))
+        self.fs.rm_file(self._path(name))
 
-    def discard(self) -> None:
-        for name in self.files():
-            self.remove(name)
-        with self._explained("removed"), contextlib.suppress(FileNotFoundError, NotImplementedError):
-            if self.fs.isdir(self.path):  # where folders are more than a part of a name
-                self.fs.rmdir(self.path)
+    def remove_folder(self) -> None:
+        if self.fs.isdir(self.path):  # where folders are more than a part of a name
+            self.fs.rmdir(self.path)
+
+    def remedy(self, error: Exception) -> str:
+        return _UNREACHED
 
     def _path(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
 
     def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        with self._explained("read"):
+        with self.explained("read"):
             # A listing that the driver keeps hides what other hosts have written since.
             self.fs.invalidate_cache(self.path)
             try:
@@ -287,24 +306,9 @@ class RemoteFolder:
             except FileNotFoundError:
                 return
         for entry in entries:
-            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
-            if str(entry["name"]).rstrip("/") != self.path.rstrip("/"):  # some servers list the folder itself
-                yield name, entry
-
-    @contextlib.contextmanager
-    def _explained(self, what: str, name: str | None = None) -> Iterator[None]:
-        try:
-            yield
-        except EvidenceError:
-            raise
-        except Exception as error:  # every driver has its own
-            if what == "read" and isinstance(error, FileNotFoundError):
-                raise
-            raise EvidenceError(
-                f"evidence cannot be {what}: {str(error) or type(error).__name__}",
-                file=self.root if name is None else self.where(name),
-                remedy=_UNREACHED,
-            ) from error
+            path = str(entry["name"]).rstrip("/")
+            if path != self.path.rstrip("/"):  # some servers list the folder itself
+                yield path.rpartition("/")[2], entry
 
 
 def _stamp_of(status: os.stat_result) -> Stamp:

@@ -36,7 +36,7 @@ def lease_name(images: range) -> str:
 
 
 @dataclass
-class _Seen:
+class _Sighting:
     """A lease of somebody else, as this process last found it."""
 
     stamp: Stamp
@@ -53,7 +53,7 @@ class Leases:
         self.storage, self.seconds, self.beat = storage, seconds, beat
         self.owner = {"host": _host(), "pid": os.getpid(), "id": uuid.uuid4().hex}
         self._held: set[str] = set()
-        self._seen: dict[str, _Seen] = {}
+        self._sightings: dict[str, _Sighting] = {}
         self._beats = itertools.count()
         # Not held while something is read or written: garbage may be collected, and release, in any thread.
         self._lock = threading.RLock()
@@ -102,15 +102,15 @@ class Leases:
             self.storage.remove(name)
 
     def _is_stale(self, name: str, stamp: Stamp) -> bool:
-        seen = self._seen.get(name)
-        if seen is None or seen.stamp != stamp:
-            seen = self._seen[name] = _Seen(stamp, time.monotonic(), self._owner(name))
-        return _is_gone(seen.owner) or time.monotonic() - seen.since > self.seconds
+        sighting = self._sightings.get(name)
+        if sighting is None or sighting.stamp != stamp:
+            sighting = self._sightings[name] = _Sighting(stamp, time.monotonic(), self._owner(name))
+        return _is_gone(sighting.owner) or time.monotonic() - sighting.since > self.seconds
 
     def _take_over(self, name: str) -> bool:
         """Put this process's name over another's; of several who do so at once, the last has it."""
-        seen = self._seen.pop(name, None)
-        if seen is not None and self._owner(name) != seen.owner:
+        sighting = self._sightings.pop(name, None)
+        if sighting is not None and self._owner(name) != sighting.owner:
             return False  # somebody else was faster
         self.storage.write(name, self._content())
         return self._owner(name) == self.owner

@@ -1,4 +1,8 @@
-"""Keep copies of a remote store's shards on this machine: metrics pass over the rows several times."""
+"""Keep copies of a remote store's shards on this machine: metrics pass over the rows several times.
+
+fsspec's caches (`filecache`) would do without their bounds: they grow until somebody clears them, and their
+index is one file that processes overwrite for each other.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ A store is a folder on a disk or behind a URL. Each pair of checkpoint and draw 
         pace-<writer>.json                    seconds an image: what the missing ones would take
 
 Shards lie on a fixed grid, so that their borders do not depend on where a run was killed. Nothing is ever
-written in place (see `storage`): a reader finds a whole file or none, and of two writers of one shard the
+written in place (see `folders`): a reader finds a whole file or none, and of two writers of one shard the
 last wins, with the same rows.
 """
 
@@ -18,34 +18,32 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load as parse_safetensors
-from safetensors.numpy import save as format_safetensors
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.store.folders import ELSEWHERE, Stamp, Storage, open_storage
 from pytest_sdbench.store.leases import BEAT, SECONDS, Leases, Work
 from pytest_sdbench.store.mirror import Mirror
+from pytest_sdbench.store.shard_format import (
+    FORMAT,
+    SHARD,
+    Damage,
+    Rows,
+    format_shard,
+    names_of,
+    parse_shard,
+    range_of,
+    shard_name,
+)
 
-SHARD = 64
-"""Images in a shard; the last one of a run may hold fewer."""
-
-FORMAT = 1
-"""Counts changes of the form of shards and manifests."""
-
-Rows = dict[str, npt.NDArray[Any]]
-
-_META = "sdbench"
 _REMARKS = ("command", "checkpoint_spec")
 """What a manifest says for people, and what does not make another writer."""
 _STALE = 24 * 3600
@@ -133,9 +131,9 @@ class Evidence:
     def holds(self, images: range) -> bool:
         """Return whether the shard of exactly these images is there and sound; nothing is changed."""
         try:
-            _, about = _parse(self.storage.read(_shard_name(images)))
+            _, about = parse_shard(self.storage.read(shard_name(images)))
             self._check(about, images)
-        except (FileNotFoundError, _Damage):
+        except (FileNotFoundError, Damage):
             return False
         return True
 
@@ -152,7 +150,7 @@ class Evidence:
         first = int(start_at * len(missing))
 
         def is_made(images: range, files: Mapping[str, Stamp]) -> bool:
-            return any(files[name] != self._damaged.get(name) for name in _shards(images, files))
+            return any(files[name] != self._damaged.get(name) for name in names_of(images, files))
 
         return Work(missing[first:] + missing[:first], self.leases, is_made)
 
@@ -167,20 +165,8 @@ class Evidence:
         if start % SHARD or not 0 < count <= SHARD or set(counts.values()) != {count}:
             raise ValueError(f"not a shard: start {start}, rows {counts}; the grid is {SHARD}")
         self.prepare()
-        arrays = {name: np.ascontiguousarray(values) for name, values in rows.items()}
-        arrays["index"] = np.arange(start, start + count, dtype=np.int64)
-        about = {
-            "format": FORMAT,
-            "of": self._of,
-            "start": start,
-            "stop": start + count,
-            "writer": self.writer,
-        }
-        about["sha256"] = _checksum(arrays, about)
-        # One entry: safetensors keeps metadata in an unordered map, and equal shards are to be equal files.
-        content = format_safetensors(arrays, {_META: json.dumps(about, sort_keys=True)})
         images = range(start, start + count)
-        name = _shard_name(images)
+        name, content = shard_name(images), format_shard(rows, images, of=self._of, writer=self.writer)
         stamp = self.storage.write(name, content)
         if stamp is not None:
             self._sound[name] = _Sound(stamp, self.writer)
@@ -204,8 +190,7 @@ class Evidence:
                 if left.startswith(TEMPORARY) and time.time() - stamp.modified > _STALE:
                     self.storage.remove(left)
             content = {"format": FORMAT, **self.manifest}
-            text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
-            self.storage.write(name, text.encode())
+            self.storage.write(name, _json(content, indent=2))
         if self.mirror is not None:  # a folder on a disk may be gone at the next shard
             self._prepared.add(name)
 
@@ -219,9 +204,7 @@ class Evidence:
     def keep_pace(self, seconds: float) -> None:
         """Write down the seconds that an image took; a store that cannot take it loses an estimate alone."""
         with contextlib.suppress(EvidenceError):
-            self.storage.write(
-                self._pace, (json.dumps({"seconds_per_image": round(seconds, 6)}) + "\n").encode()
-            )
+            self.storage.write(self._pace, _json({"seconds_per_image": round(seconds, 6)}))
 
     @property
     def _pace(self) -> str:
@@ -244,12 +227,9 @@ class Evidence:
             path = self.storage.where(name)
             try:
                 rows, _ = self._open(name, files[name], check=False)
-            except FileNotFoundError:
-                raise EvidenceError("removed since it was opened", file=path, remedy=_AGAIN) from None
-            except _Damage as damage:
-                raise EvidenceError(
-                    f"damaged since it was opened: {damage}", file=path, remedy=_AGAIN
-                ) from None
+            except (FileNotFoundError, Damage) as error:
+                what = "removed" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+                raise EvidenceError(f"{what} since it was opened", file=path, remedy=_AGAIN) from None
             rows = {name: values[: len(wanted)] for name, values in rows.items()}
             form = {name: values.shape[1:] for name, values in rows.items()}
             if columns is not None and form != columns:
@@ -279,21 +259,21 @@ class Evidence:
 
     def _find(self, wanted: range, files: Mapping[str, Stamp]) -> str | None:
         """Return the shard among these files that holds these images, checked; set damaged ones aside."""
-        return next((name for name in _shards(wanted, files) if self._is_sound(name, files[name])), None)
+        return next((name for name in names_of(wanted, files) if self._is_sound(name, files[name])), None)
 
     def _open(self, name: str, stamp: Stamp, *, check: bool) -> tuple[Rows, dict[str, Any]]:
-        """Return a shard as `_parse` does, from the mirror if it has it; what is remote is always checked."""
+        """Parse a shard, from the mirror if it has it; what is remote is always checked."""
         if self.mirror is None:
-            return _parse(self.storage.read(name), check=check)
+            return parse_shard(self.storage.read(name), check=check)
         where = str(self.storage.where(name))
         copy = self.mirror.get(where, stamp)
         if copy is not None:
             try:
-                return _parse(copy)
-            except _Damage:
+                return parse_shard(copy)
+            except Damage:
                 self.mirror.forget(where, stamp)
         content = self.storage.read(name)
-        shard = _parse(content)
+        shard = parse_shard(content)
         self.mirror.put(where, stamp, content)
         return shard
 
@@ -306,7 +286,7 @@ class Evidence:
             self._check(about, range_of(name))
         except FileNotFoundError:
             return False
-        except _Damage as damage:
+        except Damage as damage:
             if self.storage.files().get(name) == stamp:  # else another process has made it again by now
                 self._set_aside(name, stamp, damage)
             return False
@@ -314,13 +294,13 @@ class Evidence:
         return True
 
     def _check(self, about: Mapping[str, Any], images: range | None) -> None:
-        """Raise _Damage for a shard of other images than its name says, or of another checkpoint or draw."""
+        """Raise Damage for a shard of other images than its name says, or of another checkpoint or draw."""
         if range(about["start"], about["stop"]) != images:
-            raise _Damage("its name is not that of its images")
+            raise Damage("its name is not that of its images")
         if about.get("of", self._of) != self._of:  # shards had no such mark once
-            raise _Damage(f"it is of {about['of']}")
+            raise Damage(f"it is of {about['of']}")
 
-    def _set_aside(self, name: str, stamp: Stamp, damage: _Damage) -> None:
+    def _set_aside(self, name: str, stamp: Stamp, damage: Damage) -> None:
         try:
             where = f"moved to {self.storage.set_aside(name)}"
         except EvidenceError as error:
@@ -345,58 +325,14 @@ class _Rows:
 _AGAIN = "Run again: what is missing is made again."
 
 
-class _Damage(Exception):
-    """What is wrong with a shard."""
-
-
 def _grid(n: int) -> Iterator[range]:
     return (range(start, min(start + SHARD, n)) for start in range(0, n, SHARD))
 
 
-def _shard_name(images: range) -> str:
-    return f"shard-{images.start:08d}-{images.stop:08d}.safetensors"
-
-
-def range_of(name: str) -> range | None:
-    """Return the images of the shard of this file name, or None if it is of something else."""
-    found = re.fullmatch(r"shard-(\d{8,})-(\d{8,})\.safetensors", name)
-    return range(int(found[1]), int(found[2])) if found else None
-
-
-def _shards(wanted: range, files: Mapping[str, Stamp]) -> Sequence[str]:
-    """Return the files that hold these images, the largest first: longer runs leave the shorter ones'."""
-    stops = range(wanted.start + SHARD, wanted.stop - 1, -1)
-    return [name for stop in stops if (name := _shard_name(range(wanted.start, stop))) in files]
+def _json(content: Mapping[str, Any], indent: int | None = None) -> bytes:
+    return (json.dumps(content, indent=indent, sort_keys=True, default=str) + "\n").encode()
 
 
 def _writer(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key not in _REMARKS}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def _checksum(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
-
-
-def _about(content: bytes) -> dict[str, Any]:
-    size = int.from_bytes(content[:8], "little")
-    return dict(json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_META]))
-
-
-def _parse(content: bytes, *, check: bool = True) -> tuple[Rows, dict[str, Any]]:
-    """Return the arrays of a shard and what its header says of it; raise _Damage if a bit is wrong."""
-    try:
-        about = _about(content)
-        arrays = parse_safetensors(content)
-        expected = about.pop("sha256")
-    except Exception as error:  # whatever a torn header makes of two parsers
-        raise _Damage(f"not a whole shard ({type(error).__name__})") from None
-    if about.get("format") != FORMAT:
-        raise _Damage(f"format {about.get('format')}, this version reads {FORMAT}")
-    if check and _checksum(arrays, about) != expected:
-        raise _Damage("wrong checksum")
-    return arrays, about

@@ -22,7 +22,8 @@ from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
-from pytest_sdbench.store.shards import SHARD, Evidence, Rows, Store
+from pytest_sdbench.store.shard_format import SHARD, Rows
+from pytest_sdbench.store.shards import Evidence, Store
 from tests.evaluation import helpers
 from tests.evaluation.helpers import SEED, SEQUENTIAL, diffusers_picture, own_protocol
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.store.shards import SHARD, DamagedEvidence, Evidence, Store
+from pytest_sdbench.store.shard_format import SHARD
+from pytest_sdbench.store.shards import DamagedEvidence, Evidence, Store
 
 MANIFEST = {"device": "a device", "versions": {"torch": "2.0"}, "command": "pytest --sdbench"}
 
@@ -210,7 +211,7 @@ def test_damage_during_a_run_is_found_too(tmp_path: Path) -> None:
 
 def test_a_shard_of_a_later_version_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pytest_sdbench.store.shards.FORMAT", 2)
+        patch.setattr("pytest_sdbench.store.shard_format.FORMAT", 2)
         fill(evidence_of(tmp_path), 10)
     with pytest.warns(DamagedEvidence, match="format 2, this version reads 1"):
         assert evidence_of(tmp_path).missing(10) == [range(0, 10)]

@@ -16,7 +16,8 @@ import pytest
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.folders import Stamp, open_storage
 from pytest_sdbench.store.mirror import Mirror
-from pytest_sdbench.store.shards import SHARD, DamagedEvidence, Store
+from pytest_sdbench.store.shard_format import SHARD
+from pytest_sdbench.store.shards import DamagedEvidence, Store
 from tests.store.remote import S3, s3_server
 from tests.store.test_shards import MANIFEST, evidence_of, fill, flipped, read, rows_of, torn
 
@@ -134,7 +135,8 @@ def test_writers_beside_each_other_do_not_hurt(root: str, tmp_path: Path) -> Non
 WRITER = f"""
 import sys
 import numpy as np
-from pytest_sdbench.store.shards import SHARD, Store
+from pytest_sdbench.store.shard_format import SHARD
+from pytest_sdbench.store.shards import Store
 evidence = Store(sys.argv[1]).open({"c" * 16!r}, {"d" * 16!r}, {MANIFEST!r})
 print("ready", flush=True)
 for start in range(0, 4000 * SHARD, SHARD):
