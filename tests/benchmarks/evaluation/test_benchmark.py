@@ -132,6 +132,7 @@ def test_a_sequential_generator_goes_on_from_image_to_image(
     assert np.abs(pictures(tmp_path).astype(int) - expected).max() <= 1
 
 
+@pytest.mark.slow
 def test_behind_inceptions_front_ends_the_procedure_has_our_rows_and_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +246,7 @@ def test_overlapping_times_count_once() -> None:
     assert stages.covered([]) == 0
 
 
+@pytest.mark.slow
 def test_ways_that_are_kept_apart_run_in_processes_of_their_own() -> None:
     # `partial` loads nothing: its turn is the call of what it was given.
     way = Apart(partial, os.getpid)
