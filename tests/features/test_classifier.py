@@ -21,9 +21,8 @@ needs_weights = pytest.mark.skipif(
 
 
 def real(indices: range) -> tuple[list[scenes.Scene], torch.Tensor]:
-    return [scenes.scene(i) for i in indices], torch.from_numpy(scenes.render_batch(indices)).permute(
-        0, 3, 1, 2
-    )
+    pictures = torch.from_numpy(scenes.render_batch(indices)).permute(0, 3, 1, 2)
+    return [scenes.scene(i) for i in indices], pictures
 
 
 @pytest.fixture
@@ -36,17 +35,21 @@ def untrained(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def model():
+    """The shipped classifier."""
+    return classifier.load_classifier()
+
+
 @needs_weights
-def test_reads_unseen_real_scenes():
-    model = classifier.load_classifier()
+def test_reads_unseen_real_scenes(model):
     drawn, images = real(scenes.EVALUATION[-512:])
     assert classifier.object_hits(model, images, drawn).float().mean() >= 0.98
 
 
 @needs_weights
-def test_wrong_place_counts_as_wrong():
+def test_wrong_place_counts_as_wrong(model):
     """A mirrored row of objects is read in mirrored order."""
-    model = classifier.load_classifier()
     drawn, images = real(scenes.EVALUATION[:200])
     rows = [
         i
@@ -58,8 +61,7 @@ def test_wrong_place_counts_as_wrong():
 
 
 @needs_weights
-def test_read_objects_names_what_is_there():
-    model = classifier.load_classifier()
+def test_read_objects_names_what_is_there(model):
     drawn, images = real(scenes.EVALUATION[:64])
     readings = classifier.read_objects(model, images)
     right = [
@@ -83,7 +85,7 @@ def test_logits_name_the_first_object():
     assert (logits.argmax(1) == torch.tensor(first)).float().mean() > 0.95
 
 
-def test_torch_fidelity_makes_the_extractor(untrained):
+def test_torch_fidelity_makes_the_extractor_which_refuses_floats(untrained):
     extractor = create_feature_extractor(
         classifier.NAME, ["64", "logits"], cuda=False, feature_extractor_weights_path=str(untrained)
     )
@@ -91,6 +93,8 @@ def test_torch_fidelity_makes_the_extractor(untrained):
     assert features["64"].shape == (3, 64)
     assert features["logits"].shape == (3, len(scenes.SHAPES) * len(scenes.COLOURS))
     assert {value.dtype for value in features.values()} == {torch.float32}
+    with pytest.raises(ValueError, match=r"reads uint8 \[N, 3, 64, 64\]"):
+        extractor(torch.zeros(1, 3, 64, 64))
 
 
 def test_features_do_not_depend_on_the_batch(untrained):
@@ -98,14 +102,6 @@ def test_features_do_not_depend_on_the_batch(untrained):
     images = real(range(8))[1]
     alone = torch.cat([model(images[i : i + 1])["features"] for i in range(8)])
     torch.testing.assert_close(alone, model(images)["features"], rtol=1e-4, atol=1e-5)
-
-
-def test_extractor_refuses_floats(untrained):
-    extractor = create_feature_extractor(
-        classifier.NAME, ["64"], cuda=False, feature_extractor_weights_path=str(untrained)
-    )
-    with pytest.raises(ValueError, match=r"reads uint8 \[N, 3, 64, 64\]"):
-        extractor(torch.zeros(1, 3, 64, 64))
 
 
 def test_missing_weights_name_the_file(tmp_path):

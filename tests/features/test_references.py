@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +49,10 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def rewrite(path: Path, **changes: Any) -> None:
     """Replace keys of an npz; None takes one out."""
     with np.load(path) as content:
@@ -63,23 +68,13 @@ def test_what_was_written_is_read(file: Path) -> None:
     assert np.array_equal(got.mu, expected.mu)
     np.testing.assert_allclose(got.sigma, expected.sigma, rtol=1e-15)
     assert got.n == 40
-    assert got.features is not None
-    assert expected.features is not None
     assert np.array_equal(got.features, expected.features)
     with np.load(file, allow_pickle=False) as content:
         assert json.loads(str(content["provenance"])) == {"made": "by a test"}
 
 
-def test_files_of_pytorch_fid_are_read(tmp_path: Path) -> None:
-    statistics = some()
-    np.savez(tmp_path / "theirs.npz", mu=statistics.mu, sigma=statistics.sigma)
-    got = load_reference(tmp_path / "theirs.npz", width=WIDTH)
-    assert got.n is None
-    assert got.features is None
-
-
 def test_the_right_checksum_is_accepted_and_another_refused(file: Path) -> None:
-    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    right = sha256(file)
     assert load_reference(file, width=WIDTH, sha256=right).n == 40
     with pytest.raises(DataError, match=f"must be {'0' * 64} .found '{right}'"):
         load_reference(file, width=WIDTH, sha256="0" * 64)
@@ -103,15 +98,11 @@ def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:
         load_reference(tmp_path / "nowhere.npz", width=WIDTH)
 
 
-def _nan() -> np.ndarray:
+def changed_at(*places: tuple[int, int], to: float) -> np.ndarray:
+    """Return a covariance with other values in some places."""
     sigma = some().sigma.copy()
-    sigma[1, 2] = sigma[2, 1] = np.nan
-    return sigma
-
-
-def _lopsided() -> np.ndarray:
-    sigma = some().sigma.copy()
-    sigma[1, 2] += 1
+    for place in places:
+        sigma[place] = to
     return sigma
 
 
@@ -122,9 +113,9 @@ def _lopsided() -> np.ndarray:
         ({"sigma": None}, "sigma: this key is missing"),
         ({"mu": np.zeros(5)}, r"mu: the extractor has 6 features, so the shape must be \[6\] .found \[5\]"),
         ({"sigma": np.zeros((6, 5))}, r"sigma: .*must be \[6, 6\] .found \[6, 5\]"),
-        ({"sigma": _nan()}, "sigma: NaN"),
+        ({"sigma": changed_at((1, 2), (2, 1), to=np.nan)}, "sigma: NaN"),
         ({"mu": np.array(["a"] * 6)}, "mu: NaN, infinity or no numbers"),
-        ({"sigma": _lopsided()}, "sigma: a covariance is symmetric"),
+        ({"sigma": changed_at((1, 2), to=1.0)}, "sigma: a covariance is symmetric"),
         ({"sigma": -np.eye(6)}, "variances of 0 or more"),
         ({"features": np.zeros((3, 5))}, r"features: must be \[M, 6\]"),
         ({"features": np.full((3, 6), np.inf)}, "features: NaN"),
@@ -138,22 +129,33 @@ def test_a_broken_file_names_key_and_remedy(file: Path, changes: dict[str, Any],
     assert raised.value.remedy
 
 
-def test_no_npz_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "statistics.npz"
-    for content in (b"", b"PK\x03\x04 cut short", b"mu,sigma\n1,2\n"):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match="no npz of plain arrays"):
-            load_reference(path, width=WIDTH)
-    with path.open("wb") as file:
-        np.save(file, np.zeros(3))
-    with pytest.raises(DataError, match="one array"):
-        load_reference(path, width=WIDTH)
+def npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
 
 
-def test_pickles_are_not_opened(tmp_path: Path) -> None:
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no npz of plain arrays"),
+        (b"PK\x03\x04 cut short", "no npz of plain arrays"),
+        (b"mu,sigma\n1,2\n", "no npz of plain arrays"),
+        (npz(mu=np.array([{"a": 1}], dtype=object), sigma=np.eye(6)), "no npz of plain arrays"),
+        (npy(np.zeros(3)), "one array"),
+    ],
+    ids=["empty", "cut", "csv", "pickle", "npy"],
+)
+def test_no_npz_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "statistics.npz"
-    np.savez(path, mu=np.array([{"a": 1}], dtype=object), sigma=np.eye(6))
-    with pytest.raises(DataError, match="no npz of plain arrays"):
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
         load_reference(path, width=WIDTH)
 
 
@@ -222,8 +224,7 @@ def test_an_unknown_extractor_is_refused(data_root: Path) -> None:
 def test_the_doctors_line_says_what_was_verified(data_root: Path) -> None:
     protocol = a_protocol(data_root)
     assert "40 images, no checksum is published" in describe(protocol, protocol.metrics["fid"], data_root)
-    sha256 = hashlib.sha256((data_root / "s.npz").read_bytes()).hexdigest()
-    protocol = a_protocol(data_root, sha256=sha256)
+    protocol = a_protocol(data_root, sha256=sha256(data_root / "s.npz"))
     assert "sha256 verified" in describe(protocol, protocol.metrics["fid"], data_root)
     rewrite(data_root / "s.npz", n=None)
     protocol = a_protocol(data_root)
@@ -276,7 +277,6 @@ def test_statistics_of_a_folder_equal_those_of_its_images_one_by_one(folder: Pat
     np.testing.assert_allclose(got.mu, theirs["mu"], rtol=1e-12)
     np.testing.assert_allclose(got.sigma, theirs["sigma"], rtol=1e-9, atol=1e-9)
     assert got.n == made.n == 7
-    assert got.features is not None
     assert np.array_equal(got.features, np.stack(rows)[[0, 3, 6]])
     with np.load(out) as content:
         about = json.loads(str(content["provenance"]))
@@ -285,8 +285,11 @@ def test_statistics_of_a_folder_equal_those_of_its_images_one_by_one(folder: Pat
 
 
 @pytest.mark.usefixtures("_net")
-def test_pictures_of_several_sizes_need_no_resize(folder: Path, tmp_path: Path) -> None:
+def test_pictures_of_several_sizes_need_no_resize_and_what_is_no_image_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert make_statistics([folder], tmp_path / "s.npz", extractor="net").n == 7
+    assert "images: passed over, as no images: 1 .txt" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_net")
@@ -313,17 +316,10 @@ def test_statistics_do_not_depend_on_the_kind_of_source(folder: Path, kind: str,
 
 
 @pytest.mark.usefixtures("_net")
-def test_what_is_no_image_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_statistics([folder], tmp_path / "s.npz", extractor="net")
-    assert "images: passed over, as no images: 1 .txt" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("_net")
 def test_statistics_of_scenes(tmp_path: Path) -> None:
     indices = scenes.REFERENCE[:70]
     made = make_statistics(indices, tmp_path / "s.npz", extractor="net", keep=70)
     expected = colours(scenes.render_batch(indices))["net"].float().numpy()
-    assert made.features is not None
     assert np.array_equal(made.features, expected)
     assert sum(len(batch) for batch in scene_batches(indices)) == 70
 
@@ -337,11 +333,10 @@ def test_statistics_of_scenes_of_one_layout(tmp_path: Path) -> None:
     np.testing.assert_allclose(made.mu, expected.mean(axis=0))
 
 
-def test_too_few_images_are_refused() -> None:
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_images_are_refused(n: int) -> None:
     with pytest.raises(DataError, match="at least 2 images"):
-        compute_statistics([np.zeros((1, 8, 8, 3), np.uint8)], NET, total=1)
-    with pytest.raises(DataError, match="at least 2 images"):
-        compute_statistics([], NET, total=0)
+        compute_statistics([np.zeros((1, 8, 8, 3), np.uint8)] * n, NET, total=n)
 
 
 @pytest.mark.usefixtures("_net")

@@ -41,17 +41,11 @@ def protocol_of(tmp_path: Path, content: str | bytes | None, *, rows: int = 3, n
     return load_protocol(path)
 
 
-def test_prompts_come_in_the_order_of_the_file(tmp_path: Path) -> None:
-    assert load_prompts(protocol_of(tmp_path, GOOD), tmp_path) == tuple(CAPTIONS)
-
-
-def test_a_protocol_takes_the_first_n_of_a_longer_file(tmp_path: Path) -> None:
-    assert load_prompts(protocol_of(tmp_path, GOOD, n=2), tmp_path) == tuple(CAPTIONS[:2])
-
-
-def test_windows_line_ends_are_no_fault(tmp_path: Path) -> None:
-    protocol = protocol_of(tmp_path, GOOD.replace("\n", "\r\n"))
-    assert load_prompts(protocol, tmp_path) == tuple(CAPTIONS)
+@pytest.mark.parametrize("n", [3, 2])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_prompts_are_the_first_of_the_file_in_its_order(tmp_path: Path, ending: str, n: int) -> None:
+    protocol = protocol_of(tmp_path, GOOD.replace("\n", ending), n=n)
+    assert load_prompts(protocol, tmp_path) == tuple(CAPTIONS[:n])
 
 
 @pytest.mark.parametrize(
