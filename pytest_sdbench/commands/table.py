@@ -24,8 +24,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from pytest_sdbench.cards.card import read_card
     from pytest_sdbench.report.devices import device_tables
+    from pytest_sdbench.report.markdown import results_markdown
+    from pytest_sdbench.report.published import published_tables
     from pytest_sdbench.report.results import read_results
-    from pytest_sdbench.report.tables import published_tables, results_markdown
 
     cards = [read_card(path) for path in cards_of(options.cards)]
     text = published_tables(cards)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
 from pytest_sdbench.cards.records import DeviceRecord
-from pytest_sdbench.report.tables import NONE
+from pytest_sdbench.report.cells import mebibytes, table
 
 _HEADING = ["Model", "Precision", "Mode", "Measures", "Batch", "s/call", "Samples/s", "TMAC/s", "Peak memory"]
 
@@ -26,18 +24,11 @@ def device_tables(networks: Sequence[tuple[str, Sequence[DeviceRecord]]]) -> str
                 f"{record.seconds:.3g}",
                 f"{record.samples_per_second:.3g}",
                 f"{record.macs_per_second / 1e12:.3g}",
-                NONE if record.peak_bytes is None else f"{record.peak_bytes / 2**20:,.0f} MiB",
+                mebibytes(record.peak_bytes),
             ]
             for name, records in networks
             for record in records
             if record.device == device
         ]
-        table = tabulate(
-            rows,
-            _HEADING,
-            tablefmt="pipe",
-            disable_numparse=True,
-            colalign=["left"] * 4 + ["right"] * (len(_HEADING) - 4),
-        )
-        parts.append(f"### One U-Net call on {device}\n\n{table}\n")
+        parts.append(f"### One U-Net call on {device}\n\n{table(_HEADING, rows, left=range(4))}\n")
     return "\n".join(parts)

@@ -24,7 +24,7 @@ def read_cards(files: Mapping[str, Path]) -> list[Card]:
 
 def write_reports(paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Card]) -> list[str]:
     """Write each report by its ending and return one line about each; a failed write fails nothing else."""
-    from pytest_sdbench.report.tables import results_markdown
+    from pytest_sdbench.report.markdown import results_markdown
 
     untested = {card.name: card.explained for card in cards if card.explained}
     lines = []
@@ -44,6 +44,6 @@ def write_reports(paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Ca
 
 def summary(rows: Sequence[Row], cards: Sequence[Card]) -> str:
     """Return the terminal's tables: networks, one line a card; scores, one line a claim."""
-    from pytest_sdbench.report.tables import terminal_tables
+    from pytest_sdbench.report.terminal import terminal_tables
 
     return terminal_tables(rows, cards)

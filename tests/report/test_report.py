@@ -11,8 +11,11 @@ import pytest
 
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.report.cells import NONE, billions
+from pytest_sdbench.report.markdown import results_markdown
+from pytest_sdbench.report.published import published_tables
 from pytest_sdbench.report.results import SCHEMA_VERSION, Row, read_results, results_json
-from pytest_sdbench.report.tables import NONE, billions, published_tables, results_markdown, terminal_tables
+from pytest_sdbench.report.terminal import terminal_tables
 
 # Typed from the published tables, row by row.
 BK_SDM = """

@@ -1,0 +1,188 @@
+"""Cells of text, and what all tables of a run are made of.
+
+A figure keeps the digits that its source printed and a missing one is an en dash.
+An arrow in a heading points to the better side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+from tabulate import tabulate
+
+from pytest_sdbench.cards.card import Card
+from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.report.results import VERDICTS, Row
+
+NONE = "–"  # noqa: RUF001 - an en dash is what a table has where there is nothing
+COMPONENTS = {
+    "unet": "U-Net",
+    "text_encoder": "Text encoder",
+    "image_decoder": "Image decoder",
+    "whole": "Whole",
+}
+NETWORK = ("size", "compute", "speed", "memory")
+"""The tests of a network; those of scores are ``quality`` and ``calibration``."""
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Return a GitHub table; all columns but those of `left` are set right."""
+    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in rows]
+    align = ["left" if column in left else "right" for column in range(len(heading))]
+    return tabulate(cells, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def billions(text: str) -> str:
+    """Return a printed count in billions with the digits that it was printed with: 0.860e+9 is 0.860B."""
+    return f"{Decimal(text.replace('_', '')).scaleb(-9):f}B"
+
+
+def figure(value: float | None, form: str = ",.0f", unit: str = "") -> str:
+    """Return a figure in a format; a missing one is an en dash."""
+    return NONE if value is None else f"{value:{form}}{unit}"
+
+
+def mebibytes(size: float | None) -> str:
+    """Return a number of bytes in MiB."""
+    return figure(None if size is None else size / 2**20, unit=" MiB")
+
+
+def in_order(cards: Iterable[Card]) -> list[Card]:
+    """Return each teacher before its students, and among equals larger before smaller, then by name."""
+    known = {card.name: card for card in cards}
+
+    def family(card: Card, seen: frozenset[str]) -> list[Card]:
+        students = [
+            other
+            for other in known.values()
+            if other.base == card.name and other.name not in seen | {card.name}
+        ]
+        below = [family(other, seen | {card.name}) for other in sorted(students, key=_by_size)]
+        return [card, *(member for members in below for member in members)]
+
+    first = [card for card in known.values() if card.base not in known]
+    ordered = [member for card in sorted(first, key=_by_size) for member in family(card, frozenset())]
+    return ordered + [card for card in known.values() if card not in ordered]
+
+
+def _by_size(card: Card) -> tuple[int, str]:
+    unet = card.size.get("unet")
+    return -(unet.exact or 0) if unet else 0, card.name
+
+
+def counts(rows: Sequence[Row]) -> str:
+    """Return how many rows have each verdict."""
+    found = [row.verdict for row in rows]
+    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in found)
+
+
+def of_card(rows: Sequence[Row], card: str, *tests: str) -> list[Row]:
+    """Return the rows of some tests of a card."""
+    return [row for row in rows if row.card == card and row.test in tests]
+
+
+def size(rows: Sequence[Row], card: str, component: str) -> str:
+    """Return a component's parameters, and in brackets what its source prints; a wrong count is bold."""
+    row = next((row for row in of_card(rows, card, "size") if row.name == component), None)
+    if row is None or row.measured is None:
+        return NONE
+    shown = figure(row.measured)
+    if row.claimed_text:
+        shown += f" ({billions(row.claimed_text)})"
+    if row.verdict == "fail" and row.claimed is not None:
+        shown = f"**{shown}, not {row.claimed:,.0f}**"
+    return shown
+
+
+def call_cells(rows: Sequence[Row], card: str) -> list[str]:
+    """Return MACs, seconds, latency ratio, allowed ratio and peak memory of one U-Net call.
+
+    The seconds of two runs are not comparable, ratios are.
+    """
+    row = {test: next(iter(of_card(rows, card, test)), None) for test in NETWORK}
+    found = {test: each.measured if each else None for test, each in row.items()}
+    macs, speed = found["compute"], row["speed"]
+    return [
+        figure(macs / 1e9, ".1f", " G") if macs and macs >= 1e9 else figure(macs and macs / 1e6, ".1f", " M"),
+        figure(speed.extra.get("candidate_median") if speed else None, ".3g"),
+        figure(found["speed"], ".3f"),
+        figure(speed.claimed if speed else None, ".2f"),
+        mebibytes(found["memory"]),
+    ]
+
+
+def verdicts(rows: Sequence[Row]) -> str:
+    """Return one verdict where all that was measured agree, else what differs from a pass."""
+    # What this machine cannot measure is an en dash in its own column, and its reason stands below the table.
+    rows = [row for row in rows if row.verdict != "unavailable"] or rows
+    found = list(dict.fromkeys(row.verdict for row in rows))
+    if len(found) == 1:
+        return found[0]
+    parts = [
+        f"{verdict} ({', '.join(dict.fromkeys(row.test for row in rows if row.verdict == verdict))})"
+        for verdict in VERDICTS
+        if verdict in found and verdict != "pass"
+    ]
+    return ", ".join(parts) + (", else pass" if "pass" in found else "")
+
+
+def claimed(row: Row) -> str:
+    """Return a claimed score as its source prints it."""
+    return row.claimed_text or figure(row.claimed, f".{decimals(row)}f")
+
+
+def measured(row: Row) -> str:
+    """Return a measured score with its standard error."""
+    if row.measured is None:
+        return NONE
+    shown = with_error(row.measured, row.standard_error, decimals(row))
+    return f"{shown}, predicted" if "predicted_for" in row.extra else shown
+
+
+def with_error(value: float, error: float | None, digits: int, sign: str = "") -> str:
+    """Return a value, and its standard error where that is known, with as many decimals each."""
+    shown = f"{value:{sign}.{digits}f}"
+    return shown if error is None else f"{shown} ± {error:.{digits}f}"
+
+
+def decimals(row: Row) -> int:
+    """Return as many decimals as the claim has, and no fewer than the metric's usual ones."""
+    _, _, digits = row.claimed_text.partition(".")
+    usual = METRICS[row.metric].decimals if row.metric in METRICS else 2
+    return max(usual, len(digits) if digits.isdigit() else 0)
+
+
+def images(row: Row) -> str:
+    """Return the images behind a score, and how many the claim is of where these are fewer."""
+    wanted = row.extra.get("requested")
+    fewer = row.n is not None and wanted is not None and row.n < wanted
+    return f"{figure(row.n)} of {figure(wanted)}" if fewer else figure(row.n)
+
+
+def reasons(rows: Sequence[Row]) -> str:
+    """Return each reason once, with the checks that it holds for."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.reason:
+            found.setdefault((row.verdict, " ".join(row.reason.split())), []).append(row)
+    return "\n".join(f"- {verdict}: {_whose(those)}: {reason}" for (verdict, reason), those in found.items())
+
+
+def _whose(rows: Sequence[Row]) -> str:
+    """Return what a reason is about: checks of one card, or one check of many."""
+    cards = list(dict.fromkeys(row.card for row in rows))
+    tests = list(dict.fromkeys(row.test for row in rows))
+    checks = list(dict.fromkeys(f"`{row.name}`" if row.name else row.test for row in rows))
+    if len(cards) > 4:
+        return f"{' and '.join(tests)} of {len(cards)} cards"
+    return f"{', '.join(cards)}: {', '.join(checks)}"
+
+
+def untested(cards: Sequence[Card]) -> str:
+    """Return a list of what cannot be tested, each reason once."""
+    users: dict[str, list[str]] = {}
+    for card in cards:
+        for note in card.explained:
+            users.setdefault(note, []).append(card.name)
+    return "\n".join(f"- {', '.join(names)}: {note}" for note, names in users.items())

@@ -1,0 +1,173 @@
+"""GitHub markdown of a run for people: what was measured beside what was claimed, with every reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pytest_sdbench.cards.card import Card, Claim
+from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.report.cells import (
+    COMPONENTS,
+    NETWORK,
+    NONE,
+    call_cells,
+    claimed,
+    counts,
+    decimals,
+    figure,
+    images,
+    in_order,
+    measured,
+    of_card,
+    reasons,
+    size,
+    table,
+    untested,
+    verdicts,
+    with_error,
+)
+from pytest_sdbench.report.results import Row
+
+
+def results_markdown(
+    cards: Sequence[Card], rows: Sequence[Row], environment: Mapping[str, Any] | None = None
+) -> str:
+    """Return the report of a run: a summary, the networks of all cards, and each card's claims beside what
+    was measured, with the reasons of every verdict."""
+    titles = {card.name: card.title for card in cards}
+    order = [card.name for card in in_order(cards)]
+    order += [name for name in dict.fromkeys(row.card for row in rows) if name not in titles]
+    count = len({row.card for row in rows})
+    summary = f"{len(rows)} checks of {count} card{'s' * (count != 1)}: {counts(rows) or 'none'}."
+    parts = ["# Results", summary]
+    if environment:
+        parts.append(_environment(environment))
+    parts += _networks(order, titles, rows)
+    claims = {(card.name, claim.id): claim for card in cards for claim in card.claims}
+    labels = {key: claim.label for key, claim in claims.items()}
+    scores = [_with_claim(row, claims.get((row.card, row.name))) for row in rows if row.test == "quality"]
+    for name in order:
+        mine = [row for row in scores if row.card == name and row.measured is not None]
+        if mine:
+            parts += [f"## Quality: {titles.get(name, name)}", _scores(mine, labels), reasons(mine)]
+    open_claims = [row for name in order for row in scores if row.card == name and row.measured is None]
+    if open_claims:
+        parts += [
+            "## Claims that this run did not measure",
+            _not_measured(open_claims, titles, labels),
+            reasons(open_claims),
+        ]
+    calibrated = [row for row in rows if row.test == "calibration"]
+    if calibrated:
+        parts += ["## Calibration", reasons(calibrated)]
+    others = [row for row in rows if row.test not in (*NETWORK, "quality", "calibration")]
+    if others:
+        parts += ["## Cards that cannot be read", reasons(others)]
+    if notes := untested(cards):
+        parts += ["## What the cards leave untested", notes]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _environment(environment: Mapping[str, Any]) -> str:
+    flat: dict[str, Any] = {}
+    for key, value in environment.items():
+        flat |= value if isinstance(value, Mapping) else {key: value}
+    return "Measured with " + ", ".join(f"{key} {value}" for key, value in flat.items()) + "."
+
+
+def _networks(order: Sequence[str], titles: Mapping[str, str], rows: Sequence[Row]) -> list[str]:
+    parts: list[str] = []
+    if counted := [name for name in order if of_card(rows, name, "size")]:
+        sizes = [
+            [titles.get(name, name), *(size(rows, name, part) for part in COMPONENTS)] for name in counted
+        ]
+        parts += [
+            "## Parameters",
+            "Counted exactly; in brackets what the source prints, which is rounded and only shown.",
+            table(["Model", *COMPONENTS.values()], sizes),
+            reasons([row for row in rows if row.test == "size" and row.verdict != "pass"]),
+        ]
+    calls = NETWORK[1:]
+    if timed := [name for name in order if of_card(rows, name, *calls)]:
+        cells = [
+            [titles.get(name, name), *call_cells(rows, name), verdicts(of_card(rows, name, *calls))]
+            for name in timed
+        ]
+        heading = ["Model", "MACs ↓", "s/call ↓", "Latency ratio ↓", "Allowed", "Peak memory ↓", "Verdict"]
+        parts += [
+            "## Compute, speed and memory of one U-Net call",
+            "The latency ratio is relative to the baseline's network, measured interleaved in the same run.",
+            table(heading, cells, left=(0, 6)),
+            reasons([row for row in rows if row.test in calls and row.verdict != "pass"]),
+        ]
+    return parts
+
+
+def _scores(rows: Sequence[Row], labels: Mapping[tuple[str, str], str]) -> str:
+    lines = [
+        [
+            _metric(row, labels),
+            _protocol(row),
+            row.kind or NONE,
+            claimed(row),
+            measured(row),
+            images(row),
+            figure(row.margin, "g"),
+            f"**{row.verdict}**" if row.verdict in ("fail", "error") else row.verdict,
+        ]
+        for row in rows
+    ]
+    heading = ["Metric", "Protocol", "Claim", "Claimed", "Measured", "N", "Margin", "Verdict"]
+    baselines = dict.fromkeys(row.extra["beside"]["card"] for row in rows if "beside" in row.extra)
+    if baselines:
+        # Prompt by prompt: far more certain than the difference of the two scores looks.
+        heading.insert(5, f"Less {', '.join(baselines)}")
+        for cells, row in zip(lines, rows, strict=True):
+            cells.insert(5, _beside(row))
+    return table(heading, lines, left=(0, 1, 2, len(heading) - 1))
+
+
+def _not_measured(
+    rows: Sequence[Row], titles: Mapping[str, str], labels: Mapping[tuple[str, str], str]
+) -> str:
+    lines = [
+        [titles.get(row.card, row.card), _metric(row, labels), _protocol(row), claimed(row), row.verdict]
+        for row in rows
+    ]
+    return table(["Model", "Metric", "Protocol", "Claimed", "Verdict"], lines, left=(0, 1, 2, 4))
+
+
+def _with_claim(row: Row, claim: Claim | None) -> Row:
+    """Return a row with what its card claims: a check that never ran could not file it."""
+    if claim is None or row.claimed is not None:
+        return row
+    return replace(
+        row,
+        metric=claim.metric,
+        protocol=claim.gate_protocol or claim.protocol,
+        claimed=claim.value,
+        claimed_text=claim.text,
+        kind=claim.kind,
+    )
+
+
+def _metric(row: Row, labels: Mapping[tuple[str, str], str]) -> str:
+    metric = METRICS.get(row.metric)
+    if metric is None:
+        return row.name or NONE
+    return f"{labels.get((row.card, row.name), metric.label)} {metric.arrow}"
+
+
+def _protocol(row: Row) -> str:
+    assumed = row.name.startswith("unstated") and row.protocol not in ("", "unstated")
+    return f"{row.protocol} (assumed)" if assumed else row.protocol or NONE
+
+
+def _beside(row: Row) -> str:
+    """Return a score less the baseline's."""
+    found = row.extra.get("beside")
+    if found is None:
+        return NONE
+    return with_error(found["difference"], found["standard_error"], decimals(row) + 1, sign="+")

@@ -1,0 +1,79 @@
+"""The tables that a run prints at its end: networks, one line a card; scores, one line a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from pytest_sdbench.cards.card import Card
+from pytest_sdbench.report.cells import (
+    NETWORK,
+    NONE,
+    call_cells,
+    claimed,
+    counts,
+    images,
+    measured,
+    of_card,
+    reasons,
+    size,
+    untested,
+    verdicts,
+)
+from pytest_sdbench.report.results import Row
+
+
+def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
+    """Return the tables of a run in short, and the reasons of what was neither passed nor failed."""
+    names = [name for name in dict.fromkeys(row.card for row in rows) if of_card(rows, name, *NETWORK)]
+    parts = [_networks(names, rows)] if names else []
+    quality = [row for row in rows if row.test == "quality"]
+    scores = [
+        [row.card, row.name or row.metric, claimed(row), measured(row), images(row), row.verdict]
+        for row in quality
+        if row.measured is not None
+    ]
+    if scores:
+        parts.append(_plain(["card", "claim", "claimed", "measured", "N", "verdict"], scores, left=2))
+    if rest := [row for row in quality if row.measured is None]:
+        of = f"{_many(len(rest), 'score')} of {_many(len({row.card for row in rest}), 'card')}"
+        parts.append(f"not measured: {of} ({counts(rest)})")
+    calibration = [row for row in rows if row.test == "calibration"]
+    parts.append(reasons(calibration))
+    if broken := {row.card for row in rows if row.test not in (*NETWORK, "quality", "calibration")}:
+        parts.append(f"cannot be read: {', '.join(sorted(broken))}")
+    # Failures have a section of their own in pytest's output; what was skipped has its reason here.
+    skipped = [row for row in rows if row.verdict not in ("pass", "fail", "error") and row not in calibration]
+    parts.append(reasons(skipped))
+    if notes := untested(cards):
+        parts.append(f"what the cards leave untested:\n{notes}")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _networks(names: Sequence[str], rows: Sequence[Row]) -> str:
+    heading = ["card", "U-Net", "whole", "MACs", "s/call", "ratio", "memory", "network"]
+    table = []
+    for name in names:
+        macs, seconds, ratio, allowed, memory = call_cells(rows, name)
+        if NONE not in (ratio, allowed):
+            ratio = f"{ratio} (max {allowed})"
+        sizes = size(rows, name, "unet"), size(rows, name, "whole")
+        verdict = verdicts(of_card(rows, name, *NETWORK))
+        table.append([name, *sizes, macs, seconds, ratio, memory, verdict])
+    memory_at = heading.index("memory")
+    if all(line[memory_at] == NONE for line in table):
+        # Memory is read on CUDA alone: elsewhere the column would be empty.
+        for line in (heading, *table):
+            del line[memory_at]
+    return _plain(heading, table, left=1)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _plain(heading: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """Return a table whose first columns, `left` of them, and last one are set left."""
+    align = ["left"] * left + ["right"] * (len(heading) - left - 1) + ["left"]
+    return tabulate(rows, heading, tablefmt="simple", disable_numparse=True, colalign=align)
