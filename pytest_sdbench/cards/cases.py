@@ -23,8 +23,8 @@ class Case:
 def quality_cases(card: Card) -> list[Case]:
     """Return the claims of a card, then each metric of its protocols that nothing is claimed of yet.
 
-    Nor is anything of a metric that is recorded only, of a protocol that has changed since: it is measured
-    anew, for nothing else would renew the record.
+    A metric that is recorded only is measured again once its protocol has changed: nothing else would renew
+    the record.
     """
     cases = [Case(claim.id, claim.metric, claim.gate_protocol, claim) for claim in card.claims]
     for name in card.judged_by:
@@ -57,7 +57,7 @@ def other_protocol(claim: Claim, protocol: Protocol) -> str:
 def judged_protocols(card: Card) -> list[Protocol]:
     """Return the protocols under which a run of the card makes images.
 
-    Not those whose every claim is of something else than the protocol is today. Raises what `load_protocol`
+    A protocol that has changed since every claim under it was made is left out. Raises what `load_protocol`
     raises.
     """
     found: dict[str, Protocol] = {}

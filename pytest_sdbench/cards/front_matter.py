@@ -135,25 +135,7 @@ def parse(path: Path, text: str) -> FrontMatter:
     from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-    if text.startswith("\ufeff"):
-        raise CardError(
-            "the card begins with a byte order mark, behind which the hub finds no front matter",
-            file=path,
-            key="byte 0",
-            found="\ufeff",
-            remedy="Save the file as UTF-8 without a byte order mark",
-        )
-    match = BLOCK.match(text)
-    if match is None or EMPTY_BLOCK.match(text):
-        first = text.strip().split("\n", 1)[0][:60].rstrip("\r")
-        raise CardError(
-            "the card has no front matter",
-            file=path,
-            key="line 1",
-            found=first,
-            remedy="Begin the file with `---`, the YAML, and `---` again; "
-            "`python -m pytest_sdbench draft FOLDER` writes a complete card",
-        )
+    match = _find(path, text)
     block, first_line = match.group(2), text[: match.start(2)].count("\n") + 1
     yaml = YAML(typ="rt", pure=True)
     try:
@@ -191,6 +173,30 @@ def parse(path: Path, text: str) -> FrontMatter:
             remedy="Write `key: value` lines between the two `---`",
         )
     return FrontMatter(path, text, match.start(2), match.end(2), plain(data), node)
+
+
+def _find(path: Path, text: str) -> re.Match[str]:
+    """Return the match of `BLOCK`, or raise where the hub finds no front matter."""
+    if text.startswith("\ufeff"):
+        raise CardError(
+            "the card begins with a byte order mark, behind which the hub finds no front matter",
+            file=path,
+            key="byte 0",
+            found="\ufeff",
+            remedy="Save the file as UTF-8 without a byte order mark",
+        )
+    match = BLOCK.match(text)
+    if match is None or EMPTY_BLOCK.match(text):
+        first = text.strip().split("\n", 1)[0][:60].rstrip("\r")
+        raise CardError(
+            "the card has no front matter",
+            file=path,
+            key="line 1",
+            found=first,
+            remedy="Begin the file with `---`, the YAML, and `---` again; "
+            "`python -m pytest_sdbench draft FOLDER` writes a complete card",
+        )
+    return match
 
 
 def _duplicate(problem: str) -> str:

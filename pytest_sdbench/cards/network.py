@@ -32,7 +32,7 @@ def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
         return Network(checkpoint.unet_config, checkpoint)
     if card.architecture is None:
         raise Unavailable(
-            "neither the checkpoint is on this machine nor does the card name its architecture",
+            "the checkpoint is not on this machine, and the card does not name its architecture",
             file=card.path,
             key="sdbench.architecture",
             remedy="Add it (`python -m pytest_sdbench draft FOLDER` finds it), or give "
