@@ -44,10 +44,6 @@ def libraries_and_load(facts: Mapping[str, Any]) -> str:
     return f"{libraries}. {facts['date']}, load average {before:.1f} to {after:.1f}."
 
 
-def describe(device: torch.device) -> str:
-    return timed_on(str(device))
-
-
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.5) -> float:
     """Return the most floating-point operations per second that a square matrix multiplication reached."""
     best = 0.0

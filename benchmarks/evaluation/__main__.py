@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
-import shlex
-import sys
 import tempfile
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import machine
-from benchmarks.evaluation import memory as resident
-from benchmarks.evaluation import random_models, solvers, throughput
-from benchmarks.evaluation.report import SECTIONS, Circumstances, write
+from benchmarks import machine, options
+from benchmarks.evaluation import memory, random_models, solvers, throughput
+from benchmarks.evaluation.report import SECTIONS, add
 from benchmarks.evaluation.throughput import Subject
 from benchmarks.report import RESULTS
 from pytest_sdbench.models.checkpoint import resolve
@@ -31,125 +27,107 @@ from pytest_sdbench.store.shard_format import SHARD
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "torch-fidelity", "scipy", "numpy")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evaluation", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--only", help=f"parts, with commas between: {', '.join(SECTIONS)}; default: all")
+    asked = _options(arguments)
+    out = asked.out or RESULTS / f"evaluation-{torch.device(asked.device).type}"
+    with tempfile.TemporaryDirectory(prefix="sdbench-models-") as folder:
+        subject, remarks = _subject(asked, Path(folder))
+        parts = _parts(subject, asked)
+        for name in [name for name in SECTIONS if name in asked.only]:
+            print(f"{name}:", flush=True)
+            began = os.getloadavg()[0]
+            found = parts[name]()
+            circumstances = {
+                "command": options.command("evaluation", arguments),
+                "checkpoint": remarks or subject.checkpoint.spec,
+                "protocol": subject.protocol.name,
+                "precision": subject.protocol.sampling.dtype,
+                "rounds": asked.rounds,
+                **machine.facts(asked.device, LIBRARIES, began),
+            }
+            # Written after each part: a long run that is stopped keeps what it has.
+            add(name, circumstances, found, out, asked.note)
+    print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.md')}")
+    print(out.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = options.parser("evaluation", __doc__)
+    parser.add_argument("--only", help=f"parts, with commas between: {', '.join(SECTIONS)} [all]")
     parser.add_argument(
         "--checkpoint",
         default="base: embedded:scenes-sd, unet: embedded:scenes-tiny",
         help="as a card names it",
     )
     parser.add_argument("--protocol", help="default: scenes-quick; with --full-size coco30k-bksdm")
-    parser.add_argument(
-        "--full-size", action="store_true", help="random weights of Stable Diffusion v1.4, 512 px, float16"
-    )
-    parser.add_argument(
-        "--smoke", action="store_true", help="random weights of a few channels, few images: to see it run"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_sizes(parser)
+    options.add_device(parser)
     parser.add_argument("--data", type=Path, help="folder of prompts, statistics and Inception weights")
-    parser.add_argument("--rounds", type=int, help="turns of each way; default: 5")
-    parser.add_argument("--images", type=int, help="of one turn of ours; default: 64 a core")
-    parser.add_argument("--published-images", type=int, help="of one turn of the procedure; default: 16")
-    parser.add_argument("--passes", type=int, help="files that its scores pass over; default: N, 512 at most")
+    parser.add_argument("--rounds", type=int, help="turns of each way [5]")
+    parser.add_argument("--images", type=int, help="of one turn of ours [64 a core]")
+    parser.add_argument("--published-images", type=int, help="of one turn of the procedure [16]")
+    parser.add_argument("--passes", type=int, help="files that its scores pass over [N, 512 at most]")
     parser.add_argument("--steps", type=int, help="sample in fewer steps than the protocol: to see it run")
     parser.add_argument(
-        "--speed-ups", help="which to switch, with commas between; default: all, torch.compile on CUDA alone"
+        "--speed-ups", help="which to switch, with commas between [all, torch.compile on CUDA alone]"
     )
     parser.add_argument("--note", default="", help="a sentence to stand above the tables")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/evaluation-DEVICE")
-    options = parser.parse_args(arguments)
-    wanted = list(SECTIONS) if options.only is None else options.only.split(",")
-    for name in wanted:
-        if name not in SECTIONS:
-            parser.error(f"--only: {name!r} is no part; there are {', '.join(SECTIONS)}")
-    on_cuda = options.device.startswith("cuda")
-    speed_ups = [name for name in throughput.OFF if on_cuda or name != "compile"]
-    if options.speed_ups is not None:
-        speed_ups = options.speed_ups.split(",")
-    for name in speed_ups:
-        if name not in throughput.OFF:
-            parser.error(f"--speed-ups: {name!r} is none; there are {', '.join(throughput.OFF)}")
-    if on_cuda and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here: give --device cpu")
-    smoke = options.smoke
-    rounds = options.rounds or (1 if smoke else 5)
-    images = options.images or (8 if smoke else SHARD * max(2, torch.get_num_threads()))
-    published_images = options.published_images or (2 if smoke else 16)
-    if min(rounds, images, published_images) < 1:
-        parser.error("--rounds, --images and --published-images have to be 1 or more")
-    words = sys.argv[1:] if arguments is None else arguments
-    command = f"python -m benchmarks.evaluation {shlex.join(words)}".strip()
-    with tempfile.TemporaryDirectory(prefix="sdbench-models-") as made:
-        subject, remarks = _subject(options, Path(made))
-        passes = options.passes or min(subject.protocol.n, 8 if smoke else 512)
-        ways: dict[str, Callable[[], Any]] = {
-            "end-to-end": lambda: throughput.end_to_end(
-                subject,
-                rounds=rounds,
-                images=images,
-                published_images=published_images,
-                passes=passes,
-                apart=not smoke,
-            ),
-            "unet-share": lambda: throughput.shares(subject, rounds=rounds, images=images),
-            "ablation": lambda: throughput.ablation(
-                subject, rounds=rounds, images=images, speed_ups=speed_ups, apart=not smoke
-            ),
-            "memory": lambda: resident.measure(
-                *(((100, 300), (8,)) if smoke else ((1000, 5000, 30000), (64, 256)))
-            ),
-            "solver": lambda: solvers.measure(64 if smoke else 2048, rounds),
-        }
-        for name in SECTIONS:
-            if name not in wanted:
-                continue
-            print(f"{name}:", flush=True)
-            began = os.getloadavg()[0]
-            found = ways[name]()
-            about = Circumstances(
-                command=command,
-                device=machine.describe(subject.kind),
-                cores=os.cpu_count() or 1,
-                checkpoint=remarks or subject.checkpoint.spec,
-                protocol=subject.protocol.name,
-                precision=subject.protocol.sampling.dtype,
-                rounds=rounds,
-                versions={library: version(library) for library in LIBRARIES},
-                date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-                load=(began, os.getloadavg()[0]),
-            )
-            # Written after each part: a long run that is stopped keeps what it has.
-            out = options.out or RESULTS / f"evaluation-{subject.kind.type}"
-            written = write({name: (about, found)}, out, options.note)
-    for path in written:
-        print(f"wrote {path}")
-    print(written[1].read_text(encoding="utf-8"))
+    parser.add_argument("--out", type=Path, help="where to write [benchmarks/results/evaluation-DEVICE]")
+    asked = options.parse(parser, arguments)
+    smoke, on_cuda = asked.smoke, asked.device.startswith("cuda")
+    asked.only = list(SECTIONS) if asked.only is None else asked.only.split(",")
+    usual = [name for name in throughput.OFF if on_cuda or name != "compile"]
+    asked.speed_ups = usual if asked.speed_ups is None else asked.speed_ups.split(",")
+    for option, names, known in (
+        ("--only", asked.only, list(SECTIONS)),
+        ("--speed-ups", asked.speed_ups, list(throughput.OFF)),
+    ):
+        for name in set(names) - set(known):
+            parser.error(f"{option}: {name!r} is not one of {', '.join(known)}")
+    asked.rounds = asked.rounds or (1 if smoke else 5)
+    asked.images = asked.images or (8 if smoke else SHARD * max(2, torch.get_num_threads()))
+    asked.published_images = asked.published_images or (2 if smoke else 16)
+    options.check(parser, asked.device, asked.rounds, asked.images, asked.published_images)
+    return asked
 
 
-def _subject(options: argparse.Namespace, made: Path) -> tuple[Subject, str]:
+def _parts(subject: Subject, asked: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
+    """Return what measures each part."""
+    smoke, turns = asked.smoke, {"rounds": asked.rounds, "images": asked.images}
+    passes = asked.passes or min(subject.protocol.n, 8 if smoke else 512)
+    sizes = {"published_images": asked.published_images, "passes": passes}
+    numbers = ((100, 300), (8,)) if smoke else ((1000, 5000, 30000), (64, 256))
+    return {
+        "end-to-end": partial(throughput.end_to_end, subject, **turns, **sizes, apart=not smoke),
+        "unet-share": partial(throughput.shares, subject, **turns),
+        "ablation": partial(
+            throughput.ablation, subject, **turns, speed_ups=asked.speed_ups, apart=not smoke
+        ),
+        "memory": partial(memory.measure, *numbers),
+        "solver": partial(solvers.measure, 64 if smoke else 2048, asked.rounds),
+    }
+
+
+def _subject(asked: argparse.Namespace, folder: Path) -> tuple[Subject, str]:
     """Return what is to be evaluated, and what its weights are where they are made up."""
-    protocol = load_protocol(options.protocol or ("coco30k-bksdm" if options.full_size else "scenes-quick"))
-    remarks, data_root, inception = "", options.data, None
-    if options.full_size or options.smoke:
-        size: random_models.Size = "full" if options.full_size else "smoke"
-        checkpoint = random_models.write_checkpoint(made, size, dtype=protocol.sampling.dtype)
-        remarks = f"random weights, {random_models.NAMES[size]}"
+    protocol = load_protocol(asked.protocol or ("coco30k-bksdm" if asked.full_size else "scenes-quick"))
+    remarks, data_root, inception = "", asked.data, None
+    if asked.full_size or asked.smoke:
+        size: random_models.Size = "full" if asked.full_size else "smoke"
+        checkpoint = random_models.write_checkpoint(folder, size, dtype=protocol.sampling.dtype)
+        remarks = checkpoint.spec
         if protocol.prompts.kind == "csv":
-            protocol, data_root, absent, inception = random_models.complete(protocol, made, options.data)
+            protocol, data_root, absent, inception = random_models.complete(protocol, folder, asked.data)
             remarks += f"; {absent}" if absent else ""
     else:
-        checkpoint = resolve(options.checkpoint)
-    steps = options.steps or (1 if options.smoke else None)
+        checkpoint = resolve(asked.checkpoint)
+    steps = asked.steps or (1 if asked.smoke else None)
     if steps:
-        protocol = protocol.model_copy(
-            update={"sampling": protocol.sampling.model_copy(update={"steps": steps})}
-        )
+        sampling = protocol.sampling.model_copy(update={"steps": steps})
+        protocol = protocol.model_copy(update={"sampling": sampling})
         remarks = f"{remarks or checkpoint.spec}; {steps} steps"
-    subject = Subject(checkpoint, protocol, options.device, data_root, inception)
+    subject = Subject(checkpoint, protocol, asked.device, data_root, inception)
     subject.settle()
     return subject, remarks
 

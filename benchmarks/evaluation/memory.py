@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.turns import in_a_process
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate, open_evidence
 from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_column
@@ -37,19 +37,6 @@ COCO_COLUMNS = {
 """Widths of the columns of an image; 0 for a single number."""
 LIMIT = 300e6
 """Bytes by which 30,000 images may take more than 1,000."""
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The most that was resident in a process."""
-
-    what: str
-    images: int
-    base: int
-    """Bytes resident before the evaluation, with every module imported."""
-    most: int
-    """Bytes."""
-    seconds: float
 
 
 def coco_like(folder: Path, images: int) -> Protocol:
@@ -119,66 +106,50 @@ def fill(
         evidence.write(start, {**rows, "seed": np.zeros(count, np.int64), **flags})
 
 
-def scoring(images: int, store: Path) -> Peak:
+def scoring(images: int, store: Path) -> dict[str, Any]:
     """Score `images` images of a filled store, in this process, and tell what it took."""
     return _measured(
         "scoring, rows of MS-COCO's widths", images, store, load_protocol(store / "coco-like.yaml")
     )
 
 
-def sampling(images: int, store: Path) -> Peak:
+def sampling(images: int) -> dict[str, Any]:
     """Make and score images of the embedded family, in this process, and tell what it took."""
     protocol = load_protocol("scenes-quick").with_samples(images)
-    return _measured("sampling and scoring, scenes-quick", images, store, protocol)
+    with tempfile.TemporaryDirectory(prefix="sdbench-memory-") as fresh:
+        return _measured("sampling and scoring, scenes-quick", images, Path(fresh), protocol)
 
 
-def _measured(what: str, images: int, store: Path, protocol: Protocol) -> Peak:
+def _measured(what: str, images: int, store: Path, protocol: Protocol) -> dict[str, Any]:
     # Libraries are no memory of an evaluation, whichever part of it loads them.
-    for name in (
-        "pytest_sdbench.evaluation.sampler",
-        "pytest_sdbench.features.clip",
-        "pytest_sdbench.features.classifier",
-    ):
-        import_module(name)
+    for name in ("evaluation.sampler", "features.clip", "features.classifier"):
+        import_module(f"pytest_sdbench.{name}")
     checkpoint = resolve(CHECKPOINT)
     machine.forget_peak()
+    # Bytes resident before the evaluation, with every module imported; then the most there were.
     base, _ = machine.resident()
     began = time.perf_counter()
     evaluate(checkpoint, protocol, Workspace(store, progress=False), samples=images)
     seconds = time.perf_counter() - began
     # Not `ru_maxrss`: Linux starts that of a new process at what its parent had.
-    return Peak(what, images, base, machine.resident()[1], seconds)
+    most = machine.resident()[1]
+    return {"what": what, "images": images, "base": base, "most": most, "seconds": seconds}
 
 
 def measure(
-    numbers: tuple[int, ...] = (1000, 5000, 30000),
-    sampled: tuple[int, ...] = (64, 256),
+    numbers: Sequence[int] = (1000, 5000, 30000),
+    sampled: Sequence[int] = (64, 256),
     say: Callable[[str], None] = print,
-) -> list[Peak]:
+) -> list[dict[str, Any]]:
     """Measure every number of images in a process of its own."""
     peaks = []
     with tempfile.TemporaryDirectory(prefix="sdbench-memory-") as name:
         store = Path(name)
         fill(store, resolve(CHECKPOINT), coco_like(store, max(numbers)), COCO_COLUMNS)
-        for images in numbers:
-            peaks.append(_in_a_process("scoring", images, store))
-            say(f"{peaks[-1].what}: {images:,} images, {peaks[-1].most / 1e6:,.0f} MB")
-        for images in sampled:
-            with tempfile.TemporaryDirectory(prefix="sdbench-memory-") as fresh:
-                peaks.append(_in_a_process("sampling", images, Path(fresh)))
-            say(f"{peaks[-1].what}: {images:,} images, {peaks[-1].most / 1e6:,.0f} MB")
+        for call, images in [
+            *((partial(scoring, n, store), n) for n in numbers),
+            *((partial(sampling, n), n) for n in sampled),
+        ]:
+            peaks.append(in_a_process(call))
+            say(f"{peaks[-1]['what']}: {images:,} images, {peaks[-1]['most'] / 1e6:,.0f} MB")
     return peaks
-
-
-def _in_a_process(what: str, images: int, store: Path) -> Peak:
-    command = [sys.executable, "-m", "benchmarks.evaluation.memory", what, str(images), str(store)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return Peak(**json.loads(done.stdout.splitlines()[-1]))
-
-
-if __name__ == "__main__":
-    _, kind, number, where = sys.argv
-    found = {"scoring": scoring, "sampling": sampling}[kind](int(number), Path(where))
-    print(json.dumps(asdict(found)))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from benchmarks.evaluation.memory import moments
 from benchmarks.evaluation.published_procedure import frechet_distance
+from benchmarks.turns import spread, take_turns
 from pytest_sdbench.metrics.fid import fid
 from pytest_sdbench.metrics.moments import FeatureStatistics
 
@@ -17,56 +20,46 @@ SQRTM, EIGVALS = "scipy.linalg.sqrtm (pytorch-fid)", "torch-fidelity"
 POWERS = (0.5, 1.0, 1.5)
 """Of the spectra: eigenvalue k is k to the minus this power."""
 
-
-@dataclass(frozen=True)
-class Solver:
-    """One way to compute FID, timed beside ours."""
-
-    name: str
-    seconds: float
-    """Median over the rounds."""
-    ratio: float
-    """Of its seconds to ours (nothing known of the reference), in the same round: median."""
-    lowest: float
-    highest: float
-    difference: float
-    """The largest relative difference of its value from ours."""
+Pair = tuple[FeatureStatistics, FeatureStatistics]
 
 
-def measure(width: int = 2048, rounds: int = 5, say: Callable[[str], None] = print) -> list[Solver]:
+def measure(width: int = 2048, rounds: int = 5, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """Time the solvers in turn, first forwards, then backwards; each round has other moments.
 
-    They are symmetric, of full rank, with spectra that fall as powers of different exponents.
+    They are symmetric, of full rank, with spectra that fall as powers of different exponents. Ratios are of
+    seconds to ours (nothing known of the reference); differences are the largest relative ones of the values.
     """
-    ways = {OURS: _ours, KNOWN: fid, SQRTM: _sqrtm, EIGVALS: _torch_fidelity}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    values: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds):
-        pair = [
-            FeatureStatistics(*moments(width, seed=2 * number + side, power=POWERS[number % len(POWERS)]))
-            for side in (0, 1)
-        ]
-        fid(*pair)  # what it computes of the reference is kept with it
-        for name in ways if number % 2 == 0 else reversed(ways):
-            began = time.perf_counter()
-            values[name].append(ways[name](*pair))
-            seconds[name].append(time.perf_counter() - began)
-        say(f"round {number + 1} of {rounds}: " + ", ".join(f"{n} {t[-1]:.2f} s" for n, t in seconds.items()))
-    found = []
-    for name in ways:
-        ratios = [theirs / own for theirs, own in zip(seconds[name], seconds[OURS], strict=True)]
-        differences = [abs(a / b - 1) for a, b in zip(values[name], values[OURS], strict=True)]
-        found.append(
-            Solver(
-                name,
-                statistics.median(seconds[name]),
-                statistics.median(ratios),
-                min(ratios),
-                max(ratios),
-                max(differences),
-            )
-        )
-    return found
+    pairs = [_pair(width, number) for number in range(rounds)]
+    solvers = {OURS: _ours, KNOWN: fid, SQRTM: _sqrtm, EIGVALS: _torch_fidelity}
+    ways = {name: partial(_timed, solver, iter(pairs)) for name, solver in solvers.items()}
+    turns = take_turns(ways, rounds, say, show=lambda turn: f"{turn[0]:.2f} s")
+    seconds = {name: [turn[0] for turn in own] for name, own in turns.items()}
+    values = {name: [turn[1] for turn in own] for name, own in turns.items()}
+    return [
+        {
+            "name": name,
+            "seconds": statistics.median(seconds[name]),
+            **spread(seconds[name], seconds[OURS]),
+            "difference": max(abs(a / b - 1) for a, b in zip(values[name], values[OURS], strict=True)),
+        }
+        for name in ways
+    ]
+
+
+def _pair(width: int, number: int) -> Pair:
+    power = POWERS[number % len(POWERS)]
+    sample, reference = (
+        FeatureStatistics(*moments(width, seed=2 * number + side, power=power)) for side in (0, 1)
+    )
+    fid(sample, reference)  # what it computes of the reference is kept with it
+    return sample, reference
+
+
+def _timed(solver: Callable[..., float], pairs: Iterator[Pair]) -> tuple[float, float]:
+    pair = next(pairs)
+    began = time.perf_counter()
+    value = solver(*pair)
+    return time.perf_counter() - began, value
 
 
 def _ours(sample: FeatureStatistics, reference: FeatureStatistics) -> float:

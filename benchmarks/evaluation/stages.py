@@ -15,7 +15,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import diffusers
 import torch
+from torch._dynamo.eval_frame import OptimizedModule
+from transformers import CLIPTextModel
+
+from pytest_sdbench.features import extractors
+from pytest_sdbench.models.pipeline import load_pipeline
+from pytest_sdbench.protocols.image_steps import apply_image_steps
+from pytest_sdbench.store.shards import Evidence
 
 UNET, TEXT, VAE, SCHEDULER = "U-Net", "text encoder", "VAE", "scheduler"
 CODEC, EXTRACTORS, SHARDS, LOADING = "codec and resize", "extractors", "shards", "loading"
@@ -71,6 +79,7 @@ class Watch:
     """What was noted."""
 
     spans: list[Span] = field(default_factory=list)
+    _inside: threading.local = field(default_factory=threading.local)
 
     def loading(self) -> float:
         """Return the seconds in which something was loaded, counted once where two were at one time."""
@@ -101,6 +110,47 @@ class Watch:
             sum(span.samples for span in work),
         )
 
+    def clocked(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function with a clock around it."""
+
+        @functools.wraps(call)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            outer = getattr(self._inside, "stage", None)
+            # A stage within itself (a compiled network calls the plain one) counts once, and no clock is to
+            # be compiled into a network.
+            if torch.compiler.is_compiling() or outer == stage:
+                return call(*args, **kwargs)
+            self._inside.stage = stage
+            span = Span(stage, threading.get_ident(), time.perf_counter())
+            # torch has no types for this function, nor for events.
+            if stage in ON_DEVICE and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                span.events = begin, end
+                begin.record()
+            if stage == UNET:
+                span.samples = len(kwargs["sample"] if "sample" in kwargs else args[1])
+            try:
+                return call(*args, **kwargs)
+            finally:
+                if span.events is not None:
+                    span.events[1].record()
+                span.ended = time.perf_counter()
+                self._inside.stage = outer
+                self.spans.append(span)
+
+        return timed
+
+    def compiled(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the call of a compiled network with the clock of what was compiled."""
+        kinds = {diffusers.UNet2DConditionModel: UNET, diffusers.AutoencoderKL: VAE, CLIPTextModel: TEXT}
+        ways = {kind: self.clocked(stage, call) for kind, stage in kinds.items()}
+
+        @functools.wraps(call)
+        def timed(module: Any, *args: Any, **kwargs: Any) -> Any:
+            return ways.get(type(module._orig_mod), call)(module, *args, **kwargs)
+
+        return timed
+
 
 def covered(spans: list[tuple[float, float]]) -> float:
     """Return the length of the union of intervals."""
@@ -111,85 +161,36 @@ def covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no types for it
-
-
 @contextmanager
 def watching(*, scheduler: str | None = None, only_loading: bool = False) -> Iterator[Watch]:
     """Note the stages of whatever evaluation runs inside; `scheduler` is its class's name in diffusers.
 
     With `only_loading` nothing is put around what is called for each image.
     """
-    import diffusers
-    from torch._dynamo.eval_frame import OptimizedModule
-    from transformers import CLIPTextModel
-
-    from pytest_sdbench.features import extractors as features
-    from pytest_sdbench.models import pipeline
-    from pytest_sdbench.protocols import image_steps as image_path
-    from pytest_sdbench.store.shards import Evidence
-
     watch = Watch()
-    inside = threading.local()
-
-    def clocked(stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(call)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            # A stage within itself (a compiled network calls the plain one) counts once, and no clock is to
-            # be compiled into a network.
-            if torch.compiler.is_compiling() or getattr(inside, "stage", None) == stage:
-                return call(*args, **kwargs)
-            outer, inside.stage = getattr(inside, "stage", None), stage
-            span = Span(stage, threading.get_ident(), time.perf_counter())
-            # torch has no types for this function.
-            if stage in ON_DEVICE and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-                span.events = _event(), _event()
-                span.events[0].record()
-            if stage == UNET:
-                sample = kwargs["sample"] if "sample" in kwargs else args[1]
-                span.samples = len(sample)
-            try:
-                return call(*args, **kwargs)
-            finally:
-                if span.events is not None:
-                    span.events[1].record()
-                span.ended = time.perf_counter()
-                inside.stage = outer
-                watch.spans.append(span)
-
-        return timed
-
-    def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
-        kinds = {diffusers.UNet2DConditionModel: UNET, diffusers.AutoencoderKL: VAE, CLIPTextModel: TEXT}
-        ways = {stage: clocked(stage, call) for stage in kinds.values()}
-
-        @functools.wraps(call)
-        def timed(module: Any, *args: Any, **kwargs: Any) -> Any:
-            stage = kinds.get(type(module._orig_mod))
-            return (ways[stage] if stage else call)(module, *args, **kwargs)
-
-        return timed
-
+    functions: list[tuple[str, Callable[..., Any]]] = [
+        (LOADING, load_pipeline),
+        (LOADING, extractors.open_extractors),
+    ]
+    methods: list[tuple[str, Any, str]] = []
+    if not only_loading:
+        functions.append((CODEC, apply_image_steps))
+        methods = [
+            (UNET, diffusers.UNet2DConditionModel, "__call__"),
+            (TEXT, CLIPTextModel, "__call__"),
+            (VAE, diffusers.AutoencoderKL, "decode"),
+            (EXTRACTORS, extractors.Extractors, "extract"),
+            (SHARDS, Evidence, "write"),
+        ]
+        if scheduler is not None:
+            methods.append((SCHEDULER, getattr(diffusers, scheduler), "step"))
     with ExitStack() as undo:
-
-        def method(owner: Any, name: str, stage: str) -> None:
-            _replace(undo, owner, name, clocked(stage, getattr(owner, name)))
-
-        for function in (pipeline.load_pipeline, features.open_extractors):
-            _replace_everywhere(undo, function, clocked(LOADING, function))
+        for stage, function in functions:
+            _replace_everywhere(undo, function, watch.clocked(stage, function))
+        for stage, owner, name in methods:
+            _replace(undo, owner, name, watch.clocked(stage, getattr(owner, name)))
         if not only_loading:
-            method(diffusers.UNet2DConditionModel, "__call__", UNET)
-            method(CLIPTextModel, "__call__", TEXT)
-            method(diffusers.AutoencoderKL, "decode", VAE)
-            method(features.Extractors, "extract", EXTRACTORS)
-            method(Evidence, "write", SHARDS)
-            if scheduler is not None:
-                method(getattr(diffusers, scheduler), "step", SCHEDULER)
-            _replace_everywhere(
-                undo, image_path.apply_image_steps, clocked(CODEC, image_path.apply_image_steps)
-            )
-            _replace(undo, OptimizedModule, "__call__", compiled(OptimizedModule.__call__))
+            _replace(undo, OptimizedModule, "__call__", watch.compiled(OptimizedModule.__call__))
         yield watch
 
 

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import machine
 from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation.memory import fill
-from benchmarks.evaluation.processes import Apart
-from benchmarks.evaluation.stages import Shares, watching
+from benchmarks.evaluation.stages import watching
+from benchmarks.turns import Worker, loaded, spread, take_turns
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning
@@ -91,72 +91,17 @@ class Turn:
         return self.images / self.seconds
 
 
-@dataclass(frozen=True)
-class Rate:
-    """One way, timed turn by turn with another."""
-
-    name: str
-    beside: str
-    images: int
-    """Of a turn."""
-    rate: float
-    """Images per second, median over the rounds."""
-    ratio: float
-    """Of its rate to that of `beside` in the same round: median."""
-    lowest: float
-    highest: float
-    loading: float
-    """Seconds, median."""
-
-
-@dataclass(frozen=True)
-class EndToEnd:
-    """Ours beside the published procedure."""
-
-    rates: list[Rate]
-    parts: dict[str, float]
-    """Seconds per image of each pass of the published procedure, median."""
-    n: int
-    """Images of the whole protocol."""
-    once: dict[str, float]
-    """Seconds that a way takes once for N images, besides loading: scores from N rows, or the root of FID."""
-    first: dict[str, float]
-    """Images per second of the turn before the first one, which is not counted."""
-
-    def whole(self, name: str) -> float:
-        """Return the seconds of the whole protocol: loading, every image, and what is done once."""
-        [own] = [rate for rate in self.rates if rate.name == name]
-        return own.loading + self.n / own.rate + self.once[name]
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Where the time of our evaluation goes."""
-
-    images: int
-    rounds: list[float]
-    """Share of the U-Net's own calls of threads x wall time in each round."""
-    shares: Shares
-    """Of the round in the middle."""
-    rate: float
-    """Images per second of that round."""
-    flops_per_image: float
-    """Of the U-Net's calls."""
-    peak: float
-    """Floating-point operations per second of the best matrix multiplication, in any round."""
-
-
 def our_turn(subject: Subject, images: int, tuning: Tuning) -> Turn:
     """Evaluate some images into a fresh store; then once more with all evidence there: the scoring."""
     with tempfile.TemporaryDirectory(prefix="sdbench-turn-") as store:
         with watching(only_loading=True) as watch:
-            total = _evaluated(subject, images, tuning, Path(store))
-        scoring = _evaluated(subject, images, tuning, Path(store))
+            total = _evaluate(subject, images, tuning, Path(store))
+        scoring = _evaluate(subject, images, tuning, Path(store))
     loading = watch.loading()
     return Turn(images, total - loading - scoring, loading, scoring)
 
 
-def published_turn(loaded: procedure.Procedure, prompts: Sequence[str], images: int, passes: int) -> Turn:
+def published_turn(ready: procedure.Procedure, prompts: Sequence[str], images: int, passes: int) -> Turn:
     """Make some images, and pass over `passes` files of them for each score.
 
     The passes start something of their own each time (a read-ahead, an extractor's first call): over as many
@@ -167,9 +112,9 @@ def published_turn(loaded: procedure.Procedure, prompts: Sequence[str], images: 
         folder.mkdir()
         many.mkdir()
         parts = {}
-        machine.wait(torch.device(loaded.device))
+        machine.wait(torch.device(ready.device))
         began = time.perf_counter()
-        files = procedure.generate(loaded, prompts, folder, range(images))
+        files = procedure.generate(ready, prompts, folder, range(images))
         parts["images and files"] = (time.perf_counter() - began) / images
         copies = []
         for number in range(max(passes, images)):
@@ -178,9 +123,9 @@ def published_turn(loaded: procedure.Procedure, prompts: Sequence[str], images: 
             copies[-1].hardlink_to(source)
         captions = [prompts[number % images] for number in range(len(copies))]
         scores: dict[str, Callable[[], object]] = {
-            "pass for FID": lambda: procedure.fid_features(loaded, copies),
-            "pass for the Inception score": lambda: procedure.inception_score(loaded, many),
-            "pass for the CLIP score": lambda: procedure.clip_score(loaded, copies, captions),
+            "pass for FID": lambda: procedure.fid_features(ready, copies),
+            "pass for the Inception score": lambda: procedure.inception_score(ready, many),
+            "pass for the CLIP score": lambda: procedure.clip_score(ready, copies, captions),
         }
         for part, call in scores.items():
             began = time.perf_counter()
@@ -198,32 +143,31 @@ def end_to_end(
     passes: int,
     apart: bool = True,
     say: Callable[[str], None] = print,
-) -> EndToEnd:
+) -> dict[str, Any]:
     """Let ours and the published procedure take turns, AB BA AB, after one turn each that is not counted.
 
-    Ours with every speed-up off stands beside them: it has to be near the procedure.
+    Ours with every speed-up off stands beside them: it has to be near the procedure. `once` are the seconds
+    that a way takes once for all images: scores from N rows, or the root of FID; `first` the rates of the
+    turns that are not counted; `parts` the seconds per image of each pass of the procedure, median.
     """
-    references = load_references(subject.protocol, subject.data_root)
+    reference = load_references(subject.protocol, subject.data_root)["fid"]
+    assert isinstance(reference, FeatureStatistics)
     ways: dict[str, tuple[Any, ...]] = {
         PUBLISHED: (start_published, subject, published_images, passes),
         OURS: (start_ours, subject, images, Tuning()),
         ALL_OFF: (start_ours, subject, published_images, off()),
     }
     first, turns = _in_turn(ways, rounds, apart, say)
-    reference = references["fid"]
-    assert isinstance(reference, FeatureStatistics)
-    parts = {
-        part: statistics.median(turn.parts[part] for turn in turns[PUBLISHED])
-        for part in turns[PUBLISHED][0].parts
+    published, scoring = turns[PUBLISHED], scoring_once(subject)
+    return {
+        "rates": _rates(turns, PUBLISHED),
+        "parts": {
+            part: statistics.median(turn.parts[part] for turn in published) for part in published[0].parts
+        },
+        "n": subject.protocol.n,
+        "once": {PUBLISHED: root_once(reference), OURS: scoring, ALL_OFF: scoring},
+        "first": {name: turn.rate for name, turn in first.items()},
     }
-    scoring = scoring_once(subject)
-    return EndToEnd(
-        rates=_rates(turns, PUBLISHED),
-        parts=parts,
-        n=subject.protocol.n,
-        once={PUBLISHED: root_once(reference), OURS: scoring, ALL_OFF: scoring},
-        first={name: turn.rate for name, turn in first.items()},
-    )
 
 
 def ablation(
@@ -234,7 +178,7 @@ def ablation(
     speed_ups: Sequence[str] = tuple(OFF),
     apart: bool = True,
     say: Callable[[str], None] = print,
-) -> list[Rate]:
+) -> list[dict[str, Any]]:
     """Time our evaluation with each speed-up taken out, all in turn, beside ours with all of them."""
     ways = {
         name: (start_ours, subject, images, tuning)
@@ -272,15 +216,21 @@ def start_published(subject: Subject, images: int, passes: int) -> Callable[[], 
     loading = 0.0
     for _ in range(2):  # the first time, libraries are imported and files read from the disk: not so in ours
         began = time.perf_counter()
-        loaded = procedure.load(
+        ready = procedure.load(
             subject.checkpoint, subject.protocol, data_root=subject.data_root, device=subject.device
         )
         loading = time.perf_counter() - began
-    return lambda: replace(published_turn(loaded, prompts, images, passes), loading=loading)
+    return lambda: replace(published_turn(ready, prompts, images, passes), loading=loading)
 
 
-def shares(subject: Subject, *, rounds: int, images: int, say: Callable[[str], None] = print) -> Shared:
-    """Say where the time between the first prompt and the last shard goes, of the round in the middle."""
+def shares(
+    subject: Subject, *, rounds: int, images: int, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Say where the time between the first prompt and the last shard goes, of the round in the middle.
+
+    `rounds` are the U-Net's shares of all rounds, `rate` the images per second of that round, `peak` the
+    floating-point operations per second of the best matrix multiplication in any round.
+    """
     peak, found = 0.0, []
     scheduler = subject.protocol.sampling.scheduler.name
     scheduler = scheduler_class(subject.checkpoint) if scheduler == "checkpoint" else scheduler
@@ -291,18 +241,18 @@ def shares(subject: Subject, *, rounds: int, images: int, say: Callable[[str], N
             tempfile.TemporaryDirectory(prefix="sdbench-turn-") as store,
             watching(scheduler=scheduler) as watch,
         ):
-            _evaluated(subject, images, Tuning(), Path(store))
+            _evaluate(subject, images, Tuning(), Path(store))
         found.append(watch.shares())
         say(f"round {number + 1} of {rounds}: the U-Net's calls are {100 * found[-1].unet:.0f} %")
     middle = sorted(found, key=lambda each: each.unet)[rounds // 2]
-    return Shared(
-        images,
-        [each.unet for each in found],
-        middle,
-        images / middle.wall,
-        flops_of_a_latent(subject) * middle.samples / images,
-        peak,
-    )
+    return {
+        "images": images,
+        "rounds": [each.unet for each in found],
+        "shares": asdict(middle),
+        "rate": images / middle.wall,
+        "flops_per_image": flops_of_a_latent(subject) * middle.samples / images,
+        "peak": peak,
+    }
 
 
 def flops_of_a_latent(subject: Subject) -> int:
@@ -335,10 +285,10 @@ def scoring_once(subject: Subject) -> float:
         if drawn.seeds.kind == "sequential" and subject.kind.type != "cuda":
             drawn = drawn.with_seeds_on("cpu")
         fill(Path(store), subject.checkpoint, drawn, columns)
-        return _evaluated(subject, subject.protocol.n, Tuning(), Path(store))
+        return _evaluate(subject, subject.protocol.n, Tuning(), Path(store))
 
 
-def _evaluated(subject: Subject, images: int, tuning: Tuning, store: Path) -> float:
+def _evaluate(subject: Subject, images: int, tuning: Tuning, store: Path) -> float:
     machine.wait(subject.kind)
     began = time.perf_counter()
     evaluate(
@@ -360,40 +310,31 @@ def _evaluated(subject: Subject, images: int, tuning: Tuning, store: Path) -> fl
 def _in_turn(
     ways: dict[str, tuple[Any, ...]], rounds: int, apart: bool, say: Callable[[str], None]
 ) -> tuple[dict[str, Turn], dict[str, list[Turn]]]:
-    """Run every way once a round, forwards, then backwards; return the first turns, and those that count."""
-    started = {
-        name: Apart(start, *arguments) if apart else start(*arguments)
+    """Let ways take turns, `apart` in processes; return the first turns, and those that count."""
+    started: dict[str, Callable[[], Turn]] = {
+        name: loaded(start, *arguments) if apart else start(*arguments)
         for name, (start, *arguments) in ways.items()
     }
-    turns: dict[str, list[Turn]] = {name: [] for name in ways}
     try:
         first = {name: way() for name, way in started.items()}
-        for number in range(rounds):
-            for name in ways if number % 2 == 0 else reversed(ways):
-                turns[name].append(started[name]())
-            rates = ", ".join(f"{name} {own[-1].rate:.2f}" for name, own in turns.items())
-            say(f"round {number + 1} of {rounds}, images/s: {rates}")
+        return first, take_turns(started, rounds, say, show=lambda turn: f"{turn.rate:.2f} images/s")
     finally:
         for way in started.values():
-            if isinstance(way, Apart):
+            if isinstance(way, Worker):
                 way.close()
-    return first, turns
 
 
-def _rates(turns: dict[str, list[Turn]], beside: str) -> list[Rate]:
-    found = []
-    for name, own in turns.items():
-        ratios = [mine.rate / theirs.rate for mine, theirs in zip(own, turns[beside], strict=True)]
-        found.append(
-            Rate(
-                name,
-                beside,
-                own[0].images,
-                statistics.median(turn.rate for turn in own),
-                statistics.median(ratios),
-                min(ratios),
-                max(ratios),
-                statistics.median(turn.loading for turn in own),
-            )
-        )
-    return found
+def _rates(turns: dict[str, list[Turn]], beside: str) -> list[dict[str, Any]]:
+    """Return images per second of each way, and their ratios to those of another in the same round."""
+    rates = {name: [turn.rate for turn in own] for name, own in turns.items()}
+    return [
+        {
+            "name": name,
+            "beside": beside,
+            "images": own[0].images,
+            "rate": statistics.median(rates[name]),
+            **spread(rates[name], rates[beside]),
+            "loading": statistics.median(turn.loading for turn in own),
+        }
+        for name, own in turns.items()
+    ]

@@ -11,7 +11,6 @@ stand; cosmic-ray and mutmut move a number by 1, so that a level of 0.05 becomes
 from __future__ import annotations
 
 import ast
-import copy
 import datetime
 import importlib
 import multiprocessing
@@ -44,52 +43,25 @@ TESTS = {
 PATIENCE = 5.0
 """A mutant that takes so many times as long as the tests of the unchanged code counts as noticed."""
 
-_ON = "score.margin + _rounding(score)"
+_NO_LEVEL = "A chance that no level reaches, and that is not printed: any number above 0.05 does."
+_NO_SUM = "A sum of binomial coefficients over a power of two is never the number 0.002."
+_NO_POWER = "A power of two is never the number 0.002."
 _LIKE_AT_THE_MARGIN = "_NORMAL.cdf((score.worse - score.margin) / error)"
-_ABOVE_ALL_LEVELS = "A chance that no level reaches, and that is not printed: any number above 0.05 does."
 EQUIVALENT = {
-    (
-        "_chance_of_wrong_pass",
-        f"0.0 if score.worse <= {_ON} else 1.0",
-        f"0.0 if score.worse <= {_ON} else 1.1",
-    ): _ABOVE_ALL_LEVELS,
-    (
-        "_chance_of_wrong_pass",
-        f"{_LIKE_AT_THE_MARGIN} if error else 1.0",
-        f"{_LIKE_AT_THE_MARGIN} if error else 1.1",
-    ): _ABOVE_ALL_LEVELS,
-    ("_chance_of_wrong_fail", "return 1.0", "return 1.1"): _ABOVE_ALL_LEVELS,
-    (
-        "_chance_of_wrong_fail",
-        f"0.0 if score.worse > {_ON} else 1.0",
-        f"0.0 if score.worse > {_ON} else 1.1",
-    ): _ABOVE_ALL_LEVELS,
-    ("_by", "worse > 0", "worse >= 0"): "A difference of 0 has returned already, as no difference.",
-    (
-        "judge_latency",
-        "chance < RANK_LEVEL",
-        "chance <= RANK_LEVEL",
-    ): "A sum of binomial coefficients over a power of two is never the number 0.002.",
-    (
-        "judge_latency",
-        "0.5 ** len(seconds) >= RANK_LEVEL",
-        "0.5 ** len(seconds) > RANK_LEVEL",
-    ): "A power of two is never the number 0.002.",
-    (
-        "_conclude",
-        "worse < score.margin",
-        "worse <= score.margin",
-    ): "A score on the margin is told so, whatever the level.",
-    (
-        "_remedy",
-        "score.worse < score.margin",
-        "score.worse <= score.margin",
-    ): "A score on the margin has returned already.",
-    ("_orders", "n * m + 1", "n * m + 2"): "The coefficient after the last is 0.",
-    ("_orders", "size - 1", "size + 1"): "The coefficients after the last are 0.",
-    ("_orders", "[1]", "[2]"): "All counts are doubled, and what is used is a ratio of two of them.",
+    ("_chance_of_wrong_pass", "0.0 if score.worse <= score.margin + _rounding(score) else 1.1"): _NO_LEVEL,
+    ("_chance_of_wrong_pass", f"{_LIKE_AT_THE_MARGIN} if error else 1.1"): _NO_LEVEL,
+    ("_chance_of_wrong_fail", "return 1.1"): _NO_LEVEL,
+    ("_chance_of_wrong_fail", "0.0 if score.worse > score.margin + _rounding(score) else 1.1"): _NO_LEVEL,
+    ("_by", "worse >= 0"): "A difference of 0 has returned already, as no difference.",
+    ("judge_latency", "chance <= RANK_LEVEL"): _NO_SUM,
+    ("judge_latency", "0.5 ** len(seconds) > RANK_LEVEL"): _NO_POWER,
+    ("_conclude", "worse <= score.margin"): "A score on the margin is told so, whatever the level.",
+    ("_remedy", "score.worse <= score.margin"): "A score on the margin has returned already.",
+    ("_orders", "n * m + 2"): "The coefficient after the last is 0.",
+    ("_orders", "size + 1"): "The coefficients after the last are 0.",
+    ("_orders", "[2]"): "All counts are doubled, and what is used is a ratio of two of them.",
 }
-"""Why no test can notice a mutant, by function, text before and text after."""
+"""Why no test can notice a mutant, by function and changed text."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +79,7 @@ class Mutant:
     @property
     def reason(self) -> str | None:
         """Why nothing can notice it; None where something should."""
-        return EQUIVALENT.get((self.function, self.before, self.after))
+        return EQUIVALENT.get((self.function, self.after))
 
     def __str__(self) -> str:
         place = f"{self.module}.py:{self.line}" + (f", `{self.function}`" if self.function else "")
@@ -135,37 +107,31 @@ OPERATIONS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Pow: ast.Mult,
     ast.LShift: ast.RShift,
 }
-NAMES = {"min": "max", "max": "min"}
 
 
-def changes(node: ast.expr) -> Iterator[ast.expr]:
-    """Yield what a node is changed to, each a node of its own."""
+def changes(node: ast.expr) -> Iterator[tuple[str, object]]:
+    """Yield what of a node is changed: a field and its other value."""
     match node:
         case ast.Compare():
             for i, operator in enumerate(node.ops):
                 for other in COMPARISONS[type(operator)]:
-                    yield _with(node, ops=[*node.ops[:i], other(), *node.ops[i + 1 :]])
+                    yield "ops", [*node.ops[:i], other(), *node.ops[i + 1 :]]
         case ast.BinOp() if type(node.op) in OPERATIONS:
-            yield _with(node, op=OPERATIONS[type(node.op)]())
-        case ast.UnaryOp(op=ast.USub() | ast.Not()):
-            yield node.operand
+            yield "op", OPERATIONS[type(node.op)]()
+        case ast.UnaryOp(op=ast.USub()):
+            yield "op", ast.UAdd()
+        case ast.UnaryOp(op=ast.Not()):
+            yield "operand", ast.UnaryOp(ast.Not(), node.operand)
         case ast.BoolOp():
-            yield _with(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
+            yield "op", ast.Or() if isinstance(node.op, ast.And) else ast.And()
         case ast.Constant(value=bool() as truth):
-            yield _with(node, value=not truth)
+            yield "value", not truth
         case ast.Constant(value=int() as number):
-            yield _with(node, value=number + 1)
+            yield "value", number + 1
         case ast.Constant(value=float() as figure):
-            yield _with(node, value=float(f"{1.1 * figure:.12g}") if figure else 1.0)
-        case ast.Name() if node.id in NAMES:
-            yield _with(node, id=NAMES[node.id])
-
-
-def _with(node: ast.expr, **fields: object) -> ast.expr:
-    changed = copy.copy(node)
-    for name, value in fields.items():
-        setattr(changed, name, value)
-    return changed
+            yield "value", float(f"{1.1 * figure:.12g}") if figure else 1.0
+        case ast.Name(id="min" | "max" as name):
+            yield "id", "max" if name == "min" else "min"
 
 
 def source_of(module: str) -> str:
@@ -177,52 +143,32 @@ def mutants(module: str) -> list[Mutant]:
     """Return all mutants of a module, in the order of its lines."""
     tree = ast.parse(source_of(module))
     found = []
-    for place in _places(tree):
+    for node, parent, function, line in _expressions(tree):
         # A number says nothing without what it stands in.
-        shown = place.parent if isinstance(place.node, ast.Constant | ast.Name) else None
-        for other in changes(place.node):
-            before = ast.unparse(shown or place.node)
-            place.set(other)
-            after, source = ast.unparse(shown or other), ast.unparse(tree)
-            place.set(place.node)
-            found.append(Mutant(module, place.function, place.line, before, after, source))
+        shown = parent if isinstance(node, ast.Constant | ast.Name) else node
+        for field, value in changes(node):
+            before, kept = ast.unparse(shown), getattr(node, field)
+            setattr(node, field, value)
+            found.append(Mutant(module, function, line, before, ast.unparse(shown), ast.unparse(tree)))
+            setattr(node, field, kept)
     return sorted(found, key=lambda mutant: mutant.line)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where an expression hangs in its tree."""
-
-    node: ast.expr
-    parent: ast.AST
-    field: str
-    index: int | None
-    function: str
-    line: int
-
-    def set(self, node: ast.expr) -> None:
-        """Hang another expression there."""
-        if self.index is None:
-            setattr(self.parent, self.field, node)
-        else:
-            getattr(self.parent, self.field)[self.index] = node
-
-
-def _places(parent: ast.AST, function: str = "", line: int = 0) -> Iterator[_Place]:
-    """Yield the place of each expression that is run."""
+def _expressions(
+    parent: ast.AST, function: str = "", line: int = 0
+) -> Iterator[tuple[ast.expr, ast.AST, str, int]]:
+    """Yield each expression that is run, what it stands in, and its function and statement."""
     for field, value in ast.iter_fields(parent):
-        if field in ("annotation", "returns"):
-            continue
-        children = enumerate(value) if isinstance(value, list) else [(None, value)]
-        for index, child in children:
+        children = value if isinstance(value, list) else [value]
+        for child in children if field not in ("annotation", "returns") else ():
             if not isinstance(child, ast.AST):
                 continue
             inside = child.name if isinstance(child, ast.FunctionDef | ast.ClassDef) else function
             # Python 3.11 gives expressions within f-strings lines of their own; those of statements hold.
             at = child.lineno if isinstance(child, ast.stmt) else line
             if isinstance(child, ast.expr):
-                yield _Place(child, parent, field, index, function, at)
-            yield from _places(child, inside, at)
+                yield child, parent, function, at
+            yield from _expressions(child, inside, at)
 
 
 def passes(module: str, patience: float, source: str) -> bool:
@@ -310,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     if not asked.only:
         write_atomically(RESULTS / "mutation.md", text.encode("utf-8"))
-        used = {(mutant.function, mutant.before, mutant.after) for mutant in left}
+        used = {(mutant.function, mutant.after) for mutant in left}
         for key in EQUIVALENT.keys() - used:
             print(f"noticed, or gone, though said to be equivalent: {key}", file=sys.stderr)
     if not all(mutant.reason for mutant in left):

@@ -26,7 +26,7 @@ from training.students.block_removal import build_student
 from training.students.feature_taps import feature_pairs
 
 
-class Published:
+class PublishedStep:
     """Student, teacher, frozen networks, optimiser and average of the published script."""
 
     def __init__(self, scenario: Scenario, accelerator: Accelerator) -> None:

@@ -77,7 +77,7 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Held:
+class MemoryPairs:
     """Pairs in memory that hand out latents or pictures, text states or only tokens."""
 
     cached: CachedPairs

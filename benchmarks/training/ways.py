@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from benchmarks.training.published_step import Published
-from benchmarks.training.scenario import Held, Scenario
+from benchmarks.training.published_step import PublishedStep
+from benchmarks.training.scenario import MemoryPairs, Scenario
 from training.build import connect
 from training.recipes.schema import Recipe
 from training.run import processes
@@ -89,15 +89,15 @@ class Run(Protocol):
 def start(way: Way | None, scenario: Scenario) -> Run:
     """Make a way of a scenario ready; None is the published script."""
     if way is None:
-        return PublishedRun(scenario, _accelerator(scenario))
+        return ScriptRun(scenario, _accelerator(scenario))
     return LoopRun(way, scenario, _accelerator(scenario))
 
 
-class PublishedRun:
+class ScriptRun:
     """The published script."""
 
     def __init__(self, scenario: Scenario, accelerator: Accelerator) -> None:
-        self._script = Published(scenario, accelerator)
+        self._script = PublishedStep(scenario, accelerator)
 
     @property
     def losses(self) -> Mapping[str, float]:
@@ -134,7 +134,7 @@ class LoopRun:
             text_encoder=copy.deepcopy(scenario.parts.text_encoder),
         )
         pixels = None if way.cached_latents else scenario.pixels
-        pairs = Held(scenario.cached, pixels, text=way.cached_text)
+        pairs = MemoryPairs(scenario.cached, pixels, text=way.cached_text)
         self._frozen = [
             *([] if way.cached_latents else [parts.vae]),
             *([] if way.cached_text else [parts.text_encoder]),
@@ -147,9 +147,9 @@ class LoopRun:
             accelerator._optimizers.clear()
             learner = replace(learner, optimizer=accelerator.prepare(_library_optimizer(learner)))
         if not way.foreach_average and recipe.ema:
-            learner = replace(learner, average=OneByOne(learner.plain, recipe.ema.decay))
+            learner = replace(learner, average=LibraryAverage(learner.plain, recipe.ema.decay))
         if not way.no_waiting:
-            learner = replace(learner, task=Waiting(learner.task, accelerator))
+            learner = replace(learner, task=WaitingTask(learner.task, accelerator))
         self._learner, self._seen = learner, 0
 
     @property
@@ -169,12 +169,12 @@ class LoopRun:
             learner.average.values = {
                 name: value.to(device) for name, value in learner.average.values.items()
             }
-            if isinstance(learner.average, OneByOne):
+            if isinstance(learner.average, LibraryAverage):
                 learner.average.library.to(device)
         _collect()
 
 
-class Waiting(Task):
+class WaitingTask(Task):
     """A task whose losses are gathered and read in every step, as the published script does."""
 
     def __init__(self, task: Task, accelerator: Accelerator) -> None:
@@ -190,7 +190,7 @@ class Waiting(Task):
         self._task.after_step(model)
 
 
-class OneByOne(Average):
+class LibraryAverage(Average):
     """The average as diffusers keeps it by default: a few operations for each parameter."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:

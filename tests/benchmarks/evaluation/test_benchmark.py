@@ -20,7 +20,7 @@ from benchmarks.evaluation import memory as resident
 from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation import random_models, solvers, stages, throughput
 from benchmarks.evaluation.__main__ import main
-from benchmarks.evaluation.processes import Apart
+from benchmarks.turns import Worker, in_a_process, loaded, spread, take_turns
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.evaluate import evaluate
@@ -249,16 +249,27 @@ def test_overlapping_times_count_once() -> None:
 @pytest.mark.slow
 def test_ways_that_are_kept_apart_run_in_processes_of_their_own() -> None:
     # `partial` loads nothing: its turn is the call of what it was given.
-    way = Apart(partial, os.getpid)
+    way = loaded(partial, os.getpid)
     assert way() == way() != os.getpid()
     way.close()
-    way = Apart(partial, torch.get_num_threads)
-    assert way() == torch.get_num_threads()
-    way.close()
-    way = Apart(partial, int, "seven")
+    assert in_a_process(torch.get_num_threads) == torch.get_num_threads()
     with pytest.raises(RuntimeError, match=r"invalid literal for int.*'seven'"):
-        way()
+        in_a_process(int, "seven")
+    way = Worker(partial, os.getenv, "OF_A_WORKER", environment={"OF_A_WORKER": "yes"})
+    assert way.result() is None
+    assert way() == "yes"
     way.close()
+
+
+def test_ways_take_turns_forwards_then_backwards() -> None:
+    called: list[str] = []
+    said: list[str] = []
+    ways = {name: partial(lambda name: called.append(name) or len(called), name) for name in "abc"}
+    turns = take_turns(ways, 3, said.append, show=str)
+    assert "".join(called) == "abccbaabc"
+    assert turns == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
+    assert said[1] == "round 2 of 3: a 6, b 5, c 4"
+    assert spread([2.0, 9.0, 8.0], [1.0, 1.0, 2.0]) == {"ratio": 4.0, "lowest": 2.0, "highest": 9.0}
 
 
 def test_each_speed_up_is_switched_alone() -> None:
@@ -274,10 +285,10 @@ def test_each_speed_up_is_switched_alone() -> None:
 
 
 def test_solvers_agree_and_ours_is_the_measure() -> None:
-    found = {solver.name: solver for solver in solvers.measure(96, 3, say=lambda _: None)}
+    found = {solver["name"]: solver for solver in solvers.measure(96, 3, say=lambda _: None)}
     assert set(found) == {solvers.OURS, solvers.KNOWN, solvers.SQRTM, solvers.EIGVALS}
-    assert all(solver.difference < 1e-8 for solver in found.values())
-    assert found[solvers.OURS].ratio == found[solvers.OURS].highest == 1
+    assert all(solver["difference"] < 1e-8 for solver in found.values())
+    assert found[solvers.OURS]["ratio"] == found[solvers.OURS]["highest"] == 1
 
 
 def test_operations_of_a_latent_are_those_of_the_published_network(checkpoint: Checkpoint) -> None:
@@ -325,12 +336,10 @@ def test_a_smoke_run_writes_every_table(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_what_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--only", "speed"])
-    assert "'speed' is no part" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--speed-ups", "magic"])
-    assert "'magic' is none; there are batch_size" in capsys.readouterr().err
+    for option, name, known in (("--only", "speed", "end-to-end"), ("--speed-ups", "magic", "batch_size")):
+        with pytest.raises(SystemExit):
+            main([option, name])
+        assert f"{option}: '{name}' is not one of {known}" in capsys.readouterr().err
 
 
 @pytest.mark.slow
