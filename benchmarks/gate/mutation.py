@@ -28,6 +28,7 @@ import numpy as np  # noqa: F401 - loaded before the forks, which then need not
 import pytest
 import scipy.stats  # noqa: F401
 
+import pytest_sdbench.cards.card  # noqa: F401
 from benchmarks import options
 from benchmarks.report import RESULTS, ROOT, grid, paragraphs
 from pytest_sdbench.base.files import write_atomically
@@ -171,16 +172,19 @@ def _expressions(
             yield from _expressions(child, inside, at)
 
 
-def passes(module: str, patience: float, source: str) -> bool:
-    """Tell whether the tests of a module pass on this text of it; spoils the process."""
+def judge(module: str, patience: float, source: str) -> tuple[bool, float]:
+    """Tell whether the tests of a module pass on this text of it, and their processor seconds.
+
+    For a process of its own, which is spoilt.
+    """
     sys.dont_write_bytecode = True
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    # A change may loop for ever: time that is up is a test that fails.
-    signal.signal(signal.SIGALRM, _give_up)
-    signal.setitimer(signal.ITIMER_REAL, patience, 1)
+    # A change may loop for ever: time that is up is a test that fails. Other processes do not use it up.
+    signal.signal(signal.SIGPROF, _give_up)
+    signal.setitimer(signal.ITIMER_PROF, patience, 1)
     # Only what was loaded before the fork is known: whatever imports the module gets this text of it.
     name = f"{PACKAGE}.{module}"
     assert name not in sys.modules, "the forking process has loaded the module that is to be changed"
@@ -188,13 +192,14 @@ def passes(module: str, patience: float, source: str) -> bool:
     code.__dict__.update(__package__=PACKAGE, __file__=f"<a mutant of {name}>")
     sys.modules[name] = code
     setattr(importlib.import_module(PACKAGE), module, code)
+    tests = [str(ROOT / "tests" / "gate" / test) for test in TESTS[module]]
+    asked = ["-x", "-q", "--noconftest", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(ROOT)]
     try:
         exec(compile(source, code.__dict__["__file__"], "exec"), code.__dict__)
+        passed = pytest.main([*asked, *tests]) == pytest.ExitCode.OK
     except Exception:
-        return False
-    tests = [str(ROOT / "tests" / "gate" / test) for test in TESTS[module]]
-    options = ["-x", "-q", "--noconftest", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(ROOT)]
-    return pytest.main([*options, *tests]) == pytest.ExitCode.OK
+        passed = False
+    return passed, time.process_time()
 
 
 def _give_up(*_unused: Any) -> None:
@@ -205,12 +210,12 @@ def survivors(module: str, wanted: list[Mutant], jobs: int) -> list[Mutant]:
     """Return the mutants that no test notices, in order."""
     # Each task has a fresh fork: what a mutant or a test leaves behind ends with it.
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as forks:
-        began = time.monotonic()
-        if not forks.apply(passes, (module, 600.0, source_of(module))):
+        passed, seconds = forks.apply(judge, (module, 600.0, source_of(module)))
+        if not passed:
             raise SystemExit(f"{', '.join(TESTS[module])}: fails on the code as it is; mend that first")
-        judge = partial(passes, module, PATIENCE * (time.monotonic() - began))
+        results = forks.imap(partial(judge, module, PATIENCE * seconds), [each.source for each in wanted])
         found = []
-        for mutant, passed in zip(wanted, forks.imap(judge, [each.source for each in wanted]), strict=True):
+        for mutant, (passed, _) in zip(wanted, results, strict=True):
             if passed:
                 found.append(mutant)
                 print(f"  survives: {mutant}", file=sys.stderr, flush=True)

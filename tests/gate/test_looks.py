@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from pytest_sdbench.gate.looks import WEIGHTS, looks
+from pytest_sdbench.gate.looks import UNASKED, WEIGHTS, looks
 from pytest_sdbench.gate.verdict import Outcome, Score, judge_scores
 
 MARGIN, SPREAD = 0.5, 12.0
@@ -24,6 +24,10 @@ def test_the_shares_are_one_error_rate_and_the_last_look_has_all_images(n: int) 
     assert sizes == sorted(set(sizes))
     assert sizes[-1] == n
     assert all(look.share > 0 for look in plan)
+
+
+def test_a_run_that_is_not_asked_for_more_ends_at_a_look() -> None:
+    assert UNASKED in WEIGHTS
 
 
 def test_the_last_look_has_two_fifths_few_images_little_and_many_share_alike() -> None:
