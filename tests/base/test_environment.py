@@ -47,7 +47,14 @@ assert state() == before, (before, state())
 """
 
 
-@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+# Each starts Python and imports torch: the two ways of setting it are tried always, their variants with the slow tests.
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param(choice, id=name, marks=() if name in ("older", "newer") else pytest.mark.slow)
+        for name, choice in CHOICES.items()
+    ],
+)
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="one way to set it, before torch 2.9")
 def test_float32_is_computed_as_such_and_the_users_choice_comes_back(choice: str) -> None:
     script = SCRIPT.format(choice=choice)

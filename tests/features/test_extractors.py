@@ -97,12 +97,16 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.fixture
-def network(weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The network of the random weights, whose checksum counts as the published one."""
+@pytest.fixture(scope="module")
+def network(weights_folder: Path) -> Any:
     path = weights_folder / inception.FILES[0]
-    monkeypatch.setattr(inception, "SHA256", sha256(path))
-    return inception.load_inception(path)
+    return inception.load_inception(path, sha256=sha256(path))
+
+
+@pytest.fixture
+def _accepted(weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the checksum of the random weights count as the published one."""
+    monkeypatch.setattr(inception, "SHA256", sha256(weights_folder / inception.FILES[0]))
 
 
 COCO = {
@@ -111,7 +115,7 @@ COCO = {
 }
 
 
-@pytest.mark.usefixtures("network")
+@pytest.mark.usefixtures("_accepted")
 class TestInception:
     def test_torch_fidelity_front_end_equals_torch_fidelity(
         self, network: Any, random_inception: _RandomInception

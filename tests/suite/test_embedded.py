@@ -59,6 +59,7 @@ def protocol_sampling() -> dict:
     return dict(YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["sampling"])
 
 
+@pytest.mark.slow
 def test_untouched_weights_pass_and_damaged_weights_fail(pytester: pytest.Pytester, card: Path):
     words = ("--sdbench", card.name, "-k", "clip_score", "--sdbench-report=r.json")
     pytester.runpytest(*words).assert_outcomes(passed=1, deselected=10)

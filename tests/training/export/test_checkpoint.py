@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -216,23 +215,15 @@ def test_a_trained_text_encoder_is_exported(parts: Parts, tmp_path: Path) -> Non
 # --- the card --------------------
 
 
-def test_the_card_verifies_at_once(parts: Parts, tmp_path: Path) -> None:
-    out = export(trained(parts), recipe_for(str(parts.checkpoint.folder)), tmp_path / "mini")
+def test_the_card_verifies_at_once(parts: Parts, pytester: pytest.Pytester) -> None:
+    out = export(trained(parts), recipe_for(str(parts.checkpoint.folder)), pytester.path / "mini")
     ModelCard.load(out / "README.md").validate  # noqa: B018  (the call would ask the hub)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--sdbench", "mini/README.md", "-v", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "test_size" in done.stdout
-    passed = [line for line in done.stdout.splitlines() if "PASSED" in line]
+    done = pytester.runpytest("--sdbench", "mini/README.md", "-v")
+    assert done.ret == 0
+    passed = [line for line in done.outlines if "PASSED" in line]
     assert any("test_size" in line for line in passed)
     assert any("test_compute" in line for line in passed)
-    assert "FAILED" not in done.stdout
+    assert "FAILED" not in done.stdout.str()
 
 
 def test_the_card_tells_how_it_was_made(parts: Parts, tmp_path: Path) -> None:
@@ -374,7 +365,7 @@ FULL = """
 import resource, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.training import test_export
+from tests.training.export import test_checkpoint as test_export
 from training.students.networks import load_parts
 parts = load_parts({folder!r})
 task, recipe = test_export.trained(parts), test_export.recipe_for({folder!r})
