@@ -47,7 +47,7 @@ assert state() == before, (before, state())
 """
 
 
-# Each starts Python and imports torch: the two ways of setting it are tried always, their variants with the slow tests.
+# Each starts Python and imports torch: the variants of the two ways wait for the slow tests.
 @pytest.mark.parametrize(
     "choice",
     [
