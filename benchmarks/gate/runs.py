@@ -17,7 +17,7 @@ from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.cards.records import Record
 from pytest_sdbench.evaluation.evaluate import Evaluation
 from pytest_sdbench.gate.judge import judge
-from pytest_sdbench.gate.pairing import Recorded
+from pytest_sdbench.gate.pairing import RecordedEvidence
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.difference import Difference, difference
 from pytest_sdbench.metrics.estimates import Estimate
@@ -102,7 +102,7 @@ def run_card(
         used = max(used, samples or n)
         return _evaluation(protocol, candidate[samples or n], samples)
 
-    pairing = Recorded("claimed", protocol.fingerprint, claimed) if paired else None
+    pairing = RecordedEvidence("claimed", protocol.fingerprint, claimed) if paired else None
     verdicts = judge(card, protocol, evaluate, n if sequential else None, pairing)
     return Run({claim.metric: verdicts[claim.id].verdict.outcome for claim in claims}, used)
 

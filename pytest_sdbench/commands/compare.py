@@ -10,12 +10,10 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from tabulate import tabulate
-
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import find_card, is_card, read_card
-from pytest_sdbench.commands.shared import share, write_text
+from pytest_sdbench.cards.card import is_card, read_card
+from pytest_sdbench.commands.shared import find_card_of, first_images, share, table, write_text
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, difference
@@ -59,13 +57,17 @@ LEVEL = 0.95
 """Of the intervals; at this level a difference is called one."""
 
 
+Estimates = Mapping[str, Estimate | Undefined]
+"""By metric."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two checkpoints under one protocol."""
 
     names: tuple[str, str]
     protocol: Protocol
-    estimates: tuple[Mapping[str, Estimate | Undefined], Mapping[str, Estimate | Undefined]]
+    estimates: tuple[Estimates, Estimates]
     differences: Mapping[str, Difference | None]
     """By metric: first less second."""
     prompts: int
@@ -96,44 +98,32 @@ def compare(
     """
     protocol = load_protocol(protocol_name, search=(Path.cwd(), Path.cwd() / "cards"))
     if images is not None:
-        if not 2 <= images <= protocol.n:
-            raise SdbenchError(
-                f"{protocol.name} has {protocol.n:,} images",
-                key="--images",
-                found=images,
-                remedy="Give at least 2 and at most so many",
-            )
-        protocol = protocol.with_samples(images)
+        protocol = first_images(protocol, images)
     # The second first: it may be the base of the first.
     right = _side(second, protocol, None, workspace.download)
     left = _side(first, protocol, right, workspace.download)
-    found, notes = [], []
-    for side in (left, right):
-        estimates = _recorded(side, protocol)
-        if estimates is None:
-            evaluation = evaluate(side.checkpoint, protocol, workspace)
-            estimates = dict(evaluation.estimates)
-            notes += [f"{side.name}: {note}" for note in evaluation.notes]
-            notes += [f"{metric}: {reason}" for metric, reason in evaluation.lacking.items()]
-        else:
-            notes.append(f"{side.name}: recorded images, none drawn")
-        found.append(estimates)
+    (ours, notes), (theirs, more) = (_scored(side, protocol, workspace) for side in (left, right))
     prompts = load_prompts(protocol, workspace.data_root)[: protocol.n]
     groups = groups_of(prompts)
     differences = {}
     for metric in protocol.metrics:
-        a, b = found[0].get(metric), found[1].get(metric)
+        a, b = ours.get(metric), theirs.get(metric)
         differences[metric] = (
             difference(a, b, groups=groups) if isinstance(a, Estimate) and isinstance(b, Estimate) else None
         )
-    return Comparison(
-        (left.name, right.name),
-        protocol,
-        (found[0], found[1]),
-        differences,
-        len(set(prompts)),
-        tuple(dict.fromkeys(notes)),
-    )
+    names, notes = (left.name, right.name), list(dict.fromkeys([*notes, *more]))
+    return Comparison(names, protocol, (ours, theirs), differences, len(set(prompts)), tuple(notes))
+
+
+def _scored(side: _Side, protocol: Protocol, workspace: Workspace) -> tuple[Estimates, list[str]]:
+    """Return the estimates of a checkpoint, from its recorded images where there are some, and notes."""
+    recorded = _recorded(side, protocol)
+    if recorded is not None:
+        return recorded, [f"{side.name}: recorded images, none drawn"]
+    evaluation = evaluate(side.checkpoint, protocol, workspace)
+    notes = [f"{side.name}: {note}" for note in evaluation.notes]
+    notes += [f"{metric}: {reason}" for metric, reason in evaluation.lacking.items()]
+    return evaluation.estimates, notes
 
 
 def comparison_table(found: Comparison) -> str:
@@ -168,19 +158,12 @@ def comparison_table(found: Comparison) -> str:
             ]
         )
     heading = ["", *found.names, "difference", f"{LEVEL:.0%} interval", "pairing", ""]
-    table = tabulate(
-        rows,
-        heading,
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=("left", *["right"] * 5, "left"),
-    )
     lines.insert(
         0,
         f"{found.protocol.name}: {found.protocol.n:,} images each; ± is one standard error; pairing: how "
         "many times smaller it is than that of two independent runs",
     )
-    return "\n".join([table, "", *lines, *found.notes])
+    return "\n".join([table(rows, heading, "lrrrrrl"), "", *lines, *found.notes])
 
 
 def figures(found: Comparison) -> dict[str, Any]:
@@ -220,8 +203,7 @@ def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) ->
     if len(path.parts) > 1 and ":" not in text and not path.exists():
         raise SdbenchError("there is no such file or folder", file=text, remedy="Check the path")
     if ":" not in text and not path.exists():
-        here = Path.cwd()
-        return _of_card(find_card(text, here, search=(here / "cards",)), protocol, download)
+        return _of_card(find_card_of(text), protocol, download)
     weights = path if path.is_dir() else None
     base = other.checkpoint.spec if other else None
     checkpoint = resolve(base if weights else text, card=text, weights=weights, download=download)
@@ -236,7 +218,7 @@ def _of_card(path: Path, protocol: Protocol, download: bool) -> _Side:
     return _Side(card.name, checkpoint, evidence_path(path, card.name, protocol.name))
 
 
-def _recorded(side: _Side, protocol: Protocol) -> dict[str, Estimate | Undefined] | None:
+def _recorded(side: _Side, protocol: Protocol) -> Estimates | None:
     """Return the recorded estimates of a card, where they are of these weights, protocol and images."""
     found = read_recorded(side.recorded) if side.recorded is not None else None
     whole = load_protocol(protocol.path) if found else None
@@ -244,4 +226,4 @@ def _recorded(side: _Side, protocol: Protocol) -> dict[str, Estimate | Undefined
         return None
     if found.protocol_fingerprint != whole.fingerprint or protocol.n not in found.looks:
         return None
-    return dict(found.looks[protocol.n])
+    return found.looks[protocol.n]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.environment import machine_lock, out_of_memory, release_memory, timed_on, versions
 from pytest_sdbench.base.errors import SdbenchError, first_line
+from pytest_sdbench.base.options import DTYPES
 from pytest_sdbench.cards.network import named_network
 from pytest_sdbench.cards.records import DeviceRecord
-from pytest_sdbench.commands.shared import DTYPES, cards_of, share
+from pytest_sdbench.commands.shared import cards_of, share
 from pytest_sdbench.models.architectures import Config
 from pytest_sdbench.models.counts import unet_macs
 from pytest_sdbench.models.latency import UnetCall
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         largest=options.largest_batch,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    found: list[Measured] = []
+    found: list[Measurement] = []
     problems: list[str] = []
     try:
         for each in measuring:  # a network takes minutes: what is measured is not lost with the next one
@@ -105,7 +106,7 @@ MODES = ("eager", "compiled")
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What the U-Net of one or more cards takes, in every way that was asked for."""
 
     cards: tuple[Card, ...]
@@ -139,7 +140,7 @@ def measure(
     seconds: float = 3.0,
     largest: int = 64,
     tell: Callable[[str], object] = lambda line: None,
-) -> Iterator[Measured]:
+) -> Iterator[Measurement]:
     """Measure the U-Net call of each card: its latency with one sample, and its throughput.
 
     Throughput is that of the batch with most samples a second. In eager mode the batch is doubled, up to
@@ -156,7 +157,7 @@ def measure(
         networks.setdefault(key, network)
         alike.setdefault(key, []).append(card)
     for key, network in networks.items():
-        macs, found = unet_macs(network).total, Measured(tuple(alike[key]), ())
+        macs, found = unet_macs(network).total, Measurement(tuple(alike[key]), ())
         with machine_lock():
             for dtype in dtypes or dtypes_of(device):
                 doubled, best = [2**power for power in range(largest.bit_length())], 0

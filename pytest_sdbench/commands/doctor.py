@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tabulate import tabulate
-
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card, read_card
-from pytest_sdbench.commands.shared import cards_of, share
+from pytest_sdbench.commands.shared import cards_of, share, table
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import FidSpec, KidSpec, Protocol
 
@@ -83,11 +81,10 @@ def report(findings: Sequence[Finding]) -> str:
                 *(cell or ("ok" if need == "card" else "-") for need, cell in zip(needs, cells, strict=True)),
             ]
         )
-    table = tabulate(rows, headers=["name", *needs], tablefmt="simple")
     notes = lacking(findings)
     present = list(dict.fromkeys((f.need, f.name, f.detail) for f in findings if f.found))
     here = [f"  {need} {name}: {detail}" for need, name, detail in present]
-    parts = [table]
+    parts = [table(rows, ["name", *needs], "l" * (len(needs) + 1))]
     if here:
         parts += ["\nHere:", *here]
     parts += ["\nMissing or broken:", *notes] if notes else ["\nNothing is missing."]

@@ -10,15 +10,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from tabulate import tabulate
-
 from pytest_sdbench.base.environment import device_name
 from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.options import DTYPES, weights_by_card
 from pytest_sdbench.base.text import duration, size_text
 from pytest_sdbench.commands.doctor import lacking
 from pytest_sdbench.commands.plan_cost import ESTIMATED, MEASURED, Plan, Row
 from pytest_sdbench.commands.plan_time import ALLOWANCE
-from pytest_sdbench.commands.shared import DTYPES, cards_of, share, weights_by_card, write_text
+from pytest_sdbench.commands.shared import cards_of, share, table, write_text
 from pytest_sdbench.gate.looks import UNASKED
 from pytest_sdbench.store.folders import place_of
 
@@ -76,7 +75,6 @@ _HEADERS = (
     "\ndisk",
     "\nok",
 )
-_ALIGN = ("left", "left", "right", "right", "right", "right", "left", "right", "left")
 
 
 def report(plan: Plan) -> str:
@@ -92,7 +90,7 @@ def report(plan: Plan) -> str:
             for download, users in plan.downloads.items()
         ]
         headers = ("to download (--sdbench-download does it)", "size", "for")
-        parts += ["", tabulate(rows, headers=headers, tablefmt="simple", colalign=("left", "right", "left"))]
+        parts += ["", table(rows, headers, "lrl")]
     notes = lacking([finding for row in plan.rows for finding in row.unfetched])
     if notes:
         parts += ["\nTo be placed or mended by you:", *notes]
@@ -106,7 +104,7 @@ def _table(rows: Iterable[Row]) -> str:
     for row in rows:
         lines.append(["" if row.card == before else row.card, *_cells(row), "yes" if row.ready else "no"])
         before = row.card
-    return tabulate(lines, headers=_HEADERS, tablefmt="simple", colalign=_ALIGN, disable_numparse=True)
+    return table(lines, _HEADERS, "llrrrrlrl")
 
 
 def _cells(row: Row) -> list[str]:

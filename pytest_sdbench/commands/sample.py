@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
+from pytest_sdbench.base.options import weights_by_card
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import card_name, read_card
-from pytest_sdbench.commands.shared import cards_of, share, weights_by_card
+from pytest_sdbench.commands.shared import cards_of, share
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card

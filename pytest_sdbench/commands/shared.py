@@ -8,50 +8,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.base.paths import reference
-from pytest_sdbench.cards.front_matter import is_card
+from tabulate import tabulate
 
-DTYPES = ("float32", "float16", "bfloat16")
+from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.options import OPTIONS
+from pytest_sdbench.base.paths import reference
+from pytest_sdbench.cards.card import find_card
+from pytest_sdbench.cards.front_matter import is_card
+from pytest_sdbench.protocols.protocol import Protocol
 
 _SHARED: dict[str, dict[str, Any]] = {
     "cards": {"nargs": "*", "type": Path, "metavar": "CARD", "help": "default: the packaged cards"},
-    "--store": {"default": ".sdbench", "metavar": "DIR|URL", "help": "[%(default)s]"},
-    "--data": {"type": Path, "metavar": "DIR", "help": "data root, as --sdbench-data"},
-    "--device": {"default": "auto", "metavar": "DEVICE", "help": "torch device [%(default)s]"},
-    "--download": {"action": "store_true", "help": "fetch weights that are missing"},
-    "--weights": {
-        "action": "append",
-        "default": [],
-        "metavar": "CARD=PATH",
-        "help": "another checkpoint than the card's, as --sdbench-weights; may be repeated",
-    },
     "--out": {"type": Path, "metavar": "FILE", "help": "where to write it; default: the terminal"},
     "--json": {"type": Path, "metavar": "FILE", "help": "write the figures there as well"},
 }
-"""Options that more than one command has."""
+"""Arguments that more than one command has, beside the options that pytest has too."""
 
 
 def share(command: argparse.ArgumentParser, *names: str, device: str | None = None) -> None:
-    """Declare options that other commands have too; `device` is another default for that one."""
+    """Declare arguments that other commands or pytest have too; `device` is another default for that one."""
     for name in names:
-        short = ["-o"] if name == "--out" else []
-        command.add_argument(*short, name, **_SHARED[name])
+        if name in _SHARED:
+            told, short = _SHARED[name], ["-o"] if name == "--out" else []
+        else:
+            option, short = OPTIONS[name.replace("--", "--sdbench-", 1)], []
+            told = option.arguments(option.default) | ({"type": Path} if name == "--data" else {})
+        command.add_argument(*short, name, **told)
     if device is not None:
         command.set_defaults(device=device)
-
-
-def weights_by_card(pairs: Sequence[str]) -> dict[str, Path]:
-    """Return the checkpoint of each card that --weights names; raises SdbenchError for another form."""
-    weights: dict[str, Path] = {}
-    for pair in pairs:
-        card, _, folder = pair.partition("=")
-        if not (card and folder):
-            raise SdbenchError("no card and checkpoint", key="--weights", found=pair, remedy="Give CARD=PATH")
-        if card in weights:
-            raise SdbenchError("a card is given twice", key="--weights", found=card, remedy="Give it once")
-        weights[card] = Path(folder)
-    return weights
 
 
 def cards_of(named: Sequence[Path]) -> list[Path]:
@@ -60,6 +44,32 @@ def cards_of(named: Sequence[Path]) -> list[Path]:
     for path in named or [reference() / "cards"]:
         cards += sorted(file for file in path.glob("*.md") if is_card(file)) if path.is_dir() else [path]
     return cards
+
+
+def find_card_of(text: str) -> Path:
+    """Return the file of a card that is named by its file or its name: here, in cards/, or a packaged one."""
+    path = Path(text)
+    if path.is_file() and is_card(path):
+        return path
+    return find_card(text, Path.cwd(), search=(Path.cwd() / "cards",))
+
+
+def first_images(protocol: Protocol, n: int) -> Protocol:
+    """Return the protocol with its first n images; raises SdbenchError where it has no such number."""
+    if not 2 <= n <= protocol.n:
+        raise SdbenchError(
+            f"{protocol.name} has {protocol.n:,} images",
+            key="--images",
+            found=n,
+            remedy="Give at least 2 and at most so many",
+        )
+    return protocol.with_samples(n)
+
+
+def table(rows: Sequence[Sequence[str]], headings: Sequence[str], align: str) -> str:
+    """Return a table for a terminal; `align` has a letter a column, l or r."""
+    sides = tuple({"l": "left", "r": "right"}[letter] for letter in align)
+    return tabulate(rows, headings, tablefmt="simple", disable_numparse=True, colalign=sides)
 
 
 def write_text(text: str, out: Path | None) -> None:

@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import size_text
-from pytest_sdbench.commands.shared import share
+from pytest_sdbench.commands.shared import share, table
 from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage
 from pytest_sdbench.store.leases import PREFIX
 from pytest_sdbench.store.shard_format import SHARD, range_of
@@ -84,7 +82,7 @@ _DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
-class Held:
+class Holding:
     """What a store holds of one checkpoint under one draw."""
 
     folder: str
@@ -128,7 +126,7 @@ class Leftover:
             self.storage.remove(self.name)
 
 
-def inventory(store: Path | str) -> list[Held]:
+def inventory(store: Path | str) -> list[Holding]:
     """Return what a store holds, in the order of its folders; raises EvidenceError."""
     storage = open_storage(store)
     names = _draws()
@@ -142,7 +140,7 @@ def inventory(store: Path | str) -> list[Held]:
         manifests = list(_manifests(inside, files))
         longest = _longest(files)
         found.append(
-            Held(
+            Holding(
                 folder,
                 next((str(each["checkpoint_spec"]) for each in manifests if "checkpoint_spec" in each), ""),
                 checkpoint,
@@ -161,8 +159,8 @@ def inventory(store: Path | str) -> list[Held]:
 def leftovers(store: Path | str, *, older_than: float | None = None) -> Iterator[Leftover]:
     """Yield what nothing needs: of each folder, or with `older_than`, in days, folders not written to since.
 
-    That are files that were set aside; of more than a day ago, files that were never finished and leases; and
-    shards whose images are all in a longer one that is sound. Raises EvidenceError.
+    Files set aside as damaged. Files that were never finished, and leases, of more than a day ago. Shards
+    whose images are all in a longer one that is sound. Raises EvidenceError.
     """
     root, now = open_storage(store), time.time()
     for folder in _folders(root):
@@ -180,7 +178,7 @@ def leftovers(store: Path | str, *, older_than: float | None = None) -> Iterator
             yield Leftover(storage, name, files[name].size, reason)
 
 
-def inventory_table(found: list[Held]) -> str:
+def inventory_table(found: list[Holding]) -> str:
     """Return an inventory as a table for a terminal."""
     rows = [
         [
@@ -195,18 +193,12 @@ def inventory_table(found: list[Held]) -> str:
         for each in found
     ]
     heading = ["checkpoint", "draw", "whole", "images", "size", "last change", "device"]
-    table = tabulate(
-        rows,
-        heading,
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=("left", "left", "right", "right", "right", "left", "left"),
-    )
     total = size_text(sum(each.size for each in found))
-    return f"{table}\n\n{total} in all; whole: images from the first one on without a gap"
+    about = f"{total} in all; whole: images from the first one on without a gap"
+    return f"{table(rows, heading, 'llrrrll')}\n\n{about}"
 
 
-def inventory_json(found: list[Held]) -> str:
+def inventory_json(found: list[Holding]) -> str:
     """Return an inventory as JSON, sizes in bytes and times in seconds since the epoch."""
     return json.dumps([asdict(each) for each in found], indent=2)
 

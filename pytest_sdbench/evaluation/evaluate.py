@@ -10,9 +10,10 @@ import hashlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.environment import device_name, versions
@@ -26,10 +27,11 @@ from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
 from pytest_sdbench.features.extractors import identity, open_extractors
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.metrics.standard_error import Groups, groups_of
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
-from pytest_sdbench.store.shards import Evidence, Store
+from pytest_sdbench.store.shards import Evidence, Rows, Store
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
@@ -39,6 +41,42 @@ _REPEATED = 1.5
 
 Load = Callable[[str], Any]
 """Makes the pipeline under test, given the name of a dtype."""
+
+
+@dataclass(frozen=True)
+class References:
+    """The reference statistics of a protocol, as far as they are on this machine."""
+
+    protocol: Protocol
+    statistics: Mapping[str, FeatureStatistics]
+    """By metric."""
+    lacking: Mapping[str, Unavailable]
+    """By metric: why they are not here."""
+
+    @classmethod
+    def of(cls, protocol: Protocol, data_root: Path | None) -> References:
+        """Load the references of a protocol; raises Unavailable where no metric can be computed here."""
+        found = load_references(protocol, data_root)
+        lacking = {name: each for name, each in found.items() if isinstance(each, Unavailable)}
+        if len(lacking) == len(protocol.metrics):
+            raise next(iter(lacking.values()))
+        here = {name: each for name, each in found.items() if not isinstance(each, Unavailable)}
+        return cls(protocol, here, lacking)
+
+    def estimate(
+        self, measured: Protocol, rows: Iterable[Rows], groups: Groups | None
+    ) -> dict[str, Estimate | Undefined]:
+        """Return the metrics of rows, without those whose references are not here."""
+        found = estimate(measured, rows, self.statistics, groups)
+        return {metric: each for metric, each in found.items() if metric not in self.lacking}
+
+    def unverified(self) -> list[str]:
+        """Return a note on each metric whose protocol does not say what its references must be."""
+        notes = []
+        for metric, spec in self.protocol.metrics.items():
+            if (spec.metric == "fid" or spec.metric == "kid") and spec.statistics.sha256 is None:
+                notes.append(f"{metric}: the protocol has no checksum of {spec.statistics.file}: unverified")
+        return notes
 
 
 @dataclass(frozen=True)
@@ -68,6 +106,8 @@ class Evaluation:
     truncated: int
     notes: tuple[str, ...]
     """What a reader of the scores should know."""
+    torch_device: str = "cpu"
+    """The device of this run."""
     groups: Groups | None = None
     """Which images share a prompt; None where no two do."""
     foretells: bool = True
@@ -128,22 +168,15 @@ def evaluate(
     started = time.monotonic()
     measured = _measured(protocol, samples, workspace.dtype)
     # Whatever can fail without an image fails before the first one.
-    found = load_references(measured, workspace.data_root)
-    lacking = {metric: reason for metric, reason in found.items() if isinstance(reason, Unavailable)}
-    references = {
-        metric: statistics for metric, statistics in found.items() if not isinstance(statistics, Unavailable)
-    }
-    if len(lacking) == len(measured.metrics):
-        raise next(iter(lacking.values()))
+    references = References.of(measured, workspace.data_root)
     made = make_evidence(checkpoint, measured, workspace, tuning=tuning, max_images=max_images, load=load)
     rows = made.evidence.rows(measured.n)
     counts = {name: sum(int(shard[name].sum()) for shard in rows) for name in ("blacked_out", "truncated")}
     writers = made.evidence.writers(measured.n)
     groups = groups_of(made.prompts[: measured.n])
-    estimates = estimate(measured, rows, references, groups)
     return Evaluation(
-        estimates={metric: figure for metric, figure in estimates.items() if metric not in lacking},
-        lacking=lacking,
+        estimates=references.estimate(measured, rows, groups),
+        lacking=references.lacking,
         protocol=measured,
         requested=protocol.n,
         complete=measured.fingerprint == protocol.fingerprint,
@@ -152,7 +185,8 @@ def evaluate(
         versions=_versions_of(writers),
         seconds=time.monotonic() - started,
         images_made=made.images_made,
-        notes=tuple(_notes(measured, made.drawn, writers, made.evidence.manifest, counts)),
+        notes=(*_notes(measured, made, writers, counts), *references.unverified()),
+        torch_device=workspace.device,
         groups=groups,
         foretells=measured.n == protocol.n
         or _repeat_alike(made.prompts, load_prompts(protocol, workspace.data_root)),
@@ -169,7 +203,7 @@ def _repeat_alike(some: Sequence[str], whole: Sequence[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Made:
+class CompleteEvidence:
     """The evidence of a checkpoint under a protocol, whole."""
 
     evidence: Evidence
@@ -189,7 +223,7 @@ def make_evidence(
     max_images: int | None = None,
     load: Load | None = None,
     start_at: float = 0.0,
-) -> Made:
+) -> CompleteEvidence:
     """Make the images of a protocol that the store lacks, and what its extractors say of them.
 
     Any number of processes and hosts may do so at once in one store: each makes the shards that no other is
@@ -223,7 +257,7 @@ def make_evidence(
                 n=protocol.n,
                 count=shower.update,
             )
-    return Made(evidence, prompts, drawn, made)
+    return CompleteEvidence(evidence, prompts, drawn, made)
 
 
 def _measured(protocol: Protocol, samples: int | None, dtype: str | None) -> Protocol:
@@ -288,13 +322,12 @@ def on_this_device(protocol: Protocol, device: str) -> Protocol:
 
 def _notes(
     measured: Protocol,
-    drawn: Protocol,
+    found: CompleteEvidence,
     writers: list[dict[str, Any]],
-    here: Mapping[str, Any],
     counts: Mapping[str, int],
 ) -> list[str]:
-    notes = []
-    if drawn.draw_fingerprint != measured.draw_fingerprint:
+    notes, here = [], found.evidence.manifest
+    if found.drawn.draw_fingerprint != measured.draw_fingerprint:
         notes.append("another draw: the sequential generator is on the cpu and not on cuda")
     if len(writers) > 1:
         notes.append(f"the images were made by {len(writers)} different set-ups")
@@ -305,9 +338,6 @@ def _notes(
         notes.append(f"{counts['blacked_out']} images were blacked out by a safety checker")
     if counts["truncated"]:
         notes.append(f"{counts['truncated']} prompts were cut to the tokenizer's length")
-    for metric, spec in measured.metrics.items():
-        if (spec.metric == "fid" or spec.metric == "kid") and spec.statistics.sha256 is None:
-            notes.append(f"{metric}: the protocol has no checksum of {spec.statistics.file}: unverified")
     return notes
 
 

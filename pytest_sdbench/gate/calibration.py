@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ def calibrate(
             for metric in metrics
         },
         false_alarms={
-            metric: _judged_by_each_other([run[metric] for run in estimates], margin, found[0].groups)
+            metric: _false_alarms([run[metric] for run in estimates], margin, found[0].groups)
             for metric in metrics
             if (margin := _margin(card, protocol, metric)) is not None
         },
@@ -145,7 +145,7 @@ def _short(figure: float) -> float:
     return float(f"{figure:.6g}")
 
 
-def _judged_by_each_other(runs: Sequence[Estimate], margin: float, groups: Groups | None) -> dict[str, int]:
+def _false_alarms(runs: Sequence[Estimate], margin: float, groups: Groups | None) -> dict[str, int]:
     outcomes = []
     for claimed in runs:
         for run in runs:
@@ -232,3 +232,12 @@ def write_calibration(protocol: Protocol, calibration: Calibration) -> Path:
             remedy="Make the folder writable, or calibrate a protocol of your own beside your card",
         ) from error
     return path
+
+
+def record_calibration(protocol: Protocol, calibration: Calibration) -> tuple[Verdict, Path | None]:
+    """Return the verdict of a calibration, and the file that it is written to where it passes."""
+    verdict = calibration.verdict()
+    if verdict.outcome is not Outcome.PASS:
+        return verdict, None
+    path = write_calibration(protocol, calibration)
+    return replace(verdict, reason=f"{verdict.reason}; recorded in {path}"), path

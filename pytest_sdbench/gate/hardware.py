@@ -1,4 +1,4 @@
-"""Judge sizes, multiply-accumulates, latencies and memory by what a card claims or has recorded of them."""
+"""Judge sizes, multiply-accumulates, latencies and memory by claimed figures: pure functions on numbers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
-from pytest_sdbench.base.environment import versions
-from pytest_sdbench.cards.card import Card
-from pytest_sdbench.cards.records import EAGER_LATENCY
-from pytest_sdbench.gate import verdict as judges
-from pytest_sdbench.gate.verdict import Outcome, Verdict, _percent
+from pytest_sdbench.gate.verdict import Outcome, Verdict, percent
 
 RANK_LEVEL = 0.002
 """Of the rank test that a speed must fail: machines are noisy in ways that no model of theirs covers."""
@@ -81,7 +77,7 @@ def judge_speed(
     if chance < RANK_LEVEL:
         return Verdict(
             Outcome.FAIL,
-            f"{figures}; over by {1e3 * over:.3g} ms a call, chance of a wrong fail {_percent(chance)}",
+            f"{figures}; over by {1e3 * over:.3g} ms a call, chance of a wrong fail {percent(chance)}",
             {"wrong_call": chance},
         )
     best = 1 / math.comb(len(seconds) + len(allowed), len(seconds))
@@ -110,7 +106,7 @@ def judge_latency(*, claimed: float, seconds: Sequence[float]) -> Verdict:
     chance = sum(math.comb(len(seconds), k) for k in range(below + 1)) / 2 ** len(seconds)
     if chance < RANK_LEVEL:
         return Verdict(
-            Outcome.FAIL, f"{figures}; chance of a wrong fail {_percent(chance)}", {"wrong_call": chance}
+            Outcome.FAIL, f"{figures}; chance of a wrong fail {percent(chance)}", {"wrong_call": chance}
         )
     few = 0.5 ** len(seconds) >= RANK_LEVEL
     cause = f"{len(seconds)} rounds are too few" if few else f"{below} of {len(seconds)} rounds are within it"
@@ -160,32 +156,6 @@ def _check_times(seconds: Sequence[float]) -> None:
     for time in seconds:
         if not 0 < time < math.inf:
             raise ValueError(f"a time is {time} seconds; a time is finite and above 0")
-
-
-def _judge_latency(
-    card: Card, seconds: Sequence[float], device: str, timed: str, dtype: str
-) -> judges.Verdict | None:
-    """Judge an absolute latency by what the card claims or has recorded of this device, and of no other.
-
-    None where the card has neither.
-    """
-    claim, record = card.latency, card.recorded_on(timed, dtype)
-    if claim is not None and (claim.device, claim.dtype or dtype) == (device, dtype):
-        return judge_latency(claimed=claim.max, seconds=seconds)
-    if record is not None:
-        verdict = judge_recorded_latency(recorded=record.seconds, seconds=seconds)
-        if then := {name: made for name, made in record.versions.items() if made != versions().get(name)}:
-            listed = ", ".join(f"{name} {made}" for name, made in then.items())
-            verdict = replace(verdict, reason=f"{verdict.reason}; it was recorded with {listed}")
-        return verdict
-    if claim is not None:
-        place = f"{claim.device}, {claim.dtype}" if claim.dtype else claim.device
-        of = f"{claim.max:.4g} s a call are claimed of {place}"
-    elif places := [f"{each.device}, {each.dtype}" for each in card.devices if each.key[2:] == EAGER_LATENCY]:
-        of = f"a latency is recorded of {'; '.join(places)}"
-    else:
-        return None
-    return judges.uncalibrated(f"{of}; this is {timed}, {dtype}")
 
 
 def larger_by_rank(first: Sequence[float], second: Sequence[float]) -> float:

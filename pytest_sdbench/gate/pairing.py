@@ -8,16 +8,30 @@ every image on it: some 30 bytes an image, against 25 U-Net calls to draw it aga
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.files import write_atomically
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.cards.card import Card, Claim
+from pytest_sdbench.cards.records import Record, nearly
+from pytest_sdbench.gate.looks import looks
+from pytest_sdbench.gate.verdict import Score
+from pytest_sdbench.metrics.difference import difference, worst_loss
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import Array
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
+
+if TYPE_CHECKING:
+    from pytest_sdbench.evaluation.evaluate import Evaluation
 
 FOLDER = "evidence"
 _META = "sdbench"
@@ -27,13 +41,17 @@ _OPTIONAL = ("standard_error", "corrected")
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedEvidence:
     """The estimates of one checkpoint under one protocol, at growing numbers of images."""
 
     checkpoint_fingerprint: str
     protocol_fingerprint: str
     looks: Mapping[int, Mapping[str, Estimate]]
     """By number of images, then metric."""
+
+    def estimate(self, n: int, metric: str) -> Estimate | None:
+        """Return the estimate of the first n images, or None where it is not recorded."""
+        return self.looks.get(n, {}).get(metric)
 
 
 def evidence_path(card: Path, name: str, protocol: str) -> Path:
@@ -42,7 +60,7 @@ def evidence_path(card: Path, name: str, protocol: str) -> Path:
     return folder / FOLDER / name / f"{protocol}.safetensors"
 
 
-def read_recorded(path: Path) -> Recorded | None:
+def read_recorded(path: Path) -> RecordedEvidence | None:
     """Return the recorded evidence in a file, or None where there is no file.
 
     Raises EvidenceError for a file that is no such evidence.
@@ -63,7 +81,7 @@ def read_recorded(path: Path) -> Recorded | None:
                 }
                 for n, metrics in about["looks"].items()
             }
-            return Recorded(about["checkpoint_fingerprint"], about["protocol_fingerprint"], looks)
+            return RecordedEvidence(about["checkpoint_fingerprint"], about["protocol_fingerprint"], looks)
     except (
         SafetensorError,
         OSError,
@@ -97,7 +115,7 @@ def _estimate(metric: str, n: int, figures: Mapping[str, float | None], moved: A
     return Estimate(metric=metric, n=n, influence=influence, **numbers)  # type: ignore[arg-type]
 
 
-def write_recorded(path: Path, recorded: Recorded) -> bool:
+def write_recorded(path: Path, recorded: RecordedEvidence) -> bool:
     """Write recorded evidence and return whether the file changed; metrics without influence are left out."""
     from safetensors.numpy import save
 
@@ -129,3 +147,143 @@ def write_recorded(path: Path, recorded: Recorded) -> bool:
             remedy="Make the folder writable and run again",
         ) from error
     return True
+
+
+def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Path | None:
+    """Record a card's images under a protocol from the store; return the file if it is new or changed.
+
+    What says the same but for the last digits stays, as records do. So does a file with a metric more, which
+    this machine lacks the references for. Raises Unavailable where the store lacks some of the images.
+    """
+    from pytest_sdbench.evaluation.evaluate import evaluate
+    from pytest_sdbench.models.checkpoint import resolve
+
+    protocol = load_protocol(protocol_name, search=(card.path.parent,))
+    checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
+    found = {}
+    for look in looks(protocol.n):
+        evaluation = evaluate(checkpoint, protocol, workspace, samples=look.n, max_images=0)
+        found[look.n] = {
+            metric: each for metric, each in evaluation.estimates.items() if isinstance(each, Estimate)
+        }
+    path = evidence_path(card.path, card.name, protocol.name)
+    recorded = RecordedEvidence(checkpoint.fingerprint, protocol.fingerprint, found)
+    known = read_recorded(path)
+    if known is not None and _says_the_same(known, recorded):
+        return None
+    return path if write_recorded(path, recorded) else None
+
+
+def _says_the_same(known: RecordedEvidence, new: RecordedEvidence) -> bool:
+    """Return whether recorded images say all that others say, but for the last digits."""
+    if replace(known, looks={}) != replace(new, looks={}) or not set(new.looks) <= set(known.looks):
+        return False
+    for n, estimates in new.looks.items():
+        for metric, each in estimates.items():
+            old = known.estimate(n, metric)
+            if each.influence is not None and (old is None or not same_figure(old, each)):
+                return False
+    return True
+
+
+def same_figure(known: Record | Estimate, new: Record | Estimate) -> bool:
+    """Return whether two figures differ in the last digits alone: threads and batches move them."""
+    errors = known.standard_error, new.standard_error
+    if None in errors and errors != (None, None):
+        return False
+    return nearly(known.value, new.value) and math.isclose(errors[0] or 0.0, errors[1] or 0.0, rel_tol=0.02)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What is recorded of a card under a protocol: its figures, and its images to be paired with."""
+
+    card: Card
+    protocol: Protocol
+    recorded: RecordedEvidence | None
+    """Of the protocol as it is; None where there is none."""
+    outdated: bool
+    """Whether the recorded images are of another protocol."""
+
+    @classmethod
+    def of(cls, card: Card, protocol: Protocol, recorded: RecordedEvidence | None = None) -> Pairing:
+        """Return the pairing with `recorded`, or with what lies beside the card."""
+        recorded = recorded or read_recorded(evidence_path(card.path, card.name, protocol.name))
+        fits = recorded is not None and recorded.protocol_fingerprint == protocol.fingerprint
+        return cls(card, protocol, recorded if fits else None, recorded is not None and not fits)
+
+    def record(self, metric: str) -> Record | None:
+        """Return the record of a score under the protocol as it is."""
+        for record in self.card.records:
+            current = record.protocol_fingerprint in (None, self.protocol.fingerprint)
+            if record.key == (self.protocol.name, metric) and current and record.n == self.protocol.n:
+                return record
+        return None
+
+    def pair(self, claim: Claim, estimate: Estimate, score: Score, evaluation: Evaluation) -> Score | None:
+        """Return the score as its difference from the recorded images tells it; None where it cannot."""
+        if self.recorded is None:
+            return None
+        whole = self.recorded.estimate(self.protocol.n, claim.metric)
+        same = self.recorded.estimate(estimate.n, claim.metric)
+        # A claim that is not the score of these images is not as certain as they are.
+        if whole is None or same is None or not self._claims_the_images(claim):
+            return None
+        found = difference(estimate, same, at=self.protocol.n, groups=evaluation.groups)
+        if found is None or not found.paired or found.standard_error is None:
+            return None
+        # Of the very checkpoint on the very set-up nothing is unseen. Anything else may fail where these
+        # images do not show it, as badly as the worst of those that do.
+        unseen = 0.0
+        if not self._same_setup(claim, evaluation):
+            unseen = worst_loss(estimate, same, evaluation.groups, higher_is_better=score.higher_is_better)
+        # The claim is these images' score but for its rounding.
+        rounding = abs(whole.value - claim.value)
+        return replace(
+            score,
+            measured=whole.value + found.value,
+            error=math.hypot(found.standard_error, rounding),
+            claim_error=rounding,
+            unseen=unseen,
+        )
+
+    def note(self, claim: Claim) -> list[str]:
+        """Say why a score is not paired, where images are recorded."""
+        if self.outdated:
+            return ["the recorded images are of another protocol: --sdbench-update renews them"]
+        if self.recorded is not None and not self._claims_the_images(claim):
+            return ["without the recorded images, which are not the claim's"]
+        return []
+
+    def _same_setup(self, claim: Claim, evaluation: Evaluation) -> bool:
+        """Return whether the recorded images are this checkpoint's, of such a device and these libraries."""
+        assert self.recorded is not None
+        record = self.record(claim.metric)
+        return (
+            evaluation.checkpoint_fingerprint == self.recorded.checkpoint_fingerprint
+            and record is not None
+            and record.device == evaluation.device
+            and record.versions == evaluation.versions
+        )
+
+    def _claims_the_images(self, claim: Claim) -> bool:
+        """Return whether a claim may be the score of the recorded images, for all that they say of it."""
+        assert self.recorded is not None
+        record = self.record(claim.metric)
+        owner = record.checkpoint_fingerprint if record is not None else None
+        if owner not in (None, self.recorded.checkpoint_fingerprint):
+            return False
+        whole = self.recorded.estimate(self.protocol.n, claim.metric)
+        if whole is None or abs(whole.value - claim.value) <= 0.5000001 * 10.0 ** -decimals_of(claim.text):
+            return True
+        # The record of these very images may be of another batch size, which moves the last digits.
+        return claim.record is not None and owner is not None and nearly(whole.value, claim.value)
+
+
+def decimals_of(text: str) -> int:
+    """Return the number of decimals that a figure is printed with."""
+    try:
+        exponent = Decimal(text.replace("_", "")).as_tuple().exponent
+    except InvalidOperation:
+        return 0
+    return max(0, -exponent) if isinstance(exponent, int) else 0

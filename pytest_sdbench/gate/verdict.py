@@ -158,7 +158,7 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
         return Verdict(
             Outcome.FAIL,
             f"{shown}: {_by(worse, unit)}, at least {_signed(least, unit)}, margin {score.margin:{unit}}; "
-            f"chance of a wrong fail {_percent(wrong_fail)}",
+            f"chance of a wrong fail {percent(wrong_fail)}",
             {**figures, "at_least": least, "wrong_call": wrong_fail},
         )
     if wrong_pass <= ALPHA * share:
@@ -166,7 +166,7 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
         return Verdict(
             Outcome.PASS,
             f"{shown}: {_by(worse, unit)}, {_bound(at_most, unit)}, margin {score.margin:{unit}}; "
-            f"chance of a wrong pass {_percent(wrong_pass)}{good}",
+            f"chance of a wrong pass {percent(wrong_pass)}{good}",
             {**figures, "wrong_call": wrong_pass},
         )
     # No fail at the level of its family, which says less than one at that of a single score.
@@ -273,7 +273,8 @@ def _bound(worse: float, unit: str) -> str:
     return f"at most {abs(worse):{unit}} worse"
 
 
-def _percent(chance: float) -> str:
+def percent(chance: float) -> str:
+    """Return a chance in tenths of a percent."""
     return "below 0.1 %" if chance < 0.001 else f"{chance:.1%}".replace("%", " %")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ import pytest
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, find_card, read_card
+from pytest_sdbench.cards.cases import Case
 from pytest_sdbench.cards.network import Network, named_network, network_of
 from pytest_sdbench.suite.collection import card_of
 from pytest_sdbench.suite.rows import conclude
@@ -24,8 +25,9 @@ from pytest_sdbench.suite.session import SdbenchSession
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation
-    from pytest_sdbench.gate.judge import Judged
+    from pytest_sdbench.gate.judge import Judgement
     from pytest_sdbench.models.checkpoint import Checkpoint
+    from pytest_sdbench.models.latency import Ratio
     from pytest_sdbench.protocols.protocol import Protocol
 
 
@@ -42,11 +44,11 @@ class PlainPipeline:
         return load_pipeline(self.checkpoint, device=self.device, dtype=dtype)
 
 
-Key = TypeVar("Key")
-Made = TypeVar("Made")
+K = TypeVar("K")
+T = TypeVar("T")
 
 
-def _once(done: dict[Key, Made | SdbenchError], key: Key, make: Callable[[], Made]) -> Made:
+def _once(done: dict[K, T | SdbenchError], key: K, make: Callable[[], T]) -> T:
     """Return what was made, or raise what prevented it: no claim tries again what failed for another."""
     if key not in done:
         try:
@@ -222,25 +224,88 @@ def sdbench_evaluate(
 
 
 @pytest.fixture(scope="module")
+def sdbench_judgements() -> dict[str, Any]:
+    """Return the verdicts of this card by protocol: its claims are judged together, once."""
+    return {}
+
+
+@pytest.fixture
 def sdbench_judge(
-    sdbench_session: SdbenchSession, sdbench_card: Card, sdbench_evaluate: Callable[..., Evaluation]
-) -> Callable[[Protocol], Mapping[str, Judged]]:
-    """Return a function that judges the card's claims under a protocol together, once for all of them."""
-    from pytest_sdbench.gate.judge import judge
+    request: pytest.FixtureRequest,
+    sdbench_session: SdbenchSession,
+    sdbench_card: Card,
+    sdbench_data: Path | None,
+    sdbench_judgements: dict[str, Any],
+) -> Callable[[Case, Protocol], Judgement]:
+    """Return a function that judges a score under a protocol; the checkpoint is asked for when it is called.
 
-    done: dict[str, Mapping[str, Judged] | SdbenchError] = {}
+    It raises Unavailable for a metric that cannot be computed here, before an image is made.
+    """
+    from pytest_sdbench.gate.judge import check_metric, images_unclaimed, judge, judge_unclaimed
 
-    def once(protocol: Protocol) -> Mapping[str, Judged]:
-        budget = sdbench_session.settings.budget
+    budget = sdbench_session.settings.budget
+
+    def evaluate(protocol: Protocol, samples: int | None) -> Evaluation:
+        evaluation: Evaluation = request.getfixturevalue("sdbench_evaluate")(protocol, samples)
+        return evaluation
+
+    def claims(protocol: Protocol) -> Mapping[str, Judgement]:
         return _once(
-            done,
+            sdbench_judgements,
             protocol.fingerprint,
-            lambda: judge(
-                sdbench_card, protocol, lambda samples: sdbench_evaluate(protocol, samples), budget
-            ),
+            lambda: judge(sdbench_card, protocol, partial(evaluate, protocol), budget),
         )
 
-    return once
+    def judged(case: Case, protocol: Protocol) -> Judgement:
+        check_metric(sdbench_card, case, protocol, sdbench_data)
+        if case.claim is not None:
+            judgement = claims(protocol)[case.claim.id]
+        else:
+            samples = images_unclaimed(protocol, budget, partial(claims, protocol))
+            judgement = judge_unclaimed(case.metric, protocol, evaluate(protocol, samples))
+        if case.metric in judgement.evaluation.lacking:
+            raise judgement.evaluation.lacking[case.metric]
+        return judgement
+
+    return judged
+
+
+@pytest.fixture
+def sdbench_time(
+    request: pytest.FixtureRequest,
+    sdbench_session: SdbenchSession,
+    sdbench_network: Network,
+    sdbench_baseline_network: Network | None,
+    sdbench_device: str,
+    sdbench_dtype: str,
+    sdbench_latencies: dict[Any, Any],
+) -> Callable[[], Ratio]:
+    """Return a function that times one U-Net call beside the baseline's.
+
+    It raises Unavailable where timing is switched off.
+    """
+
+    def time() -> Ratio:
+        import torch
+
+        from pytest_sdbench.models.latency import measure_latency
+
+        if not request.config.pluginmanager.has_plugin("benchmark"):
+            raise Unavailable("timing needs pytest-benchmark", remedy="Run without -p no:benchmark")
+        if request.config.getoption("benchmark_skip", False):
+            raise Unavailable("timing is switched off", remedy="Run without --benchmark-skip")
+        with sdbench_session.visible_progress() as progress:
+            return measure_latency(
+                lambda: request.getfixturevalue("benchmark"),
+                sdbench_network.unet,
+                sdbench_baseline_network.unet if sdbench_baseline_network else None,
+                device=sdbench_device,
+                dtype=getattr(torch, sdbench_dtype),
+                cache=sdbench_latencies,
+                progress=progress,
+            )
+
+    return time
 
 
 @pytest.fixture

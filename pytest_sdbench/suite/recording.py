@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.edit import write_records
-from pytest_sdbench.cards.records import Record, nearly
+from pytest_sdbench.cards.records import Record
 from pytest_sdbench.cards.schema import check_value
-from pytest_sdbench.gate.pairing import Recorded
-from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.gate.pairing import record_evidence, same_figure
 from pytest_sdbench.report.results import Row
 
 _PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "device", "date")
@@ -81,15 +79,6 @@ def _foreign(row: Row, finished: bool, replaced: frozenset[str]) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Changed:
-    """What was recorded of images, in lines for the reader."""
-
-    lines: list[str]
-    written: int
-    """Files that are new or changed."""
-
-
 def write_evidence_of(
     rows: Sequence[Row],
     workspace: Workspace,
@@ -97,8 +86,10 @@ def write_evidence_of(
     finished: bool,
     files: Mapping[str, Path],
     replaced: frozenset[str],
-) -> Changed:
+) -> tuple[list[str], int]:
     """Record what each image of a card's own checkpoint adds to its scores, for pairing.
+
+    Return lines for the reader, and the number of files that are new or changed.
 
     For the protocols that all images were scored under in a run that was finished; the store has them.
     """
@@ -117,62 +108,12 @@ def write_evidence_of(
         if place is not None:
             lines.append(f"what each image adds recorded in {place}")
             written += 1
-    return Changed(lines, written)
-
-
-def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Path | None:
-    """Record a card's images under a protocol from the store; return the file if it is new or changed.
-
-    What says the same but for the last digits stays, as records do; so does a file with a metric more, which
-    this machine lacks the references for. Raises Unavailable where the store lacks some of them.
-    """
-    from pytest_sdbench.evaluation.evaluate import evaluate
-    from pytest_sdbench.gate.looks import looks
-    from pytest_sdbench.gate.pairing import evidence_path, read_recorded, write_recorded
-    from pytest_sdbench.models.checkpoint import resolve
-    from pytest_sdbench.protocols.load import load_protocol
-
-    protocol = load_protocol(protocol_name, search=(card.path.parent,))
-    checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
-    found = {}
-    for look in looks(protocol.n):
-        evaluation = evaluate(checkpoint, protocol, workspace, samples=look.n, max_images=0)
-        found[look.n] = {
-            metric: each for metric, each in evaluation.estimates.items() if isinstance(each, Estimate)
-        }
-    path = evidence_path(card.path, card.name, protocol.name)
-    recorded = Recorded(checkpoint.fingerprint, protocol.fingerprint, found)
-    known = read_recorded(path)
-    if known is not None and _says_the_same(known, recorded):
-        return None
-    return path if write_recorded(path, recorded) else None
-
-
-def _says_the_same(known: Recorded, new: Recorded) -> bool:
-    """Return whether recorded images say all that others say, but for the last digits."""
-    if replace(known, looks={}) != replace(new, looks={}) or not set(new.looks) <= set(known.looks):
-        return False
-    for n, estimates in new.looks.items():
-        for metric, each in estimates.items():
-            old = known.looks[n].get(metric)
-            if each.influence is None:
-                continue
-            if old is None or not _near(old, each):
-                return False
-    return True
-
-
-def _near(known: Record | Estimate, new: Record | Estimate) -> bool:
-    """Return whether two figures differ in the last digits alone."""
-    errors = known.standard_error, new.standard_error
-    if None in errors and errors != (None, None):
-        return False
-    return nearly(known.value, new.value) and math.isclose(errors[0] or 0.0, errors[1] or 0.0, rel_tol=0.02)
+    return lines, written
 
 
 def _same(known: Record | None, new: Record) -> bool:
     """Return whether a record says already what was measured: threads and batches move the last digits."""
-    if known is None or not _near(known, new):
+    if known is None or not same_figure(known, new):
         return False
     return replace(known, value=0, standard_error=None, date=None) == replace(
         new, value=0, standard_error=None, date=None

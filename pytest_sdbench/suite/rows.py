@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_sdbench.gate.verdict import Outcome, Verdict
+from pytest_sdbench.cards.cases import Case
+from pytest_sdbench.gate.ending import Ending, ending, outcome_of
+from pytest_sdbench.gate.verdict import Verdict
+from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.suite.collection import card_of
 
-_PROPERTY = "sdbench_"
+PROPERTY = "sdbench_"
+"""What the names of a row's user properties begin with."""
 
 
 def conclude(item: pytest.Item, verdict: Verdict, **figures: Any) -> None:
@@ -21,45 +24,74 @@ def conclude(item: pytest.Item, verdict: Verdict, **figures: Any) -> None:
 
     `figures` are fields of `Row`. A skip is never a pass: its reason says what would make it one.
     """
+    row = _row(item, verdict, **figures)
+    item.user_properties.extend(properties(row, item))
+    session = item.config.pluginmanager.get_plugin("sdbench-session")
+    end, reason = ending(verdict, session.settings.inconclusive if session is not None else "fail")
+    if end is Ending.SKIP:
+        pytest.skip(reason)
+    if end is Ending.XFAIL:
+        pytest.xfail(reason)
+    if end is not Ending.PASS:
+        # Reached with --runxfail too, which turns an xfail into nothing: what is open never passes.
+        pytest.fail(reason, pytrace=False)
+
+
+def row_of_error(item: pytest.Item, error: Exception, *, skipped: bool) -> Row:
+    """Return the row of a test that ended before it had a verdict."""
+    return _row(item, Verdict(outcome_of(error, skipped=skipped), str(error)))
+
+
+def claim_figures(case: Case, protocol: Protocol | None) -> dict[str, Any]:
+    """Return what a row says of a claim before anything is measured."""
+    if not case.metric:
+        return {}
+    figures = {"metric": case.metric, "protocol": case.protocol or "unstated"}
+    margin = None if protocol is None else protocol.margins.get(case.metric)
+    claim = case.claim
+    if claim is None:
+        return figures | {"margin": margin}
+    if claim.margin is not None:
+        margin = claim.margin
+    return figures | {
+        "claimed": claim.value,
+        "claimed_text": claim.text,
+        "kind": claim.kind,
+        "margin": margin,
+    }
+
+
+def _row(item: pytest.Item, verdict: Verdict, **figures: Any) -> Row:
     module = card_of(item)
     assert module is not None
-    name = item.callspec.id if hasattr(item, "callspec") else ""
-    row = Row(
+    return Row(
         node_id=item.nodeid,
-        card=module.card.name,
+        card=module.card.name if hasattr(module, "card") else module.path.stem,
         test=getattr(item, "originalname", item.name).removeprefix("test_"),
-        name=name,
+        name=item.callspec.id if hasattr(item, "callspec") else "",
         verdict=str(verdict.outcome),
         reason=verdict.reason,
         **figures,
     )
-    item.user_properties.extend(properties(row, module.path))
-    if verdict.outcome is Outcome.INCONCLUSIVE:
-        session = item.config.pluginmanager.get_plugin("sdbench-session")
-        if session is not None and session.settings.inconclusive == "xfail":
-            pytest.xfail(f"{verdict.outcome}: {verdict.reason}")
-        # Reached with --runxfail too, which turns an xfail into nothing: what is open never passes.
-        pytest.fail(f"{verdict.outcome}: {verdict.reason}", pytrace=False)
-    if verdict.outcome in (Outcome.FAIL, Outcome.ERROR):
-        pytest.fail(verdict.reason, pytrace=False)
-    if verdict.outcome is not Outcome.PASS:
-        pytest.skip(f"{verdict.outcome}: {verdict.reason}")
 
 
-def properties(row: Row, card: Path) -> list[tuple[str, Any]]:
+def properties(row: Row, item: pytest.Item) -> list[tuple[str, Any]]:
     """Return a row and its card as user properties, which reach junit files and the controller of xdist."""
+    module = card_of(item)
+    assert module is not None
     return [
-        (_PROPERTY + "file", str(card)),
+        (PROPERTY + "file", str(module.path)),
         *(
-            (_PROPERTY + key, json.dumps(value) if isinstance(value, dict) else value)
+            (PROPERTY + key, json.dumps(value) if isinstance(value, dict) else value)
             for key, value in row.to_dict().items()
             if value is not None
         ),
     ]
 
 
-def _row_of(pairs: Iterable[tuple[str, Any]]) -> Row | None:
-    found = {key.removeprefix(_PROPERTY): value for key, value in pairs if key.startswith(_PROPERTY)}
+def row_of(pairs: Iterable[tuple[str, Any]]) -> Row | None:
+    """Return the row among user properties, or None."""
+    found = {key.removeprefix(PROPERTY): value for key, value in pairs if key.startswith(PROPERTY)}
     if "verdict" not in found:
         return None
     if isinstance(found.get("extra"), str):

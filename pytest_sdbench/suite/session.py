@@ -17,12 +17,13 @@ from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import is_card, read_card
+from pytest_sdbench.gate.ending import compared
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.store.folders import without_secrets
 from pytest_sdbench.suite.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
-from pytest_sdbench.suite.rows import _PROPERTY, _row_of, properties
+from pytest_sdbench.suite.rows import PROPERTY, properties, row_of, row_of_error
 from pytest_sdbench.suite.settings import Settings
 
 UNTOLD = 6
@@ -132,12 +133,12 @@ class SdbenchSession:
         """Return the cards with claims of which none was compared with the checkpoint in its place."""
         if self.settings.samples:
             return []  # so few images were asked for, and compare with nothing
-        told = {Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.ERROR}
         found = []
         for card in sorted(self._replaced()):
             rows = [row for row in self.rows if row.card == card and row.test == "quality"]
-            untold = rows and not any(row.verdict in told for row in rows)
-            if untold and read_card(self.files[rows[0].node_id]).claims:
+            if not rows or compared(row.verdict for row in rows):
+                continue
+            if read_card(self.files[rows[0].node_id]).claims:
                 found.append(card)
         return found
 
@@ -172,32 +173,21 @@ class SdbenchSession:
         elif isinstance(error, SdbenchError):
             first = self.told.setdefault((module.path, str(error)), item.nodeid)
             report.longrepr = str(error) if first == item.nodeid else f"The same error as of {first}"
-        if isinstance(error, Exception) and (call.when == "teardown" or not _row_of(report.user_properties)):
-            verdict = "unavailable" if isinstance(error, Unavailable) else "error"
-            if report.outcome == "skipped":
-                verdict = "unavailable"
-            name = item.callspec.id if hasattr(item, "callspec") else ""
-            row = Row(
-                node_id=item.nodeid,
-                card=module.card.name if hasattr(module, "card") else module.path.stem,
-                test=getattr(item, "originalname", item.name).removeprefix("test_"),
-                name=name,
-                verdict=verdict,
-                reason=str(error),
-            )
-            report.user_properties.extend(properties(row, module.path))
+        if isinstance(error, Exception) and (call.when == "teardown" or not row_of(report.user_properties)):
+            row = row_of_error(item, error, skipped=report.outcome == "skipped")
+            report.user_properties.extend(properties(row, item))
         return report
 
     @pytest.hookimpl(trylast=True)  # after the junit plugin
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect the row of a finished test; under xdist this happens in the controller."""
-        row = _row_of(report.user_properties)
+        row = row_of(report.user_properties)
         if row is not None and row.verdict == Outcome.INCONCLUSIVE and report.when == "call":
             self._mark_inconclusive(report)
         if row is not None and (report.when == "call" or report.outcome != "passed"):
             self.rows = [known for known in self.rows if known.node_id != row.node_id] + [row]
             found = dict(report.user_properties)
-            self.files[row.node_id] = Path(str(found[_PROPERTY + "file"]))
+            self.files[row.node_id] = Path(str(found[PROPERTY + "file"]))
 
     def _mark_inconclusive(self, report: pytest.TestReport) -> None:
         """Give the failure in a junit file a type of its own: what cannot be told is no regression."""
@@ -227,15 +217,15 @@ class SdbenchSession:
                 )
                 self.diffs += diffs
                 self.written += refused
-                changed = write_evidence_of(
+                lines, written = write_evidence_of(
                     self.rows,
                     Workspace(self.settings.store, self.settings.data, progress=False),
                     finished=finished,
                     files=self.files,
                     replaced=self._replaced(),
                 )
-                self.written += changed.lines
-                if diffs or changed.written:
+                self.written += lines
+                if diffs or written:
                     session.exitstatus = pytest.ExitCode.TESTS_FAILED
             unjudged = self._unjudged()
             for card in unjudged:

@@ -16,10 +16,10 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.gate.pairing import record_evidence
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.suite.recording import record_evidence
 from tests.project import IMAGES, make_card, make_project
 
 METRICS = ("fid", "kid", "inception_score", "clip_score")

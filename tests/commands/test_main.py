@@ -92,8 +92,6 @@ class TestSample:
         arguments = ["sample", str(card), "--store", str(store), "--weights"]
         assert main([*arguments, f"two={tmp_path}"]) == 2
         assert "Cards are one" in capsys.readouterr().err
-        assert main([*arguments, "one"]) == 2
-        assert "Give CARD=PATH" in capsys.readouterr().err
         assert not store.exists()
 
 

@@ -370,7 +370,6 @@ class TestCommand:
         ("words", "message"),
         [
             (["--images", "0"], "--images"),
-            (["--weights", "scenes-sd"], "Give CARD=PATH"),
             (["--weights", "a=b", "--weights", "a=c"], "given twice"),
             (["--device", "abacus"], "--device abacus"),
         ],
@@ -378,3 +377,8 @@ class TestCommand:
     def test_what_makes_no_sense_is_named(self, words, message, capsys):
         assert main(["plan", str(CARDS / "scenes-sd.md"), *words]) == 2
         assert message in capsys.readouterr().err
+
+    def test_a_checkpoint_without_a_card_is_no_argument(self, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            main(["plan", "--weights", "scenes-sd"])
+        assert "argument --weights: found 'scenes-sd'; give CARD=PATH" in capsys.readouterr().err

@@ -22,7 +22,8 @@ from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.main import main
-from pytest_sdbench.commands.score import Scores, figures, score, score_table
+from pytest_sdbench.commands.score import figures, score_table
+from pytest_sdbench.commands.score_images import Scores, score
 from pytest_sdbench.commands.score_matching import match
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.sampler import sample

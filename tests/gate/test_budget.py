@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.evaluation.evaluate import Evaluation
-from pytest_sdbench.gate.judge import Judged, judge
-from pytest_sdbench.gate.pairing import Recorded, evidence_path, write_recorded
+from pytest_sdbench.gate.judge import Judgement, judge
+from pytest_sdbench.gate.pairing import RecordedEvidence, evidence_path, write_recorded
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.protocols.load import load_protocol
@@ -93,7 +93,7 @@ def card(tmp_path: Path, protocol: Protocol) -> Make:
     return make
 
 
-def outcomes(found: Mapping[str, Judged]) -> dict[str, tuple[str, int]]:
+def outcomes(found: Mapping[str, Judgement]) -> dict[str, tuple[str, int]]:
     """Return by metric what came of it, and on how many images."""
     return {
         name.removeprefix("mini-"): (str(each.verdict.outcome), each.evaluation.n)
@@ -231,7 +231,7 @@ def test_every_look_is_paired_with_as_many_recorded_images(protocol: Protocol, c
     }
     claimed = card({"clip_score": 0.0001}, [record], clip_score=0.9)
     place = evidence_path(claimed.path, "mini", "mini")
-    write_recorded(place, Recorded("ff" * 8, protocol.fingerprint, own))
+    write_recorded(place, RecordedEvidence("ff" * 8, protocol.fingerprint, own))
     checkpoint = Scored(protocol, clip_score=0.9)
     checkpoint.checkpoint = "ff" * 8
     found = judge(claimed, protocol, checkpoint, N)
@@ -269,7 +269,9 @@ def test_rare_failures_pass_no_more_often_than_one_in_twenty(
 
     own = {n: {"clip_score": recorded(n)} for n in LOOKS}
     claimed = card({"clip_score": margin}, clip_score=round(own[N]["clip_score"].value, 4))
-    write_recorded(evidence_path(claimed.path, "mini", "mini"), Recorded("ff" * 8, protocol.fingerprint, own))
+    write_recorded(
+        evidence_path(claimed.path, "mini", "mini"), RecordedEvidence("ff" * 8, protocol.fingerprint, own)
+    )
     passed = 0
     for _ in range(runs):
         lost = loss * (rng.random(N) < rate)

@@ -15,8 +15,8 @@ from pytest_sdbench.base.errors import DataError, EvidenceError
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.evaluation.evaluate import Evaluation
 from pytest_sdbench.gate.calibration import Calibration, calibration_path, write_calibration
-from pytest_sdbench.gate.judge import Judged, claim_errors, judge
-from pytest_sdbench.gate.pairing import Recorded, evidence_path, write_recorded
+from pytest_sdbench.gate.judge import Judgement, claim_errors, judge
+from pytest_sdbench.gate.pairing import RecordedEvidence, evidence_path, write_recorded
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.protocols.load import load_protocol
@@ -70,7 +70,7 @@ def measured(protocol: Protocol, *estimates: Estimate, checkpoint: str = OTHER) 
 
 def judged(
     card: Path | Card, protocol: Protocol, *estimates: Estimate, checkpoint: str = OTHER
-) -> Mapping[str, Judged]:
+) -> Mapping[str, Judgement]:
     card = read_card(card) if isinstance(card, Path) else card
     return judge(card, protocol, lambda samples: measured(protocol, *estimates, checkpoint=checkpoint))
 
@@ -216,7 +216,7 @@ class TestPairing:
     def write(self, card: Path, protocol: Protocol, *estimates: Estimate, fingerprint: str = "") -> Path:
         place = evidence_path(card, "mini", "mini")
         found = {N: {each.metric: each for each in estimates}}
-        write_recorded(place, Recorded(OWN, fingerprint or protocol.fingerprint, found))
+        write_recorded(place, RecordedEvidence(OWN, fingerprint or protocol.fingerprint, found))
         return place
 
     def test_an_untouched_checkpoint_passes_with_no_error_and_a_margin_below_the_noise(
@@ -445,7 +445,7 @@ def test_a_checkpoint_that_scatters_more_than_the_claim_is_no_fault_of_the_margi
 
 def test_digits_of_a_claim_in_scientific_notation_count(card: Path, protocol: Protocol) -> None:
     own = images(0.02, 0.001, metric="kid")
-    found = Recorded("ff" * 8, protocol.fingerprint, {N: {"kid": own}})
+    found = RecordedEvidence("ff" * 8, protocol.fingerprint, {N: {"kid": own}})
     write_recorded(evidence_path(card, "mini", "mini"), found)
     make_card(card, claims={"kid": 0.001}, margins={"kid": 0.01})
     text = card.read_text(encoding="utf-8").replace("0.001}", "5.0e-05}")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.gate.pairing import Recorded, evidence_path, read_recorded, write_recorded
+from pytest_sdbench.gate.pairing import RecordedEvidence, evidence_path, read_recorded, write_recorded
 from pytest_sdbench.metrics.estimates import Estimate
 from tests.project import IMAGES, make_card, make_project
 
@@ -125,19 +125,19 @@ class TestFile:
     """One file of evidence, without any run."""
 
     @pytest.fixture
-    def recorded(self) -> Recorded:
+    def recorded(self) -> RecordedEvidence:
         influence = np.random.default_rng(0).normal(size=300)
 
         def estimate(metric: str, n: int) -> Estimate:
             return Estimate(metric, 1.5, 0.25, n, 1.25, 0.5, influence[:n], 0.125)
 
-        return Recorded(
+        return RecordedEvidence(
             "ab" * 8,
             "cd" * 8,
             {n: {metric: estimate(metric, n) for metric in ("fid", "clip_score")} for n in (256, 300)},
         )
 
-    def test_it_gives_back_what_was_written(self, recorded: Recorded, tmp_path: Path) -> None:
+    def test_it_gives_back_what_was_written(self, recorded: RecordedEvidence, tmp_path: Path) -> None:
         place = tmp_path / "new" / "folder" / "p.safetensors"
         assert write_recorded(place, recorded)
         found = read_recorded(place)
@@ -161,7 +161,7 @@ class TestFile:
         ],
     )
     def test_figures_that_cannot_be_are_named(
-        self, recorded: Recorded, tmp_path: Path, figure: dict[str, Any], told: str
+        self, recorded: RecordedEvidence, tmp_path: Path, figure: dict[str, Any], told: str
     ) -> None:
         place = tmp_path / "p.safetensors"
         wrong = replace(recorded.looks[256]["clip_score"], **figure)
@@ -170,21 +170,23 @@ class TestFile:
         with pytest.raises(EvidenceError, match=told):
             read_recorded(place)
 
-    def test_it_is_written_when_it_changes_alone(self, recorded: Recorded, tmp_path: Path) -> None:
+    def test_it_is_written_when_it_changes_alone(self, recorded: RecordedEvidence, tmp_path: Path) -> None:
         place = tmp_path / "p.safetensors"
         write_recorded(place, recorded)
         assert not write_recorded(place, recorded)
-        assert write_recorded(place, Recorded("00" * 8, "cd" * 8, recorded.looks))
+        assert write_recorded(place, RecordedEvidence("00" * 8, "cd" * 8, recorded.looks))
 
     def test_a_score_whose_images_say_nothing_is_left_out(self, tmp_path: Path) -> None:
         place = tmp_path / "p.safetensors"
-        write_recorded(place, Recorded("a", "b", {2: {"fid": Estimate("fid", 1.0, None, 2)}}))
-        assert read_recorded(place) == Recorded("a", "b", {2: {}})
+        write_recorded(place, RecordedEvidence("a", "b", {2: {"fid": Estimate("fid", 1.0, None, 2)}}))
+        assert read_recorded(place) == RecordedEvidence("a", "b", {2: {}})
 
     def test_no_file_is_no_evidence(self, tmp_path: Path) -> None:
         assert read_recorded(tmp_path / "p.safetensors") is None
 
-    def test_a_place_that_cannot_be_written_is_named(self, recorded: Recorded, tmp_path: Path) -> None:
+    def test_a_place_that_cannot_be_written_is_named(
+        self, recorded: RecordedEvidence, tmp_path: Path
+    ) -> None:
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(EvidenceError, match=r"file/p\.safetensors"):
             write_recorded(tmp_path / "file" / "p.safetensors", recorded)

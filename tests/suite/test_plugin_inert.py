@@ -23,7 +23,8 @@ def test_plain_pytest_imports_nothing_heavy(pytester: pytest.Pytester):
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:benchmark", "-p", "no:xdist", "-s")
-    light = ["pytest_sdbench", *(f"pytest_sdbench.{name}" for name in ("plugin", "suite", "suite.options"))]
+    names = ("base", "base.errors", "base.options", "plugin", "suite", "suite.options")
+    light = ["pytest_sdbench", *(f"pytest_sdbench.{name}" for name in names)]
     assert f"LOADED [] {light}" in result.stdout.str()
 
 

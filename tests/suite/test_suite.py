@@ -158,15 +158,15 @@ def test_weights_put_a_candidate_in_the_place_of_the_checkpoint(run, project, py
     ("words", "message"),
     [
         (["--sdbench-weights=nobody=cards"], "'nobody' is none of the cards of this run (mini)"),
-        (["--sdbench-weights=mini"], "give CARD=PATH"),
+        (["--sdbench-weights=mini"], "give CARD=PATH, such as"),
         (["--sdbench-weights=mini=nowhere"], "no such folder"),
         (["--sdbench-weights=mini=cards", "--sdbench-weights=mini=cards"], "mini is given twice"),
         (["--sdbench-samples=0"], "give a whole number of at least 1"),
         (["--sdbench-samples=many"], "give a whole number of at least 1"),
         (["--sdbench-max-images=few"], "give a whole number, all or auto"),
         (["--sdbench-data=nowhere"], "nowhere is not a folder"),
-        (["--sdbench-report=results.txt"], "neither .md"),
-        (["--sdbench-dtype=float8"], "invalid choice: 'float8'"),
+        (["--sdbench-report=results.txt"], "a name that ends in .md"),
+        (["--sdbench-dtype=float8"], "found 'float8'; give one of auto, float32"),
     ],
 )
 def test_an_option_that_makes_no_sense_ends_the_run_with_a_reason(run, project, words, message):

@@ -1,0 +1,243 @@
+"""Estimate the scores of images that another tool made, as an evaluation estimates those of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+
+from pytest_sdbench.base.environment import true_float32
+from pytest_sdbench.base.errors import DataError, Unavailable
+from pytest_sdbench.base.progress import Progress
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.cards.claims import Claim
+from pytest_sdbench.commands.score_matching import Matching, match
+from pytest_sdbench.commands.shared import find_card_of, first_images
+from pytest_sdbench.evaluation.evaluate import References
+from pytest_sdbench.features.extractors import Extractors, Rows, open_extractors
+from pytest_sdbench.features.images import ImageSet, decode, in_batches, open_images, size_of
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.standard_error import groups_of
+from pytest_sdbench.protocols.image_steps import Images
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.prompts import load_prompts, prompt_files
+from pytest_sdbench.protocols.protocol import Protocol, Resize
+from pytest_sdbench.store.shard_format import SHARD
+
+Stage = Literal["sampled", "final"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a set of images under a protocol."""
+
+    origin: str
+    """The names of the folders or archives."""
+    protocol: Protocol
+    """What was measured: the protocol that was asked for, but for the number of images."""
+    requested: int
+    """Images that the protocol asks for."""
+    stage: Stage
+    matched: str
+    """How each image found its prompt."""
+    estimates: Mapping[str, Estimate | Undefined]
+    lacking: Mapping[str, Unavailable]
+    """By metric: why it could not be computed here."""
+    card: str | None
+    claims: tuple[Claim, ...]
+    """Of the card, under this protocol."""
+    notes: tuple[str, ...]
+
+    def predicted(self, metric: str) -> float | None:
+        """Return what so many images as the protocol asks for would come to; None where that is open."""
+        found = self.estimates.get(metric)
+        if self.protocol.n == self.requested or not isinstance(found, Estimate):
+            return None
+        return found.at(self.requested)
+
+
+def score(
+    sources: Sequence[str | Path],
+    protocol_name: str | Path,
+    workspace: Workspace,
+    *,
+    n: int | None = None,
+    stage: Stage | None = None,
+    match_by: str | None = None,
+    card: str | None = None,
+) -> Scores:
+    """Score the images in folders, archives or shards under a protocol.
+
+    `n` takes those of the first n prompts alone. `stage` says whether the images are as the sampler made them
+    or have been through the protocol's image steps; without it their size tells. `match_by` is that of
+    `matching.match`, `card` a name or a file whose claims are shown beside the scores.
+
+    Raises DataError for images that are damaged, of another size, or of no prompt; else as `evaluate`.
+    """
+    shown = read_card(find_card_of(card)) if card is not None else None
+    beside = (shown.path.parent,) if shown else ()
+    protocol = load_protocol(protocol_name, search=(Path.cwd(), Path.cwd() / "cards", *beside))
+    if n is not None:
+        first_images(protocol, n)
+    # Whatever can fail without an image fails before the first one.
+    references = References.of(protocol, workspace.data_root)
+    images = open_images(sources)
+    prompts, matching = _matched(images, protocol, workspace.data_root, n, match_by)
+    measured = protocol.with_samples(len(matching.order))
+    if measured.n < 2:
+        raise DataError("scores need at least 2 images", file=images.pictures[0].where, found=measured.n)
+    stage, size = _stage(protocol, images, stage)
+    extractors = open_extractors(
+        measured, data_root=workspace.data_root, device=workspace.device, download=workspace.download
+    )
+    steps = protocol.image if stage == "sampled" else ()
+    batches = in_batches(decode(images, steps, order=matching.order, size=size))
+    with tempfile.TemporaryDirectory(prefix="sdbench-", ignore_cleanup_errors=True) as folder:
+        rows = _Columns(Path(folder), measured.n)
+        title = f"{images.origin}: {measured.name}"
+        with Progress(measured.n, "images", title, shown=workspace.progress) as shower:
+            for count in _extract(batches, matching.order, prompts, extractors, rows):
+                shower.update(count)
+        estimates = references.estimate(measured, rows, groups_of(prompts[: measured.n]))
+    claims = shown.claims if shown else ()
+    return Scores(
+        origin=images.origin,
+        protocol=measured,
+        requested=protocol.n,
+        stage=stage,
+        matched=matching.how,
+        estimates=estimates,
+        lacking=references.lacking,
+        card=shown.name if shown else None,
+        claims=tuple(claim for claim in claims if claim.gate_protocol == protocol.name),
+        notes=tuple(_notes(images, matching, measured, stage, references)),
+    )
+
+
+def _matched(
+    images: ImageSet, protocol: Protocol, data_root: Path | None, n: int | None, by: str | None
+) -> tuple[tuple[str, ...], Matching]:
+    """Return the prompts that images may be of, and which image is of which."""
+    # More images than prompts may be those of a longer protocol: then it can be said, and --images obeyed.
+    whole = protocol.with_samples(max(protocol.n, min(len(images.pictures), protocol.prompts.rows)))
+    prompts, files = load_prompts(whole, data_root), prompt_files(protocol, data_root)
+    return prompts, match(images, prompts, files, n=n or protocol.n, all_of_them=n is not None, by=by)
+
+
+def _stage(protocol: Protocol, images: ImageSet, stage: Stage | None) -> tuple[Stage, int]:
+    """Return the stage of the images and their size; raise DataError where that is open."""
+    sampled = protocol.sampling.resolution
+    final = next((step.resize for step in reversed(protocol.image) if isinstance(step, Resize)), sampled)
+    sizes: dict[Stage, int] = {"sampled": sampled, "final": final}
+    first = images.pictures[0]
+    width, height = size_of(first)
+    resized = any(isinstance(step, Resize) for step in protocol.image)
+    if stage is None and not resized:
+        stage = "sampled"
+    if stage is None and sampled != final:
+        stage = next((name for name, size in sizes.items() if (width, height) == (size, size)), None)
+    if stage is None and (width, height) == (sampled, sampled):
+        raise DataError(
+            f"the protocol's resize keeps {sampled}x{sampled}, so that size does not tell whether the images "
+            "have been through it",
+            file=first.where,
+            remedy="Say so: --stage sampled or --stage final",
+        )
+    if stage is None or (width, height) != (sizes[stage], sizes[stage]):
+        wanted = [f"{sampled}x{sampled} as sampled"] if stage != "final" else []
+        wanted += [f"{final}x{final} after its resize"] if resized and stage != "sampled" else []
+        raise DataError(
+            f"{protocol.name} has images of {' or '.join(wanted)}",
+            file=first.where,
+            found=f"{width}x{height}",
+            remedy="Give images of that size: another resize than the protocol's moves scores",
+        )
+    return stage, sizes[stage]
+
+
+def _extract(
+    batches: Iterable[tuple[Sequence[int], Images]],
+    order: Sequence[int],
+    prompts: Sequence[str],
+    extractors: Extractors,
+    rows: _Columns,
+) -> Iterator[int]:
+    """Keep the rows of the images in the order of their prompts; yield the number of images of each batch."""
+    prompt_of = {number: index for index, number in enumerate(order)}
+    with true_float32():
+        for numbers, pixels in batches:
+            indices = [prompt_of[number] for number in numbers]
+            rows.put(indices, extractors.extract(pixels, [prompts[index] for index in indices]))
+            yield len(indices)
+
+
+@dataclass
+class _Columns:
+    """Rows of images on the disk, a file a column: written in any order, read in that of the images."""
+
+    folder: Path
+    n: int
+    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def put(self, indices: Sequence[int], columns: Mapping[str, Rows]) -> None:
+        """Keep the rows of the images with these indices."""
+        try:
+            for name, rows in columns.items():
+                if name not in self._shapes:
+                    self._shapes[name] = rows.shape[1:]
+                    self._path(name).touch()
+                with self._path(name).open("r+b") as file:
+                    for index, row in zip(indices, rows, strict=True):
+                        self._seek(file, name, index)
+                        file.write(np.ascontiguousarray(row, np.float32).tobytes())
+        except OSError as problem:
+            raise DataError(
+                "the features of the images cannot be kept",
+                file=self.folder,
+                found=problem.strerror,
+                remedy="Make room, or name another folder: TMPDIR=FOLDER",
+            ) from problem
+
+    def __iter__(self) -> Iterator[dict[str, Rows]]:
+        # As many rows at a time as a store has in a shard: equal rows then make equal bits of scores.
+        for start in range(0, self.n, SHARD):
+            count = min(SHARD, self.n - start)
+            batch = {}
+            for name, shape in self._shapes.items():
+                with self._path(name).open("rb") as file:
+                    self._seek(file, name, start)
+                    flat = np.fromfile(file, np.float32, count * int(np.prod(shape)))
+                batch[name] = flat.reshape(count, *shape)
+            yield batch
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{list(self._shapes).index(name)}.f32"
+
+    def _seek(self, file: BinaryIO, name: str, index: int) -> None:
+        file.seek(4 * index * int(np.prod(self._shapes[name])))
+
+
+def _notes(
+    images: ImageSet,
+    matching: Matching,
+    protocol: Protocol,
+    stage: Stage,
+    references: References,
+) -> Iterator[str]:
+    left = len(images.pictures) - protocol.n
+    if left:
+        yield f"{left:,} images of later prompts were left out"
+    lossy = sum(
+        images.pictures[number].name.lower().endswith((".jpg", ".jpeg", ".webp")) for number in matching.order
+    )
+    if lossy and stage == "sampled":
+        again = "; they go through the protocol's codec once more" if protocol.image else ""
+        yield f"{lossy:,} images are JPEG or WebP files, whose pixels may not be the sampler's{again}"
+    yield from references.unverified()
+    if remark := images.remark():
+        yield remark
