@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.commands.shared import cards_of, share, table
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import FidSpec, KidSpec, Protocol
+
+if TYPE_CHECKING:
+    from pytest_sdbench.models.checkpoint import Checkpoint
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -45,22 +49,54 @@ class Finding:
         return self.state == "ok"
 
 
+@dataclass
+class Search:
+    """Looks for what cards need, and for each thing once; downloads nothing and makes no image."""
+
+    data_root: Path | None = None
+    _seen: dict[tuple[Path, str, str], tuple[str, str]] = field(default_factory=dict)
+
+    def protocol(self, card: Card, protocol: Protocol) -> Iterator[Finding]:
+        """Yield what a card needs for a protocol: prompts, reference statistics and extractors."""
+        for need, name, look in _needs(protocol, self.data_root):
+            # By folder too: "./" and a protocol beside the card mean another thing elsewhere.
+            key = (card.path.parent.resolve(), need, name)
+            if key not in self._seen:
+                self._seen[key] = _look(look)
+            yield Finding(card.name, need, name, *self._seen[key])
+
+    def checkpoint(self, card: Card, weights: Path | None = None) -> tuple[Checkpoint | None, Finding]:
+        """Return the verified checkpoint of a card, or None, and what there is to say about it."""
+        from pytest_sdbench.models.checkpoint import resolve
+        from pytest_sdbench.models.integrity import verify
+
+        here: list[Checkpoint] = []
+
+        def look() -> str:
+            here.append(resolve(card.checkpoint, card=card.name, near=card.path.parent, weights=weights))
+            verify(here[0])
+            return f"verified, fingerprint {here[0].fingerprint}"
+
+        name = str(weights or card.checkpoint or f"of {card.name}")
+        finding = Finding(card.name, "weights", name, *_look(look))
+        return (here[0] if finding.found else None), finding
+
+
 def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Finding]:
-    """Look for everything that the cards need; nothing is downloaded and no image is made."""
-    # By folder too: "./" and a protocol beside the card mean another thing elsewhere.
-    looked: dict[tuple[Path, str, str], tuple[str, str]] = {}
-    findings: list[Finding] = []
+    """Look for everything that the cards need."""
+    search, findings = Search(data_root), []
     for path in cards:
         try:
             card = read_card(path)
         except SdbenchError as error:
             findings.append(Finding(path.stem, "card", path.name, "broken", str(error)))
             continue
-        for need, name, look in _needs(card, data_root):
-            key = (card.path.parent.resolve(), need, name)
-            if key not in looked:
-                looked[key] = look_for(look)
-            findings.append(Finding(card.name, need, name, *looked[key]))
+        findings.append(search.checkpoint(card)[1])
+        for name in card.judged_by:
+            try:
+                findings += search.protocol(card, load_protocol(name, search=(path.parent,)))
+            except SdbenchError as error:
+                findings.append(Finding(card.name, "prompts", name, "broken", str(error)))
     return findings
 
 
@@ -70,17 +106,12 @@ def report(findings: Sequence[Finding]) -> str:
     needs = ("card", "weights", "prompts", "statistics", "extractor")
     rows = []
     for card in cards:
-        mine = [finding for finding in findings if finding.card == card]
-        cells = []
+        row = [card]
         for need in needs:
-            states = {finding.state for finding in mine if finding.need == need}
-            cells.append(next((state for state in ("broken", "missing", "ok") if state in states), ""))
-        rows.append(
-            [
-                card,
-                *(cell or ("ok" if need == "card" else "-") for need, cell in zip(needs, cells, strict=True)),
-            ]
-        )
+            states = {each.state for each in findings if (each.card, each.need) == (card, need)}
+            unsaid = "ok" if need == "card" else "-"
+            row.append(next((state for state in ("broken", "missing", "ok") if state in states), unsaid))
+        rows.append(row)
     notes = lacking(findings)
     present = list(dict.fromkeys((f.need, f.name, f.detail) for f in findings if f.found))
     here = [f"  {need} {name}: {detail}" for need, name, detail in present]
@@ -103,20 +134,7 @@ def lacking(findings: Sequence[Finding]) -> list[str]:
     ]
 
 
-def _needs(card: Card, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
-    needs: list[tuple[str, str, Callable[[], str]]] = []
-    needs.append(("weights", str(card.checkpoint or f"of {card.name}"), lambda: _weights(card)))
-    for name in card.judged_by:
-        try:
-            protocol = load_protocol(name, search=(card.path.parent,))
-        except SdbenchError as error:
-            needs.append(("prompts", name, _raise(error)))
-            continue
-        needs += protocol_needs(protocol, data_root)
-    return needs
-
-
-def protocol_needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
+def _needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
     """Return what a protocol needs: the kind of need, its name, and a function that looks for it."""
     from pytest_sdbench.features import extractors as features
     from pytest_sdbench.features import references as statistics
@@ -135,16 +153,7 @@ def protocol_needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str
     return list({(need, name): (need, name, look) for need, name, look in needs}.values())
 
 
-def _weights(card: Card) -> str:
-    from pytest_sdbench.models.checkpoint import resolve
-    from pytest_sdbench.models.integrity import verify
-
-    checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
-    verify(checkpoint)
-    return f"verified, fingerprint {checkpoint.fingerprint}"
-
-
-def look_for(look: Callable[[], str]) -> tuple[str, str]:
+def _look(look: Callable[[], str]) -> tuple[str, str]:
     """Return ``ok``, ``missing`` or ``broken``, and what there is to say about it."""
     try:
         return "ok", look()
@@ -152,10 +161,3 @@ def look_for(look: Callable[[], str]) -> tuple[str, str]:
         return "missing", str(lacking)
     except SdbenchError as error:
         return "broken", str(error)
-
-
-def _raise(error: SdbenchError) -> Callable[[], str]:
-    def look() -> str:
-        raise error
-
-    return look

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.cards.cases import judged_protocols
 from pytest_sdbench.cards.network import network_of
-from pytest_sdbench.commands.doctor import Finding, look_for, protocol_needs
+from pytest_sdbench.commands.doctor import Finding, Search
 from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download, offered
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
@@ -29,6 +29,7 @@ from pytest_sdbench.store.shards import DamagedEvidence, Evidence, Store
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
 
+Number = TypeVar("Number", int, float)
 MEASURED, ESTIMATED = "measured", "estimated"
 
 
@@ -117,12 +118,12 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Seconds that they take; None where a part of them is not known."""
-        return _seconds(row.seconds for row in self.counted)
+        return _total(row.seconds for row in self.counted)
 
     @property
     def bytes(self) -> int | None:
         """Disk that their evidence takes; None where a part of it is not known."""
-        return _bytes(row.bytes for row in self.counted)
+        return _total(row.bytes for row in self.counted)
 
     @property
     def downloads(self) -> dict[Download, list[str]]:
@@ -136,7 +137,7 @@ class Plan:
     @property
     def download_bytes(self) -> int | None:
         """Bytes to fetch; None where a part of them is not known."""
-        return _bytes(download.size for download in self.downloads)
+        return _total(download.size for download in self.downloads)
 
 
 def plan(
@@ -249,7 +250,7 @@ class _Planner:
 
     def __init__(self, workspace: Workspace, images: int | None, stopwatch: Stopwatch | None) -> None:
         self._workspace, self._images, self._stopwatch = workspace, images, stopwatch
-        self._seen: dict[tuple[Path, str, str], tuple[str, str]] = {}
+        self._search = Search(workspace.data_root)
 
     def rows(self, card: Card, weights: Path | None, names: Sequence[str]) -> Iterator[Row]:
         """Yield a row for each protocol of a card."""
@@ -261,20 +262,14 @@ class _Planner:
         if not protocols:
             yield Row(card.name, "")
             return
-        checkpoint, weighed = _checkpoint(card, weights)
+        checkpoint, weighed = self._search.checkpoint(card, weights)
         downloads = checkpoint_downloads(card, weights) if weighed.state == "missing" else ()
         for protocol in protocols:
             asked = protocol.with_samples(min(self._images, protocol.n)) if self._images else protocol
             asked = asked.with_dtype(self._workspace.dtype) if self._workspace.dtype else asked
-            yield self._row(card, asked, checkpoint, (weighed, *self._needs(card, asked)), downloads)
-
-    def _needs(self, card: Card, protocol: Protocol) -> Iterator[Finding]:
-        for need, name, look in protocol_needs(protocol, self._workspace.data_root):
-            # By folder too: "./" and a protocol beside the card mean another thing elsewhere.
-            key = (card.path.parent.resolve(), need, name)
-            if key not in self._seen:
-                self._seen[key] = look_for(look)
-            yield Finding(card.name, need, name, *self._seen[key])
+            yield self._row(
+                card, asked, checkpoint, (weighed, *self._search.protocol(card, asked)), downloads
+            )
 
     def _row(
         self,
@@ -344,29 +339,7 @@ def _named(card: Card, names: Sequence[str]) -> list[Protocol]:
     return [load_protocol(name, search=(card.path.parent,)) for name in dict.fromkeys(names)]
 
 
-def _checkpoint(card: Card, weights: Path | None) -> tuple[Checkpoint | None, Finding]:
-    """Return the verified checkpoint under test, or None; and what there is to say about it."""
-    from pytest_sdbench.models.checkpoint import resolve
-    from pytest_sdbench.models.integrity import verify
-
-    here: list[Checkpoint] = []
-
-    def look() -> str:
-        checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent, weights=weights)
-        verify(checkpoint)
-        here.append(checkpoint)
-        return f"verified, fingerprint {checkpoint.fingerprint}"
-
-    name = str(weights or card.checkpoint or f"of {card.name}")
-    finding = Finding(card.name, "weights", name, *look_for(look))
-    return (here[0] if here else None), finding
-
-
-def _seconds(values: Iterable[float | None]) -> float | None:
-    found = list(values)
-    return None if None in found else sum(value or 0.0 for value in found)
-
-
-def _bytes(values: Iterable[int | None]) -> int | None:
-    found = list(values)
+def _total(values: Iterable[Number | None]) -> Number | None:
+    """Return a sum, or None where a part of it is not known."""
+    found = [*values]
     return None if None in found else sum(value or 0 for value in found)

@@ -21,6 +21,7 @@ import fsspec
 import pytest
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.plan_cost import plan
 from pytest_sdbench.commands.sample import World, protocols_of
 from tests.project import make_card, make_project, make_protocol
@@ -255,7 +256,7 @@ def test_no_image_is_made_that_no_claim_can_be_compared_with(card: Path) -> None
     path.write_text(text.replace("type: scenes}", "type: scenes, args: {num_samples: 5000}}"), "utf-8")
     with pytest.raises(Unavailable, match="as it is today"):
         protocols_of(read_card(path))
-    assert [row.protocol for row in plan([path], store=card.parent / "store", timing=False).rows] == [""]
+    assert [row.protocol for row in plan([path], Workspace(card.parent / "store"), timing=False).rows] == [""]
 
 
 def test_images_are_made_to_renew_a_record_of_what_the_protocol_once_was(card: Path) -> None:
