@@ -48,10 +48,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=int,
         default=64,
         metavar="N",
-        help="that is tried for throughput [%(default)s]",
+        help="largest batch that is tried for throughput [%(default)s]",
     )
     command.add_argument(
-        "--seconds", type=float, default=3.0, metavar="S", help="of timing for each figure [%(default)s]"
+        "--seconds",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="seconds of timing for each figure [%(default)s]",
     )
     command.add_argument("--update", action="store_true", help="record the figures in the cards")
 

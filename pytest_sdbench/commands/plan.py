@@ -137,14 +137,14 @@ def _explained(plan: Plan) -> list[str]:
     rows, notes = [row for row in plan.rows if row.missing], []
     if len(plan.counted) < len(rows):
         notes.append(
-            "Protocols that differ in the number of images alone share them; the total counts them once."
+            "Protocols that differ only in their number of images share them: the total counts them once."
         )
     if any(not row.looked for row in rows):
         notes.append(
-            "? in store: images are kept by the content of the weights, which are not here; none is counted."
+            "? in store: images are kept by the content of the weights. They are not here: none is counted."
         )
     if any(row.basis == MEASURED for row in rows):
-        notes.append("measured: what an image last took this set-up, written down in the store.")
+        notes.append("measured: what an image last took with this set-up, as the store says.")
     if any(row.basis == ESTIMATED for row in rows):
         notes.append(
             "estimated: one U-Net call, timed now with random weights, times the calls of the protocol;\n"
@@ -165,7 +165,7 @@ def _explained(plan: Plan) -> list[str]:
         )
     unjudged = [row.card for row in plan.rows if not row.protocol and row.ready]
     if unjudged:
-        notes.append(f"Judged by no protocol, so nothing is to be made for: {', '.join(unjudged)}")
+        notes.append(f"Judged by no protocol, so no image is needed: {', '.join(unjudged)}")
     notes += [f"Damaged: {text}" for text in plan.warnings]
     return [*notes, *_space(plan)]
 

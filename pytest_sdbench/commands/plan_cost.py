@@ -174,7 +174,12 @@ def plan(
             rows += planner.rows(card, folders[0] if folders else None, protocols)
     if left:
         known = ", ".join(dict.fromkeys(row.card for row in rows))
-        raise CardError("weights of no card", key="--weights", found=next(iter(left)), remedy=f"Name {known}")
+        raise CardError(
+            "no card of this run has that name",
+            key="--weights",
+            found=next(iter(left)),
+            remedy=f"Name {known}",
+        )
     said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DamagedEvidence))
     return Plan(tuple(rows), workspace.device, workspace.store, tuple(said))
 

@@ -71,7 +71,7 @@ class World:
             world = None
         if world is None or not (0 <= world.rank < world.size and world.local_rank >= 0):
             raise SdbenchError(
-                "this is no place of a process among others",
+                "the variables of the launcher contradict each other",
                 key="environment",
                 found={names[field]: text for field, text in found.items()},
                 remedy="Start it with `accelerate launch -m pytest_sdbench sample`, or unset these variables",
@@ -170,7 +170,10 @@ def run(options: argparse.Namespace) -> int:
     weights, names = weights_by_card(options.weights), sorted(card_name(path) for path in cards)
     if strange := [card for card in weights if card not in names]:
         raise SdbenchError(
-            "weights of no card", key="--weights", found=strange[0], remedy=f"Cards are {', '.join(names)}"
+            "no card of this run has that name",
+            key="--weights",
+            found=strange[0],
+            remedy=f"Cards are {', '.join(names)}",
         )
     # A process of this command makes images and ends: it may keep its memory.
     tuning = Tuning(batch_size=options.batch_size, workers=options.workers, keep_memory=True)

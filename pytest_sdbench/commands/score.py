@@ -104,12 +104,12 @@ def score_table(found: Scores) -> str:
     ]
     if fewer:
         about.append(
-            f"the protocol asks for {found.requested:,} images: what compares with its figures is the "
-            "prediction for so many, not the value"
+            f"the protocol asks for {found.requested:,} images: compare its figures with the "
+            "prediction for so many, not with the value"
         )
     if found.card is not None:
         about.append(
-            "no verdict: that the images were sampled as the protocol says is taken on trust"
+            "no verdict: nothing shows that the images were sampled as the protocol says"
             if found.claims
             else f"{found.card} claims nothing under {found.protocol.name}"
         )

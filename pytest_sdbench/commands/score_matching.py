@@ -65,11 +65,11 @@ def _checked(
         if index in found:
             other = images.pictures[found[index]].where
             raise DataError(
-                f"two images are of prompt {index}; the other is {other}", file=where, remedy=_OTHERWISE
+                f"two images are of prompt {index}. The other one is {other}", file=where, remedy=_OTHERWISE
             )
         if index >= known or (index >= n and not all_of_them):
             raise DataError(
-                f"this is of prompt {index}, and there are {min(n, known):,}, counted from 0",
+                f"this image is of prompt {index}, but there are only {min(n, known):,}, counted from 0",
                 file=where,
                 remedy=f"Score those of the first {n:,} alone: --images {n}"
                 if index < known
@@ -87,7 +87,7 @@ def _checked(
             if after == 1:
                 remedy = f"If they are numbered from 1, say how many there are: --images {last}"
         raise DataError(
-            f"no image of prompt {lacking}; this is of prompt {after}, and there are {len(found):,} images",
+            f"no image is of prompt {lacking}. This one of {len(found):,} images is of prompt {after}",
             file=images.pictures[found[after]].where,
             remedy=remedy,
         )

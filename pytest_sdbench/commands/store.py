@@ -37,7 +37,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--older-than",
         type=float,
         metavar="DAYS",
-        help="and evidence that was not written to for so long",
+        help="also evidence that nothing was written to for so many days",
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     for action in (ls, gc):

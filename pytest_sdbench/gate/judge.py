@@ -237,7 +237,7 @@ class _Gate:
             )
             return Verdict(Outcome.ERROR, reason)
         if early and not evaluation.foretells:
-            once = f"{shown}: prompts that the protocol comes back to, which say too little of its score"
+            once = f"{shown}: the protocol repeats these prompts, so they say too little about its score"
             return Verdict(Outcome.INCONCLUSIVE, once)
         if estimate.at(protocol.n) is None:
             few = (

@@ -106,7 +106,7 @@ def write_evidence_of(
             lines.append(f"images of {path.name} under {protocol} not recorded: {error}")
             continue
         if place is not None:
-            lines.append(f"what each image adds recorded in {place}")
+            lines.append(f"what each image adds is recorded in {place}")
             written += 1
     return lines, written
 

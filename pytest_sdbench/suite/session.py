@@ -172,7 +172,7 @@ class SdbenchSession:
             report.longrepr = (str(module.path), 1, report.longrepr[2])
         elif isinstance(error, SdbenchError):
             first = self.told.setdefault((module.path, str(error)), item.nodeid)
-            report.longrepr = str(error) if first == item.nodeid else f"The same error as of {first}"
+            report.longrepr = str(error) if first == item.nodeid else f"The same error as in {first}"
         if isinstance(error, Exception) and (call.when == "teardown" or not row_of(report.user_properties)):
             row = row_of_error(item, error, skipped=report.outcome == "skipped")
             report.user_properties.extend(properties(row, item))
@@ -230,7 +230,8 @@ class SdbenchSession:
             unjudged = self._unjudged()
             for card in unjudged:
                 self.written.append(
-                    f"no claim of {card} was compared with the checkpoint in its place: that is not a success"
+                    f"no claim of {card} was compared with the checkpoint that replaces its own. "
+                    "This is no success"
                 )
             untold = unjudged or any(row.verdict == Outcome.INCONCLUSIVE for row in self.rows)
             if untold and session.exitstatus == pytest.ExitCode.OK:

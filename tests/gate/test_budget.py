@@ -249,7 +249,7 @@ def test_a_look_at_prompts_that_come_again_decides_nothing(protocol: Protocol, c
     assert outcomes(judge(card(clip_score=0.5), protocol, checkpoint, N)) == {"clip_score": ("pass", 2000)}
     open_ = judge(card(clip_score=0.5), protocol, checkpoint, 1000)["mini-clip_score"].verdict
     assert open_.outcome is Outcome.INCONCLUSIVE
-    assert "the protocol comes back to" in open_.reason
+    assert "the protocol repeats these prompts" in open_.reason
 
 
 @pytest.mark.parametrize(("rate", "loss"), [(0.003, 0.7), (0.006, 0.7), (0.01, 0.3)])

@@ -51,7 +51,7 @@ def test_an_update_records_the_images_and_fails_until_there_is_nothing_new(
     place = pytester.path / "evidence" / "mini" / "mini.safetensors"
     first = run("--sdbench-update")
     assert first.ret == pytest.ExitCode.TESTS_FAILED
-    first.stdout.fnmatch_lines([f"sdbench: what each image adds recorded in *{place.name}"])
+    first.stdout.fnmatch_lines([f"sdbench: what each image adds is recorded in *{place.name}"])
     found = read_recorded(place)
     assert found is not None
     assert set(found.looks) == {IMAGES}

@@ -368,7 +368,7 @@ def test_a_missing_checkpoint_is_skipped_with_the_remedy_and_a_damaged_one_fails
     assert "Traceback" not in damaged.stdout.str()
     # In full at the first item; the others refer to it.
     first = "cards/mini.md::test_quality[[]mini-inception_score]"
-    damaged.stdout.fnmatch_lines([f"The same error as of *{first}"] * 3)
+    damaged.stdout.fnmatch_lines([f"The same error as in *{first}"] * 3)
     # (The short summary of pytest says it again where CI is set in the environment.)
     assert sum("model.safetensors: damaged" in line for line in damaged.outlines if "FAILED" not in line) == 1
     make_card(project, checkpoint="nobody/nothing")
