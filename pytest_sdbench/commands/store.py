@@ -17,7 +17,7 @@ from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import size_text
 from pytest_sdbench.commands.shared import share, table
-from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage
+from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage, without_secrets
 from pytest_sdbench.store.leases import PREFIX
 from pytest_sdbench.store.shard_format import SHARD, range_of
 from pytest_sdbench.store.shards import Evidence, Store
@@ -50,8 +50,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _store_ls(options: argparse.Namespace) -> int:
-    from pytest_sdbench.store.folders import without_secrets
-
     found = inventory(options.store)
     if options.json:
         print(inventory_json(found))
@@ -61,8 +59,6 @@ def _store_ls(options: argparse.Namespace) -> int:
 
 
 def _store_gc(options: argparse.Namespace) -> int:
-    from pytest_sdbench.store.folders import without_secrets
-
     if options.older_than is not None and options.older_than <= 0:
         raise SdbenchError(
             "not a number of days", key="--older-than", found=options.older_than, remedy="Give more than 0"

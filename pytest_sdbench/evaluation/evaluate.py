@@ -73,7 +73,8 @@ class References:
     def unverified(self) -> list[str]:
         """Return a note on each metric whose protocol does not say what its references must be."""
         notes = []
-        for metric, spec in self.protocol.metrics.items():
+        for metric in self.statistics:
+            spec = self.protocol.metrics[metric]
             if (spec.metric == "fid" or spec.metric == "kid") and spec.statistics.sha256 is None:
                 notes.append(f"{metric}: the protocol has no checksum of {spec.statistics.file}: unverified")
         return notes

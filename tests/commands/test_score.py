@@ -253,10 +253,10 @@ def test_numbers_from_one_are_taken_as_such_and_it_is_said(
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        (range(1, N), r"img_1\.png: no image is of prompt 0; .*numbered from 1, .*--images 69"),
+        (range(1, N), r"img_1\.png: no image is of prompt 0\. .*numbered from 1, .*--images 69"),
         (range(N + 1), r"img_70\.png: this image is of prompt 70, .*only 70, .*--images 70"),
         (range(2, N + 2), r"img_70\.png: this image is of prompt 70, but there are only 70, .*another way"),
-        ([*range(50), *range(51, N)], r"img_51\.png: no image is of prompt 50; .*69 images.*--images 50"),
+        ([*range(50), *range(51, N)], r"img_51\.png: no image is of prompt 50\. .*69 images.*--images 50"),
         ([*range(N - 1), 400], r"img_400\.png: this image is of prompt 400"),
         ([*range(5), "a-1"], r"img_a-1\.png: two images are of prompt 1. The other one is .*img_1\.png"),
         ([*range(5), "a"], r"img_a\.png: the name of this image ends in no number, while others do"),
@@ -448,7 +448,7 @@ def test_the_first_n_are_those_of_the_first_prompts(
     assert first.notes == ("4 images of later prompts were left out",)
     alone = folder(tmp_path / "b", dict(list(some.items())[:8]))
     assert values(first.estimates) == values(run(alone, few, n=8).estimates)
-    with pytest.raises(DataError, match=r"no image is of prompt 8; .*--images 8"):
+    with pytest.raises(DataError, match=r"no image is of prompt 8\. .*--images 8"):
         run(alone, few, n=9)
     with pytest.raises(SdbenchError, match=r"--images: few has 12 images .found 13"):
         run(place, few, n=13)
