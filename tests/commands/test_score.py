@@ -264,11 +264,7 @@ def test_numbers_from_one_are_taken_as_such_and_it_is_said(
     ids=["first missing", "one too many", "off by one", "gap", "beyond", "twice", "no number"],
 )
 def test_names_that_do_not_add_up_are_refused(
-    numbers: Sequence[object],
-    message: str,
-    files: dict[str, bytes],
-    protocol: Protocol,
-    tmp_path: Path,
+    numbers: Sequence[object], message: str, files: dict[str, bytes], protocol: Protocol, tmp_path: Path
 ) -> None:
     content = files["00000.png"]
     place = folder(tmp_path / "a", {f"img_{number}.png": content for number in numbers})

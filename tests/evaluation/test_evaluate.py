@@ -96,6 +96,8 @@ def protocol_of(data_root: Path, name: str = "own", **changes: Any) -> Protocol:
     return load_protocol(path)
 
 
+Undisturbed = tuple[Path, evaluation.Evaluation]
+"""The store and the scores of a run that nothing happened to."""
 SEQUENTIAL = {"kind": "sequential", "seed": 5, "device": "cpu"}
 
 
@@ -114,7 +116,7 @@ def score(checkpoint: Checkpoint, protocol: Protocol, store: Path, **options: An
 @pytest.fixture(scope="module")
 def undisturbed(
     checkpoint: Checkpoint, protocol: Protocol, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, evaluation.Evaluation]:
+) -> Undisturbed:
     """The store and the scores of a run that nothing happened to."""
     store = tmp_path_factory.mktemp("undisturbed")
     return store, score(checkpoint, protocol, store)
@@ -158,7 +160,7 @@ def never(*_: object, **__: object) -> None:
 
 
 def test_every_metric_of_the_protocol_is_estimated(
-    undisturbed: tuple[Path, evaluation.Evaluation], protocol: Protocol, checkpoint: Checkpoint
+    undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint
 ) -> None:
     store, found = undisturbed
     assert set(values(found)) == {"fid", "kid", "inception_score", "clip_score"}
@@ -178,7 +180,7 @@ def test_every_metric_of_the_protocol_is_estimated(
 
 
 def test_evidence_is_what_the_extractors_say_of_each_image_after_the_codec(
-    undisturbed: tuple[Path, evaluation.Evaluation], protocol: Protocol, checkpoint: Checkpoint
+    undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint
 ) -> None:
     from safetensors.numpy import load_file
 
@@ -197,10 +199,7 @@ def test_evidence_is_what_the_extractors_say_of_each_image_after_the_codec(
 
 
 def test_with_all_evidence_there_nothing_is_loaded(
-    undisturbed: tuple[Path, evaluation.Evaluation],
-    protocol: Protocol,
-    checkpoint: Checkpoint,
-    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, first = undisturbed
     monkeypatch.setattr(evaluation, "open_extractors", never)
@@ -258,7 +257,7 @@ def test_fewer_images_are_another_claim_on_the_same_evidence(
 
 
 def test_more_samples_than_the_protocol_has_are_the_protocol(
-    undisturbed: tuple[Path, evaluation.Evaluation], protocol: Protocol, checkpoint: Checkpoint
+    undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint
 ) -> None:
     found = score(checkpoint, protocol, undisturbed[0], samples=1000, load=never)
     assert (found.n, found.complete) == (N, True)
@@ -335,11 +334,7 @@ evaluate(checkpoint, protocol, Workspace(Path(store), protocol.path.parent, prog
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
 @pytest.mark.parametrize("moment", ["sampling", pytest.param("writing", marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
-    moment: str,
-    undisturbed: tuple[Path, evaluation.Evaluation],
-    protocol: Protocol,
-    checkpoint: Checkpoint,
-    tmp_path: Path,
+    moment: str, undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", textwrap.dedent(KILLED_RUN)]
     where = [str(checkpoint.folder), str(protocol.path), str(tmp_path), moment]
@@ -355,10 +350,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
 
 
 def test_a_damaged_shard_is_made_again_to_the_same_bits(
-    undisturbed: tuple[Path, evaluation.Evaluation],
-    protocol: Protocol,
-    checkpoint: Checkpoint,
-    tmp_path: Path,
+    undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     store = Path(shutil.copytree(undisturbed[0], tmp_path / "store"))
     (path,) = store.glob("*/shard-00000000-*")
@@ -371,7 +363,7 @@ def test_a_damaged_shard_is_made_again_to_the_same_bits(
 
 
 def test_a_full_disk_loses_one_shard_and_says_so(
-    undisturbed: tuple[Path, evaluation.Evaluation],
+    undisturbed: Undisturbed,
     protocol: Protocol,
     checkpoint: Checkpoint,
     tmp_path: Path,
@@ -452,11 +444,7 @@ def test_what_lacks_is_said_before_anything_is_loaded(
 
 
 def test_only_the_distances_need_the_reference_statistics(
-    data_root: Path,
-    protocol: Protocol,
-    checkpoint: Checkpoint,
-    undisturbed: tuple[Path, evaluation.Evaluation],
-    tmp_path: Path,
+    data_root: Path, protocol: Protocol, checkpoint: Checkpoint, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     (tmp_path / "captions.csv").write_bytes((data_root / "captions.csv").read_bytes())
     found = score(checkpoint, protocol, undisturbed[0], data_root=tmp_path, load=never)
@@ -483,10 +471,7 @@ def test_statistics_of_other_weights_of_the_extractor_are_refused(
 
 
 def test_other_weights_of_an_extractor_do_not_get_old_evidence(
-    undisturbed: tuple[Path, evaluation.Evaluation],
-    protocol: Protocol,
-    checkpoint: Checkpoint,
-    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = evidence_key(protocol)
     monkeypatch.setattr(evaluation, "identity", lambda name: f"{name}@retrained")
@@ -494,10 +479,7 @@ def test_other_weights_of_an_extractor_do_not_get_old_evidence(
 
 
 def test_evidence_from_elsewhere_is_used_and_named(
-    undisturbed: tuple[Path, evaluation.Evaluation],
-    protocol: Protocol,
-    checkpoint: Checkpoint,
-    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = undisturbed[1]
     assert not any("set-ups" in note or "other" in note for note in here.notes)
@@ -589,9 +571,7 @@ def test_a_default_batch_suits_the_resolution(protocol: Protocol) -> None:
     assert [at(64), at(256), at(512), at(1024), at(4096)] == [64, 16, 4, 1, 1]
 
 
-def test_a_difference_names_every_part(
-    undisturbed: tuple[Path, evaluation.Evaluation], protocol: Protocol, data_root: Path
-) -> None:
+def test_a_difference_names_every_part(undisturbed: Undisturbed, protocol: Protocol, data_root: Path) -> None:
     statistics = {"file": "other.npz", "images": 9}
     other = protocol_of(
         data_root,
