@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -347,4 +347,4 @@ def _named(card: Card, names: Sequence[str]) -> list[Protocol]:
 def _total(values: Iterable[Number | None]) -> Number | None:
     """Return a sum, or None where a part of it is not known."""
     found = [*values]
-    return None if None in found else sum(value or 0 for value in found)
+    return None if None in found else cast("Number", sum(value or 0 for value in found))
