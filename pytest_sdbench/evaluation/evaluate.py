@@ -31,7 +31,8 @@ from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.metrics.standard_error import Groups, groups_of
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
-from pytest_sdbench.store.shards import Evidence, Rows, Store
+from pytest_sdbench.store.shard_format import Rows
+from pytest_sdbench.store.shards import Evidence, Store
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
