@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import TextIO, TypeVar
 
 from tqdm import tqdm
@@ -19,8 +18,7 @@ class Progress:
     """A counter that shows itself with rate and time left; a context manager.
 
     On a terminal it is a tqdm bar. In a log it is one line to stderr every 30 seconds and one at the end, and
-    nothing
-    for a job that is done before the first line is due.
+    nothing for a job that is done before the first line is due.
     """
 
     def __init__(
@@ -40,8 +38,7 @@ class Progress:
         self._start = self._due = clock()
         self._due += _QUIET_SECONDS
         self._spoke = False
-        self._shown = shown
-        self._bar = None
+        self._shown, self._bar = shown, None
         if shown and self._stream.isatty():
             self._bar = tqdm(
                 total=total,
@@ -55,9 +52,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
         elif self._spoke and kind is None:

@@ -224,7 +224,7 @@ class Sampler:
                 f"image {broken} holds NaN or infinity: the networks overflow in {precision}",
                 key=f"prompt {broken}",
                 found=self._prompts[broken],
-                remedy="Try --sdbench-dtype float32: if that draws, its own precision is too coarse.",
+                remedy="Try --sdbench-dtype float32: if that works, this precision was too coarse.",
             )
 
 
@@ -293,7 +293,7 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
             f"{kind.__name__} has no such setting",
             file=protocol.path,
             key=f"sampling.scheduler.config.{unknown[0]}",
-            remedy="diffusers would ignore it without a word.",
+            remedy="Leave it out: diffusers would ignore it silently.",
         )
     return lambda: kind.from_config(own.config, **wanted.config)
 

@@ -16,7 +16,7 @@ from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot
 from pytest_sdbench.models.skeleton import known_keys
-from pytest_sdbench.models.weights import COPY_AGAIN, Weights, find_weights, read_json
+from pytest_sdbench.models.weights import Weights, find_weights, incomplete, read_json
 
 COMPONENTS = ("unet", "text_encoder", "vae")
 EMBEDDED = "embedded:"
@@ -122,7 +122,7 @@ def resolve(
         folder = _locate(str(spec), card, near, download)
         if _is_unet(folder):
             raise CheckpointError(
-                "the folder of a U-Net alone",
+                "this folder holds a U-Net alone",
                 file=folder,
                 key="sdbench.checkpoint",
                 remedy="Name the checkpoint that lends the other components: {base: ..., unet: ...}",
@@ -243,9 +243,7 @@ def _complete(folder: Path) -> Path:
     """Return ``folder`` if it is a pipeline of ours."""
     index_file = folder / "model_index.json"
     if not index_file.is_file():
-        raise CheckpointError(
-            "not a checkpoint in diffusers layout: no model_index.json", file=folder, remedy=COPY_AGAIN
-        )
+        raise incomplete("not a checkpoint in diffusers layout: no model_index.json", folder)
     index = read_json(index_file)
     for name in COMPONENTS:
         found = index.get(name)
@@ -257,7 +255,7 @@ def check_class(name: str, found: Any, file: Path, *, key: str) -> None:
     """Raise ``CheckpointError`` unless a component is of the class that SD v1's is, or the file is silent."""
     if found not in (None, _CLASSES[name]):
         raise CheckpointError(
-            f"another kind of {name}",
+            f"unsupported {name}",
             file=file,
             key=key,
             found=found,

@@ -1,4 +1,9 @@
-"""Find a checkpoint in the hub's cache, or fetch just the files of it that are needed."""
+"""Find a checkpoint in the hub's cache, or fetch just the files of it that are needed.
+
+huggingface_hub does the fetching and keeps the cache. Which files to ask for is decided here: its own and
+diffusers' downloads take whole repositories, safety checker and every format of the weights included, and
+diffusers' knows no repository that is a U-Net alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_sdbench.base.errors import CheckpointError, Unavailable
+from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
 from pytest_sdbench.models.weights import candidates, find_weights
 
 HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
@@ -46,11 +51,9 @@ def download_snapshot(name: str, revision: str | None, components: Sequence[str]
             pass
     folder = _fetch(name, revision, components)
     if missing := _missing(folder, components):
+        lacks = f"no {', '.join(missing)}"
         raise CheckpointError(
-            "the repository lacks a part",
-            file=folder,
-            found=f"no {', '.join(missing)}",
-            remedy="Name another one",
+            "the repository lacks a part", file=folder, found=lacks, remedy="Name another one"
         )
     return folder
 
@@ -69,8 +72,7 @@ def _fetch(name: str, revision: str | None, components: Sequence[str]) -> Path:
     except Exception as error:
         # The client lets errors of its transport, of the file system and of its own through; for the card
         # they all mean the same. A full disk shows in the text.
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        found = f"{type(error).__name__}: {first}"
+        found = f"{type(error).__name__}: {first_line(error)}"
         if files is None and _no_network(error):
             _unreachable.append(found)
         raise _refusal(found) from error
@@ -107,7 +109,9 @@ def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:
         file for file in files if re.fullmatch(r"scheduler/[^/]*\.json|tokenizer/[^/]*\.(json|txt)", file)
     ]
     for component in components:
-        prefix = _prefix(files, component)
+        # A repository may be a U-Net alone, with its files at the top.
+        alone = component == "unet" and "unet/config.json" not in files
+        prefix = "" if alone else f"{component}/"
         wanted += [file for file in files if file == f"{prefix}config.json"]
         for name, index, *_ in candidates(component):
             if prefix + name in files:
@@ -119,11 +123,6 @@ def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:
                 wanted += [prefix + index, *filter(shard.fullmatch, files)]
                 break
     return wanted
-
-
-def _prefix(files: Sequence[str], component: str) -> str:
-    """A repository may be a U-Net alone, with its files at the top."""
-    return "" if component == "unet" and "unet/config.json" not in files else f"{component}/"
 
 
 def _missing(folder: Path, components: Sequence[str]) -> list[str]:

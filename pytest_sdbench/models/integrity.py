@@ -11,7 +11,7 @@ from pytest_sdbench.base.errors import CardError, CheckpointError
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.checkpoint import COMPONENTS, Checkpoint, check_class, scheduler_class
 from pytest_sdbench.models.skeleton import known_keys, text_encoder_skeleton, unet_skeleton, vae_skeleton
-from pytest_sdbench.models.weights import COPY_AGAIN, Tensor, Weights, read_shapes, read_tensors
+from pytest_sdbench.models.weights import COPY_AGAIN, Tensor, Weights, incomplete, read_shapes, read_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -71,12 +71,9 @@ def expected_shapes(
         else:
             model = {"vae": vae_skeleton, "text_encoder": text_encoder_skeleton}[component](config)
     except Exception as error:
-        # Constructors fail in as many ways as there are wrong values; the text of the error says which it
-        # was.
+        # Constructors fail in as many ways as there are wrong values: the error's text says which it was.
         found = error.found if isinstance(error, CardError) else f"{type(error).__name__}: {error}"
-        raise CheckpointError(
-            f"not a configuration of a {component}", file=config_file, found=found, remedy=COPY_AGAIN
-        ) from error
+        raise incomplete(f"not a configuration of a {component}", config_file, found=found) from error
     return {canonical_name(component, name): tuple(value.shape) for name, value in model.state_dict().items()}
 
 
@@ -86,11 +83,23 @@ def check_component(component: str, config: Mapping[str, Any], config_file: Path
     expected = expected_shapes(component, config, config_file)
     missing = sorted(expected.keys() - stored.keys())
     extra = sorted(stored.keys() - expected.keys())
-    misshapen = sorted(
-        name for name in expected.keys() & stored.keys() if stored[name].shape != expected[name]
-    )
+    misshapen = sorted(name for name in expected.keys() & stored if stored[name].shape != expected[name])
     if misshapen or (missing and extra) or len(missing) > _SOME or len(extra) > _SOME:
-        raise _disagreement(component, stored, expected, missing, extra, misshapen, config_file, weights)
+        shapes = {name: tensor.shape for name, tensor in stored.items()}
+        parts = [
+            f"{len(names)} {what}, e.g. {names[0]}"
+            for what, names in (("of another shape", misshapen), ("missing", missing), ("extra", extra))
+            if names
+        ]
+        if misshapen:
+            parts[0] += f": {shapes[misshapen[0]]}, not {expected[misshapen[0]]}"
+        raise CheckpointError(
+            "configuration and tensors disagree",
+            file=config_file,
+            key=(misshapen or missing or extra)[0],
+            found=f"{weights.files[0].name} with {len(stored)} tensors: {'; '.join(parts)}",
+            remedy=_remedy(component, shapes, config_file),
+        )
     if missing:
         where = weights.index or weights.files[0]
         raise CheckpointError(
@@ -129,44 +138,13 @@ def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> No
             )
 
 
-def _disagreement(
-    component: str,
-    stored: Mapping[str, Tensor],
-    expected: Shapes,
-    missing: list[str],
-    extra: list[str],
-    misshapen: list[str],
-    config_file: Path,
-    weights: Weights,
-) -> CheckpointError:
-    """Describe weights that are those of another network; name that network where it is a known one."""
-    parts = []
-    if misshapen:
-        name = misshapen[0]
-        parts.append(
-            f"{len(misshapen)} of another shape, e.g. {name}: {stored[name].shape}, not {expected[name]}"
-        )
-    parts += [f"{len(missing)} missing, e.g. {missing[0]}"] if missing else []
-    parts += [f"{len(extra)} extra, e.g. {extra[0]}"] if extra else []
-    remedy = "Save the configuration of the network that was trained, beside its weights"
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-    if component == "unet" and (known := _known_architecture(shapes)):
-        # Distillation scripts are known to save the teacher's configuration with the student.
-        remedy = f"These are the tensors of {known}: put its configuration into {config_file.name}"
-    return CheckpointError(
-        "configuration and tensors disagree",
-        file=config_file,
-        key=(misshapen or missing or extra)[0],
-        found=f"{weights.files[0].name} with {len(stored)} tensors: {'; '.join(parts)}",
-        remedy=remedy,
-    )
-
-
-def _known_architecture(shapes: Shapes) -> str | None:
-    for name in ARCHITECTURES:
+def _remedy(component: str, shapes: Shapes, config_file: Path) -> str:
+    """Say what to do about weights of another network; name that network where it is a known one."""
+    for name in ARCHITECTURES if component == "unet" else ():
         if shapes == {key: tuple(value.shape) for key, value in unet_skeleton(name).state_dict().items()}:
-            return name
-    return None
+            # Distillation scripts are known to save the teacher's configuration with the student.
+            return f"These are the tensors of {name}: put its configuration into {config_file.name}"
+    return "Save the configuration of the network that was trained, beside its weights"
 
 
 def _check_finite(weights: Weights) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_sdbench.base.errors import CheckpointError, first_line
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.models.integrity import verify
-from pytest_sdbench.models.weights import COPY_AGAIN
+from pytest_sdbench.models.weights import COPY_AGAIN, incomplete
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ def _load_model(kind: Any, name: str, checkpoint: Checkpoint, dtype: torch.dtype
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         what, folder = f"{kind.__name__} cannot be loaded", checkpoint.part(name)
-        raise CheckpointError(what, file=folder, found=str(error), remedy=COPY_AGAIN) from error
+        raise incomplete(what, folder, found=str(error)) from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
             f"{kind.__name__} left {len(missing)} tensors at random values",
@@ -91,9 +91,7 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Any:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare exceptions
-        raise CheckpointError(
-            "unreadable vocabulary", file=folder, found=first_line(error), remedy=COPY_AGAIN
-        ) from error
+        raise incomplete("unreadable vocabulary", folder, found=first_line(error)) from error
     known = checkpoint.config("text_encoder").get("vocab_size", 49408)
     if len(tokenizer) > known:
         raise CheckpointError(

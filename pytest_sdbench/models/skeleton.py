@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.errors import CardError, first_line
 from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE, Config
 
 if TYPE_CHECKING:
@@ -67,7 +67,16 @@ def unet_skeleton(
     from diffusers import UNet2DConditionModel
 
     config = unet_config(architecture)
-    model = _build(UNet2DConditionModel, config).eval().requires_grad_(False)
+    try:
+        with torch.device("meta"):
+            model = UNet2DConditionModel.from_config(dict(config)).eval().requires_grad_(False)
+    except (TypeError, ValueError, LookupError, AttributeError, ZeroDivisionError, RuntimeError) as error:
+        raise CardError(
+            "not a configuration of UNet2DConditionModel",
+            key=_KEY,
+            found=first_line(error),
+            remedy="Compare it with the config.json of the checkpoint's unet folder",
+        ) from error
     # diffusers' own `to` warns of every cast, whether or not the model has anything to keep in float32.
     torch.nn.Module.to(model, dtype or torch.float32)
     if torch.device(device).type == "meta":
@@ -136,30 +145,6 @@ def vae_skeleton(config: Config = SD_V1_VAE) -> Any:
 
     with torch.device("meta"):
         return AutoencoderKL.from_config(dict(config))
-
-
-def _build(kind: Any, config: Config) -> Any:
-    """Construct a diffusers model on ``meta``; turn its complaint into a ``CardError``."""
-    import torch
-
-    try:
-        with torch.device("meta"):
-            return kind.from_config(dict(config))
-    except (
-        TypeError,
-        ValueError,
-        IndexError,
-        KeyError,
-        AttributeError,
-        ZeroDivisionError,
-        RuntimeError,
-    ) as error:
-        raise CardError(
-            f"not a configuration of {kind.__name__}",
-            key=_KEY,
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            remedy="Compare it with the config.json of the checkpoint's unet folder",
-        ) from error
 
 
 def _fill(model: torch.nn.Module) -> None:

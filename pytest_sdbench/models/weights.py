@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.base.errors import CheckpointError
+from pytest_sdbench.base.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,11 @@ VARIANTS = (None, "fp16")
 """Which file to read where there are several: full precision first, since protocols cast it themselves."""
 
 COPY_AGAIN = "Copy or download the checkpoint again"
+
+
+def incomplete(message: str, file: Path, *, key: str | None = None, found: object = None) -> CheckpointError:
+    """Return the error of a checkpoint that did not arrive whole: it is to be copied again."""
+    return CheckpointError(message, file=file, key=key, found=found, remedy=COPY_AGAIN)
 
 
 @dataclass(frozen=True)
@@ -107,30 +112,24 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError("missing file", file=path, remedy=COPY_AGAIN) from None
+        raise incomplete("missing file", path) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError("unreadable JSON", file=path, found=str(error), remedy=COPY_AGAIN) from error
+        raise incomplete("unreadable JSON", path, found=str(error)) from error
     if not isinstance(content, dict):
-        raise CheckpointError("not a JSON object", file=path, found=type(content).__name__, remedy=COPY_AGAIN)
+        raise incomplete("not a JSON object", path, found=type(content).__name__)
     return content
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
-        raise CheckpointError(
-            "no list of shards", file=index, key="weight_map", found=placed, remedy=COPY_AGAIN
-        )
+        raise incomplete("no list of shards", index, key="weight_map", found=placed)
     names = sorted({str(name) for name in placed.values()})
     for name in names:
         if Path(name).name != name:
-            raise CheckpointError(
-                "a shard outside of the folder", file=index, key="weight_map", found=name, remedy=COPY_AGAIN
-            )
+            raise incomplete("a shard outside of the folder", index, key="weight_map", found=name)
         if not (index.parent / name).is_file():
-            raise CheckpointError(
-                "missing shard", file=index.parent / name, key="weight_map", remedy=COPY_AGAIN
-            )
+            raise incomplete("missing shard", index.parent / name, key="weight_map")
     return tuple(index.parent / name for name in names)
 
 
@@ -140,9 +139,7 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            "damaged or truncated weights", file=file, found=_what(file, error), remedy=COPY_AGAIN
-        ) from error
+        raise incomplete("damaged or truncated weights", file, found=_what(file, error)) from error
 
 
 def _load_bin(file: Path) -> dict[str, torch.Tensor]:
@@ -158,13 +155,11 @@ def _load_bin(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             "refused: not a plain pickle of tensors",
             file=file,
-            found=str(error).splitlines()[0],
+            found=first_line(error),
             remedy="Convert it to safetensors if you trust it; .bin is read with weights_only=True alone",
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            "damaged or truncated weights", file=file, found=_what(file, error), remedy=COPY_AGAIN
-        ) from error
+        raise incomplete("damaged or truncated weights", file, found=_what(file, error)) from error
     if not isinstance(content, dict) or not all(
         isinstance(value, torch.Tensor) for value in content.values()
     ):
@@ -183,4 +178,4 @@ def _what(file: Path, error: Exception) -> str:
     with file.open("rb") as stream:
         if stream.read(23) == b"version https://git-lfs":
             return "a Git LFS pointer, not the weights: run `git lfs pull`"
-    return f"{size:,} bytes: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    return f"{size:,} bytes: {first_line(error)}"

@@ -83,8 +83,8 @@ class Store:
 
 
 @dataclass(frozen=True)
-class _Sound:
-    """A shard whose checksum was right: it is not read again for each question."""
+class _Proof:
+    """That a shard's checksum was right: it is not read again for each question."""
 
     stamp: Stamp
     writer: str
@@ -99,7 +99,7 @@ class Evidence:
     leases: Leases = field(repr=False)
     mirror: Mirror | None = None
     """Copies of a remote store's shards; None where the store is as near."""
-    _sound: dict[str, _Sound] = field(default_factory=dict, repr=False)
+    _sound: dict[str, _Proof] = field(default_factory=dict, repr=False)
     _damaged: dict[str, Stamp] = field(default_factory=dict, repr=False)
     """Shards that could not be set aside, in a store that is not quite ours."""
     _prepared: set[str] = field(default_factory=set, repr=False)
@@ -169,7 +169,7 @@ class Evidence:
         name, content = shard_name(images), format_shard(rows, images, of=self._of, writer=self.writer)
         stamp = self.storage.write(name, content)
         if stamp is not None:
-            self._sound[name] = _Sound(stamp, self.writer)
+            self._sound[name] = _Proof(stamp, self.writer)
             if self.mirror is not None:
                 self.mirror.put(str(self.storage.where(name)), stamp, content)
         self.leases.release(images)
@@ -290,7 +290,7 @@ class Evidence:
             if self.storage.files().get(name) == stamp:  # else another process has made it again by now
                 self._set_aside(name, stamp, damage)
             return False
-        self._sound[name] = _Sound(stamp, str(about["writer"]))
+        self._sound[name] = _Proof(stamp, str(about["writer"]))
         return True
 
     def _check(self, about: Mapping[str, Any], images: range | None) -> None:
@@ -307,7 +307,7 @@ class Evidence:
             self._damaged[name] = stamp
             where = f"left in place: {error.message}"
         warnings.warn(
-            f"{self.storage.where(name)}: damaged evidence ({damage}), {where}; its images are made again",
+            f"{self.storage.where(name)}: damaged evidence ({damage}), {where}; its images are missing now",
             DamagedEvidence,
             stacklevel=4,
         )
@@ -322,7 +322,7 @@ class _Rows:
         return self.evidence.read(self.n)
 
 
-_AGAIN = "Run again: what is missing is made again."
+_AGAIN = "Run again: missing images are made anew."
 
 
 def _grid(n: int) -> Iterator[range]:

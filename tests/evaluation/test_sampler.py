@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,14 @@ from pytest_sdbench.base.errors import CheckpointError, ProtocolError
 from pytest_sdbench.evaluation.sampler import Batch, image_seed, sample, to_uint8
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
-from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
+from tests.evaluation import helpers
+from tests.evaluation.helpers import SEQUENTIAL, diffusers_picture, own_protocol
 from tests.tiny_checkpoint import make_checkpoint
 
 PROMPTS = tuple(
     f"{colour} and {other} {number}" for number in range(8) for colour, other in [("red", "blue")]
 )
-SAMPLING = {"steps": 2, "guidance": 3.0, "resolution": 64, "dtype": "float32"}
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,21 +32,8 @@ def pipeline(pristine_checkpoint: Path) -> Any:
     return load_pipeline(Checkpoint("tiny", pristine_checkpoint), device="cpu", dtype="float32")
 
 
-def protocol_of(tmp_path: Path, *, seeds: dict[str, Any] | None = None, **sampling: Any) -> Protocol:
-    content = {
-        "title": "Own",
-        "n": 8,
-        "prompts": {"kind": "csv", "file": "captions.csv", "sha256": "0" * 64, "rows": 8},
-        "seeds": seeds or {"kind": "per-image", "seed": 5},
-        "sampling": {**SAMPLING, **sampling},
-        "metrics": {"clip_score": {"model": "local:scenes-clip"}},
-    }
-    path = tmp_path / "own.yaml"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return load_protocol(path)
-
-
-SEQUENTIAL = {"kind": "sequential", "seed": 5, "device": "cpu"}
+protocol_of = partial(own_protocol, n=8)
+assert_same_pictures = partial(helpers.assert_same_pictures, above=0, rarely=0.01, most=2)
 
 
 def images(
@@ -56,13 +42,6 @@ def images(
     batches = list(sample(pipeline, protocol, PROMPTS, indices, batch_size=size, **options))
     assert [index for batch in batches for index in batch.indices.tolist()] == list(indices)
     return np.concatenate([batch.images for batch in batches])
-
-
-def assert_same_pictures(one: np.ndarray, other: np.ndarray) -> None:
-    """Allow what rounding of float arithmetic does to bytes: at most 2 of 255, and that rarely."""
-    apart = np.abs(one.astype(int) - other.astype(int))
-    assert apart.max() <= 2
-    assert (apart > 0).mean() < 0.01
 
 
 def test_a_batch_says_what_it_holds(pipeline: Any, tmp_path: Path) -> None:
@@ -81,11 +60,7 @@ def test_a_batch_says_what_it_holds(pipeline: Any, tmp_path: Path) -> None:
 def test_an_image_is_what_diffusers_makes_of_its_prompt_and_seed(pipeline: Any, tmp_path: Path) -> None:
     protocol = protocol_of(tmp_path)
     (ours,) = images(pipeline, protocol, [3], 1)
-    generator = torch.Generator().manual_seed(image_seed(5, 3))
-    theirs = pipeline(
-        PROMPTS[3], num_inference_steps=2, guidance_scale=3.0, height=64, width=64, generator=generator
-    ).images[0]
-    np.testing.assert_array_equal(ours, np.asarray(theirs))
+    np.testing.assert_array_equal(ours, diffusers_picture(pipeline, PROMPTS[3], steps=2, index=3))
 
 
 def test_bytes_are_rounded_as_diffusers_rounds_them(pipeline: Any) -> None:
@@ -144,14 +119,7 @@ def test_one_sequential_generator_is_consumed_in_the_order_of_the_prompts(
 ) -> None:
     ours = images(pipeline, protocol_of(tmp_path, seeds=SEQUENTIAL), range(4), 32)
     generator = torch.Generator().manual_seed(5)
-    theirs = [
-        np.asarray(
-            pipeline(
-                prompt, num_inference_steps=2, guidance_scale=3.0, height=64, width=64, generator=generator
-            ).images[0]
-        )
-        for prompt in PROMPTS[:4]
-    ]
+    theirs = [diffusers_picture(pipeline, prompt, steps=2, generator=generator) for prompt in PROMPTS[:4]]
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -164,19 +132,19 @@ def test_skipped_images_leave_a_sequential_draw_as_it_was(pipeline: Any, tmp_pat
 
 def test_a_sequential_draw_goes_forward_only(pipeline: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must increase"):
-        list(sample(pipeline, protocol_of(tmp_path, seeds=SEQUENTIAL), PROMPTS, [1, 0], batch_size=1))
+        images(pipeline, protocol_of(tmp_path, seeds=SEQUENTIAL), [1, 0], 1)
 
 
 def test_a_sequential_draw_needs_a_scheduler_without_noise(pipeline: Any, tmp_path: Path) -> None:
     protocol = protocol_of(tmp_path, seeds=SEQUENTIAL, scheduler="LCMScheduler")
     with pytest.raises(ProtocolError, match=r"seeds\.kind: sequential seeds need.*'LCMScheduler'.*per-image"):
-        list(sample(pipeline, protocol, PROMPTS, [0], batch_size=1))
+        images(pipeline, protocol, [0], 1)
 
 
 def test_a_cuda_generator_is_not_replaced_without_a_word(pipeline: Any, tmp_path: Path) -> None:
     protocol = protocol_of(tmp_path, seeds={**SEQUENTIAL, "device": "cuda"})
     with pytest.raises(ProtocolError, match=r"seeds\.device: .*on cuda, the pipeline on cpu"):
-        list(sample(pipeline, protocol, PROMPTS, [0], batch_size=1))
+        images(pipeline, protocol, [0], 1)
     assert len(images(pipeline, protocol.with_seeds_on("cpu"), [0], 1)) == 1
 
 
@@ -212,13 +180,10 @@ def test_a_named_scheduler_takes_the_checkpoints_settings(pipeline: Any, tmp_pat
     kept = pipeline.scheduler
     pipeline.scheduler = DDIMScheduler.from_config(kept.config)
     try:
-        generator = torch.Generator().manual_seed(image_seed(5, 1))
-        theirs = pipeline(
-            PROMPTS[1], num_inference_steps=2, guidance_scale=3.0, height=64, width=64, generator=generator
-        ).images[0]
+        theirs = diffusers_picture(pipeline, PROMPTS[1], steps=2, index=1)
     finally:
         pipeline.scheduler = kept
-    np.testing.assert_array_equal(ours[0], np.asarray(theirs))
+    np.testing.assert_array_equal(ours[0], theirs)
 
 
 @pytest.mark.parametrize(

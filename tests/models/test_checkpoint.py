@@ -139,14 +139,6 @@ def test_keys_of_other_diffusers_versions_are_no_damage(tiny_checkpoint: Path) -
 # --- damage ---------------------------------------------------------------------------------------
 
 
-def test_missing_weights_are_named(tiny_checkpoint: Path) -> None:
-    (tiny_checkpoint / UNET_WEIGHTS).unlink()
-    error = error_of(tiny_checkpoint)
-    assert error.file == tiny_checkpoint / "unet"
-    assert error.key == "unet"
-    assert "diffusion_pytorch_model.safetensors" in str(error)
-
-
 @pytest.mark.parametrize("kept", [0, 4, 5_000, -100], ids=lambda n: f"{n} bytes")
 @pytest.mark.parametrize("component", ["unet", "text_encoder"])
 def test_truncated_weights_are_named(tiny_checkpoint: Path, component: str, kept: int) -> None:
@@ -157,43 +149,77 @@ def test_truncated_weights_are_named(tiny_checkpoint: Path, component: str, kept
     assert error.file == file
 
 
-def test_a_git_lfs_pointer_is_recognised(tiny_checkpoint: Path) -> None:
-    (tiny_checkpoint / UNET_WEIGHTS).write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-    )
-    assert "git lfs pull" in str(error_of(tiny_checkpoint))
+def without(name: str) -> Callable[[Path], None]:
+    return lambda file: edit_weights(file, lambda tensors: tensors.pop(name))
 
 
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        (UNET_WEIGHTS, "conv_in.weight"),
-        ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias"),
-        ("text_encoder/model.safetensors", "final_layer_norm.weight"),
-    ],
-)
-def test_a_missing_tensor_is_named(tiny_checkpoint: Path, file: str, name: str) -> None:
-    edit_weights(tiny_checkpoint / file, lambda tensors: tensors.pop(name))
-    error = error_of(tiny_checkpoint)
-    assert "missing tensor" in str(error)
-    assert (error.file, error.key) == (tiny_checkpoint / file, name)
-
-
-def test_an_extra_tensor_is_named(tiny_checkpoint: Path) -> None:
-    edit_weights(tiny_checkpoint / UNET_WEIGHTS, lambda tensors: tensors.update(surplus=torch.ones(3)))
-    error = error_of(tiny_checkpoint)
-    assert (error.file, error.key, error.found) == (tiny_checkpoint / UNET_WEIGHTS, "surplus", (3,))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_no_number_is_named(tiny_checkpoint: Path, value: float) -> None:
+def with_value(value: float) -> Callable[[Path], None]:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors["conv_out.weight"].view(-1)[7] = value
 
-    edit_weights(tiny_checkpoint / UNET_WEIGHTS, spoil)
+    return lambda file: edit_weights(file, spoil)
+
+
+def with_text(text: str) -> Callable[[Path], object]:
+    return lambda file: file.write_text(text)
+
+
+def with_entries(**changes: Any) -> Callable[[Path], None]:
+    return lambda file: edit_json(file, **changes)
+
+
+def with_surplus(file: Path) -> None:
+    edit_weights(file, lambda tensors: tensors.update(surplus=torch.ones(3)))
+
+
+VAE_WEIGHTS, TEXT_WEIGHTS = UNET_WEIGHTS.replace("unet", "vae"), "text_encoder/model.safetensors"
+UNET_CONFIG, VAE_CONFIG = "unet/config.json", "vae/config.json"
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+NOT_FINITE = "NaN or infinity in 1 of 288 values"
+PROJECTION = ["transformers", "CLIPTextModelWithProjection"]
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str, str | None]] = {
+    "git lfs": (UNET_WEIGHTS, with_text(LFS), "git lfs pull", None),
+    "unet tensor": (UNET_WEIGHTS, without("conv_in.weight"), "missing tensor", "conv_in.weight"),
+    "vae tensor": (VAE_WEIGHTS, without("decoder.conv_out.bias"), "missing tensor", "decoder.conv_out.bias"),
+    "text tensor": (
+        TEXT_WEIGHTS,
+        without("final_layer_norm.weight"),
+        "missing tensor",
+        "final_layer_norm.weight",
+    ),
+    "extra tensor": (UNET_WEIGHTS, with_surplus, "does not have", "surplus"),
+    "nan": (UNET_WEIGHTS, with_value(float("nan")), NOT_FINITE, "conv_out.weight"),
+    "infinity": (UNET_WEIGHTS, with_value(float("inf")), NOT_FINITE, "conv_out.weight"),
+    "minus infinity": (UNET_WEIGHTS, with_value(float("-inf")), NOT_FINITE, "conv_out.weight"),
+    "torn config": (UNET_CONFIG, with_text("{"), "unreadable JSON", None),
+    "list as config": (UNET_CONFIG, with_text("[]"), "not a JSON object", None),
+    "impossible config": (UNET_CONFIG, with_entries(norm_num_groups=7), "not a configuration", None),
+    "no config": (VAE_CONFIG, Path.unlink, "missing file", None),
+    "other vae": (VAE_CONFIG, with_entries(_class_name="AutoencoderTiny"), "AutoencoderKL", "_class_name"),
+    "other encoder": (
+        "model_index.json",
+        with_entries(text_encoder=PROJECTION),
+        "CLIPTextModel",
+        "text_encoder",
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "damage", "says", "key"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_named_with_its_file_and_key(
+    tiny_checkpoint: Path, path: str, damage: Callable[[Path], object], says: str, key: str | None
+) -> None:
+    damage(tiny_checkpoint / path)
     error = error_of(tiny_checkpoint)
-    assert "NaN or infinity in 1 of 288 values" in str(error)
-    assert (error.file, error.key) == (tiny_checkpoint / UNET_WEIGHTS, "conv_out.weight")
+    assert says in str(error)
+    assert (error.file, error.key) == (tiny_checkpoint / path, key)
+
+
+def test_missing_weights_are_named(tiny_checkpoint: Path) -> None:
+    (tiny_checkpoint / UNET_WEIGHTS).unlink()
+    error = error_of(tiny_checkpoint)
+    assert (error.file, error.key) == (tiny_checkpoint / "unet", "unet")
+    assert "diffusion_pytorch_model.safetensors" in str(error)
 
 
 def test_diffusers_itself_says_nothing_of_missing_extra_and_nan(tiny_checkpoint: Path) -> None:
@@ -255,39 +281,6 @@ def write_sparse(file: Path, shapes: dict[str, torch.Size]) -> None:
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + offset)
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("{", "unreadable JSON"),
-        ("[]", "not a JSON object"),
-        ('{"norm_num_groups": 7}', "not a configuration"),
-    ],
-)
-def test_a_broken_config_is_named(tiny_checkpoint: Path, content: str, says: str) -> None:
-    config = tiny_checkpoint / "unet" / "config.json"
-    if "norm" in content:
-        edit_json(config, **json.loads(content))
-    else:
-        config.write_text(content)
-    error = error_of(tiny_checkpoint)
-    assert says in str(error)
-    assert error.file == config
-
-
-def test_a_missing_config_is_named(tiny_checkpoint: Path) -> None:
-    (tiny_checkpoint / "vae" / "config.json").unlink()
-    assert error_of(tiny_checkpoint).file == tiny_checkpoint / "vae" / "config.json"
-
-
-def test_another_kind_of_network_is_refused(tiny_checkpoint: Path) -> None:
-    edit_json(tiny_checkpoint / "vae" / "config.json", _class_name="AutoencoderTiny")
-    assert "AutoencoderKL" in str(error_of(tiny_checkpoint))
-    edit_json(
-        tiny_checkpoint / "model_index.json", text_encoder=["transformers", "CLIPTextModelWithProjection"]
-    )
-    assert "CLIPTextModel" in str(error_of(tiny_checkpoint))
 
 
 def test_components_of_two_families_are_refused(tmp_path: Path, pristine_checkpoint: Path) -> None:

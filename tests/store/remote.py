@@ -1,4 +1,4 @@
-"""A server that speaks S3, on this machine alone."""
+"""A server that speaks S3, on this machine alone, and threads that meet in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import socket
 import socketserver
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,12 @@ _ENVIRONMENT = {
     "AWS_MAX_ATTEMPTS": "2",  # so that a server that is gone is not waited for
     "NO_PROXY": "127.0.0.1",
 }
+
+
+def in_threads(count: int, work: Callable[[int], object]) -> None:
+    """Call `work` with 0, 1, ... in as many threads at once; raise what one of them raised."""
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(work, range(count)))
 
 
 @dataclass

@@ -7,20 +7,13 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.folders import LocalFolder, RemoteFolder, Storage, open_storage, place_of
-from tests.store.remote import S3, s3_line, s3_server
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
+from tests.store.remote import S3, in_threads, s3_line, s3_server
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -81,11 +74,7 @@ def test_of_many_at_once_one_creates(storage: Storage) -> None:
         if storage.create("file", str(number).encode()):
             won.append(number)
 
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(6, create)
     assert len(won) == 1
     assert storage.read("file") == str(won[0]).encode()
     assert list(storage.files()) == ["file"]

@@ -21,7 +21,7 @@ from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.leases import lease_name
 from pytest_sdbench.store.shard_format import SHARD
 from pytest_sdbench.store.shards import Evidence, Store
-from tests.store.remote import S3, s3_line, s3_server
+from tests.store.remote import S3, in_threads, s3_line
 
 N = 10 * SHARD
 BORDERS = [range(start, start + SHARD) for start in range(0, N, SHARD)]
@@ -42,22 +42,11 @@ for images in evidence.work(int(n), start_at=start_at):
 """
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
-
-
 @pytest.fixture(params=["local", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "store")
-    return f"{request.getfixturevalue('s3').url}/{tmp_path.name}"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SDBENCH_CACHE", str(tmp_path / "cache"))
+    return str(request.getfixturevalue("bucket_folder"))
 
 
 Launch = Callable[..., "subprocess.Popen[str]"]
@@ -292,11 +281,7 @@ def test_threads_share_one_iterator(tmp_path: Path) -> None:
             time.sleep(0.01)
             evidence.write(images.start, rows_of(images))
 
-    threads = [threading.Thread(target=make) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(4, lambda _: make())
     assert sorted(made, key=lambda images: images.start) == BORDERS
     assert is_whole(evidence)
     until(lambda: not leases(evidence))  # a beat may write one that was just released, and remove it again

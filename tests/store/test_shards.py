@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.shard_format import SHARD
 from pytest_sdbench.store.shards import DamagedEvidence, Evidence, Store
+from tests.store.remote import in_threads
 
 MANIFEST = {"device": "a device", "versions": {"torch": "2.0"}, "command": "pytest --sdbench"}
 
@@ -337,26 +337,17 @@ def test_a_store_that_is_removed_in_the_middle_is_begun_again(tmp_path: Path) ->
     assert evidence.writers(128)[0]["device"] == "a device"
 
 
+def write_and_look(place: Path | str, n: int, times: int = 1) -> None:
+    """Write every shard, and look each time: no reader ever sees half a file."""
+    evidence = evidence_of(place)
+    for start in range(0, n, SHARD):
+        for _ in range(times):
+            evidence.write(start, rows_of(range(start, start + SHARD)))
+            assert range(start, start + SHARD) not in evidence_of(place).missing(n)
+
+
 def test_writers_beside_each_other_do_not_hurt(tmp_path: Path) -> None:
-    """Eight writers of the same four shards, and readers in between that never see half a file."""
-    problems: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            evidence = evidence_of(tmp_path)
-            for start in range(0, 256, SHARD):
-                for _ in range(3):
-                    evidence.write(start, rows_of(range(start, start + SHARD)))
-                    assert range(start, start + SHARD) not in evidence_of(tmp_path).missing(256)
-        except BaseException as problem:
-            problems.append(problem)
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert problems == []
+    in_threads(8, lambda _: write_and_look(tmp_path, 256, times=3))
     fill(evidence_of(tmp_path / "alone"), 256)
     together = {name: content for name, content in files(tmp_path).items() if not name.startswith("alone")}
     assert together == files(tmp_path / "alone")

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,25 +17,13 @@ from pytest_sdbench.store.folders import Stamp, open_storage
 from pytest_sdbench.store.mirror import Mirror
 from pytest_sdbench.store.shard_format import SHARD
 from pytest_sdbench.store.shards import DamagedEvidence, Store
-from tests.store.remote import S3, s3_server
-from tests.store.test_shards import MANIFEST, evidence_of, fill, flipped, read, rows_of, torn
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
+from tests.store.remote import in_threads, s3_server
+from tests.store.test_shards import MANIFEST, evidence_of, fill, flipped, read, rows_of, torn, write_and_look
 
 
 @pytest.fixture
-def root(s3: S3, tmp_path: Path) -> str:
-    return f"{s3.url}/{tmp_path.name}"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SDBENCH_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def root(bucket_folder: str) -> str:
+    return bucket_folder
 
 
 @pytest.fixture
@@ -111,23 +98,7 @@ def test_a_damaged_shard_that_cannot_be_set_aside_is_made_again(
 
 
 def test_writers_beside_each_other_do_not_hurt(root: str, tmp_path: Path) -> None:
-    problems: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            evidence = evidence_of(root)
-            for start in range(0, 128, SHARD):
-                evidence.write(start, rows_of(range(start, start + SHARD)))
-                assert range(start, start + SHARD) not in evidence_of(root).missing(128)
-        except BaseException as problem:
-            problems.append(problem)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert problems == []
+    in_threads(4, lambda _: write_and_look(root, 128))
     fill(evidence_of(tmp_path / "alone"), 128)
     assert files(root) == files(tmp_path / "alone")
 
