@@ -21,7 +21,8 @@ from benchmarks import machine
 from benchmarks.turns import in_a_process
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate, open_evidence
-from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_column
+from pytest_sdbench.features.inception import WIDTH
+from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
@@ -29,9 +30,9 @@ from pytest_sdbench.store.shard_format import SHARD
 
 CHECKPOINT = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny"}
 COCO_COLUMNS = {
-    feature_column("inception-pytorch-fid"): 2048,
-    feature_column("inception-torch-fidelity"): 2048,
-    logits_column("inception-torch-fidelity"): 1008,
+    "inception-pytorch-fid": 2048,
+    "inception-torch-fidelity": 2048,
+    column("inception-torch-fidelity", "logits"): 1008,
     "clip_score": 0,
 }
 """Widths of the columns of an image; 0 for a single number."""
@@ -41,7 +42,7 @@ LIMIT = 300e6
 
 def coco_like(folder: Path, images: int) -> Protocol:
     """Write a protocol of the published metrics with made-up captions and reference statistics."""
-    width = WIDTHS["inception-pytorch-fid"]
+    width = WIDTH
     mu, sigma = moments(width, seed=1)
     np.savez(folder / "real.npz", mu=mu, sigma=sigma)
     content = {

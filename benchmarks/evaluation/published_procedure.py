@@ -24,15 +24,11 @@ from torch import Tensor
 
 from pytest_sdbench.evaluation.sampler import image_seed
 from pytest_sdbench.features.clip import ClipScorer, load_clip
+from pytest_sdbench.metrics.inception_score import INCEPTION_SCORE
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
-from pytest_sdbench.protocols.protocol import (
-    ClipScoreSpec,
-    InceptionScoreSpec,
-    Jpeg,
-    Protocol,
-    SequentialSeeds,
-)
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import Jpeg, SequentialSeeds
 
 FID_BATCH, ISC_BATCH = 50, 64
 """Files in a forward pass: the defaults of pytorch-fid and of torch-fidelity."""
@@ -68,10 +64,8 @@ def load(
 
     Raises KeyError for a protocol that lacks one of them, Unavailable for weights that are not here.
     """
-    clip = protocol.metrics["clip_score"]
-    assert isinstance(clip, ClipScoreSpec)
-    features = _fid_network(protocol.metrics["fid"].extractor, data_root, device)  # type: ignore[union-attr]
-    inception, logits = _isc_network(protocol.metrics["inception_score"].extractor, data_root, device)  # type: ignore[union-attr]
+    features = _fid_network(protocol.metrics["fid"].extractor, data_root, device)
+    inception, logits = _isc_network(protocol.metrics["inception_score"].extractor, data_root, device)
     return Procedure(
         protocol,
         device,
@@ -79,7 +73,7 @@ def load(
         features,
         inception,
         logits,
-        load_clip(clip.model, device=device),
+        load_clip(protocol.metrics["clip_score"].extractor, device=device),
     )
 
 
@@ -154,8 +148,7 @@ def inception_score(procedure: Procedure, folder: Path) -> float:
     """Return the Inception score of all files of a folder: torch-fidelity reads, measures and computes."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_input_id_to_metric
 
-    spec = procedure.protocol.metrics["inception_score"]
-    assert isinstance(spec, InceptionScoreSpec)
+    options = INCEPTION_SCORE.options_of(procedure.protocol.metrics["inception_score"])
     found = isc_input_id_to_metric(
         1,
         procedure.inception,
@@ -164,9 +157,9 @@ def inception_score(procedure: Procedure, folder: Path) -> float:
         isc=True,
         cuda=procedure.device.startswith("cuda"),
         batch_size=ISC_BATCH,
-        isc_splits=spec.splits,
-        samples_shuffle=spec.shuffle_seed is not None,
-        rng_seed=spec.shuffle_seed or 0,
+        isc_splits=options.splits,
+        samples_shuffle=options.shuffle_seed is not None,
+        rng_seed=options.shuffle_seed or 0,
         cache=False,
         verbose=False,
         # Workers that read ahead cost a fixed time to start, which is no time of an image.

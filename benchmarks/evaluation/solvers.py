@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.evaluation.memory import moments
 from benchmarks.evaluation.published_procedure import frechet_distance
 from benchmarks.turns import spread, take_turns
-from pytest_sdbench.metrics.fid import fid
+from pytest_sdbench.metrics.frechet import fid
 from pytest_sdbench.metrics.moments import FeatureStatistics
 
 OURS, KNOWN = "ours", "ours, root of the reference known"

@@ -23,7 +23,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features import inception
-from pytest_sdbench.features.extractors import WIDTHS, feature_column, logits_column
+from pytest_sdbench.features.extractors import column_widths
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
@@ -43,7 +43,6 @@ OFF: dict[str, Any] = {
 }
 """Every speed-up of `Tuning`, and its value without it."""
 ON_CPU_ALONE = ("workers", "channels_last")
-LOGITS = {"inception-torch-fidelity": 1008, "scenes-classifier": 56}
 
 
 @dataclass(frozen=True)
@@ -272,14 +271,8 @@ def root_once(reference: FeatureStatistics) -> float:
 
 def scoring_once(subject: Subject) -> float:
     """Return the seconds of our scoring of all N images, on made-up rows of the protocol's widths."""
-    columns = {}
-    for spec in subject.protocol.metrics.values():
-        if spec.metric == "clip_score":
-            columns["clip_score"] = 0
-        elif spec.metric == "inception_score":
-            columns[logits_column(spec.extractor)] = LOGITS[spec.extractor]
-        else:
-            columns[feature_column(spec.extractor)] = WIDTHS[spec.extractor]
+    widths = column_widths(subject.protocol)
+    columns = {name: width if width > 1 else 0 for name, width in widths.items()}
     with tempfile.TemporaryDirectory(prefix="sdbench-rows-") as store:
         drawn = subject.protocol
         if drawn.seeds.kind == "sequential" and subject.kind.type != "cuda":

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from benchmarks.family.members import spec
 from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.protocols.protocol import Protocol, Scheduler
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import Scheduler
 
 
 @dataclass(frozen=True)

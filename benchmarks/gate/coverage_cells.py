@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_sdbench.evaluation.estimate import estimate
-from pytest_sdbench.metrics.estimates import Estimate, Undefined, fid_estimate
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.fid import fid_estimate
 from pytest_sdbench.metrics.moments import FeatureStatistics
 
 BATCH = 512
@@ -253,7 +254,7 @@ def kid_cells() -> list[Cell]:
 
 def clip_cells() -> list[Cell]:
     """The CLIP score: prompts once and four times, two tails, two numbers of images."""
-    asked, truth = _protocol(metric="clip_score", model="net"), 0.3
+    asked, truth = _protocol(metric="clip_score", extractor="net"), 0.3
 
     def cell(tail: str, times: int, n: int) -> Cell:
         def measure(rng: np.random.Generator) -> Found:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from benchmarks.family.members import spec
 from benchmarks.gate.pools import POOL, STORE, pool_protocol
 from pytest_sdbench.evaluation.estimate import estimate
-from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
+from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.metrics.fid import fid
+from pytest_sdbench.metrics.frechet import fid
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.metrics.standard_error import standard_error
 from pytest_sdbench.protocols.protocol import Protocol
@@ -49,10 +49,10 @@ class Population:
     @cached_property
     def truth(self) -> dict[str, float]:
         """The scores of infinitely many independent draws from the pool."""
-        features = self.rows[feature_column(_NET)].astype(np.float64)
+        features = self.rows[_NET].astype(np.float64)
         # The population's own covariance: its divisor is n.
         moments = FeatureStatistics(features.mean(axis=0), np.cov(features, rowvar=False, bias=True))
-        logits = self.rows[logits_column(_NET)].astype(np.float64)
+        logits = self.rows[column(_NET, "logits")].astype(np.float64)
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
         tiny = np.finfo(np.float64).tiny
@@ -60,13 +60,12 @@ class Population:
         found = {
             "fid": fid(moments, self.reference),
             "inception_score": float(np.exp(divergence.mean())),
-            "clip_score": float(self.rows[CLIP_COLUMN].astype(np.float64).mean()),
+            "clip_score": float(self.rows["clip_score"].astype(np.float64).mean()),
         }
         if "kid" in self.metrics:
             across, among, _ = self._apart
             within = sum(
-                float(_kernel(rows, self.rows[feature_column(_NET)]).sum(dtype=np.float64))
-                for rows in self._chunks()
+                float(_kernel(rows, self.rows[_NET]).sum(dtype=np.float64)) for rows in self._chunks()
             )
             found["kid"] = within / len(across) ** 2 - 2 * float(across.mean()) + among
         return found
@@ -103,7 +102,7 @@ class Population:
         return np.concatenate(across), apart, (own / m - apart) / m
 
     def _chunks(self) -> Iterator[npt.NDArray[np.float32]]:
-        features = self.rows[feature_column(_NET)]
+        features = self.rows[_NET]
         for start in range(0, len(features), _CHUNK):
             yield features[start : start + _CHUNK]
 
@@ -111,7 +110,7 @@ class Population:
         """Return KID as the suite does; what concerns the reference is computed once for the whole pool."""
         across, among, more = self._apart
         n = len(indices)
-        features = self.rows[feature_column(_NET)][indices]
+        features = self.rows[_NET][indices]
         kernel = _kernel(features, features)
         own = np.diagonal(kernel).astype(np.float64)
         sums = kernel.sum(axis=1, dtype=np.float64) - own
@@ -171,7 +170,7 @@ def _load(
             f"{member}: {lacking:,} images are missing; run python -m benchmarks.gate.pools first"
         )
     batches = list(evidence.rows(protocol.n))
-    names = (feature_column(_NET), logits_column(_NET), CLIP_COLUMN)
+    names = (_NET, column(_NET, "logits"), "clip_score")
     rows = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
     reference = load_references(protocol)["fid"]
     assert isinstance(reference, FeatureStatistics), reference

@@ -21,7 +21,7 @@ from pytest_sdbench.gate.pairing import RecordedEvidence
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.difference import Difference, difference
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.metrics.names import METRICS as KNOWN
+from pytest_sdbench.metrics.registry import METRICS as KNOWN
 from pytest_sdbench.protocols.protocol import Protocol
 
 

@@ -22,7 +22,7 @@ from pytest_sdbench.gate.calibration import read_calibration
 from pytest_sdbench.gate.judge import claim_errors
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
 from pytest_sdbench.gate.verdict import chance_of_pass
-from pytest_sdbench.metrics.names import METRICS as KNOWN
+from pytest_sdbench.metrics.registry import METRICS as KNOWN
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 

@@ -43,7 +43,7 @@ from pytest_sdbench.cards.schema import (
     read_block,
     read_index,
 )
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import protocol_names
 
 __all__ = [

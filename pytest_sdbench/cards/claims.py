@@ -11,7 +11,7 @@ from pytest_sdbench.base.schema import Keys, dotted, suggestion
 from pytest_sdbench.cards.front_matter import FrontMatter
 from pytest_sdbench.cards.records import Record
 from pytest_sdbench.cards.schema import Block, Model, Result, Source, check_metric, check_value
-from pytest_sdbench.metrics.names import METRICS, metric_name
+from pytest_sdbench.metrics.registry import METRICS, metric_name
 
 UNSTATED = "unstated"
 """The protocol of a figure whose source does not say how it was measured."""

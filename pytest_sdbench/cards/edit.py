@@ -19,7 +19,7 @@ from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.cards.front_matter import FrontMatter, child, parse, read_text
 from pytest_sdbench.cards.records import Entry, Record
 from pytest_sdbench.cards.schema import check_value
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # Words of another type in YAML 1.1, and fingerprints: some of those are numbers, so all look alike in quotes.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, ConfigDict
 
 from pytest_sdbench.base.schema import Count, Finite, Positive, Word, one_of
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
 
 Date = Annotated[
     str, BeforeValidator(lambda date: date.isoformat() if isinstance(date, datetime.date) else date)

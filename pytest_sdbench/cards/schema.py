@@ -14,7 +14,7 @@ from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.schema import Count, Keys, OrDefault, Positive, Word, faults, one_of, suggestion
 from pytest_sdbench.cards.front_matter import FrontMatter
 from pytest_sdbench.cards.records import DeviceRecord, Part, Record
-from pytest_sdbench.metrics.names import METRICS, metric_name
+from pytest_sdbench.metrics.registry import METRICS, metric_name
 from pytest_sdbench.models.architectures import ARCHITECTURES
 
 COMPONENTS = ("unet", "text_encoder", "image_decoder", "whole")

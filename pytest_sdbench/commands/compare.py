@@ -16,9 +16,10 @@ from pytest_sdbench.cards.card import is_card, read_card
 from pytest_sdbench.commands.shared import find_card_of, first_images, share, table, write_text
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
+from pytest_sdbench.metrics.definition import Metric
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, difference
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.metrics.names import METRICS, Metric
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import groups_of
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.integrity import verify

@@ -13,7 +13,8 @@ from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.commands.shared import cards_of, share, table
 from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.protocols.protocol import FidSpec, KidSpec, Protocol
+from pytest_sdbench.protocols.metric_specs import ReferencedSpec
+from pytest_sdbench.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
@@ -145,7 +146,7 @@ def _needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str, str, C
 
     needs: list[tuple[str, str, Callable[[], str]]] = [("prompts", protocol.name, captions)]
     for spec in protocol.metrics.values():
-        if isinstance(spec, FidSpec | KidSpec):
+        if isinstance(spec, ReferencedSpec):
             name = f"{spec.statistics.file} ({protocol.name})"
             needs.append(("statistics", name, partial(statistics.describe, protocol, spec, data_root)))
     for extractor in protocol.extractors:

@@ -20,7 +20,7 @@ from pytest_sdbench.commands.doctor import Finding, Search
 from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download, offered
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
-from pytest_sdbench.features.extractors import CLIP_COLUMN, column_widths
+from pytest_sdbench.features.extractors import column_widths
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shard_format import SHARD, Rows
@@ -243,7 +243,7 @@ def evidence_bytes(protocol: Protocol, missing: Iterable[range], manifest: Mappi
 def _zeros(protocol: Protocol, count: int) -> Rows:
     """Return rows of the form that the engine writes."""
     rows: Rows = {
-        column: np.zeros(count if column == CLIP_COLUMN else (count, width), np.float32)
+        column: np.zeros(count if width == 1 else (count, width), np.float32)
         for column, width in column_widths(protocol).items()
     }
     flags = {name: np.zeros(count, np.bool_) for name in ("blacked_out", "truncated")}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card
+from pytest_sdbench.features.extractors import extractor_of
 from pytest_sdbench.models.checkpoint import COMPONENTS, split_pair
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot
 
@@ -59,18 +59,13 @@ def checkpoint_downloads(card: Card, weights: Path | None = None) -> tuple[Downl
 
 def offered(extractor: str) -> bool:
     """Say whether an extractor's weights are one that can be downloaded."""
-    return extractor.startswith(("inception-", "open_clip:"))
+    return extractor_of(extractor).download is not None
 
 
 def extractor_download(name: str) -> Download | None:
     """Return the weights of an extractor as a download; None where `offered` says no."""
-    if name.startswith("inception-"):
-        from pytest_sdbench.features.inception import BYTES
-
-        return Download("extractor", "Inception of 2015-12-05", BYTES)
-    if name.startswith("open_clip:"):
-        return Download("extractor", name, _clip_size(name))
-    return None
+    download = extractor_of(name).download
+    return None if download is None else Download("extractor", *download(name))
 
 
 def _cached(name: str, revision: str | None, component: str) -> bool:
@@ -97,24 +92,6 @@ def _size(card: Card, components: list[str]) -> int | None:
             model = text_encoder_skeleton() if component == "text_encoder" else vae_skeleton()
         total += _WIDTH * _parameters(model)
     return total
-
-
-def _clip_size(name: str) -> int | None:
-    """Count the parameters of a plain CLIP model; others (of timm, with captions) are not built here."""
-    import open_clip
-    import torch
-    from open_clip.model import CLIP
-
-    config: Mapping[str, Any] | None = open_clip.get_model_config(
-        name.removeprefix("open_clip:").rpartition("/")[0]
-    )
-    if not config or not {"embed_dim", "vision_cfg", "text_cfg"} >= set(config) - {"quick_gelu"}:
-        return None
-    if "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"]:
-        return None
-    with torch.device("meta"):
-        model = CLIP(**config)
-    return _WIDTH * _parameters(model)
 
 
 def _parameters(model: Any) -> int:

@@ -16,7 +16,7 @@ from pytest_sdbench.commands.score_images import Scores, score
 from pytest_sdbench.commands.shared import share, table, write_text
 from pytest_sdbench.features.extractors import identity
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -19,14 +19,16 @@ from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.commands.score_matching import Matching, match
 from pytest_sdbench.commands.shared import find_card_of, first_images
 from pytest_sdbench.evaluation.evaluate import References
-from pytest_sdbench.features.extractors import Extractors, Rows, open_extractors
+from pytest_sdbench.features.definition import Rows
+from pytest_sdbench.features.extractors import Extractors, open_extractors
 from pytest_sdbench.features.images import ImageSet, decode, in_batches, open_images, size_of
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.standard_error import groups_of
 from pytest_sdbench.protocols.image_steps import Images
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts, prompt_files
-from pytest_sdbench.protocols.protocol import Protocol, Resize
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import Resize
 from pytest_sdbench.store.shard_format import SHARD
 
 Stage = Literal["sampled", "final"]

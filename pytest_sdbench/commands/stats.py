@@ -50,7 +50,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from pytest_sdbench.features.references import make_statistics
-    from pytest_sdbench.protocols.protocol import Resize
+    from pytest_sdbench.protocols.sections import Resize
 
     steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
     source = _source(options.source)

@@ -212,7 +212,7 @@ def _draws() -> dict[str, list[str]]:
     """Return the names of the known protocols by what keys their evidence."""
     from pytest_sdbench.evaluation.evaluate import evidence_key
     from pytest_sdbench.protocols.load import load_protocol
-    from pytest_sdbench.protocols.protocol import SequentialSeeds
+    from pytest_sdbench.protocols.sections import SequentialSeeds
 
     found: dict[str, list[str]] = {}
     folders = [reference() / "protocols", Path.cwd() / "protocols", Path.cwd() / "cards" / "protocols"]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
-from pytest_sdbench.metrics.estimates import clip_score
-from pytest_sdbench.metrics.inception_score import InceptionScore
-from pytest_sdbench.metrics.kid import kid_influence
+from pytest_sdbench.metrics.definition import Sample
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.moments import FeatureStatistics, Rows
-from pytest_sdbench.metrics.standard_error import Groups, standard_error
+from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.metrics.standard_error import Groups
 
 if TYPE_CHECKING:
-    from pytest_sdbench.protocols.protocol import InceptionScoreSpec, Protocol
-from pytest_sdbench.metrics.estimates import Batch, Estimate, Undefined, _inception_estimate, fid_estimate
+    from pytest_sdbench.protocols.protocol import Protocol
+
+Batch = Mapping[str, Rows]
 
 
 def estimate(
@@ -29,8 +29,8 @@ def estimate(
 ) -> dict[str, Estimate | Undefined]:
     """Return the protocol's metrics of the images in `rows`, batches of columns in the order of the images.
 
-    `references` are the reference statistics by metric (`statistics.load_references`); one that is missing
-    leaves its metric undefined. `groups` tell which images share a prompt (`spread.groups_of`): they are
+    `references` are the reference statistics by metric (`references.load_references`); one that is missing
+    leaves its metric undefined. `groups` tell which images share a prompt (`groups_of`): they are
     not independent, and standard errors then count prompts.
 
     `rows` is read several times where it can be (a list, or an object whose `__iter__` starts anew): memory
@@ -38,7 +38,7 @@ def estimate(
     needed columns are kept. Raises EvidenceError for a column that is missing, is not finite or has another
     width than the reference.
     """
-    columns = {name: _column(name, protocol) for name in protocol.metrics}
+    columns = {name: METRICS[name].column(spec.extractor) for name, spec in protocol.metrics.items()}
     if isinstance(rows, Iterator):
         rows = [
             {column: batch[column] for column in set(columns.values()) if column in batch} for batch in rows
@@ -47,7 +47,9 @@ def estimate(
     estimates: dict[str, Estimate | Undefined] = {}
     for metric, column in columns.items():
         try:
-            estimates[metric] = _estimate(metric, protocol, rows, column, n, references.get(metric), groups)
+            known, sample = METRICS[metric], Sample(_Column(rows, column), n, groups)
+            options = known.options_of(protocol.metrics[metric])
+            estimates[metric] = known.estimate(sample, references.get(metric), options)
         except ValueError as problem:
             raise EvidenceError(
                 f"{metric} cannot be computed: {problem}",
@@ -55,50 +57,6 @@ def estimate(
                 remedy="Delete this evidence from the store and run again",
             ) from problem
     return estimates
-
-
-def _estimate(
-    metric: str,
-    protocol: Protocol,
-    rows: Iterable[Batch],
-    column: str,
-    n: int,
-    reference: FeatureStatistics | None,
-    groups: Groups | None,
-) -> Estimate | Undefined:
-    if metric == "clip_score":
-        if not n:
-            return Undefined(metric, "no images", n)
-        cosines = np.concatenate([batch[column] for batch in rows])
-        value, error = clip_score(cosines, groups)
-        return Estimate(metric, value, error, n, value, influence=cosines.astype(np.float64) - value)
-    if metric == "inception_score":
-        spec = cast("InceptionScoreSpec", protocol.metrics[metric])
-        if n < spec.splits:
-            return Undefined(metric, f"{n} images cannot be split in {spec.splits}", n)
-        score = InceptionScore(n, splits=spec.splits, shuffle_seed=spec.shuffle_seed)
-        return _inception_estimate(_Column(rows, column), score, groups)
-    if reference is None:
-        return Undefined(metric, "there are no reference statistics", n)
-    if metric == "fid":
-        return fid_estimate(_Column(rows, column), reference, groups)
-    if reference.features is None:
-        return Undefined(metric, "the reference statistics hold moments only; KID needs features", n)
-    if n < 2:
-        return Undefined(metric, "KID needs at least 2 images", n)
-    found = kid_influence(np.concatenate([batch[column] for batch in rows]), reference.features, groups)
-    if found.uncertain:
-        return Estimate(metric, found.value, None, n, found.corrected)
-    return Estimate(
-        metric,
-        found.value,
-        standard_error(found.influence, groups, degenerate=found.degenerate, unbiased=found.unbiased),
-        n,
-        found.corrected,
-        (found.value - found.corrected) * n,
-        found.influence,
-        found.degenerate,
-    )
 
 
 @dataclass(frozen=True)
@@ -110,15 +68,6 @@ class _Column:
 
     def __iter__(self) -> Iterator[Rows]:
         return (batch[self.name] for batch in self.rows)
-
-
-def _column(metric: str, protocol: Protocol) -> str:
-    spec = protocol.metrics[metric]
-    if spec.metric == "clip_score":
-        return CLIP_COLUMN
-    return (
-        logits_column(spec.extractor) if spec.metric == "inception_score" else feature_column(spec.extractor)
-    )
 
 
 def _count(rows: Iterable[Batch], columns: Mapping[str, str]) -> int:

@@ -29,8 +29,10 @@ from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.metrics.standard_error import Groups, groups_of
+from pytest_sdbench.protocols.metric_specs import ReferencedSpec
 from pytest_sdbench.protocols.prompts import load_prompts
-from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import SequentialSeeds
 from pytest_sdbench.store.shard_format import Rows
 from pytest_sdbench.store.shards import Evidence, Store
 
@@ -76,7 +78,7 @@ class References:
         notes = []
         for metric in self.statistics:
             spec = self.protocol.metrics[metric]
-            if (spec.metric == "fid" or spec.metric == "kid") and spec.statistics.sha256 is None:
+            if isinstance(spec, ReferencedSpec) and spec.statistics.sha256 is None:
                 notes.append(f"{metric}: the protocol has no checksum of {spec.statistics.file}: unverified")
         return notes
 

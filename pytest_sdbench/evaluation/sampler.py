@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError
-from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import SequentialSeeds
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import SequentialSeeds
 from pytest_sdbench.store.shard_format import SHARD
 
 _PIXELS = 1 << 20

@@ -21,8 +21,12 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from pytest_sdbench.base.errors import CheckpointError, Unavailable
+from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.features.definition import Extractor, Measure, pixels_of
 from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.image_steps import Images
 
 NAME = "scenes-classifier"
 NONE = "none"
@@ -215,3 +219,48 @@ class SceneFeatureExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
 if NAME not in FEATURE_EXTRACTORS_REGISTRY:
     register_feature_extractor(NAME, SceneFeatureExtractor)
+
+
+def _weights_file() -> Path:
+    path = reference() / "checkpoints" / NAME / "model.safetensors"
+    if not path.is_file():
+        raise Unavailable(
+            "the classifier of the embedded dataset is not here",
+            file=path,
+            remedy="Install the package again, or make it: python -m training classifier",
+        )
+    return path
+
+
+def _network() -> SceneClassifier:
+    path = _weights_file()
+    try:
+        return load_classifier(path.parent)
+    except Exception as problem:
+        raise CheckpointError(
+            f"the classifier cannot be loaded: {problem}", file=path, remedy="Install the package again"
+        ) from problem
+
+
+def _load(name: str, *, data_root: Path | None, device: str, download: bool) -> tuple[Measure, str]:
+    network = _network().to(device)
+
+    def measure(images: Images, prompts: Sequence[str]) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            return dict(network(pixels_of(images, device)))
+
+    return measure, sha256_of(_weights_file())
+
+
+def _describe(name: str, data_root: Path | None) -> str:
+    _network()
+    return f"{_weights_file()}, loads"
+
+
+SCENES_CLASSIFIER = Extractor(
+    name=NAME,
+    outputs={"features": 64, "logits": len(scenes.SHAPES) * len(scenes.COLOURS)},
+    load=_load,
+    weights=lambda name: sha256_of(_weights_file()),
+    describe=_describe,
+)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError, Unavailable
 from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.features.definition import Extractor, Measure
 from pytest_sdbench.protocols.image_steps import Images
 
 NAMED, LOCAL = "open_clip:", "local:"
@@ -183,3 +184,44 @@ def _cached(source: Mapping[str, Any]) -> Path | None:
         path = Path("~/.cache/clip").expanduser() / os.path.basename(url)
         return path if path.is_file() else None
     return None
+
+
+def _load(name: str, *, data_root: Path | None, device: str, download: bool) -> tuple[Measure, str]:
+    scorer = load_clip(name, device=device, download=download)
+    return (lambda images, prompts: {"cosine": scorer(images, prompts)}), scorer.sha256
+
+
+def _describe_local(name: str, data_root: Path | None) -> str:
+    path = locate_clip(name)
+    load_clip(name)
+    return f"{path}, loads"
+
+
+def _download(name: str) -> tuple[str, int | None]:
+    """Count the parameters of a plain CLIP model; others (of timm, with captions) are not built here."""
+    from open_clip.model import CLIP
+
+    config: Mapping[str, Any] | None = open_clip.get_model_config(name.removeprefix(NAMED).rpartition("/")[0])
+    if not config or not {"embed_dim", "vision_cfg", "text_cfg"} >= set(config) - {"quick_gelu"}:
+        return name, None
+    if "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"]:
+        return name, None
+    with torch.device("meta"):
+        model = CLIP(**config)
+    return name, sum(4 * parameter.numel() for parameter in model.parameters())
+
+
+OPEN_CLIP = Extractor(
+    name=NAMED,
+    outputs={"cosine": 1},
+    load=_load,
+    describe=lambda name, data_root: f"{locate_clip(name)} (its publisher gives no checksum)",
+    download=_download,
+)
+LOCAL_CLIP = Extractor(
+    name=LOCAL,
+    outputs={"cosine": 1},
+    load=_load,
+    weights=lambda name: sha256_of(locate_clip(name)),
+    describe=_describe_local,
+)

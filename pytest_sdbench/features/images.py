@@ -23,7 +23,7 @@ from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.features.archives import BROKEN, SUFFIXES, Read, Source, is_image, open_sources, readable
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.prompts import parse_captions
-from pytest_sdbench.protocols.protocol import Jpeg, Resize
+from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 METADATA = "metadata.csv"
 CAPTION_KEYS = ("caption", "text", "prompt")

@@ -8,8 +8,10 @@ and scales by (x - 128) / 128. The features differ enough to move a score, so a 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import sha256_of
+from pytest_sdbench.features.definition import Extractor, Measure, pixels_of
+
+if TYPE_CHECKING:
+    from pytest_sdbench.protocols.image_steps import Images
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
@@ -118,3 +124,44 @@ def torch_fidelity(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return pool3 [B, 2048] and unbiased logits [B, 1008] of uint8 [B, 3, H, W] as torch-fidelity does."""
     features, logits = network(images)
     return features, logits
+
+
+_NETWORKS: WeakValueDictionary[tuple[Path, str], nn.Module] = WeakValueDictionary()
+"""Networks in use: both front ends share one."""
+
+
+def _load(name: str, *, data_root: Path | None, device: str, download: bool) -> tuple[Measure, str]:
+    path = find_weights(data_root, download=download)
+    network = _NETWORKS.get((path, device))
+    if network is None:
+        network = _NETWORKS[path, device] = load_inception(path, device=device)
+
+    def measure(images: Images, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        pixels = pixels_of(images, device)
+        if name == PYTORCH_FID.name:
+            return {"features": pytorch_fid(network, pixels)}
+        features, logits = torch_fidelity(network, pixels)
+        return {"features": features, "logits": logits}
+
+    return measure, SHA256
+
+
+def _describe(name: str, data_root: Path | None) -> str:
+    path = find_weights(data_root)
+    check_weights(path)
+    return f"{path}, sha256 verified"
+
+
+def _front_end(name: str, outputs: Mapping[str, int]) -> Extractor:
+    return Extractor(
+        name=name,
+        outputs=outputs,
+        load=_load,
+        weights=lambda name: SHA256,
+        describe=_describe,
+        download=lambda name: ("Inception of 2015-12-05", BYTES),
+    )
+
+
+PYTORCH_FID = _front_end("inception-pytorch-fid", {"features": WIDTH})
+TORCH_FIDELITY = _front_end("inception-torch-fidelity", {"features": WIDTH, "logits": CLASSES})

@@ -20,22 +20,21 @@ from pytest_sdbench.base.environment import true_float32
 from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.base.files import sha256_of, write_atomically
 from pytest_sdbench.base.progress import progress
-from pytest_sdbench.features.extractors import (
-    WIDTHS,
-    Extractor,
-    feature_column,
-    known_fingerprint,
-    open_extractor,
-)
+from pytest_sdbench.features.definition import FeatureNetwork
+from pytest_sdbench.features.extractors import extractor_of, known_fingerprint, open_extractor
 from pytest_sdbench.features.images import BATCH, decode, in_batches, open_images
+from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.image_steps import Images
+from pytest_sdbench.protocols.metric_specs import ReferencedSpec
 
 if TYPE_CHECKING:
     import torch
 
-    from pytest_sdbench.protocols.protocol import FidSpec, Jpeg, KidSpec, Protocol, Resize
+    from pytest_sdbench.protocols.protocol import Protocol
+    from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 
 # --- read ---
@@ -105,7 +104,7 @@ def load_references(
     read: dict[object, FeatureStatistics | Unavailable] = {}
     found: dict[str, FeatureStatistics | Unavailable] = {}
     for metric, spec in protocol.metrics.items():
-        if spec.metric == "fid" or spec.metric == "kid":
+        if isinstance(spec, ReferencedSpec):
             key = (spec.extractor, spec.statistics.file, spec.statistics.sha256)
             if key not in read:
                 try:
@@ -118,7 +117,7 @@ def load_references(
 
 
 def reference_of(
-    protocol: Protocol, spec: FidSpec | KidSpec, data_root: Path | None = None
+    protocol: Protocol, spec: ReferencedSpec, data_root: Path | None = None
 ) -> FeatureStatistics:
     """Return the reference statistics of one metric of a protocol.
 
@@ -128,7 +127,7 @@ def reference_of(
     return _check(spec, _read(protocol, spec, data_root))
 
 
-def describe(protocol: Protocol, spec: FidSpec | KidSpec, data_root: Path | None = None) -> str:
+def describe(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None = None) -> str:
     """Say in one line which reference statistics a metric would use; raises as `reference_of`."""
     found = reference_of(protocol, spec, data_root)
     images = f"{found.n:,} images" if found.n is not None else "number of images not recorded"
@@ -136,7 +135,7 @@ def describe(protocol: Protocol, spec: FidSpec | KidSpec, data_root: Path | None
     return f"{found.source}, {images}, {checked}"
 
 
-def _read(protocol: Protocol, spec: FidSpec | KidSpec, data_root: Path | None) -> FeatureStatistics:
+def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> FeatureStatistics:
     wanted = spec.statistics
     path = protocol.locate(wanted.file, data_root)
     sizes = [getattr(step, "resize", None) for step in protocol.image]
@@ -154,9 +153,8 @@ def _read(protocol: Protocol, spec: FidSpec | KidSpec, data_root: Path | None) -
             file=path,
             remedy=f"Put them there, or compute them from {wanted.images:,} real images: {command} {path}",
         )
-    if spec.extractor not in WIDTHS:
-        raise DataError("unknown extractor", file=protocol.path, key="extractor", found=spec.extractor)
-    found = load_reference(path, width=WIDTHS[spec.extractor], sha256=wanted.sha256)
+    width = extractor_of(spec.extractor).outputs["features"]
+    found = load_reference(path, width=width, sha256=wanted.sha256)
     _made_with(spec.extractor, path, remedy=f"Compute them again: {command} {path}")
     return found
 
@@ -182,7 +180,7 @@ def _made_with(extractor: str, path: Path, *, remedy: str) -> None:
         )
 
 
-def _check(spec: FidSpec | KidSpec, found: FeatureStatistics) -> FeatureStatistics:
+def _check(spec: ReferencedSpec, found: FeatureStatistics) -> FeatureStatistics:
     if found.n is not None and found.n != spec.statistics.images:
         raise DataError(
             f"the protocol's reference is {spec.statistics.images:,} images; another number moves scores",
@@ -191,12 +189,13 @@ def _check(spec: FidSpec | KidSpec, found: FeatureStatistics) -> FeatureStatisti
             found=found.n,
             remedy="Compute the statistics of the right images, or write a protocol for these",
         )
-    if spec.metric == "kid" and found.features is None:
+    metric = METRICS[spec.metric]
+    if metric.reference == "features" and found.features is None:
         raise DataError(
-            "KID needs features, and these statistics hold moments only",
+            f"{metric.label} needs features, and these statistics hold moments only",
             file=found.source,
             key="features",
-            remedy="Compute them again with --features 4096, or leave KID out of the protocol",
+            remedy=f"Compute them again with --features 4096, or leave {metric.label} out of the protocol",
         )
     return found
 
@@ -261,18 +260,18 @@ def make_statistics(
 
 
 def compute_statistics(
-    batches: Iterable[Images], extractor: Extractor, *, total: int, keep: int = 0
+    batches: Iterable[Images], extractor: FeatureNetwork, *, total: int, keep: int = 0
 ) -> FeatureStatistics:
     """Return the statistics of `total` images in uint8 batches [B, H, W, 3].
 
     The features of `keep` of them, spread evenly over all, stay for KID.
     """
-    column = feature_column(extractor.name)
+    features = column(extractor.name, "features")
     kept_rows = set(np.linspace(0, total - 1, min(keep, total)).round().astype(int).tolist())
     moments: Moments | None = None
     kept = []
     for batch in batches:
-        rows = extractor(batch)[column]
+        rows = extractor(batch)[features]
         if moments is None:
             moments = Moments(rows.shape[1])
         chosen = [i for i in range(len(rows)) if moments.n + i in kept_rows]

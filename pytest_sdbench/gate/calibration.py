@@ -21,7 +21,7 @@ from pytest_sdbench.cards.claims import margin_of
 from pytest_sdbench.gate.verdict import ALPHA, Outcome, Score, Verdict, judge_score, uncalibrated
 from pytest_sdbench.metrics.difference import difference
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import Groups
 from pytest_sdbench.protocols.protocol import Protocol
 

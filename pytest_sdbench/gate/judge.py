@@ -39,7 +39,8 @@ from pytest_sdbench.gate.verdict import (
 )
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, difference
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.protocols.metric_specs import ReferencedSpec
 from pytest_sdbench.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def check_metric(card: Card, case: Case, protocol: Protocol, data_root: Path | N
             key=case.id,
             remedy=f"It has {', '.join(protocol.metrics)}; name another protocol, or remove the claim",
         )
-    if spec.metric == "fid" or spec.metric == "kid":
+    if isinstance(spec, ReferencedSpec):
         reference_of(protocol, spec, data_root)
 
 

@@ -1,114 +1,117 @@
-"""Compute the Frechet inception distance and how much each image moves it."""
+"""The Frechet inception distance of a set of images, with its standard error and without its bias."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
-from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Rows
+from pytest_sdbench.metrics.definition import Metric, NoOptions, Sample
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.fid_bias import (
+    BLOCKS,
+    FEWEST,
+    FEWEST_LEFT,
+    corrected_fid,
+    degenerate_variance,
+    elliptical_fid,
+    joined,
+    left_out,
+    part,
+    squared_scales,
+    together,
+)
+from pytest_sdbench.metrics.frechet import fid, fid_influence
+from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments, Rows
+from pytest_sdbench.metrics.standard_error import Groups, standard_error
 
-CUT_OFF = 1e-10
-"""Eigenvalues below this share of the largest count as zero where they are inverted."""
 
-_STRIP = 256
-"""Rows of a symmetric matrix that are computed at a time, up to the diagonal."""
+def fid_estimate(
+    rows: Iterable[Rows], reference: FeatureStatistics, groups: Groups | None = None
+) -> Estimate | Undefined:
+    """Return FID, its standard error and its value without bias; `rows` are batches [B, D], read three times.
 
-
-def fid(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
-    """Return |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) (Heusel et al. 2017), in float64.
-
-    The trace of the root comes from the eigenvalues of the symmetric A'SA with A A' = R, which are those of
-    S R, but real and found by a symmetric solver; what rounding pushes below zero counts as zero. Raises
-    ValueError where the widths differ.
+    Undefined with no more images than features: the covariance then has no full rank, and what FID prints is
+    mostly the number of images. Up to twice as many, the value stands alone. Without blocks to compare, or
+    where one image outweighs the rest, it has an error, and its bias is not known.
     """
-    _check(sample, reference)
-    values = np.asarray(np.linalg.eigvalsh(product(sample.sigma, reference)), np.float64)
-    return distance(sample.mu, float(np.trace(sample.sigma)), reference, _sum_of_roots(values))
-
-
-def product(sigma: Array, reference: FeatureStatistics) -> Array:
-    """Return A'SA with A A' = R, [D, D]: the lower triangle, which is all that the symmetric solvers read."""
-    lower, factor = np.zeros_like(sigma), reference.factor
-    # Cholesky's factor is zero above its diagonal, and then so is most of the work.
-    triangular = not np.triu(factor, 1).any()
-    strips = _strips(len(sigma))
-    for place, rows in enumerate(strips):
-        top = rows.start if triangular else 0
-        left = factor[top:, rows].T @ sigma[top:]
-        for columns in strips[: place + 1]:
-            top = columns.start if triangular else 0
-            lower[rows, columns] = left[:, top:] @ factor[top:, columns]
-    return lower
-
-
-def distance(mu: Array, trace: float, reference: FeatureStatistics, root: float) -> float:
-    """Return |mu1 - mu2|^2 + tr S1 + tr S2 - 2 root, where `root` is the trace of (S1 S2)^1/2."""
-    shift = mu - reference.mu
-    return float(shift @ shift + trace + np.trace(reference.sigma) - 2 * root)
-
-
-@dataclass(frozen=True, eq=False)
-class Influence:
-    """The first-order change of FID with the weight of one image (its influence function)."""
-
-    mu: Array
-    slope: Array
-    curvature: Array
-    """I - T, folded: what lies above the diagonal is added below it, since x'(I - T)x needs no more."""
-    mean: float
-    eigenvalues: Array
-    """Of S R, ascending, [D]."""
-    value: float
-    """FID itself, as `fid` returns it."""
-
-    def __call__(self, rows: Rows) -> Array:
-        """Return psi of each image, [B, D] -> [B]; over the sample itself their mean is zero up to 1/n."""
-        centred = np.subtract(rows, self.mu, dtype=np.float64)
-        values = centred @ self.slope - self.mean
-        for columns in _strips(len(self.mu)):
-            turned = centred[:, columns.start :] @ self.curvature[columns.start :, columns]
-            values += np.einsum("ij,ij->i", turned, centred[:, columns])
-        return np.asarray(values)
-
-
-def fid_influence(
-    sample: FeatureStatistics, reference: FeatureStatistics, known: Array | None = None
-) -> Influence:
-    """Return the function that gives psi_i = 2 (mu - m).(x_i - mu) + (x_i - mu)'(I - T)(x_i - mu), centred.
-
-    mu, S are the sample's moments, m, R the reference's, T = A (A'SA)^-1/2 A' for any A A' = R the optimal
-    transport map between the two Gaussians. The delta method then gives the standard error sd(psi) / sqrt(n).
-    (Resampling images does not: a bootstrap repeats images, which shrinks the covariance and raises every
-    resampled FID.) `known` is the `product` of sample and reference where it has been computed.
-    """
-    _check(sample, reference)
-    values, vectors = np.linalg.eigh(product(sample.sigma, reference) if known is None else known)
-    kept = values > CUT_OFF * values[-1]
-    basis = reference.factor @ (vectors[:, kept] * values[kept] ** -0.25)
-    curvature = np.eye(sample.width) - basis @ basis.T
-    curvature = 2 * np.tril(curvature) - np.diag(np.diag(curvature))
-    return Influence(
-        mu=sample.mu,
-        slope=2 * (sample.mu - reference.mu),
-        curvature=curvature,
-        mean=float(np.vdot(curvature, sample.sigma)),
-        eigenvalues=values,
-        value=distance(sample.mu, float(np.trace(sample.sigma)), reference, _sum_of_roots(values)),
-    )
-
-
-def _sum_of_roots(values: Array) -> float:
-    return float(np.sqrt(np.clip(values, 0.0, None)).sum())
-
-
-def _strips(width: int) -> list[slice]:
-    return [slice(start, min(start + _STRIP, width)) for start in range(0, width, _STRIP)]
-
-
-def _check(sample: FeatureStatistics, reference: FeatureStatistics) -> None:
-    if sample.width != reference.width:
-        raise ValueError(
-            f"the images have {sample.width} features and the reference {reference.width}: "
-            "they come from different extractors"
+    blocks, places = _blocks(rows, reference.width, groups)
+    n = len(places)
+    if n <= reference.width:
+        instead = "KID" if reference.features is not None else "the CLIP score"
+        return Undefined(
+            "fid", f"FID needs more images than its {reference.width} features; {instead} does not", n
         )
+    for moments in blocks:
+        moments.finish()
+    sample = joined(blocks)
+    if n < FEWEST * reference.width:
+        return Estimate("fid", fid(sample, reference), None, n)
+    # A few prompts with many images each make no blocks: the bias stays unknown.
+    sizes = [block.n for block in blocks]
+    even = min(sizes) * 2 * BLOCKS >= n and n - max(sizes) >= FEWEST_LEFT * reference.width
+    # Covariances go as soon as they are used: with 2,048 features each takes 34 MB.
+    parts = [part(blocks.pop(), reference) for _ in range(BLOCKS)]
+    squares = squared_scales(np.concatenate([_distances(batch, sample.mu) for batch in rows]), sample)
+    of_parts = [squares[places == k] for k in reversed(range(BLOCKS))]
+    without = left_out(parts, reference, of_parts) if even else []
+    whole = together(parts, reference)
+    del parts
+    influence = fid_influence(sample, reference, whole.product / (n - 1))
+    value = influence.value
+    psi = np.concatenate([influence(batch) for batch in rows])
+    psi -= psi.mean()
+    degenerate = degenerate_variance(influence.eigenvalues, sample)
+    error = standard_error(psi, groups, degenerate=degenerate, blocks=BLOCKS)
+    if even:
+        biased = elliptical_fid(whole, reference, squares, influence.eigenvalues)
+        corrected = corrected_fid(biased, without)
+        if math.isfinite(corrected):
+            return Estimate("fid", value, error, n, corrected, (value - corrected) * n, psi, degenerate)
+    return Estimate("fid", value, error, n, influence=psi, degenerate=degenerate)
+
+
+def _distances(rows: Rows, mean: Array) -> Array:
+    """Return the squared distance of each row from the mean, [n, D] -> [n]."""
+    centred = np.subtract(rows, mean, dtype=np.float64)
+    return np.asarray(np.einsum("ij,ij->i", centred, centred))
+
+
+def _blocks(
+    rows: Iterable[Rows], width: int, groups: Groups | None
+) -> tuple[list[Moments], npt.NDArray[np.intp]]:
+    """Return the moments of each block of the jackknife, and the block of each image, [n]."""
+    blocks = [Moments(width) for _ in range(BLOCKS)]
+    places, n = [np.empty(0, np.intp)], 0
+    for batch in rows:
+        blocks[0].check(batch)
+        # Images of one prompt stay in one block: the jackknife takes blocks for independent.
+        place = (np.arange(n, n + len(batch)) if groups is None else groups[n : n + len(batch)]) % BLOCKS
+        for k, moments in enumerate(blocks):
+            moments.update(batch[place == k])
+        places.append(place)
+        n += len(batch)
+    return blocks, np.concatenate(places)
+
+
+def estimate(sample: Sample, reference: FeatureStatistics | None, _: NoOptions) -> Estimate | Undefined:
+    """Return the FID of features, [n, D]; undefined without a reference and as `fid_estimate`."""
+    if reference is None:
+        return Undefined("fid", "there are no reference statistics", sample.n)
+    return fid_estimate(sample, reference, sample.groups)
+
+
+FID = Metric(
+    name="fid",
+    label="FID",
+    decimals=2,
+    recorded_decimals=4,
+    higher_is_better=False,
+    estimate=estimate,
+    output="features",
+    reference="moments",
+    aliases=("frechet_inception_distance",),
+    scale="FID is a positive squared distance",
+)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pytest_sdbench.metrics.fid import CUT_OFF, distance, product
+from pytest_sdbench.metrics.frechet import CUT_OFF, distance, product
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments
 
 _POINTS = 24

@@ -1,13 +1,30 @@
-"""Compute the Inception score with torch-fidelity's splits."""
+"""The Inception score of a set of images, with torch-fidelity's splits, and its standard error."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveInt
 
-from pytest_sdbench.metrics.moments import Array, Rows
+from pytest_sdbench.metrics.definition import Metric, Sample
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Rows
+from pytest_sdbench.metrics.standard_error import standard_error
+
+_LARGEST_BIAS = 0.055
+"""Bias of log IS that is still small enough to be known to first order."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a protocol may set of the Inception score."""
+
+    splits: PositiveInt = 10
+    shuffle_seed: int | None = None
+    """Seed of the shuffle before splitting; None: in the order of the prompts."""
 
 
 class InceptionScore:
@@ -21,7 +38,6 @@ class InceptionScore:
     def __init__(self, n: int, *, splits: int = 10, shuffle_seed: int | None = 2020) -> None:
         if not 1 <= splits <= n:
             raise ValueError(f"{n} images cannot be split in {splits}")
-        self.n, self.splits = n, splits
         order = np.arange(n) if shuffle_seed is None else np.random.RandomState(shuffle_seed).permutation(n)
         self._split_of: npt.NDArray[np.intp] = np.empty(n, np.intp)
         for split in range(splits):
@@ -122,3 +138,54 @@ def inception_score(logits: Rows, *, splits: int = 10, shuffle_seed: int | None 
     whole = InceptionScore(len(logits), splits=splits, shuffle_seed=shuffle_seed)
     whole.update(logits)
     return whole.score()
+
+
+def estimate(sample: Sample, _: FeatureStatistics | None, options: Splits) -> Estimate | Undefined:
+    """Return the Inception score of logits, [n, classes], read twice.
+
+    The bias is removed to first order where that is enough. Undefined with fewer images than splits.
+    """
+    n = sample.n
+    if n < options.splits:
+        return Undefined("inception_score", f"{n} images cannot be split in {options.splits}", n)
+    score = InceptionScore(n, splits=options.splits, shuffle_seed=options.shuffle_seed)
+    for logits in sample:
+        score.update(logits)
+    influence = score.influence()
+    parts, start = [], 0
+    for logits in sample:
+        parts.append(influence(start, logits))
+        start += len(logits)
+    divergence = np.concatenate(parts)
+    spread = standard_error(divergence, sample.groups)
+    if spread is None:
+        return Estimate("inception_score", score.score(), None, n)
+    # Bias of log IS in units of 1 / images; the exponential of a mean is too large by half its variance.
+    bias = -influence.freedom / 2 + n * spread**2 / 2
+    corrected = influence.score * math.exp(-bias / n) if abs(bias) / n <= _LARGEST_BIAS else None
+    scale = score.score() if corrected is None else corrected
+    return Estimate(
+        "inception_score",
+        score.score(),
+        scale * spread,
+        n,
+        corrected,
+        0.0 if corrected is None else corrected * bias * options.splits,
+        scale * (divergence - divergence.mean()),
+    )
+
+
+INCEPTION_SCORE = Metric(
+    name="inception_score",
+    label="IS",
+    decimals=2,
+    recorded_decimals=4,
+    higher_is_better=True,
+    estimate=estimate,
+    output="logits",
+    options=Splits,
+    aliases=("is", "isc"),
+    minimum=1.0,
+    maximum=1008.0,
+    scale="the Inception score lies between 1 and the number of classes",
+)

@@ -1,4 +1,4 @@
-"""Compute the kernel inception distance."""
+"""The kernel inception distance of a set of images, and its standard error."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_sdbench.metrics.moments import Array, Rows
-from pytest_sdbench.metrics.standard_error import Groups
+from pytest_sdbench.metrics.definition import Metric, NoOptions, Sample
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Rows
+from pytest_sdbench.metrics.standard_error import Groups, standard_error
 
 _BLOCK = 1024
 """Rows and columns of the kernel matrix that exist at one time."""
@@ -200,3 +202,43 @@ def _check(features: Rows, reference: Rows) -> None:
         )
     if min(len(features), len(reference)) < 2:
         raise ValueError("KID needs at least 2 images and 2 references")
+
+
+def estimate(sample: Sample, reference: FeatureStatistics | None, _: NoOptions) -> Estimate | Undefined:
+    """Return the KID of features, [n, D]; undefined without reference features and for a single image."""
+    n = sample.n
+    if reference is None:
+        return Undefined("kid", "there are no reference statistics", n)
+    if reference.features is None:
+        return Undefined("kid", "the reference statistics hold moments only; KID needs features", n)
+    if n < 2:
+        return Undefined("kid", "KID needs at least 2 images", n)
+    found = kid_influence(sample.rows(), reference.features, sample.groups)
+    if found.uncertain:
+        return Estimate("kid", found.value, None, n, found.corrected)
+    return Estimate(
+        "kid",
+        found.value,
+        standard_error(found.influence, sample.groups, degenerate=found.degenerate, unbiased=found.unbiased),
+        n,
+        found.corrected,
+        (found.value - found.corrected) * n,
+        found.influence,
+        found.degenerate,
+    )
+
+
+KID = Metric(
+    name="kid",
+    label="KID",
+    decimals=5,
+    recorded_decimals=7,
+    higher_is_better=False,
+    estimate=estimate,
+    output="features",
+    reference="features",
+    aliases=("kernel_inception_distance",),
+    signed=True,
+    scale="KID is a squared distance, not multiplied by 1000",
+    often_multiplied_by=1000,
+)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pytest_sdbench.protocols.protocol import Jpeg, Resize
+from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 Images = npt.NDArray[np.uint8]
 """RGB pictures, uint8 [B, H, W, 3]."""

@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import suggestion
-from pytest_sdbench.protocols.protocol import _SEE, Protocol, _validate
+from pytest_sdbench.protocols.protocol import SEE, Protocol, validate
 
 
 def load_protocol(name: str | Path, search: Sequence[Path] = ()) -> Protocol:
@@ -79,14 +79,14 @@ def _parse(path: Path, _modified: int, _size: int) -> Protocol:
         raise ProtocolError(f"the protocol cannot be read: {error.strerror}", file=path) from error
     except (YAMLError, UnicodeDecodeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ProtocolError(f"the protocol is not valid YAML: {reason}", file=path, remedy=_SEE) from error
+        raise ProtocolError(f"the protocol is not valid YAML: {reason}", file=path, remedy=SEE) from error
     if not isinstance(content, dict):
         raise ProtocolError(
-            "a protocol is a mapping of keys", file=path, found=type(content).__name__, remedy=_SEE
+            "a protocol is a mapping of keys", file=path, found=type(content).__name__, remedy=SEE
         )
     for key in ("name", "path"):
         if key in content:
             raise ProtocolError(
                 "unknown key", file=path, key=key, remedy="The name of a protocol is that of its file."
             )
-    return _validate({**content, "name": path.stem, "path": path}, path)
+    return validate({**content, "name": path.stem, "path": path}, path)

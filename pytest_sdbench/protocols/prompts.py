@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.protocols import scenes
-from pytest_sdbench.protocols.protocol import CsvPrompts, Protocol, ScenesPrompts
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import CsvPrompts, ScenesPrompts
 
 COLUMNS = ["file_name", "text"]
 """The header of a `metadata.csv`: that of an image folder with captions."""

@@ -14,27 +14,33 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Union
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
     Field,
+    PlainValidator,
     PositiveInt,
-    SerializerFunctionWrapHandler,
-    StringConstraints,
-    Tag,
+    SerializeAsAny,
     ValidationError,
+    create_model,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import faults, suggestion
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.protocols.metric_specs import MetricSpec, read_spec, spec_type
+from pytest_sdbench.protocols.sections import (
+    ImageStep,
+    Name,
+    Prompts,
+    Sampling,
+    Seeds,
+    Source,
+    StrictModel,
+)
 
 EMBEDDED = "embedded:"
 """How a file that ships with the package is written in a protocol: ``embedded:statistics/x.npz``."""
@@ -42,186 +48,13 @@ EMBEDDED = "embedded:"
 _FORMAT = 1
 """Counts changes of what a fingerprint covers; old evidence is then no longer taken for new."""
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-_Name = Annotated[str, StringConstraints(min_length=1)]
 
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Source(_Model):
-    """Where a protocol comes from."""
-
-    name: _Name
-    url: str | None = None
-
-
-class CsvPrompts(_Model):
-    """Prompts from a `metadata.csv`: header `file_name,text`, one caption per image."""
-
-    kind: Literal["csv"]
-    file: _Name
-    """Under the data root; `./` is beside the protocol's own file, `embedded:` inside the package."""
-    sha256: Sha256
-    rows: PositiveInt
-    """Captions in the file; a protocol uses the first N of them."""
-
-
-Layout = Literal["one", "beside", "above", "row", "two-over-one", "one-over-two"]
-
-
-class ScenesPrompts(_Model):
-    """Captions of scenes, the embedded dataset."""
-
-    kind: Literal["scenes"]
-    first: Annotated[int, Field(ge=0)]
-    """Index of the scene behind prompt 0."""
-    rows: PositiveInt
-    layouts: Annotated[tuple[Layout, ...], Field(strict=False, min_length=1)] | None = None
-    """Only scenes of these layouts: prompt i is the caption of the i-th of them. None: every scene."""
-    captions_sha256: Sha256
-    """Of the first 512 captions, each ended by a line feed."""
-
-    @field_validator("layouts", mode="after")
-    @classmethod
-    def _in_one_order(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        # A set of layouts: neither order nor repetition makes other prompts, nor another fingerprint.
-        return value and tuple(sorted(set(value)))
-
-    @model_serializer(mode="wrap")
-    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What is not there moves no fingerprint: not that of protocols from before it could be.
-        content: dict[str, Any] = handler(self)
-        return {key: value for key, value in content.items() if key != "layouts" or value is not None}
-
-
-Prompts = Annotated[CsvPrompts | ScenesPrompts, Field(discriminator="kind")]
-
-
-class PerImageSeeds(_Model):
-    """One CPU generator per image, seeded from (seed, index): batch size and order do not matter."""
-
-    kind: Literal["per-image"]
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class SequentialSeeds(_Model):
-    """One generator, consumed image by image in the order of the prompts."""
-
-    kind: Literal["sequential"]
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-    device: Literal["cpu", "cuda"]
-    """Where the generator lives: a CUDA generator draws other noise than a CPU generator of the same seed."""
-
-
-Seeds = Annotated[PerImageSeeds | SequentialSeeds, Field(discriminator="kind")]
-
-
-class Scheduler(_Model):
-    """The noise scheduler: the checkpoint's own, or a diffusers class with the checkpoint's settings."""
-
-    name: Annotated[str, StringConstraints(pattern=r"^(checkpoint|[A-Z]\w*)$")] = "checkpoint"
-    must_be: _Name | None = None
-    """With `checkpoint`: the class that the checkpoint's scheduler has to be."""
-    config: dict[str, Any] = Field(default_factory=dict)
-    """Settings that replace those of the checkpoint."""
-
-
-class Sampling(_Model):
-    """How a prompt and its noise become an image."""
-
-    scheduler: Scheduler = Scheduler()
-    steps: PositiveInt
-    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    negative_prompt: str | None = None
-    resolution: Annotated[int, Field(ge=8, multiple_of=8)]
-    dtype: Literal["float16", "bfloat16", "float32"]
-
-    @field_validator("scheduler", mode="before")
-    @classmethod
-    def _bare_name(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
-
-
-class Jpeg(_Model):
-    """Encode as JPEG with Pillow at this quality, and decode again."""
-
-    jpeg: Annotated[int, Field(ge=1, le=95)]
-
-
-class Resize(_Model):
-    """Resize to a square of this many pixels with Pillow, which low-passes before it shrinks."""
-
-    resize: PositiveInt
-    filter: Literal["pil-bicubic", "pil-bilinear", "pil-lanczos", "pil-box"]
-
-
-def _step_kind(value: object) -> str:
-    if isinstance(value, dict):
-        return "jpeg" if "jpeg" in value else "resize"
-    return "jpeg" if isinstance(value, Jpeg) else "resize"
-
-
-ImageStep = Annotated[
-    Annotated[Jpeg, Tag("jpeg")] | Annotated[Resize, Tag("resize")], Discriminator(_step_kind)
-]
-
-
-class Statistics(_Model):
-    """Reference statistics: an npz file with `mu` and `sigma`, and `features` where KID is to be had."""
-
-    file: _Name
-    """Under the data root; `./` is beside the protocol's own file, `embedded:` inside the package."""
-    sha256: Sha256 | None = None
-    """None: the publisher's checksum is not known; the file is used, and reported as unverified."""
-    images: PositiveInt
-    """How many real images are behind it."""
-
-
-class FidSpec(_Model):
-    """Fréchet distance between the Gaussian of the features and that of the reference."""
-
-    metric: Literal["fid"] = "fid"
-    extractor: _Name
-    statistics: Statistics
-
-
-class KidSpec(_Model):
-    """Kernel distance (cubic polynomial kernel) between the features and those of the reference."""
-
-    metric: Literal["kid"] = "kid"
-    extractor: _Name
-    statistics: Statistics
-
-
-class InceptionScoreSpec(_Model):
-    """Exponential of the mean divergence of a picture's classes from all pictures' classes."""
-
-    metric: Literal["inception_score"] = "inception_score"
-    extractor: _Name
-    splits: PositiveInt = 10
-    shuffle_seed: int | None = None
-    """Seed of the shuffle before splitting; None: in the order of the prompts."""
-
-
-class ClipScoreSpec(_Model):
-    """Mean cosine of image and raw caption: not times 100, not clipped."""
-
-    metric: Literal["clip_score"] = "clip_score"
-    model: _Name
-
-
-MetricSpec = Annotated[FidSpec | KidSpec | InceptionScoreSpec | ClipScoreSpec, Field(discriminator="metric")]
-METRIC_NAMES = tuple(METRICS)
-
-
-class Protocol(_Model):
+class Protocol(StrictModel):
     """One protocol; `name` is the stem of its file and `path` where it was read."""
 
     name: str
     path: Path
-    title: _Name
+    title: Name
     description: str = ""
     source: Source | None = None
     n: PositiveInt
@@ -229,7 +62,9 @@ class Protocol(_Model):
     seeds: Seeds
     sampling: Sampling
     image: Annotated[tuple[ImageStep, ...], Field(strict=False)] = ()
-    metrics: Annotated[dict[str, MetricSpec], Field(min_length=1)]
+    metrics: Annotated[
+        dict[str, SerializeAsAny[Annotated[MetricSpec, PlainValidator(read_spec)]]], Field(min_length=1)
+    ]
     margins: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
 
     @field_validator("metrics", mode="before")
@@ -238,9 +73,9 @@ class Protocol(_Model):
         if not isinstance(value, Mapping):
             return value
         for key in value:
-            if key not in METRIC_NAMES:
-                near = suggestion(str(key), METRIC_NAMES)
-                raise ValueError(f"unknown metric {key!r}. {near}Known are {', '.join(METRIC_NAMES)}")
+            if key not in METRICS:
+                near = suggestion(str(key), list(METRICS))
+                raise ValueError(f"unknown metric {key!r}. {near}Known are {', '.join(METRICS)}")
         return {
             key: {"metric": key, **spec} if isinstance(spec, Mapping) else spec for key, spec in value.items()
         }
@@ -259,7 +94,7 @@ class Protocol(_Model):
     @property
     def extractors(self) -> tuple[str, ...]:
         """Names of the networks that look at an image, sorted: feature extractors and CLIP models."""
-        return tuple(sorted({_extractor(spec) for spec in self.metrics.values()}))
+        return tuple(sorted({spec.extractor for spec in self.metrics.values()}))
 
     @property
     def draw_fingerprint(self) -> str:
@@ -269,7 +104,7 @@ class Protocol(_Model):
     @property
     def fingerprint(self) -> str:
         """What a claim under this protocol claims, as 16 hex digits."""
-        metrics = {key: _identity(spec) for key, spec in self.metrics.items()}
+        metrics = {key: spec.identity() for key, spec in self.metrics.items()}
         return _fingerprint({"draw": self._draw(), "n": self.n, "metrics": metrics})
 
     def with_samples(self, n: int) -> Protocol:
@@ -304,43 +139,31 @@ class Protocol(_Model):
             "seeds": self.seeds.model_dump(),
             "sampling": self.sampling.model_dump(),
             "image": [step.model_dump() for step in self.image],
-            "columns": sorted({_column(spec) for spec in self.metrics.values()}),
+            "columns": sorted({spec.column for spec in self.metrics.values()}),
         }
 
     def _changed(self, **fields: object) -> Protocol:
-        return _validate({**self.model_dump(), **fields}, self.path)
+        return validate({**self.model_dump(by_alias=True), **fields}, self.path)
 
 
-def _validate(content: dict[str, Any], path: Path) -> Protocol:
+def validate(content: dict[str, Any], path: Path) -> Protocol:
+    """Return the protocol that a file's content describes; raises ProtocolError with the first fault."""
     try:
         return Protocol.model_validate(content)
     except ValidationError as error:
-        found = faults(error, Protocol, content, unwritten=("name", "path"))
+        found = faults(error, _shape(), content, unwritten=("name", "path"))
         first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        told = replace(first, message=first.message + more, remedy=f"{first.remedy}. {_SEE}")
+        told = replace(first, message=first.message + more, remedy=f"{first.remedy}. {SEE}")
         raise told.error(ProtocolError, path) from None
 
 
-_SEE = "See reference/protocols/coco30k-bksdm.yaml for a complete protocol."
+def _shape() -> type[Protocol]:
+    """Return the form of a protocol with all metrics that are known, for messages."""
+    specs: Any = Union.__getitem__(tuple(spec_type(metric) for metric in METRICS.values()))
+    return create_model("Protocol", __base__=Protocol, metrics=(dict[str, specs], ...))
 
 
-def _extractor(spec: FidSpec | KidSpec | InceptionScoreSpec | ClipScoreSpec) -> str:
-    return spec.model if isinstance(spec, ClipScoreSpec) else spec.extractor
-
-
-def _column(spec: FidSpec | KidSpec | InceptionScoreSpec | ClipScoreSpec) -> tuple[str, str]:
-    """Return which output of which network a metric reads: FID and KID may share one."""
-    output = {"fid": "features", "kid": "features", "inception_score": "logits", "clip_score": "cosine"}
-    return _extractor(spec), output[spec.metric]
-
-
-def _identity(spec: FidSpec | KidSpec | InceptionScoreSpec | ClipScoreSpec) -> dict[str, Any]:
-    """Return what of a metric moves its score; a checksum stands for the file that it is of."""
-    content = spec.model_dump()
-    statistics = content.get("statistics")
-    if statistics and statistics["sha256"]:
-        del statistics["file"]
-    return content
+SEE = "See reference/protocols/coco30k-bksdm.yaml for a complete protocol."
 
 
 def _fingerprint(content: object) -> str:

@@ -12,7 +12,7 @@ from decimal import Decimal
 from tabulate import tabulate
 
 from pytest_sdbench.cards.card import Card
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.results import VERDICTS, Row
 
 NONE = "–"  # noqa: RUF001 - an en dash is what a table has where there is nothing

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_sdbench.cards.card import Card, Claim
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import (
     COMPONENTS,
     NETWORK,

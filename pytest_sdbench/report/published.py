@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_sdbench.cards.card import Card, Claim
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import COMPONENTS, NONE, billions, in_order, table
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.cards.card import Card, check_lineage, read_card
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
 
 SUITE = "pytest_sdbench.suite.tests"
 MARKERS = {

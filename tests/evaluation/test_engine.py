@@ -21,7 +21,8 @@ from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
-from pytest_sdbench.protocols.protocol import Protocol, SequentialSeeds
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import SequentialSeeds
 from pytest_sdbench.store.shard_format import SHARD, Rows
 from pytest_sdbench.store.shards import Evidence, Store
 from tests.evaluation import helpers

@@ -26,7 +26,7 @@ from pytest_sdbench.features.images import (
     read_captions,
 )
 from pytest_sdbench.protocols.image_steps import apply_image_steps
-from pytest_sdbench.protocols.protocol import Jpeg, Resize
+from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 N = 12
 

@@ -31,7 +31,7 @@ from pytest_sdbench.features.references import (
 )
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.protocols import scenes
-from pytest_sdbench.protocols.protocol import Jpeg, Resize
+from pytest_sdbench.protocols.sections import Jpeg, Resize
 from tests.features.test_images import tarred, zipped
 
 WIDTH = 6
@@ -167,7 +167,7 @@ def a_protocol(
 ) -> Any:
     file = SimpleNamespace(file="s.npz", sha256=sha256, images=images)
     specs = {name: SimpleNamespace(metric=name, extractor="net", statistics=file) for name in metrics}
-    specs["clip_score"] = SimpleNamespace(metric="clip_score", model="local:clip")
+    specs["clip_score"] = SimpleNamespace(metric="clip_score", extractor="local:clip")
     return SimpleNamespace(
         path=folder / "p.yaml",
         image=(Jpeg(jpeg=75), Resize(resize=256, filter="pil-bicubic")),

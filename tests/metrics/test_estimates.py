@@ -13,7 +13,7 @@ import pytest
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.metrics.fid import fid, fid_influence
+from pytest_sdbench.metrics.frechet import fid, fid_influence
 from pytest_sdbench.metrics.inception_score import inception_score
 from pytest_sdbench.metrics.kid import kid
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
@@ -28,7 +28,7 @@ def protocol(*metrics: str) -> Any:
         "inception_score": SimpleNamespace(
             metric="inception_score", extractor="net", splits=10, shuffle_seed=2020
         ),
-        "clip_score": SimpleNamespace(metric="clip_score", model="local:clip"),
+        "clip_score": SimpleNamespace(metric="clip_score", extractor="local:clip"),
     }
     return SimpleNamespace(metrics={name: specs[name] for name in metrics or specs})
 

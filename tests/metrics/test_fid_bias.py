@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pytest_sdbench.metrics.estimates import fid_estimate
+from pytest_sdbench.metrics.fid import fid_estimate
 from pytest_sdbench.metrics.fid_bias import Scales, scales, squared_scales, sum_of_roots
 from tests.metrics.populations import Array, eigenvalues, exact, moments, power_law
 

@@ -12,9 +12,10 @@ import pytest
 from scipy.linalg import sqrtm
 
 from pytest_sdbench.evaluation.estimate import estimate
-from pytest_sdbench.metrics.estimates import Estimate, Undefined, fid_estimate
-from pytest_sdbench.metrics.fid import fid, fid_influence
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.fid import fid_estimate
 from pytest_sdbench.metrics.fid_bias import degenerate_variance, sum_of_roots
+from pytest_sdbench.metrics.frechet import fid, fid_influence
 from pytest_sdbench.metrics.inception_score import inception_score
 from pytest_sdbench.metrics.kid import kid, kid_influence
 from pytest_sdbench.metrics.moments import FeatureStatistics

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pytest_sdbench.protocols.image_steps import apply_image_steps
-from pytest_sdbench.protocols.protocol import Jpeg, Resize
+from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 COCO = (Jpeg(jpeg=75), Resize(resize=256, filter="pil-bicubic"), Jpeg(jpeg=75))
 

@@ -14,8 +14,11 @@ from ruamel.yaml import YAML
 
 from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.metrics.inception_score import Splits
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol, protocol_names
-from pytest_sdbench.protocols.protocol import ClipScoreSpec, FidSpec, InceptionScoreSpec, Jpeg, Resize
+from pytest_sdbench.protocols.metric_specs import ReferencedSpec
+from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 SHIPPED = {
     "coco30k-bksdm": 30000,
@@ -71,15 +74,14 @@ def test_the_published_protocol_has_every_published_step() -> None:
     assert (sampling.resolution, sampling.dtype) == (512, "float16")
     assert protocol.image == (Jpeg(jpeg=75), Resize(resize=256, filter="pil-bicubic"), Jpeg(jpeg=75))
     fid, score, clip = (protocol.metrics[name] for name in ("fid", "inception_score", "clip_score"))
-    assert isinstance(fid, FidSpec)
+    assert isinstance(fid, ReferencedSpec)
     assert fid.extractor == "inception-pytorch-fid"
     assert fid.statistics.file == "mscoco_val2014_41k_full/real_im256.npz"
     assert (fid.statistics.images, fid.statistics.sha256) == (40504, None)
-    assert isinstance(score, InceptionScoreSpec)
-    assert (score.extractor, score.splits, score.shuffle_seed) == ("inception-torch-fidelity", 10, 2020)
-    assert isinstance(clip, ClipScoreSpec)
-    assert clip.model == "open_clip:ViT-g-14/laion2b_s34b_b88k"
-    assert protocol.extractors == ("inception-pytorch-fid", "inception-torch-fidelity", clip.model)
+    assert score.extractor == "inception-torch-fidelity"
+    assert METRICS["inception_score"].options_of(score) == Splits(splits=10, shuffle_seed=2020)
+    assert clip.extractor == "open_clip:ViT-g-14/laion2b_s34b_b88k"
+    assert protocol.extractors == ("inception-pytorch-fid", "inception-torch-fidelity", clip.extractor)
 
 
 FAMILIES = [

@@ -15,7 +15,7 @@ from pytest_sdbench.gate.judge import claim_errors
 from pytest_sdbench.gate.looks import looks
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
 from pytest_sdbench.gate.verdict import chance_of_pass
-from pytest_sdbench.metrics.names import METRICS
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
 from tests.project import make_protocol

@@ -34,7 +34,8 @@ from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols import image_steps as image_path
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
-from pytest_sdbench.protocols.protocol import Jpeg, Protocol, Resize
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

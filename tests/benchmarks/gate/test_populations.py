@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.gate.populations import METRICS, Population
 from pytest_sdbench.evaluation.estimate import estimate
-from pytest_sdbench.features.extractors import CLIP_COLUMN, feature_column, logits_column
+from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.protocols.load import load_protocol
@@ -20,9 +20,9 @@ def population() -> Population:
     rng = np.random.default_rng(3)
     real = rng.standard_normal((400, 64)) * np.linspace(0.2, 1.5, 64)
     rows = {
-        feature_column(NET): (rng.standard_normal((1500, 64)) * np.linspace(0.3, 1.4, 64) + 0.1),
-        logits_column(NET): 2 * rng.standard_normal((1500, 56)),
-        CLIP_COLUMN: 0.9 + 0.03 * rng.standard_normal(1500),
+        NET: (rng.standard_normal((1500, 64)) * np.linspace(0.3, 1.4, 64) + 0.1),
+        column(NET, "logits"): 2 * rng.standard_normal((1500, 56)),
+        "clip_score": 0.9 + 0.03 * rng.standard_normal(1500),
     }
     reference = FeatureStatistics(real.mean(axis=0), np.cov(real, rowvar=False), len(real), real)
     protocol = load_protocol("scenes-30k")
@@ -30,7 +30,7 @@ def population() -> Population:
 
 
 def draw(population: Population, seed: int, n: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, len(population.rows[CLIP_COLUMN]), n)
+    return np.random.default_rng(seed).integers(0, len(population.rows["clip_score"]), n)
 
 
 def test_estimates_of_a_draw_are_those_of_the_suite(population: Population) -> None:

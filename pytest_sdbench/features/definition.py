@@ -1,0 +1,100 @@
+"""Define an extractor: a network that looks at images, and what it says of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_sdbench.metrics.definition import column
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pytest_sdbench.protocols.image_steps import Images
+
+Rows = npt.NDArray[np.float32]
+
+Measure = Callable[["Images", Sequence[str]], Mapping[str, Any]]
+"""Looks at uint8 [B, H, W, 3] and their captions; gives each output by name, tensor or array."""
+
+_CHUNK = 32
+"""Pictures in one forward pass: bounds the memory at 299 pixels, whatever batches the sampler makes."""
+
+
+class Load(Protocol):
+    """Loads an extractor onto a device, and tells which weights it has found."""
+
+    def __call__(
+        self, name: str, *, data_root: Path | None, device: str, download: bool
+    ) -> tuple[Measure, str]: ...
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """One extractor: its name, its outputs, and how it is loaded."""
+
+    name: str
+    """As protocols have it. With a colon at the end it is a prefix: what follows says which network."""
+    outputs: Mapping[str, int]
+    """What it says of an image, and in how many numbers: ``features``, ``logits``, ``cosine`` (with the
+    caption), or outputs of its own. One number is a column [B], more are [B, D]."""
+    load: Load
+    """Return what measures images, and the checksum (or version) of weights and front end.
+
+    Raises Unavailable for weights that are not on this machine, CheckpointError for damaged ones. Only with
+    `download` may anything be fetched."""
+    weights: Callable[[str], str | None] = lambda name: None
+    """Return that checksum without loading; None where it is known only then. Raises as `load`."""
+    describe: Callable[[str, Path | None], str] = lambda name, data_root: "loads"
+    """Say in one line which verified file would be used; raises as `load`."""
+    download: Callable[[str], tuple[str, int | None]] | None = None
+    """Return what would be downloaded and its size in bytes; None where nothing can be."""
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """An extractor at work: what it says becomes columns of evidence."""
+
+    name: str
+    weights: str
+    measure: Measure
+    outputs: tuple[str, ...] = ("features",)
+    """Those that are wanted."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return 16 hex digits of the name, the weights and the front end."""
+        return fingerprint(self.name, self.weights)
+
+    def __call__(self, images: Images, prompts: Sequence[str] = ()) -> dict[str, Rows]:
+        """Return float32 columns of uint8 [B, H, W, 3]; only some networks need the prompts."""
+        parts = []
+        for start in range(0, len(images), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            parts.append(self.measure(images[chunk], prompts[chunk]))
+        return {
+            column(self.name, output): np.concatenate([_array(part[output]) for part in parts])
+            for output in self.outputs
+        }
+
+
+def fingerprint(name: str, weights: str) -> str:
+    """Return 16 hex digits that stand for an extractor with these weights."""
+    return hashlib.sha256(f"{name}\n{weights}".encode()).hexdigest()[:16]
+
+
+def pixels_of(images: Images, device: str) -> Tensor:
+    """Return pictures, uint8 [B, H, W, 3], as uint8 [B, 3, H, W] on a device."""
+    import torch
+
+    return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C")).to(device)
+
+
+def _array(values: Any) -> Rows:
+    return np.asarray(values.float().cpu().numpy() if hasattr(values, "cpu") else values, np.float32)

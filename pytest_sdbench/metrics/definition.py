@@ -1,0 +1,97 @@
+"""Define a metric: everything that cards, protocols, features, verdicts and tables ask about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.moments import FeatureStatistics, Rows
+from pytest_sdbench.metrics.standard_error import Groups
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What an extractor said of the images of one checkpoint, in the order of their prompts."""
+
+    batches: Iterable[Rows]
+    """Rows of one column, [B, D] or [B], as often as they are asked for."""
+    n: int
+    """Images."""
+    groups: Groups | None = None
+    """Which images share a prompt, [n]; None where no two do."""
+
+    def __iter__(self) -> Iterator[Rows]:
+        return iter(self.batches)
+
+    def rows(self) -> Rows:
+        """Return all rows at once, [n, D] or [n]; raises ValueError where there is no image."""
+        return np.concatenate(list(self.batches))
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A metric that a protocol can set nothing of."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: its name and its bounds, what it needs, and how rows become an estimate."""
+
+    name: str
+    """As protocols and node ids have it."""
+    label: str
+    """As tables have it."""
+    decimals: int
+    """Decimals in a table."""
+    recorded_decimals: int
+    """Decimals in a record: enough to see a drift, few enough to read."""
+    higher_is_better: bool
+    estimate: Callable[[Sample, FeatureStatistics | None, Any], Estimate | Undefined]
+    """Turn a sample into an estimate, given the reference statistics (where `reference` wants them) and the
+    protocol's options. Raises ValueError for rows that cannot be of this metric."""
+    output: str
+    """What it reads of its extractor: ``features``, ``logits``, ``cosine``, or another output by name."""
+    reads: Literal["image", "pair", "imported"] = "image"
+    """One column of each image; of pairs of candidate and baseline; or a column that another tool filled."""
+    reference: Literal["none", "moments", "features"] = "none"
+    """What must be known of the real images: nothing, mean and covariance, or features of some of them."""
+    options: type[Any] = NoOptions
+    """Frozen dataclass of what a protocol may set; its fields have defaults, and types that are checked."""
+    extractor_key: str = "extractor"
+    """How protocols call the network that the metric reads."""
+    aliases: tuple[str, ...] = ()
+    """Other names in model cards, in lower case with underscores."""
+    minimum: float | None = None
+    maximum: float | None = None
+    signed: bool = False
+    """Whether an unbiased estimate may fall to zero or below it."""
+    scale: str = ""
+    """What the reader of a value out of bounds should know."""
+    often_multiplied_by: float | None = None
+    """A factor that other tools print the metric with."""
+
+    def column(self, extractor: str) -> str:
+        """Return the column of evidence that the metric reads."""
+        return column(extractor, self.output)
+
+    def options_of(self, spec: object) -> Any:
+        """Return the options of a protocol's entry, which has them as attributes."""
+        return self.options(**{each.name: getattr(spec, each.name) for each in fields(self.options)})
+
+    def room(self, score: float) -> float:
+        """Return how far a score is from the worst there is; a distance has no worst, and is its own room."""
+        return score - (self.minimum or 0.0) if self.higher_is_better else score
+
+    @property
+    def arrow(self) -> str:
+        """Return the arrow that points to the better side."""
+        return "↑" if self.higher_is_better else "↓"
+
+
+def column(extractor: str, output: str) -> str:
+    """Return the column of evidence that holds an output of an extractor."""
+    return {"features": extractor, "cosine": "clip_score"}.get(output, f"{extractor}-{output}")

@@ -1,0 +1,31 @@
+"""The metrics that a card may claim, by name."""
+
+from __future__ import annotations
+
+from pytest_sdbench.base.registry import Registry
+from pytest_sdbench.metrics.definition import Metric
+
+METRICS: Registry[Metric] = Registry(
+    Metric,
+    "pytest_sdbench.metrics",
+    {
+        "fid": "pytest_sdbench.metrics.fid:FID",
+        "inception_score": "pytest_sdbench.metrics.inception_score:INCEPTION_SCORE",
+        "clip_score": "pytest_sdbench.metrics.clip_score:CLIP_SCORE",
+        "kid": "pytest_sdbench.metrics.kid:KID",
+    },
+)
+
+
+def register_metric(metric: Metric) -> None:
+    """Add a metric of one's own, from a conftest: cards may claim it and protocols ask for it from then on.
+
+    Raises SdbenchError for a name that another metric has.
+    """
+    METRICS.register(metric)
+
+
+def metric_name(text: str) -> str | None:
+    """Return our name of a metric as a model card spells it (``FID``, ``CLIP-Score``), or None."""
+    spelled = text.strip().lower().replace("-", "_").replace(" ", "_")
+    return next((name for name, metric in METRICS.items() if spelled in (name, *metric.aliases)), None)
