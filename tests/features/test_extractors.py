@@ -162,7 +162,7 @@ class TestInception:
         images = pictures(5, 96)
         extractor = open_extractor("inception-pytorch-fid", data_root=weights_folder)
         whole = extractor(images)["inception-pytorch-fid"]
-        monkeypatch.setattr(features, "_CHUNK", 1)
+        monkeypatch.setattr("pytest_sdbench.features.definition._CHUNK", 1)
         alone = extractor(images)["inception-pytorch-fid"]
         np.testing.assert_allclose(alone, whole, rtol=1e-4, atol=1e-4 * np.abs(whole).max())
 
@@ -173,7 +173,10 @@ class TestInception:
         assert "sha256 verified" in describe(names[0], weights_folder)
 
     def test_logits_of_pytorch_fid_are_refused(self, weights_folder: Path) -> None:
-        with pytest.raises(ProtocolError, match="has no logits"):
+        with pytest.raises(
+            ProtocolError,
+            match="IS reads logits; this extractor has features.*Name one that has them: inception-torch-fidelity",
+        ):
             open_extractors(
                 protocol(inception_score={"extractor": "inception-pytorch-fid"}), data_root=weights_folder
             )
@@ -260,7 +263,7 @@ def scenes_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = {"widths": [16, 32, 64], "hidden": 192, "features": 64}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(classifier.SceneClassifier().state_dict(), folder / "model.safetensors")
-    monkeypatch.setattr(features, "reference", lambda: tmp_path)
+    monkeypatch.setattr(classifier, "reference", lambda: tmp_path)
     return tmp_path
 
 

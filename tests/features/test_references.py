@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
-from pytest_sdbench.base.errors import DataError, Unavailable
+from pytest_sdbench.base.errors import DataError, ProtocolError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features import references as statistics
-from pytest_sdbench.features.extractors import Extractor, open_extractor
+from pytest_sdbench.features.definition import Extractor, FeatureNetwork
+from pytest_sdbench.features.extractors import EXTRACTORS, open_extractor
 from pytest_sdbench.features.references import (
     compute_statistics,
     describe,
@@ -178,7 +179,8 @@ def a_protocol(
 
 @pytest.fixture
 def data_root(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(statistics.WIDTHS, "net", WIDTH)
+    net = Extractor("net", {"features": WIDTH}, load=lambda name, **options: (colours, "of a test"))
+    monkeypatch.setitem(EXTRACTORS._loaded, "net", net)
     file.rename(file.with_name("s.npz"))
     return file.parent
 
@@ -217,7 +219,7 @@ def test_statistics_that_are_not_here_say_how_to_make_them(data_root: Path) -> N
 def test_an_unknown_extractor_is_refused(data_root: Path) -> None:
     protocol = a_protocol(data_root)
     protocol.metrics["fid"].extractor = "other"
-    with pytest.raises(DataError, match="unknown extractor"):
+    with pytest.raises(ProtocolError, match="unknown extractor"):
         load_references(protocol, data_root)
 
 
@@ -237,10 +239,10 @@ def test_the_doctors_line_says_what_was_verified(data_root: Path) -> None:
 def colours(images: np.ndarray, prompts: object = ()) -> dict[str, torch.Tensor]:
     """Six numbers of a picture that any resize or recompression moves a little."""
     pixels = torch.from_numpy(np.array(images)).double()
-    return {"net": torch.cat([pixels.mean((1, 2)), pixels.std((1, 2))], dim=1)}
+    return {"features": torch.cat([pixels.mean((1, 2)), pixels.std((1, 2))], dim=1)}
 
 
-NET = Extractor("net", "0" * 16, colours)  # type: ignore[arg-type]
+NET = FeatureNetwork("net", "of a test", colours)
 
 
 @pytest.fixture
@@ -271,7 +273,7 @@ def test_statistics_of_a_folder_equal_those_of_its_images_one_by_one(folder: Pat
     for path in sorted(folder.glob("[0-9]*")):
         with Image.open(path) as image:
             small = image.convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
-        rows.append(colours(np.asarray(small)[None])["net"].numpy()[0].astype(np.float32))
+        rows.append(colours(np.asarray(small)[None])["features"].numpy()[0].astype(np.float32))
     theirs = fid_features_to_statistics(torch.from_numpy(np.stack(rows).astype(np.float64)))
     got = load_reference(out, width=WIDTH)
     np.testing.assert_allclose(got.mu, theirs["mu"], rtol=1e-12)
@@ -319,7 +321,7 @@ def test_statistics_do_not_depend_on_the_kind_of_source(folder: Path, kind: str,
 def test_statistics_of_scenes(tmp_path: Path) -> None:
     indices = scenes.REFERENCE[:70]
     made = make_statistics(indices, tmp_path / "s.npz", extractor="net", keep=70)
-    expected = colours(scenes.render_batch(indices))["net"].float().numpy()
+    expected = colours(scenes.render_batch(indices))["features"].float().numpy()
     assert np.array_equal(made.features, expected)
     assert sum(len(batch) for batch in scene_batches(indices)) == 70
 
@@ -328,7 +330,7 @@ def test_statistics_of_scenes(tmp_path: Path) -> None:
 def test_statistics_of_scenes_of_one_layout(tmp_path: Path) -> None:
     made = make_statistics(scenes.REFERENCE[:200], tmp_path / "s.npz", extractor="net", layouts=["row"])
     rows = [index for index in scenes.REFERENCE[:200] if scenes.scene(index).layout == "row"]
-    expected = colours(scenes.render_batch(rows))["net"].double().numpy()
+    expected = colours(scenes.render_batch(rows))["features"].double().numpy()
     assert made.n == len(rows)
     np.testing.assert_allclose(made.mu, expected.mean(axis=0))
 
