@@ -37,14 +37,22 @@ def pictures(n: int, size: int) -> np.ndarray:
 
 def protocol(**metrics: Any) -> Any:
     """Return what extractors read of a protocol."""
-    specs = {name: SimpleNamespace(metric=name, **spec) for name, spec in metrics.items()}
-    names = {getattr(spec, "model", None) or spec.extractor for spec in specs.values()}
+    specs = {
+        name: read_spec({"metric": name, **ABOUT.get(name, {}), **spec}) for name, spec in metrics.items()
+    }
+    names = {spec.extractor for spec in specs.values()}
     return SimpleNamespace(metrics=specs, extractors=tuple(sorted(names)))
+
+
+STATISTICS = {"statistics": {"file": "s.npz", "images": 2}}
+ABOUT = {"fid": STATISTICS, "kid": STATISTICS}
 
 
 def nchw(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
+
+from pytest_sdbench.protocols.metric_specs import read_spec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -175,7 +183,7 @@ class TestInception:
     def test_logits_of_pytorch_fid_are_refused(self, weights_folder: Path) -> None:
         with pytest.raises(
             ProtocolError,
-            match="IS reads logits; this extractor has features.*Name one that has them: inception-torch-fidelity",
+            match=r"IS reads logits; this extractor has features.*Name one that has them: inception-torch",
         ):
             open_extractors(
                 protocol(inception_score={"extractor": "inception-pytorch-fid"}), data_root=weights_folder
