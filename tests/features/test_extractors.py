@@ -25,6 +25,7 @@ from pytest_sdbench.features import classifier, inception
 from pytest_sdbench.features import extractors as features
 from pytest_sdbench.features.clip import load_clip
 from pytest_sdbench.features.extractors import describe, open_extractor, open_extractors
+from pytest_sdbench.protocols.metric_specs import read_spec
 from tests.tiny_checkpoint import make_tokenizer
 
 
@@ -51,8 +52,6 @@ ABOUT = {"fid": STATISTICS, "kid": STATISTICS}
 def nchw(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
-
-from pytest_sdbench.protocols.metric_specs import read_spec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

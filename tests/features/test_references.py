@@ -32,6 +32,7 @@ from pytest_sdbench.features.references import (
 )
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.metric_specs import read_spec
 from pytest_sdbench.protocols.sections import Jpeg, Resize
 from tests.features.test_images import tarred, zipped
 
@@ -164,11 +165,17 @@ def test_no_npz_is_refused(content: bytes, message: str, tmp_path: Path) -> None
 
 
 def a_protocol(
-    folder: Path, *, images: int = 40, sha256: str | None = None, metrics: tuple[str, ...] = ("fid", "kid")
+    folder: Path,
+    *,
+    images: int = 40,
+    sha256: str | None = None,
+    metrics: tuple[str, ...] = ("fid", "kid"),
+    extractor: str = "net",
 ) -> Any:
-    file = SimpleNamespace(file="s.npz", sha256=sha256, images=images)
-    specs = {name: SimpleNamespace(metric=name, extractor="net", statistics=file) for name in metrics}
-    specs["clip_score"] = SimpleNamespace(metric="clip_score", extractor="local:clip")
+    file = {"file": "s.npz", "sha256": sha256, "images": images}
+    entries = [{"metric": name, "extractor": extractor, "statistics": file} for name in metrics]
+    entries.append({"metric": "clip_score", "model": "local:clip"})
+    specs = {entry["metric"]: read_spec(entry) for entry in entries}
     return SimpleNamespace(
         path=folder / "p.yaml",
         image=(Jpeg(jpeg=75), Resize(resize=256, filter="pil-bicubic")),
@@ -217,8 +224,7 @@ def test_statistics_that_are_not_here_say_how_to_make_them(data_root: Path) -> N
 
 
 def test_an_unknown_extractor_is_refused(data_root: Path) -> None:
-    protocol = a_protocol(data_root)
-    protocol.metrics["fid"].extractor = "other"
+    protocol = a_protocol(data_root, extractor="other")
     with pytest.raises(ProtocolError, match="unknown extractor"):
         load_references(protocol, data_root)
 
