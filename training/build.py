@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from training.data.batch import Pairs
-from training.data.open import open_source
-from training.data.pairs import pairs_of
+from training.data.open import open_source, pairs_of
 from training.objectives.consistency import ConsistencyTask
-from training.objectives.diffusion import Say, half_type, prepare_unet
+from training.objectives.diffusion import Say
 from training.objectives.distillation import DistillationTask
 from training.objectives.dreambooth import DreamBoothTask
 from training.objectives.dreambooth_pictures import add_adapters, class_pairs, subject_pairs
@@ -67,22 +65,11 @@ def connect(
     """
     objective, teacher_unet = recipe.objective, parts.unet
     dtype = half_type(accelerator)
-    inputs = Inputs(
-        parts,
-        pairs,
-        seed=recipe.schedule.seed,
-        flip=recipe.data.flip,
-        device=accelerator.device,
-        dtype=dtype,
-    )
+    inputs = _inputs(recipe, parts, pairs, accelerator)
     if isinstance(objective, Prediction):
-        unet = teacher_unet
-        if recipe.teacher is not None:
-            unet = _student(recipe, teacher_unet, say)
-        encoder = parts.text_encoder if objective.train_text_encoder else None
-        model = Denoiser(prepare_unet(unet, recipe), (), encoder)
-        model.requires_grad_(True)
-        return PredictionTask(recipe, replace(parts, unet=unet), model, inputs)
+        unet = teacher_unet if recipe.teacher is None else _student(recipe, teacher_unet, say)
+        trained = replace(parts, unet=unet)
+        return PredictionTask(recipe, trained, _trainable(recipe, trained, objective), inputs)
     student = prepare_unet(_student(recipe, teacher_unet, say), recipe)
     trained = replace(parts, unet=student)
     if isinstance(objective, Distillation):
@@ -109,6 +96,11 @@ def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelera
     )
 
 
+def _inputs(recipe: Recipe, parts: Parts, pairs: Pairs, accelerator: Accelerator) -> Inputs:
+    seed, flip, dtype = recipe.schedule.seed, recipe.data.flip, half_type(accelerator)
+    return Inputs(parts, pairs, seed=seed, flip=flip, device=accelerator.device, dtype=dtype)
+
+
 def _student(recipe: Recipe, teacher: Any, say: Say) -> Any:
     student, objective = recipe.student, recipe.objective
     width = objective.embedding if isinstance(objective, Consistency) else None
@@ -118,6 +110,12 @@ def _student(recipe: Recipe, teacher: Any, say: Say) -> Any:
     return build_student(
         teacher, student.remove, init=student.init, guidance_embedding=width, seed=recipe.schedule.seed
     )
+
+
+def _trainable(recipe: Recipe, parts: Parts, objective: Prediction | DreamBooth) -> Denoiser:
+    """Return the U-Net, with its text encoder if that learns too."""
+    encoder = parts.text_encoder if objective.train_text_encoder else None
+    return Denoiser(prepare_unet(parts.unet, recipe), (), encoder).requires_grad_(True)
 
 
 def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Denoiser:
@@ -138,28 +136,38 @@ def build_dreambooth(
     folder: Path,
     accelerator: Accelerator,
     download: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> DreamBoothTask:
     """Draw the pictures of the class, encode both kinds and prepare what learns."""
     objective = recipe.objective
     assert isinstance(objective, DreamBooth)
     assert recipe.teacher is not None  # the recipe's own check
     parts = load_parts(recipe.teacher, download=download)
-    device, dtype = accelerator.device, half_type(accelerator)
-    cache = folder.parent / "cache"
-    prior = None
+    cache, device = folder.parent / "cache", accelerator.device
     # Whoever comes first draws, and the others wait at its lock: at a barrier they would run out of time.
     of_class = class_pairs(
-        recipe, parts, folder, cache, device=device, dtype=dtype, download=download, say=say
+        recipe, parts, folder, cache, device=device, dtype=half_type(accelerator), download=download, say=say
     )
     of_subject = subject_pairs(recipe, parts, cache, device=device, say=say)
-    settings = {"seed": recipe.schedule.seed, "flip": recipe.data.flip, "device": device, "dtype": dtype}
-    if of_class is not None and objective.prior_weight:
-        prior = Inputs(parts, of_class, **settings)
-    inputs = Inputs(parts, of_subject, **settings)
-    encoder = parts.text_encoder if objective.train_text_encoder else None
-    model = Denoiser(prepare_unet(parts.unet, recipe), (), encoder)
-    model.requires_grad_(True)
+    prior = _inputs(recipe, parts, of_class, accelerator) if of_class is not None else None
+    inputs = _inputs(recipe, parts, of_subject, accelerator)
+    model = _trainable(recipe, parts, objective)
     if objective.lora is not None:
-        add_adapters(parts, objective.lora, text_encoder=encoder is not None, seed=recipe.schedule.seed)
+        text_learns = objective.train_text_encoder
+        add_adapters(parts, objective.lora, text_encoder=text_learns, seed=recipe.schedule.seed)
     return DreamBoothTask(recipe, parts, model, inputs, prior)
+
+
+def half_type(accelerator: Accelerator) -> torch.dtype:
+    """Return the type of networks that do not learn."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+def prepare_unet(unet: Any, recipe: Recipe) -> Any:
+    """Let a U-Net learn, as the recipe's speed settings say."""
+    unet.requires_grad_(True).train()
+    if recipe.speed.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if recipe.speed.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -35,22 +35,15 @@ class Examples:
 
     def to(self, device: str | torch.device, non_blocking: bool = True) -> Examples:
         """Return the same examples on a device."""
-        there = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self,
-            **{
-                name: value.to(device, non_blocking=non_blocking)
-                for name, value in there.items()
-                if value is not None
-            },
-        )
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pinned(self) -> Examples:
         """Return the same examples in memory that a GPU copies from while it computes."""
-        there = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self, **{name: value.pin_memory() for name, value in there.items() if value is not None}
-        )
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Examples:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
 
 
 class Pairs(Protocol):

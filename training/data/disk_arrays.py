@@ -7,12 +7,10 @@ its last version: where it lies, the arrays are complete.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_sdbench.base.files import write_atomically
-from training.errors import TrainingError
+from training.errors import TrainingError, explain_write_errors
 
 Array = npt.NDArray[Any]
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskArrays:
@@ -46,7 +43,7 @@ class DiskArrays:
 
     def append(self, arrays: Mapping[str, Array], notes: Mapping[str, Any]) -> None:
         """Add one chunk: rows for each array (possibly none), and replace the notes."""
-        with _disk(self.folder):
+        with explain_write_errors(self.folder, "the cache"):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, array in arrays.items():
                 self._extend(name, np.ascontiguousarray(array))
@@ -56,7 +53,7 @@ class DiskArrays:
 
     def require(self, size: int) -> None:
         """Raise TrainingError where the disk has no room for so many bytes more."""
-        with _disk(self.folder):
+        with explain_write_errors(self.folder, "the cache"):
             free = shutil.disk_usage(self.folder).free
         if free < size:
             raise TrainingError(
@@ -68,7 +65,7 @@ class DiskArrays:
 
     def finish(self) -> None:
         """Mark the arrays as complete."""
-        with _disk(self.folder):
+        with explain_write_errors(self.folder, "the cache"):
             self._record("finished.json")
             (self.folder / "progress.json").unlink(missing_ok=True)
         self.finished = True
@@ -83,12 +80,7 @@ class DiskArrays:
         try:
             return np.memmap(path, column["dtype"], "r", shape=shape)
         except (OSError, ValueError) as error:
-            raise TrainingError(
-                "a damaged cache",
-                file=path,
-                found=str(error),
-                remedy=f"Delete {self.folder}; it is made again",
-            ) from error
+            raise self._damaged(path, str(error)) from error
 
     def _extend(self, name: str, array: Array) -> None:
         column = self._columns.setdefault(
@@ -101,12 +93,7 @@ class DiskArrays:
         with open(path, "r+b" if path.is_file() else "w+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if size < column["rows"] * row:
-                raise TrainingError(
-                    "a damaged cache: shorter than it was",
-                    file=path,
-                    found=f"{size} bytes",
-                    remedy=f"Delete {self.folder}; it is made again",
-                )
+                raise self._damaged(path, f"only {size} bytes")
             file.truncate(column["rows"] * row)
             file.seek(0, os.SEEK_END)
             rest = memoryview(array.tobytes())
@@ -115,22 +102,10 @@ class DiskArrays:
             os.fsync(file.fileno())
         self._columns[name] = {**column, "rows": column["rows"] + len(array)}
 
+    def _damaged(self, path: Path, found: str) -> TrainingError:
+        remedy = f"Delete {self.folder}: it is made again"
+        return TrainingError("a damaged cache", file=path, found=found, remedy=remedy)
+
     def _record(self, name: str) -> None:
         state = {"chunks": self.chunks, "columns": self._columns, "notes": self.notes}
         write_atomically(self.folder / name, json.dumps(state).encode())
-
-
-@contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in _FULL
-        raise TrainingError(
-            "the disk is full" if full else "cannot be written",
-            file=error.filename or folder,
-            found=error.strerror,
-            remedy="Free some space and run the same command again: what is there already is kept"
-            if full
-            else "Give a folder that can be written",
-        ) from error

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pytest_sdbench.base.files import sha256_of
+from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
 from training.data.batch import Examples, tokenize
 from training.data.disk_arrays import Array, DiskArrays
-from training.data.live import live_pairs
 from training.data.prefetch import Prefetcher
 from training.data.source import BadSample, Pixels, Sample, Source, check_same_size, fit, to_pixels
-from training.errors import TrainingError
-
-__all__ = ["CachedPairs", "cached_pairs", "live_pairs"]
+from training.errors import TrainingError, explain_write_errors
 
 CHUNK = 128
 """Rows of the source that are encoded and written together.
@@ -83,166 +80,150 @@ class CachedPairs:
         return Examples(tokens, mean=latents[:, 0], deviation=latents[:, 1], text=text)
 
 
-def cached_pairs(
-    source: Source,
-    *,
-    checkpoint: Checkpoint,
-    resolution: int | None,
-    flip: bool,
-    text: bool,
-    folder: Path,
-    device: str | torch.device = "cpu",
-    say: Say = print,
-    dtype: torch.dtype = torch.float32,
-    upscale: bool = False,
-) -> CachedPairs:
+@dataclass(frozen=True)
+class Encoding:
+    """How pictures and captions are encoded."""
+
+    checkpoint: Checkpoint
+    """The checkpoint whose VAE, tokenizer and text encoder encode."""
+    resolution: int | None
+    """Pixels of a side; None: pictures as they are."""
+    flip: bool
+    """Encode the mirrored pictures, too."""
+    text: bool
+    """Keep the states of the text encoder for each distinct caption."""
+    upscale: bool = False
+    """Enlarge pictures that are smaller than `resolution` instead of refusing them."""
+    dtype: torch.dtype = torch.float32
+    """What the networks compute in."""
+    device: str | torch.device = "cpu"
+
+
+def cached_pairs(source: Source, encoding: Encoding, folder: Path, *, say: Say = print) -> CachedPairs:
     """Return the pairs of a source, encoding them into a subfolder of `folder` unless they are there.
 
-    Kept are mean and standard deviation of the VAE's posterior before scaling (`flip`: of the mirrored
-    pictures, too), tokens, and with `text` the states of the text encoder for each distinct caption. The
-    networks compute in `dtype`. The names of the subfolders are digests of all that the content depends on.
+    Kept are mean and standard deviation of the VAE's posterior before scaling, tokens, and text states where
+    `encoding` wants them. The names of the subfolders are digests of all that the content depends on.
 
     A killed build goes on where it was, with the same result. Of several processes one builds and the others
     wait for it. Corrupt samples are reported, counted and left out. Raises TrainingError where none is good,
-    where a picture does not fit `resolution`, and when the disk is full.
+    where a picture does not fit the resolution, and when the disk is full.
     """
-    device = torch.device(device)
-    work = _Work(source, checkpoint, resolution, flip, device, dtype, upscale, say)
-    with_latents = folder / f"latents-{work.latents_key}"
-    with_text = folder / f"text-{work.latents_key}-{work.text_key}"
-    latents, states = _built(with_latents, work.build_latents, say), None
+    encoder = _Encoder(source, encoding, say)
+    with_latents = folder / f"latents-{encoder.latents_key}"
+    with_text = folder / f"text-{encoder.latents_key}-{encoder.text_key}"
+    latents = _build_once(with_latents, encoder.build_latents, say)
     pairs = CachedPairs(latents.open("latents"), latents.open("tokens"), latents.notes["bad"])
-    if not text:
+    if not encoding.text:
         return pairs
     distinct, rows = np.unique(pairs.tokens, axis=0, return_inverse=True)
-    states = _built(with_text, lambda columns: work.build_text(columns, distinct), say)
-    return CachedPairs(
-        pairs.latents, pairs.tokens, pairs.skipped, states.open("text"), rows.reshape(-1).astype(np.int64)
-    )
+    states = _build_once(with_text, lambda arrays: encoder.build_text(arrays, distinct), say)
+    return replace(pairs, text=states.open("text"), text_rows=rows.reshape(-1).astype(np.int64))
 
 
-@dataclass
-class _Chunk:
-    """Rows of the source, read and fitted; the bad ones are left out."""
+class _Encoder:
+    """Encodes one source; the networks are loaded when first used."""
 
-    keys: list[str]
-    images: list[Pixels]
-    captions: list[str]
-    bad: dict[str, str]
-
-
-class _Work:
-    """Everything that encoding one source needs; the networks are loaded when first used."""
-
-    def __init__(
-        self,
-        source: Source,
-        checkpoint: Checkpoint,
-        resolution: int | None,
-        flip: bool,
-        device: torch.device,
-        dtype: torch.dtype,
-        upscale: bool,
-        say: Say,
-    ) -> None:
-        self.source, self.checkpoint, self.resolution, self.flip = source, checkpoint, resolution, flip
-        self.device, self.dtype, self.upscale, self.say = device, dtype, upscale, say
+    def __init__(self, source: Source, encoding: Encoding, say: Say) -> None:
+        self.source, self.encoding, self.say = source, encoding, say
+        self.device, self.dtype = torch.device(encoding.device), encoding.dtype
+        checkpoint, resolution = encoding.checkpoint, encoding.resolution
         _check_resolution(resolution, 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1))
-        what = [
-            source.fingerprint,
-            resolution,
-            flip,
-            str(dtype),
-            _digest(checkpoint, "vae", "tokenizer"),
-        ]
+        networks = _digest(checkpoint, "vae", "tokenizer")
+        what = [source.fingerprint, resolution, encoding.flip, str(self.dtype), networks]
         self.latents_key = _short(json.dumps(what))
-        self.text_key = _short(_digest(checkpoint, "text_encoder") + str(dtype))
+        self.text_key = _short(_digest(checkpoint, "text_encoder") + str(self.dtype))
         self._pipeline: Any = None
 
     @property
     def pipeline(self) -> Any:
         if self._pipeline is None:
-            self._pipeline = load_pipeline(self.checkpoint)
+            self._pipeline = load_pipeline(self.encoding.checkpoint)
             self._pipeline.vae.to(self.device, memory_format=torch.channels_last)
             self._pipeline.text_encoder.to(self.device)
         return self._pipeline
 
-    def build_latents(self, columns: DiskArrays) -> None:
+    def build_latents(self, arrays: DiskArrays) -> None:
         total = len(self.source)
         chunks = -(-total // CHUNK)
-        began = columns.chunks
-        notes = columns.notes or {"bad": {}, "cut": 0, "first": None}
-        progress = _Progress("latents", self.source.name, began * CHUNK, total, self.say)
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as readers:
+        began = arrays.chunks
+        notes = arrays.notes or {"bad": {}, "cut": 0, "first": None}
+        progress = self._progress("latents", began * CHUNK, total)
+        with progress, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as readers:
 
-            def read(number: int) -> _Chunk:
-                rows = range(number * CHUNK, min(number * CHUNK + CHUNK, total))
-                return _gather(readers.map(lambda row: self._read(row), rows))
+            def read(number: int) -> list[tuple[Sample, Pixels] | BadSample]:
+                return list(readers.map(self._read, range(number * CHUNK, min((number + 1) * CHUNK, total))))
 
-            ahead = Prefetcher(read, 2, lambda number: number + 1 if number + 1 < chunks else None)
-            with ahead:
+            with Prefetcher(read) as prefetcher:
                 for number in range(began, chunks):
-                    chunk = ahead.get(number)
-                    for key, reason in chunk.bad.items():
-                        self.say(f"skipped {key}: {reason}")
-                    arrays, cut = self._encode(chunk, notes)
-                    if arrays and number == began:
-                        columns.require(_bytes(arrays) // len(chunk.images) * (total - number * CHUNK))
-                    notes["bad"] |= chunk.bad
+                    rows = prefetcher.get(number)
+                    good = [row for row in rows if not isinstance(row, BadSample)]
+                    for bad in (row for row in rows if isinstance(row, BadSample)):
+                        self.say(f"skipped {bad.key}: {bad.reason}")
+                        notes["bad"][bad.key] = bad.reason
+                    encoded, cut = self._encode(good, notes) if good else ({}, 0)
+                    if encoded and number == began:
+                        size = sum(array.nbytes for array in encoded.values())
+                        arrays.require(size // len(good) * (total - number * CHUNK))
                     notes["cut"] += cut
-                    columns.append(arrays, notes)
-                    progress.at(min(number * CHUNK + CHUNK, total))
+                    arrays.append(encoded, notes)
+                    progress.update(len(rows))
         if notes["first"] is None:
             key, reason = next(iter(notes["bad"].items()), ("", "it is empty"))
+            remedy = "Check the data of the recipe"
             raise TrainingError(
-                "not one usable pair", file=self.source.name, key=key or None, found=reason, remedy=_CHECK
+                "not one usable pair", file=self.source.name, key=key or None, found=reason, remedy=remedy
             )
         if notes["bad"]:
             self.say(f"{len(notes['bad'])} of {total} pairs were skipped: they are corrupt")
         if notes["cut"]:
             self.say(f"{notes['cut']} captions were longer than the tokenizer takes; their ends were cut off")
-        columns.finish()
+        arrays.finish()
 
-    def build_text(self, columns: DiskArrays, distinct: Array) -> None:
-        progress = _Progress("text", self.source.name, columns.chunks * CHUNK, len(distinct), self.say)
-        began = columns.chunks * CHUNK
-        for first in range(began, len(distinct), CHUNK):
-            tokens = torch.from_numpy(distinct[first : first + CHUNK].astype(np.int64))
-            with torch.no_grad(), self._autocast():
-                states = self.pipeline.text_encoder(tokens.to(self.device))[0]
-            array = _half(states, "text encoder", self.dtype)
-            if first == began:
-                columns.require(array.nbytes // len(array) * (len(distinct) - first))
-            columns.append({"text": array}, {})
-            progress.at(min(first + CHUNK, len(distinct)))
-        columns.finish()
+    def build_text(self, arrays: DiskArrays, distinct: Array) -> None:
+        began = arrays.chunks * CHUNK
+        with self._progress("text", began, len(distinct)) as progress:
+            for first in range(began, len(distinct), CHUNK):
+                tokens = torch.from_numpy(distinct[first : first + CHUNK].astype(np.int64))
+                with torch.no_grad(), self._autocast():
+                    states = self.pipeline.text_encoder(tokens.to(self.device))[0]
+                array = _half(states, "text encoder", self.dtype)
+                if first == began:
+                    arrays.require(array.nbytes // len(array) * (len(distinct) - first))
+                arrays.append({"text": array}, {})
+                progress.update(len(array))
+        arrays.finish()
+
+    def _progress(self, what: str, done: int, total: int) -> Progress:
+        self.say(f"encoding {what} of {self.source.name}: {total - done} of {total} are to be done")
+        return Progress(total - done, "rows", f"{what} of {self.source.name}")
 
     def _read(self, row: int) -> tuple[Sample, Pixels] | BadSample:
         try:
             sample = self.source.read(row)
-            return sample, fit(sample, self.resolution, self.upscale)
+            return sample, fit(sample, self.encoding.resolution, self.encoding.upscale)
         except BadSample as bad:
             return bad
 
-    def _encode(self, chunk: _Chunk, notes: dict[str, Any]) -> tuple[dict[str, Array], int]:
-        """Return the latents and tokens of a chunk, and how many captions were too long."""
-        if not chunk.images:
-            return {}, 0
-        for key, image in zip(chunk.keys, chunk.images, strict=True):
+    def _encode(
+        self, rows: Sequence[tuple[Sample, Pixels]], notes: dict[str, Any]
+    ) -> tuple[dict[str, Array], int]:
+        """Return the latents and tokens of some rows, and how many captions were too long."""
+        for sample, image in rows:
             size = f"{image.shape[1]}x{image.shape[0]}"
-            if notes["first"] is None:
-                notes["first"] = [key, size]
-            check_same_size(notes["first"], key, size)
-        height, width = chunk.images[0].shape[:2]
+            notes["first"] = notes["first"] or [sample.key, size]
+            check_same_size(notes["first"], sample.key, size)
+        images = [image for _, image in rows]
+        height, width = images[0].shape[:2]
         batch = max(1, min(CHUNK, _PIXELS.get(self.device.type, _PIXELS["cuda"]) // (height * width)))
         sides = []
-        for mirrored in (False, True)[: 1 + self.flip]:
+        for mirrored in (False, True)[: 1 + self.encoding.flip]:
             parts = []
-            for first in range(0, len(chunk.images), batch):
-                some = chunk.images[first : first + batch]
+            for first in range(0, len(images), batch):
+                some = images[first : first + batch]
                 parts.append(self._moments(to_pixels(some, [mirrored] * len(some))))
             sides.append(np.concatenate(parts))
-        tokens, cut = tokenize(self.pipeline.tokenizer, chunk.captions)
+        tokens, cut = tokenize(self.pipeline.tokenizer, [sample.caption for sample, _ in rows])
         return {"latents": np.stack(sides, axis=1), "tokens": tokens.numpy().astype(np.int32)}, cut
 
     @torch.no_grad()
@@ -262,30 +243,13 @@ class _Work:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def _gather(read: Any) -> _Chunk:
-    chunk = _Chunk([], [], [], {})
-    for result in read:
-        if isinstance(result, BadSample):
-            chunk.bad[result.key] = result.reason
-        else:
-            sample, image = result
-            chunk.keys.append(sample.key)
-            chunk.images.append(image)
-            chunk.captions.append(sample.caption)
-    return chunk
-
-
-def _built(folder: Path, build: Callable[[DiskArrays], None], say: Say) -> DiskArrays:
-    """Return finished columns; the first process that asks builds them, the others wait."""
-    columns = DiskArrays(folder)
-    if columns.finished:
-        return columns
-    try:
+def _build_once(folder: Path, build: Callable[[DiskArrays], None], say: Say) -> DiskArrays:
+    """Return finished arrays; the first process that asks builds them, the others wait."""
+    arrays = DiskArrays(folder)
+    if arrays.finished:
+        return arrays
+    with explain_write_errors(folder, "the cache"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(
-            "no such folder can be made", file=folder, found=error.strerror, remedy="Give another folder"
-        ) from error
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
@@ -293,12 +257,12 @@ def _built(folder: Path, build: Callable[[DiskArrays], None], say: Say) -> DiskA
         say(f"another process is encoding {folder.name}: waiting for it")
         lock.acquire()
     try:
-        columns = DiskArrays(folder)
-        if not columns.finished:
-            build(columns)
+        arrays = DiskArrays(folder)
+        if not arrays.finished:
+            build(arrays)
     finally:
         lock.release()
-    return columns
+    return arrays
 
 
 def _half(values: Tensor, network: str, dtype: torch.dtype) -> Array:
@@ -309,13 +273,6 @@ def _half(values: Tensor, network: str, dtype: torch.dtype) -> Array:
         )
     array: Array = half.cpu().numpy()
     return array
-
-
-def _bytes(arrays: Mapping[str, Array]) -> int:
-    return sum(array.nbytes for array in arrays.values())
-
-
-_CHECK = "Check the data of the recipe"
 
 
 def _check_resolution(resolution: int | None, factor: int) -> None:
@@ -346,22 +303,3 @@ def _digest(checkpoint: Checkpoint, *parts: str) -> str:
 
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-class _Progress:
-    """Say how far encoding is, every ten seconds and at the end."""
-
-    def __init__(self, what: str, where: str, done: int, total: int, say: Say) -> None:
-        self._what, self._total, self._say = f"{what} of {where}", total, say
-        self._first, self._began, self._said = done, time.monotonic(), time.monotonic()
-        if done:
-            say(f"{self._what}: going on after {done} of {total}")
-
-    def at(self, done: int) -> None:
-        now = time.monotonic()
-        if now - self._said < 10.0 and done < self._total:
-            return
-        self._said = now
-        rate = (done - self._first) / max(now - self._began, 1e-9)
-        left = (self._total - done) / max(rate, 1e-9) / 60
-        self._say(f"{self._what}: {done} of {self._total}, {rate:.0f}/s, {left:.1f} min left")

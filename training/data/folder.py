@@ -7,19 +7,19 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from training.data.source import BadSample, Sample, decode
+from training.data.source import BadSample, Sample, Source, decode
 from training.errors import TrainingError
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-class FolderSource:
+class FolderSource(Source):
     """The pictures that the metadata names, in its order, as the Hugging Face image folder has them.
 
     The metadata has the columns `file_name`, relative to the folder, and `text`. Without metadata every
@@ -45,22 +45,15 @@ class FolderSource:
         rows = _metadata(found[0]) if listed else _captioned(self._path, caption)
         self._names = [name for name, _ in rows]
         self.captions = [text for _, text in rows]
-        if not rows:
-            raise TrainingError(
-                "no pictures",
-                file=found[0] if listed else self._path,
-                remedy=f"Put some there: {', '.join(PICTURES)}",
-            )
         origin = found[0] if listed else self._path
+        if not rows:
+            remedy = f"Put some there: {', '.join(PICTURES)}"
+            raise TrainingError("no pictures", file=origin, remedy=remedy)
         self._sizes = [_size(self._path / name, name, origin) for name in self._names]
 
     @property
     def name(self) -> str:
         return str(self._path)
-
-    @property
-    def group_sizes(self) -> Sequence[int]:
-        return (len(self._names),)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from training.data.source import BadSample, Sample, decode
+from training.data.source import BadSample, Sample, Source, decode
 from training.errors import TrainingError
 
 
-class HubSource:
+class HubSource(Source):
     """A split of a dataset by name (`org/name`, or a folder), with a column of pictures and one of captions.
 
     Where a picture has several captions the first is taken. Raises TrainingError where the library is not
@@ -49,10 +49,6 @@ class HubSource:
     def name(self) -> str:
         name, revision, split = self._about
         return f"{name}{'@' + revision if revision else ''} ({split})"
-
-    @property
-    def group_sizes(self) -> Sequence[int]:
-        return (len(self._texts),)
 
     @property
     def captions(self) -> Iterator[str]:
@@ -116,10 +112,11 @@ def _load(name: str, split: str, revision: str | None) -> Any:
             remedy="Install it: pip install datasets",
         ) from error
     try:
-        if (Path(name).expanduser() / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(str(Path(name).expanduser()))[split]
-        if (Path(name).expanduser() / "state.json").is_file():
-            return datasets.load_from_disk(str(Path(name).expanduser()))
+        folder = Path(name).expanduser()
+        if (folder / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(str(folder))[split]
+        if (folder / "state.json").is_file():
+            return datasets.load_from_disk(str(folder))
         return datasets.load_dataset(name, split=split, revision=revision)
     except Exception as error:  # the library raises errors of many kinds, and those of its network client
         raise TrainingError(

@@ -16,10 +16,11 @@ from training.errors import TrainingError
 
 
 class LivePairs:
-    """Pairs whose pictures are read when they are taken.
+    """Pairs whose pictures are read, by several threads, when they are taken: as pixels, not latents.
 
     In the place of a corrupt row comes the next good one: so a batch is always full, and always the same.
-    The file `record` keeps what was skipped, by every process and in every sitting of a run.
+    A corrupt row is reported once, counted, and noted in the file `record`, which every process and every
+    sitting of a run shares.
     """
 
     def __init__(
@@ -27,8 +28,9 @@ class LivePairs:
         source: Source,
         tokenizer: Any,
         resolution: int | None,
-        upscale: bool,
-        say: Callable[[str], None],
+        *,
+        upscale: bool = False,
+        say: Callable[[str], None] = print,
         record: Path | None = None,
     ) -> None:
         self._source, self._tokenizer, self._resolution = source, tokenizer, resolution
@@ -37,7 +39,7 @@ class LivePairs:
         self._lock = threading.Lock()
         self._bad_rows: set[int] = set()
         self._skipped: dict[str, str] = {}
-        self._record, self._told = record, _recorded(record)
+        self._record, self._told = record, _read_record(record)
         self._first: list[str] | None = None
         self._told_of_cut = False
 
@@ -48,7 +50,7 @@ class LivePairs:
     @property
     def skipped(self) -> Mapping[str, str]:
         with self._lock:
-            return {**_recorded(self._record), **self._skipped}
+            return {**_read_record(self._record), **self._skipped}
 
     def __len__(self) -> int:
         return len(self._source)
@@ -100,24 +102,7 @@ class LivePairs:
             self._say(f"skipped {bad.key}: {bad.reason}")
 
 
-def live_pairs(
-    source: Source,
-    tokenizer: Any,
-    resolution: int | None,
-    *,
-    upscale: bool = False,
-    say: Callable[[str], None] = print,
-    record: Path | None = None,
-) -> LivePairs:
-    """Return the pairs of a source as pixels, read by several threads when they are taken.
-
-    A corrupt row is reported once and counted, and a line about it is added to the file `record`; the next
-    good row stands in for it.
-    """
-    return LivePairs(source, tokenizer, resolution, upscale, say, record)
-
-
-def _recorded(record: Path | None) -> dict[str, str]:
+def _read_record(record: Path | None) -> dict[str, str]:
     if record is None or not record.is_file():
         return {}
     found = {}

@@ -6,7 +6,6 @@ half a file that passes for a whole one, and a data set larger than the disk wou
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -21,10 +20,12 @@ from typing import Any, BinaryIO
 import fsspec
 from filelock import FileLock
 
-from training.errors import TrainingError
+from training.errors import FULL_DISK, TrainingError, explain_write_errors
 
 _TRIES = 3
 _OPEN_FILES = 64
+_AGAIN = "Try again; if it happens again, check the URL and the network"
+_ELSEWHERE = "Name another folder for copies: SDBENCH_CACHE=FOLDER"
 
 
 @dataclass(frozen=True)
@@ -114,25 +115,17 @@ class LocalCopies:
             except OSError as error:
                 raise TrainingError("cannot be read", file=remote.path, found=error.strerror) from error
         path = self._path(remote)
-        try:
+        with explain_write_errors(self._folder, f"a local copy of {remote.url}", remedy=_ELSEWHERE):
             self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
-                file: BinaryIO
                 # Opened before anyone else could delete it to make room.
+                file: BinaryIO
                 try:
                     file = path.open("rb")
                 except FileNotFoundError:
                     file = self._fetch(remote, path)
                 os.utime(file.fileno())
             self._make_room(path)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            raise TrainingError(
-                "the disk is full" if full else "no local copy can be made",
-                file=self._folder,
-                found=error.strerror or str(error),
-                remedy=f"Free some space for a copy of {remote.url}; copies go to SDBENCH_CACHE",
-            ) from error
         return file
 
     def _path(self, remote: RemoteFile) -> Path:
@@ -176,9 +169,6 @@ class LocalCopies:
                         del self._open[remote]
 
 
-_AGAIN = "Try again; if it happens again, check the URL and the network"
-
-
 def _system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
@@ -211,7 +201,7 @@ def _patiently(url: str, ask: Callable[[], Any], wait: Callable[[float], None]) 
                 "no such file", file=url, key="data.urls", remedy="Check the path, or the URL"
             ) from error
         except Exception as error:  # each file system has errors of its own
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
                 raise
             if number + 1 == _TRIES or isinstance(error, PermissionError):
                 raise TrainingError(

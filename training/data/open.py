@@ -1,15 +1,22 @@
-"""Open the source of pictures that a recipe names."""
+"""Open the data of a recipe: its source, and the pairs to train on, encoded and cached or read each time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
+
+from training.data.batch import Pairs
+from training.data.encoded import Encoding, cached_pairs
+from training.data.live import LivePairs
+from training.data.source import Source, Subset, empty_caption
 from training.errors import TrainingError
+from training.recipes.schema import Data, Recipe
+from training.students.networks import Parts
 
-if TYPE_CHECKING:
-    from training.recipes.schema import Data
-from training.data.source import Source, Subset, T, empty_caption
+T = TypeVar("T")
 
 
 def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
@@ -27,12 +34,12 @@ def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
     if data.kind == "folder":
         from training.data.folder import FolderSource
 
-        source = FolderSource(_given(data.path, "data.path"))
+        source = FolderSource(_require(data.path, "data.path"))
     elif data.kind == "huggingface":
         from training.data.hub import HubSource
 
         source = HubSource(
-            _given(data.name, "data.name"),
+            _require(data.name, "data.name"),
             split=data.split,
             image_column=data.image_column,
             caption_column=data.caption_column,
@@ -41,16 +48,44 @@ def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
     else:
         from training.data.shards import ShardsSource
 
-        source = ShardsSource(_given(data.urls, "data.urls"), pairs=data.pairs, say=say)
-    chosen = Subset(source, data.pairs, data.empty_captions)
+        source = ShardsSource(_require(data.urls, "data.urls"), pairs=data.pairs, say=say)
+    subset = Subset(source, data.pairs, data.empty_captions)
     if data.empty_captions == "error" and data.kind != "webdataset":
-        for row, caption in zip(range(len(chosen)), source.captions, strict=False):
+        for row, caption in zip(range(len(subset)), source.captions, strict=False):
             if not caption.strip():
                 raise empty_caption(f"row {row}", source.name)
-    return chosen
+    return subset
 
 
-def _given(value: T | None, key: str) -> T:
+def pairs_of(
+    recipe: Recipe,
+    source: Source,
+    parts: Parts,
+    cache: Path,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype = torch.float32,
+    say: Callable[[str], None] = print,
+    record: Path | None = None,
+) -> Pairs:
+    """Return the pairs of a source as `recipe.data` says; what is encoded is kept in the folder `cache`.
+
+    Corrupt pairs that are met while training are listed in the file `record`.
+    The networks of `parts` encode in `dtype`, loaded from their checkpoint.
+    """
+    data = recipe.data
+    if not data.cache:
+        return LivePairs(
+            source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say, record=record
+        )
+    assert parts.checkpoint is not None  # networks from scratch have that of their autoencoder
+    encoding = Encoding(
+        parts.checkpoint, data.resolution, data.flip, data.cache_text, data.upscale, dtype, device
+    )
+    return cached_pairs(source, encoding, cache, say=say)
+
+
+def _require(value: T | None, key: str) -> T:
     if not value:
         raise TrainingError("the recipe does not say where its data is", key=key, remedy=f"Give {key}=...")
     return value

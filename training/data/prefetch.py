@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -16,18 +15,13 @@ Value = TypeVar("Value")
 class Prefetcher(Generic[Key, Value]):
     """`get(key)` is `take(key)`, most often computed already, in a background thread.
 
-    At most `depth` results wait at a time. `following` tells the key after a key, None for the last one; by
-    default keys are numbers, or tuples of numbers, that go on as the last two did. A wrong guess costs time,
-    never a wrong result. An error in `take` is raised by the `get` of its key.
+    Keys are numbers, or tuples of numbers, that are expected to go on as the last two did. At most `depth`
+    results wait at a time. A wrong guess costs time, never a wrong result. An error in `take` is raised by
+    the `get` of its key.
     """
 
-    def __init__(
-        self,
-        take: Callable[[Key], Value],
-        depth: int = 2,
-        following: Callable[[Key], Key | None] | None = None,
-    ) -> None:
-        self._take, self._depth, self._following = take, depth, following
+    def __init__(self, take: Callable[[Key], Value], depth: int = 2) -> None:
+        self._take, self._depth = take, depth
         self._waiting: OrderedDict[Key, Future[Value]] = OrderedDict()
         self._last: Key | None = None
         self._lock = threading.Lock()
@@ -66,22 +60,13 @@ class Prefetcher(Generic[Key, Value]):
     def __enter__(self) -> Prefetcher[Key, Value]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _expect(self, key: Key) -> list[Key]:
         expected: list[Key] = []
         before, now = self._last, key
-        while len(expected) < self._depth:
-            following = self._following
-            guess: Key | None = following(now) if following else _extrapolate(before, now)
-            if guess is None:
-                break
+        while len(expected) < self._depth and (guess := _extrapolate(before, now)) is not None:
             expected.append(guess)
             before, now = now, guess
         return expected

@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 
 from pytest_sdbench.protocols import scenes
-from training.data.source import Sample
+from training.data.source import Sample, Source
 from training.errors import TrainingError
 
 LAYOUTS = ("one", "beside", "above", "row", "two-over-one", "one-over-two")
 
 
-class ScenesSource:
+class ScenesSource(Source):
     """`pairs` scenes from index `first` on, or those of certain layouts, drawn `size` pixels wide.
 
     Raises TrainingError for a layout that there is none, and where the indices leave `scenes.TRAINING`: the
@@ -63,10 +63,6 @@ class ScenesSource:
     @property
     def name(self) -> str:
         return f"scenes {self._indices[0]} to {self._indices[-1]}"
-
-    @property
-    def group_sizes(self) -> Sequence[int]:
-        return (len(self._indices),)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -26,8 +26,8 @@ from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.features.archives import braces
 from training.data.local_copies import LocalCopies, RemoteFile, expand, locate
-from training.data.source import BadSample, Sample, decode
-from training.errors import TrainingError
+from training.data.source import BadSample, Sample, Source, decode
+from training.errors import TrainingError, explain_write_errors
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 LOCAL_BYTES = 50 * 10**9
@@ -46,7 +46,7 @@ class Index:
     """Whether the caption is a JSON object: its key `caption` or `text`."""
 
 
-class ShardsSource:
+class ShardsSource(Source):
     """The pairs of tar files, at local paths or fsspec URLs, with `{000..010}`, `{a,b}` and `*` in them.
 
     A pair is a picture (jpg, png, webp) and a `.txt`, or a `.json` with the key `caption` or `text`. Each
@@ -137,7 +137,8 @@ class ShardsSource:
         """Return a shard's index, made now unless it was kept."""
         remote = locate(url)
         path = self._folder / "indices" / f"{remote.digest}.npz"
-        try:
+        remedy = "Name another folder for indices: SDBENCH_CACHE=FOLDER"
+        with explain_write_errors(path, "the index of a shard", remedy=remedy):
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
                 kept = _load_index(path)
@@ -145,13 +146,6 @@ class ShardsSource:
                     return remote, kept, False
                 index = index_tar(self._copies.open(remote), url)
                 _save_index(path, index)
-        except OSError as error:
-            raise TrainingError(
-                "the index of a shard cannot be kept",
-                file=error.filename or path,
-                found=error.strerror,
-                remedy="Free some space, or name another folder: SDBENCH_CACHE=FOLDER",
-            ) from error
         return remote, index, True
 
 
@@ -237,10 +231,8 @@ def _load_index(path: Path) -> Index | None:
         with np.load(path) as kept:
             keys = str(kept["keys"]).split("\n") if len(kept["places"]) else []
             return Index(keys, kept["places"], kept["json"])
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # of an older version, or damaged: it is made again
+        return None  # not there, of an older version, or damaged: it is made again
 
 
 def _save_index(path: Path, index: Index) -> None:

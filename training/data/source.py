@@ -1,11 +1,17 @@
-"""Read captioned pictures, wherever they lie."""
+"""Read captioned pictures, wherever they lie.
+
+Only datasets of the hub are read by `datasets`. Its WebDataset reader either streams, and does not restore a
+shuffle buffer when it resumes, or copies every shard into Arrow files; its image folder knows no texts beside
+pictures. fsspec finds and fetches remote shards, but its caches have no bound. A resume that is the same bit
+for bit needs every row by its number, in an order that never changes: that is what `Source` promises.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +19,6 @@ from PIL import Image, ImageOps
 
 from training.errors import TrainingError
 
-T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -48,8 +53,8 @@ class Source(Protocol):
 
     @property
     def group_sizes(self) -> Sequence[int]:
-        """Number of rows of each shard, in the order of the rows."""
-        ...
+        """Number of rows of each shard, in the order of the rows; a single number where there are none."""
+        return (len(self),)
 
     @property
     def fingerprint(self) -> str:
@@ -124,7 +129,7 @@ def check_same_size(first: Sequence[str], key: str, size: str) -> None:
         )
 
 
-class Subset:
+class Subset(Source):
     """The first `pairs` rows of a source, and what the recipe says of empty captions.
 
     `empty_captions`: `error` raises TrainingError when one is read, `skip` makes it a BadSample, `keep` lets

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,23 +39,8 @@ def unet_activations(
     with what follows them up to the next such layer 32-bit ones. Attention is counted as a fused kernel,
     which keeps its inputs and its output but no weights.
     """
-    known = json.dumps(dict(config), sort_keys=True, default=list)
-    return _unet_activations(known, batch, latent, tokens, half, checkpointing, tuple(watched))
-
-
-@lru_cache
-def _unet_activations(
-    known: str,
-    batch: int,
-    latent: tuple[int, int],
-    tokens: int,
-    half: bool,
-    checkpointing: bool,
-    watched: tuple[str, ...],
-) -> Activations:
     from pytest_sdbench.models.skeleton import unet_inputs, unet_skeleton
 
-    config = json.loads(known)
     model = unet_skeleton(config)
     dtype = torch.bfloat16 if half else torch.float32
     inputs = unet_inputs(config, dtype=dtype)

@@ -52,21 +52,13 @@ _COUNTED = """
 
 
 def _what(recipe: Recipe, plan: Blueprint, folder: Path) -> list[tuple[str, str]]:
-    student = recipe.student
-    start = (
-        "random weights" if student.init == "random" or recipe.teacher is None else "the teacher's weights"
-    )
+    student, random = recipe.student, recipe.teacher is None or recipe.student.init == "random"
     rows = [("teacher" if recipe.teacher else "networks", plan.origin)]
     if plan.teacher is not None:
-        removal = (
-            "" if student.remove == "none" else f"blocks removed as in BK-SDM-{student.remove.title()}, "
-        )
-        rows.append(("student", f"{removal}starts from {start}"))
-    rows += [
-        ("objective", _objective(recipe)),
-        ("data", _data(recipe)),
-        ("run folder", str(folder)),
-    ]
+        cut = "" if student.remove == "none" else f"blocks removed as in BK-SDM-{student.remove.title()}, "
+        start = "random weights" if random else "the teacher's weights"
+        rows.append(("student", f"{cut}starts from {start}"))
+    rows += [("objective", _objective(recipe)), ("data", _data(recipe)), ("run folder", str(folder))]
     return rows
 
 
@@ -112,9 +104,10 @@ def _data(recipe: Recipe) -> str:
 def _networks(plan: Blueprint) -> str:
     lines = [f"  {'':<{WIDTH}}{'parameters':>14}{'tensors':>9}  "]
     for network in plan.networks:
-        does = {"learns": "learns", "frozen": "frozen", "average": "average"}[network.role]
         note = f", {network.note}" if network.note else ""
-        lines.append(f"  {network.name:<{WIDTH}}{network.parameters:>14,}{network.tensors:>9,}  {does}{note}")
+        lines.append(
+            f"  {network.name:<{WIDTH}}{network.parameters:>14,}{network.tensors:>9,}  {network.role}{note}"
+        )
     frozen = sum(network.parameters for network in plan.networks) - plan.learned
     lines.append(f"  {'together, learning':<{WIDTH}}{plan.learned:>14,}")
     lines.append(f"  {'together, fixed':<{WIDTH}}{frozen:>14,}")
@@ -124,7 +117,8 @@ def _networks(plan: Blueprint) -> str:
 def _run(recipe: Recipe, micro: int, parts: int, world: int) -> list[tuple[str, str]]:
     schedule, optimizer = recipe.schedule, recipe.optimizer
     processes = "1 process" if world == 1 else f"{world} processes"
-    cut = f"{_images(schedule.batch)} = {processes} x {parts} in turn x {micro} at once"
+    images = f"{schedule.batch:,} images" if schedule.batch > 1 else "1 image"
+    cut = f"{images} = {processes} x {parts} in turn x {micro} at once"
     pairs, endless = recipe.data.pairs, recipe.data.kind == "scenes"
     unknown = "none: every scene is new" if endless else "unknown: data.pairs is not given"
     epochs = f"{recipe.images / pairs:,.1f} of {pairs:,} pairs" if pairs else unknown
@@ -159,10 +153,6 @@ def _amounts(amounts: Sequence[Amount], *, total: bool = True) -> str:
     return "\n".join(
         f"  {amount.label:<{width}}{size(amount.bytes):>14}  {amount.note}".rstrip() for amount in rows
     )
-
-
-def _images(count: int) -> str:
-    return f"{count:,} images" if count > 1 else "1 image"
 
 
 def size(count: int) -> str:

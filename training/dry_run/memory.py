@@ -27,8 +27,7 @@ def memory(recipe: Recipe, plan: Blueprint, micro_batch: int) -> list[Amount]:
     """
     half = recipe.precision != "fp32"
     frozen_bytes = 2 if half else 4
-    trained = sum(network.parameters for network in plan.networks if network.role == "learns")
-    follower = sum(network.parameters for network in plan.networks if network.role == "average")
+    trained, follower = plan.parameters("learns"), plan.parameters("average")
     frozen = [network for network in plan.networks if network.role == "frozen" and network.resident]
     learned = plan.learned
     parts = [
@@ -53,9 +52,8 @@ def memory(recipe: Recipe, plan: Blueprint, micro_batch: int) -> list[Amount]:
 
 def disk(recipe: Recipe, plan: Blueprint) -> list[Amount]:
     """Return what a run leaves on disk; of a cache of unknown length, what a thousand pairs take."""
-    followers = sum(network.parameters for network in plan.networks if network.role == "average")
     average = 4 if recipe.ema is not None else 0
-    state = (12 + average) * plan.learned + 4 * followers
+    state = (12 + average) * plan.learned + 4 * plan.parameters("average")
     parts = [
         Amount("state of the run", 2 * state, "weights, moments, averages; two, while one replaces the other")
     ]

@@ -59,15 +59,22 @@ class Blueprint:
         """Parameters that the optimiser changes."""
         return sum(network.learned for network in self.networks)
 
+    def parameters(self, role: Role) -> int:
+        """Parameters of the networks of a role."""
+        return sum(network.parameters for network in self.networks if network.role == role)
+
 
 def blueprint(recipe: Recipe) -> Blueprint:
     """Return the networks of a recipe; read configurations at most: no weights, and nothing from the hub."""
     objective = recipe.objective
     if objective.kind in ("autoencoder", "classifier", "clip"):
-        module = _lone(recipe)
-        name = {"autoencoder": "autoencoder", "classifier": "classifier", "clip": "open_clip model"}[
-            objective.kind
-        ]
+        import torch
+
+        from training.embedded.build import build_extractor
+
+        with torch.device("meta"):
+            module = build_extractor(recipe).model
+        name = "open_clip model" if objective.kind == "clip" else objective.kind
         return Blueprint((_network(name, module, "learns", resident=True),), "trained from scratch")
     configs = teacher_configs(recipe)
     student = unet_of(recipe, configs)
@@ -172,29 +179,6 @@ def _scratch(recipe: Recipe) -> Configs:
 
         text = text_config(text, len(build_tokenizer())).to_dict()
     return Configs(networks.unet, text, lender.config("vae"), "trained from scratch")
-
-
-def _lone(recipe: Recipe) -> Any:
-    """Build the network of a recipe that trains no U-Net, on ``meta``."""
-    import torch
-
-    objective = recipe.objective
-    with torch.device("meta"):
-        if objective.kind == "autoencoder":
-            from diffusers import AutoencoderKL
-
-            return AutoencoderKL(**objective.network)
-        if objective.kind == "classifier":
-            from pytest_sdbench.features.classifier import SceneClassifier
-
-            return SceneClassifier(**objective.network)
-        assert objective.kind == "clip"
-        import open_clip
-
-        from training.students.tokenizer import CONTEXT, build_tokenizer
-
-        text = {**objective.text, "context_length": CONTEXT, "vocab_size": len(build_tokenizer())}
-        return open_clip.CLIP(objective.embed_dim, objective.vision, text)
 
 
 def _network(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class ClassifierTask(Task):
 
     def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
         drawn = [scenes.scene(scenes.TRAINING[piece.first + i]) for i in range(piece.count)]
-        images = torch.stack([torch.from_numpy(scenes.render(one)) for one in drawn]).permute(0, 3, 1, 2)
+        images = render(drawn)
         device = piece.dice.device
         outputs = model(roughen(images.to(device), piece.dice))
         targets = {name: _slot_targets(drawn, name).to(device) for name in _LABELS}
@@ -68,6 +69,11 @@ class ClassifierTask(Task):
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         config = {**self.network, "shapes": scenes.SHAPES, "colours": scenes.COLOURS}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def render(drawn: Sequence[scenes.Scene]) -> Tensor:
+    """Draw scenes: uint8 [N, 3, H, W]."""
+    return torch.stack([torch.from_numpy(scenes.render(one)) for one in drawn]).permute(0, 3, 1, 2)
 
 
 def roughen(images: Tensor, dice: Dice) -> Tensor:
@@ -105,14 +111,8 @@ def with_unit_features(model: classifier.SceneClassifier, indices: range) -> cla
     features are divided by a number, and the weights of the heads behind them multiplied by it.
     """
     scaled = copy.deepcopy(model).eval()
-    features = torch.cat(
-        [
-            scaled(torch.from_numpy(scenes.render_batch(indices[first : first + 128])).permute(0, 3, 1, 2))[
-                "features"
-            ]
-            for first in range(0, len(indices), 128)
-        ]
-    )
+    rows = [map(scenes.scene, indices[first : first + 128]) for first in range(0, len(indices), 128)]
+    features = torch.cat([scaled(render(list(some)))["features"] for some in rows])
     scale = features.double().var(dim=0).mean().sqrt().float()
     for tensor in (scaled.features.weight, scaled.features.bias):
         tensor /= scale
@@ -127,6 +127,5 @@ def object_accuracy(model: classifier.SceneClassifier, indices: range) -> float:
     hits = []
     for first in range(0, len(indices), 128):
         drawn = [scenes.scene(index) for index in indices[first : first + 128]]
-        images = torch.stack([torch.from_numpy(scenes.render(one)) for one in drawn]).permute(0, 3, 1, 2)
-        hits.append(classifier.object_hits(model, images, drawn))
+        hits.append(classifier.object_hits(model, render(drawn), drawn))
     return float(torch.cat(hits).float().mean())

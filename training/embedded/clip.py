@@ -8,13 +8,14 @@ from typing import Any
 
 import open_clip
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_sdbench.protocols import scenes
 from training.data.batch import tokenize
-from training.embedded.classifier import roughen
+from training.embedded.classifier import render, roughen
 from training.recipes.schema import Clip, Recipe
 from training.run.task import Piece, Task
 from training.students.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
@@ -46,10 +47,9 @@ class ClipTask(Task):
     def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
         device, count = piece.dice.device, piece.count
         drawn = [scenes.scene(scenes.TRAINING[piece.first + i]) for i in range(count)]
-        images = torch.stack([torch.from_numpy(scenes.render(one)) for one in drawn]).permute(0, 3, 1, 2)
         captions = [one.caption for one in drawn]
         captions += [wrong for one in drawn for wrong in scenes.near_misses(one, self.objective.near_misses)]
-        pictures = roughen(images.to(device), piece.dice) / 127.5 - 1
+        pictures = roughen(render(drawn).to(device), piece.dice) / 127.5 - 1
         tokens, _ = tokenize(self.tokenizer, captions)
         seen, told, scale = model(pictures.contiguous(memory_format=torch.channels_last), tokens.to(device))
         scale = scale.clamp(max=100)
@@ -87,16 +87,10 @@ def near_miss_accuracy(folder: Path, indices: range, count: int = 4) -> float:
     right = []
     for first in range(0, len(indices), 32):
         drawn = [scenes.scene(index) for index in indices[first : first + 32]]
-        pictures = torch.stack([preprocess(_picture(scenes.render(one))) for one in drawn])
+        pictures = torch.stack([preprocess(Image.fromarray(scenes.render(one))) for one in drawn])
         told = [caption for one in drawn for caption in (one.caption, *scenes.near_misses(one, count))]
         texts = model.encode_text(tokenizer(told), normalize=True).view(len(drawn), count + 1, -1)
         seen = model.encode_image(pictures, normalize=True)
         likeness = (texts @ seen[:, :, None])[:, :, 0]
         right.append((likeness[:, :1] > likeness[:, 1:]).float().flatten())
     return float(torch.cat(right).mean())
-
-
-def _picture(pixels: Any) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(pixels)

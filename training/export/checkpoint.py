@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import json
 import os
@@ -23,16 +22,16 @@ from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.models.skeleton import known_keys
-from training.errors import TrainingError
+from training.errors import TrainingError, explain_write_errors
 from training.export.card import card_spec, write_card
 from training.export.facts import Run
 from training.export.samples import sampling_scheduler, with_settings
 from training.recipes.schema import Recipe
 from training.students.networks import Parts
+from training.students.tokenizer import save_tokenizer
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 _OURS = ("model_index.json", "unet", "config.json", "open_clip_config.json", ADAPTER)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def export_checkpoint(
@@ -64,16 +63,10 @@ def export_checkpoint(
             _move_entries(temporary, out)
         return out
     parts: Parts = task.parts
-    _check_complete(recipe)
     pairs = getattr(getattr(task, "inputs", None), "pairs", None)
-    run = Run(
-        run_folder,
-        seen,
-        hardware,
-        seconds,
-        len(pairs) if pairs is not None else None,
-        len(pairs.skipped) if pairs is not None else 0,
-    )
+    run = Run(run_folder, seen, hardware, seconds)
+    if pairs is not None:
+        run = replace(run, pairs=len(pairs), skipped=len(pairs.skipped))
     with _folder_beside(out) as temporary:
         adapted = bool(_adapters(parts.unet))
         if adapted:
@@ -199,7 +192,7 @@ def _save_networks(parts: Parts, recipe: Recipe, folder: Path) -> None:
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     if own_words or parts.checkpoint is None:
-        _save_vocabulary(parts.tokenizer, folder / "tokenizer")
+        save_tokenizer(parts.tokenizer, folder / "tokenizer")
     else:
         shutil.rmtree(folder / "tokenizer")
         (folder / "tokenizer").mkdir()
@@ -220,20 +213,10 @@ def _without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def _save_vocabulary(tokenizer: Any, folder: Path) -> None:
-    """Write vocab.json and merges.txt too, which newer libraries leave out and older ones need."""
-    from training.students.tokenizer import save_tokenizer
-
-    save_tokenizer(tokenizer, folder)
-
-
 def _tidy(folder: Path) -> None:
     """Take out of every configuration where its content came from: a folder of this machine means nothing."""
-    for file in folder.rglob("*config.json"):
+    for file in [*folder.rglob("*config.json"), *folder.glob("model_index.json")]:
         _edit_json(file, {"_name_or_path": None, "name_or_path": None})
-    index = folder / "model_index.json"
-    if index.is_file():
-        _edit_json(index, {"_name_or_path": None})
 
 
 def _edit_json(path: Path, changes: Mapping[str, Any]) -> None:
@@ -258,19 +241,6 @@ def _metadata(config: Any) -> dict[str, Any]:
     """Return what diffusers keeps of an adapter's configuration, without the model that it came from."""
     values = dict(config.to_dict()) | {"base_model_name_or_path": None}
     return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-
-
-def _check_complete(recipe: Recipe) -> None:
-    networks = recipe.student.networks
-    own = networks is not None and networks.text_encoder is not None
-    if recipe.export.unet_only and (own or getattr(recipe.objective, "train_text_encoder", False)):
-        raise TrainingError(
-            "the text encoder learned, too: the U-Net alone would not draw what was trained",
-            file=recipe.name,
-            key="export.unet_only",
-            found=True,
-            remedy="Give export.unet_only=false and export again; nothing has to be trained again",
-        )
 
 
 def _verify(recipe: Recipe, parts: Parts, temporary: Path, out: Path) -> None:
@@ -300,33 +270,24 @@ def _folder_beside(out: Path) -> Iterator[Path]:
     """Give an empty folder beside `out` that is gone afterwards; a full disk becomes a TrainingError."""
     old, new = out.with_name(f".{out.name}.old"), out.with_name(f".{out.name}.new")
     try:
-        if old.exists() and not out.exists():
-            old.rename(out)  # an export was killed between its last two steps
-        if out.exists() and not _replaceable(out):
-            raise TrainingError(
-                "the folder holds something that is no checkpoint, which would be lost",
-                file=out,
-                found=sorted(path.name for path in out.iterdir())[:5] if out.is_dir() else "a file",
-                remedy="Name another folder",
-            )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        yield new
-    except (OSError, SafetensorError) as error:
-        # safetensors tells the number in words alone.
-        words = re.search(r"os error (\d+)", str(error))
-        full = (int(words[1]) if words else getattr(error, "errno", None)) in _FULL
-        raise TrainingError(
-            "the disk is full: the checkpoint was not written"
-            if full
-            else "the checkpoint cannot be written",
-            file=out,
-            found=getattr(error, "strerror", None) or str(error),
-            remedy="Free some space and export again; what was there is as it was, and so is the run's state"
-            if full
-            else "Give a folder that can be written",
-        ) from error
+        with explain_write_errors(out, "the checkpoint"):
+            if old.exists() and not out.exists():
+                old.rename(out)  # an export was killed between its last two steps
+            if out.exists() and not _replaceable(out):
+                raise TrainingError(
+                    "the folder holds something that is no checkpoint, which would be lost",
+                    file=out,
+                    found=sorted(path.name for path in out.iterdir())[:5] if out.is_dir() else "a file",
+                    remedy="Name another folder",
+                )
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            try:
+                yield new
+            except SafetensorError as error:
+                number = re.search(r"os error (\d+)", str(error))  # safetensors tells it in words alone
+                raise OSError(int(number[1]) if number else 0, str(error)) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,49 +34,28 @@ class Row:
     images: Sequence[Pixels]
 
 
-def sample_sheet(
-    parts: Parts,
-    prompts: Sequence[str],
-    path: Path,
-    *,
-    guidance: float,
-    steps: int,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    size: int | None = None,
-) -> None:
-    """Draw each prompt from its own seed and write the sheet; see `draw` and `gallery`."""
-    images = draw(
-        parts, prompts, guidance=guidance, steps=steps, seed=seed, device=device, dtype=dtype, size=size
-    )
-    gallery([Row(prompt, [image]) for prompt, image in zip(prompts, images, strict=True)], path)
-
-
 def draw(
     parts: Parts,
     prompts: Sequence[str],
     *,
     guidance: float,
     steps: int,
-    seed: int = 0,
-    seeds: Sequence[int] | None = None,
+    seed: int | Sequence[int] = 0,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     size: int | None = None,
 ) -> Pixels:
     """Return a picture of each prompt, uint8 [N, H, W, 3], drawn with the checkpoint's own scheduler.
 
-    Picture i comes from a CPU generator of its own, seeded with `seed` + i, or with `seeds[i]`. A float32
+    Picture i comes from a CPU generator of its own, seeded with `seed` + i, or with `seed[i]`. A float32
     U-Net computes under autocast where `dtype` is another type. One that embeds the guidance scale draws
     without a second batch, with LCMScheduler unless it has one. `size` is the side in pixels (default: the
     U-Net's own). Networks are left as they are found: mode, device, type, random state.
     """
     device = torch.device(device)
-    if seeds is None:
-        seeds = range(seed, seed + len(prompts))
+    seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
     images = []
-    with _as_found(parts, device), torch.no_grad(), _autocast(device, dtype, parts.unet):
+    with _placed(parts, device), torch.no_grad(), _autocast(device, dtype, parts.unet):
         for first in range(0, len(prompts), BATCH):
             some = list(prompts[first : first + BATCH])
             generators = [torch.Generator().manual_seed(number) for number in seeds[first : first + BATCH]]
@@ -123,7 +103,7 @@ def gallery(
     for place, (row, lines) in enumerate(zip(rows, words, strict=True)):
         left, upper = _MARGIN + place % across * (wide + _GAP), tops[place // across]
         for number, image in enumerate(row.images):
-            sheet.paste(_fitted(image, cell), (left + number * (cell + _THIN), upper))
+            sheet.paste(_fit(image, cell), (left + number * (cell + _THIN), upper))
         _write(pen, lines, left, upper + cell + 4)
     _save(sheet, path)
 
@@ -157,7 +137,7 @@ def sheet(
         lines = _wrap(row.caption, side)
         _write(pen, lines, _MARGIN, upper + max(0, (cell - len(lines) * _LINE) // 2))
         for number, image in enumerate(row.images):
-            page.paste(_fitted(image, cell), (begin + number * (cell + _THIN), upper))
+            page.paste(_fit(image, cell), (begin + number * (cell + _THIN), upper))
     _save(page, path)
 
 
@@ -208,7 +188,7 @@ def _states(parts: Parts, prompts: list[str]) -> torch.Tensor:
 
 
 @contextmanager
-def _as_found(parts: Parts, device: torch.device) -> Iterator[None]:
+def _placed(parts: Parts, device: torch.device) -> Iterator[None]:
     """Put the networks on the device and into evaluation mode, and take both back, with the random state."""
     networks: list[nn.Module] = [parts.unet, parts.text_encoder, parts.vae]
     modes = [(module, module.training) for network in networks for module in network.modules()]
@@ -230,8 +210,6 @@ def _autocast(device: torch.device, dtype: torch.dtype, unet: Any) -> torch.auto
 
 
 def _arguments(function: Any) -> list[str]:
-    import inspect
-
     return list(inspect.signature(function).parameters)
 
 
@@ -257,7 +235,7 @@ def _top(title: str | None) -> int:
     return _MARGIN + (30 if title else 0)
 
 
-def _fitted(image: Pixels, cell: int) -> Image.Image:
+def _fit(image: Pixels, cell: int) -> Image.Image:
     return Image.fromarray(image).resize((cell, cell), Image.Resampling.LANCZOS)
 
 

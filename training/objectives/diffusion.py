@@ -1,21 +1,19 @@
-"""Build what a recipe trains: its networks, its data and its objective."""
+"""What all objectives that train a U-Net share: noisy inputs, text, validation and previews."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.data.batch import Examples
 from training.objectives import losses as objectives
-from training.objectives.inputs import Inputs
+from training.objectives.inputs import Inputs, NoisyLatents
 from training.recipes.schema import Recipe
 from training.run.randomness import Dice
-from training.run.task import Task
+from training.run.task import Piece, Task
 from training.students.feature_taps import Denoiser
 from training.students.networks import Parts
 
@@ -55,24 +53,26 @@ class DiffusionTask(Task):
         return found
 
     def preview(self, model: nn.Module, path: Path) -> None:
-        from training.export.samples import sample_sheet
+        from training.export.samples import Row, draw, gallery
 
-        watch = self.recipe.watch
-        if not watch.prompts:
-            return
-        sample_sheet(
-            self.sampled(),
-            watch.prompts,
-            path,
-            guidance=watch.guidance,
-            steps=watch.sampling_steps,
-            device=self.inputs.device,
-            dtype=self.inputs.dtype,
-        )
+        watch, device, dtype = self.recipe.watch, self.inputs.device, self.inputs.dtype
+        if watch.prompts:
+            steps, guidance = watch.sampling_steps, watch.guidance
+            images = draw(
+                self.parts, watch.prompts, guidance=guidance, steps=steps, device=device, dtype=dtype
+            )
+            gallery([Row(prompt, [image]) for prompt, image in zip(watch.prompts, images, strict=True)], path)
 
-    def sampled(self) -> Parts:
-        """Return the parts that samples are drawn with."""
-        return self.parts
+    def noisy_inputs(
+        self, piece: Piece, inputs: Inputs, caption_dropout: float = 0.0
+    ) -> tuple[NoisyLatents, Tensor]:
+        """Return the noisy latents of a piece, and its text, dropped from a share of the pictures."""
+        examples, dice = inputs.examples(piece), piece.dice
+        noisy = inputs.noisy(inputs.latents(examples, dice), dice)
+        text = self.conditioning(examples)
+        if caption_dropout:
+            text = inputs.drop_captions(text, self.empty_prompt(), caption_dropout, dice)
+        return noisy, text
 
     def conditioning(self, examples: Examples) -> Tensor:
         """Return what the model takes as text: tokens where its text encoder learns, else states."""
@@ -87,18 +87,3 @@ class DiffusionTask(Task):
     def guidance(self, count: int) -> Tensor | None:
         """Return the guidance that the model is validated at."""
         return None
-
-
-def half_type(accelerator: Accelerator) -> torch.dtype:
-    """Return the type of networks that do not learn."""
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-
-
-def prepare_unet(unet: Any, recipe: Recipe) -> Any:
-    """Let a U-Net learn, as the recipe's speed settings say."""
-    unet.requires_grad_(True).train()
-    if recipe.speed.channels_last:
-        unet.to(memory_format=torch.channels_last)
-    if recipe.speed.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return unet

@@ -25,14 +25,8 @@ class DistillationTask(DiffusionTask):
     def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
         objective = self.recipe.objective
         assert isinstance(objective, Distillation)
-        weights = objectives.DistillationWeights(
-            objective.weights.task, objective.weights.output, objective.weights.feature
-        )
-        examples, dice = self.inputs.examples(piece), piece.dice
-        noisy = self.inputs.noisy(self.inputs.latents(examples, dice), dice)
-        text = self.conditioning(examples)
-        if objective.caption_dropout:
-            text = self.inputs.drop_captions(text, self.empty_prompt(), objective.caption_dropout, dice)
+        weights = objective.weights
+        noisy, text = self.noisy_inputs(piece, self.inputs, objective.caption_dropout)
         wanted: Tensor | None = None
         wanted_features: tuple[Tensor, ...] = ()
         if weights.output or weights.feature:

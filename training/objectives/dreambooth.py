@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
-from training.objectives.inputs import Inputs, NoisyLatents
+from training.objectives.inputs import Inputs
 from training.recipes.schema import DreamBooth, Recipe
 from training.run.task import Piece
 from training.students.feature_taps import Denoiser
@@ -29,9 +29,8 @@ class DreamBoothTask(DiffusionTask):
 
     def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
         assert isinstance(self.recipe.objective, DreamBooth)
-        sides = [self.inputs] + ([self.prior] if self.prior else [])
-        drawn = [self._draw(side, piece) for side in sides]
-        noisy, texts = [one for one, _ in drawn], [text for _, text in drawn]
+        kinds = [self.inputs] + ([self.prior] if self.prior else [])
+        noisy, texts = zip(*(self.noisy_inputs(piece, kind) for kind in kinds), strict=True)
         guess, _ = model(
             torch.cat([one.latents for one in noisy]),
             torch.cat([one.steps for one in noisy]),
@@ -49,8 +48,3 @@ class DreamBoothTask(DiffusionTask):
         super().close()
         if self.prior:
             self.prior.close()
-
-    def _draw(self, side: Inputs, piece: Piece) -> tuple[NoisyLatents, Tensor]:
-        examples = side.examples(piece)
-        noisy = side.noisy(side.latents(examples, piece.dice), piece.dice)
-        return noisy, examples.tokens if self.model.text_encoder is not None else side.text(examples)

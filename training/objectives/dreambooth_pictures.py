@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from PIL import Image
 from pytest_sdbench.base.files import write_atomically
 from training.data.batch import Pairs
 from training.data.folder import FolderSource
-from training.data.pairs import pairs_of
-from training.errors import TrainingError
+from training.data.open import pairs_of
+from training.errors import TrainingError, explain_write_errors
 from training.export.samples import BATCH, draw
 from training.recipes.schema import DreamBooth, FolderData, Lora, Recipe
 from training.students.networks import Parts, load_parts
@@ -70,82 +71,53 @@ def class_pairs(
     if not objective.class_images or not objective.prior_weight:
         return None
     model = objective.class_model
-    drawer = parts if model is None or model == recipe.teacher else load_parts(model, download=download)
-    pictures = draw_class(
-        drawer,
-        objective.class_prompt,
-        objective.class_images,
-        run_folder,
-        guidance=recipe.watch.guidance,
-        steps=recipe.watch.sampling_steps,
-        size=recipe.data.resolution,
-        seed=recipe.schedule.seed,
-        device=device,
-        dtype=dtype,
-        say=say,
-    )
+    painter = parts if model is None or model == recipe.teacher else load_parts(model, download=download)
+    pictures = draw_class(recipe, painter, run_folder, device=device, dtype=dtype, say=say)
     source = FolderSource(pictures, caption=objective.class_prompt)
     return pairs_of(recipe, source, parts, folder, device=device, say=say)
 
 
 def draw_class(
+    recipe: Recipe,
     parts: Parts,
-    prompt: str,
-    count: int,
     folder: Path,
     *,
-    guidance: float,
-    steps: int,
-    size: int | None,
-    seed: int,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     say: Say = print,
 ) -> Path:
-    """Draw `count` pictures of a class, picture i from a seed of its own, and return their folder.
+    """Draw the recipe's pictures of a class, picture i from a seed of its own, and return their folder.
 
     The folder, in `folder`, is named after all that the pictures depend on; those that lie there whole are
     not drawn again. Of several processes one draws and the others wait for it. Raises TrainingError where
     the disk is full; what is there is kept.
     """
-    what = {
-        "model": parts.checkpoint.fingerprint if parts.checkpoint is not None else None,
-        "prompt": prompt,
-        "guidance": guidance,
-        "steps": steps,
-        "size": size,
-        "seed": seed,
+    objective, seed = _objective(recipe), recipe.schedule.seed
+    prompt, count = objective.class_prompt, objective.class_images
+    settings: dict[str, Any] = {
+        "guidance": recipe.watch.guidance,
+        "steps": recipe.watch.sampling_steps,
+        "size": recipe.data.resolution,
     }
+    model = parts.checkpoint.fingerprint if parts.checkpoint is not None else None
+    what = {"model": model, "prompt": prompt, **settings, "seed": seed}
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
     into = folder / f"class-{key}-{count}"
-    try:
+    with explain_write_errors(into, "pictures of the class"):
         into.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"class-{key}.lock"):
-            missing = [number for number in range(count) if not _whole(_file(into, number))]
+            missing = [number for number in range(count) if not _is_whole(_file(into, number))]
             if missing and len(missing) < count:
                 say(f"pictures of the class: {count - len(missing)} of {count} are there already")
             for first in range(0, len(missing), BATCH):
                 numbers = missing[first : first + BATCH]
-                images = draw(
-                    parts,
-                    [prompt] * len(numbers),
-                    guidance=guidance,
-                    steps=steps,
-                    seeds=[_seed(seed, number) for number in numbers],
-                    device=device,
-                    dtype=dtype,
-                    size=size,
-                )
+                seeds = [_seed(seed, number) for number in numbers]
+                prompts = [prompt] * len(numbers)
+                images = draw(parts, prompts, seed=seeds, device=device, dtype=dtype, **settings)
                 for number, image in zip(numbers, images, strict=True):
-                    _keep(_file(into, number), Image.fromarray(image))
+                    picture = Image.fromarray(image)
+                    write_atomically(_file(into, number), partial(picture.save, format="PNG"))
                 say(f"pictures of the class: {min(first + BATCH, len(missing))} of {len(missing)} drawn")
-    except OSError as error:
-        raise TrainingError(
-            "the pictures of the class cannot be written",
-            file=into,
-            found=error.strerror or str(error),
-            remedy="Free some space and run the same command again: what is there already is kept",
-        ) from error
     return into
 
 
@@ -188,16 +160,12 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.png"
 
 
-def _keep(path: Path, picture: Image.Image) -> None:
-    write_atomically(path, lambda file: picture.save(file, "PNG"))
-
-
 def _seed(seed: int, number: int) -> int:
     """Return the seed of a picture: that of the run and its number, mixed into 32 bits."""
     return int.from_bytes(hashlib.sha256(f"class {seed} {number}".encode()).digest()[:4], "little")
 
 
-def _whole(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             image.verify()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from training.objectives.noise_schedule import NoiseSchedule
+from training.recipes.schema import Weights
 
 Losses = dict[str, Tensor]
 
@@ -37,26 +37,18 @@ def prediction_losses(
     }
 
 
-@dataclass(frozen=True)
-class DistillationWeights:
-    """How much each part counts: 1, 1, 1 in BK-SDM; 1, 0.5, 0.5 in segmind's distill-sd."""
-
-    task: float = 1.0
-    output: float = 1.0
-    feature: float = 1.0
-
-
 def distillation_losses(
     guess: Tensor,
     target: Tensor,
     features: Sequence[Tensor],
     teacher_guess: Tensor | None,
     teacher_features: Sequence[Tensor],
-    weights: DistillationWeights,
+    weights: Weights,
 ) -> Losses:
     """Return task, output and feature losses and their weighted sum (Kim et al. 2023, eqs. 1 to 3).
 
-    A feature loss is the sum over layers of the mean squared error. `teacher_guess` may be None where
+    A feature loss is the sum over layers of the mean squared error. The weights are 1, 1, 1 in BK-SDM, and
+    1, 0.5, 0.5 in segmind's distill-sd. `teacher_guess` may be None where
     neither output nor features count.
     """
     losses: Losses = {"task": squared_error(guess, target)}

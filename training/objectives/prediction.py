@@ -16,11 +16,7 @@ class PredictionTask(DiffusionTask):
     def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
         objective = self.recipe.objective
         assert isinstance(objective, Prediction)
-        examples, dice = self.inputs.examples(piece), piece.dice
-        noisy = self.inputs.noisy(self.inputs.latents(examples, dice), dice)
-        text = self.conditioning(examples)
-        if objective.caption_dropout:
-            text = self.inputs.drop_captions(text, self.empty_prompt(), objective.caption_dropout, dice)
+        noisy, text = self.noisy_inputs(piece, self.inputs, objective.caption_dropout)
         guess, _ = model(noisy.latents, noisy.steps, text)
         return objectives.prediction_losses(
             guess, noisy.target, noisy.steps, self.inputs.schedule, objective.min_snr

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pytest_sdbench.base.schema import Fault, suggestion
-from training.recipes.errors import schema_keys
 from training.recipes.schema import Data, Recipe, Student
 
 LEAVE_OUT = "Leave the key out"
@@ -120,13 +120,15 @@ def _whole_scenes(kind: str, data: Data) -> Iterator[Fault]:
 
 
 def _export(recipe: Recipe) -> Iterator[Fault]:
-    if recipe.export.unet_only and getattr(recipe.objective, "train_text_encoder", False):
+    networks = recipe.student.networks
+    own_encoder = networks is not None and networks.text_encoder is not None
+    if recipe.export.unet_only and (own_encoder or getattr(recipe.objective, "train_text_encoder", False)):
         message, remedy = "the text encoder learns, too, and would be lost", "Write export.unet_only: false"
         yield Fault("export.unet_only", message, True, remedy)
 
 
 def _notes(recipe: Recipe) -> Iterator[Fault]:
-    known = schema_keys(recipe)
+    known = _keys(recipe)
     for name, notes in (("sources", recipe.sources), ("unstated", recipe.unstated)):
         for key in notes:
             if key not in known:
@@ -135,3 +137,15 @@ def _notes(recipe: Recipe) -> Iterator[Fault]:
     for key in recipe.unstated:
         if key in recipe.sources:
             yield Fault(f"unstated.{key}", "has a source too", key, "Keep one of the two")
+
+
+def _keys(recipe: Recipe) -> list[str]:
+    """Return every dotted key of a recipe."""
+
+    def walk(value: Any, prefix: str) -> Iterator[str]:
+        if isinstance(value, Mapping):
+            for name, part in value.items():
+                yield f"{prefix}{name}"
+                yield from walk(part, f"{prefix}{name}.")
+
+    return list(walk(recipe.model_dump(by_alias=True, exclude={"sources", "unstated"}), ""))

@@ -13,13 +13,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pytest_sdbench.base.schema import faults, suggestion
+from pytest_sdbench.base.schema import Fault, faults, suggestion
 from training.errors import TrainingError
 from training.recipes.checks import contradictions
-from training.recipes.errors import COMMAND_LINE, raise_all
 from training.recipes.schema import Recipe
 
 RECIPES = Path(__file__).parent
+COMMAND_LINE = "command line"
 
 
 def recipe_names() -> list[str]:
@@ -61,8 +61,8 @@ def parse_recipe(
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise_all(faults(error, Recipe, values), file, given)
-    raise_all(contradictions(recipe), file, given)
+        _raise_all(faults(error, Recipe, values), file, given)
+    _raise_all(contradictions(recipe), file, given)
     return recipe
 
 
@@ -86,6 +86,25 @@ def require_data(recipe: Recipe) -> None:
         key=key,
         remedy=f"Name {what}: {example}" + (f". Published data: {origin}" if origin else ""),
     )
+
+
+def _raise_all(faults: Sequence[Fault], file: str | Path, given: Sequence[str]) -> None:
+    """Raise one TrainingError that lists the faults; return if there are none.
+
+    A fault of a key that the command line set is blamed on the command line; `given` are these keys.
+    """
+
+    def place(fault: Fault) -> str | Path:
+        blamed = any(f"{fault.key}.".startswith((f"{key}.", f"{key}[")) for key in given)
+        return COMMAND_LINE if blamed else file
+
+    errors = [fault.error(TrainingError, place(fault)) for fault in faults]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise TrainingError(
+            f"{len(errors)} errors in a recipe:\n" + "\n".join(f"  {error}" for error in errors)
+        )
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -253,6 +252,11 @@ class Speed(_Part):
     gradient_checkpointing: bool = False
 
 
+Tracker = Literal[
+    "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"
+]
+
+
 class Watch(_Part):
     """How a run is followed."""
 
@@ -266,23 +270,7 @@ class Watch(_Part):
     validation_images: Whole = 0
     """Images between two measurements of the loss at fixed timesteps; 0: none."""
     validation_rows: Count = 64
-    trackers: Annotated[
-        tuple[
-            Literal[
-                "tensorboard",
-                "wandb",
-                "mlflow",
-                "comet_ml",
-                "aim",
-                "clearml",
-                "dvclive",
-                "swanlab",
-                "trackio",
-            ],
-            ...,
-        ],
-        BeforeValidator(_listed),
-    ] = ()
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
 
 
 class Scheduler(_Part):
@@ -332,21 +320,3 @@ class Recipe(_Part):
     def images(self) -> int:
         """Images of the whole run, repeats counted."""
         return self.schedule.steps * self.schedule.batch
-
-
-def numbers(recipe: Recipe) -> dict[str, float]:
-    """Return every number of a recipe by its dotted key, defaults included; lists under one key."""
-    found: dict[str, float] = {}
-
-    def collect(value: Any, key: str) -> None:
-        if isinstance(value, Mapping):
-            for name, part in value.items():
-                collect(part, f"{key}.{name}" if key else str(name))
-        elif isinstance(value, list | tuple):
-            for part in value:
-                collect(part, key)
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            found[key] = value
-
-    collect(recipe.model_dump(by_alias=True, exclude={"sources", "unstated"}), "")
-    return found

@@ -42,10 +42,8 @@ class Average:
     def applied(self, module: nn.Module) -> Iterator[None]:
         """Put the average in the place of the parameters; put them back afterwards."""
         parameters = _trainable(module)
-        with torch.no_grad():
-            kept = {name: value.detach().clone() for name, value in parameters.items()}
-            for name, value in parameters.items():
-                value.copy_(self.values[name])
+        kept = {name: value.detach().clone() for name, value in parameters.items()}
+        self.put(module)
         try:
             yield
         finally:

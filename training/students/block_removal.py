@@ -148,9 +148,8 @@ def _block(name: str) -> str:
 
 def _check_topology(teacher: Mapping[str, Any]) -> None:
     for key, wanted in _TOPOLOGY.items():
-        found = teacher.get(
-            key, wanted
-        )  # files of early diffusers, as SD v1.4's, leave out what is the default
+        # Files of early diffusers, as SD v1.4's, leave out what is the default.
+        found = teacher.get(key, wanted)
         same = tuple(found) == wanted if isinstance(found, list | tuple) else found == wanted
         if not same:
             raise TrainingError(

@@ -25,16 +25,15 @@ def build_scratch(recipe: Recipe, *, download: bool = False) -> Parts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.schedule.seed)
         unet = UNet2DConditionModel(**networks.unet)
+        parts = replace(lender, unet=unet, scheduler=sd_v1_scheduler())
         if networks.text_encoder is None:
-            return replace(lender, unet=unet, scheduler=sampling_scheduler())
+            return parts
         tokenizer = build_tokenizer()
         encoder = CLIPTextModel(text_config(networks.text_encoder, len(tokenizer)))
-    return replace(
-        lender, unet=unet, text_encoder=encoder, tokenizer=tokenizer, scheduler=sampling_scheduler()
-    )
+    return replace(parts, text_encoder=encoder, tokenizer=tokenizer)
 
 
-def sampling_scheduler() -> PNDMScheduler:
+def sd_v1_scheduler() -> PNDMScheduler:
     """Return the scheduler of Stable Diffusion v1."""
     return PNDMScheduler(
         beta_start=0.00085,

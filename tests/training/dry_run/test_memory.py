@@ -11,6 +11,8 @@ from diffusers import UNet2DConditionModel
 
 from pytest_sdbench.models.checkpoint import resolve
 from tests.tiny_checkpoint import UNET, make_checkpoint
+from training.data.encoded import Encoding, cached_pairs
+from training.data.scenes import ScenesSource
 from training.dry_run.activations import unet_activations
 from training.dry_run.describe import size
 from training.dry_run.memory import Amount, disk, memory
@@ -171,19 +173,9 @@ def test_features_are_those_of_all_pairs(teacher: Path) -> None:
 
 
 def test_the_cache_takes_the_estimated_room(teacher: Path, tmp_path: Path) -> None:
-    from training.data.encoded import cached_pairs
-    from training.data.scenes import ScenesSource
-
     recipe = recipe_for(teacher)
-    cached_pairs(
-        ScenesSource(6),
-        checkpoint=resolve(str(teacher)),
-        resolution=64,
-        flip=True,
-        text=True,
-        folder=tmp_path,
-        say=lambda line: None,
-    )
+    encoding = Encoding(resolve(str(teacher)), 64, flip=True, text=True)
+    cached_pairs(ScenesSource(6), encoding, tmp_path, say=lambda line: None)
     sizes = {path.name: path.stat().st_size for path in tmp_path.rglob("*.bin")}
     estimated = named(disk(recipe, blueprint(recipe)))
     assert estimated["latents"] == sizes["latents.bin"] + sizes["tokens.bin"]

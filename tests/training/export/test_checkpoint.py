@@ -241,7 +241,7 @@ def test_the_card_tells_how_it_was_made(parts: Parts, tmp_path: Path) -> None:
         "- Images seen: 240",
         "AdamW, constant learning rate 0.001",
         "two CPU cores",
-        "2.0 h",
+        "2 hours",
         "`optimizer`: the authors' script",
         "`schedule`: what the budget allowed",
         f"torch {torch.__version__.partition('+')[0]}",

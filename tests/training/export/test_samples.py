@@ -13,7 +13,7 @@ from diffusers import LCMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from tests.tiny_checkpoint import make_checkpoint
-from training.export.samples import Row, draw, gallery, sample_sheet, sheet
+from training.export.samples import Row, draw, gallery, sheet
 from training.students.networks import Parts, load_parts
 
 PROMPTS = ["red and blue", "a large red star on a beach", "blue"]
@@ -55,7 +55,7 @@ def test_a_consistency_model_draws_with_its_own_sampler(consistency: Path) -> No
 def test_a_picture_has_its_own_seed(parts: Parts) -> None:
     whole = draw(parts, PROMPTS, guidance=3.0, steps=2)
     alone = draw(parts, PROMPTS[2:], guidance=3.0, steps=2, seed=2)
-    other = draw(parts, PROMPTS[2:], guidance=3.0, steps=2, seeds=[7])
+    other = draw(parts, PROMPTS[2:], guidance=3.0, steps=2, seed=[7])
     assert np.abs(whole[2].astype(int) - alone[0]).max() <= 1
     assert np.abs(whole[2].astype(int) - other[0]).max() > 1
 
@@ -89,7 +89,8 @@ def test_half_precision_draws_nearly_the_same(parts: Parts) -> None:
 
 def test_a_sheet_holds_every_picture(parts: Parts, tmp_path: Path) -> None:
     path = tmp_path / "samples" / "000000001000.png"
-    sample_sheet(parts, PROMPTS, path, guidance=2.0, steps=1)
+    images = draw(parts, PROMPTS, guidance=2.0, steps=1)
+    gallery([Row(prompt, [image]) for prompt, image in zip(PROMPTS, images, strict=True)], path)
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert image.width > 64

@@ -52,7 +52,7 @@ def subject(tmp_path: Path) -> Path:
     return tmp_path / "subject"
 
 
-def recipe_for(parts: Parts, data: Any, **objective: Any) -> Recipe:
+def recipe_for(parts: Parts, data: Any, seed: int = 0, **objective: Any) -> Recipe:
     return parse_recipe(
         {
             "name": "mini-dreambooth",
@@ -66,7 +66,7 @@ def recipe_for(parts: Parts, data: Any, **objective: Any) -> Recipe:
                 **objective,
             },
             "data": data,
-            "schedule": {"steps": 2, "batch": 2, "micro_batch": 2},
+            "schedule": {"steps": 2, "batch": 2, "micro_batch": 2, "seed": seed},
             "optimizer": {"learning_rate": 1e-4},
             "watch": {"sampling_steps": 1, "guidance": 1.0},
         }
@@ -175,11 +175,13 @@ def test_class_pictures_are_drawn_once_and_only_missing_ones_again(
 
 
 def test_other_class_pictures_lie_elsewhere(parts: Parts, tmp_path: Path) -> None:
-    options: Any = {"guidance": 1.0, "steps": 1, "size": None, "say": lambda _: None}
-    one = draw_class(parts, "a heart", 1, tmp_path, seed=0, **options)
-    two = draw_class(parts, "a star", 1, tmp_path, seed=0, **options)
-    three = draw_class(parts, "a heart", 1, tmp_path, seed=1, **options)
-    assert len({one, two, three}) == 3
+    found = {
+        draw_class(
+            recipe_for(parts, {"kind": "scenes"}, seed, **changes), parts, tmp_path, say=lambda _: None
+        )
+        for seed, changes in ((0, {}), (0, {"class_prompt": "a star"}), (1, {}))
+    }
+    assert len(found) == 3
 
 
 def test_class_pictures_come_from_the_model_of_the_recipe(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from training.objectives import losses as objectives
 from training.objectives.noise_schedule import NoiseSchedule
+from training.recipes.schema import Weights
 
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -48,7 +49,7 @@ def test_distillation_sums_errors_of_task_output_and_every_feature(weights: Any)
     mine = [draw(2, 8, 3, 3, seed=3), draw(2, 16, 2, 2, seed=4)]
     theirs = [draw(2, 8, 3, 3, seed=5), draw(2, 16, 2, 2, seed=6)]
     losses = objectives.distillation_losses(
-        guess, target, mine, teacher, theirs, objectives.DistillationWeights(*weights)
+        guess, target, mine, teacher, theirs, Weights(task=weights[0], output=weights[1], feature=weights[2])
     )
     parts = {
         "task": mse(guess, target),
@@ -64,7 +65,7 @@ def test_distillation_sums_errors_of_task_output_and_every_feature(weights: Any)
 def test_half_features_do_not_overflow() -> None:
     large = torch.full((1, 1, 2, 2), 300.0, dtype=torch.float16)  # 300 squared is over 65504
     losses = objectives.distillation_losses(
-        large, -large, [large], -large, [-large], objectives.DistillationWeights()
+        large, -large, [large], -large, [-large], Weights(task=1.0, output=1.0, feature=1.0)
     )
     assert float(losses["loss"]) == 3 * 600.0**2
 

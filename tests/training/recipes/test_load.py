@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from training.errors import TrainingError
 from training.recipes.load import load_recipe, parse_recipe, recipe_names, require_data
-from training.recipes.schema import numbers
 
 RECIPE = """\
 name: mine
@@ -277,11 +275,3 @@ def test_data_that_is_left_to_the_user_is_asked_for(file: Path, data: str, key: 
         require_data(recipe)
     require_data(load_recipe(file, ["data={kind: scenes}"]))
     require_data(load_recipe(file))
-
-
-def test_numbers_lists_defaults_too_and_lists_under_one_key(file: Path) -> None:
-    found: dict[str, Any] = numbers(load_recipe(file))
-    assert found["optimizer.epsilon"] == 1e-8
-    assert found["optimizer.betas"] == 0.999
-    assert "data.cache" not in found
-    assert "precision" not in found

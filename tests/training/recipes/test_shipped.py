@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from training.recipes.load import RECIPES, load_recipe, recipe_names
-from training.recipes.schema import Recipe, numbers
+from training.recipes.schema import Recipe
 
 BK_SDM = {
     "teacher": "CompVis/stable-diffusion-v1-4",
@@ -95,6 +97,24 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     | {"objective.lora": {"rank": 16, "alpha": 27.0}, "optimizer.learning_rate": 1e-4},
 }
 """What is known of each published system, written down anew from the project's sheet of facts."""
+
+
+def numbers(recipe: Recipe) -> dict[str, float]:
+    """Return every number of a recipe by its dotted key, defaults included; lists under one key."""
+    found: dict[str, float] = {}
+
+    def collect(value: Any, key: str) -> None:
+        if isinstance(value, Mapping):
+            for name, part in value.items():
+                collect(part, f"{key}.{name}" if key else str(name))
+        elif isinstance(value, list | tuple):
+            for part in value:
+                collect(part, key)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[key] = value
+
+    collect(recipe.model_dump(by_alias=True, exclude={"sources", "unstated"}), "")
+    return found
 
 
 def stands_in(written: Any, key: str) -> bool:
