@@ -38,6 +38,20 @@ from training.run.task import Piece
 EMA = ("ema.decay=0.9", "optimizer.schedule=cosine", "optimizer.warmup_steps=2")
 
 
+def assert_close_weights(run: Path, wanted: Path) -> None:
+    """Assert that two runs learned the same, to rounding: weights and average."""
+    first, second = weights(wanted), weights(run)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
+
+
+def await_log(folder: Path) -> None:
+    until = time.monotonic() + 60
+    while not (folder / "log.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     state = read_state(folder / FILE)
     return {**state["model"], **{f"average {name}": value for name, value in state["average"].items()}}
@@ -53,9 +67,7 @@ def test_accumulation_is_the_whole_batch(tmp_path: Path, micro: int) -> None:
     for whole, cut in zip(log_lines(tmp_path / "whole"), log_lines(tmp_path / "cut"), strict=True):
         for name in ("loss", "error", "part", "gradient_norm"):
             assert cut[name] == pytest.approx(whole[name], rel=1e-5), name
-    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    for name in first:
-        torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
+    assert_close_weights(tmp_path / "cut", tmp_path / "whole")
 
 
 def shared_toy(folder: str, overrides: tuple[str, ...], stop_at: int | None) -> None:
@@ -69,9 +81,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     curves = [[line["loss"] for line in log_lines(tmp_path / name)] for name in ("one", "two")]
     assert len(curves[0]) == 6
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
-    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in first:
-        torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
+    assert_close_weights(tmp_path / "two", tmp_path / "one")
 
 
 def sharded_toy(folder: str, stop_at: int | None) -> None:
@@ -92,10 +102,7 @@ def test_sharded_weights_are_saved_whole_and_learn_the_same(tmp_path: Path) -> N
     assert finish(begin_pair(sharded_toy, str(tmp_path / "sharded"), 24)) == [0, 0]
     assert finish(begin_pair(sharded_toy, str(tmp_path / "sharded"), None)) == [0, 0]
     _, one = train_toy(tmp_path / "one", *EMA)
-    first, second = weights(tmp_path / "one"), weights(tmp_path / "sharded")
-    assert first.keys() == second.keys()
-    for name in first:
-        torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
+    assert_close_weights(tmp_path / "sharded", tmp_path / "one")
     exported = Toy()
     assert load_trained(exported, tiny_recipe(*EMA), tmp_path / "sharded") == 48
     for name, value in exported.model.state_dict().items():
@@ -108,10 +115,8 @@ def test_a_run_of_two_processes_goes_on_alone_and_the_other_way_round(tmp_path: 
     train_toy(tmp_path / "one", *EMA, stop_at=24)
     assert finish(begin_pair(shared_toy, str(tmp_path / "one"), EMA, None)) == [0, 0]
     train_toy(tmp_path / "whole", *EMA)
-    wanted = weights(tmp_path / "whole")
     for run in ("one", "two"):
-        for name, value in weights(tmp_path / run).items():
-            torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
+        assert_close_weights(tmp_path / run, tmp_path / "whole")
 
 
 # --- stopped and continued ------------------------------------------------
@@ -182,24 +187,13 @@ def slow_toy(folder: str) -> None:
     train_toy(Path(folder), "schedule.steps=100000", toy=Toy(at=at))
 
 
-def test_a_terminated_process_ends_well(tmp_path: Path) -> None:
-    process = begin(slow_toy, str(tmp_path))
-    until = time.monotonic() + 60
-    while not (tmp_path / "log.jsonl").exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    process.terminate()
-    assert finish([process]) == [0]
+@pytest.mark.parametrize("count", [1, 2])
+def test_terminated_processes_end_well_at_the_same_step(tmp_path: Path, count: int) -> None:
+    processes = [begin(slow_toy, str(tmp_path))] if count == 1 else begin_pair(slow_toy, str(tmp_path))
+    await_log(tmp_path)
+    processes[-1].terminate()  # one alone: it tells the other
+    assert finish(processes) == [0] * count
     assert read_state(tmp_path / FILE)["seen"] == log_lines(tmp_path)[-1]["seen"] > 0
-
-
-def test_two_terminated_processes_stop_at_the_same_step(tmp_path: Path) -> None:
-    pair = begin_pair(slow_toy, str(tmp_path))
-    until = time.monotonic() + 60
-    while not (tmp_path / "log.jsonl").exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    pair[1].terminate()  # one alone: it tells the other
-    assert finish(pair) == [0, 0]
-    assert read_state(tmp_path / FILE)["seen"] == log_lines(tmp_path)[-1]["seen"]
 
 
 # --- what goes wrong ------------------------------------------------------
@@ -276,21 +270,21 @@ def test_a_plan_covers_a_step_once(micro: int, world: int) -> None:
     assert sorted(rows) == list(range(8))
 
 
-def test_float16_needs_a_gpu(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"precision: float16 training needs a GPU.*bf16 or fp32"):
-        start(tiny_recipe("precision=fp16"), tmp_path, "cpu")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"--device: .*no CUDA device.*cpu or auto"):
-        start(tiny_recipe(), tmp_path, "cuda")
-
-
-def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("override", "device", "words"),
+    [
+        ("precision=fp16", "cpu", r"precision: float16 training needs a GPU.*bf16 or fp32"),
+        ("precision=fp32", "cuda", r"--device: .*no CUDA device.*cpu or auto"),
+        ("watch.trackers=[wandb]", "cpu", r"watch\.trackers: .*not installed.*wandb"),
+    ],
+)
+def test_what_is_not_available_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, device: str, words: str
+) -> None:
     monkeypatch.setattr(processes, "get_available_trackers", lambda: ["tensorboard"])
-    with pytest.raises(TrainingError, match=r"watch\.trackers: .*not installed.*wandb"):
-        start(tiny_recipe("watch.trackers=[wandb]"), tmp_path, "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrainingError, match=words):
+        start(tiny_recipe(override), tmp_path, device)
 
 
 def test_tensorboard_shows_the_curve_of_the_log(tmp_path: Path) -> None:
@@ -379,12 +373,9 @@ def test_what_is_left_in_the_model_is_the_average(tmp_path: Path) -> None:
     assert torch.equal(again.followed, toy.followed)
 
 
-def test_nothing_trained_says_what_to_run(tmp_path: Path) -> None:
+def test_a_trained_network_is_missing_or_of_another_shape(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="python -m training tiny"):
         load_trained(Toy(), tiny_recipe(), tmp_path)
-
-
-def test_a_trained_network_of_another_shape_is_refused(tmp_path: Path) -> None:
     train_toy(tmp_path)
     with pytest.raises(TrainingError, match=r"state\.pt"):
         load_trained(Toy(width=8), tiny_recipe(), tmp_path)
@@ -400,19 +391,16 @@ def test_log_holds_a_line_per_report(tmp_path: Path) -> None:
     assert lines[0]["loss"] == pytest.approx(lines[0]["error"] + lines[0]["part"])
 
 
-@pytest.mark.parametrize("tail", ['{"seen": 24, "loss"', '{"seen": 24, "loss": 1.0}', "\n", "\0\0"])
+@pytest.mark.parametrize(
+    "tail", ["\n", '\n{"seen": 24, "loss"', '\n{"seen": 24, "loss": 1.0}', "\n\n", "\n\0\0", ""]
+)
 def test_what_a_kill_left_in_the_log_is_dropped(tmp_path: Path, tail: str) -> None:
     train_toy(tmp_path, stop_at=16)
-    with (tmp_path / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"seen": 24, "loss": 1.0}) + "\n" + tail)
-    train_toy(tmp_path)
-    assert [line["seen"] for line in log_lines(tmp_path)] == [8, 16, 24, 32, 40, 48]
-
-
-def test_a_last_line_without_its_end_is_not_glued_to_the_next(tmp_path: Path) -> None:
-    train_toy(tmp_path, stop_at=16)
     path = tmp_path / "log.jsonl"
-    path.write_text(path.read_text().removesuffix("\n"))
+    lost = json.dumps({"seen": 24, "loss": 1.0}) + tail if tail else ""
+    whole = path.read_text(encoding="utf-8")
+    # Without a tail the last line has lost its end, and must not be glued to the next.
+    path.write_text(whole + lost if tail else whole.removesuffix("\n"), encoding="utf-8")
     train_toy(tmp_path)
     assert [line["seen"] for line in log_lines(tmp_path)] == [8, 16, 24, 32, 40, 48]
 

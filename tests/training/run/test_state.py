@@ -68,20 +68,17 @@ def test_a_log_that_finds_no_room_is_a_clear_error(tmp_path: Path) -> None:
     assert [line["seen"] for line in log_lines(tmp_path)] == [8, 16, 24, 32, 40, 48]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_truncated_state_is_named(tmp_path: Path, share: float) -> None:
-    train_toy(tmp_path, stop_at=8)
+@pytest.mark.parametrize(
+    "content", [0.0, 0.3, 0.9, 0.999, [1, 2], {"weights": 1}, {"identity": "x", "seen": 1, "model": {}}]
+)
+def test_a_truncated_state_and_a_file_that_is_none_are_named(tmp_path: Path, content: Any) -> None:
     path = tmp_path / FILE
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    if isinstance(content, float):
+        train_toy(tmp_path, stop_at=8)
+        path.write_bytes(path.read_bytes()[: int(content * path.stat().st_size)])
+    else:
+        torch.save(content, path)
     with pytest.raises(TrainingError, match=r"state\.pt: the state of the run cannot be read.*--restart"):
-        train_toy(tmp_path)
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"weights": 1}, {"identity": "x", "seen": 1, "model": {}}])
-def test_a_file_that_is_no_state_is_named(tmp_path: Path, content: Any) -> None:
-    torch.save(content, tmp_path / FILE)
-    with pytest.raises(TrainingError, match=r"state\.pt: the state of the run cannot be read"):
         train_toy(tmp_path)
 
 
