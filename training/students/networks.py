@@ -32,12 +32,6 @@ def load_parts(spec: str | dict[str, str], *, download: bool = False) -> Parts:
     `spec` is what a card's `sdbench.checkpoint` may be; folders are relative to where the command runs.
     """
     checkpoint = resolve(spec, near=Path.cwd(), download=download)
-    pipeline = load_pipeline(checkpoint, device="cpu", dtype=torch.float32)
-    return Parts(
-        pipeline.unet,
-        pipeline.text_encoder,
-        pipeline.vae,
-        pipeline.tokenizer,
-        pipeline.scheduler,
-        checkpoint,
-    )
+    loaded = load_pipeline(checkpoint, device="cpu", dtype=torch.float32)
+    tokenizer, scheduler = loaded.tokenizer, loaded.scheduler
+    return Parts(loaded.unet, loaded.text_encoder, loaded.vae, tokenizer, scheduler, checkpoint)
