@@ -95,31 +95,17 @@ def make(
     workers = worker_count(protocol, n, setup.device, tuning)
     if tuning.keep_memory:
         keep_memory()
+
+    def sampler() -> Sampler:
+        return Sampler(setup.pipeline, protocol, prompts, remember_text=tuning.remember_text)
+
     with (
         arranged(setup.pipeline, tuning, full_batch=run.batch_size, images=n),
         true_float32(),
         shared_threads(workers) if setup.on_cpu else nullcontext(),
-        ThreadPoolExecutor(workers, "sdbench-worker") as pool,
     ):
         started = time.monotonic()
-
-        def worker() -> None:
-            try:
-                _work(run, Sampler(setup.pipeline, protocol, prompts, remember_text=tuning.remember_text))
-            except BaseException:
-                run.stop.set()
-                raise
-
-        if workers == 1:
-            worker()
-        else:
-            running = [pool.submit(worker) for _ in range(workers)]
-            try:
-                for done in as_completed(running):
-                    done.result()
-            except BaseException:
-                run.stop.set()
-                raise
+        _in_workers(workers, run, sampler)
         seconds = time.monotonic() - started
     if run.made:
         evidence.keep_pace(seconds / run.made)
@@ -156,6 +142,28 @@ class _Run:
         with self.lock:
             self.made += images
             self.count(images)
+
+
+def _in_workers(workers: int, run: _Run, sampler: Callable[[], Sampler]) -> None:
+    """Have so many threads make shards, each with a sampler of its own; the first error ends them all."""
+
+    def worker() -> None:
+        try:
+            _work(run, sampler())
+        except BaseException:
+            run.stop.set()
+            raise
+
+    if workers == 1:
+        worker()
+        return
+    with ThreadPoolExecutor(workers, "sdbench-worker") as pool:
+        try:
+            for done in as_completed([pool.submit(worker) for _ in range(workers)]):
+                done.result()
+        except BaseException:
+            run.stop.set()
+            raise
 
 
 def _work(run: _Run, sampler: Sampler) -> None:
