@@ -194,6 +194,7 @@ def damage(store: str, rng: random.Random) -> None:
         system.pipe_file(path, {"cut": content[:-5], "byte": content, "empty": b""}[way])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
 def test_four_processes_one_of_them_killed_make_what_one_makes(
     runner: Runner, new_store: Callable[[str], str], undisturbed: Undisturbed
@@ -210,7 +211,6 @@ def test_four_processes_one_of_them_killed_make_what_one_makes(
     assert shards(store) == undisturbed.shards
 
 
-@pytest.mark.slow
 def test_a_world_of_two_makes_the_bits_of_one(
     runner: Runner, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
