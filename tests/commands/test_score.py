@@ -27,6 +27,7 @@ from pytest_sdbench.commands.score_images import Scores, score
 from pytest_sdbench.commands.score_matching import match
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.sampler import sample
+from pytest_sdbench.evaluation.tuning import Tuning, arranged, default_batch_size
 from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.images import ImageSet, open_images
 from pytest_sdbench.features.references import scene_batches
@@ -131,8 +132,9 @@ def test_images_of_the_own_sampler_score_exactly_what_an_evaluation_gives(
     expected = evaluate(
         checkpoint, protocol, Workspace(tmp_path / "store", progress=False), load=lambda dtype: pipeline
     )
-    drawn = sample(pipeline, protocol, prompts, range(N), batch_size=32, align=64)
-    pictures = [picture for batch in drawn for picture in batch.images]
+    with arranged(pipeline, Tuning(), full_batch=default_batch_size(protocol), images=N):
+        drawn = sample(pipeline, protocol, prompts, range(N), batch_size=32, align=64)
+        pictures = [picture for batch in drawn for picture in batch.images]
     files = {f"img_{number}.png": png(picture) for number, picture in enumerate(pictures)}
     found = run(folder(tmp_path / "images", files), protocol)
     assert set(found.estimates) == METRICS
