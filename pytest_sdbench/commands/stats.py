@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.shared import share
 
 
@@ -58,13 +59,11 @@ def run(options: argparse.Namespace) -> int:
     made = make_statistics(
         source,
         options.out,
+        Workspace(data_root=options.data, device=options.device, download=options.download),
         extractor=options.extractor,
         steps=steps,
         layouts=options.layouts,
         keep=options.features,
-        data_root=options.data,
-        device=options.device,
-        download=options.download,
     )
     print(f"written to {options.out}: {made.n:,} images, {len(made.mu)} features")
     return 0

@@ -20,6 +20,7 @@ from pytest_sdbench.base.environment import true_float32
 from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.base.files import sha256_of, write_atomically
 from pytest_sdbench.base.progress import progress
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.features.definition import FeatureNetwork
 from pytest_sdbench.features.extractors import extractor_of, known_fingerprint, open_extractor
 from pytest_sdbench.features.images import BATCH, decode, in_batches, open_images
@@ -31,8 +32,6 @@ from pytest_sdbench.protocols.image_steps import Images
 from pytest_sdbench.protocols.metric_specs import ReferencedSpec
 
 if TYPE_CHECKING:
-    import torch
-
     from pytest_sdbench.protocols.protocol import Protocol
     from pytest_sdbench.protocols.sections import Jpeg, Resize
 
@@ -217,14 +216,12 @@ def _arrays(path: Path, remedy: str) -> dict[str, Any]:
 def make_statistics(
     source: range | Sequence[str | Path],
     out: Path,
+    workspace: Workspace,
     *,
     extractor: str,
     steps: Sequence[Jpeg | Resize] = (),
     layouts: Sequence[str] = (),
     keep: int = 0,
-    data_root: Path | None = None,
-    device: torch.device | str = "cpu",
-    download: bool = False,
 ) -> FeatureStatistics:
     """Compute the statistics of sets of images, or of a range of scenes, and write them to `out`.
 
@@ -233,7 +230,9 @@ def make_statistics(
     layouts alone; the features of `keep` pictures stay for KID. Raises DataError for a source without images
     or with one that is damaged.
     """
-    network = open_extractor(extractor, data_root=data_root, device=device, download=download)
+    network = open_extractor(
+        extractor, data_root=workspace.data_root, device=workspace.device, download=workspace.download
+    )
     if isinstance(source, range):
         indices: Sequence[int] = list(scenes.indices_of(layouts, source)) if layouts else source
         batches: Iterator[Images] = scene_batches(indices)

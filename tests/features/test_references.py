@@ -17,6 +17,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from pytest_sdbench.base.errors import DataError, ProtocolError, Unavailable
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.features import references as statistics
 from pytest_sdbench.features.definition import Extractor, FeatureNetwork
 from pytest_sdbench.features.extractors import EXTRACTORS, open_extractor
@@ -274,7 +275,7 @@ def _net(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_statistics_of_a_folder_equal_those_of_its_images_one_by_one(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder" / "statistics.npz"
     steps = (Resize(resize=16, filter="pil-bicubic"),)
-    made = make_statistics([folder], out, extractor="net", steps=steps, keep=3)
+    made = make_statistics([folder], out, Workspace(), extractor="net", steps=steps, keep=3)
     rows = []
     for path in sorted(folder.glob("[0-9]*")):
         with Image.open(path) as image:
@@ -296,7 +297,7 @@ def test_statistics_of_a_folder_equal_those_of_its_images_one_by_one(folder: Pat
 def test_pictures_of_several_sizes_need_no_resize_and_what_is_no_image_is_said(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert make_statistics([folder], tmp_path / "s.npz", extractor="net").n == 7
+    assert make_statistics([folder], tmp_path / "s.npz", Workspace(), extractor="net").n == 7
     assert "images: passed over, as no images: 1 .txt" in capsys.readouterr().err
 
 
@@ -316,8 +317,10 @@ def test_statistics_do_not_depend_on_the_kind_of_source(folder: Path, kind: str,
     else:
         sources = [{"zip": zipped}.get(kind[2:], tarred)(tmp_path / kind, files)]
     steps = (Resize(resize=16, filter="pil-bicubic"),)
-    expected = make_statistics([folder], tmp_path / "1.npz", extractor="net", steps=steps, keep=3)
-    found = make_statistics(sources, tmp_path / "2.npz", extractor="net", steps=steps, keep=3)
+    expected = make_statistics(
+        [folder], tmp_path / "1.npz", Workspace(), extractor="net", steps=steps, keep=3
+    )
+    found = make_statistics(sources, tmp_path / "2.npz", Workspace(), extractor="net", steps=steps, keep=3)
     for name in ("mu", "sigma", "features"):
         assert np.array_equal(getattr(found, name), getattr(expected, name))
     assert found.n == 7
@@ -326,7 +329,7 @@ def test_statistics_do_not_depend_on_the_kind_of_source(folder: Path, kind: str,
 @pytest.mark.usefixtures("_net")
 def test_statistics_of_scenes(tmp_path: Path) -> None:
     indices = scenes.REFERENCE[:70]
-    made = make_statistics(indices, tmp_path / "s.npz", extractor="net", keep=70)
+    made = make_statistics(indices, tmp_path / "s.npz", Workspace(), extractor="net", keep=70)
     expected = colours(scenes.render_batch(indices))["features"].float().numpy()
     assert np.array_equal(made.features, expected)
     assert sum(len(batch) for batch in scene_batches(indices)) == 70
@@ -334,7 +337,9 @@ def test_statistics_of_scenes(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_net")
 def test_statistics_of_scenes_of_one_layout(tmp_path: Path) -> None:
-    made = make_statistics(scenes.REFERENCE[:200], tmp_path / "s.npz", extractor="net", layouts=["row"])
+    made = make_statistics(
+        scenes.REFERENCE[:200], tmp_path / "s.npz", Workspace(), extractor="net", layouts=["row"]
+    )
     rows = [index for index in scenes.REFERENCE[:200] if scenes.scene(index).layout == "row"]
     expected = colours(scenes.render_batch(rows))["features"].double().numpy()
     assert made.n == len(rows)
@@ -352,7 +357,7 @@ def test_a_damaged_image_is_named_and_nothing_is_written(folder: Path, tmp_path:
     path = folder / "5.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"5\.png: this image cannot be read"):
-        make_statistics([folder], tmp_path / "s.npz", extractor="net")
+        make_statistics([folder], tmp_path / "s.npz", Workspace(), extractor="net")
     assert not (tmp_path / "s.npz").exists()
 
 
