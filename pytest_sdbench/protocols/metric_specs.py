@@ -7,7 +7,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
-from pydantic import Field, create_model
+from pydantic import ConfigDict, Field, create_model
 
 from pytest_sdbench.metrics.definition import Metric
 from pytest_sdbench.metrics.registry import METRICS
@@ -16,6 +16,8 @@ from pytest_sdbench.protocols.sections import Name, Statistics, StrictModel
 
 class MetricSpec(StrictModel):
     """A metric of a protocol; the options that its definition declares are attributes too."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     metric: str
     extractor: Name
@@ -28,11 +30,11 @@ class MetricSpec(StrictModel):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Models that are made of a definition have no place that pickle could find them in.
-        return read_spec, (self.model_dump(by_alias=True),)
+        return read_spec, (self.model_dump(),)
 
     def identity(self) -> dict[str, Any]:
         """Return what of a metric moves its score; a checksum stands for the file that it is of."""
-        content = self.model_dump(by_alias=True)
+        content = self.model_dump()
         statistics = content.get("statistics")
         if statistics and statistics["sha256"]:
             del statistics["file"]

@@ -143,7 +143,7 @@ class Protocol(StrictModel):
         }
 
     def _changed(self, **fields: object) -> Protocol:
-        return validate({**self.model_dump(by_alias=True), **fields}, self.path)
+        return validate({**self.model_dump(), **fields}, self.path)
 
 
 def validate(content: dict[str, Any], path: Path) -> Protocol:
