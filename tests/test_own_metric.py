@@ -1,74 +1,31 @@
-"""A metric and an extractor of one's own, a file each: from card to report."""
+"""A metric and an extractor of one's own, as the manual shows them: from card to report."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.project import make_card, make_project, make_protocol
 
-EXTRACTOR = '''
-"""Measure how bright a picture is."""
-
-from pytest_sdbench import Extractor
+DOCS = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
-def load(name, *, data_root, device, download):
-    def measure(images, prompts):
-        return {"brightness": images.mean(axis=(1, 2, 3)) / 255}
-
-    return measure, "version 1"
-
-
-PIXELS = Extractor("pixels", {"brightness": 1}, load, weights=lambda name: "version 1")
-'''
-
-METRIC = '''
-"""The mean brightness of a checkpoint's pictures, 0 to 1."""
-
-from pytest_sdbench import Estimate, Metric, Undefined, standard_error
-
-
-def estimate(sample, reference, options):
-    rows = sample.rows().astype("float64")
-    influence = rows - rows.mean()
-    error = standard_error(influence, sample.groups)
-    return Estimate("brightness", rows.mean(), error, sample.n, rows.mean(), influence=influence)
-
-
-BRIGHTNESS = Metric(
-    name="brightness",
-    label="Brightness",
-    decimals=3,
-    recorded_decimals=5,
-    higher_is_better=True,
-    estimate=estimate,
-    output="brightness",
-    aliases=("mean_brightness",),
-    minimum=0.0,
-    maximum=1.0,
-    scale="the brightness is a share between 0 and 1",
-)
-'''
-
-CONFTEST = """
-from brightness import BRIGHTNESS
-from pixels import PIXELS
-
-from pytest_sdbench import register_extractor, register_metric
-
-register_extractor(PIXELS)
-register_metric(BRIGHTNESS)
-"""
+def documented(file: str) -> str:
+    """Return the code that the manual shows under the name of a file."""
+    text = DOCS.read_text(encoding="utf-8")
+    found = re.findall(rf'```python title="{file}"\n(.*?)```', text, flags=re.DOTALL)
+    assert len(found) == 1, file
+    return str(found[0])
 
 
 @pytest.fixture
 def card(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
     """A card that claims the brightness twice: once what any picture has, once what none has."""
-    pytester.makepyfile(pixels=EXTRACTOR, brightness=METRIC)
-    pytester.makeconftest(CONFTEST)
+    for file in ("brightness.py", "pixels.py", "conftest.py"):
+        (pytester.path / file).write_text(documented(file), encoding="utf-8")
     make_project(pytester.path, pristine_checkpoint)
     for name, margin in (("dark", 0.05), ("bright", 0.05)):
         make_protocol(
