@@ -4,7 +4,7 @@ A mutant is one module with one comparison, operation, constant or truth value c
 module run on it until one fails. A mutant that no test notices shows a line that could be wrong without
 anybody being told. Pytest, NumPy and SciPy are loaded once; a fork of that process judges each mutant.
 
-Two well-kept tools were tried. mutmut changes nothing outside functions, where levels, floors and margins
+Two well-kept tools were read. mutmut changes nothing outside functions, where levels, floors and margins
 stand; cosmic-ray and mutmut move a number by 1, so that a level of 0.05 becomes 1.05, which any test notices.
 """
 
