@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.scene_shapes import signed_distance
 
 IDENTIFIER = "v"
 """A word of no caption, yet a single token: the text encoder knows nothing of it."""
@@ -71,7 +72,7 @@ def picture(place: Placed, size: int = 64) -> Pixels:
     pixels = np.arange(size, dtype=np.float32) + 0.5
     u, v = (pixels - place.x * scale)[None, :], (pixels - place.y * scale)[:, None]
     radius = place.radius * scale
-    distance = scenes._signed_distance(CLASS, u / radius, v / radius) * radius
+    distance = signed_distance(CLASS, u / radius, v / radius) * radius
 
     shadow = max(1, round(2 * scale))
     cast = np.clip(0.5 - distance[:-shadow, :-shadow] / (3 * scale), 0.0, 1.0)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from pytest_sdbench.protocols.scene_shapes import Plane, signed_distance
 
 TRAINING = range(0, 10_000_000)
 """Indices that training may draw."""
@@ -46,7 +48,6 @@ _RGB = {
 }
 
 Image = npt.NDArray[np.uint8]
-_Plane = npt.NDArray[np.floating[Any]]
 _T = TypeVar("_T")
 
 
@@ -321,7 +322,7 @@ def _name(thing: SceneObject, dice: _Dice) -> str:
 # --- the picture --------------------
 
 
-def _draw_background(background: Background, size: int) -> _Plane:
+def _draw_background(background: Background, size: int) -> Plane:
     height = (np.arange(size, dtype=np.float32) + 0.5) / size
     if background.kind == "split":
         # The horizon is two pixels soft: a hard edge on a pixel border would look drawn by another hand.
@@ -331,7 +332,7 @@ def _draw_background(background: Background, size: int) -> _Plane:
     return np.repeat(column[:, None, :], size, axis=1)
 
 
-def _draw_object(canvas: _Plane, thing: SceneObject, scale: float) -> None:
+def _draw_object(canvas: Plane, thing: SceneObject, scale: float) -> None:
     """Blend one object and its soft shadow into the canvas, inside a box around it."""
     size = len(canvas)
     shadow = max(1, round(2 * scale))
@@ -341,7 +342,7 @@ def _draw_object(canvas: _Plane, thing: SceneObject, scale: float) -> None:
     upper, lower = max(0, int(y - reach)), min(size, int(y + reach) + 2)
     u = (np.arange(left, right, dtype=np.float32) + 0.5 - x)[None, :] / radius
     v = (np.arange(upper, lower, dtype=np.float32) + 0.5 - y)[:, None] / radius
-    distance = _signed_distance(thing.shape, u, v) * radius
+    distance = signed_distance(thing.shape, u, v) * radius
     box = canvas[upper:lower, left:right]
 
     cast = np.clip(0.5 - distance[:-shadow, :-shadow] / (3 * scale), 0.0, 1.0)
@@ -361,79 +362,24 @@ _PERIODS = {"striped": (6.0, 7.0), "dotted": (6.0, 7.0), "checked": (8.0, 10.0)}
 """Pixels from mark to mark, on a small and on a large object."""
 
 
-def _pattern(thing: SceneObject, u: _Plane, v: _Plane, radius: float, scale: float) -> _Plane:
+def _pattern(thing: SceneObject, u: Plane, v: Plane, radius: float, scale: float) -> Plane:
     """Return how much of the mark's shade each pixel has, 0 to 1; patterns are centred on the object."""
     if thing.pattern == "plain":
         return np.zeros(np.broadcast_shapes(u.shape, v.shape), np.float32)
     period = _PERIODS[thing.pattern][thing.size == "large"] * scale
     across, along = u * radius / period, v * radius / period
 
-    def wave(phase: _Plane) -> _Plane:
+    def wave(phase: Plane) -> Plane:
         """Return the distance to the nearest whole phase, in pixels."""
-        distance: _Plane = np.abs(phase - np.round(phase)) * period
+        distance: Plane = np.abs(phase - np.round(phase)) * period
         return distance
 
     if thing.pattern == "striped":
-        stripes: _Plane = np.clip(0.5 + period / 4 - wave(across + 0 * along), 0.0, 1.0)
+        stripes: Plane = np.clip(0.5 + period / 4 - wave(across + 0 * along), 0.0, 1.0)
         return stripes
     if thing.pattern == "dotted":
-        dots: _Plane = np.clip(0.5 + period * 0.3 - np.hypot(wave(across), wave(along)), 0.0, 1.0)
+        dots: Plane = np.clip(0.5 + period * 0.3 - np.hypot(wave(across), wave(along)), 0.0, 1.0)
         return dots
-    first: _Plane = np.clip(0.5 + period / 4 - wave(across), 0.0, 1.0)
-    second: _Plane = np.clip(0.5 + period / 4 - wave(along), 0.0, 1.0)
+    first: Plane = np.clip(0.5 + period / 4 - wave(across), 0.0, 1.0)
+    second: Plane = np.clip(0.5 + period / 4 - wave(along), 0.0, 1.0)
     return first + second - 2 * first * second
-
-
-def _signed_distance(shape: str, u: _Plane, v: _Plane) -> _Plane:
-    """Return the distance to the outline in radii, negative inside and exact near it; v points down."""
-    far: _Plane = np.hypot(u, v)
-    if shape == "circle":
-        return far - 0.98
-    if shape == "ring":
-        band: _Plane = np.abs(far - 0.74)
-        return band - 0.27
-    if shape == "square":
-        box: _Plane = np.maximum(np.abs(u), np.abs(v))
-        return box - 0.84
-    if shape == "cross":
-        across, along = np.abs(u), np.abs(v)
-        bars: _Plane = np.minimum(
-            np.maximum(across - 1.0, along - 0.33), np.maximum(across - 0.33, along - 1.0)
-        )
-        return bars
-    if shape == "triangle":
-        # An equal-sided triangle, its base below: the half planes of its three sides.
-        side: _Plane = np.maximum(np.abs(u) * 0.866025 - v * 0.5 - 0.6, v - 0.78)
-        return side.astype(np.float32)
-    if shape == "star":
-        return _star(u, v)
-    return _heart(u, v)
-
-
-def _star(u: _Plane, v: _Plane) -> _Plane:
-    """Fold the plane onto half of one of the five points; its edge is then one straight line."""
-    outer, inner = 1.12, 0.5
-    part = np.pi / 5
-    angle = np.arctan2(u, -v - 0.06)
-    folded = np.abs(np.mod(angle + part, 2 * part) - part)
-    radius = np.hypot(u, v + 0.06)
-    tip = np.array([outer, 0.0])
-    notch = inner * np.array([np.cos(part), np.sin(part)])
-    edge = notch - tip
-    normal = np.array([-edge[1], edge[0]]) / np.linalg.norm(edge)
-    normal *= np.sign(normal @ tip)
-    offset = float(normal @ tip)
-    distance: _Plane = normal[0] * radius * np.cos(folded) + normal[1] * radius * np.sin(folded) - offset
-    return distance.astype(np.float32)
-
-
-def _heart(u: _Plane, v: _Plane) -> _Plane:
-    """Join two discs and the wedge that is tangent to them."""
-    half = np.abs(u)
-    disc = np.hypot(half - 0.48, v + 0.34) - 0.53
-    # The wedge's side touches the disc at 45 degrees, and both sides meet at the bottom tip.
-    slope = np.float32(0.7071068)
-    side = (half - 0.48) * slope + (v + 0.34) * slope - 0.53
-    below = np.maximum((half - 0.48) * slope - (v + 0.34) * slope, -(v + 0.34))
-    distance: _Plane = np.minimum(disc, np.maximum(side, below))
-    return distance.astype(np.float32)
