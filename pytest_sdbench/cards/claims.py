@@ -273,9 +273,9 @@ def check_claims(front: FrontMatter, claims: Sequence[Claim], sources: Mapping[s
 def passes_anything(metric: str, claimed: float, margin: float) -> bool:
     """Return whether a margin reaches the worst score there is, or is as large as a distance itself.
 
-    The unbiased KID of a good model is next to nothing: no share of it is a margin.
+    An unbiased distance of a good model, such as KID, is next to nothing: no share of it is a margin.
     """
-    return metric != "kid" and margin >= METRICS[metric].room(claimed)
+    return not METRICS[metric].signed and margin >= METRICS[metric].room(claimed)
 
 
 def told_apart(claims: Sequence[Claim]) -> list[Claim]:

@@ -262,7 +262,8 @@ def _check_devices(front: FrontMatter, block: Block) -> None:
 def check_value(path: Path, key: str, metric: str, value: Any, *, recorded: bool = False) -> float:
     """Return a claimed figure, or raise: a placeholder, zero, negative, not finite, or off the scale.
 
-    The unbiased KID of a good model can fall to zero and below; that is recorded, and never published.
+    An unbiased estimate, such as the KID of a good model, can fall to zero and below; that is recorded, and
+    never published.
     """
     known = METRICS[metric]
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -275,7 +276,7 @@ def check_value(path: Path, key: str, metric: str, value: Any, *, recorded: bool
             "a placeholder would pass whatever is measured",
         )
     number = float(value)
-    if not math.isfinite(number) or (number <= 0 and not (recorded and metric == "kid")):
+    if not math.isfinite(number) or (number <= 0 and not (recorded and known.signed)):
         what = "not finite" if not math.isfinite(number) else "negative" if number else "zero"
         raise CardError(
             f"the {known.label} is {what}",
@@ -286,8 +287,9 @@ def check_value(path: Path, key: str, metric: str, value: Any, *, recorded: bool
         )
     low, high = known.minimum, known.maximum
     if (low is not None and number < low) or (high is not None and number > high):
-        hundredth = number / 100
-        meant = f"; write {hundredth:.6g}" if metric == "clip_score" and number <= 100 else ""
+        others = known.often_multiplied_by
+        divided = number / others if others else math.inf
+        meant = f"; write {divided:.6g}" if divided <= (math.inf if high is None else high) < number else ""
         raise CardError(
             f"the {known.label} has the wrong scale",
             file=path,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_sdbench.protocols.image_steps import Images
+    from pytest_sdbench.protocols.metric_specs import MetricSpec
     from pytest_sdbench.protocols.protocol import Protocol
 
 EXTRACTORS: Registry[Extractor] = Registry(
@@ -138,18 +139,24 @@ def outputs_of(protocol: Protocol) -> dict[str, tuple[str, ...]]:
     Raises ProtocolError for an extractor that does not exist or lacks what a metric reads.
     """
     found: dict[str, set[str]] = {name: set() for name in protocol.extractors}
-    for name, spec in protocol.metrics.items():
-        metric, extractor = METRICS[name], extractor_of(spec.extractor)
-        if metric.output not in extractor.outputs:
-            others = [each for each in EXTRACTORS if metric.output in EXTRACTORS[each].outputs]
-            raise ProtocolError(
-                f"{metric.label} reads {metric.output}; this extractor has {', '.join(extractor.outputs)}",
-                key=f"metrics.{name}.{metric.extractor_key}",
-                found=spec.extractor,
-                remedy=f"Name one that has them: {', '.join(others)}",
-            )
-        found[spec.extractor].add(metric.output)
+    for spec in protocol.metrics.values():
+        width_of(spec)
+        found[spec.extractor].add(METRICS[spec.metric].output)
     return {name: tuple(sorted(outputs)) for name, outputs in found.items()}
+
+
+def width_of(spec: MetricSpec) -> int:
+    """Return in how many numbers its extractor says what a metric reads; raises as `outputs_of`."""
+    metric, extractor = METRICS[spec.metric], extractor_of(spec.extractor)
+    if metric.output not in extractor.outputs:
+        others = [each for each in EXTRACTORS if metric.output in EXTRACTORS[each].outputs]
+        raise ProtocolError(
+            f"{metric.label} reads {metric.output}; this extractor has {', '.join(extractor.outputs)}",
+            key=f"metrics.{spec.metric}.{metric.extractor_key}",
+            found=spec.extractor,
+            remedy=f"Name one that has them: {', '.join(others)}",
+        )
+    return extractor.outputs[metric.output]
 
 
 def column_widths(protocol: Protocol) -> dict[str, int]:

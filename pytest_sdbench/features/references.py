@@ -22,7 +22,7 @@ from pytest_sdbench.base.files import sha256_of, write_atomically
 from pytest_sdbench.base.progress import progress
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.features.definition import FeatureNetwork
-from pytest_sdbench.features.extractors import extractor_of, known_fingerprint, open_extractor
+from pytest_sdbench.features.extractors import known_fingerprint, open_extractor, width_of
 from pytest_sdbench.features.images import BATCH, decode, in_batches, open_images
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
@@ -152,8 +152,7 @@ def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> F
             file=path,
             remedy=f"Put them there, or compute them from {wanted.images:,} real images: {command} {path}",
         )
-    width = extractor_of(spec.extractor).outputs["features"]
-    found = load_reference(path, width=width, sha256=wanted.sha256)
+    found = load_reference(path, width=width_of(spec), sha256=wanted.sha256)
     _made_with(spec.extractor, path, remedy=f"Compute them again: {command} {path}")
     return found
 
