@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.features.extractors import extractor_of
 from pytest_sdbench.models.checkpoint import COMPONENTS, split_pair
+from pytest_sdbench.models.counts import parameter_count
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot
 
 _WIDTH = 4
@@ -90,9 +90,5 @@ def _size(card: Card, components: list[str]) -> int | None:
                 return None
         else:
             model = text_encoder_skeleton() if component == "text_encoder" else vae_skeleton()
-        total += _WIDTH * _parameters(model)
+        total += _WIDTH * parameter_count(model)
     return total
-
-
-def _parameters(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

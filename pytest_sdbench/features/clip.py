@@ -19,6 +19,7 @@ from pytest_sdbench.base.errors import CheckpointError, ProtocolError, Unavailab
 from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features.definition import Extractor, Measure
+from pytest_sdbench.models.counts import parameter_count
 from pytest_sdbench.protocols.image_steps import Images
 
 NAMED, LOCAL = "open_clip:", "local:"
@@ -208,7 +209,7 @@ def _download(name: str) -> tuple[str, int | None]:
         return name, None
     with torch.device("meta"):
         model = CLIP(**config)
-    return name, sum(4 * parameter.numel() for parameter in model.parameters())
+    return name, 4 * parameter_count(model)
 
 
 OPEN_CLIP = Extractor(

@@ -36,18 +36,19 @@ def component_sizes(source: str | Config | Checkpoint) -> dict[str, int]:
         }
     else:
         config = unet_config(source)
-        sizes = {"unet": _count(unet_skeleton(config))}
+        sizes = {"unet": parameter_count(unet_skeleton(config))}
         if config.get("cross_attention_dim") != SD_V1_TEXT_ENCODER["hidden_size"]:
             return sizes
         sizes |= {
-            "text_encoder": _count(text_encoder_skeleton()),
-            "image_decoder": _count(vae_skeleton().decoder),
+            "text_encoder": parameter_count(text_encoder_skeleton()),
+            "image_decoder": parameter_count(vae_skeleton().decoder),
         }
     return sizes | {"whole": sum(sizes.values())}
 
 
-def _count(model: object) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())  # type: ignore[attr-defined]
+def parameter_count(model: Any) -> int:
+    """Return how many parameters a network has, also one without storage."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _stored(checkpoint: Checkpoint, component: str, prefix: str = "") -> int:
