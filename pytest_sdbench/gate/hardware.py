@@ -12,14 +12,11 @@ from pytest_sdbench.gate.verdict import Outcome, Verdict, percent
 RANK_LEVEL = 0.002
 """Of the rank test that a speed must fail: machines are noisy in ways that no model of theirs covers."""
 
-
 LATENCY_FLOOR = 1e-4
 """Seconds a call by which a latency must be over before it fails."""
 
-
 LATENCY_MARGIN = 0.1
 """Share of a recorded latency that a device's clock, temperature and driver may add another day."""
-
 
 MEMORY_MARGIN, MEMORY_FLOOR = 0.01, 1 << 20
 """Share of the claim, and bytes, by which a peak must be over before it fails."""

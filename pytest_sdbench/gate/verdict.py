@@ -20,7 +20,6 @@ together (the published scores of a card, or the recorded ones)."""
 POWER = 0.8
 """A margin must let an identical checkpoint pass at least so often."""
 
-
 _NORMAL = NormalDist()
 
 
@@ -105,13 +104,12 @@ def judge_scores(scores: Sequence[Score], *, family: int | None = None, share: f
         _check(score)
     verdicts: dict[int, Verdict] = {}
     chances = [_chance_of_wrong_fail(score) for score in scores]
-    order = sorted(range(len(scores)), key=lambda i: chances[i])
-    levels = [ALPHA * share / (family - rank) for rank in range(len(order))]
-    # The first that does not fail stops the rest, which would have to meet its level.
-    stop = next((rank for rank, i in enumerate(order) if chances[i] > levels[rank]), len(order))
-    for rank, i in enumerate(order):
-        level = levels[min(rank, stop)]
-        verdicts[i] = _conclude(scores[i], chances[i], failed=rank < stop, level=level, share=share)
+    failed, level = True, ALPHA
+    for rank, i in enumerate(sorted(range(len(scores)), key=lambda i: chances[i])):
+        # The first that does not fail stops the rest, which would have to meet its level.
+        level = ALPHA * share / (family - rank) if failed else level
+        failed = failed and chances[i] <= level
+        verdicts[i] = _conclude(scores[i], chances[i], failed=failed, level=level, share=share)
     return [verdicts[i] for i in range(len(scores))]
 
 
@@ -139,45 +137,40 @@ def chance_of_pass(margin: float, error: float, *, assumed: float | None = None)
 
 
 def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, share: float) -> Verdict:
-    worse, error = score.worse, score.error
-    shown = f"{score.label}: claimed {score.claimed:.{score.decimals}f}, measured {_measured(score)}"
-    unit = f".{score.decimals}f"
+    worse, error, unit = score.worse, score.error, f".{score.decimals}f"
+    shown = f"{score.label}: claimed {score.claimed:{unit}}, measured {_measured(score, unit)}: "
+    shown += _by(worse, unit)
+    margin = f"margin {score.margin:{unit}}"
     if error is None:
         return Verdict(
             Outcome.INCONCLUSIVE,
-            f"{shown}: {_by(worse, unit)}, margin {score.margin:{unit}}; cannot tell: these images do "
-            "not say what the standard error is (too few images or prompts, or a few that outweigh the rest)",
+            f"{shown}, {margin}; cannot tell: these images do not say what the standard error is (too few "
+            "images or prompts, or a few that outweigh the rest)",
             {"worse_by": worse},
         )
     quantile = _NORMAL.inv_cdf(1 - ALPHA * share)
     at_least, at_most = worse - quantile * error, worse + _reach(score, quantile)
     figures = {"worse_by": worse, "error": error, "at_least": at_least, "at_most": at_most}
     wrong_pass = _chance_of_wrong_pass(score)
-    if failed:
-        least = worse - _NORMAL.inv_cdf(1 - level) * error
-        return Verdict(
-            Outcome.FAIL,
-            f"{shown}: {_by(worse, unit)}, at least {_signed(least, unit)}, margin {score.margin:{unit}}; "
-            f"chance of a wrong fail {percent(wrong_fail)}",
-            {**figures, "at_least": least, "wrong_call": wrong_fail},
-        )
-    if wrong_pass <= ALPHA * share:
+    if not failed and wrong_pass <= ALPHA * share:
         good = ", better than the claim by more than the margin: look" if at_most < -score.margin else ""
         return Verdict(
             Outcome.PASS,
-            f"{shown}: {_by(worse, unit)}, {_bound(at_most, unit)}, margin {score.margin:{unit}}; "
-            f"chance of a wrong pass {percent(wrong_pass)}{good}",
-            {**figures, "wrong_call": wrong_pass},
+            f"{shown}, {_bound(at_most, unit)}, {margin}; chance of a wrong pass {percent(wrong_pass)}{good}",
+            figures | {"wrong_call": wrong_pass},
         )
-    # No fail at the level of its family, which says less than one at that of a single score.
-    at_least = worse - _NORMAL.inv_cdf(1 - level) * error
-    return Verdict(
-        Outcome.INCONCLUSIVE,
-        f"{shown}: {_by(worse, unit)}, anything from {_signed(at_least, unit)} to "
-        f"{_signed(at_most, unit)}, margin {score.margin:{unit}}; cannot tell: "
-        f"{_remedy(score, ALPHA * share if worse < score.margin else level)}",
-        {**figures, "at_least": at_least},
-    )
+    # At the level of its family, which says less than one at that of a single score.
+    figures["at_least"] = at_least = worse - _NORMAL.inv_cdf(1 - level) * error
+    least = _signed(at_least, unit)
+    if failed:
+        return Verdict(
+            Outcome.FAIL,
+            f"{shown}, at least {least}, {margin}; chance of a wrong fail {percent(wrong_fail)}",
+            figures | {"wrong_call": wrong_fail},
+        )
+    remedy = _remedy(score, ALPHA * share if worse < score.margin else level)
+    open_ends = f"anything from {least} to {_signed(at_most, unit)}"
+    return Verdict(Outcome.INCONCLUSIVE, f"{shown}, {open_ends}, {margin}; cannot tell: {remedy}", figures)
 
 
 def _chance_of_wrong_pass(score: Score) -> float:
@@ -246,13 +239,12 @@ def _check(score: Score) -> None:
             raise ValueError(f"{score.label}: {name} is {figure}; give 0 or more, in the unit of the metric")
 
 
-def _measured(score: Score) -> str:
-    shown = f"{score.measured:.{score.decimals}f}"
+def _measured(score: Score, unit: str) -> str:
     if score.interval is None:
-        return shown
+        return f"{score.measured:{unit}}"
     reach = _NORMAL.inv_cdf(0.975) * score.interval
     low, high = score.measured - reach, score.measured + reach
-    return f"{shown} (95 % interval {low:.{score.decimals}f} to {high:.{score.decimals}f})"
+    return f"{score.measured:{unit}} (95 % interval {low:{unit}} to {high:{unit}})"
 
 
 def _by(worse: float, unit: str) -> str:

@@ -51,19 +51,12 @@ def difference(
     values = (first.value, second.value) if at is None else (first.at(at), second.at(at))
     if values[0] is None or values[1] is None:
         return None
-    unpaired = None
+    unpaired, mine, theirs = None, first.influence, second.influence
     if first.standard_error is not None and second.standard_error is not None:
         unpaired = math.hypot(first.standard_error, second.standard_error)
-    paired = (
-        first.influence is not None
-        and second.influence is not None
-        and len(first.influence) == len(second.influence)
-    )
-    error = unpaired
-    if paired:
-        assert first.influence is not None
-        assert second.influence is not None
-        error = standard_error(first.influence - second.influence, groups)
+    error, paired = unpaired, False
+    if mine is not None and theirs is not None and len(mine) == len(theirs):
+        error, paired = standard_error(mine - theirs, groups), True
     return Difference(first.metric, values[0] - values[1], error, unpaired, paired, first.n)
 
 

@@ -14,11 +14,10 @@ from pytest_sdbench.metrics.fid_bias import (
     BLOCKS,
     FEWEST,
     FEWEST_LEFT,
-    corrected_fid,
     degenerate_variance,
     elliptical_fid,
+    jackknife,
     joined,
-    left_out,
     part,
     squared_scales,
     together,
@@ -44,8 +43,6 @@ def fid_estimate(
         return Undefined(
             "fid", f"FID needs more images than its {reference.width} features; {instead} does not", n
         )
-    for moments in blocks:
-        moments.finish()
     sample = joined(blocks)
     if n < FEWEST * reference.width:
         return Estimate("fid", fid(sample, reference), None, n)
@@ -56,7 +53,7 @@ def fid_estimate(
     parts = [part(blocks.pop(), reference) for _ in range(BLOCKS)]
     squares = squared_scales(np.concatenate([_distances(batch, sample.mu) for batch in rows]), sample)
     of_parts = [squares[places == k] for k in reversed(range(BLOCKS))]
-    without = left_out(parts, reference, of_parts) if even else []
+    without = jackknife(parts, reference, of_parts) if even else math.nan
     whole = together(parts, reference)
     del parts
     influence = fid_influence(sample, reference, whole.product / (n - 1))
@@ -67,7 +64,8 @@ def fid_estimate(
     error = standard_error(psi, groups, degenerate=degenerate, blocks=BLOCKS)
     if even:
         biased = elliptical_fid(whole, reference, squares, influence.eigenvalues)
-        corrected = corrected_fid(biased, without)
+        # The term in 1/n goes (Quenouille 1956). Below zero, as an unbiased estimate of zero must at times.
+        corrected = biased - (BLOCKS - 1) * (without - biased)
         if math.isfinite(corrected):
             return Estimate("fid", value, error, n, corrected, (value - corrected) * n, psi, degenerate)
     return Estimate("fid", value, error, n, influence=psi, degenerate=degenerate)
@@ -93,6 +91,8 @@ def _blocks(
             moments.update(batch[place == k])
         places.append(place)
         n += len(batch)
+    for moments in blocks:
+        moments.finish()
     return blocks, np.concatenate(places)
 
 

@@ -99,7 +99,6 @@ _NODES = 200
 _AROUND, _HEIGHT = 1.0, 2.0
 """By how much the contour leaves the spectrum aside, and half its height (below pi), in log z."""
 
-
 _SPREADS = 8
 """Steps in which scales are spread."""
 
@@ -141,22 +140,13 @@ def together(parts: Sequence[Part], reference: FeatureStatistics) -> Part:
     return Part(n, mean, sum(each.trace for each in parts) + float(np.vdot(steps, steps)), whole)
 
 
-def corrected_fid(whole: float, left_out: Sequence[float]) -> float:
-    """Return FID without its bias, from its values of all images and without each block (`elliptical_fid`).
-
-    The result may be below zero, as an unbiased estimate of zero must. It needs twice as many images as
-    features. (A jackknife over blocks of images removes the term in 1/n: Quenouille 1956.)
-    """
-    return whole - (len(left_out) - 1) * (float(np.mean(left_out)) - whole)
-
-
-def left_out(blocks: Sequence[Part], reference: FeatureStatistics, squares: Sequence[Array]) -> list[float]:
-    """Return `elliptical_fid` of all images but one block, for each block; `squares` are those of each."""
+def jackknife(blocks: Sequence[Part], reference: FeatureStatistics, squares: Sequence[Array]) -> float:
+    """Return the mean of `elliptical_fid` without each block; `squares` are those of each block."""
     found = []
     for k in range(len(blocks)):
         rest = together([*blocks[:k], *blocks[k + 1 :]], reference)
         found.append(elliptical_fid(rest, reference, np.concatenate([*squares[:k], *squares[k + 1 :]])))
-    return found
+    return float(np.mean(found))
 
 
 def sum_of_roots(values: Array, n: int, known: Scales = GAUSSIAN) -> float:

@@ -22,13 +22,20 @@ def fid(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
     S R, but real and found by a symmetric solver; what rounding pushes below zero counts as zero. Raises
     ValueError where the widths differ.
     """
-    _check(sample, reference)
     values = np.asarray(np.linalg.eigvalsh(product(sample.sigma, reference)), np.float64)
     return distance(sample.mu, float(np.trace(sample.sigma)), reference, _sum_of_roots(values))
 
 
 def product(sigma: Array, reference: FeatureStatistics) -> Array:
-    """Return A'SA with A A' = R, [D, D]: the lower triangle, which is all that the symmetric solvers read."""
+    """Return A'SA with A A' = R, [D, D]: the lower triangle, which is all that the symmetric solvers read.
+
+    Raises ValueError where the widths differ.
+    """
+    if len(sigma) != reference.width:
+        raise ValueError(
+            f"the images have {len(sigma)} features and the reference {reference.width}: "
+            "they come from different extractors"
+        )
     lower, factor = np.zeros_like(sigma), reference.factor
     # Cholesky's factor is zero above its diagonal, and then so is most of the work.
     triangular = not np.triu(factor, 1).any()
@@ -82,7 +89,6 @@ def fid_influence(
     (Resampling images does not: a bootstrap repeats images, which shrinks the covariance and raises every
     resampled FID.) `known` is the `product` of sample and reference where it has been computed.
     """
-    _check(sample, reference)
     values, vectors = np.linalg.eigh(product(sample.sigma, reference) if known is None else known)
     kept = values > CUT_OFF * values[-1]
     basis = reference.factor @ (vectors[:, kept] * values[kept] ** -0.25)
@@ -104,11 +110,3 @@ def _sum_of_roots(values: Array) -> float:
 
 def _strips(width: int) -> list[slice]:
     return [slice(start, min(start + _STRIP, width)) for start in range(0, width, _STRIP)]
-
-
-def _check(sample: FeatureStatistics, reference: FeatureStatistics) -> None:
-    if sample.width != reference.width:
-        raise ValueError(
-            f"the images have {sample.width} features and the reference {reference.width}: "
-            "they come from different extractors"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,77 +45,55 @@ class InceptionScore:
             self._split_of[order[split * n // splits : (split + 1) * n // splits]] = split
         self._count = np.bincount(self._split_of, minlength=splits)
         self._negentropy = np.zeros(n)
-        self._marginal: Array | None = None
-        self._squares: Array | None = None
+        self._marginal, self._squares = np.zeros((splits, 0)), np.zeros(0)
         self._seen = 0
 
     def update(self, logits: Rows) -> None:
-        """Add the logits of the next images, [B, classes]; raises ValueError for more images than
-        announced."""
-        if self._seen + len(logits) > len(self._split_of):
-            raise ValueError(f"more than the announced {len(self._split_of)} images")
-        p, log_p = _probabilities(logits)
+        """Add the logits of the next images, [B, classes]; raises ValueError for more than announced."""
         seen = slice(self._seen, self._seen + len(logits))
-        if self._marginal is None or self._squares is None:
+        if seen.stop > len(self._split_of):
+            raise ValueError(f"more than the announced {len(self._split_of)} images")
+        if not self._seen:
             self._marginal = np.zeros((len(self._count), logits.shape[1]))
             self._squares = np.zeros(logits.shape[1])
+        p, log_p = _probabilities(logits)
         self._negentropy[seen] = (p * log_p).sum(axis=1)
         np.add.at(self._marginal, self._split_of[seen], p)
         self._squares += np.square(p).sum(axis=0)
-        self._seen += len(logits)
-
-    def split_scores(self) -> Array:
-        """Return the score of each split; raises ValueError before all images were seen."""
-        marginal, _ = self._complete()
-        # The mean over x of p(y|x) log p(y) is p(y) log p(y).
-        negentropy = np.bincount(self._split_of, weights=self._negentropy)
-        return np.asarray(np.exp(negentropy / self._count + _entropy(marginal / self._count[:, None])))
+        self._seen = seen.stop
 
     def score(self) -> float:
-        """Return the mean over the splits; their spread is no standard error and is not offered as one."""
-        return float(self.split_scores().mean())
+        """Return the mean over the splits; their spread is no standard error and is not offered as one.
 
-    def influence(self) -> InceptionInfluence:
+        Raises ValueError before all images were seen.
+        """
+        if self._seen != len(self._split_of):
+            raise ValueError(f"{self._seen} of {len(self._split_of)} images seen")
+        # The mean over x of p(y|x) log p(y) is p(y) log p(y).
+        negentropy = np.bincount(self._split_of, weights=self._negentropy)
+        entropy = _entropy(self._marginal / self._count[:, None])
+        return float(np.exp(negentropy / self._count + entropy).mean())
+
+    def influence(self, batches: Iterable[Rows]) -> tuple[Array, float, float]:
         """Return how each image moves the score, and what the score owes to the number of images.
+
+        Takes the logits once more, and returns KL(p(y|x) || p(y)) of each image, [n], the score of all images
+        as one split, and sum_y E p(y|x)^2 / p(y) - 1: the classes less one where each image has one class.
 
         An image moves exp(E KL) by IS (KL(p(y|x) || p(y)) - log IS) / n: the derivative with the weight of x,
         in which that of p(y) vanishes. The entropy of a marginal of m images is too small by
         (sum_y E p(y|x)^2 / p(y) - 1) / 2 m to first order (Miller 1955, for a class per image). Both are
         estimated from all images together: the marginals of splits are fitted to few images, and too well.
-        Raises ValueError before all images were seen.
         """
-        marginal, squares = self._complete()
         n = len(self._split_of)
-        whole = marginal.sum(axis=0) / n
-        seen = whole > 0
-        return InceptionInfluence(
-            negentropy=self._negentropy,
-            log_marginal=_log(whole),
-            score=float(np.exp(self._negentropy.mean() + _entropy(whole))),
-            freedom=float((squares[seen] / n / whole[seen]).sum()) - 1,
+        whole = self._marginal.sum(axis=0) / n
+        log_whole, seen = _log(whole), whole > 0
+        cross = np.concatenate([_probabilities(logits)[0] @ log_whole for logits in batches])
+        return (
+            self._negentropy - cross,
+            float(np.exp(self._negentropy.mean() + _entropy(whole))),
+            float((self._squares[seen] / n / whole[seen]).sum()) - 1,
         )
-
-    def _complete(self) -> tuple[Array, Array]:
-        if self._seen != len(self._split_of) or self._marginal is None or self._squares is None:
-            raise ValueError(f"{self._seen} of {len(self._split_of)} images seen")
-        return self._marginal, self._squares
-
-
-@dataclass(frozen=True, eq=False)
-class InceptionInfluence:
-    """The divergence of each image from the marginal of all; takes the logits once more."""
-
-    negentropy: Array
-    log_marginal: Array
-    score: float
-    """Of all images as one split."""
-    freedom: float
-    """sum_y E p(y|x)^2 / p(y) - 1: the classes less one where each image has one class."""
-
-    def __call__(self, start: int, logits: Rows) -> Array:
-        """Return KL(p(y|x) || p(y)), [B]; `start` is the number of images before these."""
-        p, _ = _probabilities(logits)
-        return np.asarray(self.negentropy[start : start + len(logits)] - p @ self.log_marginal)
 
 
 def _probabilities(logits: Rows) -> tuple[Array, Array]:
@@ -151,28 +130,19 @@ def estimate(sample: Sample, _: FeatureStatistics | None, options: Splits) -> Es
     score = InceptionScore(n, splits=options.splits, shuffle_seed=options.shuffle_seed)
     for logits in sample:
         score.update(logits)
-    influence = score.influence()
-    parts, start = [], 0
-    for logits in sample:
-        parts.append(influence(start, logits))
-        start += len(logits)
-    divergence = np.concatenate(parts)
+    value = score.score()
+    divergence, as_one_split, freedom = score.influence(sample)
     spread = standard_error(divergence, sample.groups)
     if spread is None:
-        return Estimate("inception_score", score.score(), None, n)
+        return Estimate("inception_score", value, None, n)
     # Bias of log IS in units of 1 / images; the exponential of a mean is too large by half its variance.
-    bias = -influence.freedom / 2 + n * spread**2 / 2
-    corrected = influence.score * math.exp(-bias / n) if abs(bias) / n <= _LARGEST_BIAS else None
-    scale = score.score() if corrected is None else corrected
-    return Estimate(
-        "inception_score",
-        score.score(),
-        scale * spread,
-        n,
-        corrected,
-        0.0 if corrected is None else corrected * bias * options.splits,
-        scale * (divergence - divergence.mean()),
-    )
+    bias = -freedom / 2 + n * spread**2 / 2
+    scale, slope, corrected = value, 0.0, None
+    if abs(bias) / n <= _LARGEST_BIAS:
+        scale = corrected = as_one_split * math.exp(-bias / n)
+        slope = corrected * bias * options.splits
+    influence = scale * (divergence - divergence.mean())
+    return Estimate("inception_score", value, scale * spread, n, corrected, slope, influence)
 
 
 INCEPTION_SCORE = Metric(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from pytest_sdbench.metrics.definition import Metric, NoOptions, Sample
@@ -15,37 +13,7 @@ _BLOCK = 1024
 """Rows and columns of the kernel matrix that exist at one time."""
 
 _EVEN, _ENOUGH = 6, 500
-"""Images that may stand for one (see `Kid.uncertain`), and images that are enough whatever they stand for."""
-
-
-@dataclass(frozen=True, eq=False)
-class Kid:
-    """The kernel distance of a set of images to a reference, and how much each image moves it."""
-
-    value: float
-    corrected: float
-    """The value over pairs of different prompts alone: images of one prompt are alike."""
-    influence: Array
-    """First-order change with the weight of each image, [n]; their mean is zero."""
-    degenerate: float
-    """Variance of the second-order part."""
-    unbiased: float
-    """Squared distance to the mean of the reference without its bias over the one with it, 0 to 1."""
-    uncertain: bool
-    """Whether the influence does not tell the standard error, since a few images outweigh the rest.
-
-    The kernel is cubic: of heavy-tailed features it has the tails of their sixth power, and a sample that
-    lacks the largest ones has far too small a variance. The influence itself shows that badly: what a large
-    image does to it depends on its direction, and next to the reference it is all but zero. But no image
-    moves KID by more than its distance from the mean, in the space of the kernel, times twice the distance
-    to the reference, and no pair of images by more than the product of theirs (Cauchy and Schwarz): the mean
-    of the squared distances bounds both parts of the variance, and must itself be known. It is known where
-    (sum c)^2 / sum c^2, the number of images that make up the sum of the squared distances c, is a sixth of
-    all images, or 500. (Of Gaussian features in 16 dimensions it is a third to a half of all, of pooled
-    features of images two thirds. Where c has no variance it stays small, however large the sample.) That
-    must hold for the images, and for images and reference together: a few hundred images often lack the
-    large ones, and a reference of the same kind shows them.
-    """
+"""Images that may stand for one (see `_few_outweigh`), and images that are enough whatever they stand for."""
 
 
 def kid(features: Rows, reference: Rows) -> float:
@@ -55,17 +23,24 @@ def kid(features: Rows, reference: Rows) -> float:
     The kernel matrix is visited block by block: memory is that of the features. Raises ValueError for fewer
     than two rows on a side or for different widths.
     """
-    return kid_influence(features, reference).value
+    return kid_estimate(features, reference).value
 
 
-def kid_influence(features: Rows, reference: Rows, groups: Groups | None = None) -> Kid:
-    """Return the squared MMD as `kid`, with the influence of each image; the reference is taken as given.
+def kid_estimate(features: Rows, reference: Rows, groups: Groups | None = None) -> Estimate:
+    """Return the squared MMD as `kid`, with its standard error; the reference is taken as given.
 
     By Hoeffding's decomposition (1948) an image moves the U-statistic by h(x) = 2 (E k(x, x') - E k(x, y)),
     centred, and the remainder has the variance 2 / n (n - 1) of the kernel centred on both sides. `groups`
-    tell which images share a prompt. Raises ValueError as `kid`.
+    tell which images share a prompt: images of one prompt are alike, and `corrected` is the value over pairs
+    of different prompts alone. Where a few images outweigh the rest the standard error is not known. Raises
+    ValueError as `kid`.
     """
-    _check(features, reference)
+    if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
+        raise ValueError(
+            f"features {list(features.shape)} and reference features {list(reference.shape)} do not match"
+        )
+    if min(len(features), len(reference)) < 2:
+        raise ValueError("KID needs at least 2 images and 2 references")
     n, m = len(features), len(reference)
     sums, squares, own = _sums_of_pairs(features)
     sums_of_reference, _, own_of_reference = _sums_of_pairs(reference)
@@ -88,40 +63,14 @@ def kid_influence(features: Rows, reference: Rows, groups: Groups | None = None)
     biased = float((sums + own).mean()) / n - among
     distances = _from_the_mean(sums, own)
     all_distances = np.concatenate([distances, _from_the_mean(sums_of_reference, own_of_reference)])
-    return Kid(
-        value=mean + rest,
-        corrected=corrected,
-        influence=np.asarray(moved - moved.mean()),
-        degenerate=2 * max(centred, 0.0) / (n * (n - 1)),
-        unbiased=apart / (apart + biased) if apart > 0 else 0.0,
-        uncertain=_few_outweigh(distances) or _few_outweigh(all_distances),
-    )
-
-
-def kid_subsets(
-    features: Rows, reference: Rows, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
-) -> Array:
-    """Return the KID of random subsets as torch-fidelity draws them, [subsets]; their mean is its KID.
-
-    For comparison with published figures only: `kid` uses every pair once.
-    Raises ValueError where a side has fewer rows than a subset.
-    """
-    _check(features, reference)
-    if min(len(features), len(reference)) < subset_size:
-        raise ValueError(
-            f"subsets of {subset_size} need as many images and references, "
-            f"not {len(features)} and {len(reference)}"
-        )
-    rng = np.random.RandomState(seed)
-    return np.array(
-        [
-            kid(
-                features[rng.choice(len(features), subset_size, replace=False)],
-                reference[rng.choice(len(reference), subset_size, replace=False)],
-            )
-            for _ in range(subsets)
-        ]
-    )
+    value = mean + rest
+    if _few_outweigh(distances) or _few_outweigh(all_distances):
+        return Estimate("kid", value, None, n, corrected)
+    influence, degenerate = moved - moved.mean(), 2 * max(centred, 0.0) / (n * (n - 1))
+    # Squared distance to the mean of the reference without its bias over the one with it, 0 to 1.
+    unbiased = apart / (apart + biased) if apart > 0 else 0.0
+    error = standard_error(influence, groups, degenerate=degenerate, unbiased=unbiased)
+    return Estimate("kid", value, error, n, corrected, (value - corrected) * n, influence, degenerate)
 
 
 def _kernel(x: Array, y: Array) -> Array:
@@ -142,6 +91,20 @@ def _from_the_mean(sums: Array, own: Array) -> Array:
 
 
 def _few_outweigh(weights: Array) -> bool:
+    """Return whether the influence does not tell the standard error, since a few images outweigh the rest.
+
+    The kernel is cubic: of heavy-tailed features it has the tails of their sixth power, and a sample that
+    lacks the largest ones has far too small a variance. The influence itself shows that badly: what a large
+    image does to it depends on its direction, and next to the reference it is all but zero. But no image
+    moves KID by more than its distance from the mean, in the space of the kernel, times twice the distance
+    to the reference, and no pair of images by more than the product of theirs (Cauchy and Schwarz): the mean
+    of the squared distances bounds both parts of the variance, and must itself be known. It is known where
+    (sum c)^2 / sum c^2, the number of images that make up the sum of the squared distances c, is a sixth of
+    all images, or 500. (Of Gaussian features in 16 dimensions it is a third to a half of all, of pooled
+    features of images two thirds. Where c has no variance it stays small, however large the sample.) That
+    must hold for the images, and for images and reference together: a few hundred images often lack the
+    large ones, and a reference of the same kind shows them.
+    """
     squares = float(np.vdot(weights, weights))
     if squares == 0:
         return False
@@ -195,15 +158,6 @@ def _sums_across(rows: Rows, others: Rows) -> Array:
     return sums
 
 
-def _check(features: Rows, reference: Rows) -> None:
-    if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
-        raise ValueError(
-            f"features {list(features.shape)} and reference features {list(reference.shape)} do not match"
-        )
-    if min(len(features), len(reference)) < 2:
-        raise ValueError("KID needs at least 2 images and 2 references")
-
-
 def estimate(sample: Sample, reference: FeatureStatistics | None, _: NoOptions) -> Estimate | Undefined:
     """Return the KID of features, [n, D]; undefined without reference features and for a single image."""
     n = sample.n
@@ -213,19 +167,7 @@ def estimate(sample: Sample, reference: FeatureStatistics | None, _: NoOptions) 
         return Undefined("kid", "the reference statistics hold moments only; KID needs features", n)
     if n < 2:
         return Undefined("kid", "KID needs at least 2 images", n)
-    found = kid_influence(sample.rows(), reference.features, sample.groups)
-    if found.uncertain:
-        return Estimate("kid", found.value, None, n, found.corrected)
-    return Estimate(
-        "kid",
-        found.value,
-        standard_error(found.influence, sample.groups, degenerate=found.degenerate, unbiased=found.unbiased),
-        n,
-        found.corrected,
-        (found.value - found.corrected) * n,
-        found.influence,
-        found.degenerate,
-    )
+    return kid_estimate(sample.rows(), reference.features, sample.groups)
 
 
 KID = Metric(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -125,8 +126,8 @@ class Moments:
         if not self._pending:
             return self._folded, self._mean, self._scatter
         # Works on a copy: looking at the moments half-way must not move the borders of the blocks.
-        whole = Moments.__new__(Moments)
-        whole._folded, whole._mean, whole._scatter = self._folded, self._mean.copy(), self._scatter.copy()
+        whole = copy(self)
+        whole._scatter = self._scatter.copy()
         whole._fold_rows(self._block[: self._pending])
         return whole._folded, whole._mean, whole._scatter
 
