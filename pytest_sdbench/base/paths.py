@@ -19,3 +19,9 @@ def reference() -> Path:
     package = Path(__file__).resolve().parents[1]
     shipped = package / "_reference"
     return shipped if shipped.is_dir() else package.parent / "reference"
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as messages tell it: from the working folder on, or of another place its name alone."""
+    path = Path(path).resolve()
+    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name

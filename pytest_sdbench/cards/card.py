@@ -184,38 +184,25 @@ def find_card(name: str, near: str | Path, *, search: Sequence[Path] = ()) -> Pa
             if path.is_file():
                 return path
     names = sorted({path.stem for folder in folders for path in folder.glob("*.md") if is_card(path)})
-    raise CardError(
-        "there is no such card",
-        file=near,
-        found=name,
-        remedy=f"{suggestion(name, names)}Put {name}.md beside this card, or name one of: {', '.join(names)}",
-    )
+    remedy = f"{suggestion(name, names)}Put {name}.md beside this card, or name one of: {', '.join(names)}"
+    raise CardError("there is no such card", file=near, found=name, remedy=remedy)
 
 
 def check_lineage(card: Card, *, search: Sequence[Path] = ()) -> None:
     """Raise CardError if ``base`` or ``baseline`` names no card, a broken one, or leads back to the card."""
     for key in ("base", "baseline"):
-        chain, current = [card.name], card
+        chain, current, place = [card.name], card, f"sdbench.{key}"
         while (name := getattr(current, key)) is not None:
             try:
                 path = find_card(name, current.path, search=search)
             except CardError as error:
-                raise CardError(
-                    f"the {key} names no card",
-                    file=current.path,
-                    key=f"sdbench.{key}",
-                    found=name,
-                    remedy=error.remedy,
-                ) from None
+                message, file, remedy = f"the {key} names no card", current.path, error.remedy
+                raise CardError(message, file=file, key=place, found=name, remedy=remedy) from None
             chain.append(name)
             if name in chain[:-1]:
-                raise CardError(
-                    f"the {key} leads back to the card itself",
-                    file=card.path,
-                    key=f"sdbench.{key}",
-                    found=" -> ".join(chain),
-                    remedy=f"Remove the {key} from one of these cards",
-                )
+                message, remedy = f"the {key} leads back", f"Remove the {key} from one of these cards"
+                found = " -> ".join(chain)
+                raise CardError(message, file=card.path, key=place, found=found, remedy=remedy)
             current = read_card(path, search=search)
 
 

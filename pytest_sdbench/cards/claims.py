@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pytest_sdbench.base.schema import Keys, dotted, suggestion
+from pytest_sdbench.base.schema import Keys, suggestion
 from pytest_sdbench.cards.front_matter import FrontMatter
 from pytest_sdbench.cards.records import Record
 from pytest_sdbench.cards.schema import Block, Model, Result, Source, check_metric, check_value
@@ -52,7 +52,7 @@ class Claim:
         """Return the claim's name in a test id: ``coco30k-bksdm-fid``, ``unstated-5k-fid``."""
         parts = [self.protocol]
         if self.protocol == UNSTATED and self.n:
-            parts.append(images(self.n))
+            parts.append(f"{self.n // 1000}k" if self.n % 1000 == 0 else str(self.n))
         parts += [self.metric, self.suffix, "recorded" if self.kind == "recorded" else ""]
         return "-".join(part for part in parts if part)
 
@@ -60,11 +60,6 @@ class Claim:
     def gate_protocol(self) -> str | None:
         """Return the protocol under which the claim is gated, or None: it is shown only."""
         return self.assumed if self.protocol == UNSTATED else self.protocol
-
-
-def images(n: int) -> str:
-    """Return a number of images as the field writes it: 30k, 512."""
-    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
 
 
 def published(
@@ -85,30 +80,33 @@ def published(
         for r, result in enumerate(model.results)
     ]
     for at, result in results:
-        protocol = _protocol_of(front, at, result, known, hub=hub)
-        assumed, n = _arguments(front, at, result, protocol, known)
+        protocol = _protocol_of(front, (*at, "dataset", "config"), result, known, hub=hub)
+        assumed, n = _arguments(front, (*at, "dataset", "args"), result, protocol, known)
         for k, figure in enumerate(result.metrics):
             place = (*at, "metrics", k)
             if hub and (note := _untestable(figure.type, figure.value)):
                 explained.append(f"{figure.type}: {note}")
                 continue
-            metric = check_metric(front.path, dotted((*place, "type")), figure.type)
-            key = (*place, "value")
-            value = check_value(front.path, dotted(key), metric, figure.value)
-            claims.append(
-                Claim(
-                    metric=metric,
-                    value=value,
-                    text=front.scalar(*key) or repr(figure.value),
-                    protocol=protocol,
-                    assumed=assumed,
-                    n=n,
-                    margin=_margin(margins, protocol, assumed, metric),
-                    source=_source(result, protocol, metric, n, sources),
-                    label=figure.name or METRICS[metric].label,
-                    dataset=result.dataset.name,
-                )
+            metric = check_metric(front.path, (*place, "type"), figure.type)
+            own = margins.get(UNSTATED, {}).get(metric) if protocol == UNSTATED else None
+            claim = Claim(
+                metric=metric,
+                value=check_value(front.path, (*place, "value"), metric, figure.value),
+                text=front.scalar(*place, "value") or repr(figure.value),
+                protocol=protocol,
+                assumed=assumed,
+                n=n,
+                margin=own if own is not None else margin_of(margins, assumed or protocol, metric),
+                label=figure.name or METRICS[metric].label,
+                dataset=result.dataset.name,
             )
+            source = result.source
+            if source is not None and (name := source.name or source.url):
+                source = replace(source, name=name)
+            else:
+                keys = (claim.id, metric, protocol)
+                source = next((Source(sources[key]) for key in keys if key in sources), None)
+            claims.append(replace(claim, source=source))
     return claims, explained
 
 
@@ -122,17 +120,14 @@ def _untestable(metric: str, value: Any) -> str:
 
 
 def _protocol_of(front: FrontMatter, at: Keys, result: Result, known: Sequence[str], *, hub: bool) -> str:
-    config, key = result.dataset.config, (*at, "dataset", "config")
+    config = result.dataset.config
     if hub:
         return config if config is not None and config in known else UNSTATED
     if config is None:
-        raise front.error(
-            key,
-            "the result does not say under which protocol it was measured",
-            None,
-            f"Name the protocol ({', '.join(known)}), or write `config: {UNSTATED}`",
-        )
-    check_protocol(front, key, config, known, UNSTATED)
+        message = "the result does not say under which protocol it was measured"
+        remedy = f"Name the protocol ({', '.join(known)}), or write `config: {UNSTATED}`"
+        raise front.error(at, message, None, remedy)
+    check_protocol(front, at, config, known, UNSTATED)
     return config
 
 
@@ -140,35 +135,17 @@ def _arguments(
     front: FrontMatter, at: Keys, result: Result, protocol: str, known: Sequence[str]
 ) -> tuple[str | None, int | None]:
     """Return the assumed protocol and the number of images that stand beside a result."""
-    values, key = result.dataset.args, (*at, "dataset", "args")
-    n, assumed = values.get("num_samples"), values.get("assumed")
+    n, assumed = result.dataset.args.get("num_samples"), result.dataset.args.get("assumed")
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n <= 0):
-        raise front.error(
-            (*key, "num_samples"),
-            "not a number of images",
-            n,
-            "Write a whole number such as 30000, or leave the key out",
-        )
+        remedy = "Write a whole number such as 30000, or leave the key out"
+        raise front.error((*at, "num_samples"), "not a number of images", n, remedy)
     if assumed is not None:
-        check_protocol(front, (*key, "assumed"), str(assumed), known)
+        at = (*at, "assumed")
+        check_protocol(front, at, str(assumed), known)
         if protocol != UNSTATED:
-            raise front.error(
-                (*key, "assumed"),
-                "a protocol that is stated need not be assumed",
-                assumed,
-                f"Remove it, or write `config: {UNSTATED}`",
-            )
+            remedy = f"Remove it, or write `config: {UNSTATED}`"
+            raise front.error(at, "a protocol that is stated need not be assumed", assumed, remedy)
     return assumed, n
-
-
-def _source(
-    result: Result, protocol: str, metric: str, n: int | None, sources: Mapping[str, str]
-) -> Source | None:
-    if result.source is not None and (name := result.source.name or result.source.url):
-        return replace(result.source, name=name)
-    claim = Claim(metric, 1.0, "", protocol, n=n)
-    named = next((sources[key] for key in (claim.id, metric, protocol) if key in sources), None)
-    return Source(named) if named else None
 
 
 def recorded(front: FrontMatter, block: Block, known: Sequence[str], margins: Margins) -> list[Claim]:
@@ -177,12 +154,11 @@ def recorded(front: FrontMatter, block: Block, known: Sequence[str], margins: Ma
     for position, entry in enumerate(block.records):
         at = ("sdbench", "records", position)
         check_protocol(front, (*at, "protocol"), entry.protocol, known)
-        metric = check_metric(front.path, dotted((*at, "metric")), entry.metric)
-        check_value(front.path, dotted((*at, "value")), metric, entry.value, recorded=True)
+        metric = check_metric(front.path, (*at, "metric"), entry.metric)
         claims.append(
             Claim(
                 metric=metric,
-                value=entry.value,
+                value=check_value(front.path, (*at, "value"), metric, entry.value, recorded=True),
                 text=front.scalar(*at, "value") or repr(entry.value),
                 protocol=entry.protocol,
                 n=entry.n,
@@ -199,12 +175,10 @@ def read_margins(front: FrontMatter, block: Block, known: Sequence[str]) -> Marg
     """Return ``sdbench.margins`` by protocol (``""``: any), then metric."""
     margins: dict[str, dict[str, float]] = {}
     for name, value in block.margins.items():
-        at = f"sdbench.margins.{name}"
+        at = ("sdbench", "margins", name)
         if isinstance(value, Mapping):
-            check_protocol(front, ("sdbench", "margins", name), name, known, UNSTATED)
-            margins |= {
-                name: {check_metric(front.path, f"{at}.{key}", key): each for key, each in value.items()}
-            }
+            check_protocol(front, at, name, known, UNSTATED)
+            margins[name] = {check_metric(front.path, (*at, key), key): each for key, each in value.items()}
         else:
             margins.setdefault("", {})[check_metric(front.path, at, name)] = value
     return margins
@@ -215,59 +189,39 @@ def margin_of(margins: Margins, protocol: str | None, metric: str) -> float | No
     return margins.get(protocol or "", {}).get(metric, margins.get("", {}).get(metric))
 
 
-def _margin(margins: Margins, protocol: str, assumed: str | None, metric: str) -> float | None:
-    """Return the margin of a published claim: of an unstated one its own, else the assumed protocol's."""
-    own = margins.get(UNSTATED, {}).get(metric) if protocol == UNSTATED else None
-    return own if own is not None else margin_of(margins, assumed or protocol, metric)
-
-
-def check_protocol(front: FrontMatter, key: Keys, name: str, known: Sequence[str], *more: str) -> None:
+def check_protocol(front: FrontMatter, at: Keys, name: str, known: Sequence[str], *more: str) -> None:
     """Raise, with the names there are, if a protocol is not among them."""
     names = [*known, *more]
     if name not in names:
-        raise front.error(
-            key,
-            "unknown protocol",
-            name,
-            f"{suggestion(name, names)}Known protocols: {', '.join(names)}; "
-            "one of your own is a YAML file in `protocols/` beside the card",
-        )
+        remedy = f"{suggestion(name, names)}Known protocols: {', '.join(names)}; "
+        remedy += "one of your own is a YAML file in `protocols/` beside the card"
+        raise front.error(at, "unknown protocol", name, remedy)
 
 
 def check_claims(front: FrontMatter, claims: Sequence[Claim], sources: Mapping[str, str]) -> None:
     """Raise for a figure that is claimed twice, a margin that passes nearly anything, a source of nothing."""
     seen: dict[str, Claim] = {}
+    at: Keys
     for claim in claims:
         if claim.id in seen:
-            raise front.error(
-                ("sdbench", "records") if claim.kind == "recorded" else (f"model-index: {claim.id}",),
-                "the same figure is claimed twice",
-                f"{seen[claim.id].text} and {claim.text}",
-                "Keep one; two numbers of images are told apart by `dataset.args.num_samples`, "
-                "two ways of measuring by `dataset.config`",
-            )
+            at = ("sdbench", "records") if claim.kind == "recorded" else (f"model-index: {claim.id}",)
+            remedy = "Keep one; two numbers of images are told apart by `dataset.args.num_samples`, "
+            remedy += "two ways of measuring by `dataset.config`"
+            both = f"{seen[claim.id].text} and {claim.text}"
+            raise front.error(at, "the same figure is claimed twice", both, remedy)
         seen[claim.id] = claim
         wide = claim.margin is not None and passes_anything(claim.metric, claim.value, claim.margin)
         if wide and claim.kind == "published":
-            raise front.error(
-                ("sdbench", "margins", claim.metric),
-                f"the margin beside the claim of {claim.text} would pass nearly anything",
-                claim.margin,
-                "Give the margin in the metric's own unit, well below "
-                f"{METRICS[claim.metric].room(claim.value):g}",
-            )
-    known = [
-        "size",
-        *dict.fromkeys(key for claim in claims for key in (claim.id, claim.metric, claim.protocol)),
-    ]
+            room = METRICS[claim.metric].room(claim.value)
+            message = f"the margin beside the claim of {claim.text} would pass nearly anything"
+            remedy = f"Give the margin in the metric's own unit, well below {room:g}"
+            raise front.error(("sdbench", "margins", claim.metric), message, claim.margin, remedy)
+    known = ["size", *(key for claim in claims for key in (claim.id, claim.metric, claim.protocol))]
     for key in sources:
         if key not in known:
-            raise front.error(
-                ("sdbench", "sources", key),
-                "the source belongs to no figure of this card",
-                sources[key],
-                f"{suggestion(key, known)}Give it under one of: {', '.join(known)}",
-            )
+            remedy = f"{suggestion(key, known)}Give it under one of: {', '.join(dict.fromkeys(known))}"
+            at = ("sdbench", "sources", key)
+            raise front.error(at, "the source belongs to no figure of this card", sources[key], remedy)
 
 
 def passes_anything(metric: str, claimed: float, margin: float) -> bool:

@@ -31,6 +31,7 @@ _FLOAT_IN_BOTH = re.compile(
 _NOT_TEXT_IN_1_1 = re.compile(
     r"(?:yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"
 )
+_AS_UTF_8 = "Save the file as UTF-8 without a byte order mark"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class FrontMatter:
     @property
     def newline(self) -> str:
         """Return the line ending that the front matter is written with."""
-        first = re.search(r"\r\n|\r|\n", self.text[: self.end] or "\n")
+        first = re.search(r"\r\n|\r|\n", self.text[: self.end])
         return first.group() if first else "\n"
 
     @cached_property
@@ -66,16 +67,10 @@ class FrontMatter:
 
     def find(self, *keys: str | int) -> Node | None:
         """Return the node at a path of keys and positions, or None."""
-        node: Any = self.node
+        node: Node | None = self.node
         for key in keys:
-            if isinstance(key, int):
-                node = node.value[key] if isinstance(node.value, list) and key < len(node.value) else None
-            else:
-                node = child(node, key)
-            if node is None:
-                return None
-        found: Node = node
-        return found
+            node = below(node).get(key)
+        return node
 
     def scalar(self, *keys: str | int) -> str | None:
         """Return a scalar exactly as the file prints it, or None."""
@@ -83,15 +78,14 @@ class FrontMatter:
         return node.value if node is not None and isinstance(node.value, str) else None
 
 
-def child(node: Any, key: str) -> Node | None:
-    """Return the value node under a key of a mapping node, or None."""
-    if not isinstance(node.value, list):
-        return None
-    for pair in node.value:
-        if isinstance(pair, tuple) and pair[0].value == key:
-            found: Node = pair[1]
-            return found
-    return None
+def below(node: Any) -> dict[str | int, Node]:
+    """Return the nodes in a mapping by key, in a list by position; a scalar and None have none."""
+    if node is None or isinstance(node.value, str):
+        return {}
+    return {
+        item[0].value if isinstance(item, tuple) else position: item[1] if isinstance(item, tuple) else item
+        for position, item in enumerate(node.value)
+    }
 
 
 def is_card(path: str | Path) -> bool:
@@ -111,20 +105,14 @@ def read_text(path: Path) -> str:
     """Return a card's text with its line endings untouched."""
     try:
         return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise CardError("the card does not exist", file=path, remedy="Check the path") from None
     except UnicodeDecodeError as error:
+        key, found = f"byte {error.start}", error.object[error.start : error.start + 4]
         raise CardError(
-            "the card is not UTF-8 text",
-            file=path,
-            key=f"byte {error.start}",
-            found=error.object[error.start : error.start + 4],
-            remedy="Save the file as UTF-8 without a byte order mark",
+            "the card is not UTF-8 text", file=path, key=key, found=found, remedy=_AS_UTF_8
         ) from None
     except OSError as error:
-        raise CardError(
-            "the card cannot be read", file=path, found=error.strerror or str(error), remedy="Check the path"
-        ) from None
+        reason = error.strerror or str(error)
+        raise CardError(f"the card cannot be read: {reason}", file=path, remedy="Check the path") from None
 
 
 # A card is read by itself, as a baseline and in each lineage.
@@ -141,67 +129,42 @@ def parse(path: Path, text: str) -> FrontMatter:
     try:
         node = yaml.compose(block)
         data = yaml.constructor.construct_document(node) if node is not None else None
-    except DuplicateKeyError as error:
-        mark = error.problem_mark
-        raise CardError(
-            "a key stands twice in one mapping",
-            file=path,
-            key=f"line {mark.line + first_line}" if mark else None,
-            found=_duplicate(str(error.problem)),
-            remedy="Keep one of the two",
-        ) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = block.splitlines()[mark.line] if mark and mark.line < len(block.splitlines()) else ""
-        raise CardError(
-            f"the front matter is not valid YAML: {error.problem or error.context}",
-            file=path,
-            key=f"line {mark.line + first_line}" if mark else None,
-            found=line.strip(),
-            remedy="Correct the YAML of that line (or of the one above it)",
-        ) from None
+        key = f"line {mark.line + first_line}" if mark else None
+        if isinstance(error, DuplicateKeyError):
+            twice = re.search(r'found duplicate key "([^"]*)"', str(error.problem))
+            message, remedy = "a key stands twice in one mapping", "Keep one of the two"
+            found = twice.group(1) if twice else str(error.problem).split("\n", 1)[0]
+        else:
+            message = f"the front matter is not valid YAML: {error.problem or error.context}"
+            found, remedy = "", "Correct the YAML of that line (or of the one above it)"
+            if mark:
+                found = "".join(block.splitlines()[mark.line : mark.line + 1]).strip()
+        raise CardError(message, file=path, key=key, found=found, remedy=remedy) from None
     except (YAMLError, ValueError) as error:
-        raise CardError(
-            "the front matter is not valid YAML", file=path, found=str(error), remedy="Correct the YAML"
-        ) from None
+        message = f"the front matter is not valid YAML: {error}"
+        raise CardError(message, file=path, remedy="Correct the YAML") from None
     if not isinstance(data, dict):
-        raise CardError(
-            "the front matter is not a mapping of keys to values",
-            file=path,
-            key=f"line {first_line}",
-            found=type(plain(data)).__name__,
-            remedy="Write `key: value` lines between the two `---`",
-        )
+        message, found = "the front matter is not a mapping of keys to values", type(plain(data)).__name__
+        remedy = "Write `key: value` lines between the two `---`"
+        raise CardError(message, file=path, key=f"line {first_line}", found=found, remedy=remedy)
     return FrontMatter(path, text, match.start(2), match.end(2), plain(data), node)
 
 
 def _find(path: Path, text: str) -> re.Match[str]:
     """Return the match of `BLOCK`, or raise where the hub finds no front matter."""
-    if text.startswith("\ufeff"):
-        raise CardError(
-            "the card begins with a byte order mark, behind which the hub finds no front matter",
-            file=path,
-            key="byte 0",
-            found="\ufeff",
-            remedy="Save the file as UTF-8 without a byte order mark",
-        )
     match = BLOCK.match(text)
+    if text.startswith("\ufeff"):
+        message = "the card begins with a byte order mark, behind which the hub finds no front matter"
+        raise CardError(message, file=path, key="byte 0", found="\ufeff", remedy=_AS_UTF_8)
     if match is None or EMPTY_BLOCK.match(text):
-        first = text.strip().split("\n", 1)[0][:60].rstrip("\r")
-        raise CardError(
-            "the card has no front matter",
-            file=path,
-            key="line 1",
-            found=first,
-            remedy="Begin the file with `---`, the YAML, and `---` again; "
-            "`python -m pytest_sdbench draft FOLDER` writes a complete card",
+        found = text.strip().split("\n", 1)[0][:60].rstrip("\r")
+        remedy = (
+            "Begin with `---`, the YAML, and `---`; `python -m pytest_sdbench draft FOLDER` writes a card"
         )
+        raise CardError("the card has no front matter", file=path, key="line 1", found=found, remedy=remedy)
     return match
-
-
-def _duplicate(problem: str) -> str:
-    found = re.search(r'found duplicate key "([^"]*)"', problem)
-    return found.group(1) if found else problem.split("\n", 1)[0]
 
 
 def plain(value: Any) -> Any:
@@ -222,22 +185,14 @@ def plain(value: Any) -> Any:
 def check_yaml_1_1(front: FrontMatter) -> None:
     """Raise where a value that we read means something else in YAML 1.1, as the hub reads it."""
     for key in ("model-index", "sdbench"):
-        node = child(front.node, key)
-        if node is not None:
-            _check_node(front, node, (key,))
+        _check_node(front, front.find(key), (key,))
 
 
 def _check_node(front: FrontMatter, node: Any, path: Keys) -> None:
-    if isinstance(node.value, list):
-        for position, item in enumerate(node.value):
-            if isinstance(item, tuple):
-                _check_node(front, item[1], (*path, str(item[0].value)))
-            else:
-                _check_node(front, item, (*path, position))
-        return
-    if path[0] == "model-index" and path[-1] != "value":
-        return
-    if node.style is not None:
+    for key, item in below(node).items():
+        _check_node(front, item, (*path, key))
+    ours = path[0] == "sdbench" or path[-1] == "value"
+    if node is None or not isinstance(node.value, str) or node.style is not None or not ours:
         return
     text, tag = node.value, str(node.tag).rsplit(":", 1)[-1]
     if tag == "int" and not _INT_IN_BOTH.fullmatch(text):
@@ -248,13 +203,8 @@ def _check_node(front: FrontMatter, node: Any, path: Keys) -> None:
         remedy = f'Quote it: "{text}"'
     else:
         return
-    raise CardError(
-        f"to the hub (YAML 1.1) this is {'no text' if tag == 'str' else 'text or another number'}",
-        file=front.path,
-        key=dotted(path),
-        found=text,
-        remedy=remedy,
-    )
+    other = "no text" if tag == "str" else "text or another number"
+    raise front.error(path, f"to the hub (YAML 1.1) this is {other}", text, remedy)
 
 
 def _spelled(text: str) -> str:

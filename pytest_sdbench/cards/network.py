@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import Unavailable
@@ -23,6 +24,17 @@ class Network:
     """None: a skeleton of the architecture."""
 
 
+def checkpoint_of(card: Card, weights: Path | None = None, *, download: bool = False) -> Checkpoint:
+    """Return a card's verified checkpoint, or `weights` in its place; raises as `resolve` and `verify`."""
+    from pytest_sdbench.models.checkpoint import resolve
+    from pytest_sdbench.models.integrity import verify
+
+    near = card.path.parent
+    checkpoint = resolve(card.checkpoint, card=card.name, near=near, weights=weights, download=download)
+    verify(checkpoint)
+    return checkpoint
+
+
 def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
     """Return the network of a checkpoint, or of the card's architecture where there is no checkpoint.
 
@@ -31,13 +43,10 @@ def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
     if checkpoint is not None:
         return Network(checkpoint.unet_config, checkpoint)
     if card.architecture is None:
-        raise Unavailable(
-            "the checkpoint is not on this machine, and the card does not name its architecture",
-            file=card.path,
-            key="sdbench.architecture",
-            remedy="Add it (`python -m pytest_sdbench draft FOLDER` finds it), or give "
-            f"--sdbench-weights {card.name}=FOLDER",
-        )
+        message = "the checkpoint is not on this machine, and the card does not name its architecture"
+        remedy = "Add it (`python -m pytest_sdbench draft FOLDER` finds it), or give "
+        remedy += f"--sdbench-weights {card.name}=FOLDER"
+        raise Unavailable(message, file=card.path, key="sdbench.architecture", remedy=remedy)
     return Network(card.architecture, None)
 
 

@@ -11,7 +11,17 @@ from typing import Annotated, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.base.schema import Count, Keys, OrDefault, Positive, Word, faults, one_of, suggestion
+from pytest_sdbench.base.schema import (
+    Count,
+    Keys,
+    OrDefault,
+    Positive,
+    Word,
+    dotted,
+    faults,
+    one_of,
+    suggestion,
+)
 from pytest_sdbench.cards.front_matter import FrontMatter
 from pytest_sdbench.cards.records import DeviceRecord, Part, Record
 from pytest_sdbench.metrics.registry import METRICS, metric_name
@@ -167,9 +177,8 @@ def read_index(front: FrontMatter) -> list[Model]:
     if not (models := front.data.get("model-index")):
         return []
     if not isinstance(models, list):
-        raise front.error(
-            ("model-index",), "not a list", models, "Begin it with `- name: NAME` and give it `results`"
-        )
+        remedy = "Begin it with `- name: NAME` and give it `results`"
+        raise front.error(("model-index",), "not a list", models, remedy)
     return [_validate(Model, front, ("model-index", position)) for position in range(len(models))]
 
 
@@ -185,69 +194,45 @@ def _validate(shape: type[Shape], front: FrontMatter, above: Keys) -> Shape:
 
 def _check_network(front: FrontMatter, block: Block) -> None:
     """Raise for an architecture, a joined checkpoint, an amount of work or a speed that means nothing."""
-    found, macs = block.architecture, block.compute.unet_macs
+    found, checkpoint, macs = block.architecture, block.checkpoint, block.compute.unet_macs
+    at: Keys = ("sdbench", "architecture")
     if isinstance(found, str) and found not in ARCHITECTURES:
-        raise front.error(
-            ("sdbench", "architecture"),
-            "unknown architecture",
-            found,
-            f"{suggestion(found, list(ARCHITECTURES))}Known: {', '.join(ARCHITECTURES)}; "
-            "or write the U-Net's config.json here as a mapping",
-        )
+        remedy = f"{suggestion(found, list(ARCHITECTURES))}Known: {', '.join(ARCHITECTURES)}; "
+        remedy += "or write the U-Net's config.json here as a mapping"
+        raise front.error(at, "unknown architecture", found, remedy)
     if isinstance(found, dict) and "block_out_channels" not in found:
-        raise front.error(
-            ("sdbench", "architecture"),
-            "not the configuration of a U-Net",
-            ", ".join(found),
-            "Give the keys of the U-Net's config.json, `block_out_channels` among them",
-        )
-    if isinstance(block.checkpoint, dict) and set(block.checkpoint) != {"base", "unet"}:
-        raise front.error(
-            ("sdbench", "checkpoint"),
-            "a joined checkpoint has two parts",
-            ", ".join(block.checkpoint),
-            "Write {base: CHECKPOINT, unet: FOLDER}",
-        )
+        remedy = "Give the keys of the U-Net's config.json, `block_out_channels` among them"
+        raise front.error(at, "not the configuration of a U-Net", ", ".join(found), remedy)
+    if isinstance(checkpoint, dict) and set(checkpoint) != {"base", "unet"}:
+        at, remedy = ("sdbench", "checkpoint"), "Write {base: CHECKPOINT, unet: FOLDER}"
+        raise front.error(at, "a joined checkpoint has two parts", ", ".join(checkpoint), remedy)
     if block.speed.unet_ratio and not block.baseline:
-        raise front.error(
-            ("sdbench", "baseline"),
-            "a speed ratio needs a card to be relative to",
-            None,
-            "Name the baseline's card, or remove sdbench.speed",
-        )
+        at, remedy = ("sdbench", "baseline"), "Name the baseline's card, or remove sdbench.speed"
+        raise front.error(at, "a speed ratio needs a card to be relative to", None, remedy)
     if macs is not None and macs < 1e6:
-        raise front.error(
-            ("sdbench", "compute", "unet_macs"),
-            "the multiply-accumulates have the wrong scale",
-            macs,
-            f"Give operations, not billions: {macs:g}e+9",
-        )
+        at, remedy = ("sdbench", "compute", "unet_macs"), f"Give operations, not billions: {macs:g}e+9"
+        raise front.error(at, "the multiply-accumulates have the wrong scale", macs, remedy)
 
 
 def _check_size(front: FrontMatter, block: Block) -> None:
     """Raise if a published count is off the exact one's scale, or the whole is not the sum of its parts."""
     exact = {name: part.exact for name, part in block.size.items() if part and part.exact}
-    for name, part in block.size.items():
-        if part is None or part.published is None:
-            continue
-        if part.published < 1000:
-            near = f"{exact[name] / 1e9:.2f}e+9" if name in exact else f"{part.published:g}e+9"
-            remedy = f"Give parameters, not billions: {near}"
-        elif name in exact and not 0.5 < part.published / exact[name] < 2:
+    printed = {name: part.published for name, part in block.size.items() if part and part.published}
+    for name, count in printed.items():
+        if count < 1000:
+            near = f"{exact[name] / 1e9:.2f}" if name in exact else f"{count:g}"
+            remedy = f"Give parameters, not billions: {near}e+9"
+        elif name in exact and not 0.5 < count / exact[name] < 2:
             remedy = f"The exact count is {exact[name]:,}: one of the two is wrong"
         else:
             continue
-        key = ("sdbench", "size", name, "published")
-        raise front.error(key, "the published count has the wrong scale", part.published, remedy)
+        at = ("sdbench", "size", name, "published")
+        raise front.error(at, "the published count has the wrong scale", count, remedy)
     *parts, whole = COMPONENTS
     total = sum(exact.get(name, 0) for name in parts)
     if len(exact) == len(COMPONENTS) and total != exact[whole]:
-        raise front.error(
-            ("sdbench", "size", whole, "exact"),
-            "the whole is not the sum of U-Net, text encoder and image decoder",
-            exact[whole],
-            f"The three make {total}",
-        )
+        at, message = ("sdbench", "size", whole, "exact"), f"the whole is not the sum of {', '.join(parts)}"
+        raise front.error(at, message, exact[whole], f"The three make {total}")
 
 
 def _check_devices(front: FrontMatter, block: Block) -> None:
@@ -259,56 +244,38 @@ def _check_devices(front: FrontMatter, block: Block) -> None:
             raise front.error(at, "the same call is recorded twice", " ".join(key), "Keep one")
 
 
-def check_value(path: Path, key: str, metric: str, value: Any, *, recorded: bool = False) -> float:
+def check_value(path: Path, keys: Keys, metric: str, value: Any, *, recorded: bool = False) -> float:
     """Return a claimed figure, or raise: a placeholder, zero, negative, not finite, or off the scale.
 
     An unbiased estimate, such as the KID of a good model, can fall to zero and below; that is recorded, and
     never published.
     """
     known = METRICS[metric]
+    low = -math.inf if known.minimum is None else known.minimum
+    high = math.inf if known.maximum is None else known.maximum
+    remedy = "Write the published figure as a plain number, or remove the claim: "
+    remedy += "nothing can be compared with this one, and a placeholder would pass whatever is measured"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CardError(
-            f"the {known.label} is no number",
-            file=path,
-            key=key,
-            found=value,
-            remedy="Write the published figure as a plain number, or remove the claim: "
-            "a placeholder would pass whatever is measured",
-        )
-    number = float(value)
-    if not math.isfinite(number) or (number <= 0 and not (recorded and known.signed)):
-        what = "not finite" if not math.isfinite(number) else "negative" if number else "zero"
-        raise CardError(
-            f"the {known.label} is {what}",
-            file=path,
-            key=key,
-            found=value,
-            remedy="Write the published figure, or remove the claim: nothing can be compared with this one",
-        )
-    low, high = known.minimum, known.maximum
-    if (low is not None and number < low) or (high is not None and number > high):
-        others = known.often_multiplied_by
-        divided = number / others if others else math.inf
-        meant = f"; write {divided:.6g}" if divided <= (math.inf if high is None else high) < number else ""
-        raise CardError(
-            f"the {known.label} has the wrong scale",
-            file=path,
-            key=key,
-            found=value,
-            remedy=f"{known.scale[:1].upper()}{known.scale[1:]}{meant}",
-        )
-    return number
+        wrong = "is no number"
+    elif not math.isfinite(value):
+        wrong = "is not finite"
+    elif value <= 0 and not (recorded and known.signed):
+        wrong = "is negative" if value else "is zero"
+    elif not low <= value <= high:
+        wrong, remedy = "has the wrong scale", known.scale[:1].upper() + known.scale[1:]
+        divided = value / known.often_multiplied_by if known.often_multiplied_by else math.inf
+        if divided <= high < value:
+            remedy += f"; write {divided:.6g}"
+    else:
+        return float(value)
+    message = f"the {known.label} {wrong}"
+    raise CardError(message, file=path, key=dotted(keys), found=value, remedy=remedy)
 
 
-def check_metric(path: Path, key: str, text: str) -> str:
+def check_metric(path: Path, keys: Keys, text: str) -> str:
     """Return our name of a metric, or raise with the known ones."""
     name = metric_name(text)
     if name is None:
-        raise CardError(
-            "unknown metric",
-            file=path,
-            key=key,
-            found=text,
-            remedy=f"{suggestion(text, list(METRICS))}Known metrics: {', '.join(METRICS)}",
-        )
+        remedy = f"{suggestion(text, list(METRICS))}Known metrics: {', '.join(METRICS)}"
+        raise CardError("unknown metric", file=path, key=dotted(keys), found=text, remedy=remedy)
     return name

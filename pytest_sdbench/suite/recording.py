@@ -52,7 +52,7 @@ def write_records_of(
                     continue
                 # What cannot be a reference keeps no other figure from being one.
                 try:
-                    check_value(path, record.protocol, record.metric, record.value, recorded=True)
+                    check_value(path, (record.protocol,), record.metric, record.value, recorded=True)
                 except SdbenchError as error:
                     refused.append(f"not recorded: {error}")
                     continue
