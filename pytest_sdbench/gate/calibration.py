@@ -9,8 +9,10 @@ import datetime
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +65,11 @@ class Calibration:
         """Say what was found; a fail where runs of one checkpoint fail each other too often to be chance."""
         if not self.values:
             return uncalibrated(f"{len(self.seeds)} runs, and no score that could be computed here")
-        parts = [
-            f"{METRICS[metric].label} {statistics.fmean(values):.{METRICS[metric].recorded_decimals}f} "
-            f"scatters by {statistics.stdev(values):.{METRICS[metric].recorded_decimals}f}"
-            for metric, values in self.values.items()
-        ]
+        parts = []
+        for name, values in self.values.items():
+            label, form = METRICS[name].label, f".{METRICS[name].recorded_decimals}f"
+            scatter = statistics.stdev(values)
+            parts.append(f"{label} {statistics.fmean(values):{form}} scatters by {scatter:{form}}")
         failed = sum(counts.get(Outcome.FAIL, 0) for counts in self.false_alarms.values())
         pairs = sum(sum(counts.values()) for counts in self.false_alarms.values())
         told = f"{len(self.seeds)} runs: {', '.join(parts)}; {failed} of {pairs} false alarms"
@@ -96,49 +98,45 @@ def calibrate(
     first = protocol.seeds.seed + 1 if first_seed is None else first_seed
     seeds = range(first, first + runs)
     found = [evaluate(protocol.with_seed(seed)) for seed in seeds]
-    estimates = [
-        {metric: each for metric, each in run.estimates.items() if isinstance(each, Estimate)}
-        for run in found
-    ]
-    metrics = [metric for metric in protocol.metrics if all(metric in run for run in estimates)]
+    estimates = {
+        metric: [each for run in found if isinstance(each := run.estimates.get(metric), Estimate)]
+        for metric in protocol.metrics
+    }
+    estimates = {metric: each for metric, each in estimates.items() if len(each) == runs}
+    groups = found[0].groups
+    scatter = {metric: _scatter(each, groups) for metric, each in estimates.items()}
+    margins = protocol.margins | {
+        metric: own
+        for metric in estimates
+        if (own := margin_of(card.margins, protocol.name, metric)) is not None
+    }
     return Calibration(
         protocol=protocol.name,
         protocol_fingerprint=protocol.fingerprint,
         checkpoint=f"{card.name} ({found[0].checkpoint_fingerprint})",
-        values={metric: [_short(run[metric].value) for run in estimates] for metric in metrics},
+        values={metric: [_short(run.value) for run in each] for metric, each in estimates.items()},
         seeds=list(seeds),
         standard_errors={
-            metric: [_short(error) for run in estimates if (error := run[metric].standard_error) is not None]
-            for metric in metrics
+            metric: [_short(run.standard_error) for run in each if run.standard_error is not None]
+            for metric, each in estimates.items()
         },
         false_alarms={
-            metric: _false_alarms([run[metric] for run in estimates], margin, found[0].groups)
-            for metric in metrics
-            if (margin := _margin(card, protocol, metric)) is not None
+            metric: _false_alarms(each, margins[metric], groups)
+            for metric, each in estimates.items()
+            if metric in margins
         },
-        scatter={
-            metric: _short(scatter)
-            for metric in metrics
-            if (scatter := _scatter([run[metric] for run in estimates], found[0].groups)) is not None
-        },
+        scatter={metric: _short(each) for metric, each in scatter.items() if each is not None},
         date=datetime.date.today().isoformat(),
     )
 
 
 def _scatter(runs: Sequence[Estimate], groups: Groups | None) -> float | None:
     """Return the root mean square of the differences of any two runs, in their standard errors."""
-    squares = []
-    for k, first in enumerate(runs):
-        for second in runs[:k]:
-            found = difference(first, second, groups=groups)
-            if found is not None and found.standard_error:
-                squares.append((found.value / found.standard_error) ** 2)
+    found = [difference(*pair, groups=groups) for pair in combinations(runs, 2)]
+    squares = [
+        (each.value / each.standard_error) ** 2 for each in found if each is not None and each.standard_error
+    ]
     return math.sqrt(statistics.fmean(squares)) if squares else None
-
-
-def _margin(card: Card, protocol: Protocol, metric: str) -> float | None:
-    own = margin_of(card.margins, protocol.name, metric)
-    return protocol.margins.get(metric) if own is None else own
 
 
 def _short(figure: float) -> float:
@@ -146,25 +144,21 @@ def _short(figure: float) -> float:
 
 
 def _false_alarms(runs: Sequence[Estimate], margin: float, groups: Groups | None) -> dict[str, int]:
-    outcomes = []
-    for claimed in runs:
-        for run in runs:
-            if run is claimed:
-                continue
-            metric = METRICS[run.metric]
-            found = difference(run, claimed, groups=groups)
-            assert found is not None
-            score = Score(
-                label=metric.label,
-                claimed=claimed.value,
-                measured=run.value,
-                margin=margin,
-                higher_is_better=metric.higher_is_better,
-                decimals=metric.decimals,
-                error=found.standard_error,
-            )
-            outcomes.append(str(judge_score(score).outcome))
-    return {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)}
+    outcomes: Counter[str] = Counter()
+    for claimed, run in permutations(runs, 2):
+        metric, found = METRICS[run.metric], difference(run, claimed, groups=groups)
+        assert found is not None
+        score = Score(
+            label=metric.label,
+            claimed=claimed.value,
+            measured=run.value,
+            margin=margin,
+            higher_is_better=metric.higher_is_better,
+            decimals=metric.decimals,
+            error=found.standard_error,
+        )
+        outcomes[str(judge_score(score).outcome)] += 1
+    return dict(outcomes)
 
 
 def calibration_path(protocol: Protocol) -> Path:

@@ -47,10 +47,6 @@ if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation
 
 
-Evaluate = Callable[[int | None], "Evaluation"]
-"""Evaluates the checkpoint under the protocol with so many images; None: with all of them."""
-
-
 @dataclass(frozen=True)
 class Judgement:
     """What a score came to, and the look at which it did."""
@@ -95,27 +91,26 @@ def check_metric(card: Card, case: Case, protocol: Protocol, data_root: Path | N
         reference_of(protocol, spec, data_root)
 
 
-def gated(card: Card) -> set[tuple[str, str]]:
-    """Return the pairs of protocol and metric that a card is gated by."""
-    return {(claim.gate_protocol, claim.metric) for claim in card.claims if claim.gate_protocol is not None}
-
-
 def judge(
     card: Card,
     protocol: Protocol,
-    evaluate: Evaluate,
+    evaluate: Callable[[int | None], Evaluation],
     budget: int | None = None,
     recorded: RecordedEvidence | None = None,
 ) -> dict[str, Judgement]:
     """Return the verdict of each claim of a card under a protocol, by the claim's id.
 
-    Without `budget` there is one look, at all images. With it the looks of `looks.looks` are taken until
-    every claim is decided, one has failed, or the budget is spent; a claim keeps the verdict of the look that
-    decided it. `recorded` are the images to be paired with; by default those that lie beside the card.
+    `evaluate` takes the number of images, None for all. Without `budget` there is one look, at all images.
+    With it the looks of `looks.looks` are taken until every claim is decided, one has failed, or the budget
+    is spent; a claim keeps the verdict of the look that decided it. `recorded` are the images to be paired
+    with; by default those that lie beside the card.
     """
-    claims = [claim for claim in card.claims if claim.gate_protocol == protocol.name]
+    gated = [claim for claim in card.claims if claim.gate_protocol is not None]
+    family = len({(claim.gate_protocol, claim.metric) for claim in gated})
+    claims = [claim for claim in gated if claim.gate_protocol == protocol.name]
     claims = [claim for claim in claims if not other_protocol(claim, protocol)]
-    gate = _Gate.of(card, protocol, Pairing.of(card, protocol, recorded))
+    pairing = Pairing.of(card, protocol, recorded)
+    gate = _Gate(card, protocol, pairing, read_calibration(protocol), family)
     plan = [Look(protocol.n, 1.0)] if budget is None else looks(protocol.n, budget)
     found: dict[str, Judgement] = {}
     for look in plan:
@@ -133,7 +128,7 @@ def judge(
             if known is None or known.verdict.outcome is Outcome.INCONCLUSIVE:
                 found[claim.id] = fresh[claim.id]
         outcomes = {judgement.verdict.outcome for judgement in found.values()}
-        if Outcome.INCONCLUSIVE not in outcomes or Outcome.FAIL in outcomes or Outcome.ERROR in outcomes:
+        if Outcome.INCONCLUSIVE not in outcomes or outcomes & {Outcome.FAIL, Outcome.ERROR}:
             break
     return found
 
@@ -151,7 +146,7 @@ class _Question:
 
     claim: Claim
     score: Score
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str]
     refusal: str = ""
     """Why nothing but a fail counts; empty where the margin is wider than the noise."""
 
@@ -166,10 +161,6 @@ class _Gate:
     calibration: Calibration | None
     family: int
     """Scores that the card is gated by, under all protocols."""
-
-    @classmethod
-    def of(cls, card: Card, protocol: Protocol, pairing: Pairing) -> _Gate:
-        return cls(card, protocol, pairing, read_calibration(protocol), len(gated(card)))
 
     def judge(self, claims: Sequence[Claim], evaluation: Evaluation, look: Look) -> dict[str, Judgement]:
         """Return the verdict of each claim at one look, by the claim's id."""
@@ -189,15 +180,13 @@ class _Gate:
                 share=look.share,
             )
             for question, verdict in zip(questions, verdicts, strict=True):
-                found[question.claim.id] = self._answer(question, verdict, evaluation)
+                claim, notes = question.claim, question.notes
+                # What is surely worse fails, however coarse the margin is for what is not.
+                if question.refusal and verdict.outcome is not Outcome.FAIL:
+                    verdict, notes = Verdict(Outcome.ERROR, question.refusal), ()
+                judgement = self._judgement(claim, verdict, evaluation, notes)
+                found[claim.id] = replace(judgement, measured=question.score.measured)
         return found
-
-    def _answer(self, question: _Question, verdict: Verdict, evaluation: Evaluation) -> Judgement:
-        notes, measured = question.notes, question.score.measured
-        # What is surely worse fails, however coarse the margin is for what is not.
-        if question.refusal and verdict.outcome is not Outcome.FAIL:
-            verdict, notes = Verdict(Outcome.ERROR, question.refusal), ()
-        return replace(self._judgement(question.claim, verdict, evaluation, notes), measured=measured)
 
     def _judgement(
         self, claim: Claim, verdict: Verdict, evaluation: Evaluation, notes: Sequence[str] = ()
@@ -232,20 +221,15 @@ class _Gate:
         if margin is None:
             return uncalibrated(f"{shown}; neither the card nor {protocol.name} has a margin for it")
         if passes_anything(claim.metric, claim.value, margin):
-            reason = (
-                f"{self._margin_of(claim)}, beside the claim of {claim.text} would pass nearly anything. "
-                f"Give one well below {metric.room(claim.value):g}"
-            )
-            return Verdict(Outcome.ERROR, reason)
+            wide = f"{self._margin_of(claim)}, beside the claim of {claim.text} would pass nearly anything"
+            return Verdict(Outcome.ERROR, f"{wide}. Give one well below {metric.room(claim.value):g}")
         if early and not evaluation.foretells:
-            once = f"{shown}: the protocol repeats these prompts, so they say too little about its score"
-            return Verdict(Outcome.INCONCLUSIVE, once)
-        if estimate.at(protocol.n) is None:
-            few = (
-                f"{shown}: too few images, or a few that outweigh the rest, to predict that of {protocol.n:,}"
-            )
-            return Verdict(Outcome.INCONCLUSIVE, few)
-        return None
+            lacking = "the protocol repeats these prompts, so they say too little about its score"
+        elif estimate.at(protocol.n) is None:
+            lacking = f"too few images, or a few that outweigh the rest, to predict that of {protocol.n:,}"
+        else:
+            return None
+        return Verdict(Outcome.INCONCLUSIVE, f"{shown}: {lacking}")
 
     def _question(self, claim: Claim, evaluation: Evaluation, look: Look) -> _Question:
         """Return the score to be judged: paired with the recorded images where that can be."""
@@ -270,20 +254,21 @@ class _Gate:
         notes = [f"a prediction for {self.protocol.n:,} images"] if early else []
         prompts = estimate.n if evaluation.groups is None else int(evaluation.groups.max()) + 1
         if prompts < FEWEST_PROMPTS:
-            return _Question(claim, score, tuple(notes))
+            return _Question(claim, score, notes)
         paired = self.pairing.pair(claim, estimate, score, evaluation)
         if paired is not None:
-            return _Question(claim, paired, (*notes, "paired with the recorded images"))
+            return _Question(claim, paired, [*notes, "paired with the recorded images"])
         notes += self.pairing.note(claim)
-        return self._unpaired(_Question(claim, score, tuple(notes)), estimate, early)
-
-    def _unpaired(self, question: _Question, estimate: Estimate, early: bool) -> _Question:
-        """Add the error of the measurement and of the claim, and refuse a margin smaller than the noise."""
         if estimate.standard_error is None:
-            return question
-        claim, score, n = question.claim, question.score, self.protocol.n
-        ours = estimate.standard_error * math.sqrt(estimate.n / n)
-        known, recorded = self.claim_error(claim.metric)
+            return _Question(claim, score, notes)
+        score, refusal = self._unpaired(claim, score, estimate.standard_error, early)
+        return _Question(claim, score, notes, refusal)
+
+    def _unpaired(self, claim: Claim, score: Score, measured: float, early: bool) -> tuple[Score, str]:
+        """Add the standard errors, `measured` and the claim's, and refuse a margin below the noise."""
+        n = self.protocol.n
+        ours = measured * math.sqrt(score.n / n)
+        known, recorded = _claim_error(self.pairing, self.calibration, claim.metric)
         claim_error = ours if known is None else known
         # An identical checkpoint scatters as the claim does, but of seeds alone it scatters by less than the
         # test must assume of prompts and seeds. What few images say of the noise of many is too much (its
@@ -299,22 +284,23 @@ class _Gate:
             )
         # A score that came out low by chance has a small standard error, FID above all, and would pass too
         # often: a candidate is taken for no less uncertain than the checkpoint of the claim.
-        theirs = claim_error * math.sqrt(n / estimate.n) if recorded else 0.0
-        error = math.hypot(max(estimate.standard_error, theirs), claim_error)
-        return replace(question, score=replace(score, error=error, claim_error=claim_error), refusal=refusal)
-
-    def claim_error(self, metric: str) -> tuple[float | None, bool]:
-        """Return the standard error of a claim, and whether a record says it, not the calibration."""
-        record = self.pairing.record(metric)
-        if record is not None and record.standard_error is not None:
-            return record.standard_error, True
-        return (self.calibration.spread(metric) if self.calibration else None), False
+        theirs = claim_error * math.sqrt(n / score.n) if recorded else 0.0
+        error = math.hypot(max(measured, theirs), claim_error)
+        return replace(score, error=error, claim_error=claim_error), refusal
 
     def _margin_of(self, claim: Claim) -> str:
         return (
             f"{self.card.path}: sdbench.margins: the margin of {METRICS[claim.metric].label} under "
             f"{self.protocol.name}, {self._margin(claim):g}"
         )
+
+
+def _claim_error(pairing: Pairing, calibration: Calibration | None, metric: str) -> tuple[float | None, bool]:
+    """Return the standard error of a claim, and whether a record says it, not the calibration."""
+    record = pairing.record(metric)
+    if record is not None and record.standard_error is not None:
+        return record.standard_error, True
+    return (calibration.spread(metric) if calibration else None), False
 
 
 def judge_unclaimed(metric: str, protocol: Protocol, evaluation: Evaluation) -> Judgement:
@@ -360,8 +346,7 @@ def beside(baseline: Card, protocol: Protocol, judgement: Judgement) -> Differen
     estimate, measured = judgement.estimate, judgement.evaluation.protocol
     if not isinstance(estimate, Estimate) or measured != protocol.with_samples(estimate.n):
         return None
-    theirs = recorded.estimate(estimate.n, estimate.metric)
-    if theirs is None:
+    if (theirs := recorded.estimate(estimate.n, estimate.metric)) is None:
         return None
     return difference(estimate, theirs, at=protocol.n, groups=judgement.evaluation.groups)
 
@@ -372,8 +357,8 @@ def claim_errors(card: Card, protocol: Protocol) -> Mapping[str, float]:
     From the records of the card where they say it, else from the protocol's calibration; a metric of which
     neither is known is left out.
     """
-    gate = _Gate.of(card, protocol, Pairing(card, protocol, None, outdated=False))
-    errors = {metric: gate.claim_error(metric)[0] for metric in protocol.metrics}
+    pairing, calibration = Pairing(card, protocol, None, outdated=False), read_calibration(protocol)
+    errors = {metric: _claim_error(pairing, calibration, metric)[0] for metric in protocol.metrics}
     return {metric: math.sqrt(2) * error for metric, error in errors.items() if error is not None}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from pytest_sdbench.gate.looks import looks
 from pytest_sdbench.gate.verdict import Score
 from pytest_sdbench.metrics.difference import difference, worst_loss
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.metrics.moments import Array
+from pytest_sdbench.metrics.moments import Array, Rows
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 
@@ -82,17 +82,9 @@ def read_recorded(path: Path) -> RecordedEvidence | None:
                 for n, metrics in about["looks"].items()
             }
             return RecordedEvidence(about["checkpoint_fingerprint"], about["protocol_fingerprint"], looks)
-    except (
-        SafetensorError,
-        OSError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OverflowError,
-    ) as error:
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as why:
         raise EvidenceError(
-            f"not recorded evidence: {error}",
+            f"not recorded evidence: {why}",
             file=path,
             remedy="Delete it, and record it again with --sdbench-update",
         ) from None
@@ -119,15 +111,13 @@ def write_recorded(path: Path, recorded: RecordedEvidence) -> bool:
     """Write recorded evidence and return whether the file changed; metrics without influence are left out."""
     from safetensors.numpy import save
 
-    arrays, looks = {}, {}
+    arrays: dict[str, Rows] = {}
+    looks: dict[str, dict[str, Any]] = {str(n): {} for n in recorded.looks}
     for n, estimates in recorded.looks.items():
-        kept = {metric: each for metric, each in estimates.items() if each.influence is not None}
-        looks[str(n)] = {
-            metric: {key: getattr(each, key) for key in _NUMBERS} for metric, each in kept.items()
-        }
-        for metric, each in kept.items():
-            assert each.influence is not None
-            arrays[f"{n}/{metric}"] = each.influence.astype(np.float32)
+        for metric, each in estimates.items():
+            if each.influence is not None:
+                looks[str(n)][metric] = {key: getattr(each, key) for key in _NUMBERS}
+                arrays[f"{n}/{metric}"] = each.influence.astype(np.float32)
     about = {
         "format": _FORMAT,
         "checkpoint_fingerprint": recorded.checkpoint_fingerprint,
@@ -162,10 +152,8 @@ def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Pat
     checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
     found = {}
     for look in looks(protocol.n):
-        evaluation = evaluate(checkpoint, protocol, workspace, samples=look.n, max_images=0)
-        found[look.n] = {
-            metric: each for metric, each in evaluation.estimates.items() if isinstance(each, Estimate)
-        }
+        scores = evaluate(checkpoint, protocol, workspace, samples=look.n, max_images=0).estimates
+        found[look.n] = {metric: each for metric, each in scores.items() if isinstance(each, Estimate)}
     path = evidence_path(card.path, card.name, protocol.name)
     recorded = RecordedEvidence(checkpoint.fingerprint, protocol.fingerprint, found)
     known = read_recorded(path)
@@ -178,12 +166,13 @@ def _says_the_same(known: RecordedEvidence, new: RecordedEvidence) -> bool:
     """Return whether recorded images say all that others say, but for the last digits."""
     if replace(known, looks={}) != replace(new, looks={}) or not set(new.looks) <= set(known.looks):
         return False
-    for n, estimates in new.looks.items():
-        for metric, each in estimates.items():
-            old = known.estimate(n, metric)
-            if each.influence is not None and (old is None or not same_figure(old, each)):
-                return False
-    return True
+    pairs = [
+        (known.estimate(n, metric), each)
+        for n, estimates in new.looks.items()
+        for metric, each in estimates.items()
+        if each.influence is not None
+    ]
+    return all(old is not None and same_figure(old, each) for old, each in pairs)
 
 
 def same_figure(known: Record | Estimate, new: Record | Estimate) -> bool:
@@ -234,8 +223,10 @@ class Pairing:
             return None
         # Of the very checkpoint on the very set-up nothing is unseen. Anything else may fail where these
         # images do not show it, as badly as the worst of those that do.
-        unseen = 0.0
-        if not self._same_setup(claim, evaluation):
+        record, unseen = self.record(claim.metric), 0.0
+        setup = evaluation.checkpoint_fingerprint, evaluation.device, evaluation.versions
+        own = self.recorded.checkpoint_fingerprint
+        if record is None or setup != (own, record.device, record.versions):
             unseen = worst_loss(estimate, same, evaluation.groups, higher_is_better=score.higher_is_better)
         # The claim is these images' score but for its rounding.
         rounding = abs(whole.value - claim.value)
@@ -254,17 +245,6 @@ class Pairing:
         if self.recorded is not None and not self._claims_the_images(claim):
             return ["without the recorded images, which are not the claim's"]
         return []
-
-    def _same_setup(self, claim: Claim, evaluation: Evaluation) -> bool:
-        """Return whether the recorded images are this checkpoint's, of such a device and these libraries."""
-        assert self.recorded is not None
-        record = self.record(claim.metric)
-        return (
-            evaluation.checkpoint_fingerprint == self.recorded.checkpoint_fingerprint
-            and record is not None
-            and record.device == evaluation.device
-            and record.versions == evaluation.versions
-        )
 
     def _claims_the_images(self, claim: Claim) -> bool:
         """Return whether a claim may be the score of the recorded images, for all that they say of it."""
