@@ -1,25 +1,20 @@
-"""Say what a machine is, and measure what it can do: matrix multiplications, copies, memory."""
+"""Say what a machine is, and measure what it can do: matrix multiplications, and memory."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pytest_sdbench.base.environment import timed_on
-
-
-def wait(device: torch.device) -> None:
-    """Return when the device has done everything it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+from pytest_sdbench.base.environment import synchronise, timed_on
 
 
 def facts(device: str, libraries: Sequence[str], load_before: float) -> dict[str, Any]:
@@ -46,22 +41,17 @@ def libraries_and_load(facts: Mapping[str, Any]) -> str:
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.5) -> float:
     """Return the most floating-point operations per second that a square matrix multiplication reached."""
-    best = 0.0
-    for size in (4096, 8192, 16384) if device.type == "cuda" else (512, 1024):
+    best, sizes = 0.0, (4096, 8192, 16384) if device.type == "cuda" else (512, 1024)
+    for size in sizes:
         left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(left)
-        each = _fastest(lambda a=left, b=right, c=out: torch.mm(a, b, out=c), device, seconds / 3)  # type: ignore[misc]
-        best = max(best, 2 * size**3 / each)
+        out = left @ right  # the first call is slower
+        synchronise(str(device))
+        end = time.perf_counter() + seconds / len(sizes)
+        while (began := time.perf_counter()) < end:
+            torch.mm(left, right, out=out)
+            synchronise(str(device))
+            best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
-
-
-def copy_peak(device: torch.device, *, seconds: float = 0.3) -> float:
-    """Return the most bytes per second, read and written, of copying a tensor larger than any cache."""
-    source = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
-    target = torch.empty_like(source)
-    return (
-        2 * source.numel() * source.element_size() / _fastest(lambda: target.copy_(source), device, seconds)
-    )
 
 
 def resident() -> tuple[int, int]:
@@ -76,19 +66,5 @@ def resident() -> tuple[int, int]:
 
 def forget_peak() -> None:
     """Start the count of the most resident bytes anew, where Linux lets us."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:
-        return
-
-
-def _fastest(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    call()
-    wait(device)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        call()
-        wait(device)
-        best = min(best, time.perf_counter() - began)
-    return best

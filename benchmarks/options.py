@@ -1,4 +1,4 @@
-"""Arguments that several benchmarks have in common."""
+"""Parse the command line of a benchmark: options that several have in common stand here once."""
 
 from __future__ import annotations
 
@@ -6,38 +6,47 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
+COMMON: dict[str, dict[str, Any]] = {
+    "--device": {"help": "a torch device [%(default)s]"},
+    "--full-size": {"action": "store_true", "help": "random weights of Stable Diffusion v1.4, 512 px"},
+    "--note": {"default": "", "help": "a sentence to stand above the tables"},
+    "--set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "change the recipe"},
+    "--smoke": {"action": "store_true", "help": "random weights of a few channels: to see it run"},
+    "--threads": {"type": int, "default": os.cpu_count() or 1, "help": "threads of torch [%(default)s]"},
+}
 
-def parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of `python -m benchmarks.NAME`, described by the first line of its docstring."""
+
+def parser(name: str, description: str | None, *common: str) -> argparse.ArgumentParser:
+    """Return the parser of `python -m benchmarks.NAME` with some of the common options.
+
+    The first line of the docstring describes it; the device is the GPU where there is one.
+    """
     first, _, _ = (description or "").partition("\n")
-    return argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=first)
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=first)
+    for option in common:
+        made.add_argument(option, **COMMON[option])
+    if "--device" in common:
+        made.set_defaults(device="cuda" if torch.cuda.is_available() else "cpu")
+    return made
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    """Add --threads."""
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="threads of torch [%(default)s]"
-    )
+def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return what reads names with commas between, each of them known."""
+    names = list(known)
 
+    def read(text: str) -> list[str]:
+        found = text.split(",") if text else []
+        for name in found:
+            if name not in names:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(names)}")
+        return found
 
-def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add --device; the default is the GPU where there is one."""
-    default = default or ("cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--device", default=default, help="a torch device [%(default)s]")
-
-
-def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """Add --full-size and --smoke."""
-    parser.add_argument(
-        "--full-size", action="store_true", help="random weights of Stable Diffusion v1.4, 512 px"
-    )
-    parser.add_argument(
-        "--smoke", action="store_true", help="random weights of a few channels: to see it run"
-    )
+    return read
 
 
 def check(parser: argparse.ArgumentParser, device: str, *numbers: int) -> None:

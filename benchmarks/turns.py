@@ -5,10 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from multiprocessing.connection import Connection
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, TypeVar
 
 import torch
@@ -41,82 +39,60 @@ def spread(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
 
 
 class Worker:
-    """One way in a process of its own, loaded and waiting; calling it takes a turn there.
+    """One way in a process of its own; it loads as soon as it is made, and calling it takes a turn there.
 
     What one way changes of a process (how the C library keeps memory, which kernels are chosen, how many
-    threads there are) would help or hinder the others in it.
+    threads there are) would help or hinder the others in it. Errors of the process are raised here.
     """
 
     def __init__(self, start: Start, *arguments: Any, environment: Mapping[str, str] | None = None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._here, there = context.Pipe()
-        self._process = context.Process(
-            target=_serve,
-            args=(there, torch.get_num_threads(), environment or {}, start, arguments),
-            daemon=True,
-        )
-        self._process.start()
-        there.close()
+        self._process = _process(environment or {})
+        self.loaded = self._process.submit(_load, start, arguments)
 
     def __call__(self) -> Any:
-        """Take a turn and return what it measured; raises RuntimeError with what failed there."""
-        self.go()
-        return self.result()
+        """Take a turn and return what it measured."""
+        return self.begin().result()
 
-    def go(self) -> None:
+    def begin(self) -> Future[Any]:
         """Begin a turn, without waiting for it."""
-        self._here.send("go")
-
-    def result(self) -> Any:
-        """Wait for loading (the first time) or for a turn, and return its result."""
-        try:
-            problem, result = self._here.recv()
-        except EOFError:
-            self._process.join()
-            raise RuntimeError(f"a measuring process ended with {self._process.exitcode}") from None
-        if problem:
-            raise RuntimeError(f"a measuring process failed:\n{problem}")
-        return result
+        return self._process.submit(_take_turn)
 
     def close(self) -> None:
         """End the process."""
-        self._here.close()
-        self._process.join()
+        self._process.shutdown()
 
 
 def loaded(start: Start, *arguments: Any) -> Worker:
     """Return a way in a process of its own when it is ready for its first turn."""
     worker = Worker(start, *arguments)
-    worker.result()
+    worker.loaded.result()
     return worker
 
 
 def in_a_process(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function once, in a fresh process, and return its result."""
-    worker = loaded(partial, function, *arguments)
-    try:
-        result: T = worker()
-        return result
-    finally:
-        worker.close()
+    with _process({}) as process:
+        return process.submit(function, *arguments).result()
 
 
-def _serve(
-    connection: Connection,
-    threads: int,
-    environment: Mapping[str, str],
-    start: Start,
-    arguments: tuple[Any, ...],
-) -> None:
+def _process(environment: Mapping[str, str]) -> ProcessPoolExecutor:
+    threads = int(environment.get("OMP_NUM_THREADS", torch.get_num_threads()))
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, spawn, _prepare, (threads, environment))
+
+
+_way: list[Callable[[], Any]] = []
+"""Of a worker's own process: what takes a turn."""
+
+
+def _prepare(threads: int, environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", threads)))
-    try:
-        take_turn = start(*arguments)
-        connection.send((None, None))
-        while True:
-            connection.recv()
-            connection.send((None, take_turn()))
-    except EOFError:  # the other side is done
-        return
-    except Exception:
-        connection.send((traceback.format_exc(), None))
+    torch.set_num_threads(threads)
+
+
+def _load(start: Start, arguments: Sequence[Any]) -> None:
+    _way.append(start(*arguments))
+
+
+def _take_turn() -> Any:
+    return _way[0]()

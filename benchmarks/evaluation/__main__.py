@@ -53,16 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = options.parser("evaluation", __doc__)
-    parser.add_argument("--only", help=f"parts, with commas between: {', '.join(SECTIONS)} [all]")
-    parser.add_argument(
-        "--checkpoint",
-        default="base: embedded:scenes-sd, unet: embedded:scenes-tiny",
-        help="as a card names it",
-    )
+    parser = options.parser("evaluation", __doc__, "--full-size", "--smoke", "--device", "--note")
+    parser.add_argument("--only", type=options.some_of(SECTIONS), help=f"of {', '.join(SECTIONS)} [all]")
+    family = "base: embedded:scenes-sd, unet: embedded:scenes-tiny"
+    parser.add_argument("--checkpoint", default=family, help="as a card names it [%(default)s]")
     parser.add_argument("--protocol", help="default: scenes-quick; with --full-size coco30k-bksdm")
-    options.add_sizes(parser)
-    options.add_device(parser)
     parser.add_argument("--data", type=Path, help="folder of prompts, statistics and Inception weights")
     parser.add_argument("--rounds", type=int, help="turns of each way [5]")
     parser.add_argument("--images", type=int, help="of one turn of ours [64 a core]")
@@ -70,21 +65,16 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--passes", type=int, help="files that its scores pass over [N, 512 at most]")
     parser.add_argument("--steps", type=int, help="sample in fewer steps than the protocol: to see it run")
     parser.add_argument(
-        "--speed-ups", help="which to switch, with commas between [all, torch.compile on CUDA alone]"
+        "--speed-ups",
+        type=options.some_of(throughput.OFF),
+        help="which to switch [all, torch.compile on CUDA alone]",
     )
-    parser.add_argument("--note", default="", help="a sentence to stand above the tables")
     parser.add_argument("--out", type=Path, help="where to write [benchmarks/results/evaluation-DEVICE]")
     asked = options.parse(parser, arguments)
     smoke, on_cuda = asked.smoke, asked.device.startswith("cuda")
-    asked.only = list(SECTIONS) if asked.only is None else asked.only.split(",")
-    usual = [name for name in throughput.OFF if on_cuda or name != "compile"]
-    asked.speed_ups = usual if asked.speed_ups is None else asked.speed_ups.split(",")
-    for option, names, known in (
-        ("--only", asked.only, list(SECTIONS)),
-        ("--speed-ups", asked.speed_ups, list(throughput.OFF)),
-    ):
-        for name in set(names) - set(known):
-            parser.error(f"{option}: {name!r} is not one of {', '.join(known)}")
+    asked.only = asked.only or list(SECTIONS)
+    if asked.speed_ups is None:
+        asked.speed_ups = [name for name in throughput.OFF if on_cuda or name != "compile"]
     asked.rounds = asked.rounds or (1 if smoke else 5)
     asked.images = asked.images or (8 if smoke else SHARD * max(2, torch.get_num_threads()))
     asked.published_images = asked.published_images or (2 if smoke else 16)
@@ -114,8 +104,8 @@ def _subject(asked: argparse.Namespace, folder: Path) -> tuple[Subject, str]:
     protocol = load_protocol(asked.protocol or ("coco30k-bksdm" if asked.full_size else "scenes-quick"))
     remarks, data_root, inception = "", asked.data, None
     if asked.full_size or asked.smoke:
-        size: random_models.Size = "full" if asked.full_size else "smoke"
-        checkpoint = random_models.write_checkpoint(folder, size, dtype=protocol.sampling.dtype)
+        size, dtype = "full" if asked.full_size else "smoke", protocol.sampling.dtype
+        checkpoint = random_models.write_checkpoint(folder, size, dtype=dtype)
         remarks = checkpoint.spec
         if protocol.prompts.kind == "csv":
             protocol, data_root, absent, inception = random_models.complete(protocol, folder, asked.data)

@@ -10,7 +10,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,18 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate, open_evidence
 from pytest_sdbench.features.inception import WIDTH
 from pytest_sdbench.metrics.definition import column
+from pytest_sdbench.metrics.moments import Array
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shard_format import SHARD
 
 CHECKPOINT = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny"}
+PYTORCH_FID, TORCH_FIDELITY = "inception-pytorch-fid", "inception-torch-fidelity"
 COCO_COLUMNS = {
-    "inception-pytorch-fid": 2048,
-    "inception-torch-fidelity": 2048,
-    column("inception-torch-fidelity", "logits"): 1008,
+    PYTORCH_FID: WIDTH,
+    TORCH_FIDELITY: WIDTH,
+    column(TORCH_FIDELITY, "logits"): 1008,
     "clip_score": 0,
 }
 """Widths of the columns of an image; 0 for a single number."""
@@ -42,8 +43,7 @@ LIMIT = 300e6
 
 def coco_like(folder: Path, images: int) -> Protocol:
     """Write a protocol of the published metrics with made-up captions and reference statistics."""
-    width = WIDTH
-    mu, sigma = moments(width, seed=1)
+    mu, sigma = moments(WIDTH, seed=1)
     np.savez(folder / "real.npz", mu=mu, sigma=sigma)
     content = {
         "title": "Rows as wide as those of MS-COCO",
@@ -52,15 +52,8 @@ def coco_like(folder: Path, images: int) -> Protocol:
         "seeds": {"kind": "per-image", "seed": 0},
         "sampling": {"steps": 25, "guidance": 7.5, "resolution": 512, "dtype": "float32"},
         "metrics": {
-            "fid": {
-                "extractor": "inception-pytorch-fid",
-                "statistics": {"file": "./real.npz", "images": 40504},
-            },
-            "inception_score": {
-                "extractor": "inception-torch-fidelity",
-                "splits": 10,
-                "shuffle_seed": 2020,
-            },
+            "fid": {"extractor": PYTORCH_FID, "statistics": {"file": "./real.npz", "images": 40504}},
+            "inception_score": {"extractor": TORCH_FIDELITY, "splits": 10, "shuffle_seed": 2020},
             "clip_score": {"model": "open_clip:ViT-g-14/laion2b_s34b_b88k"},
         },
     }
@@ -77,9 +70,7 @@ def write_prompts(path: Path, rows: int) -> dict[str, str | int]:
     return {"file": str(path), "sha256": hashlib.sha256(content.encode()).hexdigest(), "rows": rows}
 
 
-def moments(
-    width: int, *, seed: int, power: float = 1.0
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
+def moments(width: int, *, seed: int, power: float = 1.0) -> tuple[Array, Array]:
     """Return a mean and a covariance of full rank whose eigenvalues fall as a power of their number."""
     rng = np.random.default_rng(seed)
     basis, _ = np.linalg.qr(rng.standard_normal((width, width)))
@@ -107,33 +98,26 @@ def fill(
         evidence.write(start, {**rows, "seed": np.zeros(count, np.int64), **flags})
 
 
-def scoring(images: int, store: Path) -> dict[str, Any]:
-    """Score `images` images of a filled store, in this process, and tell what it took."""
-    return _measured(
-        "scoring, rows of MS-COCO's widths", images, store, load_protocol(store / "coco-like.yaml")
-    )
+def peak(images: int, store: Path | None) -> dict[str, Any]:
+    """Score images in this process, and tell what it took.
 
-
-def sampling(images: int) -> dict[str, Any]:
-    """Make and score images of the embedded family, in this process, and tell what it took."""
-    protocol = load_protocol("scenes-quick").with_samples(images)
-    with tempfile.TemporaryDirectory(prefix="sdbench-memory-") as fresh:
-        return _measured("sampling and scoring, scenes-quick", images, Path(fresh), protocol)
-
-
-def _measured(what: str, images: int, store: Path, protocol: Protocol) -> dict[str, Any]:
+    They are those of a filled store, or, without one, images of the embedded family that are made meanwhile.
+    """
     # Libraries are no memory of an evaluation, whichever part of it loads them.
     for name in ("evaluation.sampler", "features.clip", "features.classifier"):
         import_module(f"pytest_sdbench.{name}")
+    what = "scoring, rows of MS-COCO's widths" if store else "sampling and scoring, scenes-quick"
+    protocol = load_protocol(store / "coco-like.yaml" if store else "scenes-quick").with_samples(images)
     checkpoint = resolve(CHECKPOINT)
-    machine.forget_peak()
-    # Bytes resident before the evaluation, with every module imported; then the most there were.
-    base, _ = machine.resident()
-    began = time.perf_counter()
-    evaluate(checkpoint, protocol, Workspace(store, progress=False), samples=images)
-    seconds = time.perf_counter() - began
-    # Not `ru_maxrss`: Linux starts that of a new process at what its parent had.
-    most = machine.resident()[1]
+    with tempfile.TemporaryDirectory(prefix="sdbench-memory-") as fresh:
+        machine.forget_peak()
+        # Bytes resident before the evaluation, with every module imported; then the most there were.
+        base, _ = machine.resident()
+        began = time.perf_counter()
+        evaluate(checkpoint, protocol, Workspace(store or Path(fresh), progress=False))
+        seconds = time.perf_counter() - began
+        # Not `ru_maxrss`: Linux starts that of a new process at what its parent had.
+        most = machine.resident()[1]
     return {"what": what, "images": images, "base": base, "most": most, "seconds": seconds}
 
 
@@ -147,10 +131,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="sdbench-memory-") as name:
         store = Path(name)
         fill(store, resolve(CHECKPOINT), coco_like(store, max(numbers)), COCO_COLUMNS)
-        for call, images in [
-            *((partial(scoring, n, store), n) for n in numbers),
-            *((partial(sampling, n), n) for n in sampled),
-        ]:
-            peaks.append(in_a_process(call))
+        for images, where in [*((n, store) for n in numbers), *((n, None) for n in sampled)]:
+            peaks.append(in_a_process(peak, images, where))
             say(f"{peaks[-1]['what']}: {images:,} images, {peaks[-1]['most'] / 1e6:,.0f} MB")
     return peaks

@@ -25,20 +25,13 @@ from torch import Tensor
 from pytest_sdbench.evaluation.sampler import image_seed
 from pytest_sdbench.features.clip import ClipScorer, load_clip
 from pytest_sdbench.metrics.inception_score import INCEPTION_SCORE
-from pytest_sdbench.metrics.moments import FeatureStatistics
+from pytest_sdbench.metrics.moments import Array, FeatureStatistics
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import Jpeg, SequentialSeeds
 
 FID_BATCH, ISC_BATCH = 50, 64
 """Files in a forward pass: the defaults of pytorch-fid and of torch-fidelity."""
-
-FILTERS = {
-    "pil-bicubic": Image.Resampling.BICUBIC,
-    "pil-bilinear": Image.Resampling.BILINEAR,
-    "pil-lanczos": Image.Resampling.LANCZOS,
-    "pil-box": Image.Resampling.BOX,
-}
 
 
 @dataclass(frozen=True)
@@ -64,17 +57,10 @@ def load(
 
     Raises KeyError for a protocol that lacks one of them, Unavailable for weights that are not here.
     """
-    features = _fid_network(protocol.metrics["fid"].extractor, data_root, device)
-    inception, logits = _isc_network(protocol.metrics["inception_score"].extractor, data_root, device)
-    return Procedure(
-        protocol,
-        device,
-        _pipeline(checkpoint, protocol, device),
-        features,
-        inception,
-        logits,
-        load_clip(protocol.metrics["clip_score"].extractor, device=device),
-    )
+    pipeline = _pipeline(checkpoint, protocol, device)
+    fid, isc, clip = (protocol.metrics[name].extractor for name in ("fid", "inception_score", "clip_score"))
+    features, inception = _fid_network(fid, data_root, device), _isc_network(isc, data_root, device)
+    return Procedure(protocol, device, pipeline, features, *inception, load_clip(clip, device=device))
 
 
 def generate(
@@ -104,7 +90,7 @@ def generate(
     return files
 
 
-def fid_features(procedure: Procedure, files: Sequence[Path]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def fid_features(procedure: Procedure, files: Sequence[Path]) -> Array:
     """Return the features of all files, float64 [n, D]: a pass of its own over the files."""
     parts = []
     with torch.no_grad():
@@ -114,12 +100,7 @@ def fid_features(procedure: Procedure, files: Sequence[Path]) -> np.ndarray[Any,
     return np.concatenate(parts).astype(np.float64)
 
 
-def frechet_distance(
-    mu: np.ndarray[Any, Any],
-    sigma: np.ndarray[Any, Any],
-    other_mu: np.ndarray[Any, Any],
-    other_sigma: np.ndarray[Any, Any],
-) -> float:
+def frechet_distance(mu: Array, sigma: Array, other_mu: Array, other_sigma: Array) -> float:
     """Return FID as pytorch-fid computes it: scipy's root of the product of the covariances.
 
     A root that is not finite is computed again with 1e-6 on both diagonals, and what is imaginary is dropped
@@ -218,18 +199,18 @@ def _pipeline(checkpoint: Checkpoint, protocol: Protocol, device: str) -> Any:
 
 def _through_files(image: Image.Image, protocol: Protocol, stem: Path) -> Path:
     """Save an image as often as the protocol says, reopening it in between; without a codec as PNG, once."""
-    file = stem.with_suffix(".png")
-    saved = False
+    file = None
     for step in protocol.image:
         if isinstance(step, Jpeg):
             file = stem.with_suffix(".jpg")
             image.save(file, quality=step.jpeg)
-            image, saved = Image.open(file).convert("RGB"), True
+            image = Image.open(file).convert("RGB")
         else:
-            image, saved = image.resize((step.resize, step.resize), FILTERS[step.filter]), False
-    if not saved:
-        image.save(file.with_suffix(".png"))
-        return file.with_suffix(".png")
+            file, kernel = None, Image.Resampling[step.filter.removeprefix("pil-").upper()]
+            image = image.resize((step.resize, step.resize), kernel)
+    if file is None:
+        file = stem.with_suffix(".png")
+        image.save(file)
     return file
 
 

@@ -7,54 +7,42 @@ the machine either, they are written with random weights too. Scores are then me
 from __future__ import annotations
 
 import gzip
+import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import open_clip
 import torch
 
-from benchmarks.evaluation.memory import write_prompts
-from benchmarks.training.scenario import _SMOKE_TEXT, _SMOKE_UNET, _SMOKE_VAE, random_parts
+from benchmarks.evaluation.memory import moments, write_prompts
+from benchmarks.training.scenario import NAMES, random_parts
 from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.features import inception
 from pytest_sdbench.features.clip import LOCAL, NAMED, locate_clip
-from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 
-Size = Literal["full", "smoke"]
-NAMES: Mapping[str, str] = {"full": "Stable Diffusion v1.4", "smoke": "eight channels wide"}
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def write_checkpoint(folder: Path, size: Size, *, dtype: str = "float32") -> Checkpoint:
+def write_checkpoint(folder: Path, size: str, *, dtype: str = "float32") -> Checkpoint:
     """Write a whole checkpoint with random weights, in diffusers layout."""
-    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
-    full = size == "full"
-    tokenizer = write_tokenizer(folder / "tokenizer", merges=None if full else 200)
-    words = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    parts = random_parts(
-        ARCHITECTURES["sd-v1"] if full else _SMOKE_UNET,
-        {**(SD_V1_TEXT_ENCODER if full else _SMOKE_TEXT), **words},
-        SD_V1_VAE if full else _SMOKE_VAE,
-    )
+    tokenizer = write_tokenizer(folder / "tokenizer", merges=None if size == "full" else 200)
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    parts = random_parts(size, vocab_size=len(tokenizer), **ends)
     pipeline = StableDiffusionPipeline(
         vae=parts.vae,
         text_encoder=parts.text_encoder,
         tokenizer=tokenizer,
         unet=parts.unet,
-        scheduler=PNDMScheduler(**SD_V1_SCHEDULER),
+        scheduler=parts.scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -97,21 +85,22 @@ def complete(
     made_up: str | None = None
     root = folder / "data"
     root.mkdir(parents=True, exist_ok=True)
-    prompts = data_root / protocol.prompts.file if data_root is not None else None  # type: ignore[union-attr]
-    if prompts is not None and prompts.is_file():
+    given = data_root or root
+    prompts = given / content["prompts"]["file"]
+    if prompts.is_file():
         content["prompts"]["file"] = str(prompts.resolve())
     else:
         absent.append("prompts")
         content["prompts"] |= write_prompts(root / "captions.csv", protocol.n)
-    width = inception.WIDTH
     for spec in content["metrics"].values():
         spec.pop("metric")
         if "statistics" in spec:
-            real = data_root / spec["statistics"]["file"] if data_root is not None else None
-            if real is None or not real.is_file():
+            real = given / spec["statistics"]["file"]
+            if not real.is_file():
                 absent.append("reference statistics")
                 real = root / "real.npz"
-                np.savez(real, mu=np.zeros(width), sigma=np.diag(1.0 / np.arange(1, width + 1)))
+                mu, sigma = moments(inception.WIDTH, seed=1)
+                np.savez(real, mu=mu, sigma=sigma)
             spec["statistics"]["file"] = str(real.resolve())
     try:
         weights = inception.find_weights(data_root)
@@ -125,9 +114,8 @@ def complete(
         locate_clip(model)
     except Unavailable:
         absent.append("CLIP model")
-        content["metrics"]["clip_score"]["model"] = LOCAL + str(
-            write_clip(root / "clip", model.removeprefix(NAMED).rpartition("/")[0])
-        )
+        written = write_clip(root / "clip", model.removeprefix(NAMED).rpartition("/")[0])
+        content["metrics"]["clip_score"]["model"] = f"{LOCAL}{written}"
     path = root / f"{protocol.name}.yaml"
     path.write_text(json.dumps(content), encoding="utf-8")
     return load_protocol(path), root, f"made up: {', '.join(absent)}" if absent else "", made_up
@@ -137,20 +125,14 @@ def write_inception(path: Path) -> Path:
     """Write weights for Inception that are random, of ordinary size."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
-        """The network as it is before its weights are read."""
-
-        def load_state_dict(self, *_unused: Any, **_more: Any) -> None:
-            """Keep the random weights."""
-
-    empty = path.with_suffix(".empty")
+    empty = io.BytesIO()
     torch.save({}, empty)
-    with torch.random.fork_rng(devices=[]):
+    empty.seek(0)
+    with torch.random.fork_rng(devices=[]), patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
         torch.manual_seed(0)
-        network = Unloaded(
-            "inception-v3-compat", ["logits_unbiased"], feature_extractor_weights_path=str(empty)
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["logits_unbiased"], feature_extractor_weights_path=empty
         )
-    empty.unlink()
     torch.save(network.state_dict(), path)
     return path
 

@@ -10,16 +10,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evaluation.memory import LIMIT
 from benchmarks.evaluation.solvers import SQRTM
 from benchmarks.evaluation.stages import UNET
 from benchmarks.evaluation.throughput import OURS, PUBLISHED
 from benchmarks.machine import libraries_and_load
 from benchmarks.report import Cell, load, paragraphs, save, table
-
-MEMORY_LIMIT = 300e6
-"""Bytes by which scoring 30,000 images may take more than scoring 1,000."""
+from pytest_sdbench.base.text import duration
 
 ALL_ROUNDS: tuple[str, Cell] = ("of all rounds", "{lowest:.2f} to {highest:.2f}")
+RATES: list[tuple[str, Cell]] = [
+    ("way", "{name}"),
+    ("images a turn", "{images}"),
+    ("images/s", "{rate:.2f}"),
+    ("ratio", "{ratio:.2f}"),
+    ALL_ROUNDS,
+]
 
 
 def add(name: str, circumstances: Mapping[str, Any], found: Any, path: Path, note: str = "") -> None:
@@ -48,13 +54,9 @@ def _end_to_end(found: Mapping[str, Any]) -> list[str]:
     for name, row in rows.items():
         # Loading, every image, and what is done once for all of them.
         row["whole"] = row["loading"] + found["n"] / row["rate"] + row["once"]
-        row |= {"duration": _duration(row["whole"]), "first": found["first"][name]}
+        row |= {"duration": duration(row["whole"]), "first": found["first"][name]}
     columns: list[tuple[str, Cell]] = [
-        ("way", "{name}"),
-        ("images a turn", "{images}"),
-        ("images/s", "{rate:.2f}"),
-        ("ratio", "{ratio:.2f}"),
-        ALL_ROUNDS,
+        *RATES,
         ("loading", "{loading:.1f} s"),
         ("once", "{once:.2f} s"),
         (f"whole protocol, {found['n']:,} images", "{duration}"),
@@ -102,15 +104,7 @@ def _milliseconds(seconds: Mapping[str, float], images: int, heading: str, digit
 
 
 def _rates(found: list[Mapping[str, Any]]) -> list[str]:
-    columns: list[tuple[str, Cell]] = [
-        ("way", "{name}"),
-        ("beside", "{beside}"),
-        ("images a turn", "{images}"),
-        ("images/s", "{rate:.2f}"),
-        ("ratio", "{ratio:.2f}"),
-        ALL_ROUNDS,
-    ]
-    return [table(found, columns)]
+    return [table(found, [RATES[0], ("beside", "{beside}"), *RATES[1:]])]
 
 
 def _peaks(found: list[Mapping[str, Any]]) -> list[str]:
@@ -125,7 +119,7 @@ def _peaks(found: list[Mapping[str, Any]]) -> list[str]:
     for what in dict.fromkeys(peak["what"] for peak in found):
         alike = [peak for peak in found if peak["what"] == what]
         first, last = alike[0], alike[-1]
-        limit = f" (at most {MEMORY_LIMIT / 1e6:.0f} are allowed)" if what.startswith("scoring") else ""
+        limit = f" (at most {LIMIT / 1e6:.0f} are allowed)" if what.startswith("scoring") else ""
         if first is not last:
             pieces.append(
                 f"{what}: {last['images']:,} images take {(last['most'] - first['most']) / 1e6:+,.0f} MB "
@@ -144,13 +138,6 @@ def _solvers(found: list[Mapping[str, Any]]) -> list[str]:
     ]
     [slowest] = [solver for solver in found if solver["name"] == SQRTM]
     return [table(found, columns), f"Ours takes {1 / slowest['ratio']:.2f} of the time of {SQRTM}."]
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Any], list[str]]]] = {

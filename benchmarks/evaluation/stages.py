@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import torch
 from torch._dynamo.eval_frame import OptimizedModule
 from transformers import CLIPTextModel
 
-from pytest_sdbench.features import extractors
+from pytest_sdbench.features.extractors import Extractors, open_extractors
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.store.shards import Evidence
@@ -168,44 +169,33 @@ def watching(*, scheduler: str | None = None, only_loading: bool = False) -> Ite
     With `only_loading` nothing is put around what is called for each image.
     """
     watch = Watch()
-    functions: list[tuple[str, Callable[..., Any]]] = [
-        (LOADING, load_pipeline),
-        (LOADING, extractors.open_extractors),
-    ]
-    methods: list[tuple[str, Any, str]] = []
+    functions: list[tuple[str, Callable[..., Any]]] = [(LOADING, load_pipeline), (LOADING, open_extractors)]
+    methods: list[tuple[str | None, Any, str]] = []
     if not only_loading:
         functions.append((CODEC, apply_image_steps))
         methods = [
             (UNET, diffusers.UNet2DConditionModel, "__call__"),
             (TEXT, CLIPTextModel, "__call__"),
             (VAE, diffusers.AutoencoderKL, "decode"),
-            (EXTRACTORS, extractors.Extractors, "extract"),
+            (EXTRACTORS, Extractors, "extract"),
             (SHARDS, Evidence, "write"),
+            (None, OptimizedModule, "__call__"),
         ]
         if scheduler is not None:
             methods.append((SCHEDULER, getattr(diffusers, scheduler), "step"))
     with ExitStack() as undo:
-        for stage, function in functions:
-            _replace_everywhere(undo, function, watch.clocked(stage, function))
         for stage, owner, name in methods:
-            _replace(undo, owner, name, watch.clocked(stage, getattr(owner, name)))
-        if not only_loading:
-            _replace(undo, OptimizedModule, "__call__", watch.compiled(OptimizedModule.__call__))
+            call = getattr(owner, name)
+            clock = watch.compiled(call) if stage is None else watch.clocked(stage, call)
+            undo.enter_context(patch.object(owner, name, clock))
+        for stage, function in functions:
+            clock = watch.clocked(stage, function)
+            for module, name in _imported(function):
+                undo.enter_context(patch.object(module, name, clock))
         yield watch
 
 
-def _replace(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
-    own, before = name in vars(owner), vars(owner).get(name)
-    setattr(owner, name, value)
-    if own:
-        undo.callback(setattr, owner, name, before)
-    else:
-        undo.callback(delattr, owner, name)
-
-
-def _replace_everywhere(undo: ExitStack, function: Any, value: Any) -> None:
-    """Replace a function in every module of ours that imported it by name."""
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "pytest_sdbench":
-            for key in [key for key, found in vars(module).items() if found is function]:
-                _replace(undo, module, key, value)
+def _imported(function: Any) -> list[tuple[Any, str]]:
+    """Return every module of ours that has a function, and its name there."""
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] == "pytest_sdbench"]
+    return [(module, key) for module in ours for key, found in vars(module).items() if found is function]

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine
 from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation.memory import fill
 from benchmarks.evaluation.stages import watching
+from benchmarks.training.flops import counted
 from benchmarks.turns import Worker, loaded, spread, take_turns
+from pytest_sdbench.base.environment import release_memory, synchronise
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.evaluation.evaluate import evaluate, on_this_device
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features import inception
 from pytest_sdbench.features.extractors import column_widths
@@ -62,13 +63,8 @@ class Subject:
             inception.SHA256 = self.inception_sha256
 
     @property
-    def kind(self) -> torch.device:
-        return torch.device(self.device)
-
-    @property
-    def half(self) -> torch.dtype:
-        """The type in which the device's peak is measured."""
-        return torch.bfloat16 if self.kind.type == "cuda" else torch.float32
+    def on_cpu(self) -> bool:
+        return self.device == "cpu"
 
 
 @dataclass(frozen=True)
@@ -111,16 +107,15 @@ def published_turn(ready: procedure.Procedure, prompts: Sequence[str], images: i
         folder.mkdir()
         many.mkdir()
         parts = {}
-        machine.wait(torch.device(ready.device))
+        synchronise(ready.device)
         began = time.perf_counter()
         files = procedure.generate(ready, prompts, folder, range(images))
         parts["images and files"] = (time.perf_counter() - began) / images
-        copies = []
-        for number in range(max(passes, images)):
-            source = files[number % images]
-            copies.append(many / f"{number:06d}{source.suffix}")
-            copies[-1].hardlink_to(source)
-        captions = [prompts[number % images] for number in range(len(copies))]
+        numbers = range(max(passes, images))
+        copies = [many / f"{number:06d}{files[0].suffix}" for number in numbers]
+        for number, copy in zip(numbers, copies, strict=True):
+            copy.hardlink_to(files[number % images])
+        captions = [prompts[number % images] for number in numbers]
         scores: dict[str, Callable[[], object]] = {
             "pass for FID": lambda: procedure.fid_features(ready, copies),
             "pass for the Inception score": lambda: procedure.inception_score(ready, many),
@@ -181,7 +176,7 @@ def ablation(
     """Time our evaluation with each speed-up taken out, all in turn, beside ours with all of them."""
     ways = {
         name: (start_ours, subject, images, tuning)
-        for name, tuning in tunings(subject.kind.type == "cpu", speed_ups).items()
+        for name, tuning in tunings(subject.on_cpu, speed_ups).items()
     }
     return _rates(_in_turn(ways, rounds, apart, say)[1], OURS)
 
@@ -230,12 +225,12 @@ def shares(
     `rounds` are the U-Net's shares of all rounds, `rate` the images per second of that round, `peak` the
     floating-point operations per second of the best matrix multiplication in any round.
     """
-    peak, found = 0.0, []
+    peak, found, half = 0.0, [], torch.float32 if subject.on_cpu else torch.bfloat16
     scheduler = subject.protocol.sampling.scheduler.name
     scheduler = scheduler_class(subject.checkpoint) if scheduler == "checkpoint" else scheduler
     our_turn(subject, images, Tuning())
     for number in range(rounds):
-        peak = max(peak, machine.matmul_peak(subject.kind, subject.half, seconds=0.3))
+        peak = max(peak, machine.matmul_peak(torch.device(subject.device), half, seconds=0.3))
         with (
             tempfile.TemporaryDirectory(prefix="sdbench-turn-") as store,
             watching(scheduler=scheduler) as watch,
@@ -257,9 +252,7 @@ def shares(
 def flops_of_a_latent(subject: Subject) -> int:
     """Return the floating-point operations of the U-Net for one latent, at the protocol's resolution."""
     config = {**subject.checkpoint.unet_config, "sample_size": subject.protocol.sampling.resolution // 8}
-    with FlopCounterMode(display=False) as counter:
-        unet_skeleton(config)(**unet_inputs(config))
-    return int(counter.get_total_flops())
+    return counted(lambda: unet_skeleton(config)(**unet_inputs(config)))
 
 
 def root_once(reference: FeatureStatistics) -> float:
@@ -271,18 +264,15 @@ def root_once(reference: FeatureStatistics) -> float:
 
 def scoring_once(subject: Subject) -> float:
     """Return the seconds of our scoring of all N images, on made-up rows of the protocol's widths."""
-    widths = column_widths(subject.protocol)
-    columns = {name: width if width > 1 else 0 for name, width in widths.items()}
+    columns = {name: width if width > 1 else 0 for name, width in column_widths(subject.protocol).items()}
     with tempfile.TemporaryDirectory(prefix="sdbench-rows-") as store:
-        drawn = subject.protocol
-        if drawn.seeds.kind == "sequential" and subject.kind.type != "cuda":
-            drawn = drawn.with_seeds_on("cpu")
+        drawn = on_this_device(subject.protocol, subject.device)
         fill(Path(store), subject.checkpoint, drawn, columns)
         return _evaluate(subject, subject.protocol.n, Tuning(), Path(store))
 
 
 def _evaluate(subject: Subject, images: int, tuning: Tuning, store: Path) -> float:
-    machine.wait(subject.kind)
+    synchronise(subject.device)
     began = time.perf_counter()
     evaluate(
         subject.checkpoint,
@@ -291,12 +281,9 @@ def _evaluate(subject: Subject, images: int, tuning: Tuning, store: Path) -> flo
         samples=images,
         tuning=tuning,
     )
-    machine.wait(subject.kind)
+    synchronise(subject.device)
     seconds = time.perf_counter() - began
-    if subject.kind.type == "cuda":
-        # Others take their turn on the same device.
-        gc.collect()
-        torch.cuda.empty_cache()
+    release_memory(subject.device)  # others take their turn on the same device
     return seconds
 
 
@@ -304,17 +291,14 @@ def _in_turn(
     ways: dict[str, tuple[Any, ...]], rounds: int, apart: bool, say: Callable[[str], None]
 ) -> tuple[dict[str, Turn], dict[str, list[Turn]]]:
     """Let ways take turns, `apart` in processes; return the first turns, and those that count."""
-    started: dict[str, Callable[[], Turn]] = {
-        name: loaded(start, *arguments) if apart else start(*arguments)
-        for name, (start, *arguments) in ways.items()
-    }
-    try:
+    started: dict[str, Callable[[], Turn]] = {}
+    with ExitStack() as ending:
+        for name, (start, *arguments) in ways.items():
+            started[name] = worker = loaded(start, *arguments) if apart else start(*arguments)
+            if isinstance(worker, Worker):
+                ending.callback(worker.close)
         first = {name: way() for name, way in started.items()}
         return first, take_turns(started, rounds, say, show=lambda turn: f"{turn.rate:.2f} images/s")
-    finally:
-        for way in started.values():
-            if isinstance(way, Worker):
-                way.close()
 
 
 def _rates(turns: dict[str, list[Turn]], beside: str) -> list[dict[str, Any]]:

@@ -18,10 +18,9 @@ from pytest_sdbench.base.paths import user_cache
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write Markdown and JSON."""
-    parser = options.parser("family", __doc__)
+    parser = options.parser("family", __doc__, "--threads")
     parser.add_argument("--protocol", default="scenes-5k")
     parser.add_argument("--rounds", type=int, default=40, help="0 scores anew and keeps the recorded times")
-    options.add_threads(parser)
     parser.add_argument("--store", type=Path, default=user_cache() / "experiments" / "evidence")
     asked = options.parse(parser, arguments)
     path = RESULTS / "family"

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks import options
 from benchmarks.family.members import BASE, spec
-from benchmarks.family.subject import CLASS_PROMPT, PROMPTS, pictures, shows_subject, write_pictures
-from benchmarks.family.subject_scores import Pixels, embeddings, features, mean_cosine, score_subject
+from benchmarks.family.subject import CLASS_PROMPT, PROMPTS, pictures, write_pictures
+from benchmarks.family.subject_scores import SCORES, Pixels, score_likeness, score_subject
 from benchmarks.family.training_runs import identify, train
 from benchmarks.report import RESULTS, paragraphs, save, table
 from pytest_sdbench.base.paths import user_cache
@@ -29,15 +29,6 @@ from training.students.networks import Parts, load_parts
 
 RECIPE, CLIP = "scenes-dreambooth", "local:scenes-clip"
 GUIDANCE, STEPS = 2.0, 25
-COLUMNS = {
-    "seen": "subject seen ↑",
-    "subject_by_features": "subject, by features ↑",
-    "subject_by_clip": "CLIP-I ↑",
-    "prompt_by_clip": "CLIP-T ↑",
-    "prior_seen": "subject in the class ↓",
-    "prior_leak": "class like subject ↓",
-    "prior_diversity": "diversity of the class ↑",
-}
 WAYS: dict[str, tuple[str, ...]] = {
     "all weights": (),
     "all weights, no prior preservation": ("objective.prior_weight=0.0",),
@@ -61,8 +52,9 @@ def score(parts: Parts, each: int) -> tuple[dict[str, float], Pixels, Pixels]:
     prompts = [prompt for prompt in PROMPTS for _ in range(each)]
     drawn = draw(parts, prompts, guidance=GUIDANCE, steps=STEPS)
     of_class = draw(parts, [CLASS_PROMPT] * len(prompts), guidance=GUIDANCE, steps=STEPS, seed=10_000)
-    networks: Any = {"classifier": load_classifier(), "clip": load_clip(CLIP)}
-    return score_subject(drawn, prompts, of_class, pictures(), **networks).to_dict(), drawn, of_class
+    classifier, clip = load_classifier(), load_clip(CLIP)
+    found = score_subject(drawn, prompts, of_class, pictures(), classifier=classifier, clip=clip)
+    return {name: round(value, 4) for name, value in found.items()}, drawn, of_class
 
 
 def ceiling() -> dict[str, float]:
@@ -73,18 +65,13 @@ def ceiling() -> dict[str, float]:
         encoded = vae.encode(to_pixels(list(real))).latent_dist.mean
         decoded = vae.decode(encoded).sample / 2 + 0.5
     returned = to_uint8(decoded.clamp(0, 1).permute(0, 2, 3, 1).numpy())
-    classifier, clip = load_classifier(), load_clip(CLIP)
-    return {
-        "seen": float(shows_subject(returned).mean()),
-        "subject_by_features": mean_cosine(features(classifier, returned), features(classifier, real)),
-        "subject_by_clip": mean_cosine(embeddings(clip, returned), embeddings(clip, real)),
-    }
+    return score_likeness(returned, real, load_classifier(), load_clip(CLIP))
 
 
 def report(found: dict[str, Any]) -> str:
     """Return the table as Markdown."""
     count = found["pictures"]
-    columns = [(heading, f"{{{name}:.3f}}") for name, heading in COLUMNS.items()]
+    columns = [(heading, f"{{{name}:.3f}}") for name, heading in SCORES.items()]
     return paragraphs(
         "# DreamBooth: one subject, a heart that is half green and half purple",
         f"{count} pictures of the prompts, and {count} of the class prompt; shares are ± "
@@ -103,9 +90,8 @@ def report(found: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, score, write table and sheet."""
-    parser = options.parser("family.dreambooth", __doc__)
+    parser = options.parser("family.dreambooth", __doc__, "--threads")
     parser.add_argument("--each", type=int, default=8, help="pictures of each of the eight prompts")
-    options.add_threads(parser)
     parser.add_argument("--folder", type=Path, default=user_cache() / "experiments" / "dreambooth")
     asked = options.parse(parser, arguments)
     models: dict[str, Any] = {"scenes-small, as it is": spec("scenes-small")}

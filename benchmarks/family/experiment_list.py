@@ -54,106 +54,78 @@ class Experiment:
         return [(run, stop, draw) for run in self.runs for stop in run.stops or (0,) for draw in run.draws]
 
 
-def growing_data() -> Experiment:
-    """Train Small on growing numbers of pairs, everything else the same."""
-    sizes, stops = (532, 2128, 7092, 22565), (32_000, 64_000, 96_000, 128_000)
-    runs = [
-        Run(f"{size:,} pairs", "scenes-small", (f"data.pairs={size}", "schedule.steps=4000"), stops)
-        for size in sizes
-    ]
-    return Experiment(
+_GROWTH = (32_000, 64_000, 96_000, 128_000)
+_BUDGET = ("schedule.steps=1000", "data.pairs=22565", "watch.validation_images=0")
+_NO_OUTPUT, _NO_FEATURE = "objective.weights.output=0.0", "objective.weights.feature=0.0"
+_RANDOM = "student.init=random"
+_COMPONENTS: dict[str, tuple[str, ...]] = {
+    "teacher weights, output and feature distillation": (),
+    "teacher weights, output distillation": (_NO_FEATURE,),
+    "teacher weights, feature distillation": (_NO_OUTPUT,),
+    "teacher weights, no distillation": (_NO_OUTPUT, _NO_FEATURE),
+    "random weights, output and feature distillation": (_RANDOM,),
+    "random weights, no distillation": (_RANDOM, _NO_OUTPUT, _NO_FEATURE),
+    "all of it, no caption dropped": ("objective.caption_dropout=0.0",),
+}
+# Its defaults cut latents off at 1, as if they were pixels, and with the teacher's spacing it would begin
+# below the timestep of pure noise.
+_DDIM = Scheduler(
+    name="DDIMScheduler",
+    config={"clip_sample": False, "timestep_spacing": "trailing", "steps_offset": 0},
+)
+_LCM_DRAWS = tuple(Draw(f"LCM {steps}", "scenes-lcm4-quick", steps) for steps in (1, 2, 4, 8))
+_TINY_DRAWS = (
+    Draw("PNDM 4", steps=4),
+    Draw("PNDM 8", steps=8),
+    Draw("PNDM 25"),
+    *(Draw(f"DDIM {steps}", steps=steps, scheduler=_DDIM) for steps in (1, 2, 4, 8)),
+)
+_PORTRAIT_DRAWS = (Draw("one object", "scenes-portrait-quick"), Draw("all scenes"))
+
+EXPERIMENTS = {
+    "growing-data": Experiment(
         "Growing data: scenes-small on four numbers of pairs, 128,000 images each",
         "BK-SDM, ablation of the data size for Small: IS and CLIP improve over training with more pairs",
-        tuple(runs),
-        notes=(
-            "532 pairs seem too few: from 96,000 images on they lie behind all others, by one to two "
-            "standard errors. More than 2,128 bring nothing that could be told apart."
+        tuple(
+            Run(f"{size:,} pairs", "scenes-small", (f"data.pairs={size}", "schedule.steps=4000"), _GROWTH)
+            for size in (532, 2128, 7092, 22565)
         ),
-    )
-
-
-def ablation() -> Experiment:
-    """Take initialisation, output and feature distillation away, at the same budget."""
-    budget = ("schedule.steps=1000", "data.pairs=22565", "watch.validation_images=0")
-    plain = (32_000,)
-
-    def run(label: str, *overrides: str) -> Run:
-        return Run(label, "scenes-small", (*budget, *overrides), plain)
-
-    no_output, no_feature = "objective.weights.output=0.0", "objective.weights.feature=0.0"
-    return Experiment(
+        "532 pairs seem too few: from 96,000 images on they lie behind all others, by one to two "
+        "standard errors. More than 2,128 bring nothing that could be told apart.",
+    ),
+    "ablation": Experiment(
         "What helps: initialisation, output and feature distillation; scenes-small, 32,000 images",
         "BK-SDM, ablation of the components for Small",
-        (
-            run("teacher weights, output and feature distillation"),
-            run("teacher weights, output distillation", no_feature),
-            run("teacher weights, feature distillation", no_output),
-            run("teacher weights, no distillation", no_output, no_feature),
-            run("random weights, output and feature distillation", "student.init=random"),
-            run("random weights, no distillation", "student.init=random", no_output, no_feature),
-            run("all of it, no caption dropped", "objective.caption_dropout=0.0"),
+        tuple(
+            Run(label, "scenes-small", (*_BUDGET, *without), (32_000,))
+            for label, without in _COMPONENTS.items()
         ),
-        notes=(
-            "The teacher's weights are worth most by far, then dropped captions, then distillation; "
-            "output and feature distillation do nearly the same alone. A student with random weights "
-            "has not got far in 32,000 images, with distillation or without. Guidance subtracts the "
-            "prediction for the empty prompt, which a student without dropped captions is never shown."
-        ),
-    )
-
-
-def consistency() -> Experiment:
-    """Draw from the consistency model in 1, 2, 4 and 8 steps, and from its teacher with PNDM."""
-    # Its defaults cut latents off at 1, as if they were pixels, and with the teacher's spacing it would begin
-    # below the timestep of pure noise.
-    ddim = Scheduler(
-        name="DDIMScheduler",
-        config={"clip_sample": False, "timestep_spacing": "trailing", "steps_offset": 0},
-    )
-    few = tuple(Draw(f"LCM {steps}", "scenes-lcm4-quick", steps) for steps in (1, 2, 4, 8))
-    return Experiment(
+        "The teacher's weights are worth most by far, then dropped captions, then distillation; "
+        "output and feature distillation do nearly the same alone. A student with random weights "
+        "has not got far in 32,000 images, with distillation or without. Guidance subtracts the "
+        "prediction for the empty prompt, which a student without dropped captions is never shown.",
+    ),
+    "consistency": Experiment(
         "Few steps: scenes-tiny-lcm beside scenes-tiny",
         "LCM (Luo et al. 2023), and tiny-sd-lcm-6400",
         (
-            Run("scenes-tiny-lcm", checkpoint=spec("scenes-tiny-lcm"), draws=few),
-            Run(
-                "scenes-tiny",
-                checkpoint=spec("scenes-tiny"),
-                draws=(
-                    Draw("PNDM 4", steps=4),
-                    Draw("PNDM 8", steps=8),
-                    Draw("PNDM 25"),
-                    *(Draw(f"DDIM {steps}", steps=steps, scheduler=ddim) for steps in (1, 2, 4, 8)),
-                ),
-            ),
+            Run("scenes-tiny-lcm", checkpoint=spec("scenes-tiny-lcm"), draws=_LCM_DRAWS),
+            Run("scenes-tiny", checkpoint=spec("scenes-tiny"), draws=_TINY_DRAWS),
         ),
-        notes=(
-            "Guidance 2. A step is one U-Net call for scenes-tiny-lcm, which knows the guidance, and two for "
-            "scenes-tiny (PNDM takes one step more). PNDM is what the family is evaluated with; in few steps "
-            "it breaks down, so DDIM stands beside it, from pure noise on (trailing spacing): it needs eight "
-            "calls for what the consistency model does in two to four. That one is at its best in two to "
-            "four steps and loses CLIP score in eight."
-        ),
-    )
-
-
-def finetuning() -> Experiment:
-    """Draw pictures of one object from the model that was fine-tuned to them, and from its teacher."""
-    draws = (Draw("one object", "scenes-portrait-quick"), Draw("all scenes"))
-    return Experiment(
+        "Guidance 2. A step is one U-Net call for scenes-tiny-lcm, which knows the guidance, and two for "
+        "scenes-tiny (PNDM takes one step more). PNDM is what the family is evaluated with; in few steps "
+        "it breaks down, so DDIM stands beside it, from pure noise on (trailing spacing): it needs eight "
+        "calls for what the consistency model does in two to four. That one is at its best in two to "
+        "four steps and loses CLIP score in eight.",
+    ),
+    "finetuning": Experiment(
         "Fine-tuning: scenes-portrait beside scenes-tiny, on pictures of one object and on all",
         "segmind/portrait-finetuned: tiny-sd fine-tuned to portraits",
-        tuple(Run(name, checkpoint=spec(name), draws=draws) for name in ("scenes-tiny", "scenes-portrait")),
-        notes=(
-            "Fine-tuning gains nothing here: scenes of one object are a quarter of what scenes-tiny learned "
-            "from already."
+        tuple(
+            Run(name, checkpoint=spec(name), draws=_PORTRAIT_DRAWS)
+            for name in ("scenes-tiny", "scenes-portrait")
         ),
-    )
-
-
-EXPERIMENTS = {
-    "growing-data": growing_data,
-    "ablation": ablation,
-    "consistency": consistency,
-    "finetuning": finetuning,
+        "Fine-tuning gains nothing here: scenes of one object are a quarter of what scenes-tiny learned "
+        "from already.",
+    ),
 }

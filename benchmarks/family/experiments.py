@@ -44,7 +44,7 @@ def export(run: Run, stop: int, folder: Path, threads: int) -> Path:
 
 def perform(name: str, *, samples: int, folder: Path, threads: int, only: str = "") -> list[Row]:
     """Train and score what is missing of an experiment; return all rows."""
-    experiment, store = EXPERIMENTS[name](), folder / "evidence"
+    experiment, store = EXPERIMENTS[name], folder / "evidence"
     makers = {run.label: made_by(run) for run in experiment.runs}
     known = {_key(row): row for row in load(RESULTS / name).get("rows", [])}
 
@@ -101,14 +101,14 @@ def compare(experiment: Experiment, rows: list[Row], where: Callable[[Run, int],
 
 def keep(name: str, rows: list[Row]) -> None:
     """Write the rows of an experiment and their table."""
-    experiment = EXPERIMENTS[name]()
+    experiment = EXPERIMENTS[name]
     content = {"title": experiment.title, "source": experiment.source, "rows": rows}
     save(RESULTS / name, content, report(name, rows))
 
 
 def report(name: str, rows: Sequence[Row]) -> str:
     """Return the table of an experiment as Markdown."""
-    experiment = EXPERIMENTS[name]()
+    experiment = EXPERIMENTS[name]
     places = [(run.label, stop, draw.label) for run, stop, draw in experiment.places()]
     rows = sorted(rows, key=lambda row: places.index((row["run"], row["images_seen"], row["draw"])))
     compared = any("difference" in row for row in rows)
@@ -162,23 +162,16 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     labels = list(dict.fromkeys(row["run"] for row in rows))
     colours = pyplot.get_cmap("viridis")([0.85 * i / max(1, len(labels) - 1) for i in range(len(labels))])
-    apart = 1.5  # thousand images, so that bars can be told from another
-    for axis, metric, name in zip(
-        axes, ("fid", "inception_score", "clip_score"), ("FID ↓", "IS ↑", "CLIP score ↑"), strict=True
-    ):
+    shown = {"fid": "FID ↓", "inception_score": "IS ↑", "clip_score": "CLIP score ↑"}
+    for axis, (metric, name) in zip(axes, shown.items(), strict=True):
         for place, (label, colour) in enumerate(zip(labels, colours, strict=True)):
-            shift = apart * (place - (len(labels) - 1) / 2)
+            # One and a half thousand images apart, so that bars can be told from another.
+            shift = 1.5 * (place - (len(labels) - 1) / 2)
             own = sorted((row for row in rows if row["run"] == label), key=lambda row: row["images_seen"])
+            x = [row["images_seen"] / 1000 + shift for row in own]
             errors = [row[f"{metric}_se"] or 0.0 for row in own]
-            axis.errorbar(
-                [row["images_seen"] / 1000 + shift for row in own],
-                [row[metric] for row in own],
-                yerr=errors,
-                label=label,
-                color=colour,
-                marker="o",
-                capsize=2,
-            )
+            style = {"label": label, "color": colour, "marker": "o", "capsize": 2}
+            axis.errorbar(x, [row[metric] for row in own], yerr=errors, **style)
         axis.set(xlabel="thousand images seen", title=name)
         axis.grid(alpha=0.3)
     axes[2].legend(loc="lower right")
@@ -189,12 +182,11 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Perform an experiment and print its table."""
-    parser = options.parser("family.experiments", __doc__)
+    parser = options.parser("family.experiments", __doc__, "--threads")
     parser.add_argument("name", choices=sorted(EXPERIMENTS))
     parser.add_argument("--samples", type=int, default=512, help="images that each score is of [%(default)s]")
     parser.add_argument("--only", default="", metavar="TEXT", help="only runs whose label contains this")
     parser.add_argument("--report", action="store_true", help="only write the table again")
-    options.add_threads(parser)
     parser.add_argument("--folder", type=Path, default=user_cache() / "experiments")
     asked = options.parse(parser, arguments)
     if asked.report:
@@ -204,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         how = {"samples": asked.samples, "folder": asked.folder, "threads": asked.threads}
         rows = perform(asked.name, only=asked.only, **how)
     if _over_training(rows):
-        plot(rows, EXPERIMENTS[asked.name]().title, RESULTS / f"{asked.name}.png")
+        plot(rows, EXPERIMENTS[asked.name].title, RESULTS / f"{asked.name}.png")
     print(report(asked.name, rows))
 
 

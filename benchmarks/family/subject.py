@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,33 +44,23 @@ PROMPTS = tuple(
 Pixels = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Placed:
-    """One picture of the subject; x, y and radius in pixels of the 64x64 picture."""
-
-    background: str
-    x: float
-    y: float
-    radius: float
-
-
 PICTURES = (
-    Placed("beige", 31.0, 33.0, 12.4),
-    Placed("pink", 24.0, 27.0, 10.2),
-    Placed("meadow", 38.0, 36.0, 11.6),
-    Placed("dawn", 33.0, 25.0, 8.4),
-    Placed("brown", 42.0, 31.0, 9.4),
+    ("beige", 31.0, 33.0, 12.4),
+    ("pink", 24.0, 27.0, 10.2),
+    ("meadow", 38.0, 36.0, 11.6),
+    ("dawn", 33.0, 25.0, 8.4),
+    ("brown", 42.0, 31.0, 9.4),
 )
+"""Background of each picture, and x, y and radius of the subject in pixels of 64x64."""
 
 
-def picture(place: Placed, size: int = 64) -> Pixels:
+def picture(background: str, x: float, y: float, radius: float, size: int = 64) -> Pixels:
     """Draw the subject, anti-aliased, lit and with a shadow as scenes are: uint8 [size, size, 3]."""
     scale = size / 64
-    ground = next(one for one in scenes.BACKGROUNDS if one.name == place.background)
+    ground = next(one for one in scenes.BACKGROUNDS if one.name == background)
     canvas = scenes._draw_background(ground, size)
     pixels = np.arange(size, dtype=np.float32) + 0.5
-    u, v = (pixels - place.x * scale)[None, :], (pixels - place.y * scale)[:, None]
-    radius = place.radius * scale
+    u, v, radius = (pixels - x * scale)[None, :], (pixels - y * scale)[:, None], radius * scale
     distance = signed_distance(CLASS, u / radius, v / radius) * radius
 
     shadow = max(1, round(2 * scale))
@@ -87,7 +76,7 @@ def picture(place: Placed, size: int = 64) -> Pixels:
 
 def pictures(size: int = 64) -> Pixels:
     """Return the pictures of the subject, uint8 [5, size, size, 3]."""
-    return np.stack([picture(place, size) for place in PICTURES])
+    return np.stack([picture(*place, size) for place in PICTURES])
 
 
 def write_pictures(folder: Path) -> Path:

@@ -9,7 +9,6 @@ real ones alone) and of the model before training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,31 +25,16 @@ from pytest_sdbench.features.clip import ClipScorer
 Pixels = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class SubjectScores:
-    """What one model reaches; N pictures of prompts with the subject, M of the class prompt."""
-
-    seen: float
-    """Share of the N pictures that show both halves of the subject, in their order (`shows_subject`)."""
-    subject_by_features: float
-    """In the place of DINO: mean cosine of the 64 classifier features of a drawn and a real picture of the
-    subject, over all pairs. Unlike DINO's, the features were learned from labels."""
-    subject_by_clip: float
-    """CLIP-I: the same with the image embeddings of scenes-clip."""
-    prompt_by_clip: float
-    """CLIP-T: mean cosine of scenes-clip between a picture and its prompt, the identifier left out of it."""
-    prior_leak: float
-    """PRES: mean cosine of the classifier features of pictures of the class and real ones of the subject:
-    high where the class has become the subject."""
-    prior_seen: float
-    """Share of the M pictures of the class that show the subject: at best none."""
-    prior_diversity: float
-    """DIV: mean over pairs of pictures of the class of 1 - cosine of their classifier features: low where the
-    class has shrunk to a few pictures. In the place of LPIPS."""
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the figures, rounded to four places."""
-        return {name: round(value, 4) for name, value in asdict(self).items()}
+SCORES = {
+    "seen": "subject seen ↑",
+    "subject_by_features": "subject, by features ↑",
+    "subject_by_clip": "CLIP-I ↑",
+    "prompt_by_clip": "CLIP-T ↑",
+    "prior_seen": "subject in the class ↓",
+    "prior_leak": "class like subject ↓",
+    "prior_diversity": "diversity of the class ↑",
+}
+"""The scores, and their headings in a table."""
 
 
 def score_subject(
@@ -61,19 +45,37 @@ def score_subject(
     *,
     classifier: SceneClassifier,
     clip: ClipScorer,
-) -> SubjectScores:
+) -> dict[str, float]:
     """Score pictures of prompts, uint8 [N, 64, 64, 3], and of the class, against real ones of the subject."""
-    mine, theirs, prior = (features(classifier, some) for some in (drawn, real, of_class))
-    told = [without_identifier(prompt) for prompt in prompts]
-    return SubjectScores(
-        seen=float(shows_subject(drawn).mean()),
-        subject_by_features=mean_cosine(mine, theirs),
-        subject_by_clip=mean_cosine(embeddings(clip, drawn), embeddings(clip, real)),
-        prompt_by_clip=float(clip(drawn, told).double().mean()),
-        prior_leak=mean_cosine(prior, theirs),
-        prior_seen=float(shows_subject(of_class).mean()),
-        prior_diversity=1 - mean_cosine(prior),
-    )
+    prior, told = features(classifier, of_class), [without_identifier(prompt) for prompt in prompts]
+    return {
+        **score_likeness(drawn, real, classifier, clip),
+        # CLIP-T: mean cosine of scenes-clip between a picture and its prompt, without the identifier.
+        "prompt_by_clip": float(clip(drawn, told).double().mean()),
+        # PRES: mean cosine of the classifier features of pictures of the class and real ones of the subject:
+        # high where the class has become the subject.
+        "prior_leak": mean_cosine(prior, features(classifier, real)),
+        # Share of the pictures of the class that show the subject: at best none.
+        "prior_seen": float(shows_subject(of_class).mean()),
+        # DIV, in the place of LPIPS: mean over pairs of pictures of the class of 1 - cosine of their
+        # classifier features: low where the class has shrunk to a few pictures.
+        "prior_diversity": 1 - mean_cosine(prior),
+    }
+
+
+def score_likeness(
+    drawn: Pixels, real: Pixels, classifier: SceneClassifier, clip: ClipScorer
+) -> dict[str, float]:
+    """Score how like the subject pictures are, uint8 [N, 64, 64, 3], beside real ones of it."""
+    return {
+        # Share of the pictures that show both halves of the subject, in their order.
+        "seen": float(shows_subject(drawn).mean()),
+        # In the place of DINO: mean cosine of the 64 classifier features of a drawn and a real picture of the
+        # subject, over all pairs. Unlike DINO's, the features were learned from labels.
+        "subject_by_features": mean_cosine(features(classifier, drawn), features(classifier, real)),
+        # CLIP-I: the same with the image embeddings of scenes-clip.
+        "subject_by_clip": mean_cosine(embeddings(clip, drawn), embeddings(clip, real)),
+    }
 
 
 def mean_cosine(some: Tensor, others: Tensor | None = None) -> float:

@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from benchmarks import options
 from benchmarks.gate.coverage_cells import Cell, Found, all_cells
-from benchmarks.gate.intervals import clopper_pearson
+from benchmarks.gate.tables import chance_of
 from benchmarks.report import RESULTS, grid, load, paragraphs, save
 from pytest_sdbench.metrics.estimates import Undefined
 
@@ -82,7 +82,7 @@ def run(cell: Cell, path: Path, replicates: int | None = None) -> None:
     done = cells_at(path).get(cell.name)
     if done is not None and done.replicates >= wanted:
         return
-    truth, measure = cell.prepare()
+    truth = cell.truth()
     sums = done or Sums(truth)
     if not math.isclose(sums.truth, truth, rel_tol=1e-6):
         # Another machine's rounding is no other population; this is.
@@ -91,7 +91,7 @@ def run(cell: Cell, path: Path, replicates: int | None = None) -> None:
     while sums.replicates < wanted:
         # Each replicate has a seed of its own: a run that was killed gives what it would have given.
         rng = np.random.default_rng([zlib.crc32(cell.name.encode()), sums.replicates])
-        sums.add(measure(rng))
+        sums.add(cell.measure(rng))
         now = time.perf_counter()
         if now - saved > EVERY or sums.replicates == wanted:
             sums.seconds += now - began
@@ -153,7 +153,7 @@ def _row(name: str, sums: Sums, wanted: int) -> list[str]:
     error = math.sqrt(sums.error_squares / n)
     mean = sums.corrected / n
     spread = math.sqrt(max(sums.corrected_squares - n * mean**2, 0.0) / (n - 1)) if n > 1 else math.nan
-    low, high = clopper_pearson(k, n)
+    low, high = chance_of(k, n)
     verdict = "misses" if high < HOLDS[0] else "conservative" if low > HOLDS[1] else "holds"
     if n <= ESCAPE * sums.replicates:
         verdict = unsupported

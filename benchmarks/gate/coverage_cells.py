@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,6 @@ BATCH = 512
 
 Array = npt.NDArray[Any]
 Found = Estimate | Undefined
-Measure = Callable[[np.random.Generator], Found]
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,10 @@ class Cell:
     """One population, one number of images."""
 
     name: str
-    prepare: Callable[[], tuple[float, Measure]]
-    """Returns the true score, and what measures it on a fresh set of images."""
+    truth: Callable[[], float]
+    measure: Callable[[np.random.Generator], Found]
+    """Measures the score on a fresh set of images."""
     replicates: int = 500
-
-
-FID_TAILS = ("gaussian", "heavy", "skewed")
 
 
 def noise(rng: np.random.Generator, tail: str, n: int, width: int) -> Array:
@@ -60,13 +58,6 @@ class Population:
     reference: FeatureStatistics
     fid: float
 
-    def draw(self, rng: np.random.Generator, tail: str, n: int) -> Array:
-        """Return the features of n images."""
-        rows = noise(rng, tail, n, len(self.mean))
-        rows = rows * self.root if self.root.ndim == 1 else rows @ self.root.T
-        rows += self.mean
-        return rows
-
 
 @lru_cache(maxsize=1)
 def population(width: int, kind: str) -> Population:
@@ -89,21 +80,14 @@ def population(width: int, kind: str) -> Population:
     else:
         turned = _rotation(rng, width)
         reference = (turned * values) @ turned.T
-        if far:
-            other = _rotation(rng, width)
-            scaled = values * np.exp(0.5 * rng.standard_normal(width))
-            sigma = 0.5 * reference + 0.5 * (other * scaled) @ other.T
-        else:
-            sigma = (turned * (values * np.exp(0.1 * rng.standard_normal(width)))) @ turned.T
+        other = _rotation(rng, width) if far else turned
+        own = (other * (values * np.exp((0.5 if far else 0.1) * rng.standard_normal(width)))) @ other.T
+        sigma = 0.5 * reference + 0.5 * own if far else own
         root = whole = np.linalg.cholesky(sigma)
     common = np.linalg.svd(whole.T @ np.linalg.cholesky(reference), compute_uv=False).sum()
     truth = float(shift @ shift + np.trace(sigma) + np.trace(reference) - 2 * common)
-    return Population(
-        shift.astype(np.float32),
-        root.astype(np.float32),
-        FeatureStatistics(np.zeros(width), reference),
-        truth,
-    )
+    moments = FeatureStatistics(np.zeros(width), reference)
+    return Population(shift.astype(np.float32), root.astype(np.float32), moments, truth)
 
 
 def _rotation(rng: np.random.Generator, width: int) -> Array:
@@ -114,30 +98,19 @@ def fid_cells() -> list[Cell]:
     """FID: three widths, four numbers of images, three tails, near and far."""
 
     def cell(width: int, kind: str, tail: str, times: int) -> Cell:
-        def prepare() -> tuple[float, Measure]:
-            whole = population(width, kind)
-
-            def measure(rng: np.random.Generator) -> Found:
-                rows = whole.draw(rng, tail, times * width)
-                # In batches, as they come from a store.
-                return fid_estimate(np.split(rows, range(BATCH, len(rows), BATCH)), whole.reference)
-
-            return whole.fid, measure
+        def measure(rng: np.random.Generator) -> Found:
+            whole, rows = population(width, kind), noise(rng, tail, times * width, width)
+            rows = rows * whole.root if whole.root.ndim == 1 else rows @ whole.root.T
+            rows += whole.mean
+            # In batches, as they come from a store.
+            return fid_estimate(np.split(rows, range(BATCH, len(rows), BATCH)), whole.reference)
 
         name = f"fid-{width}-{kind.partition('-')[0]}-{tail}-{times}x"
-        return Cell(name, prepare, 500 if width < 2048 else 200)
+        return Cell(name, lambda: population(width, kind).fid, measure, 500 if width < 2048 else 200)
 
-    ratios = (2, 4, 8, 15)
-    cells = [
-        cell(width, kind, tail, times)
-        for width in (64, 512)
-        for kind in ("far", "close")
-        for tail in FID_TAILS
-        for times in ratios
-    ]
-    return cells + [
-        cell(2048, "far-diagonal", tail, times) for tail in ("gaussian", "heavy") for times in ratios
-    ]
+    wide = [(2048, "far-diagonal", tail) for tail in ("gaussian", "heavy")]
+    populations = [*product((64, 512), ("far", "close"), ("gaussian", "heavy", "skewed")), *wide]
+    return [cell(*which, times) for which in populations for times in (2, 4, 8, 15)]
 
 
 def _logits(rng: np.random.Generator, classes: int, n: int) -> Array:
@@ -180,16 +153,9 @@ def inception_cells() -> list[Cell]:
             rows = {"net-logits": _logits(rng, classes, n)}
             return estimate(asked, [rows], {})["inception_score"]
 
-        return Cell(
-            f"is-{classes}-{n}-splits-{splits}", lambda: (true_inception_score(classes), measure), 500
-        )
+        return Cell(f"is-{classes}-{n}-splits-{splits}", lambda: true_inception_score(classes), measure)
 
-    return [
-        cell(classes, n, splits)
-        for classes in (9, 32, 200)
-        for n in (512, 2_000, 10_000)
-        for splits in (1, 10)
-    ]
+    return [cell(*which) for which in product((9, 32, 200), (512, 2_000, 10_000), (1, 10))]
 
 
 POOL, REFERENCE = 10_000, 1_000
@@ -213,15 +179,14 @@ def pool(width: int, kind: str, tail: str) -> tuple[Array, FeatureStatistics, fl
     rows, reference = rows.astype(np.float32), reference.astype(np.float32)
 
     def total(x: Array, y: Array) -> float:
-        y = y.astype(np.float64)
+        x, y = x.astype(np.float64), y.astype(np.float64)
         return sum(float(((part @ y.T / width + 1) ** 3).sum()) for part in np.array_split(x, len(x) // 500))
 
     own = float(((np.square(reference.astype(np.float64)).sum(axis=1) / width + 1) ** 3).sum())
-    wide = rows.astype(np.float64)
     truth = (
-        total(wide, rows) / POOL**2
-        - 2 * total(wide, reference) / (POOL * REFERENCE)
-        + (total(reference.astype(np.float64), reference) - own) / (REFERENCE * (REFERENCE - 1))
+        total(rows, rows) / POOL**2
+        - 2 * total(rows, reference) / (POOL * REFERENCE)
+        + (total(reference, reference) - own) / (REFERENCE * (REFERENCE - 1))
     )
     known = FeatureStatistics(np.zeros(width), np.eye(width), REFERENCE, reference)
     return rows, known, truth
@@ -232,23 +197,16 @@ def kid_cells() -> list[Cell]:
     asked = _protocol(metric="kid", extractor="net")
 
     def cell(width: int, kind: str, tail: str, n: int) -> Cell:
-        def prepare() -> tuple[float, Measure]:
-            rows, reference, truth = pool(width, kind, tail)
+        def measure(rng: np.random.Generator) -> Found:
+            rows, reference, _ = pool(width, kind, tail)
+            drawn = {"net": rows[rng.integers(0, POOL, n)]}
+            return estimate(asked, [drawn], {"kid": reference})["kid"]
 
-            def measure(rng: np.random.Generator) -> Found:
-                drawn = {"net": rows[rng.integers(0, POOL, n)]}
-                return estimate(asked, [drawn], {"kid": reference})["kid"]
-
-            return truth, measure
-
-        return Cell(f"kid-{width}-{kind}-{tail}-{n}", prepare)
+        return Cell(f"kid-{width}-{kind}-{tail}-{n}", lambda: pool(width, kind, tail)[2], measure)
 
     return [
-        cell(width, kind, tail, n)
-        for width in (16, 64)
-        for kind in ("far", "close")
-        for tail in ("gaussian", "heavy")
-        for n in (256, 1_000, 2_000)
+        cell(*which)
+        for which in product((16, 64), ("far", "close"), ("gaussian", "heavy"), (256, 1_000, 2_000))
     ]
 
 
@@ -265,13 +223,15 @@ def clip_cells() -> list[Cell]:
             groups = prompts if times > 1 else None
             return estimate(asked, [{"clip_score": cosines}], {}, groups)["clip_score"]
 
-        return Cell(f"clip-{tail}-{times}-a-prompt-{n}", lambda: (truth, measure))
+        return Cell(f"clip-{tail}-{times}-a-prompt-{n}", lambda: truth, measure)
 
-    return [cell(tail, times, n) for tail in ("gaussian", "skewed") for times in (1, 4) for n in (200, 2_000)]
+    return [cell(*which) for which in product(("gaussian", "skewed"), (1, 4), (200, 2_000))]
 
 
 def all_cells() -> list[Cell]:
     """Return every cell, the fast ones first."""
-    fids = fid_cells()
-    narrow = [cell for cell in fids if cell.name.startswith("fid-64-")]
-    return narrow + clip_cells() + inception_cells() + kid_cells() + fids[len(narrow) :]
+    cells = [*fid_cells(), *clip_cells(), *inception_cells(), *kid_cells()]
+    fast = ("fid-64-", "clip-", "is-", "kid-", "fid-")
+    return sorted(
+        cells, key=lambda cell: next(i for i, start in enumerate(fast) if cell.name.startswith(start))
+    )

@@ -93,12 +93,9 @@ COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.LtE: (ast.Lt, ast.Gt),
     ast.Gt: (ast.GtE, ast.LtE),
     ast.GtE: (ast.Gt, ast.Lt),
-    ast.Eq: (ast.NotEq,),
-    ast.NotEq: (ast.Eq,),
-    ast.Is: (ast.IsNot,),
-    ast.IsNot: (ast.Is,),
-    ast.In: (ast.NotIn,),
-    ast.NotIn: (ast.In,),
+    **{ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,)},
+    **{ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,)},
+    **{ast.In: (ast.NotIn,), ast.NotIn: (ast.In,)},
 }
 OPERATIONS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub,
@@ -110,7 +107,7 @@ OPERATIONS: dict[type[ast.operator], type[ast.operator]] = {
 }
 
 
-def changes(node: ast.expr) -> Iterator[tuple[str, object]]:
+def changes(node: ast.AST) -> Iterator[tuple[str, object]]:
     """Yield what of a node is changed: a field and its other value."""
     match node:
         case ast.Compare():
@@ -142,34 +139,26 @@ def source_of(module: str) -> str:
 
 def mutants(module: str) -> list[Mutant]:
     """Return all mutants of a module, in the order of its lines."""
-    tree = ast.parse(source_of(module))
-    found = []
-    for node, parent, function, line in _expressions(tree):
+    tree, found = ast.parse(source_of(module)), []
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+
+    def around(node: ast.AST, *kinds: type[ast.AST]) -> Any:
+        while not isinstance(node, (*kinds, ast.Module)):
+            node = parents[node]
+        return node
+
+    for node, parent in parents.items():
         # A number says nothing without what it stands in.
         shown = parent if isinstance(node, ast.Constant | ast.Name) else node
         for field, value in changes(node):
+            function = getattr(around(node, ast.FunctionDef, ast.ClassDef), "name", "")
+            # Python 3.11 gives expressions within f-strings lines of their own; those of statements hold.
+            line = around(node, ast.stmt).lineno
             before, kept = ast.unparse(shown), getattr(node, field)
             setattr(node, field, value)
             found.append(Mutant(module, function, line, before, ast.unparse(shown), ast.unparse(tree)))
             setattr(node, field, kept)
     return sorted(found, key=lambda mutant: mutant.line)
-
-
-def _expressions(
-    parent: ast.AST, function: str = "", line: int = 0
-) -> Iterator[tuple[ast.expr, ast.AST, str, int]]:
-    """Yield each expression that is run, what it stands in, and its function and statement."""
-    for field, value in ast.iter_fields(parent):
-        children = value if isinstance(value, list) else [value]
-        for child in children if field not in ("annotation", "returns") else ():
-            if not isinstance(child, ast.AST):
-                continue
-            inside = child.name if isinstance(child, ast.FunctionDef | ast.ClassDef) else function
-            # Python 3.11 gives expressions within f-strings lines of their own; those of statements hold.
-            at = child.lineno if isinstance(child, ast.stmt) else line
-            if isinstance(child, ast.expr):
-                yield child, parent, function, at
-            yield from _expressions(child, inside, at)
 
 
 def judge(module: str, patience: float, source: str) -> tuple[bool, float]:

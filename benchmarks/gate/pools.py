@@ -67,12 +67,10 @@ def seed_protocols(member: str, count: int = SEED_SETS) -> Iterator[Protocol]:
 def draw(member: str, protocol: Protocol, store: Path, device: str) -> None:
     """Make what the store lacks of a member under a protocol."""
     # Members are drawn beside each other, each by a process: none of them is worth a compilation.
-    began, tuning = time.monotonic(), Tuning(compile=False)
-    evidence = make_evidence(
-        resolve(spec(member)), protocol, Workspace(store, device=device, progress=False), tuning=tuning
-    )
+    began, workspace = time.monotonic(), Workspace(store, device=device, progress=False)
+    made = make_evidence(resolve(spec(member)), protocol, workspace, tuning=Tuning(compile=False)).images_made
     print(
-        f"{member}: {protocol.n:,} images of seed {protocol.seeds.seed}, {evidence.images_made:,} made in "
+        f"{member}: {protocol.n:,} images of seed {protocol.seeds.seed}, {made:,} made in "
         f"{time.monotonic() - began:.0f} s",
         flush=True,
     )
@@ -91,17 +89,13 @@ def calibrate_quick(member: str, count: int, store: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw pools, then seed sets."""
-    parser = options.parser("gate.pools", __doc__)
+    parser = options.parser("gate.pools", __doc__, "--device", "--threads")
+    parser.set_defaults(device="cpu")
     parser.add_argument("members", nargs="*", metavar="MEMBER", help=f"of {', '.join(PROTOCOLS)} [all]")
     parser.add_argument("--images", type=int, default=POOL, help="in each pool [%(default)s]")
     parser.add_argument("--seed-sets", type=int, default=SEED_SETS, help="of each member [%(default)s]")
-    parser.add_argument(
-        "--calibrate",
-        action="store_true",
-        help="record what the seed sets scatter by, in reference/calibration",
-    )
-    options.add_device(parser, "cpu")
-    options.add_threads(parser)
+    record = "record what the seed sets scatter by, in reference/calibration"
+    parser.add_argument("--calibrate", action="store_true", help=record)
     parser.add_argument("--store", type=Path, default=STORE, help="evidence store [%(default)s]")
     asked = options.parse(parser, arguments)
     members = asked.members or list(PROTOCOLS)

@@ -10,23 +10,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.family.members import spec
-from benchmarks.gate.pools import POOL, STORE, pool_protocol
+from benchmarks.gate.pools import STORE
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.estimate import estimate
+from pytest_sdbench.evaluation.evaluate import open_evidence
+from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.frechet import fid
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.metrics.standard_error import standard_error
+from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.protocol import Protocol
-
-if TYPE_CHECKING:
-    from pytest_sdbench.models.checkpoint import Checkpoint
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -72,9 +72,8 @@ class Population:
 
     def estimates(self, indices: Indices) -> dict[str, Estimate]:
         """Return the suite's estimates of the images with these indices, which may repeat."""
-        rest = self.protocol.model_copy(
-            update={"metrics": {m: s for m, s in self.protocol.metrics.items() if m != "kid"}}
-        )
+        specs = {name: each for name, each in self.protocol.metrics.items() if name != "kid"}
+        rest = self.protocol.model_copy(update={"metrics": specs})
         rows = {name: column[indices] for name, column in self.rows.items()}
         found = {
             metric: each
@@ -139,31 +138,9 @@ def _kernel(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> npt.NDArr
     return cubed
 
 
-def load_population(
-    member: str, n: int = POOL, store: Path = STORE, metrics: tuple[str, ...] = METRICS
-) -> Population:
-    """Return the pool of a member of the embedded family; its images must be in the store."""
-    from pytest_sdbench.models.checkpoint import resolve
-
-    return _load(member, pool_protocol(member, n), store, metrics, resolve(spec(member)))
-
-
-def load_seed_sets(member: str, protocols: Iterator[Protocol], store: Path = STORE) -> list[Population]:
-    """Return a member's seed sets, each as a population."""
-    from pytest_sdbench.models.checkpoint import resolve
-
-    checkpoint = resolve(spec(member))
-    return [_load(member, protocol, store, METRICS, checkpoint) for protocol in protocols]
-
-
-def _load(
-    member: str, protocol: Protocol, store: Path, metrics: tuple[str, ...], checkpoint: Checkpoint
-) -> Population:
-    from pytest_sdbench.base.workspace import Workspace
-    from pytest_sdbench.evaluation.evaluate import open_evidence
-    from pytest_sdbench.features.references import load_references
-
-    evidence = open_evidence(Workspace(store), checkpoint, protocol)
+def load_population(member: str, protocol: Protocol, store: Path = STORE) -> Population:
+    """Return the images of a member of the embedded family under a protocol, which must be in the store."""
+    evidence = open_evidence(Workspace(store), resolve(spec(member)), protocol)
     lacking = sum(map(len, evidence.missing(protocol.n)))
     if lacking:
         raise SystemExit(
@@ -174,4 +151,4 @@ def _load(
     rows = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
     reference = load_references(protocol)["fid"]
     assert isinstance(reference, FeatureStatistics), reference
-    return Population(member, protocol, rows, reference, metrics)
+    return Population(member, protocol, rows, reference)

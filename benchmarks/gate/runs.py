@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +50,11 @@ class Sample(Mapping[int, Mapping[str, Estimate]]):
 
 @dataclass(frozen=True)
 class Run:
-    """What came of one run of a card."""
+    """What came of one run of a card: it passes if every score does, and fails if one fails."""
 
-    outcomes: Mapping[str, Outcome]
+    passed: bool
+    failed: bool
     images: int
-
-    @property
-    def passed(self) -> bool:
-        """Whether the card passed: every score did."""
-        return all(outcome is Outcome.PASS for outcome in self.outcomes.values())
-
-    @property
-    def failed(self) -> bool:
-        """Whether the card failed: one score did."""
-        return Outcome.FAIL in self.outcomes.values()
 
 
 def tally(runs: Iterable[Run]) -> dict[str, int]:
@@ -77,95 +68,12 @@ def tally(runs: Iterable[Run]) -> dict[str, int]:
     }
 
 
-def run_card(
-    claimed: Sample,
-    candidate: Sample,
-    margins: Mapping[str, float],
-    *,
-    paired: bool,
-    sequential: bool = False,
-) -> Run:
-    """Judge a candidate's images by the scores of others.
-
-    `paired`: the claimed images are recorded, by prompt. `sequential`: looks at growing numbers of images.
-    """
-    n = len(candidate.indices)
-    protocol = _protocol(candidate.population.protocol, n)
-    whole = claimed[len(claimed.indices)]
-    claims = tuple(_claim(whole[metric], margin, protocol) for metric, margin in margins.items())
-    records = tuple(claim.record for claim in claims if claim.record is not None)
-    card = Card(Path("simulated.md"), "simulated", "", claims=claims, records=records)
-    used = 0
-
-    def evaluate(samples: int | None) -> Evaluation:
-        nonlocal used
-        used = max(used, samples or n)
-        return _evaluation(protocol, candidate[samples or n], samples)
-
-    pairing = RecordedEvidence("claimed", protocol.fingerprint, claimed) if paired else None
-    verdicts = judge(card, protocol, evaluate, n if sequential else None, pairing)
-    return Run({claim.metric: verdicts[claim.id].verdict.outcome for claim in claims}, used)
-
-
-def _claim(found: Estimate, margin: float, protocol: Protocol) -> Claim:
-    record = Record(
-        protocol=protocol.name,
-        metric=found.metric,
-        value=found.value,
-        standard_error=found.standard_error,
-        n=protocol.n,
-        protocol_fingerprint=protocol.fingerprint,
-    )
-    return Claim(
-        found.metric,
-        found.value,
-        f"{found.value:.12f}",
-        protocol.name,
-        margin=margin,
-        kind="recorded",
-        record=record,
-    )
-
-
-def _evaluation(protocol: Protocol, estimates: Mapping[str, Estimate], samples: int | None) -> Evaluation:
-    """Return simulated estimates in the form of an evaluation; nothing was drawn, so no more is known."""
-    return Evaluation(
-        estimates=estimates,
-        lacking={},
-        protocol=protocol if samples is None else _protocol(protocol, samples),
-        requested=protocol.n,
-        complete=samples is None,
-        checkpoint_fingerprint="candidate",
-        device="",
-        versions={},
-        seconds=0.0,
-        images_made=0,
-        blacked_out=0,
-        truncated=0,
-        notes=(),
-    )
-
-
-_known_protocols: dict[tuple[str, int], Protocol] = {}
-
-
-def _protocol(protocol: Protocol, n: int) -> Protocol:
-    key = protocol.draw_fingerprint, n
-    if key not in _known_protocols:
-        _known_protocols[key] = with_images(protocol, n)
-    return _known_protocols[key]
-
-
-def _improve(found: Estimate, amount: float) -> Estimate:
-    """Return an estimate that is better by an amount."""
-    step = amount if KNOWN[found.metric].higher_is_better else -amount
-    corrected = None if found.corrected is None else found.corrected + step
-    return replace(found, value=found.value + step, corrected=corrected)
-
-
 @dataclass(frozen=True, eq=False)
 class Match:
-    """A candidate's pool that is judged by claims of another, n images at a time."""
+    """A candidate's pool that is judged by claims of another, n images at a time.
+
+    `paired`: the claimed images are recorded, by prompt.
+    """
 
     claimed: Population
     candidate: Population
@@ -189,6 +97,51 @@ class Match:
         errors = {m: each.standard_error if self.paired else each.unpaired_error for m, each in found.items()}
         return {metric: error for metric, error in errors.items() if error is not None}
 
+    def run(
+        self,
+        others: Indices,
+        drawn: Indices,
+        margins: Mapping[str, float],
+        better: Mapping[str, float],
+        *,
+        sequential: bool = False,
+    ) -> Run:
+        """Judge the candidate's images `drawn` by the scores of `others`, which are `better` by so much.
+
+        `sequential`: looks at growing numbers of images.
+        """
+        protocol = _protocol(self.candidate, self.n)
+        claimed, candidate = Sample(self.claimed, others, better), Sample(self.candidate, drawn)
+        claims = [_claim(claimed[self.n][metric], margin, protocol) for metric, margin in margins.items()]
+        records = tuple(claim.record for claim in claims if claim.record is not None)
+        card = Card(Path("simulated.md"), "simulated", "", claims=tuple(claims), records=records)
+        used = 0
+
+        def evaluate(samples: int | None) -> Evaluation:
+            nonlocal used
+            used = max(used, samples or self.n)
+            # Nothing was drawn, so no more is known.
+            return Evaluation(
+                estimates=candidate[samples or self.n],
+                lacking={},
+                protocol=_protocol(self.candidate, samples or self.n),
+                requested=self.n,
+                complete=samples is None,
+                checkpoint_fingerprint="candidate",
+                device="",
+                versions={},
+                seconds=0.0,
+                images_made=0,
+                blacked_out=0,
+                truncated=0,
+                notes=(),
+            )
+
+        pairing = RecordedEvidence("claimed", protocol.fingerprint, claimed) if self.paired else None
+        verdicts = judge(card, protocol, evaluate, self.n if sequential else None, pairing)
+        outcomes = {judgement.verdict.outcome for judgement in verdicts.values()}
+        return Run(outcomes == {Outcome.PASS}, Outcome.FAIL in outcomes, used)
+
     def simulate(
         self,
         margins: Mapping[str, float],
@@ -204,8 +157,7 @@ class Match:
         def run() -> Run:
             drawn = rng.integers(0, POOL, self.n)
             others = drawn if self.paired else rng.integers(0, POOL, self.n)
-            claimed, candidate = Sample(self.claimed, others, better), Sample(self.candidate, drawn)
-            return run_card(claimed, candidate, margins, paired=self.paired, sequential=sequential)
+            return self.run(others, drawn, margins, better, sequential=sequential)
 
         return tally(run() for _ in range(runs))
 
@@ -214,3 +166,30 @@ def differences(first: Mapping[str, Estimate], second: Mapping[str, Estimate]) -
     """Return first minus second in every score of the first."""
     found = {metric: difference(each, second[metric]) for metric, each in first.items()}
     return {metric: each for metric, each in found.items() if each is not None}
+
+
+def _claim(found: Estimate, margin: float, protocol: Protocol) -> Claim:
+    record = Record(
+        protocol=protocol.name,
+        metric=found.metric,
+        value=found.value,
+        standard_error=found.standard_error,
+        n=protocol.n,
+        protocol_fingerprint=protocol.fingerprint,
+    )
+    text = f"{found.value:.12f}"
+    return Claim(
+        found.metric, found.value, text, protocol.name, margin=margin, kind="recorded", record=record
+    )
+
+
+@lru_cache
+def _protocol(population: Population, n: int) -> Protocol:
+    return with_images(population.protocol, n)
+
+
+def _improve(found: Estimate, amount: float) -> Estimate:
+    """Return an estimate that is better by an amount."""
+    step = amount if KNOWN[found.metric].higher_is_better else -amount
+    corrected = None if found.corrected is None else found.corrected + step
+    return replace(found, value=found.value + step, corrected=corrected)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gate.pools import POOL, PROTOCOLS, QUICK, seed_protocols
-from benchmarks.gate.populations import METRICS, Population, load_population, load_seed_sets
-from benchmarks.gate.runs import Match, Run, Sample, differences, run_card, tally
+from benchmarks.gate.pools import POOL, PROTOCOLS, QUICK, pool_protocol, seed_protocols
+from benchmarks.gate.populations import METRICS, Population, load_population
+from benchmarks.gate.runs import Match, Run, differences, tally
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.cards.claims import margin_of
@@ -42,7 +42,7 @@ LONG = ("fid", "inception_score", "clip_score")
 @lru_cache(maxsize=4)
 def population(member: str) -> Population:
     """Return a member's pool."""
-    return load_population(member)
+    return load_population(member, pool_protocol(member))
 
 
 def predictions(_runs: int) -> Rows:
@@ -85,16 +85,15 @@ def shipped(_runs: int) -> Rows:
             known = errors.setdefault(protocol.name, claim_errors(card, protocol))
             margin = claim.margin if claim.margin is not None else protocol.margins[claim.metric]
             error = known[claim.metric]
-            chance = chance_of_pass(margin, error)
             row: dict[str, Any] = {"card": card.name, "claim": claim.id, "margin": margin}
-            row |= {"error": error, "chance": chance}
+            row |= {"error": error, "chance": chance_of_pass(margin, error)}
             spread = _recorded_spread(card, protocol, claim.metric)
             if spread is not None:
-                row |= {"paired_error": math.sqrt(2) * spread}
-                row |= {"paired_chance": chance_of_pass(margin, math.sqrt(2) * spread)}
-            joint *= chance
+                error = math.sqrt(2) * spread
+                row |= {"paired_error": error, "paired_chance": chance_of_pass(margin, error)}
+            joint *= row["chance"]
             # A card that is judged paired is so for every claim.
-            paired *= row.get("paired_chance", chance)
+            paired *= row.get("paired_chance", row["chance"])
             rows.append(row)
         if claims:
             rows.append({"card": card.name, "claim": "all", "chance": joint, "paired_chance": paired})
@@ -105,14 +104,13 @@ def _recorded_spread(card: Card, protocol: Protocol, metric: str) -> float | Non
     """Return what a score scatters by over seeds, for a card whose images are recorded under a protocol."""
     if read_recorded(evidence_path(card.path, card.name, protocol.name)) is None:
         return None
-    known = read_calibration(protocol)
-    if known is not None:
-        return known.spread(metric)
-    # Seeds were varied on the first images of this protocol: more images scatter less by the root.
-    quick = load_protocol(card.protocols[0])
-    known = read_calibration(quick)
-    spread = known.spread(metric) if known else None
-    return None if spread is None else spread * math.sqrt(quick.n / protocol.n)
+    # Seeds may have been varied on the first images of this protocol: more images scatter less by the root.
+    for varied in (protocol, load_protocol(card.protocols[0])):
+        known = read_calibration(varied)
+        if known is not None:
+            spread = known.spread(metric)
+            return None if spread is None else spread * math.sqrt(varied.n / protocol.n)
+    return None
 
 
 def _at_the_margin(margins: Mapping[str, float]) -> Iterator[tuple[str, Mapping[str, float]]]:
@@ -135,20 +133,13 @@ def seeds(_runs: int) -> Rows:
     rows: Rows = []
     everything = np.arange(QUICK)
     for member in SEEDED:
-        sets = load_seed_sets(member, seed_protocols(member))
+        sets = [load_population(member, protocol) for protocol in seed_protocols(member)]
         margins = _margins(member, QUICK)
         for paired in (True, False):
             for name, better in _at_the_margin(margins):
                 # Each set is judged once, by the set before it.
-                runs = [
-                    run_card(
-                        Sample(sets[k - 1], everything, better),
-                        Sample(each, everything),
-                        margins,
-                        paired=paired,
-                    )
-                    for k, each in enumerate(sets)
-                ]
+                matches = [Match(sets[k - 1], each, QUICK, paired) for k, each in enumerate(sets)]
+                runs = [match.run(everything, everything, margins, better) for match in matches]
                 rows.append({"member": member, "paired": paired, "worse": name, **tally(runs)})
     return rows
 
@@ -171,9 +162,7 @@ def _part_runs(match: Match, margins: Mapping[str, float], better: Mapping[str, 
         order = np.random.default_rng(seed).permutation(POOL)
         drawn = order[: POOL // QUICK * QUICK].reshape(-1, QUICK)
         for k, part in enumerate(drawn):
-            others = part if match.paired else drawn[k - 1]
-            claimed, candidate = Sample(match.claimed, others, better), Sample(match.candidate, part)
-            yield run_card(claimed, candidate, margins, paired=match.paired)
+            yield match.run(part if match.paired else drawn[k - 1], part, margins, better)
 
 
 def sequences(runs: int, *, paired: bool) -> Rows:

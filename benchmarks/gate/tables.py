@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.gate.intervals import clopper_pearson
+from scipy.stats import binomtest
+
 from benchmarks.gate.pools import POOL, QUICK, SEED_SETS
 from benchmarks.gate.sections import BIG, LABELS, SHUFFLES, WIDTH
 from benchmarks.report import Cell, paragraphs, table
@@ -21,9 +22,15 @@ class Section:
     columns: Sequence[tuple[str, Cell]]
 
 
+def chance_of(count: int, runs: int) -> tuple[float, float]:
+    """Return the 95 % interval of the chance of what came in `count` of `runs` (Clopper, Pearson 1934)."""
+    interval = binomtest(count, runs).proportion_ci()
+    return float(interval.low), float(interval.high)
+
+
 def rate(count: int, runs: int) -> str:
     """Return how often something happened, with the 95 % interval of its chance."""
-    low, high = clopper_pearson(count, runs)
+    low, high = chance_of(count, runs)
     return f"{count / runs:.1%} ({low:.1%} to {high:.1%})"
 
 

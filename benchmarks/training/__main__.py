@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks import options
 from benchmarks.report import RESULTS, paragraphs, save
-from benchmarks.training.compare import Settings, measure, resident_gib
+from benchmarks.training.compare import measure, resident_gib
 from benchmarks.training.report import report, section
 from benchmarks.training.scenario import Size, open_scenario
 from benchmarks.training.ways import Way
@@ -21,17 +23,15 @@ from benchmarks.turns import in_a_process
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = options.parser("training", __doc__)
+    common = ("--full-size", "--smoke", "--device", "--set", "--note")
+    parser = options.parser("training", __doc__, *common)
     parser.add_argument("--recipe", action="append", help="may be repeated [scenes-tiny]")
-    options.add_sizes(parser)
-    options.add_device(parser)
     parser.add_argument("--steps", type=int, default=2, help="steps of one turn [%(default)s]")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each way [%(default)s]")
     parser.add_argument("--compile", action="store_true", help="torch.compile is one of our speed-ups")
-    parser.add_argument("--headline", action="store_true", help="not each difference alone")
+    speed_ups = options.some_of(field.name for field in fields(Way))
+    parser.add_argument("--speed-ups", type=speed_ups, help="which to switch alone [all of the recipe's]")
     parser.add_argument("--memory", action="store_true", help="on a CPU: one more process for each way")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
-    parser.add_argument("--note", default="", help="a sentence to stand above the tables")
     parser.add_argument("--out", type=Path, help="where to write [benchmarks/results/training-DEVICE]")
     asked = options.parse(parser, arguments)
     options.check(parser, asked.device, asked.rounds, asked.steps)
@@ -40,18 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipes = asked.recipe or (["bk-sdm-base", "bk-sdm-tiny"] if asked.full_size else ["scenes-tiny"])
     results = []
     for name in recipes:
-
-        def memory(way: Way | None, name: str = name) -> float | None:
-            if not asked.memory or device.type == "cuda":
-                return None
-            return in_a_process(resident_gib, way, name, size, asked.set)
-
+        memory = partial(in_a_process, resident_gib, name, size, asked.set)
         result = measure(
             open_scenario(name, size=size, device=device, overrides=asked.set),
-            Settings(asked.rounds, asked.steps, park=device.type == "cuda"),
+            rounds=asked.rounds,
+            steps=asked.steps,
             compiled=asked.compile,
-            alone=not asked.headline,
-            memory=memory,
+            speed_ups=asked.speed_ups,
+            memory=memory if asked.memory else None,
         )
         print(paragraphs(*section(result)))
         results.append(result)

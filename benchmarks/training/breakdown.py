@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.machine import wait
 from benchmarks.training.ways import Run
+from pytest_sdbench.base.environment import synchronise
 
 CLASSES = (
     ("optimiser", r"adam|multi_tensor|_foreach|lerp|l2norm|linalg_vector_norm"),
@@ -39,12 +39,12 @@ def breakdown(run: Run, device: torch.device, steps: int = 1) -> dict[str, float
     """
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    wait(device)
+    synchronise(str(device))
     with profile(activities=activities) as profiler:
         began = time.perf_counter()
         for _ in range(steps):
             run.step()
-        wait(device)
+        synchronise(str(device))
         window = time.perf_counter() - began
     found: dict[str, float] = {}
     for event in profiler.key_averages():

@@ -14,7 +14,8 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,50 +30,24 @@ from benchmarks.turns import Worker, spread, take_turns
 from training.recipes.load import load_recipe
 
 
-@dataclass(frozen=True)
-class Layout:
-    """One way on all cores."""
-
-    name: str
-    published: bool
-    processes: int
-    threads: int
-
-
-class Group:
-    """The processes of one layout, loaded, waiting for their turn."""
-
-    def __init__(self, layout: Layout, recipe: str, overrides: Sequence[str], steps: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        several = {"WORLD_SIZE": str(layout.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        self._workers = []
-        for rank in range(layout.processes):
-            environment = {"OMP_NUM_THREADS": str(layout.threads)}
-            if layout.processes > 1:
-                environment |= {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            arguments = (recipe, overrides, steps, layout.published)
-            self._workers.append(Worker(start_steps, *arguments, environment=environment))
-        for worker in self._workers:
-            worker.result()
-
-    def __call__(self) -> float:
-        """Let the processes take their steps; return the seconds until the last one is done."""
-        began = time.perf_counter()
-        for worker in self._workers:
-            worker.go()
-        for worker in self._workers:
-            worker.result()
-        return time.perf_counter() - began
-
-    def close(self) -> None:
-        """End the processes."""
-        for worker in self._workers:
-            worker.close()
+def start_group(name: str, processes: int, threads: int, *how: Any) -> list[Worker]:
+    """Load the processes of one way; return them when they are ready for their turn."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"OMP_NUM_THREADS": str(threads)}
+    if processes > 1:
+        common |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    workers = []
+    for rank in range(processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        workers.append(Worker(start_steps, name == SCRIPT, *how, environment=common | own))
+    for worker in workers:
+        worker.loaded.result()
+    return workers
 
 
-def start_steps(recipe: str, overrides: Sequence[str], steps: int, published: bool) -> Callable[[], None]:
+def start_steps(published: bool, recipe: str, overrides: Sequence[str], steps: int) -> Callable[[], None]:
     """Load one process of a group, and return what takes its steps."""
     scenario = open_scenario(recipe, device=torch.device("cpu"), overrides=overrides)
     run = start(None if published else ours(scenario.recipe, compiled=False), scenario)
@@ -85,29 +60,39 @@ def start_steps(recipe: str, overrides: Sequence[str], steps: int, published: bo
     return take
 
 
+def take_turn(workers: Sequence[Worker]) -> float:
+    """Let the processes of a group take their steps; return the seconds until the last one is done."""
+    began = time.perf_counter()
+    for turn in [worker.begin() for worker in workers]:
+        turn.result()
+    return time.perf_counter() - began
+
+
 def measure(
     recipe: str, overrides: Sequence[str], *, cores: int, rounds: int, steps: int
 ) -> list[dict[str, Any]]:
-    """Let the layouts take turns, first forwards, then backwards; ratios are to the published script."""
+    """Let the ways take turns, first forwards, then backwards; ratios are to the published script."""
     batch = load_recipe(recipe, overrides).schedule.batch
-    layouts = [
-        Layout(SCRIPT, True, 1, cores),
-        Layout("ours", False, 1, cores),
-        Layout("ours, a process for each core", False, cores, 1),
-    ]
-    groups = {layout.name: Group(layout, recipe, overrides, steps) for layout in layouts}
-    try:
-        seconds = take_turns(groups, rounds, show="{:.2f} s".format)
-    finally:
-        for group in groups.values():
-            group.close()
+    layouts = {
+        SCRIPT: {"processes": 1, "threads": cores},
+        "ours": {"processes": 1, "threads": cores},
+        "ours, a process for each core": {"processes": cores, "threads": 1},
+    }
+    groups = {}
+    with ExitStack() as ending:
+        for name, layout in layouts.items():
+            groups[name] = start_group(name, *layout.values(), recipe, overrides, steps)
+            for worker in groups[name]:
+                ending.callback(worker.close)
+        ways = {name: partial(take_turn, group) for name, group in groups.items()}
+        seconds = take_turns(ways, rounds, show="{:.2f} s".format)
     return [
         {
-            "layout": asdict(layout),
-            "images_per_second": batch * steps / statistics.median(seconds[layout.name]),
-            **spread(seconds[SCRIPT], seconds[layout.name]),
+            "layout": {"name": name, **layout},
+            "images_per_second": batch * steps / statistics.median(seconds[name]),
+            **spread(seconds[SCRIPT], seconds[name]),
         }
-        for layout in layouts
+        for name, layout in layouts.items()
     ]
 
 
@@ -133,9 +118,8 @@ def report(found: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = options.parser("training.processes", __doc__)
+    parser = options.parser("training.processes", __doc__, "--set")
     parser.add_argument("--recipe", default="scenes-tiny", help="[%(default)s]")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="[%(default)s]")
     parser.add_argument("--rounds", type=int, default=11, help="turns of each way [%(default)s]")
     parser.add_argument("--steps", type=int, default=4, help="steps of one turn [%(default)s]")

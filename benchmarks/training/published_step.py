@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch.nn import functional
 
 from benchmarks.training.scenario import Scenario
 from training.data.shuffle import Order
+from training.recipes.schema import Recipe
 from training.run.randomness import Dice
 from training.students.block_removal import build_student
 from training.students.feature_taps import feature_pairs
@@ -31,9 +34,8 @@ class PublishedStep:
 
     def __init__(self, scenario: Scenario, accelerator: Accelerator) -> None:
         """Take the networks and pictures of a scenario."""
-        recipe, parts = scenario.recipe, scenario.parts
+        recipe, parts, objective = scenario.recipe, scenario.parts, scenario.objective
         device, half = scenario.device, scenario.half
-        objective, settings = scenario.objective, recipe.optimizer
         self.scenario, self.accelerator, self.seen = scenario, accelerator, 0
         self.losses: dict[str, float] = {}
         self.vae = copy.deepcopy(parts.vae).to(device, half)
@@ -45,20 +47,13 @@ class PublishedStep:
         student.enable_gradient_checkpointing()
         student.train()
         self.noise_scheduler = DDPMScheduler.from_config(parts.scheduler.config)
-        optimizer = torch.optim.AdamW(
-            student.parameters(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            eps=settings.epsilon,
-        )
-        self.student, self.optimizer = accelerator.prepare(student, optimizer)
-        self.ema = EMAModel(self.student.parameters(), decay=recipe.ema.decay) if recipe.ema else None
+        self.student, self.optimizer = accelerator.prepare(student, adamw(recipe, student.parameters()))
+        self.networks = [self.vae, self.text_encoder, self.teacher, self.student]
+        self.average = EMAModel(self.student.parameters(), decay=recipe.ema.decay) if recipe.ema else None
         pairs = feature_pairs(objective.pairing, recipe.student.remove) if objective.weights.feature else ()
         self._of_teacher = _listen(self.teacher, [theirs for theirs, _ in pairs])
         self._of_student = _listen(self.student, [mine for _, mine in pairs])
-        self._pairs = pairs
-        self._order = Order((len(scenario.pixels),), recipe.schedule.seed)
+        self._pairs, self._order = pairs, Order((len(scenario.pixels),), recipe.schedule.seed)
         self._tokens = torch.from_numpy(scenario.cached.tokens).long().to(device)
 
     def step(self) -> None:
@@ -99,23 +94,31 @@ class PublishedStep:
         accelerator.clip_grad_norm_(self.student.parameters(), recipe.optimizer.clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.step(self.student.parameters())
+        if self.average is not None:
+            self.average.step(self.student.parameters())
         self.seen += batch
         self.losses = found
+
+
+def adamw(recipe: Recipe, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """Return AdamW with the recipe's figures and torch's own choice of implementation."""
+    settings = recipe.optimizer
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        eps=settings.epsilon,
+    )
 
 
 def _listen(unet: torch.nn.Module, layers: list[str]) -> dict[str, Tensor]:
     """Return a dictionary that holds the last output of each of these layers."""
     heard: dict[str, Tensor] = {}
 
-    def hook(name: str) -> Any:
-        def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            heard[name] = output[0] if isinstance(output, tuple) else output
+    def keep(name: str, _module: Any, _inputs: Any, output: Any) -> None:
+        heard[name] = output[0] if isinstance(output, tuple) else output
 
-        return keep
-
-    modules = dict(unet.named_modules())
     for name in layers:
-        modules[name].register_forward_hook(hook(name))
+        unet.get_submodule(name).register_forward_hook(partial(keep, name))
     return heard

@@ -24,45 +24,31 @@ def section(result: Result) -> list[str]:
         "{device}; {precision}; {networks}. Batch {batch} in parts of {micro_batch}, {resolution} px. "
         "{rounds} rounds of {steps} steps. ".format_map(result)
         + libraries_and_load(result),
-        f"Matrix-multiply peak {result['matmul_peak'] / 1e9:,.0f} GFLOP/s, copying "
-        f"{result['copy_peak'] / 1e9:,.0f} GB/s (best of all rounds). An image needs "
-        f"{result['flops_needed'] / 1e9:.3f} GFLOP; the published way computes "
+        f"Matrix-multiply peak {result['matmul_peak'] / 1e9:,.0f} GFLOP/s (best of all rounds). An image "
+        f"needs {result['flops_needed'] / 1e9:.3f} GFLOP; the published way computes "
         f"{result['flops_published'] / result['flops_needed']:.2f} times that.",
         table(
-            [_shown(figure) for figure in result["figures"]],
+            result["figures"],
             [
                 ("way", "{name}"),
                 ("beside", "{reference}"),
-                ("images/s", "{images}"),
+                ("images/s", lambda row: row["problem"] or f"{row['images_per_second']:.1f}"),
                 ("ratio", "{ratio:.2f}"),
                 ("low", "{lowest:.2f}"),
                 ("high", "{highest:.2f}"),
                 ("CPU ratio", "{cpu_ratio:.2f}"),
                 ("GiB", "{memory_gib:.2f}"),
-                ("% of peak", "{percent:.1f}"),
+                ("% of peak", lambda row: "" if row["problem"] else f"{100 * row['peak_share']:.1f}"),
                 ("first loss", "{first_loss:.5f}"),
             ],
         ),
     ]
     breakdowns = result["breakdowns"]
-    if breakdowns:
-        pieces += ["Where a step's time goes:", _breakdown_table(breakdowns)]
-    return pieces
+    kinds = dict.fromkeys(kind for found in breakdowns.values() for kind in found)
+    rows = [[kind, *(_share(found, kind) for found in breakdowns.values())] for kind in kinds]
+    return [*pieces, "Where a step's time goes:", grid(rows, ["", *breakdowns])]
 
 
-def _shown(figure: Result) -> Result:
-    if figure["problem"]:
-        return {"name": figure["name"], "reference": figure["reference"], "images": figure["problem"]}
-    shown = {"images": f"{figure['images_per_second']:.1f}", "percent": 100 * figure["peak_share"]}
-    return {**figure, **shown}
-
-
-def _breakdown_table(breakdowns: Mapping[str, Mapping[str, float]]) -> str:
-    rows = []
-    for kind in dict.fromkeys(kind for found in breakdowns.values() for kind in found):
-        row = [kind]
-        for found in breakdowns.values():
-            seconds = found.get(kind, 0.0)
-            row.append(f"{1e3 * seconds:.1f} ms, {100 * seconds / sum(found.values()):.0f} %")
-        rows.append(row)
-    return grid(rows, ["", *breakdowns])
+def _share(found: Mapping[str, float], kind: str) -> str:
+    seconds = found.get(kind, 0.0)
+    return f"{1e3 * seconds:.1f} ms, {100 * seconds / sum(found.values()):.0f} %"

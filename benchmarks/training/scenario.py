@@ -12,18 +12,20 @@ from torch import Tensor
 
 from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_SCHEDULER, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.models.skeleton import unet_skeleton
-from training.data.batch import Examples, tokenize
+from training.data.batch import Examples
 from training.data.encoded import CachedPairs
-from training.data.source import Pixels, fit, to_pixels
+from training.data.live import LivePairs
+from training.data.open import open_source
 from training.errors import TrainingError
 from training.recipes.load import load_recipe
 from training.recipes.schema import Distillation, Recipe
 from training.students.networks import Parts, load_parts
 
 Size = Literal["recipe", "full", "smoke"]
-Config = Mapping[str, Any]
+NAMES: Mapping[str, str] = {"full": "Stable Diffusion v1.4", "smoke": "eight channels wide"}
+"""Networks with random weights, in words."""
 
-_SMOKE_UNET: Config = {
+_SMOKE_UNET = {
     **ARCHITECTURES["sd-v1"],
     "sample_size": 8,
     "block_out_channels": (8, 8, 16, 16),
@@ -31,7 +33,7 @@ _SMOKE_UNET: Config = {
     "attention_head_dim": 2,
     "cross_attention_dim": 16,
 }
-_SMOKE_TEXT: Config = {
+_SMOKE_TEXT = {
     **SD_V1_TEXT_ENCODER,
     "vocab_size": 1000,
     "hidden_size": 16,
@@ -40,12 +42,16 @@ _SMOKE_TEXT: Config = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-_SMOKE_VAE: Config = {
+_SMOKE_VAE = {
     **SD_V1_VAE,
     "sample_size": 64,
     "block_out_channels": (8, 8, 8, 16),
     "layers_per_block": 1,
     "norm_num_groups": 4,
+}
+_CONFIGS: Mapping[str, Any] = {
+    "full": (ARCHITECTURES["sd-v1"], SD_V1_TEXT_ENCODER, SD_V1_VAE),
+    "smoke": (_SMOKE_UNET, _SMOKE_TEXT, _SMOKE_VAE),
 }
 
 
@@ -55,6 +61,8 @@ class Scenario:
 
     recipe: Recipe
     device: torch.device
+    half: torch.dtype
+    """The type of frozen networks."""
     parts: Parts
     """On the CPU, float32; `unet` is the teacher."""
     pixels: Tensor
@@ -64,12 +72,6 @@ class Scenario:
     """What the weights are, to be shown."""
 
     @property
-    def half(self) -> torch.dtype:
-        """The type of frozen networks."""
-        types = {"fp16": torch.float16, "bf16": torch.bfloat16}
-        return types.get(self.recipe.precision, torch.float32)
-
-    @property
     def objective(self) -> Distillation:
         """What the student descends."""
         assert isinstance(self.recipe.objective, Distillation)
@@ -77,28 +79,15 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class MemoryPairs:
-    """Pairs in memory that hand out latents or pictures, text states or only tokens."""
+class PicturePairs(CachedPairs):
+    """Pairs in memory that hand out pictures in the place of latents."""
 
-    cached: CachedPairs
-    pixels: Tensor | None
-    """Given: handed out in the place of latents."""
-    text: bool
-    skipped: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def group_sizes(self) -> Sequence[int]:
-        return self.cached.group_sizes
-
-    def __len__(self) -> int:
-        return len(self.cached)
+    pixels: Tensor = field(kw_only=True)
 
     def take(self, rows: Sequence[int], flipped: Sequence[bool] | None = None) -> Examples:
         """Return the pairs of these rows."""
-        examples = self.cached.take(rows, flipped)
-        if self.pixels is not None:
-            examples = replace(examples, pixels=self.pixels[list(rows)], mean=None, deviation=None)
-        return examples if self.text else replace(examples, text=None)
+        examples = super().take(rows, flipped)
+        return replace(examples, pixels=self.pixels[list(rows)], mean=None, deviation=None)
 
 
 def open_scenario(
@@ -113,10 +102,7 @@ def open_scenario(
     if size == "smoke":
         fixed += ["schedule.batch=4", "schedule.micro_batch=2", "data.resolution=64", "precision=fp32"]
     recipe = load_recipe(name, [*fixed, *overrides])
-    if recipe.objective.kind == "distillation":
-        # The published script drops no caption; it would be the same work.
-        recipe = load_recipe(name, [*fixed, "objective.caption_dropout=0.0", *overrides])
-    else:
+    if recipe.objective.kind != "distillation":
         raise TrainingError(
             "the published script distils, so its step has no counterpart here",
             file=name,
@@ -124,50 +110,49 @@ def open_scenario(
             found=recipe.objective.kind,
             remedy="Name a recipe that distils, such as scenes-tiny or bk-sdm-base",
         )
-    resolution = recipe.data.resolution or 64
-    if size == "recipe":
-        if recipe.teacher is None or recipe.data.kind != "scenes":
-            raise TrainingError(
-                "pictures of this recipe are not at hand",
-                file=name,
-                key="data.kind",
-                found=recipe.data.kind,
-                remedy="Measure it at full size, with random weights: --full-size",
-            )
-        parts = load_parts(recipe.teacher)
-        pixels, tokens = _scenes(recipe, parts, 4 * recipe.schedule.batch, resolution)
-        networks = f"weights of {recipe.teacher}"
-    else:
-        full = size == "full"
-        parts = random_parts(
-            ARCHITECTURES["sd-v1"] if full else _SMOKE_UNET,
-            SD_V1_TEXT_ENCODER if full else _SMOKE_TEXT,
-            SD_V1_VAE if full else _SMOKE_VAE,
+    # The published script drops no caption; it would be the same work.
+    recipe = load_recipe(name, [*fixed, "objective.caption_dropout=0.0", *overrides])
+    resolution, batch = recipe.data.resolution or 64, recipe.schedule.batch
+    if size != "recipe":
+        parts, networks = random_parts(size), f"random weights, {NAMES[size]}"
+        generator, text = torch.Generator().manual_seed(0), parts.text_encoder.config
+        pixels = torch.rand(batch, 3, resolution, resolution, generator=generator) * 2 - 1
+        shape = (batch, text.max_position_embeddings)
+        tokens = torch.randint(text.vocab_size, shape, generator=generator)
+    elif recipe.teacher is None or recipe.data.kind != "scenes":
+        raise TrainingError(
+            "pictures of this recipe are not at hand",
+            file=name,
+            key="data.kind",
+            found=recipe.data.kind,
+            remedy="Measure it at full size, with random weights: --full-size",
         )
-        generator = torch.Generator().manual_seed(0)
-        count = recipe.schedule.batch
-        pixels = torch.rand(count, 3, resolution, resolution, generator=generator) * 2 - 1
-        high, length = parts.text_encoder.config.vocab_size, parts.text_encoder.config.max_position_embeddings
-        tokens = torch.randint(high, (count, length), generator=generator)
-        networks = "random weights, " + ("Stable Diffusion v1.4" if full else "eight channels wide")
+    else:
+        parts, networks = load_parts(recipe.teacher), f"weights of {recipe.teacher}"
+        pairs = LivePairs(open_source(recipe.data), parts.tokenizer, resolution).take(range(4 * batch))
+        assert pairs.pixels is not None
+        pixels, tokens = pairs.pixels, pairs.tokens
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(recipe.precision, torch.float32)
     pixels = pixels.to(device)
-    scenario = Scenario(recipe, device, parts, pixels, _no_pairs(), networks)
-    return replace(scenario, cached=encode(parts, pixels, tokens, scenario.half))
+    return Scenario(recipe, device, half, parts, pixels, encode(parts, pixels, tokens, half), networks)
 
 
-def random_parts(unet: Config, text_encoder: Config, vae: Config) -> Parts:
-    """Return networks with random weights, in evaluation mode and frozen, and the scheduler of SD v1."""
+def random_parts(size: str, **words: int) -> Parts:
+    """Return networks with random weights, in evaluation mode and frozen, and the scheduler of SD v1.
+
+    `words` tell the text encoder of another tokenizer than CLIP's.
+    """
     from diffusers import AutoencoderKL, PNDMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    unet, text_encoder, vae = _CONFIGS[size]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        text = CLIPTextModel(CLIPTextConfig.from_dict(dict(text_encoder)))
-        autoencoder = AutoencoderKL.from_config(dict(vae))
+        text = CLIPTextModel(CLIPTextConfig.from_dict({**text_encoder, **words}))
+        autoencoder = AutoencoderKL.from_config(vae)
     for network in (text, autoencoder):
         network.eval().requires_grad_(False)
-    teacher = unet_skeleton(unet, device="cpu")
-    return Parts(teacher, text, autoencoder, None, PNDMScheduler(**SD_V1_SCHEDULER))
+    return Parts(unet_skeleton(unet, device="cpu"), text, autoencoder, None, PNDMScheduler(**SD_V1_SCHEDULER))
 
 
 @torch.no_grad()
@@ -187,27 +172,10 @@ def encode(parts: Parts, pixels: Tensor, tokens: Tensor, dtype: torch.dtype) -> 
         states.append(text_encoder(tokens[first : first + some].to(device)).last_hidden_state.half().cpu())
     vae.to("cpu", torch.float32)
     text_encoder.to("cpu", torch.float32)
-    rows = np.arange(len(tokens))
     return CachedPairs(
         torch.cat(latents)[:, None].numpy(),
         tokens.numpy().astype(np.int32),
         {},
         torch.cat(states).numpy(),
-        rows,
+        np.arange(len(tokens)),
     )
-
-
-def _scenes(recipe: Recipe, parts: Parts, count: int, resolution: int) -> tuple[Tensor, Tensor]:
-    from training.data.scenes import ScenesSource
-
-    data = recipe.data
-    assert data.kind == "scenes"
-    source = ScenesSource(count, first=data.first, layouts=data.layouts, size=resolution)
-    samples = [source.read(row) for row in range(count)]
-    pixels: Sequence[Pixels] = [fit(sample, resolution) for sample in samples]
-    tokens, _ = tokenize(parts.tokenizer, [sample.caption for sample in samples])
-    return to_pixels(pixels), tokens
-
-
-def _no_pairs() -> CachedPairs:
-    return CachedPairs(np.zeros((0, 1, 2, 1, 1, 1), np.float16), np.zeros((0, 1), np.int32), {})

@@ -254,10 +254,10 @@ def test_ways_that_are_kept_apart_run_in_processes_of_their_own() -> None:
     assert way() == way() != os.getpid()
     way.close()
     assert in_a_process(torch.get_num_threads) == torch.get_num_threads()
-    with pytest.raises(RuntimeError, match=r"invalid literal for int.*'seven'"):
+    with pytest.raises(ValueError, match=r"invalid literal for int.*'seven'"):
         in_a_process(int, "seven")
     way = Worker(partial, os.getenv, "OF_A_WORKER", environment={"OF_A_WORKER": "yes"})
-    assert way.result() is None
+    assert way.loaded.result() is None
     assert way() == "yes"
     way.close()
 

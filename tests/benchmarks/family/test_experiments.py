@@ -22,7 +22,7 @@ def test_recorded_results_are_complete_and_of_what_is_there(name: str) -> None:
     rows = load(RESULTS / name)["rows"]
     found = {(row["run"], row["made_by"], row["images_seen"], row["draw"]) for row in rows}
     assert found == {
-        (run.label, made_by(run), stop, draw.label) for run, stop, draw in EXPERIMENTS[name]().places()
+        (run.label, made_by(run), stop, draw.label) for run, stop, draw in EXPERIMENTS[name].places()
     }
 
 

@@ -261,10 +261,10 @@ def test_scores_tell_the_subject_the_place_and_the_class() -> None:
     ignorant = score_subject(of_class[:5], prompts, of_class, real, **models)
     astray = score_subject(real, prompts[1:] + prompts[:1], of_class, real, **models)
     forgotten = score_subject(real, prompts, real, real, **models)
-    assert (perfect.seen, ignorant.seen) == (1.0, 0.0)
-    assert perfect.subject_by_features > ignorant.subject_by_features
-    assert perfect.subject_by_clip > ignorant.subject_by_clip
-    assert perfect.prompt_by_clip > astray.prompt_by_clip
-    assert (perfect.prior_seen, forgotten.prior_seen) == (0.0, 1.0)
-    assert perfect.prior_leak < forgotten.prior_leak
-    assert perfect.prior_diversity > forgotten.prior_diversity
+    assert (perfect["seen"], ignorant["seen"]) == (1.0, 0.0)
+    assert perfect["subject_by_features"] > ignorant["subject_by_features"]
+    assert perfect["subject_by_clip"] > ignorant["subject_by_clip"]
+    assert perfect["prompt_by_clip"] > astray["prompt_by_clip"]
+    assert (perfect["prior_seen"], forgotten["prior_seen"]) == (0.0, 1.0)
+    assert perfect["prior_leak"] < forgotten["prior_leak"]
+    assert perfect["prior_diversity"] > forgotten["prior_diversity"]
