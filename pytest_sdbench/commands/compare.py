@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import is_card, read_card
-from pytest_sdbench.commands.shared import find_card_of, first_images, share, table, write_text
+from pytest_sdbench.cards.network import checkpoint_of
+from pytest_sdbench.commands.shared import find_card_of, first_images, share, table, write_figures
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
 from pytest_sdbench.metrics.definition import Metric
@@ -33,30 +33,21 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     what = "a card (name or file), a folder in diffusers layout, or embedded:NAME"
     command.add_argument("first", metavar="A", help=what)
     command.add_argument("second", metavar="B", help=f"{what}; a U-Net's folder alone is joined to B's base")
-    command.add_argument("--protocol", required=True, metavar="NAME", help="a protocol's name or file")
-    command.add_argument("--images", type=int, metavar="N", help="the first N images alone")
-    share(command, "--store", "--data", "--device", "--download", "--json", device="cpu")
+    names = ("--protocol", "--images", "--store", "--data", "--device", "--download", "--json")
+    share(command, *names, device="cpu")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-
-    found = compare(
-        options.first,
-        options.second,
-        options.protocol,
-        Workspace(options.store, options.data, options.device, download=options.download),
-        images=options.images,
-    )
+    workspace = Workspace(options.store, options.data, options.device, download=options.download)
+    found = compare(options.first, options.second, options.protocol, workspace, images=options.images)
     print(comparison_table(found))
-    if options.json is not None:
-        write_text(json.dumps(figures(found), indent=2) + "\n", options.json)
+    write_figures(figures(found), options.json)
     return 0
 
 
 LEVEL = 0.95
 """Of the intervals; at this level a difference is called one."""
-
 
 Estimates = Mapping[str, Estimate | Undefined]
 """By metric."""
@@ -84,12 +75,7 @@ class _Side:
 
 
 def compare(
-    first: str,
-    second: str,
-    protocol_name: str,
-    workspace: Workspace,
-    *,
-    images: int | None = None,
+    first: str, second: str, protocol_name: str, workspace: Workspace, *, images: int | None = None
 ) -> Comparison:
     """Score two checkpoints on the same prompts and seeds and return their difference, image by image.
 
@@ -106,12 +92,11 @@ def compare(
     (ours, notes), (theirs, more) = (_scored(side, protocol, workspace) for side in (left, right))
     prompts = load_prompts(protocol, workspace.data_root)[: protocol.n]
     groups = groups_of(prompts)
-    differences = {}
+    differences: dict[str, Difference | None] = dict.fromkeys(protocol.metrics)
     for metric in protocol.metrics:
         a, b = ours.get(metric), theirs.get(metric)
-        differences[metric] = (
-            difference(a, b, groups=groups) if isinstance(a, Estimate) and isinstance(b, Estimate) else None
-        )
+        if isinstance(a, Estimate) and isinstance(b, Estimate):
+            differences[metric] = difference(a, b, groups=groups)
     names, notes = (left.name, right.name), list(dict.fromkeys([*notes, *more]))
     return Comparison(names, protocol, (ours, theirs), differences, len(set(prompts)), tuple(notes))
 
@@ -130,7 +115,11 @@ def _scored(side: _Side, protocol: Protocol, workspace: Workspace) -> tuple[Esti
 def comparison_table(found: Comparison) -> str:
     """Return a comparison as a table and a line on each metric, for a terminal."""
     reach = NormalDist().inv_cdf(0.5 + LEVEL / 2)
-    rows, lines = [], []
+    rows = []
+    lines = [
+        f"{found.protocol.name}: {found.protocol.n:,} images each; ± is one standard error; pairing: how "
+        "many times smaller it is than that of two independent runs"
+    ]
     for metric, each in found.differences.items():
         known, first, second = METRICS[metric], *(side.get(metric) for side in found.estimates)
         if each is None or not isinstance(first, Estimate) or not isinstance(second, Estimate):
@@ -139,31 +128,20 @@ def comparison_table(found: Comparison) -> str:
             reason = next((s.reason for s in (first, second) if isinstance(s, Undefined)), nothing)
             lines.append(f"{known.label}: {reason}")
             continue
-        digits = f".{known.recorded_decimals}f"
-        row = [f"{known.label} {known.arrow}", f"{first.value:{digits}}", f"{second.value:{digits}}"]
-        error = each.standard_error
-        if error is None:
-            rows.append([*row, f"{each.value:+{digits}}", "", "", "cannot tell: its error is unknown"])
-            continue
-        low, high = each.value - reach * error, each.value + reach * error
-        gain = "" if each.gain is None or each.gain > 1000 else f"{each.gain:.1f}x"
-        rows.append(
-            [
-                *row,
-                f"{each.value:+{digits}} ± {error:{digits}}",
-                f"{low:+{digits}} to {high:+{digits}}",
-                gain,
-                "cannot tell: too few prompts"
-                if found.prompts < FEWEST_PROMPTS
-                else _call(known, low, high, found.names),
-            ]
-        )
+        digits, error = f".{known.recorded_decimals}f", each.standard_error
+        less, interval, gain = f"{each.value:+{digits}}", "", ""
+        call = "cannot tell: its error is unknown"
+        if error is not None:
+            low, high = each.value - reach * error, each.value + reach * error
+            less += f" ± {error:{digits}}"
+            interval = f"{low:+{digits}} to {high:+{digits}}"
+            gain = "" if each.gain is None or each.gain > 1000 else f"{each.gain:.1f}x"
+            call = _call(known, low, high, found.names)
+            if found.prompts < FEWEST_PROMPTS:
+                call = "cannot tell: too few prompts"
+        scores = [f"{side.value:{digits}}" for side in (first, second)]
+        rows.append([f"{known.label} {known.arrow}", *scores, less, interval, gain, call])
     heading = ["", *found.names, "difference", f"{LEVEL:.0%} interval", "pairing", ""]
-    lines.insert(
-        0,
-        f"{found.protocol.name}: {found.protocol.n:,} images each; ± is one standard error; pairing: how "
-        "many times smaller it is than that of two independent runs",
-    )
     return "\n".join([table(rows, heading, "lrrrrrl"), "", *lines, *found.notes])
 
 
@@ -199,12 +177,13 @@ def _call(metric: Metric, low: float, high: float, names: tuple[str, str]) -> st
 
 def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) -> _Side:
     path = Path(text)
-    if path.is_file() and is_card(path):
-        return _of_card(path, protocol, download)
-    if len(path.parts) > 1 and ":" not in text and not path.exists():
+    is_name = ":" not in text and not path.exists()
+    if is_name and len(path.parts) > 1:
         raise SdbenchError("there is no such file or folder", file=text, remedy="Check the path")
-    if ":" not in text and not path.exists():
-        return _of_card(find_card_of(text), protocol, download)
+    if is_name or (path.is_file() and is_card(path)):
+        card = read_card(find_card_of(text))
+        evidence = evidence_path(card.path, card.name, protocol.name)
+        return _Side(card.name, checkpoint_of(card, download=download), evidence)
     weights = path if path.is_dir() else None
     base = other.checkpoint.spec if other else None
     checkpoint = resolve(base if weights else text, card=text, weights=weights, download=download)
@@ -212,19 +191,10 @@ def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) ->
     return _Side(text, checkpoint, None)
 
 
-def _of_card(path: Path, protocol: Protocol, download: bool) -> _Side:
-    card = read_card(path)
-    checkpoint = resolve(card.checkpoint, card=card.name, near=path.parent, download=download)
-    verify(checkpoint)
-    return _Side(card.name, checkpoint, evidence_path(path, card.name, protocol.name))
-
-
 def _recorded(side: _Side, protocol: Protocol) -> Estimates | None:
     """Return the recorded estimates of a card, where they are of these weights, protocol and images."""
     found = read_recorded(side.recorded) if side.recorded is not None else None
-    whole = load_protocol(protocol.path) if found else None
-    if found is None or whole is None or found.checkpoint_fingerprint != side.checkpoint.fingerprint:
+    if found is None or found.checkpoint_fingerprint != side.checkpoint.fingerprint:
         return None
-    if found.protocol_fingerprint != whole.fingerprint or protocol.n not in found.looks:
-        return None
-    return found.looks[protocol.n]
+    whole = load_protocol(protocol.path)
+    return found.looks.get(protocol.n) if found.protocol_fingerprint == whole.fingerprint else None

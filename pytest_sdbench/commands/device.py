@@ -26,37 +26,20 @@ if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
 
 
+MODES = ("eager", "compiled")
+
+
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     share(command, "cards", "--device")
-    command.add_argument(
-        "--dtype",
-        action="append",
-        default=[],
-        choices=DTYPES,
-        help="may be repeated; default: float16 and bfloat16, on a CPU float32",
-    )
-    command.add_argument(
-        "--mode",
-        action="append",
-        default=[],
-        choices=("eager", "compiled"),
-        help="may be repeated; default: both on CUDA, elsewhere eager",
-    )
-    command.add_argument(
-        "--largest-batch",
-        type=int,
-        default=64,
-        metavar="N",
-        help="largest batch that is tried for throughput [%(default)s]",
-    )
-    command.add_argument(
-        "--seconds",
-        type=float,
-        default=3.0,
-        metavar="S",
-        help="seconds of timing for each figure [%(default)s]",
-    )
+    told = "may be repeated; default: float16 and bfloat16, on a CPU float32"
+    command.add_argument("--dtype", action="append", default=[], choices=DTYPES, help=told)
+    told = "may be repeated; default: both on CUDA, elsewhere eager"
+    command.add_argument("--mode", action="append", default=[], choices=MODES, help=told)
+    told = "largest batch that is tried for throughput [%(default)s]"
+    command.add_argument("--largest-batch", type=int, default=64, metavar="N", help=told)
+    told = "seconds of timing for each figure [%(default)s]"
+    command.add_argument("--seconds", type=float, default=3.0, metavar="S", help=told)
     command.add_argument("--update", action="store_true", help="record the figures in the cards")
 
 
@@ -106,8 +89,6 @@ _WARM = 3
 _GAIN = 1.03
 """By how much a batch of twice the size has to be faster, sample by sample, for a larger one to be tried."""
 
-MODES = ("eager", "compiled")
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -125,16 +106,6 @@ class Measurement:
         return ", ".join(card.name for card in self.cards)
 
 
-def dtypes_of(device: str) -> tuple[str, ...]:
-    """Return the precisions that a network is run in on a device, unless others are asked for."""
-    return ("float16", "bfloat16") if device.startswith("cuda") else ("float32",)
-
-
-def modes_of(device: str) -> tuple[str, ...]:
-    """Return the ways to run a network on a device, unless others are asked for."""
-    return MODES if device.startswith("cuda") else MODES[:1]
-
-
 def measure(
     cards: Sequence[Card],
     *,
@@ -149,23 +120,24 @@ def measure(
 
     Throughput is that of the batch with most samples a second. In eager mode the batch is doubled, up to
     `largest`, until a sample gets no faster or memory runs out; the compiled network runs the same one. The
-    weights are random; cards of one architecture are measured once. `seconds` is what the rounds of one call
-    may take, the fewest rounds apart; `tell` hears what comes next. Raises Unavailable for a card that names
+    weights are random; cards of one architecture are measured once. Without `dtypes` these are float16 and
+    bfloat16 on CUDA, else float32; without `modes` both on CUDA, else eager. `seconds` is what the rounds of
+    one call may take, the fewest rounds apart; `tell` hears what comes next. Raises Unavailable for a card of
     no network, and where another process keeps the machine's lock for timings.
     """
-    networks: dict[str, str | Config] = {}
-    alike: dict[str, list[Card]] = {}
+    on_cuda = device.startswith("cuda")
+    dtypes = dtypes or (("float16", "bfloat16") if on_cuda else ("float32",))
+    modes = [mode for mode in MODES if mode in (modes or (MODES if on_cuda else ("eager",)))]
+    alike: dict[str, tuple[str | Config, list[Card]]] = {}
     for card in cards:
         network = named_network(card).unet
-        key = architecture_key(network)
-        networks.setdefault(key, network)
-        alike.setdefault(key, []).append(card)
-    for key, network in networks.items():
-        macs, found = unet_macs(network).total, Measurement(tuple(alike[key]), ())
+        alike.setdefault(architecture_key(network), (network, []))[1].append(card)
+    for network, those in alike.values():
+        macs, found = unet_macs(network).total, Measurement(tuple(those), ())
         with machine_lock():
-            for dtype in dtypes or dtypes_of(device):
+            for dtype in dtypes:
                 doubled, best = [2**power for power in range(largest.bit_length())], 0
-                for mode in (mode for mode in MODES if mode in (modes or modes_of(device))):
+                for mode in modes:
                     tell(f"{found.names}: {dtype}, {mode}, on {timed_on(device)}")
                     call = partial(_measure, network, macs, device, dtype, mode, seconds)
                     taken, problem = fastest(call, sorted({1, best}) if best else doubled, growing=not best)

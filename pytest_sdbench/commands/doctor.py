@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.shared import cards_of, share, table
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.metric_specs import ReferencedSpec
@@ -27,7 +28,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-
     findings = examine(cards_of(options.cards), data_root=options.data)
     print(report(findings))
     return 0 if all(finding.found for finding in findings) else 1
@@ -68,14 +68,10 @@ class Search:
 
     def checkpoint(self, card: Card, weights: Path | None = None) -> tuple[Checkpoint | None, Finding]:
         """Return the verified checkpoint of a card, or None, and what there is to say about it."""
-        from pytest_sdbench.models.checkpoint import resolve
-        from pytest_sdbench.models.integrity import verify
-
         here: list[Checkpoint] = []
 
         def look() -> str:
-            here.append(resolve(card.checkpoint, card=card.name, near=card.path.parent, weights=weights))
-            verify(here[0])
+            here.append(checkpoint_of(card, weights))
             return f"verified, fingerprint {here[0].fingerprint}"
 
         name = str(weights or card.checkpoint or f"of {card.name}")
@@ -103,22 +99,20 @@ def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Fin
 
 def report(findings: Sequence[Finding]) -> str:
     """Return a table of what is here, and each missing thing with its remedy and its users."""
-    cards = list(dict.fromkeys(finding.card for finding in findings))
     needs = ("card", "weights", "prompts", "statistics", "extractor")
     rows = []
-    for card in cards:
+    for card in dict.fromkeys(finding.card for finding in findings):
         row = [card]
         for need in needs:
             states = {each.state for each in findings if (each.card, each.need) == (card, need)}
             unsaid = "ok" if need == "card" else "-"
             row.append(next((state for state in ("broken", "missing", "ok") if state in states), unsaid))
         rows.append(row)
-    notes = lacking(findings)
-    present = list(dict.fromkeys((f.need, f.name, f.detail) for f in findings if f.found))
-    here = [f"  {need} {name}: {detail}" for need, name, detail in present]
     parts = [table(rows, ["name", *needs], "l" * (len(needs) + 1))]
+    here = dict.fromkeys(f"  {each.need} {each.name}: {each.detail}" for each in findings if each.found)
     if here:
         parts += ["\nHere:", *here]
+    notes = lacking(findings)
     parts += ["\nMissing or broken:", *notes] if notes else ["\nNothing is missing."]
     return "\n".join(parts)
 
@@ -135,23 +129,24 @@ def lacking(findings: Sequence[Finding]) -> list[str]:
     ]
 
 
-def _needs(protocol: Protocol, data_root: Path | None) -> list[tuple[str, str, Callable[[], str]]]:
-    """Return what a protocol needs: the kind of need, its name, and a function that looks for it."""
-    from pytest_sdbench.features import extractors as features
-    from pytest_sdbench.features import references as statistics
-    from pytest_sdbench.protocols import prompts
+def _needs(protocol: Protocol, data_root: Path | None) -> Iterator[tuple[str, str, Callable[[], str]]]:
+    """Yield what a protocol needs: the kind of need, its name, and a function that looks for it."""
+    from pytest_sdbench.features import extractors, references
+    from pytest_sdbench.protocols.prompts import load_prompts
 
-    def captions() -> str:
-        return f"{len(prompts.load_prompts(protocol, data_root)):,} prompts, checksum verified"
-
-    needs: list[tuple[str, str, Callable[[], str]]] = [("prompts", protocol.name, captions)]
-    for spec in protocol.metrics.values():
-        if isinstance(spec, ReferencedSpec):
-            name = f"{spec.statistics.file} ({protocol.name})"
-            needs.append(("statistics", name, partial(statistics.describe, protocol, spec, data_root)))
-    for extractor in protocol.extractors:
-        needs.append(("extractor", extractor, partial(features.describe, extractor, data_root)))
-    return list({(need, name): (need, name, look) for need, name, look in needs}.values())
+    yield (
+        "prompts",
+        protocol.name,
+        lambda: f"{len(load_prompts(protocol, data_root)):,} prompts, checksum verified",
+    )
+    statistics = {
+        spec.statistics.file: spec for spec in protocol.metrics.values() if isinstance(spec, ReferencedSpec)
+    }
+    for file, spec in statistics.items():
+        look = partial(references.describe, protocol, spec, data_root)
+        yield "statistics", f"{file} ({protocol.name})", look
+    for name in protocol.extractors:
+        yield "extractor", name, partial(extractors.describe, name, data_root)
 
 
 def _look(look: Callable[[], str]) -> tuple[str, str]:

@@ -20,10 +20,7 @@ def run(options: argparse.Namespace) -> int:
     from pytest_sdbench.cards.draft import draft
 
     if options.out is not None and options.out.exists():
-        raise SdbenchError(
-            "there is a file already, and a card is never overwritten",
-            file=options.out,
-            remedy="Name another --out",
-        )
+        message = "there is a file already, and a card is never overwritten"
+        raise SdbenchError(message, file=options.out, remedy="Name another --out")
     write_text(draft(options.folder, options.out), options.out)
     return 0

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Any
 
 from pytest_sdbench import __version__
 from pytest_sdbench.base.errors import SdbenchError
@@ -27,14 +27,6 @@ COMMANDS = {
 """What each command does. Its module, of the same name, declares its arguments and runs it."""
 
 
-class Command(Protocol):
-    """What the module of a command has."""
-
-    def add_arguments(self, command: argparse.ArgumentParser, /) -> None: ...
-
-    def run(self, options: argparse.Namespace, /) -> int: ...
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 something lacks, 2 an explained error."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -42,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named = next((word for word in words if word in COMMANDS), "")
     options = parser(named).parse_args(words)
     try:
-        return _module(options.command).run(options)
+        status: int = _module(options.command).run(options)
+        return status
     except SdbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -66,5 +59,6 @@ def parser(*names: str) -> argparse.ArgumentParser:
     return whole
 
 
-def _module(name: str) -> Command:
-    return cast(Command, import_module(f"pytest_sdbench.commands.{name}"))
+def _module(name: str) -> Any:
+    """Return the module of a command: it has `add_arguments(parser)` and `run(options)`."""
+    return import_module(f"pytest_sdbench.commands.{name}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -11,32 +10,24 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pytest_sdbench.base.environment import device_name
-from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.options import DTYPES, weights_by_card
 from pytest_sdbench.base.text import duration, size_text
 from pytest_sdbench.commands.doctor import lacking
 from pytest_sdbench.commands.plan_cost import ESTIMATED, MEASURED, Plan, Row
 from pytest_sdbench.commands.plan_time import ALLOWANCE
-from pytest_sdbench.commands.shared import cards_of, share, table, write_text
+from pytest_sdbench.commands.shared import cards_of, check_counts, share, table, write_figures
 from pytest_sdbench.gate.looks import UNASKED
 from pytest_sdbench.store.folders import place_of
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    share(command, "cards", "--store", "--data", "--device", "--weights", "--json")
+    share(command, "cards", "--images", "--store", "--data", "--device", "--weights", "--json")
     command.add_argument("--dtype", choices=DTYPES, help="another precision than the protocol's")
-    command.add_argument("--images", type=int, metavar="N", help="the first N images of each protocol alone")
-    command.add_argument(
-        "--protocol",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="plan for this protocol, in place of those that the cards are judged by; may be repeated",
-    )
-    command.add_argument(
-        "--no-timing", action="store_true", help="time no network: only what the store knows of times"
-    )
+    told = "plan for this protocol, in place of those that the cards are judged by; may be repeated"
+    command.add_argument("--protocol", action="append", default=[], metavar="NAME", help=told)
+    told = "time no network: only what the store knows of times"
+    command.add_argument("--no-timing", action="store_true", help=told)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,13 +36,11 @@ def run(options: argparse.Namespace) -> int:
     from pytest_sdbench.base.workspace import Workspace
     from pytest_sdbench.commands.plan_cost import figures, plan
 
-    if options.images is not None and options.images < 1:
-        raise SdbenchError("give 1 or more", key="--images", found=options.images)
+    check_counts(options, "images")
+    device = torch_device(options.device, option="--device")
     made = plan(
         cards_of(options.cards),
-        Workspace(
-            options.store, options.data, torch_device(options.device, option="--device"), options.dtype
-        ),
+        Workspace(options.store, options.data, device, options.dtype),
         images=options.images,
         protocols=options.protocol,
         weights=weights_by_card(options.weights),
@@ -59,38 +48,21 @@ def run(options: argparse.Namespace) -> int:
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(report(made))
-    if options.json is not None:
-        write_text(json.dumps(figures(made), indent=2) + "\n", options.json)
+    write_figures(figures(made), options.json)
     return 0 if made.ready else 1
-
-
-_HEADERS = (
-    "\nname",
-    "\nprotocol",
-    "\nimages",
-    "in\nstore",
-    "to\nmake",
-    "\ntime",
-    "how\nknown",
-    "\ndisk",
-    "\nok",
-)
 
 
 def report(plan: Plan) -> str:
     """Return the table of a plan, its totals, how they were found, and what lacks."""
     parts = [_table(plan.rows), "", _totals(plan), *_explained(plan)]
     if plan.downloads:
-        rows = [
-            [
-                download.what,
-                "?" if download.size is None else f"about {size_text(download.size)}",
-                _few(users),
-            ]
-            for download, users in plan.downloads.items()
-        ]
-        headers = ("to download (--sdbench-download does it)", "size", "for")
-        parts += ["", table(rows, headers, "lrl")]
+        rows = []
+        for download, users in plan.downloads.items():
+            size = "?" if download.size is None else f"about {size_text(download.size)}"
+            few = ", ".join(users) if len(users) < 4 else f"{', '.join(users[:2])} and {len(users) - 2} more"
+            rows.append([download.what, size, few])
+        headings = ("to download (--sdbench-download does it)", "size", "for")
+        parts += ["", table(rows, headings, "lrl")]
     notes = lacking([finding for row in plan.rows for finding in row.unfetched])
     if notes:
         parts += ["\nTo be placed or mended by you:", *notes]
@@ -104,7 +76,10 @@ def _table(rows: Iterable[Row]) -> str:
     for row in rows:
         lines.append(["" if row.card == before else row.card, *_cells(row), "yes" if row.ready else "no"])
         before = row.card
-    return table(lines, _HEADERS, "llrrrrlrl")
+    upper = ("", "", "", "in", "to", "", "how", "", "")
+    lower = ("name", "protocol", "images", "store", "make", "time", "known", "disk", "ok")
+    headings = [f"{above}\n{below}" for above, below in zip(upper, lower, strict=True)]
+    return table(lines, headings, "llrrrrlrl")
 
 
 def _cells(row: Row) -> list[str]:
@@ -134,40 +109,35 @@ def _totals(plan: Plan) -> str:
 
 
 def _explained(plan: Plan) -> list[str]:
-    rows, notes = [row for row in plan.rows if row.missing], []
+    rows, found = [row for row in plan.rows if row.missing], []
     if len(plan.counted) < len(rows):
-        notes.append(
-            "Protocols that differ only in their number of images share them: the total counts them once."
+        found.append(
+            "Protocols that differ only in their number of images share them, and count once in all."
         )
     if any(not row.looked for row in rows):
-        notes.append(
-            "? in store: images are kept by the content of the weights. They are not here: none is counted."
-        )
+        found.append("? in store: images are kept by the content of the weights, which are not here.")
     if any(row.basis == MEASURED for row in rows):
-        notes.append("measured: what an image last took with this set-up, as the store says.")
+        found.append("measured: what an image last took with this set-up, as the store says.")
     if any(row.basis == ESTIMATED for row in rows):
-        notes.append(
+        found.append(
             "estimated: one U-Net call, timed now with random weights, times the calls of the protocol;\n"
             f"  decoding reckoned from it; {ALLOWANCE:.0%} on top for text, codec, extractors. "
             "Expect it within a factor of 2."
         )
     for precision in sorted({row.timed_in for row in rows if row.timed_in}):
-        notes.append(
+        found.append(
             f">: timed in {precision}; the protocol draws in float16, which may take a CPU many times as "
             "long.\n"
             f"  --dtype {precision} plans what --sdbench-dtype {precision} does: comparable with no claim."
         )
-    for reason in dict.fromkeys(row.untimed for row in rows if row.untimed):
-        notes.append(f"no time: {reason}")
+    found += [f"no time: {reason}" for reason in dict.fromkeys(row.untimed for row in rows if row.untimed)]
     if plan.device.startswith("cpu") and any(row.missing > UNASKED for row in rows):
-        notes.append(
-            f"On a CPU pytest makes more than {UNASKED:,} images of a row only with --sdbench-max-images all."
-        )
+        most = "only with --sdbench-max-images all"
+        found.append(f"On a CPU pytest makes more than {UNASKED:,} images of a row {most}.")
     unjudged = [row.card for row in plan.rows if not row.protocol and row.ready]
     if unjudged:
-        notes.append(f"Judged by no protocol, so no image is needed: {', '.join(unjudged)}")
-    notes += [f"Damaged: {text}" for text in plan.warnings]
-    return [*notes, *_space(plan)]
+        found.append(f"Judged by no protocol, so no image is needed: {', '.join(unjudged)}")
+    return [*found, *(f"Damaged: {text}" for text in plan.warnings), *_space(plan)]
 
 
 def _space(plan: Plan) -> list[str]:
@@ -187,12 +157,10 @@ def _space(plan: Plan) -> list[str]:
         disk = os.stat(here).st_dev
         disks[disk] = here, disks.get(disk, (here, 0))[1] + size
     for here, size in disks.values():
-        free = shutil.disk_usage(here).free
-        if size > free:
-            notes.append(
-                f"WARNING: {size_text(size)} are to be written to the disk of {here}, "
-                f"and {size_text(free)} are free."
-            )
+        free = size_text(shutil.disk_usage(here).free)
+        if size > shutil.disk_usage(here).free:
+            to_write = f"{size_text(size)} are to be written to the disk of {here}"
+            notes.append(f"WARNING: {to_write}, and {free} are free.")
     return notes
 
 
@@ -204,7 +172,3 @@ def _where(device: str) -> str:
 
     threads = torch.get_num_threads()
     return f"{name} ({threads} thread{'s' if threads > 1 else ''})"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"

@@ -76,14 +76,14 @@ class Row:
     @property
     def unfetched(self) -> tuple[Finding, ...]:
         """What lacks and cannot be downloaded."""
-        weights = any(download.need == "weights" for download in self.downloads)
-        return tuple(
-            finding
-            for finding in self.findings
-            if not finding.found
-            and not (finding.state == "missing" and finding.need == "weights" and weights)
-            and not (finding.state == "missing" and finding.need == "extractor" and offered(finding.name))
-        )
+        fetched = {download.need for download in self.downloads} & {"weights"}
+
+        def missing_only(finding: Finding) -> bool:
+            return finding.state == "missing" and (
+                finding.need in fetched or (finding.need == "extractor" and offered(finding.name))
+            )
+
+        return tuple(each for each in self.findings if not each.found and not missing_only(each))
 
 
 @dataclass(frozen=True)
@@ -173,13 +173,11 @@ def plan(
             folders = [left.pop(key) for key in mine]
             rows += planner.rows(card, folders[0] if folders else None, protocols)
     if left:
-        known = ", ".join(dict.fromkeys(row.card for row in rows))
-        raise CardError(
+        message, remedy = (
             "no card of this run has that name",
-            key="--weights",
-            found=next(iter(left)),
-            remedy=f"Name {known}",
+            ", ".join(dict.fromkeys(row.card for row in rows)),
         )
+        raise CardError(message, key="--weights", found=next(iter(left)), remedy=f"Name {remedy}")
     said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DamagedEvidence))
     return Plan(tuple(rows), workspace.device, workspace.store, tuple(said))
 
@@ -242,12 +240,11 @@ def evidence_bytes(protocol: Protocol, missing: Iterable[range], manifest: Mappi
 
 def _zeros(protocol: Protocol, count: int) -> Rows:
     """Return rows of the form that the engine writes."""
-    rows: Rows = {
-        column: np.zeros(count if width == 1 else (count, width), np.float32)
-        for column, width in column_widths(protocol).items()
-    }
-    flags = {name: np.zeros(count, np.bool_) for name in ("blacked_out", "truncated")}
-    return rows | {"seed": np.zeros(count, np.int64)} | flags
+    rows: Rows = {name: np.zeros(count, np.bool_) for name in ("blacked_out", "truncated")}
+    rows["seed"] = np.zeros(count, np.int64)
+    for column, width in column_widths(protocol).items():
+        rows[column] = np.zeros(count if width == 1 else (count, width), np.float32)
+    return rows
 
 
 class _Planner:
@@ -260,7 +257,8 @@ class _Planner:
     def rows(self, card: Card, weights: Path | None, names: Sequence[str]) -> Iterator[Row]:
         """Yield a row for each protocol of a card."""
         try:
-            protocols = _named(card, names) if names else judged_protocols(card)
+            near = (card.path.parent,)
+            protocols = [load_protocol(name, near) for name in dict.fromkeys(names)] or judged_protocols(card)
         except SdbenchError as error:
             yield Row(card.name, "", findings=(Finding(card.name, "protocol", "", "broken", str(error)),))
             return
@@ -272,9 +270,8 @@ class _Planner:
         for protocol in protocols:
             asked = protocol.with_samples(min(self._images, protocol.n)) if self._images else protocol
             asked = asked.with_dtype(self._workspace.dtype) if self._workspace.dtype else asked
-            yield self._row(
-                card, asked, checkpoint, (weighed, *self._search.protocol(card, asked)), downloads
-            )
+            findings = (weighed, *self._search.protocol(card, asked))
+            yield self._row(card, asked, checkpoint, findings, downloads)
 
     def _row(
         self,
@@ -297,21 +294,21 @@ class _Planner:
             evidence = None
             findings += (Finding(card.name, "store", str(self._workspace.store), "broken", str(error)),)
         count = sum(map(len, missing))
-        pace = evidence.pace() if evidence is not None else None
-        basis, untimed, timed_in = MEASURED if pace is not None else "", "", ""
-        if count and pace is None:
+        pace, basis, untimed, timed_in = evidence.pace() if evidence is not None else None, MEASURED, "", ""
+        if count and pace is None and self._stopwatch is not None:
+            basis = ESTIMATED
             try:
-                pace, timed_in = self._estimate(card, drawn, checkpoint)
-                basis = ESTIMATED if pace is not None else ""
+                network = network_of(card, checkpoint)
+                pace = self._stopwatch.seconds_per_image(drawn, network, name=card.name)
+                timed_in = self._stopwatch.dtype(drawn)
             except SdbenchError as error:
                 untimed = str(error)
         try:
             size = evidence_bytes(drawn, missing, evidence.manifest if evidence is not None else {})
         except SdbenchError:  # an extractor that does not exist: it is among the findings
             size = None
-        fetched = (
-            extractor_download(f.name) for f in findings if (f.need, f.state) == ("extractor", "missing")
-        )
+        extractors = [each.name for each in findings if (each.need, each.state) == ("extractor", "missing")]
+        fetched = [each for each in map(extractor_download, extractors) if each is not None]
         of = checkpoint.fingerprint if checkpoint is not None else card.checkpoint or card.name
         return Row(
             card=card.name,
@@ -320,28 +317,14 @@ class _Planner:
             missing=count,
             looked=evidence is not None,
             seconds_per_image=pace,
-            basis=basis,
-            timed_in=timed_in,
+            basis="" if pace is None else basis,
+            timed_in="" if timed_in == drawn.sampling.dtype else timed_in,
             untimed=untimed,
             bytes=size,
             draw=f"{of}-{drawn.draw_fingerprint}",
-            downloads=tuple(dict.fromkeys([*downloads, *(each for each in fetched if each is not None)])),
+            downloads=tuple(dict.fromkeys([*downloads, *fetched])),
             findings=findings,
         )
-
-    def _estimate(
-        self, card: Card, protocol: Protocol, checkpoint: Checkpoint | None
-    ) -> tuple[float | None, str]:
-        """Return the seconds of an image, and the precision that was timed if it is another one."""
-        if self._stopwatch is None:
-            return None, ""
-        seconds = self._stopwatch.seconds_per_image(protocol, network_of(card, checkpoint), name=card.name)
-        timed = self._stopwatch.dtype(protocol)
-        return seconds, "" if timed == protocol.sampling.dtype else timed
-
-
-def _named(card: Card, names: Sequence[str]) -> list[Protocol]:
-    return [load_protocol(name, search=(card.path.parent,)) for name in dict.fromkeys(names)]
 
 
 def _total(values: Iterable[Number | None]) -> Number | None:

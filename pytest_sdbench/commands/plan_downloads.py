@@ -37,12 +37,9 @@ def checkpoint_downloads(card: Card, weights: Path | None = None) -> tuple[Downl
     if card.checkpoint is None or (weights is not None and (weights / "model_index.json").is_file()):
         return ()
     pair = split_pair(card.checkpoint)
-    wanted: list[tuple[str, tuple[str, ...]]]
-    if pair is None:
-        wanted = [(str(card.checkpoint), COMPONENTS)]
-    else:
-        base, unet = pair
-        wanted = [(base, ("text_encoder", "vae")), (unet, ("unet",))]
+    wanted: list[tuple[str, tuple[str, ...]]] = [(str(card.checkpoint), COMPONENTS)]
+    if pair is not None:
+        wanted = [(pair[0], ("text_encoder", "vae")), (pair[1], ("unet",))]
     if weights is not None:
         wanted = wanted[:1]  # the base of another U-Net
     found = []
@@ -81,14 +78,14 @@ def _size(card: Card, components: list[str]) -> int | None:
 
     total = 0
     for component in components:
-        if component == "unet":
-            if card.architecture is None:
-                return None
+        if component != "unet":
+            model = text_encoder_skeleton() if component == "text_encoder" else vae_skeleton()
+        elif card.architecture is None:
+            return None
+        else:
             try:
                 model = unet_skeleton(card.architecture)
             except SdbenchError:  # told where the network is built for its timing
                 return None
-        else:
-            model = text_encoder_skeleton() if component == "text_encoder" else vae_skeleton()
         total += _WIDTH * parameter_count(model)
     return total

@@ -74,12 +74,8 @@ def unet_calls(protocol: Protocol, network: Network) -> int:
     try:
         scheduler.set_timesteps(protocol.sampling.steps)
     except ValueError as error:
-        raise ProtocolError(
-            f"{type(scheduler).__name__}: {error}",
-            file=protocol.path,
-            key="sampling.steps",
-            found=protocol.sampling.steps,
-        ) from error
+        message, steps = f"{type(scheduler).__name__}: {error}", protocol.sampling.steps
+        raise ProtocolError(message, file=protocol.path, key="sampling.steps", found=steps) from error
     return len(scheduler.timesteps)
 
 
@@ -154,9 +150,8 @@ def time_unet(config: Config, *, batch: int, workers: int, device: str, dtype: s
         try:
             return _time(config, batch, workers, device, dtype)
         except RuntimeError as error:
-            raise Unavailable(
-                f"the U-Net does not run in {dtype} on {device}", found=first_line(error)
-            ) from error
+            found = first_line(error)
+            raise Unavailable(f"the U-Net does not run in {dtype} on {device}", found=found) from error
         finally:
             release_memory(device)
 
@@ -165,24 +160,21 @@ def _time(config: Config, batch: int, workers: int, device: str, dtype: str) -> 
     import torch
 
     kind: torch.dtype = getattr(torch, dtype)
-    model = unet_skeleton(config, device=device, dtype=kind)
-    pipeline = SimpleNamespace(unet=model, device=torch.device(device))
+    model: Any = unet_skeleton(config, device=device, dtype=kind)
 
     def attempt(batch: int) -> float:
         inputs = unet_inputs(config, device=device, dtype=kind, batch=batch)
-        return _beside(lambda: _call(model, inputs, device), workers, device)
 
-    with arranged(pipeline, Tuning()):
+        def call() -> None:
+            with torch.inference_mode():
+                model(**inputs)
+            synchronise(device)
+
+        return _beside(call, workers, device)
+
+    with arranged(SimpleNamespace(unet=model, device=torch.device(device)), Tuning()):
         seconds, batch = halve_to_fit(attempt, batch, device)
     return seconds / (batch * workers)
-
-
-def _call(model: Any, inputs: dict[str, Any], device: str) -> None:
-    import torch
-
-    with torch.inference_mode():
-        model(**inputs)
-    synchronise(device)
 
 
 def _beside(call: Callable[[], None], workers: int, device: str) -> float:

@@ -19,7 +19,8 @@ from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.options import weights_by_card
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import card_name, read_card
-from pytest_sdbench.commands.shared import cards_of, share
+from pytest_sdbench.cards.network import checkpoint_of
+from pytest_sdbench.commands.shared import cards_of, check_counts, share
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
@@ -30,17 +31,13 @@ if TYPE_CHECKING:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     command.add_argument("cards", nargs="+", type=Path, metavar="CARD", help="a card, or a folder of cards")
-    command.add_argument(
-        "--protocol", action="append", default=[], metavar="NAME", help="default: the card's"
-    )
-    command.add_argument("--images", type=int, metavar="N", help="the first N images alone")
-    share(command, "--store", "--data", "--device", "--weights", "--download")
-    command.add_argument(
-        "--batch-size", type=int, metavar="N", help="default: the largest that fits, found on the way"
-    )
-    command.add_argument(
-        "--workers", type=int, metavar="N", help="beside each other on a CPU; default: found"
-    )
+    told = "default: the card's"
+    command.add_argument("--protocol", action="append", default=[], metavar="NAME", help=told)
+    share(command, "--images", "--store", "--data", "--device", "--weights", "--download")
+    told = "default: the largest that fits, found on the way"
+    command.add_argument("--batch-size", type=int, metavar="N", help=told)
+    told = "beside each other on a CPU; default: found"
+    command.add_argument("--workers", type=int, metavar="N", help=told)
 
 
 @dataclass(frozen=True)
@@ -58,24 +55,18 @@ class World:
 
         Raises SdbenchError for what is no number or contradicts itself.
         """
-        names = {
-            "rank": "RANK",
-            "size": "WORLD_SIZE",
-            "local_rank": "LOCAL_RANK",
-            "local_size": "LOCAL_WORLD_SIZE",
-        }
-        found = {field: environment[name] for field, name in names.items() if name in environment}
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        found = {name: environment[name] for name in names if name in environment}
         try:
-            world = cls(**{field: int(text) for field, text in found.items()})
+            world = cls(
+                *(int(found.get(name, alone)) for name, alone in zip(names, (0, 1, 0, 1), strict=True))
+            )
         except ValueError:
             world = None
         if world is None or not (0 <= world.rank < world.size and world.local_rank >= 0):
-            raise SdbenchError(
-                "the variables of the launcher contradict each other",
-                key="environment",
-                found={names[field]: text for field, text in found.items()},
-                remedy="Start it with `accelerate launch -m pytest_sdbench sample`, or unset these variables",
-            )
+            message = "the variables of the launcher contradict each other"
+            remedy = "Start it with `accelerate launch -m pytest_sdbench sample`, or unset these variables"
+            raise SdbenchError(message, key="environment", found=found, remedy=remedy)
         return world
 
     def share_cores(self) -> None:
@@ -98,12 +89,9 @@ def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
         return [load_protocol(name, search=(card.path.parent,)) for name in names]
     found = judged_protocols(card)
     if not found:
-        raise Unavailable(
-            "the card claims nothing that can be compared with a protocol as it is today",
-            file=card.path,
-            found=", ".join(card.judged_by) or "no protocol",
-            remedy="Name one: --protocol NAME",
-        )
+        message = "the card claims nothing that can be compared with a protocol as it is today"
+        named = ", ".join(card.judged_by) or "no protocol"
+        raise Unavailable(message, file=card.path, found=named, remedy="Name one: --protocol NAME")
     return found
 
 
@@ -122,33 +110,18 @@ def sample_card(
     Raises Unavailable, CardError, CheckpointError, DataError and EvidenceError, as an evaluation does.
     """
     from pytest_sdbench.evaluation.evaluate import make_evidence
-    from pytest_sdbench.models.checkpoint import resolve
-    from pytest_sdbench.models.integrity import verify
 
     world = world or World()
     card = read_card(path)
     protocols = protocols_of(card, names)
-    checkpoint = resolve(
-        card.checkpoint,
-        card=card.name,
-        near=card.path.parent,
-        weights=weights,
-        download=workspace.download,
-    )
-    verify(checkpoint)
+    checkpoint = checkpoint_of(card, weights, download=workspace.download)
+    workspace, start_at = replace(workspace, progress=world.rank == 0), world.rank / world.size
     lines = []
     for protocol in protocols:
         wanted = protocol if images is None else protocol.with_samples(min(images, protocol.n))
-        made = make_evidence(
-            checkpoint,
-            wanted,
-            replace(workspace, progress=world.rank == 0),
-            tuning=tuning,
-            start_at=world.rank / world.size,
-        )
-        lines.append(
-            f"{card.name}: {protocol.name}: {wanted.n:,} images in the store, {made.images_made:,} made here"
-        )
+        made = make_evidence(checkpoint, wanted, workspace, tuning=tuning, start_at=start_at)
+        counts = f"{wanted.n:,} images in the store, {made.images_made:,} made here"
+        lines.append(f"{card.name}: {protocol.name}: {counts}")
     return lines
 
 
@@ -156,25 +129,15 @@ def run(options: argparse.Namespace) -> int:
     """Sample cards one after the other; return 1 where one could not be, having done the others."""
     from pytest_sdbench.evaluation.tuning import Tuning
 
-    for key, value in (
-        ("--images", options.images),
-        ("--batch-size", options.batch_size),
-        ("--workers", options.workers),
-    ):
-        if value is not None and value < 1:
-            raise SdbenchError("give a number from 1 on", key=key, found=value)
+    check_counts(options, "images", "batch_size", "workers")
     cards, world = cards_of(options.cards), World.from_environment()
     world.share_cores()
     device = torch_device(options.device, option="--device", index=world.local_rank)
     workspace = Workspace(options.store, options.data, device, download=options.download)
     weights, names = weights_by_card(options.weights), sorted(card_name(path) for path in cards)
     if strange := [card for card in weights if card not in names]:
-        raise SdbenchError(
-            "no card of this run has that name",
-            key="--weights",
-            found=strange[0],
-            remedy=f"Cards are {', '.join(names)}",
-        )
+        message, remedy = "no card of this run has that name", f"Cards are {', '.join(names)}"
+        raise SdbenchError(message, key="--weights", found=strange[0], remedy=remedy)
     # A process of this command makes images and ends: it may keep its memory.
     tuning = Tuning(batch_size=options.batch_size, workers=options.workers, keep_memory=True)
     failed = 0

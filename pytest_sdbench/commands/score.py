@@ -6,14 +6,13 @@ How the images were sampled cannot be seen in them, so that there are scores her
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from pytest_sdbench.base.environment import versions
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.commands.score_images import Scores, score
-from pytest_sdbench.commands.shared import share, table, write_text
+from pytest_sdbench.commands.shared import share, table, write_figures
 from pytest_sdbench.features.extractors import identity
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
@@ -21,36 +20,25 @@ from pytest_sdbench.metrics.registry import METRICS
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    command.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGES",
-        help="a folder or archive (.zip, .tar) of images, or shards (data-{000..012}.tar)",
+    told = "a folder or archive (.zip, .tar) of images, or shards (data-{000..012}.tar)"
+    command.add_argument("images", nargs="+", metavar="IMAGES", help=told)
+    told = "those of the first N prompts alone"
+    command.add_argument("--images", type=int, dest="n", metavar="N", help=told)
+    told = "whether the images are as the sampler made them, or have been through the protocol's codec and "
+    told += "resize already; default: told from their size"
+    command.add_argument("--stage", choices=("sampled", "final"), help=told)
+    told = (
+        "how the prompt of an image is found: by the caption that comes with it, by its name in the file of "
     )
-    command.add_argument("--protocol", required=True, metavar="NAME", help="a protocol's name or file")
-    command.add_argument(
-        "--images", type=int, dest="n", metavar="N", help="those of the first N prompts alone"
-    )
-    command.add_argument(
-        "--stage",
-        choices=("sampled", "final"),
-        help="whether the images are as the sampler made them, or have been through the protocol's codec and "
-        "resize already; default: told from their size",
-    )
-    command.add_argument(
-        "--match",
-        choices=("caption", "name", "index", "order"),
-        help="how the prompt of an image is found: by the caption that comes with it, by its name in the "
-        "file of prompts, by the number at the end of its name, or by the order of names; default: the first "
-        "of these that the images have",
-    )
+    told += "prompts, by the number at the end of its name, or by the order of names; default: the first of "
+    told += "these that the images have"
+    command.add_argument("--match", choices=("caption", "name", "index", "order"), help=told)
     command.add_argument("--card", metavar="CARD", help="show what this card (name or file) claims beside it")
-    share(command, "--data", "--device", "--download", "--json", device="cpu")
+    share(command, "--protocol", "--data", "--device", "--download", "--json", device="cpu")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-
     found = score(
         options.images,
         options.protocol,
@@ -61,8 +49,7 @@ def run(options: argparse.Namespace) -> int:
         card=options.card,
     )
     print(score_table(found))
-    if options.json is not None:
-        write_text(json.dumps(figures(found), indent=2) + "\n", options.json)
+    write_figures(figures(found), options.json)
     return 0
 
 
@@ -91,28 +78,23 @@ def score_table(found: Scores) -> str:
         if found.claims:
             row.append(", ".join(_claimed(claim) for claim in found.claims if claim.metric == metric))
         rows.append(row)
-    done = {
-        "sampled": "as the sampler made them; the protocol's image steps were applied here",
-        "final": "through codec and resize already; no step was applied here",
-    }
-    if not found.protocol.image:
-        done = dict.fromkeys(done, "as the sampler made them; the protocol has no image steps")
+    done = "as the sampler made them; the protocol has no image steps"
+    if found.protocol.image and found.stage == "sampled":
+        done = "as the sampler made them; the protocol's image steps were applied here"
+    elif found.protocol.image:
+        done = "through codec and resize already; no step was applied here"
     about = [
         f"{found.protocol.name}: {found.protocol.n:,} images of {found.origin}; ± is one standard error",
-        f"taken as: {done[found.stage]}",
+        f"taken as: {done}",
         f"matched with their prompts {found.matched}",
     ]
     if fewer:
-        about.append(
-            f"the protocol asks for {found.requested:,} images: compare its figures with the "
-            "prediction for so many, not with the value"
-        )
-    if found.card is not None:
-        about.append(
-            "no verdict: nothing shows that the images were sampled as the protocol says"
-            if found.claims
-            else f"{found.card} claims nothing under {found.protocol.name}"
-        )
+        asked = f"the protocol asks for {found.requested:,} images"
+        about.append(f"{asked}: compare its figures with the prediction for so many, not with the value")
+    if found.claims:
+        about.append("no verdict: nothing shows that the images were sampled as the protocol says")
+    elif found.card is not None:
+        about.append(f"{found.card} claims nothing under {found.protocol.name}")
     return "\n".join([table(rows, heading, "l" + "r" * (len(heading) - 1)), "", *about, *lines, *found.notes])
 
 
@@ -121,17 +103,13 @@ def figures(found: Scores) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for metric in found.protocol.metrics:
         each = found.estimates.get(metric)
-        if isinstance(each, Estimate):
-            metrics[metric] = {
-                "value": each.value,
-                "standard_error": each.standard_error,
-                "n": each.n,
-                "corrected": each.corrected,
-            }
-            if found.protocol.n != found.requested:
-                metrics[metric]["predicted"] = found.predicted(metric)
-        else:
+        if not isinstance(each, Estimate):
             metrics[metric] = {"reason": each.reason if each is not None else str(found.lacking[metric])}
+            continue
+        names = ("value", "standard_error", "n", "corrected")
+        metrics[metric] = {name: getattr(each, name) for name in names}
+        if found.protocol.n != found.requested:
+            metrics[metric]["predicted"] = found.predicted(metric)
     return {
         "images": found.origin,
         "protocol": found.protocol.name,
@@ -146,12 +124,12 @@ def figures(found: Scores) -> dict[str, Any]:
         "card": found.card,
         "claims": [
             {
-                "metric": claim.metric,
-                "value": claim.value,
-                "kind": claim.kind,
-                "assumed": claim.assumed is not None,
+                "metric": each.metric,
+                "value": each.value,
+                "kind": each.kind,
+                "assumed": each.assumed is not None,
             }
-            for claim in found.claims
+            for each in found.claims
         ],
         "notes": list(found.notes),
     }
@@ -159,6 +137,5 @@ def figures(found: Scores) -> dict[str, Any]:
 
 def _claimed(claim: Claim) -> str:
     """Return a claim with what a reader must know of it."""
-    if claim.kind == "recorded":
-        return f"{claim.text} (recorded)"
-    return f"{claim.text} (assumed)" if claim.assumed else claim.text
+    known = "recorded" if claim.kind == "recorded" else "assumed" if claim.assumed else ""
+    return f"{claim.text} ({known})" if known else claim.text

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -134,31 +135,25 @@ def _matched(
 def _stage(protocol: Protocol, images: ImageSet, stage: Stage | None) -> tuple[Stage, int]:
     """Return the stage of the images and their size; raise DataError where that is open."""
     sampled = protocol.sampling.resolution
-    final = next((step.resize for step in reversed(protocol.image) if isinstance(step, Resize)), sampled)
+    resizes = [step.resize for step in protocol.image if isinstance(step, Resize)]
+    final = resizes[-1] if resizes else sampled
     sizes: dict[Stage, int] = {"sampled": sampled, "final": final}
     first = images.pictures[0]
     width, height = size_of(first)
-    resized = any(isinstance(step, Resize) for step in protocol.image)
-    if stage is None and not resized:
+    if stage is None and not resizes:
         stage = "sampled"
     if stage is None and sampled != final:
         stage = next((name for name, size in sizes.items() if (width, height) == (size, size)), None)
     if stage is None and (width, height) == (sampled, sampled):
-        raise DataError(
-            f"the protocol's resize keeps {sampled}x{sampled}, so that size does not tell whether the images "
-            "have been through it",
-            file=first.where,
-            remedy="Say so: --stage sampled or --stage final",
-        )
+        message = f"the protocol's resize keeps {sampled}x{sampled}, so that size does not tell whether the "
+        message += "images have been through it"
+        raise DataError(message, file=first.where, remedy="Say so: --stage sampled or --stage final")
     if stage is None or (width, height) != (sizes[stage], sizes[stage]):
         wanted = [f"{sampled}x{sampled} as sampled"] if stage != "final" else []
-        wanted += [f"{final}x{final} after its resize"] if resized and stage != "sampled" else []
-        raise DataError(
-            f"{protocol.name} has images of {' or '.join(wanted)}",
-            file=first.where,
-            found=f"{width}x{height}",
-            remedy="Give images of that size: another resize than the protocol's moves scores",
-        )
+        wanted += [f"{final}x{final} after its resize"] if resizes and stage != "sampled" else []
+        message, found = f"{protocol.name} has images of {' or '.join(wanted)}", f"{width}x{height}"
+        remedy = "Give images of that size: another resize than the protocol's moves scores"
+        raise DataError(message, file=first.where, found=found, remedy=remedy)
     return stage, sizes[stage]
 
 
@@ -184,52 +179,34 @@ class _Columns:
 
     folder: Path
     n: int
-    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _files: dict[str, Rows] = field(default_factory=dict)
 
     def put(self, indices: Sequence[int], columns: Mapping[str, Rows]) -> None:
         """Keep the rows of the images with these indices."""
+        for name, rows in columns.items():
+            if name not in self._files:
+                self._files[name] = self._room(rows.shape[1:])
+            self._files[name][indices] = rows
+
+    def _room(self, shape: tuple[int, ...]) -> Rows:
+        path, empty = self.folder / f"{len(self._files)}.f32", bytes(4 * math.prod(shape))
         try:
-            for name, rows in columns.items():
-                if name not in self._shapes:
-                    self._shapes[name] = rows.shape[1:]
-                    self._path(name).touch()
-                with self._path(name).open("r+b") as file:
-                    for index, row in zip(indices, rows, strict=True):
-                        self._seek(file, name, index)
-                        file.write(np.ascontiguousarray(row, np.float32).tobytes())
+            # Written out, where a hole would do: a disk that is too small is an error here, and none later.
+            with path.open("wb") as file:
+                file.writelines(empty for _ in range(self.n))
         except OSError as problem:
-            raise DataError(
-                "the features of the images cannot be kept",
-                file=self.folder,
-                found=problem.strerror,
-                remedy="Make room, or name another folder: TMPDIR=FOLDER",
-            ) from problem
+            message, remedy = "the features of the images cannot be kept", "Make room, or set TMPDIR=FOLDER"
+            raise DataError(message, file=self.folder, found=problem.strerror, remedy=remedy) from problem
+        return np.memmap(path, np.float32, "r+", shape=(self.n, *shape))
 
     def __iter__(self) -> Iterator[dict[str, Rows]]:
         # As many rows at a time as a store has in a shard: equal rows then make equal bits of scores.
         for start in range(0, self.n, SHARD):
-            count = min(SHARD, self.n - start)
-            batch = {}
-            for name, shape in self._shapes.items():
-                with self._path(name).open("rb") as file:
-                    self._seek(file, name, start)
-                    flat = np.fromfile(file, np.float32, count * int(np.prod(shape)))
-                batch[name] = flat.reshape(count, *shape)
-            yield batch
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{list(self._shapes).index(name)}.f32"
-
-    def _seek(self, file: BinaryIO, name: str, index: int) -> None:
-        file.seek(4 * index * int(np.prod(self._shapes[name])))
+            yield {name: np.array(rows[start : start + SHARD]) for name, rows in self._files.items()}
 
 
 def _notes(
-    images: ImageSet,
-    matching: Matching,
-    protocol: Protocol,
-    stage: Stage,
-    references: References,
+    images: ImageSet, matching: Matching, protocol: Protocol, stage: Stage, references: References
 ) -> Iterator[str]:
     left = len(images.pictures) - protocol.n
     if left:

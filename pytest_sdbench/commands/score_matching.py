@@ -42,16 +42,14 @@ def match(
     Raises DataError, with the name of the file, for an image that no prompt belongs to, two images of one
     prompt, a prompt without an image, and a prompt beyond the first `n`.
     """
-    found = None
+    found, forced = None, by is not None
     if by in (None, "caption"):
-        found = _by_caption(images, prompts, forced=by is not None)
+        found = _by_caption(images, prompts, forced=forced)
     if found is None and by in (None, "name"):
-        found = _by_name(images, files, forced=by is not None)
+        found = _by_name(images, files, forced=forced)
     if found is None and by in (None, "index"):
-        found = _by_index(images, (n, len(prompts)), forced=by is not None)
-    if found is None:
-        found = _by_order(images)
-    indices, how = found
+        found = _by_index(images, (n, len(prompts)), forced=forced)
+    indices, how = found or _by_order(images)
     return Matching(_checked(images, indices, max(len(prompts), len(files)), n, all_of_them), how)
 
 
@@ -64,33 +62,27 @@ def _checked(
         where = images.pictures[number].where
         if index in found:
             other = images.pictures[found[index]].where
-            raise DataError(
-                f"two images are of prompt {index}. The other one is {other}", file=where, remedy=_OTHERWISE
-            )
+            message = f"two images are of prompt {index}. The other one is {other}"
+            raise DataError(message, file=where, remedy=_OTHERWISE)
         if index >= known or (index >= n and not all_of_them):
-            raise DataError(
-                f"this image is of prompt {index}, but there are only {min(n, known):,}, counted from 0",
-                file=where,
-                remedy=f"Score those of the first {n:,} alone: --images {n}"
-                if index < known
-                else "These are images of other prompts, or numbered in another way",
-            )
+            message = f"this image is of prompt {index}, but there are only {min(n, known):,}, counted from 0"
+            remedy = "These are images of other prompts, or numbered in another way"
+            if index < known:
+                remedy = f"Score those of the first {n:,} alone: --images {n}"
+            raise DataError(message, file=where, remedy=remedy)
         found[index] = number
     count = n if all_of_them else len(found)
     lacking = next((index for index in range(count) if index not in found), None)
     if lacking is not None:
         last = max(found)
         after = min((index for index in found if index > lacking), default=last)
+        message = f"no image is of prompt {lacking}. This one of {len(found):,} images is of prompt {after}"
         remedy = f"Make it, or score the first ones alone: --images {lacking}"
         if lacking == 0:
             remedy = "Images are of the first prompts, without a gap"
             if after == 1:
                 remedy = f"If they are numbered from 1, say how many there are: --images {last}"
-        raise DataError(
-            f"no image is of prompt {lacking}. This one of {len(found):,} images is of prompt {after}",
-            file=images.pictures[found[after]].where,
-            remedy=remedy,
-        )
+        raise DataError(message, file=images.pictures[found[after]].where, remedy=remedy)
     return tuple(found[index] for index in range(count))
 
 
@@ -102,25 +94,17 @@ def _by_caption(images: ImageSet, prompts: Sequence[str], *, forced: bool) -> tu
     for index, prompt in enumerate(prompts):
         of_text.setdefault(_plain(prompt), deque()).append(index)
     indices = []
+    others = ", while others have one" if any(captions) else ""
     for picture, caption in zip(images.pictures, captions, strict=True):
         if not caption:
-            raise DataError(
-                "no caption comes with this image, while others have one"
-                if any(captions)
-                else "no caption comes with this image",
-                file=picture.where,
-                remedy="Write it in metadata.csv or in a .txt beside it, or match otherwise: --match index",
-            )
+            remedy = "Write it in metadata.csv or in a .txt beside it, or match otherwise: --match index"
+            raise DataError(f"no caption comes with this image{others}", file=picture.where, remedy=remedy)
         left = of_text.get(_plain(caption))
         if not left:
-            raise DataError(
-                "the caption of this image is no prompt of the protocol"
-                if left is None
-                else "more images have this caption than the protocol has prompts of it",
-                file=picture.where,
-                found=caption[:80],
-                remedy=_OTHERWISE,
-            )
+            message = "more images have this caption than the protocol has prompts of it"
+            if left is None:
+                message = "the caption of this image is no prompt of the protocol"
+            raise DataError(message, file=picture.where, found=caption[:80], remedy=_OTHERWISE)
         # Which of several equal prompts an image is of makes no difference to any pair.
         indices.append(left.popleft())
     return indices, "by the captions that come with them"
@@ -134,13 +118,8 @@ def _by_name(images: ImageSet, files: Sequence[str], *, forced: bool) -> tuple[l
     indices = []
     for picture, index in zip(images.pictures, known, strict=True):
         if index is None:
-            raise DataError(
-                "the protocol's file of prompts has no such file name"
-                if files
-                else "the protocol's prompts have no file names",
-                file=picture.where,
-                remedy=_OTHERWISE,
-            )
+            without = "file of prompts has no such file name" if files else "prompts have no file names"
+            raise DataError(f"the protocol's {without}", file=picture.where, remedy=_OTHERWISE)
         indices.append(index)
     return indices, "by their names in the protocol's file of prompts"
 
@@ -152,13 +131,9 @@ def _by_index(images: ImageSet, ends_at: tuple[int, ...], *, forced: bool) -> tu
     indices = []
     for picture, end in zip(images.pictures, ends, strict=True):
         if end is None:
-            raise DataError(
-                "the name of this image ends in no number, while others do"
-                if any(ends)
-                else "the name of this image ends in no number",
-                file=picture.where,
-                remedy=_OTHERWISE,
-            )
+            others = ", while others do" if any(ends) else ""
+            message = f"the name of this image ends in no number{others}"
+            raise DataError(message, file=picture.where, remedy=_OTHERWISE)
         indices.append(int(end[0]))
     base = 1 if min(indices) == 1 and max(indices) in ends_at else 0
     example = images.pictures[indices.index(min(indices))].stem
@@ -167,13 +142,11 @@ def _by_index(images: ImageSet, ends_at: tuple[int, ...], *, forced: bool) -> tu
 
 
 def _by_order(images: ImageSet) -> tuple[list[int], str]:
-    first, last = images.pictures[0].stem, images.pictures[-1].stem
-    count = len(images.pictures)
-    return (
-        list(range(count)),
+    first, last, count = images.pictures[0].stem, images.pictures[-1].stem, len(images.pictures)
+    how = (
         f"by the order of their names ({first} is of prompt 0, {last} of prompt {count - 1}): nothing about "
-        "them says which prompt they are of",
     )
+    return list(range(count)), f"{how}them says which prompt they are of"
 
 
 def _plain(text: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pytest_sdbench.protocols.protocol import Protocol
 _SHARED: dict[str, dict[str, Any]] = {
     "cards": {"nargs": "*", "type": Path, "metavar": "CARD", "help": "default: the packaged cards"},
     "--out": {"type": Path, "metavar": "FILE", "help": "where to write it; default: the terminal"},
+    "--protocol": {"required": True, "metavar": "NAME", "help": "a protocol's name or file"},
+    "--images": {"type": int, "metavar": "N", "help": "the first N images alone"},
     "--json": {"type": Path, "metavar": "FILE", "help": "write the figures there as well"},
 }
 """Arguments that more than one command has, beside the options that pytest has too."""
@@ -54,15 +57,19 @@ def find_card_of(text: str) -> Path:
     return find_card(text, Path.cwd(), search=(Path.cwd() / "cards",))
 
 
+def check_counts(options: argparse.Namespace, *names: str) -> None:
+    """Raise SdbenchError for an option that is given, and below 1."""
+    for name in names:
+        value = vars(options)[name]
+        if value is not None and value < 1:
+            raise SdbenchError("give 1 or more", key=f"--{name.replace('_', '-')}", found=value)
+
+
 def first_images(protocol: Protocol, n: int) -> Protocol:
     """Return the protocol with its first n images; raises SdbenchError where it has no such number."""
     if not 2 <= n <= protocol.n:
-        raise SdbenchError(
-            f"{protocol.name} has {protocol.n:,} images",
-            key="--images",
-            found=n,
-            remedy="Give at least 2 and at most so many",
-        )
+        message, remedy = f"{protocol.name} has {protocol.n:,} images", "Give at least 2 and at most so many"
+        raise SdbenchError(message, key="--images", found=n, remedy=remedy)
     return protocol.with_samples(n)
 
 
@@ -80,7 +87,12 @@ def write_text(text: str, out: Path | None) -> None:
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise SdbenchError(
-            "cannot be written", file=out, found=error.strerror, remedy="Name a file in a folder that exists"
-        ) from None
+        found, remedy = error.strerror, "Name a file in a folder that exists"
+        raise SdbenchError("cannot be written", file=out, found=found, remedy=remedy) from None
     print(f"written to {out}", file=sys.stderr)
+
+
+def write_figures(figures: Mapping[str, Any], out: Path | None) -> None:
+    """Write figures as JSON where a file for them was named."""
+    if out is not None:
+        write_text(json.dumps(figures, indent=2) + "\n", out)

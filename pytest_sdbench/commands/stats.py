@@ -13,38 +13,19 @@ from pytest_sdbench.commands.shared import share
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    command.add_argument(
-        "source",
-        nargs="+",
-        metavar="SOURCE",
-        help="a folder or archive (.zip, .tar) of images, shards (data-{000..012}.tar), or a range of "
-        "embedded scenes (scenes:FIRST-LAST)",
-    )
-    command.add_argument(
-        "-o", "--out", type=Path, metavar="FILE.npz", required=True, help="where to write it"
-    )
-    command.add_argument(
-        "--extractor",
-        default="inception-pytorch-fid",
-        metavar="NAME",
-        help="inception-pytorch-fid, inception-torch-fidelity or scenes-classifier [%(default)s]",
-    )
-    command.add_argument(
-        "--resize",
-        type=int,
-        metavar="PIXELS",
-        help="squash every image to a square first (Pillow, bicubic); the COCO statistics are of 256",
-    )
-    command.add_argument(
-        "--features", type=int, default=0, metavar="N", help="keep the features of N images, for KID [0]"
-    )
-    command.add_argument(
-        "--layouts",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="of a range of scenes, those of these layouts",
-    )
+    told = "a folder or archive (.zip, .tar) of images, shards (data-{000..012}.tar), or a range of embedded "
+    told += "scenes (scenes:FIRST-LAST)"
+    command.add_argument("source", nargs="+", metavar="SOURCE", help=told)
+    told = "where to write it"
+    command.add_argument("-o", "--out", type=Path, metavar="FILE.npz", required=True, help=told)
+    told = "inception-pytorch-fid, inception-torch-fidelity or scenes-classifier [%(default)s]"
+    command.add_argument("--extractor", default="inception-pytorch-fid", metavar="NAME", help=told)
+    told = "squash every image to a square first (Pillow, bicubic); the COCO statistics are of 256"
+    command.add_argument("--resize", type=int, metavar="PIXELS", help=told)
+    told = "keep the features of N images, for KID [0]"
+    command.add_argument("--features", type=int, default=0, metavar="N", help=told)
+    told = "of a range of scenes, those of these layouts"
+    command.add_argument("--layouts", nargs="+", default=[], metavar="NAME", help=told)
     share(command, "--data", "--device", "--download", device="cpu")
 
 
@@ -56,10 +37,11 @@ def run(options: argparse.Namespace) -> int:
     steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
     source = _source(options.source)
     _check_layouts(options.layouts, source)
+    workspace = Workspace(data_root=options.data, device=options.device, download=options.download)
     made = make_statistics(
         source,
         options.out,
-        Workspace(data_root=options.data, device=options.device, download=options.download),
+        workspace,
         extractor=options.extractor,
         steps=steps,
         layouts=options.layouts,
@@ -76,9 +58,8 @@ def _check_layouts(layouts: Sequence[str], source: range | Sequence[str]) -> Non
         raise SdbenchError("layouts are those of scenes", key="--layouts", found=source[0])
     for name in layouts:
         if name not in LAYOUTS:
-            raise SdbenchError(
-                "no scene has this layout", key="--layouts", found=name, remedy=f"Give {', '.join(LAYOUTS)}"
-            )
+            remedy = f"Give {', '.join(LAYOUTS)}"
+            raise SdbenchError("no scene has this layout", key="--layouts", found=name, remedy=remedy)
 
 
 def _source(texts: Sequence[str]) -> range | Sequence[str]:
@@ -90,7 +71,6 @@ def _source(texts: Sequence[str]) -> range | Sequence[str]:
         raise SdbenchError("a range of scenes stands alone", key="source", found=list(texts))
     first, dash, last = scenes.removeprefix("scenes:").partition("-")
     if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
-        raise SdbenchError(
-            "not a range of scenes", key="source", found=scenes, remedy="Write scenes:20000000-20029999"
-        )
+        remedy = "Write scenes:20000000-20029999"
+        raise SdbenchError("not a range of scenes", key="source", found=scenes, remedy=remedy)
     return range(int(first), int(last) + 1)

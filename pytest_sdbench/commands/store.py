@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -28,17 +29,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(title="actions", required=True, metavar="ACTION", dest="action")
     ls = actions.add_parser("ls", help="list what it holds of which checkpoint and draw")
     ls.add_argument("--json", action="store_true", help="as JSON, sizes in bytes")
-    gc = actions.add_parser(
-        "gc",
-        help="remove what nothing needs: damaged and unfinished files, leases that nobody renews, shards "
-        "that a longer one covers",
+    told = (
+        "remove what nothing needs: damaged and unfinished files, leases that nobody renews, shards that a "
     )
-    gc.add_argument(
-        "--older-than",
-        type=float,
-        metavar="DAYS",
-        help="also evidence that nothing was written to for so many days",
-    )
+    gc = actions.add_parser("gc", help=f"{told}longer one covers")
+    told = "also evidence that nothing was written to for so many days"
+    gc.add_argument("--older-than", type=float, metavar="DAYS", help=told)
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     for action in (ls, gc):
         share(action, "--store")
@@ -46,23 +42,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    return _store_ls(options) if options.action == "ls" else _store_gc(options)
-
-
-def _store_ls(options: argparse.Namespace) -> int:
-    found = inventory(options.store)
-    if options.json:
-        print(inventory_json(found))
-    else:
-        print(inventory_table(found) if found else f"no evidence in {without_secrets(options.store)}")
-    return 0
-
-
-def _store_gc(options: argparse.Namespace) -> int:
+    if options.action == "ls":
+        found = inventory(options.store)
+        nothing = f"no evidence in {without_secrets(options.store)}"
+        shown = inventory_table(found) if found else nothing
+        # Sizes in bytes, times in seconds since the epoch.
+        print(json.dumps([asdict(each) for each in found], indent=2) if options.json else shown)
+        return 0
     if options.older_than is not None and options.older_than <= 0:
-        raise SdbenchError(
-            "not a number of days", key="--older-than", found=options.older_than, remedy="Give more than 0"
-        )
+        message, key = "not a number of days: give more than 0", "--older-than"
+        raise SdbenchError(message, key=key, found=options.older_than)
     size = 0
     for leftover in leftovers(options.store, older_than=options.older_than):
         if not options.dry_run:
@@ -134,7 +123,9 @@ def inventory(store: Path | str) -> list[Holding]:
             continue
         checkpoint, _, draw = folder.rpartition("-")
         manifests = list(_manifests(inside, files))
-        longest = _longest(files)
+        longest, whole = _longest(files), 0
+        while whole % SHARD == 0 and whole in longest:
+            whole = longest[whole].stop
         found.append(
             Holding(
                 folder,
@@ -142,7 +133,7 @@ def inventory(store: Path | str) -> list[Holding]:
                 checkpoint,
                 draw,
                 tuple(names.get(draw, ())),
-                _whole(longest),
+                whole,
                 sum(map(len, longest.values())),
                 sum(stamp.size for stamp in files.values()),
                 _changed(files),
@@ -176,36 +167,29 @@ def leftovers(store: Path | str, *, older_than: float | None = None) -> Iterator
 
 def inventory_table(found: list[Holding]) -> str:
     """Return an inventory as a table for a terminal."""
-    rows = [
-        [
-            f"{each.checkpoint or '?'} ({each.checkpoint_fingerprint[:8]})",
-            ", ".join(each.protocols) or each.draw,
-            f"{each.whole:,}",
-            f"{each.images:,}",
-            size_text(each.size),
-            _moment(each.changed),
-            ", ".join(each.devices) or "unknown",
-        ]
-        for each in found
-    ]
+    rows = []
+    for each in found:
+        changed = datetime.datetime.fromtimestamp(each.changed)
+        rows.append(
+            [
+                f"{each.checkpoint or '?'} ({each.checkpoint_fingerprint[:8]})",
+                ", ".join(each.protocols) or each.draw,
+                f"{each.whole:,}",
+                f"{each.images:,}",
+                size_text(each.size),
+                f"{changed:%Y-%m-%d %H:%M}" if each.changed else "unknown",
+                ", ".join(each.devices) or "unknown",
+            ]
+        )
     heading = ["checkpoint", "draw", "whole", "images", "size", "last change", "device"]
     total = size_text(sum(each.size for each in found))
     about = f"{total} in all; whole: images from the first one on without a gap"
     return f"{table(rows, heading, 'llrrrll')}\n\n{about}"
 
 
-def inventory_json(found: list[Holding]) -> str:
-    """Return an inventory as JSON, sizes in bytes and times in seconds since the epoch."""
-    return json.dumps([asdict(each) for each in found], indent=2)
-
-
 def _folders(storage: Storage) -> list[str]:
     """Return the folders that look like evidence; whatever else lies in the place is not ours."""
-    return [
-        name
-        for name in storage.folders()
-        if len(parts := name.split("-")) == 2 and all(part and part.isalnum() for part in parts)
-    ]
+    return [name for name in storage.folders() if re.fullmatch(r"[^\W_]+-[^\W_]+", name)]
 
 
 def _draws() -> dict[str, list[str]]:
@@ -247,13 +231,6 @@ def _longest(files: Mapping[str, Stamp]) -> dict[int, range]:
     return found
 
 
-def _whole(longest: Mapping[int, range]) -> int:
-    stop = 0
-    while stop % SHARD == 0 and stop in longest:
-        stop = longest[stop].stop
-    return stop
-
-
 def _changed(files: Mapping[str, Stamp]) -> float:
     return max((stamp.modified for stamp in files.values()), default=0.0)
 
@@ -266,13 +243,5 @@ def _unneeded(evidence: Evidence, files: Mapping[str, Stamp], now: float) -> Ite
             yield name, "damaged, and set aside"
         elif name.startswith((TEMPORARY, PREFIX)) and 0 < stamp.modified < now - _DAY:
             yield name, "never finished" if name.startswith(TEMPORARY) else "a lease that nobody renews"
-        elif images is not None and longest[images.start] != images:
-            longer = longest[images.start]
-            if evidence.holds(longer):
-                yield name, f"in the shard of images {longer.start} to {longer.stop - 1}"
-
-
-def _moment(seconds: float) -> str:
-    if not seconds:
-        return "unknown"
-    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+        elif images is not None and (longer := longest[images.start]) != images and evidence.holds(longer):
+            yield name, f"in the shard of images {longer.start} to {longer.stop - 1}"

@@ -12,12 +12,8 @@ from pytest_sdbench.commands.shared import cards_of, share, write_text
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     share(command, "cards", "--out")
-    command.add_argument(
-        "--results",
-        type=Path,
-        metavar="FILE",
-        help="a results.json: show what was measured beside what is claimed",
-    )
+    told = "a results.json: show what was measured beside what is claimed"
+    command.add_argument("--results", type=Path, metavar="FILE", help=told)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,12 +32,9 @@ def run(options: argparse.Namespace) -> int:
         try:
             rows, _ = read_results(options.results.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SdbenchError(
-                f"not the results of a run: {error}",
-                file=options.results,
-                key="--results",
-                remedy="`pytest --sdbench --sdbench-report results.json` writes them",
-            ) from None
+            message, file = f"not the results of a run: {error}", options.results
+            remedy = "`pytest --sdbench --sdbench-report results.json` writes them"
+            raise SdbenchError(message, file=file, key="--results", remedy=remedy) from None
         text += "\n" + results_markdown(cards, rows)
     write_text(text, options.out)
     return 0
