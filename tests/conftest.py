@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +53,4 @@ def pristine_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_checkpoint(pristine_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the tiny checkpoint that a test may damage."""
-    import shutil
-
     return Path(shutil.copytree(pristine_checkpoint, tmp_path / "tiny-sd"))

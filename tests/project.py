@@ -56,9 +56,8 @@ def make_card(
     **block: Any,
 ) -> Path:
     """Write a card; ``claims`` maps metrics to values, ``block`` replaces keys of the ``sdbench`` block."""
-    if claims is None:
-        claims = PASSES
-    metrics = [{"type": metric, "value": value} for metric, value in claims.items()]
+    claimed = PASSES if claims is None else claims
+    metrics = [{"type": metric, "value": value} for metric, value in claimed.items()]
     front: dict[str, Any] = {"license": "apache-2.0", "library_name": "diffusers"}
     if metrics:
         result = {
@@ -74,7 +73,7 @@ def make_card(
         "records": [],
     } | block
     text = io.StringIO()
-    YAML(typ="safe", pure=True).dump({key: value for key, value in front.items()}, text)
+    YAML(typ="safe", pure=True).dump(front, text)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"---\n{text.getvalue()}---\n\n# {title}\n", encoding="utf-8")
     return path

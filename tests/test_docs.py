@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pytest_sdbench import plugin
+from pytest_sdbench.commands.main import COMMANDS
+from training import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -93,27 +93,17 @@ def test_no_option_is_named_that_does_not_exist(page: Path, declared: Parser):
     assert set(re.findall(r"^(sdbench_\w+) = ", text, re.MULTILINE)) <= declared.ini
 
 
-def listed(*command: str) -> str:
-    """Return what a command says of itself."""
-    return subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, check=True, cwd=ROOT
-    ).stdout
-
-
 def test_every_command_stands_in_the_page_of_options_and_no_other_is_named():
-    commands = set(re.findall(r"^ {2,4}([a-z]+) ", listed("pytest_sdbench", "--help"), re.MULTILINE))
-    named = {
-        name
-        for path in PAGES
-        for name in re.findall(r"-m pytest_sdbench ([a-z]+)", path.read_text(encoding="utf-8"))
-    }
-    assert named == commands
-    assert commands == set(re.findall(r"^\| `python -m pytest_sdbench (\w+)` \|", OPTIONS, re.MULTILINE))
+    pages = "".join(path.read_text(encoding="utf-8") for path in PAGES)
+    assert set(re.findall(r"-m pytest_sdbench ([a-z]+)", pages)) == set(COMMANDS)
+    assert set(re.findall(r"^\| `python -m pytest_sdbench (\w+)` \|", OPTIONS, re.MULTILINE)) == set(COMMANDS)
 
 
-def test_every_option_of_training_stands_in_its_page():
+def test_every_option_of_training_stands_in_its_page(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    known = re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    known = re.findall(r"^  (--[a-z-]+)", listed("training", "--help"), re.MULTILINE)
     assert re.findall(r"^\| `(--[a-z-]+)` \|", text, re.MULTILINE) == known
 
 

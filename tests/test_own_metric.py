@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_sdbench.features.extractors import EXTRACTORS
+from pytest_sdbench.metrics.registry import METRICS
 from tests.project import make_card, make_project, make_protocol
 
 DOCS = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -22,8 +24,11 @@ def documented(file: str) -> str:
 
 
 @pytest.fixture
-def card(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
-    """A card that claims the brightness twice: once what any picture has, once what none has."""
+def card(pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two cards that claim the brightness: one what any picture has, the one returned what none has."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    for registry in (METRICS, EXTRACTORS):  # what the conftest registers goes with the test
+        monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
     for file in ("brightness.py", "pixels.py", "conftest.py"):
         (pytester.path / file).write_text(documented(file), encoding="utf-8")
     make_project(pytester.path, pristine_checkpoint)
@@ -31,6 +36,7 @@ def card(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
         make_protocol(
             pytester.path / "cards" / "protocols" / f"{name}.yaml",
             title=name,
+            n=40,
             metrics={"brightness": {"extractor": "pixels"}},
             margins={"brightness": margin},
         )
@@ -42,7 +48,7 @@ def test_a_metric_and_an_extractor_from_a_conftest_go_from_card_to_report(
     pytester: pytest.Pytester, card: Path
 ):
     words = ["--sdbench", "cards/mini.md", str(card), "-m", "quality", "--sdbench-report=r.json"]
-    result = pytester.runpytest_subprocess(*words, "--sdbench-report=r.md")
+    result = pytester.runpytest(*words, "--sdbench-report=r.md")
     result.assert_outcomes(passed=1, failed=1)
     rows = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))["results"]
     found = {row["card"]: row for row in rows}
@@ -56,5 +62,5 @@ def test_a_metric_and_an_extractor_from_a_conftest_go_from_card_to_report(
 def test_what_a_protocol_says_of_it_is_checked_by_its_definition(pytester: pytest.Pytester, card: Path):
     file = pytester.path / "cards" / "protocols" / "dark.yaml"
     file.write_text(file.read_text(encoding="utf-8").replace("pixels", "pixels, splits: 3"), encoding="utf-8")
-    result = pytester.runpytest_subprocess("--sdbench", "cards/mini.md", "-m", "quality")
+    result = pytester.runpytest("--sdbench", "cards/mini.md", "-m", "quality")
     result.stdout.fnmatch_lines(["*unknown key*splits*"])

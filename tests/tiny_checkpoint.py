@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,6 @@ def make_checkpoint(
 
 def make_consistency_unet(folder: Path, **options: Any) -> Path:
     """Write a U-Net with embedded guidance and its LCMScheduler: what is published to stand on a base."""
-    import shutil
-
     from diffusers import LCMScheduler
 
     make_checkpoint(folder, unet={"time_cond_proj_dim": GUIDANCE_WIDTH}, **options)
@@ -119,14 +118,11 @@ def make_tokenizer(folder: Path) -> Path:
     vocabulary = alphabet + [f"{letter}</w>" for letter in alphabet] + [m.replace(" ", "") for m in merges]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(
-        json.dumps({token: i for i, token in enumerate(vocabulary)}), encoding="utf-8"
-    )
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
-        ),
-        encoding="utf-8",
-    )
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
+    for name, content in (
+        ("vocab.json", json.dumps({token: i for i, token in enumerate(vocabulary)})),
+        ("merges.txt", "\n".join(["#version: 0.2", *merges, ""])),
+        ("tokenizer_config.json", json.dumps(config)),
+    ):
+        (folder / name).write_text(content, encoding="utf-8")
     return folder

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.evaluation.sampler import sample
@@ -20,11 +19,12 @@ from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
-from tests.project import IMAGES, make_card, make_project, make_protocol
+from tests.project import make_card, make_project, make_protocol
 from tests.tiny_checkpoint import GUIDANCE_WIDTH, UNET, make_consistency_unet
 
+IMAGES = 70
+"""More than the 64 features of the classifier: FID is shown too."""
 SPEC = {"base": "./mini-sd", "unet": "./mini-lcm"}
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pristine_checkpoint: Path) 
     cards = make_project(root, pristine_checkpoint, claims={}).parent
     make_consistency_unet(cards / "mini-lcm")
     shipped = load_protocol("scenes-lcm4-quick").sampling.model_dump()
-    make_protocol(cards / "protocols" / "lcm.yaml", sampling=shipped)
+    make_protocol(cards / "protocols" / "lcm.yaml", sampling=shipped, n=IMAGES)
     return cards
 
 
@@ -64,6 +64,7 @@ def test_pictures_do_not_depend_on_the_batch_although_noise_is_drawn_between_ste
     pipeline: Any, protocol: Protocol
 ) -> None:
     together = draw(pipeline, protocol, [0, 1, 2, 3, 4], 4).astype(int)
+    torch.manual_seed(0)  # nor on the global generator
     alone = draw(pipeline, protocol, [0, 1, 2, 3, 4], 1).astype(int)
     # Rounding alone: a byte up or down here and there.
     assert np.abs(together - alone).max() <= 1
@@ -71,15 +72,6 @@ def test_pictures_do_not_depend_on_the_batch_although_noise_is_drawn_between_ste
     backwards = draw(pipeline, protocol, [4, 2], 2).astype(int)
     assert np.abs(backwards - alone[[4, 2]]).max() <= 1
     assert np.abs(alone[0] - alone[1]).max() > 1
-
-
-def test_noise_between_the_steps_does_not_come_from_the_global_generator(
-    pipeline: Any, protocol: Protocol
-) -> None:
-    torch.manual_seed(0)
-    first = draw(pipeline, protocol, [3], 1)
-    torch.manual_seed(1)
-    np.testing.assert_array_equal(draw(pipeline, protocol, [3], 1), first)
 
 
 def test_each_step_is_one_call_that_is_told_the_guidance(pipeline: Any, protocol: Protocol) -> None:
@@ -100,22 +92,12 @@ def test_each_step_is_one_call_that_is_told_the_guidance(pipeline: Any, protocol
         np.testing.assert_allclose(condition.numpy(), np.stack([expected] * 2), atol=1e-4)
 
 
-def test_the_projection_of_the_guidance_is_verified_and_counted(
-    checkpoint: Checkpoint, folder: Path, tmp_path: Path
-) -> None:
+def test_the_projection_of_the_guidance_is_verified_and_counted(checkpoint: Checkpoint, folder: Path) -> None:
     verify(checkpoint)
     plain = component_sizes(resolve("./mini-sd", near=folder))
     more = UNET["block_out_channels"][0] * GUIDANCE_WIDTH
     assert component_sizes(checkpoint)["unet"] == plain["unet"] + more
     assert component_sizes(checkpoint)["whole"] == plain["whole"] + more
-
-    broken = make_consistency_unet(tmp_path / "broken")
-    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(file)
-    del tensors["time_embedding.cond_proj.weight"]
-    save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"cond_proj\.weight: missing tensor"):
-        verify(resolve({"base": "./mini-sd", "unet": str(broken)}, near=folder))
 
 
 def test_the_scheduler_is_part_of_what_the_checkpoint_is(

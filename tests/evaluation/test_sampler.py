@@ -18,11 +18,8 @@ from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.protocol import Protocol
 from tests.evaluation import helpers
 from tests.evaluation.helpers import SEQUENTIAL, diffusers_picture, own_protocol
-from tests.tiny_checkpoint import make_checkpoint
 
-PROMPTS = tuple(
-    f"{colour} and {other} {number}" for number in range(8) for colour, other in [("red", "blue")]
-)
+PROMPTS = tuple(f"red and blue {number}" for number in range(8))
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,8 +55,7 @@ def test_a_batch_says_what_it_holds(pipeline: Any, tmp_path: Path) -> None:
 
 
 def test_an_image_is_what_diffusers_makes_of_its_prompt_and_seed(pipeline: Any, tmp_path: Path) -> None:
-    protocol = protocol_of(tmp_path)
-    (ours,) = images(pipeline, protocol, [3], 1)
+    (ours,) = images(pipeline, protocol_of(tmp_path), [3], 1)
     np.testing.assert_array_equal(ours, diffusers_picture(pipeline, PROMPTS[3], steps=2, index=3))
 
 
@@ -72,11 +68,11 @@ def test_bytes_are_rounded_as_diffusers_rounds_them(pipeline: Any) -> None:
 
 def test_batch_size_and_order_do_not_matter(pipeline: Any, tmp_path: Path) -> None:
     protocol = protocol_of(tmp_path)
-    together, alone = images(pipeline, protocol, range(8), 8), images(pipeline, protocol, range(8), 1)
+    together, alone = images(pipeline, protocol, range(5), 5), images(pipeline, protocol, range(5), 1)
     assert_same_pictures(together, alone)
-    shuffled = [6, 0, 3, 7, 2, 5, 1, 4]
+    shuffled = [4, 0, 3, 2, 1]
     assert_same_pictures(images(pipeline, protocol, shuffled, 3), together[shuffled])
-    assert len({picture.tobytes() for picture in together}) == 8
+    assert len({picture.tobytes() for picture in together}) == 5
 
 
 def test_images_are_the_same_bit_for_bit_when_sampled_again(pipeline: Any, tmp_path: Path) -> None:
@@ -88,12 +84,6 @@ def test_images_are_the_same_bit_for_bit_when_sampled_again(pipeline: Any, tmp_p
     next(stopped)
     stopped.close()
     np.testing.assert_array_equal(images(pipeline, protocol, [0, 1], 2), first)
-
-
-def test_the_pipeline_gets_its_scheduler_back(pipeline: Any, tmp_path: Path) -> None:
-    before = pipeline.scheduler
-    images(pipeline, protocol_of(tmp_path, scheduler="DDIMScheduler"), [0], 1)
-    assert pipeline.scheduler is before
 
 
 def test_batches_keep_to_the_grid_and_to_runs_of_indices(pipeline: Any, tmp_path: Path) -> None:
@@ -108,10 +98,7 @@ def test_no_two_images_of_a_protocol_share_their_noise() -> None:
     assert 0 <= min(seeds) < max(seeds) < 2**32
     assert len(set(seeds) & {image_seed(1235, index) for index in range(1000)}) <= 2
     # Recorded evidence rests on these.
-    assert seeds[:3] == RECORDED_SEEDS
-
-
-RECORDED_SEEDS = [3458885594, 3894082881, 1995273532]
+    assert seeds[:3] == [3458885594, 3894082881, 1995273532]
 
 
 def test_one_sequential_generator_is_consumed_in_the_order_of_the_prompts(
@@ -124,18 +111,17 @@ def test_one_sequential_generator_is_consumed_in_the_order_of_the_prompts(
 
 
 def test_skipped_images_leave_a_sequential_draw_as_it_was(pipeline: Any, tmp_path: Path) -> None:
-    protocol = protocol_of(tmp_path, seeds=SEQUENTIAL)
-    whole = images(pipeline, protocol, range(8), 1)
+    protocol = protocol_of(tmp_path, seeds=SEQUENTIAL, steps=1)
+    whole = images(pipeline, protocol, range(7), 1)
     for indices in ([5], [2, 3, 6]):
         np.testing.assert_array_equal(images(pipeline, protocol, indices, 1, align=4), whole[indices])
 
 
-def test_a_sequential_draw_goes_forward_only(pipeline: Any, tmp_path: Path) -> None:
+def test_a_sequential_draw_goes_forward_only_and_without_noise_between_steps(
+    pipeline: Any, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="must increase"):
         images(pipeline, protocol_of(tmp_path, seeds=SEQUENTIAL), [1, 0], 1)
-
-
-def test_a_sequential_draw_needs_a_scheduler_without_noise(pipeline: Any, tmp_path: Path) -> None:
     protocol = protocol_of(tmp_path, seeds=SEQUENTIAL, scheduler="LCMScheduler")
     with pytest.raises(ProtocolError, match=r"seeds\.kind: sequential seeds need.*'LCMScheduler'.*per-image"):
         images(pipeline, protocol, [0], 1)
@@ -155,7 +141,6 @@ def test_a_cuda_generator_is_not_replaced_without_a_word(pipeline: Any, tmp_path
         {"guidance": 1.0},
         {"guidance": 6.0},
         {"negative_prompt": "blue"},
-        {"scheduler": "DDIMScheduler"},
         {"scheduler": {"config": {"set_alpha_to_one": True}}},
     ],
 )
@@ -173,11 +158,14 @@ def test_the_resolution_is_the_protocols(pipeline: Any, tmp_path: Path) -> None:
     assert images(pipeline, protocol_of(tmp_path, resolution=96), [0], 1).shape == (1, 96, 96, 3)
 
 
-def test_a_named_scheduler_takes_the_checkpoints_settings(pipeline: Any, tmp_path: Path) -> None:
+def test_a_named_scheduler_takes_the_checkpoints_settings_and_the_pipeline_gets_its_own_back(
+    pipeline: Any, tmp_path: Path
+) -> None:
     from diffusers import DDIMScheduler
 
-    ours = images(pipeline, protocol_of(tmp_path, scheduler="DDIMScheduler"), [1], 1)
     kept = pipeline.scheduler
+    ours = images(pipeline, protocol_of(tmp_path, scheduler="DDIMScheduler"), [1], 1)
+    assert pipeline.scheduler is kept
     pipeline.scheduler = DDIMScheduler.from_config(kept.config)
     try:
         theirs = diffusers_picture(pipeline, PROMPTS[1], steps=2, index=1)
@@ -208,57 +196,6 @@ def test_a_scheduler_that_does_not_fit_says_so(
 ) -> None:
     with pytest.raises(error, match=message):
         list(sample(pipeline, protocol_of(tmp_path, scheduler=scheduler), PROMPTS, [0], batch_size=1))
-
-
-def test_long_prompts_are_cut_as_diffusers_cuts_them_and_counted(pipeline: Any, tmp_path: Path) -> None:
-    protocol = protocol_of(tmp_path, steps=1)
-    prompts = ["red", "red and blue " * 60, "blue"]
-    (batch,) = sample(pipeline, protocol, prompts, range(3), batch_size=3)
-    assert batch.truncated.tolist() == [False, True, False]
-    assert batch.prompts == tuple(prompts)
-
-
-def test_images_that_a_safety_checker_blacks_out_are_counted(
-    pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def black_out_second(images: Any, *_: Any) -> tuple[Any, list[bool]]:
-        return images, [False, True]
-
-    monkeypatch.setattr(pipeline, "run_safety_checker", black_out_second)
-    (batch,) = sample(pipeline, protocol_of(tmp_path, steps=1), PROMPTS, range(2), batch_size=2)
-    assert batch.blacked_out.tolist() == [False, True]
-
-
-def test_a_network_with_embedded_guidance_is_told_the_guidance(tmp_path: Path) -> None:
-    """A consistency-distilled U-Net reads the guidance as an embedding, and runs once per step."""
-    folder = make_checkpoint(tmp_path / "lcm", unet={"time_cond_proj_dim": 8})
-    pipeline = load_pipeline(Checkpoint("lcm", folder), device="cpu", dtype="float32")
-    batches: list[int] = []
-    pipeline.unet.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
-    low = protocol_of(tmp_path, scheduler="LCMScheduler", steps=2)
-    one = images(pipeline, low, range(2), 2)
-    assert batches == [2, 2]
-    other = images(
-        pipeline, protocol_of(tmp_path, scheduler="LCMScheduler", steps=2, guidance=8.0), range(2), 2
-    )
-    assert (one != other).any()
-    # This scheduler draws noise between the steps: from each image's own generator.
-    assert_same_pictures(images(pipeline, low, range(2), 1), one)
-
-
-def test_a_picture_that_is_not_finite_is_an_error_and_not_black(
-    pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode = pipeline.vae.decode
-
-    def overflow(latents: torch.Tensor, **options: Any) -> Any:
-        (pictures,) = decode(latents, **options)
-        pictures[1] = torch.nan
-        return (pictures,)
-
-    monkeypatch.setattr(pipeline.vae, "decode", overflow)
-    with pytest.raises(CheckpointError, match=r"prompt 5: image 5 holds NaN.*--sdbench-dtype float32"):
-        list(sample(pipeline, protocol_of(tmp_path), PROMPTS, [4, 5], batch_size=2))
 
 
 def test_a_batch_size_below_one_is_refused(pipeline: Any, tmp_path: Path) -> None:

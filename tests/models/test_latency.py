@@ -123,18 +123,15 @@ def test_another_baseline_device_or_dtype_is_another_measurement(clock: Clock) -
     assert len(cache) == 3
 
 
-def test_a_network_of_its_baselines_architecture_has_the_ratio_one_and_is_timed_alone(clock: Clock) -> None:
-    result = measure_latency(Benchmark, STUDENT, dict(STUDENT))
-    assert (result.ratio, result.identical) == (1.0, True)
-    assert result.baseline_seconds == ()
-    assert set(clock.calls) == {"student"}
-
-
-def test_a_network_without_a_baseline_is_timed_alone_and_has_no_ratio(clock: Clock) -> None:
-    result = measure_latency(Benchmark, UNET)
-    assert (result.ratio, result.baseline_median, result.spread) == (None, None, None)
-    assert result.candidate_median == 4.0
-    assert set(clock.calls) == {"teacher"}
+@pytest.mark.parametrize(
+    ("baseline", "ratio", "spread"), [(dict(STUDENT), 1.0, 0.0), (None, None, None)], ids=["its own", "none"]
+)
+def test_a_network_without_another_baseline_is_timed_alone(
+    clock: Clock, baseline: Any, ratio: float | None, spread: float | None
+) -> None:
+    result = measure_latency(Benchmark, STUDENT, baseline)
+    assert (result.ratio, result.identical) == (ratio, baseline is not None)
+    assert (result.candidate_median, result.baseline_seconds, set(clock.calls)) == (2.0, (), {"student"})
 
 
 def test_times_taken_beside_a_baseline_serve_the_network_alone(clock: Clock) -> None:
@@ -154,10 +151,7 @@ def test_disabled_timing_is_unavailable_not_a_pass(clock: Clock) -> None:
     assert clock.calls == []
 
 
-@pytest.mark.parametrize("config", [UNET, GUIDED], ids=["plain", "guidance embedding"])
-def test_a_real_pair_is_timed_and_both_networks_are_freed(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_real_pair_is_timed_and_both_networks_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[weakref.ref[torch.nn.Module]] = []
 
     class Call(speed.UnetCall):
@@ -166,7 +160,7 @@ def test_a_real_pair_is_timed_and_both_networks_are_freed(
             built.append(weakref.ref(self.model))
 
     monkeypatch.setattr(speed, "UnetCall", Call)
-    result = measure_latency(Benchmark, config, STUDENT, budget=0)
+    result = measure_latency(Benchmark, GUIDED, STUDENT, budget=0)
     assert result.rounds == len(result.baseline_seconds) == 3
     assert len(built) == 2
     assert [network() for network in built] == [None, None]
@@ -264,11 +258,10 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return figures
 
 
-def test_peak_memory_leaves_out_what_was_held_before(allocator: dict[str, int]) -> None:
+def test_peak_memory_leaves_out_what_was_held_before_and_none_is_no_measurement(
+    allocator: dict[str, int],
+) -> None:
     assert peak_memory(UNET, device="cuda") == 1000
-
-
-def test_a_peak_of_zero_is_no_measurement(allocator: dict[str, int]) -> None:
     allocator["peak"] = allocator["held"]
     with pytest.raises(Unavailable, match="reports no memory"):
         peak_memory(UNET, device="cuda")
