@@ -15,28 +15,23 @@ import threading
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from pytest_sdbench.base.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
-_TARS = {".tar": "tar", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz", ".tar.zst": "zst"}
+_TARS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz", ".tar.zst": "zst"}
 _SOURCES = "a folder of images, a .zip or .tar archive (also .tar.gz), or shards such as data-{000..012}.tar"
-BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
+_BROKEN = (
+    *(OSError, EOFError, ValueError, NotImplementedError, struct.error, zlib.error, lzma.LZMAError),
+    *(tarfile.TarError, zipfile.BadZipFile, SyntaxError, Image.DecompressionBombError),
 )
 """What the standard library and Pillow raise for damage."""
 
@@ -82,7 +77,7 @@ def open_sources(text: str | Path) -> Iterator[Source]:
             yield _archive(path)
             continue
         folder = _folder(path)
-        archives = [name for name in folder.files if _is_archive(name)]
+        archives = [name for name in folder.files if name.lower().endswith((".zip", *_TARS))]
         if archives and not any(is_image(name) for name in folder.files):
             yield from (_archive(path / name) for name in archives)
         else:
@@ -103,7 +98,7 @@ def _folder(path: Path) -> Source:
         files += [(here / name).as_posix() for name in names if not _is_hidden(name)]
     return Source(
         path,
-        _natural(files),
+        _in_order(path, files),
         +passed_over,
         lambda: nullcontext(lambda name: (path / name).read_bytes()),
     )
@@ -115,7 +110,7 @@ def _archive(path: Path) -> Source:
     ending = next((ending for ending in _TARS if path.name.lower().endswith(ending)), None)
     if ending is None:
         raise DataError("neither a folder nor an archive", file=path, remedy=f"Give {_SOURCES}")
-    if _TARS[ending] not in tarfile.TarFile.OPEN_METH:
+    if (_TARS[ending] or "tar") not in tarfile.TarFile.OPEN_METH:
         raise DataError(
             f"this version of Python does not read {ending}", file=path, remedy="Make it a plain .tar"
         )
@@ -123,8 +118,7 @@ def _archive(path: Path) -> Source:
 
 
 def _zip(path: Path) -> Source:
-    names: list[tuple[str, str]] = []
-    passed_over = Counter[str]()
+    names, inside, passed_over = [], {}, Counter[str]()
     with readable(path), zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.is_dir() or _is_hidden(entry.filename):
@@ -134,29 +128,28 @@ def _zip(path: Path) -> Source:
             if stat.S_ISLNK(entry.external_attr >> 16):
                 passed_over["links"] += 1
             else:
-                names.append((_plain(entry.filename), entry.filename))
-    inside = dict(names)
+                names.append(PurePosixPath(entry.filename).as_posix())  # without `./`
+                inside[names[-1]] = entry.filename
 
     @contextmanager
     def opened() -> Iterator[Read]:
         with zipfile.ZipFile(path) as archive:
             yield lambda name: archive.read(inside[name])
 
-    return Source(path, _natural(_unique(path, [name for name, _ in names])), passed_over, opened)
+    return Source(path, _in_order(path, names), passed_over, opened)
 
 
 def _tar(path: Path, compression: str) -> Source:
-    places: dict[str, tuple[int, int]] = {}
-    names, passed_over = [], Counter[str]()
+    mode: Any = f"r:{compression}"
+    names, members, passed_over = [], {}, Counter[str]()
     archive: Any
-    with readable(path), _open_tar(path, compression) as archive:
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # it would keep them all
+    with readable(path), tarfile.open(path, mode) as archive:
+        for member in archive:
             if member.isdir() or _is_hidden(member.name):
                 continue
             if member.isreg() and not member.issparse():
-                names.append(_plain(member.name))
-                places[names[-1]] = (member.offset_data, member.size)
+                names.append(PurePosixPath(member.name).as_posix())
+                members[names[-1]] = member
             else:
                 passed_over["links and other special entries"] += 1
         archive.fileobj.seek(archive.offset)
@@ -168,58 +161,41 @@ def _tar(path: Path, compression: str) -> Source:
     @contextmanager
     def opened() -> Iterator[Read]:
         lock = threading.Lock()
-        with _open_tar(path, compression) as archive:
+        archive: Any
+        with tarfile.open(path, mode) as archive:
 
             def read(name: str) -> bytes:
-                offset, size = places[name]
                 with lock:
-                    archive.fileobj.seek(offset)
-                    content: bytes = archive.fileobj.read(size)
-                if len(content) != size:
-                    raise EOFError(f"{len(content)} of {size} bytes are there")
-                return content
+                    return bytes(archive.extractfile(members[name]).read())
 
             yield read
 
-    order = {name: offset for name, (offset, _) in places.items()} if compression != "tar" else None
-    return Source(path, _natural(_unique(path, names)), passed_over, opened, order)
-
-
-def _open_tar(path: Path, compression: str) -> Any:
-    return tarfile.open(path, "r:" if compression == "tar" else f"r:{compression}")  # type: ignore[call-overload]
+    places = {name: member.offset_data for name, member in members.items()} if compression else None
+    return Source(path, _in_order(path, names), passed_over, opened, places)
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn what is raised for damage into a DataError that names the archive."""
+def readable(place: Path | str, what: str = "archive") -> Iterator[None]:
+    """Turn what is raised for damage into a DataError that names the archive, or what in it is damaged."""
     try:
         yield
-    except BROKEN as problem:
+    except _BROKEN as problem:
         raise DataError(
-            f"this archive cannot be read: {problem}", file=path, remedy="Fetch it or write it again"
+            f"this {what} cannot be read: {problem}", file=place, remedy="Fetch it or write it again"
         ) from problem
 
 
-def _unique(path: Path, names: Sequence[str]) -> Sequence[str]:
+def _in_order(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Sort names as people do, 2.png before 10.png; raise DataError for one that stands twice."""
     for name, count in Counter(names).items():
         if count > 1:
             raise DataError(f"this entry stands {count} times in the archive", file=path, key=name)
-    return names
-
-
-def _natural(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort names as people do: 2.png before 10.png."""
 
     def key(name: str) -> tuple[Any, str]:
         parts = [re.split(r"([0-9]+)", part) for part in name.split("/")]
         return [[int(text) if k % 2 else text for k, text in enumerate(part)] for part in parts], name
 
     return tuple(sorted(names, key=key))
-
-
-def _plain(name: str) -> str:
-    """Return the name of an entry without `./` in front of it."""
-    return PurePosixPath(name).as_posix()
 
 
 def braces(pattern: str) -> list[str]:
@@ -242,10 +218,6 @@ def braces(pattern: str) -> list[str]:
 def is_image(name: str) -> bool:
     """Tell an image by its ending."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def _is_archive(name: str) -> bool:
-    return name.lower().endswith((".zip", *_TARS))
 
 
 def _is_hidden(name: str) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,6 @@ _SLOT_HEADS = {
     "size": len(SIZE_LABELS),
     "pattern": len(PATTERN_LABELS),
 }
-
-
-@dataclass(frozen=True)
-class ReadObject:
-    """What one slot of a picture was read as; `confidence` is the product of both probabilities."""
-
-    shape: str
-    colour: str
-    confidence: float
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -130,30 +120,9 @@ def load_classifier(path: Path | str | None = None) -> SceneClassifier:
             raise FileNotFoundError(f"{folder / name} is missing: `python -m training classifier` makes it")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = SceneClassifier(config["widths"], config["hidden"], config["features"])
-    weights = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in load_file(folder / "model.safetensors").items()
-    }
-    model.load_state_dict(weights)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
     model.to(memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def read_objects(model: SceneClassifier, images: Tensor) -> list[tuple[ReadObject, ...]]:
-    """Read the objects of uint8 pictures [N, 3, 64, 64]: per picture, its filled slots in order."""
-    outputs = model(images)
-    shape, colour = outputs["shape"].softmax(-1).max(-1), outputs["colour"].softmax(-1).max(-1)
-    confidence = (shape.values * colour.values).tolist()
-    pairs = zip(shape.indices.tolist(), colour.indices.tolist(), confidence, strict=True)
-    readings = []
-    for shapes, colours, sure in pairs:
-        slots = [
-            ReadObject(SHAPE_LABELS[s], COLOUR_LABELS[c], p)
-            for s, c, p in zip(shapes, colours, sure, strict=True)
-        ]
-        readings.append(tuple(slot for slot in slots if NONE not in (slot.shape, slot.colour)))
-    return readings
 
 
 @torch.no_grad()
@@ -237,9 +206,8 @@ def _network() -> SceneClassifier:
     try:
         return load_classifier(path.parent)
     except Exception as problem:
-        raise CheckpointError(
-            f"the classifier cannot be loaded: {problem}", file=path, remedy="Install the package again"
-        ) from problem
+        what = f"the classifier cannot be loaded: {problem}"
+        raise CheckpointError(what, file=path, remedy="Install the package again") from problem
 
 
 def _load(name: str, *, data_root: Path | None, device: str, download: bool) -> tuple[Measure, str]:

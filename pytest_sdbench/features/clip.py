@@ -193,23 +193,20 @@ def _load(name: str, *, data_root: Path | None, device: str, download: bool) -> 
 
 
 def _describe_local(name: str, data_root: Path | None) -> str:
-    path = locate_clip(name)
     load_clip(name)
-    return f"{path}, loads"
+    return f"{locate_clip(name)}, loads"
 
 
 def _download(name: str) -> tuple[str, int | None]:
     """Count the parameters of a plain CLIP model; others (of timm, with captions) are not built here."""
-    from open_clip.model import CLIP
-
-    config: Mapping[str, Any] | None = open_clip.get_model_config(name.removeprefix(NAMED).rpartition("/")[0])
-    if not config or not {"embed_dim", "vision_cfg", "text_cfg"} >= set(config) - {"quick_gelu"}:
+    config: Mapping[str, Any] = open_clip.get_model_config(name.removeprefix(NAMED).rpartition("/")[0]) or {}
+    plain = {"embed_dim", "vision_cfg", "text_cfg"}
+    if not plain <= set(config) <= plain | {"quick_gelu"}:
         return name, None
     if "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"]:
         return name, None
     with torch.device("meta"):
-        model = CLIP(**config)
-    return name, 4 * parameter_count(model)
+        return name, 4 * parameter_count(open_clip.CLIP(**config))
 
 
 OPEN_CLIP = Extractor(

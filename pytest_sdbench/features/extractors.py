@@ -88,13 +88,12 @@ def open_extractors(
     Raises Unavailable for weights that are not on this machine, CheckpointError for damaged ones,
     ProtocolError for an extractor that does not exist or lacks what a metric reads.
     """
-    wanted = outputs_of(protocol)  # all of them are checked before the first one is loaded
-    return Extractors(
-        tuple(
-            open_extractor(name, outputs, data_root=data_root, device=device, download=download)
-            for name, outputs in wanted.items()
-        )
-    )
+    # All of them are checked before the first one is loaded.
+    networks = [
+        open_extractor(name, outputs, data_root=data_root, device=device, download=download)
+        for name, outputs in outputs_of(protocol).items()
+    ]
+    return Extractors(tuple(networks))
 
 
 def open_extractor(
@@ -106,9 +105,8 @@ def open_extractor(
     download: bool = False,
 ) -> FeatureNetwork:
     """Load one extractor by name, for some of its outputs; raises as `open_extractors` does."""
-    measure, weights = extractor_of(name).load(
-        name, data_root=data_root, device=str(device), download=download
-    )
+    load = extractor_of(name).load
+    measure, weights = load(name, data_root=data_root, device=str(device), download=download)
     return FeatureNetwork(name, weights, measure, outputs)
 
 

@@ -11,7 +11,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
-from pytest_sdbench.features.archives import BROKEN, SUFFIXES, Read, Source, is_image, open_sources, readable
+from pytest_sdbench.features.archives import SUFFIXES, Read, Source, is_image, open_sources, readable
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.prompts import parse_captions
 from pytest_sdbench.protocols.sections import Jpeg, Resize
@@ -90,7 +90,9 @@ def open_images(sources: Sequence[str | Path]) -> ImageSet:
             for name in source.files
             if not (is_image(name) or name in beside or PurePosixPath(name).name == METADATA)
         )
-    found = ImageSet(tuple(pictures), passed_over, _together([source.path.name for source in opened]))
+    names = [source.path.name for source in opened]
+    origin = ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]} ({len(names)})"
+    found = ImageSet(tuple(pictures), passed_over, origin)
     if not pictures:
         raise DataError(
             "no images in this folder" if opened[0].path.is_dir() else "no images in this archive",
@@ -114,12 +116,12 @@ def read_captions(images: ImageSet) -> list[str | None]:
         groups.setdefault(picture.source, []).append(picture)
     for source, pictures in groups.items():
         contents = _texts(source, pictures)
-        listed = {
-            name: parse_captions(content, source.where(name), "Correct it, or match images in another way")
-            for name, content in contents.items()
-            if PurePosixPath(name).name == METADATA
-        }
-        tables = {PurePosixPath(name).parent: _by_name_and_stem(rows) for name, rows in listed.items()}
+        tables = {}
+        for name, content in contents.items():
+            if PurePosixPath(name).name == METADATA:
+                remedy = "Correct it, or match images in another way"
+                rows = parse_captions(content, source.where(name), remedy)
+                tables[PurePosixPath(name).parent] = _by_name_and_stem(rows)
         for picture in pictures:
             caption = _listed(picture.name, tables)
             for name in _beside(picture.name):
@@ -132,7 +134,7 @@ def read_captions(images: ImageSet) -> list[str | None]:
 
 def size_of(picture: Picture) -> tuple[int, int]:
     """Return width and height of an image; raises DataError for one that is damaged."""
-    with readable(picture.source.path), picture.source.open() as read, _explained(picture):
+    with readable(picture.source.path), picture.source.open() as read, readable(picture.where, "image"):
         return Image.open(io.BytesIO(read(picture.name)), formats=_FORMATS).size
 
 
@@ -179,10 +181,6 @@ def in_batches(decoded: Iterable[tuple[int, Images]]) -> Iterator[tuple[list[int
         yield numbers, np.concatenate(batch)
 
 
-def _together(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]} ({len(names)})"
-
-
 # --- pictures ---
 
 
@@ -192,7 +190,7 @@ def _contents(pictures: Sequence[Picture], read: Read) -> Iterator[Callable[[], 
             yield partial(read, picture.name)
         else:
             # Threads would ask for later entries before earlier ones, and each step back is a new beginning.
-            with _explained(picture):
+            with readable(picture.where, "image"):
                 content = read(picture.name)
             yield partial(bytes, content)
 
@@ -200,7 +198,7 @@ def _contents(pictures: Sequence[Picture], read: Read) -> Iterator[Callable[[], 
 def _decode(
     picture: Picture, content: Callable[[], bytes], steps: tuple[Jpeg | Resize, ...], size: int | None
 ) -> Images:
-    with _explained(picture), Image.open(io.BytesIO(content()), formats=_FORMATS) as file:
+    with readable(picture.where, "image"), Image.open(io.BytesIO(content()), formats=_FORMATS) as file:
         if file.mode[0] in "IF":
             raise ValueError(f"more than 8 bits a channel (mode {file.mode})")  # Pillow would clip them
         pixels = np.asarray(file.convert("RGB"))
@@ -210,18 +208,6 @@ def _decode(
             f"every image must have {size}x{size} pixels", file=picture.where, found=f"{width}x{height}"
         )
     return apply_image_steps(pixels[None], steps)
-
-
-@contextmanager
-def _explained(picture: Picture) -> Iterator[None]:
-    try:
-        yield
-    except (*BROKEN, SyntaxError, Image.DecompressionBombError) as problem:
-        raise DataError(
-            f"this image cannot be read: {problem}",
-            file=picture.where,
-            remedy="Remove it or fetch it again",
-        ) from problem
 
 
 def _ahead(pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], Images]]) -> Generator[Images, None, None]:
@@ -256,12 +242,8 @@ def _texts(source: Source, pictures: Sequence[Picture]) -> dict[str, bytes]:
     contents = {}
     with readable(source.path), source.open() as read:
         for name in source.in_reach(names, str):
-            try:
+            with readable(source.where(name), "file"):
                 contents[name] = read(name)
-            except BROKEN as problem:
-                raise DataError(
-                    f"this cannot be read: {problem}", file=source.where(name), remedy="Fetch it again"
-                ) from problem
     return contents
 
 
@@ -283,11 +265,9 @@ def _listed(name: str, tables: dict[PurePosixPath, dict[str, str]]) -> str | Non
 
 
 def _caption(source: Source, name: str, content: bytes) -> str | None:
-    try:
+    with readable(source.where(name), "caption"):
         text = content.decode("utf-8-sig")
         entry = json.loads(text) if name.endswith(".json") else text
-    except ValueError as problem:
-        raise DataError(f"this caption cannot be read: {problem}", file=source.where(name)) from problem
     if isinstance(entry, dict):
         entry = next((entry[key] for key in CAPTION_KEYS if key in entry), None)
     return entry.strip() or None if isinstance(entry, str) else None

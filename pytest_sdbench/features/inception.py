@@ -34,6 +34,7 @@ BYTES = 95_600_000
 WIDTH = 2048
 CLASSES = 1008
 
+_AGAIN = f"Delete the file and fetch it again from {URL}"
 _SIZE = 299
 _BODY = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1"),
@@ -73,15 +74,10 @@ def find_weights(data_root: Path | None, *, download: bool = False) -> Path:
 
 def check_weights(path: Path, *, sha256: str | None = None) -> None:
     """Raise CheckpointError if a file is not the published one (or the one with the given checksum)."""
-    expected = SHA256 if sha256 is None else sha256
-    found = sha256_of(path)
-    if found != expected:
-        raise CheckpointError(
-            f"this is not the Inception of 2015-12-05: its sha256 must be {expected}",
-            file=path,
-            found=found,
-            remedy=f"Delete the file and fetch it again from {URL}",
-        )
+    expected = sha256 or SHA256
+    if (found := sha256_of(path)) != expected:
+        what = f"this is not the Inception of 2015-12-05: its sha256 must be {expected}"
+        raise CheckpointError(what, file=path, found=found, remedy=_AGAIN)
 
 
 def load_inception(path: Path, *, sha256: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -100,11 +96,8 @@ def load_inception(path: Path, *, sha256: str | None = None, device: torch.devic
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=checked
         )
     except Exception as problem:
-        raise CheckpointError(
-            f"the Inception weights cannot be loaded: {problem}",
-            file=path,
-            remedy=f"Delete the file and fetch it again from {URL}",
-        ) from problem
+        what = f"the Inception weights cannot be loaded: {problem}"
+        raise CheckpointError(what, file=path, remedy=_AGAIN) from problem
     return network.to(device)
 
 
@@ -122,8 +115,7 @@ def pytorch_fid(network: nn.Module, images: Tensor) -> Tensor:
 @torch.inference_mode()
 def torch_fidelity(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return pool3 [B, 2048] and unbiased logits [B, 1008] of uint8 [B, 3, H, W] as torch-fidelity does."""
-    features, logits = network(images)
-    return features, logits
+    return tuple(network(images))
 
 
 _NETWORKS: WeakValueDictionary[tuple[Path, str], nn.Module] = WeakValueDictionary()
@@ -140,8 +132,7 @@ def _load(name: str, *, data_root: Path | None, device: str, download: bool) -> 
         pixels = pixels_of(images, device)
         if name == PYTORCH_FID.name:
             return {"features": pytorch_fid(network, pixels)}
-        features, logits = torch_fidelity(network, pixels)
-        return {"features": features, "logits": logits}
+        return dict(zip(("features", "logits"), torch_fidelity(network, pixels), strict=True))
 
     return measure, SHA256
 

@@ -39,51 +39,65 @@ if TYPE_CHECKING:
 # --- read ---
 
 
-def load_reference(path: Path, *, width: int, sha256: str | None = None) -> FeatureStatistics:
-    """Return the reference statistics in a file, checked.
+def load_reference(
+    path: Path,
+    *,
+    width: int,
+    sha256: str | None = None,
+    extractor: str | None = None,
+    again: str = "Compute it again: python -m pytest_sdbench stats --help",
+) -> FeatureStatistics:
+    """Return the reference statistics in a file, checked; `again` tells how to make them.
 
     Raises Unavailable where there is no file, DataError for another checksum, a missing key, another width,
-    NaN, a covariance that is none, and anything that is no npz of plain arrays.
+    NaN, a covariance that is none, other weights than the extractor has now, and anything that is no npz of
+    plain arrays.
     """
-    again = "Compute it again: python -m pytest_sdbench stats --help"
+
+    def fault(message: str, key: str | None = None, found: object = None, remedy: str = again) -> DataError:
+        return DataError(message, file=path, key=key, found=found, remedy=remedy)
+
     if not path.is_file():
         raise Unavailable("the reference statistics are not on this machine", file=path, remedy=again)
     if sha256 is not None and (found := sha256_of(path)) != sha256:
-        raise DataError(
-            f"these are other reference statistics: the sha256 must be {sha256}",
-            file=path,
-            found=found,
-            remedy="Put the right file there, or name this one in a protocol of its own",
-        )
-    arrays = _arrays(path, again)
+        remedy = "Put the right file there, or name this one in a protocol of its own"
+        what = f"these are other reference statistics: the sha256 must be {sha256}"
+        raise fault(what, None, found, remedy)
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise fault("this is one array, not an npz")
+        with file:
+            arrays = dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
+        raise fault(f"this is no npz of plain arrays: {problem}") from problem
     for key, shape in (("mu", (width,)), ("sigma", (width, width))):
         if key not in arrays:
-            raise DataError("this key is missing", file=path, key=key, found=sorted(arrays), remedy=again)
+            raise fault("this key is missing", key, sorted(arrays))
         if arrays[key].shape != shape:
-            raise DataError(
-                f"the extractor has {width} features, so the shape must be {list(shape)}",
-                file=path,
-                key=key,
-                found=list(arrays[key].shape),
-                remedy="These are the statistics of another extractor: name the one they were made with",
-            )
+            remedy = "These are the statistics of another extractor: name the one they were made with"
+            what = f"the extractor has {width} features, so the shape must be {list(shape)}"
+            raise fault(what, key, list(arrays[key].shape), remedy)
     for key in ("mu", "sigma", "features"):
-        if key in arrays and not (
-            np.issubdtype(arrays[key].dtype, np.floating) and np.isfinite(arrays[key]).all()
-        ):
-            raise DataError("NaN, infinity or no numbers at all", file=path, key=key, remedy=again)
+        values = arrays.get(key, np.zeros(0))
+        if not (np.issubdtype(values.dtype, np.floating) and np.isfinite(values).all()):
+            raise fault("NaN, infinity or no numbers at all", key)
     sigma = arrays["sigma"].astype(np.float64)
-    if (np.diagonal(sigma) < 0).any() or not np.allclose(
-        sigma, sigma.T, rtol=1e-5, atol=1e-7 * np.abs(sigma).max()
-    ):
-        raise DataError(
-            "a covariance is symmetric with variances of 0 or more", file=path, key="sigma", remedy=again
-        )
+    symmetric = np.allclose(sigma, sigma.T, rtol=1e-5, atol=1e-7 * np.abs(sigma).max())
+    if not symmetric or (np.diagonal(sigma) < 0).any():
+        raise fault("a covariance is symmetric with variances of 0 or more", "sigma")
     features = arrays.get("features")
     if features is not None and (features.ndim != 2 or features.shape[1] != width):
-        raise DataError(
-            f"must be [M, {width}]", file=path, key="features", found=list(features.shape), remedy=again
-        )
+        raise fault(f"must be [M, {width}]", "features", list(features.shape))
+    text = str(arrays.get("provenance", "{}"))
+    try:
+        made = dict(json.loads(text)).get("extractor_fingerprint")
+    except ValueError as problem:
+        raise fault("this is no JSON", "provenance", text[:80]) from problem
+    now = known_fingerprint(extractor) if extractor and made else None
+    if now not in (None, made):
+        what = f"these statistics were made with other weights of {extractor}, whose fingerprint is now {now}"
+        raise fault(what, "provenance.extractor_fingerprint", made)
     return FeatureStatistics(
         mu=arrays["mu"].astype(np.float64),
         sigma=(sigma + sigma.T) / 2,
@@ -103,15 +117,15 @@ def load_references(
     read: dict[object, FeatureStatistics | Unavailable] = {}
     found: dict[str, FeatureStatistics | Unavailable] = {}
     for metric, spec in protocol.metrics.items():
-        if isinstance(spec, ReferencedSpec):
-            key = (spec.extractor, spec.statistics.file, spec.statistics.sha256)
-            if key not in read:
-                try:
-                    read[key] = _read(protocol, spec, data_root)
-                except Unavailable as lacking:
-                    read[key] = lacking
-            here = read[key]
-            found[metric] = here if isinstance(here, Unavailable) else _check(spec, here)
+        if not isinstance(spec, ReferencedSpec):
+            continue
+        key = (spec.extractor, spec.statistics.file, spec.statistics.sha256)
+        try:
+            read[key] = read.get(key) or _read(protocol, spec, data_root)
+        except Unavailable as lacking:
+            read[key] = lacking
+        here = read[key]
+        found[metric] = here if isinstance(here, Unavailable) else _check(spec, here)
     return found
 
 
@@ -120,8 +134,7 @@ def reference_of(
 ) -> FeatureStatistics:
     """Return the reference statistics of one metric of a protocol.
 
-    Raises Unavailable where the file is not on this machine, and DataError where it is not the one that the
-    protocol means: `load_reference`'s reasons, another number of images, no features for KID.
+    Raises what `load_reference` does, and DataError for another number of images and no features for KID.
     """
     return _check(spec, _read(protocol, spec, data_root))
 
@@ -135,8 +148,7 @@ def describe(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None = 
 
 
 def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> FeatureStatistics:
-    wanted = spec.statistics
-    path = protocol.locate(wanted.file, data_root)
+    wanted, path = spec.statistics, protocol.locate(spec.statistics.file, data_root)
     sizes = [getattr(step, "resize", None) for step in protocol.image]
     resized = "".join(f" --resize {size}" for size in sizes if size)
     command = f"python -m pytest_sdbench stats IMAGES --extractor {spec.extractor}{resized} --out"
@@ -146,36 +158,13 @@ def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> F
             key=wanted.file,
             remedy=f"Give --sdbench-data a folder that has it; to make it: {command} FOLDER/{wanted.file}",
         )
-    if not path.is_file():
-        raise Unavailable(
-            "the reference statistics are not on this machine",
-            file=path,
-            remedy=f"Put them there, or compute them from {wanted.images:,} real images: {command} {path}",
-        )
-    found = load_reference(path, width=width_of(spec), sha256=wanted.sha256)
-    _made_with(spec.extractor, path, remedy=f"Compute them again: {command} {path}")
-    return found
-
-
-def _made_with(extractor: str, path: Path, *, remedy: str) -> None:
-    """Raise DataError where statistics say that other weights made them than the extractor's now."""
-    with np.load(path, allow_pickle=False) as file:
-        text = str(file["provenance"]) if "provenance" in file.files else "{}"
-    try:
-        made = dict(json.loads(text)).get("extractor_fingerprint")
-    except ValueError as problem:
-        raise DataError(
-            "this is no JSON", file=path, key="provenance", found=text[:80], remedy=remedy
-        ) from problem
-    now = known_fingerprint(extractor) if made else None
-    if made != now and now is not None:
-        raise DataError(
-            f"these statistics were made with other weights of {extractor}, whose fingerprint is now {now}",
-            file=path,
-            key="provenance.extractor_fingerprint",
-            found=made,
-            remedy=remedy,
-        )
+    return load_reference(
+        path,
+        width=width_of(spec),
+        sha256=wanted.sha256,
+        extractor=spec.extractor,
+        again=f"Put them there, or compute them from {wanted.images:,} real images: {command} {path}",
+    )
 
 
 def _check(spec: ReferencedSpec, found: FeatureStatistics) -> FeatureStatistics:
@@ -196,17 +185,6 @@ def _check(spec: ReferencedSpec, found: FeatureStatistics) -> FeatureStatistics:
             remedy=f"Compute them again with --features 4096, or leave {metric.label} out of the protocol",
         )
     return found
-
-
-def _arrays(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise DataError("this is one array, not an npz", file=path, remedy=remedy)
-        with file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
-        raise DataError(f"this is no npz of plain arrays: {problem}", file=path, remedy=remedy) from problem
 
 
 # --- make ---

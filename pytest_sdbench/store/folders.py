@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pytest_sdbench.base.errors import EvidenceError
@@ -35,81 +35,6 @@ class Stamp:
     """Changes whenever the content does."""
     modified: float = field(default=0.0, compare=False)
     """Seconds since the epoch, by the clock of the storage; 0 where it does not say."""
-
-
-class Storage(Protocol):
-    """A folder of files."""
-
-    failures: ClassVar[type[Exception]] = Exception
-    """What an operation may fail with."""
-
-    @property
-    def root(self) -> Path | str:
-        """The folder: a path, or a URL without credentials."""
-
-    def where(self, name: str) -> Path | str:
-        """Return the full name of a file."""
-
-    def within(self, name: str) -> Storage:
-        """Return the storage of a folder in this one."""
-
-    def folders(self) -> list[str]:
-        """Return the names of the folders in this one, sorted; none if it is not there."""
-
-    def files(self) -> dict[str, Stamp]:
-        """Return the files by name; none if the folder is not there."""
-
-    def read(self, name: str) -> bytes:
-        """Return the content of a file; raise FileNotFoundError if there is none."""
-
-    def write(self, name: str, content: bytes) -> Stamp | None:
-        """Write a file whole or not at all, and return its stamp where it is known; the last writer wins."""
-
-    def create(self, name: str, content: bytes) -> bool:
-        """Write a file if there is none, and return whether it was written.
-
-        Of two at the same moment one writes it; a server that knows no conditional requests may let both.
-        """
-
-    def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
-
-    def rename(self, name: str, other: str) -> None:
-        """Give a file another name."""
-
-    def remove_folder(self) -> None:
-        """Remove the folder itself, which is empty; raises FileNotFoundError where there is none."""
-
-    def set_aside(self, name: str) -> str:
-        """Give a file a name that nobody looks for, and return that name."""
-        with self.explained("set aside", name):
-            self.rename(name, name + DAMAGED)
-        return name + DAMAGED
-
-    def discard(self) -> None:
-        """Remove the folder with all that is in it."""
-        for name in self.files():
-            self.remove(name)
-        with self.explained("removed"), contextlib.suppress(FileNotFoundError, NotImplementedError):
-            self.remove_folder()
-
-    @contextlib.contextmanager
-    def explained(self, what: str, name: str | None = None) -> Iterator[None]:
-        """Turn a failure into an EvidenceError, but for a file to read that is not there."""
-        try:
-            yield
-        except EvidenceError:
-            raise
-        except self.failures as error:
-            if what == "read" and isinstance(error, FileNotFoundError):
-                raise
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            file = self.root if name is None else self.where(name)
-            remedy = self.remedy(error)
-            raise EvidenceError(f"evidence cannot be {what}: {reason}", file=file, remedy=remedy) from error
-
-    def remedy(self, error: Exception) -> str:
-        """Say what to do about a failure."""
 
 
 def is_url(place: str | Path) -> bool:
@@ -140,83 +65,81 @@ def open_storage(root: Path | str) -> Storage:
 
 
 @dataclass(frozen=True)
-class LocalFolder(Storage):
+class LocalFolder:
     """A folder on a disk. Files are flushed to it before they have their name."""
 
-    path: Path
-    failures = OSError
-
-    @property
-    def root(self) -> Path:
-        return self.path
+    root: Path
 
     def where(self, name: str) -> Path:
-        return self.path / name
+        """Return the full name of a file."""
+        return self.root / name
 
     def within(self, name: str) -> LocalFolder:
-        return LocalFolder(self.path / name)
+        """Return the storage of a folder in this one."""
+        return LocalFolder(self.root / name)
 
     def folders(self) -> list[str]:
-        with self.explained("read"):
-            return sorted(entry.name for entry in self._entries() if entry.is_dir())
+        """Return the names of the folders in this one, sorted; none if it is not there."""
+        with _explained("read", self.root), contextlib.suppress(FileNotFoundError):
+            return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        return []
 
     def files(self) -> dict[str, Stamp]:
+        """Return the files by name; none if the folder is not there."""
         found = {}
-        with self.explained("read"):
-            for entry in self._entries():
+        with _explained("read", self.root), contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self.root):
                 with contextlib.suppress(FileNotFoundError):  # removed since
                     if entry.is_file():
                         found[entry.name] = _stamp_of(entry.stat())
         return found
 
     def read(self, name: str) -> bytes:
-        with self.explained("read", name):
+        """Return the content of a file; raise FileNotFoundError if there is none."""
+        with _explained("read", self.where(name)):
             return self.where(name).read_bytes()
 
-    def write(self, name: str, content: bytes) -> Stamp:
-        with self.explained("written", name):
-            self.path.mkdir(parents=True, exist_ok=True)
+    def write(self, name: str, content: bytes) -> Stamp | None:
+        """Write a file whole or not at all, and return its stamp where it is known; the last writer wins."""
+        with _explained("written", self.where(name)):
+            self.root.mkdir(parents=True, exist_ok=True)
             write_atomically(self.where(name), content)
             return _stamp_of(self.where(name).stat())
 
     def create(self, name: str, content: bytes) -> bool:
-        with self.explained("written", name):
-            self.path.mkdir(parents=True, exist_ok=True)
+        """Write a file if there is none, and return whether it was written.
+
+        Of two at the same moment one writes it; a server that knows no conditional requests may let both.
+        """
+        with _explained("written", self.where(name)):
+            self.root.mkdir(parents=True, exist_ok=True)
             return create_atomically(self.where(name), content)
 
     def remove(self, name: str) -> None:
-        with self.explained("removed", name):
+        """Remove a file if it is there."""
+        with _explained("removed", self.where(name)):
             self.where(name).unlink(missing_ok=True)
 
-    def rename(self, name: str, other: str) -> None:
-        self.where(name).replace(self.where(other))
+    def set_aside(self, name: str) -> str:
+        """Give a file a name that nobody looks for, and return that name."""
+        with _explained("set aside", self.where(name)):
+            self.where(name).replace(self.where(name + DAMAGED))
+        return name + DAMAGED
 
-    def remove_folder(self) -> None:
-        self.path.rmdir()
-
-    def remedy(self, error: Exception) -> str:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return "Make room and run again: finished shards are kept." if full else ELSEWHERE
-
-    def _entries(self) -> list[os.DirEntry[str]]:
-        try:
-            return list(os.scandir(self.path))
-        except FileNotFoundError:
-            return []
-
-
-ELSEWHERE = "Check the folder and its permissions, or give another one with --sdbench-store."
-_UNREACHED = (
-    "Finished shards are kept. Check the URL, the credentials and the network and run again, or give another "
-    "place with --sdbench-store."
-)
+    def discard(self) -> None:
+        """Remove the folder with all that is in it."""
+        for name in self.files():
+            self.remove(name)
+        with _explained("removed", self.root), contextlib.suppress(FileNotFoundError):
+            self.root.rmdir()
 
 
 @dataclass(frozen=True)
-class RemoteFolder(Storage):
+class RemoteFolder:
     """A folder in an object store, behind fsspec: a file is one PUT, whole or not there; there is no rename.
 
-    The driver repeats a request that failed by the way; s3fs does so five times, with growing pauses.
+    Its methods are those of `LocalFolder`. The driver repeats a request that failed by the way; s3fs does so
+    five times, with growing pauses.
     """
 
     fs: Any
@@ -241,6 +164,7 @@ class RemoteFolder(Storage):
 
     @property
     def root(self) -> str:
+        """The URL of the folder, without credentials."""
         return without_secrets(str(self.fs.unstrip_protocol(self.path)))
 
     def where(self, name: str) -> str:
@@ -256,17 +180,17 @@ class RemoteFolder(Storage):
         return {name: _stamp(entry) for name, entry in self._entries() if entry["type"] == "file"}
 
     def read(self, name: str) -> bytes:
-        with self.explained("read", name):
+        with _explained("read", self.where(name)):
             return bytes(self.fs.cat_file(self._path(name)))
 
     def write(self, name: str, content: bytes) -> Stamp | None:
-        with self.explained("written", name):
+        with _explained("written", self.where(name)):
             answer = self.fs.pipe_file(self._path(name), content)
         known = isinstance(answer, dict) and "ETag" in answer
         return Stamp(len(content), answer["ETag"]) if known else None
 
     def create(self, name: str, content: bytes) -> bool:
-        with self.explained("written", name):
+        with _explained("written", self.where(name)):
             try:
                 self.fs.pipe_file(self._path(name), content, mode="create")
             except FileExistsError:
@@ -280,25 +204,28 @@ class RemoteFolder(Storage):
         return True
 
     def remove(self, name: str) -> None:
-        with self.explained("removed", name), contextlib.suppress(FileNotFoundError):
+        with _explained("removed", self.where(name)), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
-    def rename(self, name: str, other: str) -> None:
-        self.fs.cp_file(self._path(name), self._path(other))
-        self.fs.rm_file(self._path(name))
+    def set_aside(self, name: str) -> str:
+        with _explained("set aside", self.where(name)):
+            self.fs.cp_file(self._path(name), self._path(name + DAMAGED))
+            self.fs.rm_file(self._path(name))
+        return name + DAMAGED
 
-    def remove_folder(self) -> None:
-        if self.fs.isdir(self.path):  # where folders are more than a part of a name
-            self.fs.rmdir(self.path)
-
-    def remedy(self, error: Exception) -> str:
-        return _UNREACHED
+    def discard(self) -> None:
+        for name in self.files():
+            self.remove(name)
+        # Only where folders are more than a part of a name.
+        with _explained("removed", self.root), contextlib.suppress(FileNotFoundError, NotImplementedError):
+            if self.fs.isdir(self.path):
+                self.fs.rmdir(self.path)
 
     def _path(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
 
     def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        with self.explained("read"):
+        with _explained("read", self.root):
             # A listing that the driver keeps hides what other hosts have written since.
             self.fs.invalidate_cache(self.path)
             try:
@@ -309,6 +236,35 @@ class RemoteFolder(Storage):
             path = str(entry["name"]).rstrip("/")
             if path != self.path.rstrip("/"):  # some servers list the folder itself
                 yield path.rpartition("/")[2], entry
+
+
+Storage = LocalFolder | RemoteFolder
+"""A folder of files."""
+
+ELSEWHERE = "Check the folder and its permissions, or give another one with --sdbench-store."
+_UNREACHED = (
+    "Finished shards are kept. Check the URL, the credentials and the network and run again, or give another "
+    "place with --sdbench-store."
+)
+
+
+@contextlib.contextmanager
+def _explained(what: str, place: Path | str) -> Iterator[None]:
+    """Turn a failure into an EvidenceError, but for a file to read that is not there."""
+    try:
+        yield
+    except EvidenceError:
+        raise
+    except Exception as error:
+        code = error.errno if isinstance(error, OSError) else None
+        absent = what == "read" and isinstance(error, FileNotFoundError)
+        if absent or (isinstance(place, Path) and not isinstance(error, OSError)):
+            raise
+        remedy = ELSEWHERE if isinstance(place, Path) else _UNREACHED
+        if isinstance(place, Path) and code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "Make room and run again: finished shards are kept."
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise EvidenceError(f"evidence cannot be {what}: {reason}", file=place, remedy=remedy) from error
 
 
 def _stamp_of(status: os.stat_result) -> Stamp:

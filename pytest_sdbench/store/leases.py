@@ -16,8 +16,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import EvidenceError
@@ -35,17 +35,6 @@ def lease_name(images: range) -> str:
     return f"{PREFIX}{images.start:08d}-{images.stop:08d}.json"
 
 
-@dataclass
-class _Sighting:
-    """A lease of somebody else, as this process last found it."""
-
-    stamp: Stamp
-    since: float
-    """By this process's own clock: those of two hosts need not agree."""
-    owner: Mapping[str, Any] | None
-    """None if it cannot be told: a lease that is torn is watched all the same."""
-
-
 class Leases:
     """The leases that one process holds in one folder; usable from several threads."""
 
@@ -53,7 +42,9 @@ class Leases:
         self.storage, self.seconds, self.beat = storage, seconds, beat
         self.owner = {"host": _host(), "pid": os.getpid(), "id": uuid.uuid4().hex}
         self._held: set[str] = set()
-        self._sightings: dict[str, _Sighting] = {}
+        # Leases of others: since when, by this process's own clock (those of two hosts need not agree), each
+        # has had this stamp, and its owner (None of one that is torn: it is watched all the same).
+        self._sightings: dict[str, tuple[Stamp, float, Mapping[str, Any] | None]] = {}
         self._beats = itertools.count()
         # Not held while something is read or written: garbage may be collected, and release, in any thread.
         self._lock = threading.RLock()
@@ -76,7 +67,7 @@ class Leases:
                 # A reply may be lost, and the request repeated: then this very process was the first.
                 taken = self.storage.create(name, self._content()) or self._owner(name) == self.owner
             else:
-                taken = self._is_stale(name, files[name]) and self._take_over(name)
+                taken = self._take_over(name, files[name])
         except EvidenceError:
             return True
         if taken:
@@ -94,23 +85,20 @@ class Leases:
                 if not self._held:
                     self._stop.set()
             if held:
-                self._remove(name)
+                # One that stays goes stale by itself.
+                with contextlib.suppress(EvidenceError):
+                    self.storage.remove(name)
 
-    def _remove(self, name: str) -> None:
-        # One that stays goes stale by itself.
-        with contextlib.suppress(EvidenceError):
-            self.storage.remove(name)
-
-    def _is_stale(self, name: str, stamp: Stamp) -> bool:
+    def _take_over(self, name: str, stamp: Stamp) -> bool:
+        """Put this process's name over that of an owner who is gone; of several at once, the last has it."""
         sighting = self._sightings.get(name)
-        if sighting is None or sighting.stamp != stamp:
-            sighting = self._sightings[name] = _Sighting(stamp, time.monotonic(), self._owner(name))
-        return _is_gone(sighting.owner) or time.monotonic() - sighting.since > self.seconds
-
-    def _take_over(self, name: str) -> bool:
-        """Put this process's name over another's; of several who do so at once, the last has it."""
-        sighting = self._sightings.pop(name, None)
-        if sighting is not None and self._owner(name) != sighting.owner:
+        if sighting is None or sighting[0] != stamp:
+            sighting = self._sightings[name] = (stamp, time.monotonic(), self._owner(name))
+        _, since, owner = sighting
+        if not _is_gone(owner) and time.monotonic() - since <= self.seconds:
+            return False
+        self._sightings.pop(name, None)
+        if self._owner(name) != owner:
             return False  # somebody else was faster
         self.storage.write(name, self._content())
         return self._owner(name) == self.owner
@@ -146,7 +134,7 @@ class Leases:
                         continue
                     self.storage.write(name, self._content())
                     if name not in self._held:
-                        self._remove(name)  # released since it was read
+                        self.storage.remove(name)  # released since it was read
 
 
 class Work(Iterator[range]):
@@ -176,23 +164,18 @@ class Work(Iterator[range]):
                 ]
                 # Those that nobody has leased first: whether an owner is gone costs a request.
                 for images in sorted(self._wanted, key=lambda images: lease_name(images) in files):
-                    if self._take(images, files):
+                    if not self._leases.take(images, files):
+                        continue
+                    self._wanted.remove(images)
+                    self._given.append(images)
+                    # Its last owner may have written it, and let it go, since the listing.
+                    if not (self._closed or self._is_made(images, self._leases.storage.files())):
                         return images
+                    self._leases.release(images)
                 if not self._wanted:
                     break
                 time.sleep(min(self._leases.beat / 5, self._leases.seconds / 10))
         raise StopIteration
-
-    def _take(self, images: range, files: Mapping[str, Stamp]) -> bool:
-        if not self._leases.take(images, files):
-            return False
-        self._wanted.remove(images)
-        self._given.append(images)
-        # Its last owner may have written it, and let it go, since the listing.
-        if self._closed or self._is_made(images, self._leases.storage.files()):
-            self._leases.release(images)
-            return False
-        return True
 
     def close(self) -> None:
         """Give up what was given out and not written, and end the waiting of other threads."""
@@ -215,20 +198,13 @@ def _is_gone(owner: Mapping[str, Any] | None) -> bool:
         return True
     try:
         os.kill(owner["pid"], 0)
+        # A zombie is dead and its parent has not noticed, as in a container without an init. The name before
+        # the state, in parentheses, may hold anything.
+        state = Path(f"/proc/{owner['pid']}/stat").read_text(encoding="utf-8", errors="replace")
+        return state.rpartition(")")[2].split()[:1] == ["Z"]
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):
-        return False
-    return _is_zombie(owner["pid"])
-
-
-def _is_zombie(pid: int) -> bool:
-    """Return whether a process is dead and its parent has not noticed, as in a container without an init."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            # The name before it, in parentheses, may hold anything.
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
+    except (OSError, OverflowError):
         return False
 
 
@@ -237,8 +213,7 @@ def _host() -> str:
     """Return what tells this system from others: names are not unique, and containers have own pids."""
     parts = [platform.node()]
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            parts.append(file.read().strip())
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
     except OSError:
         parts.append(f"{uuid.getnode():x}")

@@ -83,14 +83,6 @@ class Store:
 
 
 @dataclass(frozen=True)
-class _Proof:
-    """That a shard's checksum was right: it is not read again for each question."""
-
-    stamp: Stamp
-    writer: str
-
-
-@dataclass(frozen=True)
 class Evidence:
     """The rows of one checkpoint under one draw."""
 
@@ -99,7 +91,8 @@ class Evidence:
     leases: Leases = field(repr=False)
     mirror: Mirror | None = None
     """Copies of a remote store's shards; None where the store is as near."""
-    _sound: dict[str, _Proof] = field(default_factory=dict, repr=False)
+    _sound: dict[str, tuple[Stamp, str]] = field(default_factory=dict, repr=False)
+    """Stamp and writer of each shard whose checksum was right: it is not read again for each question."""
     _damaged: dict[str, Stamp] = field(default_factory=dict, repr=False)
     """Shards that could not be set aside, in a store that is not quite ours."""
     _prepared: set[str] = field(default_factory=set, repr=False)
@@ -113,7 +106,8 @@ class Evidence:
     @property
     def writer(self) -> str:
         """Fingerprint of this process as a writer: of its manifest without the command."""
-        return _writer(self.manifest)
+        content = {key: value for key, value in self.manifest.items() if key not in _REMARKS}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     @property
     def _of(self) -> str:
@@ -169,7 +163,7 @@ class Evidence:
         name, content = shard_name(images), format_shard(rows, images, of=self._of, writer=self.writer)
         stamp = self.storage.write(name, content)
         if stamp is not None:
-            self._sound[name] = _Proof(stamp, self.writer)
+            self._sound[name] = (stamp, self.writer)
             if self.mirror is not None:
                 self.mirror.put(str(self.storage.where(name)), stamp, content)
         self.leases.release(images)
@@ -189,8 +183,7 @@ class Evidence:
                 # Of a run that was killed long ago; a younger one may belong to a run beside this one.
                 if left.startswith(TEMPORARY) and time.time() - stamp.modified > _STALE:
                     self.storage.remove(left)
-            content = {"format": FORMAT, **self.manifest}
-            self.storage.write(name, _json(content, indent=2))
+            self.storage.write(name, _json({"format": FORMAT, **self.manifest}, indent=2))
         if self.mirror is not None:  # a folder on a disk may be gone at the next shard
             self._prepared.add(name)
 
@@ -247,15 +240,14 @@ class Evidence:
         """Return the manifests of all who wrote the first `n` images, in the order of their first image."""
         files = self.storage.files()
         names = [self._find(wanted, files) for wanted in _grid(n)]
-        writers = dict.fromkeys(self._sound[name].writer for name in names if name is not None)
-        return [self._manifest(writer) for writer in writers]
-
-    def _manifest(self, writer: str) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self.storage.read(f"manifest-{writer}.json")))
-        except (FileNotFoundError, ValueError):
-            # Rows are sound without it; only who wrote them is not known any more.
-            return {"writer": writer, "device": "unknown"}
+        found = []
+        for writer in dict.fromkeys(self._sound[name][1] for name in names if name is not None):
+            try:
+                found.append(dict(json.loads(self.storage.read(f"manifest-{writer}.json"))))
+            except (FileNotFoundError, ValueError):
+                # Rows are sound without it; only who wrote them is not known any more.
+                found.append({"writer": writer, "device": "unknown"})
+        return found
 
     def _find(self, wanted: range, files: Mapping[str, Stamp]) -> str | None:
         """Return the shard among these files that holds these images, checked; set damaged ones aside."""
@@ -278,8 +270,7 @@ class Evidence:
         return shard
 
     def _is_sound(self, name: str, stamp: Stamp) -> bool:
-        known = self._sound.get(name)
-        if known is not None and known.stamp == stamp:
+        if name in self._sound and self._sound[name][0] == stamp:
             return True
         try:
             _, about = self._open(name, stamp, check=True)
@@ -290,7 +281,7 @@ class Evidence:
             if self.storage.files().get(name) == stamp:  # else another process has made it again by now
                 self._set_aside(name, stamp, damage)
             return False
-        self._sound[name] = _Proof(stamp, str(about["writer"]))
+        self._sound[name] = (stamp, str(about["writer"]))
         return True
 
     def _check(self, about: Mapping[str, Any], images: range | None) -> None:
@@ -331,8 +322,3 @@ def _grid(n: int) -> Iterator[range]:
 
 def _json(content: Mapping[str, Any], indent: int | None = None) -> bytes:
     return (json.dumps(content, indent=indent, sort_keys=True, default=str) + "\n").encode()
-
-
-def _writer(manifest: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in manifest.items() if key not in _REMARKS}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]

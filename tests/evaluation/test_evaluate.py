@@ -465,7 +465,7 @@ def test_statistics_of_other_weights_of_the_extractor_are_refused(
     own = protocol_of(tmp_path).with_samples(2)
     found = load_references(own, tmp_path)["fid"]
     save_statistics(tmp_path / "real.npz", found, {"extractor_fingerprint": "0" * 16})
-    message = r"real\.npz: .*other weights of scenes-classifier.*found '0{16}'.*again"
+    message = r"real\.npz: .*other weights of scenes-classifier.*found '0{16}'.*compute them"
     with pytest.raises(DataError, match=message):
         score(own, tmp_path / "store", load=never)
     right = open_extractor("scenes-classifier").fingerprint

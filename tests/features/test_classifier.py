@@ -61,18 +61,6 @@ def test_wrong_place_counts_as_wrong(model):
 
 
 @needs_weights
-def test_read_objects_names_what_is_there(model):
-    drawn, images = real(scenes.EVALUATION[:64])
-    readings = classifier.read_objects(model, images)
-    right = [
-        [(thing.shape, thing.colour) for thing in one.objects] == [(got.shape, got.colour) for got in reading]
-        for one, reading in zip(drawn, readings, strict=True)
-    ]
-    assert sum(right) >= 62
-    assert all(0 < thing.confidence <= 1 for reading in readings for thing in reading)
-
-
-@needs_weights
 def test_logits_name_the_first_object():
     extractor = create_feature_extractor(classifier.NAME, ["logits"], cuda=False)
     drawn, images = real(scenes.EVALUATION[:256])
