@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pytest_sdbench.base.errors import Unavailable
+from pytest_sdbench.base.errors import Unavailable, first_line
 
 T = TypeVar("T")
 
@@ -25,10 +25,8 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that a score depends on."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -44,17 +42,15 @@ def torch_device(asked: str, *, option: str, index: int = 0) -> str:
         try:
             torch.empty(0, device=asked)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise Unavailable(
-                f"{option} {asked}: {reason}", remedy="Leave the option out, or name a device of this machine"
-            ) from None
+            remedy = "Leave the option out, or name a device of this machine"
+            raise Unavailable(f"{option} {asked}: {first_line(error)}", remedy=remedy) from None
         return asked
     if torch.cuda.is_available():
         return f"cuda:{index % torch.cuda.device_count()}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-@contextlib.contextmanager
+@contextmanager
 def true_float32() -> Iterator[None]:
     """Keep convolutions and products of float32 in float32 on CUDA.
 
@@ -114,24 +110,17 @@ def timed_on(device: str) -> str:
 def _cpu_name() -> str:
     """Return the processor's model; `platform.processor()` is empty or just the architecture on Linux."""
     if platform.system() == "Darwin":
-        asked = subprocess.run(
-            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
         return asked.stdout.strip() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    with suppress(OSError):
+        found = re.search("^model name[^:]*:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
+        if found is not None:
+            return found[1].strip()
     return platform.processor() or platform.machine()
 
 
-@contextlib.contextmanager
+@contextmanager
 def shared_threads(workers: int) -> Iterator[None]:
     """Share the threads of a CPU out among workers."""
     import torch
@@ -205,16 +194,11 @@ def machine_lock(timeout: float = LOCK_TIMEOUT) -> Iterator[Path]:
     try:
         lock.acquire(timeout=timeout)
     except Timeout:
-        raise Unavailable(
-            f"another process has been timing for {timeout:.0f} s", file=path, remedy="Wait for it to end"
-        ) from None
+        what = f"another process has been timing for {timeout:.0f} s"
+        raise Unavailable(what, file=path, remedy="Wait for it to end") from None
     except OSError as error:
-        raise Unavailable(
-            "the lock for timings cannot be taken",
-            file=path,
-            found=str(error),
-            remedy="Set TMPDIR to a writable folder",
-        ) from error
+        what, remedy = "the lock for timings cannot be taken", "Set TMPDIR to a writable folder"
+        raise Unavailable(what, file=path, found=str(error), remedy=remedy) from error
     try:
         yield path
     finally:

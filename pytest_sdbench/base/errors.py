@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 
 class SdbenchError(Exception):
@@ -31,18 +33,9 @@ class SdbenchError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders under pytest-xdist, and pickling alone drops keyword arguments.
-        return _rebuild, (type(self), self.message, self.file, self.key, self.found, self.remedy)
-
-
-def _rebuild(
-    kind: type[SdbenchError],
-    message: str,
-    file: str | None,
-    key: str | None,
-    found: object,
-    remedy: str | None,
-) -> SdbenchError:
-    return kind(message, file=file, key=key, found=found, remedy=remedy)
+        named: dict[str, Any] = {"file": self.file, "key": self.key, "found": self.found}
+        named["remedy"] = self.remedy
+        return partial(type(self), **named), (self.message,)
 
 
 class CardError(SdbenchError):

@@ -38,12 +38,11 @@ class Option:
     @property
     def ini(self) -> dict[str, Any]:
         """What `parser.addini` takes."""
-        told: dict[str, dict[str, Any]] = {
-            "switch": {"type": "bool", "default": False},
-            "text": {"type": "string", "default": self.default},
-            "list": {"type": "linelist", "default": []},
-        }
-        return told[self.kind]
+        if self.kind == "switch":
+            return {"type": "bool", "default": False}
+        if self.kind == "list":
+            return {"type": "linelist", "default": []}
+        return {"type": "string", "default": self.default}
 
     def arguments(self, default: str | None = None) -> dict[str, Any]:
         """Return what `add_argument` takes; `default` is that of the command line."""

@@ -32,12 +32,9 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._unit, self._description = total, unit, description
-        self._stream = sys.stderr if stream is None else stream
-        self._clock = clock
-        self._done = 0
-        self._start = self._due = clock()
-        self._due += _QUIET_SECONDS
-        self._spoke = False
+        self._stream, self._clock = stream or sys.stderr, clock
+        self._done, self._spoke, self._start = 0, False, clock()
+        self._due = self._start + _QUIET_SECONDS
         self._shown, self._bar = shown, None
         if shown and self._stream.isatty():
             self._bar = tqdm(
@@ -75,11 +72,8 @@ class Progress:
         after = f", took {_minutes(seconds)}" if end else ""
         if self._total and rate and not end:
             after = f", {_minutes((self._total - self._done) / rate)} left"
-        print(
-            f"{self._description}: {self._done:,}{of} {self._unit}, {rate:.3g} {self._unit}/s{after}",
-            file=self._stream,
-            flush=True,
-        )
+        text = f"{self._description}: {self._done:,}{of} {self._unit}, {rate:.3g} {self._unit}/s{after}"
+        print(text, file=self._stream, flush=True)
 
 
 def progress(

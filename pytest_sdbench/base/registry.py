@@ -55,7 +55,7 @@ class Registry(Mapping[str, Definition]):
         return iter({**self._places, **self._loaded})
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len({**self._places, **self._loaded})
 
     def register(self, definition: Definition) -> None:
         """Add a definition; the same one may come twice.
@@ -63,30 +63,17 @@ class Registry(Mapping[str, Definition]):
         Raises SdbenchError for a name that another definition has.
         """
         if definition.name in self and self[definition.name] != definition:
-            raise SdbenchError(
-                "this name is taken",
-                key=self._group,
-                found=definition.name,
-                remedy="Give the definition another name",
-            )
+            remedy = "Give the definition another name"
+            raise SdbenchError("this name is taken", key=self._group, found=definition.name, remedy=remedy)
         self._loaded[definition.name] = definition
 
     def _load(self, place: EntryPoint) -> Definition:
-        remedy = "Mend or uninstall the package that declares it"
+        fault, cause = f"an entry point is no {self._kind.__name__} of the name {place.name!r}", None
         try:
             found = place.load()
+            if isinstance(found, self._kind) and found.name == place.name:
+                return found
         except (ImportError, AttributeError) as problem:
-            raise SdbenchError(
-                f"an entry point cannot be loaded: {problem}",
-                key=self._group,
-                found=place.value,
-                remedy=remedy,
-            ) from problem
-        if not isinstance(found, self._kind) or found.name != place.name:
-            raise SdbenchError(
-                f"an entry point is no {self._kind.__name__} of the name {place.name!r}",
-                key=self._group,
-                found=place.value,
-                remedy=remedy,
-            )
-        return found
+            fault, cause = f"an entry point cannot be loaded: {problem}", problem
+        remedy = "Mend or uninstall the package that declares it"
+        raise SdbenchError(fault, key=self._group, found=place.value, remedy=remedy) from cause

@@ -37,7 +37,7 @@ from pytest_sdbench.store.shard_format import Rows
 from pytest_sdbench.store.shards import Evidence
 
 if TYPE_CHECKING:
-    from pytest_sdbench.evaluation.sampler import Batch, Latents, Sampler
+    from pytest_sdbench.evaluation.sampler import Latents, Sampler
 
 _AHEAD = 2
 """Batches that may wait to be decoded: a device is never idle then, and memory stays bounded."""
@@ -56,11 +56,6 @@ class Setup:
     def on_cpu(self) -> bool:
         """Whether the pipeline computes on a CPU."""
         return self.device.startswith("cpu")
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether decoding, measuring and writing run beside the U-Net."""
-        return not self.on_cpu if self.tuning.overlap is None else self.tuning.overlap
 
 
 def make(
@@ -147,19 +142,12 @@ class _Run:
 def _in_workers(workers: int, run: _Run, sampler: Callable[[], Sampler]) -> None:
     """Have so many threads make shards, each with a sampler of its own; the first error ends them all."""
 
-    def worker() -> None:
-        try:
-            _work(run, sampler())
-        except BaseException:
-            run.stop.set()
-            raise
-
     if workers == 1:
-        worker()
+        _work(run, sampler())
         return
     with ThreadPoolExecutor(workers, "sdbench-worker") as pool:
         try:
-            for done in as_completed([pool.submit(worker) for _ in range(workers)]):
+            for done in as_completed([pool.submit(_work, run, sampler()) for _ in range(workers)]):
                 done.result()
         except BaseException:
             run.stop.set()
@@ -194,7 +182,9 @@ class _Finisher:
         self._parts: list[Rows] = []
         self._broken = False
         self._waiting: deque[Future[None]] = deque()
-        overlaps = run.setup.overlaps
+        overlaps = run.setup.tuning.overlap
+        if overlaps is None:
+            overlaps = not run.setup.on_cpu
         self._beside = ThreadPoolExecutor(1, "sdbench-finisher") if overlaps else None
         # Pillow lets go of the interpreter: pictures go through codec and resize side by side.
         self._codec = ThreadPoolExecutor(8, "sdbench-codec") if overlaps and run.protocol.image else None
@@ -224,33 +214,21 @@ class _Finisher:
         if self._broken:  # a batch before this one is lost: its shard cannot become whole
             return
         self._broken = True
-        self._add(latents, images)
-        self._broken = False
-
-    def _add(self, latents: Latents, images: range) -> None:
-        run, batch = self._run, self._decode(latents)
-        self._parts.append(
-            {
-                **run.setup.extractors.extract(self._through_codec(batch.images), batch.prompts),
-                "seed": batch.seeds,
-                "blacked_out": batch.blacked_out,
-                "truncated": batch.truncated,
-            }
-        )
-        if latents.indices[-1] == images[-1]:
-            parts, self._parts = self._parts, []
-            shard = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            run.evidence.write(images.start, shard)
-        run.add(len(latents.indices))
-
-    def _decode(self, latents: Latents) -> Batch:
         run, wanted = self._run, min(self._run.chunk, len(latents.indices))
         batch, chunk = halve_to_fit(
             lambda chunk: self._sampler.decode(latents, chunk), wanted, run.setup.device
         )
         if chunk < wanted:
             run.chunk = chunk
-        return batch
+        rows = run.setup.extractors.extract(self._through_codec(batch.images), batch.prompts)
+        own = {"seed": batch.seeds, "blacked_out": batch.blacked_out, "truncated": batch.truncated}
+        self._parts.append({**rows, **own})
+        if latents.indices[-1] == images[-1]:
+            parts, self._parts = self._parts, []
+            shard = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            run.evidence.write(images.start, shard)
+        run.add(len(latents.indices))
+        self._broken = False
 
     def _through_codec(self, images: Images) -> Images:
         steps = self._run.protocol.image

@@ -51,11 +51,9 @@ def estimate(
             options = known.options_of(protocol.metrics[metric])
             estimates[metric] = known.estimate(sample, references.get(metric), options)
         except ValueError as problem:
-            raise EvidenceError(
-                f"{metric} cannot be computed: {problem}",
-                key=column,
-                remedy="Delete this evidence from the store and run again",
-            ) from problem
+            what = f"{metric} cannot be computed: {problem}"
+            remedy = "Delete this evidence from the store and run again"
+            raise EvidenceError(what, key=column, remedy=remedy) from problem
     return estimates
 
 
@@ -75,18 +73,13 @@ def _count(rows: Iterable[Batch], columns: Mapping[str, str]) -> int:
     for batch in rows:
         for metric, column in columns.items():
             if column not in batch:
-                raise EvidenceError(
-                    f"{metric} needs the column {column!r}",
-                    key=column,
-                    found=sorted(batch),
-                    remedy="The evidence was made under another protocol: delete it and run again",
-                )
+                what = f"{metric} needs the column {column!r}"
+                remedy = "The evidence was made under another protocol: delete it and run again"
+                raise EvidenceError(what, key=column, found=sorted(batch), remedy=remedy)
             if not np.isfinite(batch[column]).all():
-                raise EvidenceError(
-                    f"NaN or infinity among images {n} to {n + len(batch[column]) - 1}",
-                    key=column,
-                    remedy="The checkpoint or the extractor overflows: try --sdbench-dtype float32",
-                )
+                what = f"NaN or infinity among images {n} to {n + len(batch[column]) - 1}"
+                remedy = "The checkpoint or the extractor overflows: try --sdbench-dtype float32"
+                raise EvidenceError(what, key=column, remedy=remedy)
         lengths = {len(batch[column]) for column in columns.values()}
         if len(lengths) > 1:
             raise EvidenceError("columns of different lengths in one batch", found=sorted(lengths))

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
 
 _REPEATED = 1.5
-"""So many times more images a prompt in the whole than in a part: the part does not stand for it."""
+"""So many times more images a prompt in the whole than in a part: the part does not stand for it. Captions
+that coincide now and then do not count; a list that is gone through several times does."""
 
 Load = Callable[[str], Any]
 """Makes the pipeline under test, given the name of a dtype."""
@@ -59,11 +60,14 @@ class References:
     @classmethod
     def of(cls, protocol: Protocol, data_root: Path | None) -> References:
         """Load the references of a protocol; raises Unavailable where no metric can be computed here."""
-        found = load_references(protocol, data_root)
-        lacking = {name: each for name, each in found.items() if isinstance(each, Unavailable)}
+        here, lacking = {}, {}
+        for metric, found in load_references(protocol, data_root).items():
+            if isinstance(found, Unavailable):
+                lacking[metric] = found
+            else:
+                here[metric] = found
         if len(lacking) == len(protocol.metrics):
             raise next(iter(lacking.values()))
-        here = {name: each for name, each in found.items() if not isinstance(each, Unavailable)}
         return cls(protocol, here, lacking)
 
     def estimate(
@@ -130,7 +134,19 @@ class Evaluation:
 
     def difference(self, protocol: Protocol) -> str:
         """Say in what this evaluation differs from a protocol; empty if in nothing."""
-        return "; ".join(_differences(self.protocol, protocol))
+        measured, found = self.protocol, []
+        if measured.n != protocol.n:
+            found.append(f"{measured.n:,} images here, {protocol.n:,} in {protocol.name}")
+        for part in ("prompts", "seeds", "sampling"):
+            ours, theirs = getattr(measured, part).model_dump(), getattr(protocol, part).model_dump()
+            for key in dict.fromkeys([*ours, *theirs]):
+                if ours.get(key) != theirs.get(key):
+                    found.append(f"{key} {ours.get(key)} here, {theirs.get(key)} in {protocol.name}")
+        if measured.image != protocol.image:
+            found.append(f"another codec or resize than {protocol.name}")
+        if measured.metrics != protocol.metrics:
+            found.append(f"other metrics or reference statistics than {protocol.name}")
+        return "; ".join(found)
 
     def provenance(self) -> dict[str, Any]:
         """Return where the scores come from, as a report or a record keeps it."""
@@ -193,17 +209,13 @@ def evaluate(
         torch_device=workspace.device,
         groups=groups,
         foretells=measured.n == protocol.n
-        or _repeat_alike(made.prompts, load_prompts(protocol, workspace.data_root)),
+        or _repeats(load_prompts(protocol, workspace.data_root)) < _REPEATED * _repeats(made.prompts),
         **counts,
     )
 
 
-def _repeat_alike(some: Sequence[str], whole: Sequence[str]) -> bool:
-    """Return whether prompts repeat about as often in a part as in the whole.
-
-    Captions that coincide now and then do not count; a list that is gone through several times does.
-    """
-    return len(whole) / len(set(whole)) < _REPEATED * len(some) / len(set(some))
+def _repeats(prompts: Sequence[str]) -> float:
+    return len(prompts) / len(set(prompts))
 
 
 @dataclass(frozen=True)
@@ -233,6 +245,8 @@ def make_evidence(
     Any number of processes and hosts may do so at once in one store: each makes the shards that no other is
     making, from the fraction `start_at` of them on. Arguments and errors are those of `evaluate`.
     """
+    from pytest_sdbench.models.pipeline import load_pipeline
+
     prompts, device = load_prompts(protocol, workspace.data_root), workspace.device
     drawn = on_this_device(_measured(protocol, None, workspace.dtype), device)
     tuning = tuning or Tuning()
@@ -246,21 +260,15 @@ def make_evidence(
         extractors = open_extractors(
             drawn, data_root=workspace.data_root, device=device, download=workspace.download
         )
-        pipeline = (load or _loader(checkpoint, device))(drawn.sampling.dtype)
+        dtype = drawn.sampling.dtype
+        pipeline = load(dtype) if load else load_pipeline(checkpoint, device=device, dtype=dtype)
+        setup = Setup(pipeline, extractors, device, tuning)
         title = f"{checkpoint.spec}: {protocol.name}"
         with (
             closing(evidence.work(protocol.n, start_at=start_at)) as work,
             Progress(missing, "images", title, shown=workspace.progress) as shower,
         ):
-            made = make(
-                evidence,
-                drawn,
-                prompts,
-                work,
-                Setup(pipeline, extractors, device, tuning),
-                n=protocol.n,
-                count=shower.update,
-            )
+            made = make(evidence, drawn, prompts, work, setup, n=protocol.n, count=shower.update)
     return CompleteEvidence(evidence, prompts, drawn, made)
 
 
@@ -310,12 +318,6 @@ def open_evidence(
     return Store(workspace.store).open(checkpoint.fingerprint, evidence_key(protocol), manifest)
 
 
-def _loader(checkpoint: Checkpoint, device: str) -> Load:
-    from pytest_sdbench.models.pipeline import load_pipeline
-
-    return lambda dtype: load_pipeline(checkpoint, device=device, dtype=dtype)
-
-
 def on_this_device(protocol: Protocol, device: str) -> Protocol:
     """Return the protocol as this device can draw it: a CUDA generator needs CUDA."""
     seeds = protocol.seeds
@@ -343,23 +345,6 @@ def _notes(
     if counts["truncated"]:
         notes.append(f"{counts['truncated']} prompts were cut to the tokenizer's length")
     return notes
-
-
-def _differences(measured: Protocol, protocol: Protocol) -> list[str]:
-    if measured.n != protocol.n:
-        found = [f"{measured.n:,} images here, {protocol.n:,} in {protocol.name}"]
-    else:
-        found = []
-    for part in ("prompts", "seeds", "sampling"):
-        ours, theirs = getattr(measured, part).model_dump(), getattr(protocol, part).model_dump()
-        for key in dict.fromkeys([*ours, *theirs]):
-            if ours.get(key) != theirs.get(key):
-                found.append(f"{key} {ours.get(key)} here, {theirs.get(key)} in {protocol.name}")
-    if measured.image != protocol.image:
-        found.append(f"another codec or resize than {protocol.name}")
-    if measured.metrics != protocol.metrics:
-        found.append(f"other metrics or reference statistics than {protocol.name}")
-    return found
 
 
 def _versions_of(writers: list[dict[str, Any]]) -> dict[str, str]:

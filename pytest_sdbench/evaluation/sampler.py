@@ -65,10 +65,10 @@ def sample(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give 1 or more")
-    sampler = Sampler(pipeline, protocol, prompts)
-    if sampler.sequential and any(after <= before for before, after in pairwise(indices)):
+    sampler, sequential = Sampler(pipeline, protocol, prompts), isinstance(protocol.seeds, SequentialSeeds)
+    if sequential and any(after <= before for before, after in pairwise(indices)):
         raise ValueError("under sequential seeds the indices must increase")
-    for group in groups(indices, 1 if sampler.sequential else batch_size, align):
+    for group in groups(indices, 1 if sequential else batch_size, align):
         yield sampler.decode(sampler.draw(group))
 
 
@@ -115,20 +115,15 @@ class Sampler:
         if isinstance(protocol.seeds, SequentialSeeds):
             self._sequence = _Sequence(pipeline, protocol, protocol.seeds)
 
-    @property
-    def sequential(self) -> bool:
-        """Whether one generator is consumed image by image."""
-        return self._sequence is not None
-
     @torch.inference_mode()
     def draw(self, group: Sequence[int]) -> Latents:
         """Run the denoising loop for the images with these indices, as one batch."""
-        sampling = self._protocol.sampling
-        seeds = [self._protocol.seeds.seed] * len(group)
+        sampling, seed = self._protocol.sampling, self._protocol.seeds.seed
+        seeds = [seed] * len(group)
         noise: dict[str, Any]
         if self._sequence is None:
-            seeds = [image_seed(seed, index) for seed, index in zip(seeds, group, strict=True)]
-            noise = {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
+            seeds = [image_seed(seed, index) for index in group]
+            noise = {"generator": [torch.Generator().manual_seed(each) for each in seeds]}
         elif not self._staged:
             (index,) = group
             noise = {"generator": self._sequence.at(index)}
@@ -146,7 +141,9 @@ class Sampler:
             **noise,
             output_type="latent" if self._staged else "np",
         )
-        truncated = _truncated(self._pipeline.tokenizer, prompts)
+        tokens = self._pipeline.tokenizer(prompts, truncation=False, verbose=False).input_ids
+        longest = self._pipeline.tokenizer.model_max_length
+        truncated = np.array([len(each) > longest for each in tokens], np.bool_)
         if self._staged:
             return Latents(tuple(group), tuple(seeds), output.images, truncated)
         return Latents(tuple(group), tuple(seeds), None, truncated, output)
@@ -221,12 +218,9 @@ class Sampler:
         if not finite.all():
             broken = indices[int(np.flatnonzero(~finite)[0])]
             precision = self._protocol.sampling.dtype
-            raise CheckpointError(
-                f"image {broken} holds NaN or infinity: the networks overflow in {precision}",
-                key=f"prompt {broken}",
-                found=self._prompts[broken],
-                remedy="Try --sdbench-dtype float32: if that works, this precision was too coarse.",
-            )
+            what = f"image {broken} holds NaN or infinity: the networks overflow in {precision}"
+            remedy = "Try --sdbench-dtype float32: if that works, this precision was too coarse."
+            raise CheckpointError(what, key=f"prompt {broken}", found=self._prompts[broken], remedy=remedy)
 
 
 def draws_singly(pipeline: Any, protocol: Protocol) -> bool:
@@ -272,12 +266,9 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
     if wanted.name == "checkpoint":
         kind = type(own)
         if wanted.must_be and kind.__name__ != wanted.must_be:
-            raise CheckpointError(
-                f"protocol {protocol.name} samples with the checkpoint's own {wanted.must_be}",
-                key="scheduler",
-                found=kind.__name__,
-                remedy="Put that scheduler into the checkpoint, or claim under a protocol of its own.",
-            )
+            what = f"protocol {protocol.name} samples with the checkpoint's own {wanted.must_be}"
+            remedy = "Put that scheduler into the checkpoint, or claim under a protocol of its own."
+            raise CheckpointError(what, key="scheduler", found=kind.__name__, remedy=remedy)
     else:
         kind = getattr(diffusers, wanted.name, None)
         if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
@@ -299,11 +290,6 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
     return lambda: kind.from_config(own.config, **wanted.config)
 
 
-def _truncated(tokenizer: Any, prompts: Sequence[str]) -> npt.NDArray[np.bool_]:
-    lengths = (len(tokens) for tokens in tokenizer(list(prompts), truncation=False, verbose=False).input_ids)
-    return np.array([length > tokenizer.model_max_length for length in lengths], np.bool_)
-
-
 def groups(indices: Sequence[int], batch_size: int, align: int | None = None) -> Iterator[list[int]]:
     """Cut indices into batches that cross neither a gap nor a multiple of `align`."""
 
@@ -319,28 +305,20 @@ def groups(indices: Sequence[int], batch_size: int, align: int | None = None) ->
 class _Sequence:
     """One generator, moved on image by image."""
 
-    def __init__(
-        self,
-        pipeline: StableDiffusionPipeline,
-        protocol: Protocol,
-        seeds: SequentialSeeds,
-    ) -> None:
-        step = inspect.signature(type(scheduler_factory(pipeline, protocol)()).step).parameters
-        if "generator" in step:
+    def __init__(self, pipeline: StableDiffusionPipeline, protocol: Protocol, seeds: SequentialSeeds) -> None:
+        scheduler = type(scheduler_factory(pipeline, protocol)())
+        if "generator" in inspect.signature(scheduler.step).parameters:
             raise ProtocolError(
                 "sequential seeds need a scheduler that draws no noise between steps, such as PNDMScheduler",
                 file=protocol.path,
                 key="seeds.kind",
-                found=type(scheduler_factory(pipeline, protocol)()).__name__,
+                found=scheduler.__name__,
                 remedy="Give `kind: per-image`.",
             )
         if seeds.device == "cuda" and pipeline.device.type != "cuda":
-            raise ProtocolError(
-                f"the generator of this protocol is on cuda, the pipeline on {pipeline.device.type}",
-                file=protocol.path,
-                key="seeds.device",
-                remedy="Sample `protocol.with_seeds_on('cpu')`: comparable scores of another draw.",
-            )
+            what = f"the generator of this protocol is on cuda, the pipeline on {pipeline.device.type}"
+            remedy = "Sample `protocol.with_seeds_on('cpu')`: comparable scores of another draw."
+            raise ProtocolError(what, file=protocol.path, key="seeds.device", remedy=remedy)
         # Of several GPUs that of the pipeline: the noise is the same on all.
         place = pipeline.device if seeds.device == "cuda" else seeds.device
         self._generator, self._seed, self._position = torch.Generator(place), seeds.seed, 0

@@ -114,8 +114,8 @@ def arranged(pipeline: Any, tuning: Tuning, *, full_batch: int = 0, images: int 
             if on_cpu and tuning.channels_last:
                 undo.enter_context(_channels_last(unet))
             compiled = tuning.compile
-            if not on_cpu and compiled is None:
-                compiled = images >= _WORTH_COMPILING
+            if compiled is None:
+                compiled = not on_cpu and images >= _WORTH_COMPILING
             if compiled:
                 undo.enter_context(_forward(unet, lambda plain: _compiled(plain, full_batch)))
             elif tuning.remember_text:
@@ -179,18 +179,11 @@ def _compiled(plain: Any, full_batch: int) -> Any:
                 fast = None
                 # The first line names the compiler, the second what it says.
                 cause = " ".join(str(error).strip().splitlines()[:2])
-                told = f"torch.compile fails here, the U-Net runs without: {cause}"
-                warnings.warn(told, NotCompiled, stacklevel=2)
+                what = f"torch.compile fails here, the U-Net runs without: {cause}"
+                warnings.warn(what, NotCompiled, stacklevel=2)
         return plain(sample, *rest, **named)
 
     return forward
-
-
-class _Last(threading.local):
-    """The last text that a thread asked about, and what came of it."""
-
-    states: Any = None
-    output: Any = None
 
 
 def _remembering(forward: Any) -> Any:
@@ -199,10 +192,10 @@ def _remembering(forward: Any) -> Any:
     Keys and values of cross-attention depend on the text alone, which is one tensor through all steps of a
     batch: that saves a tenth of a small U-Net's time, and not a bit changes.
     """
-    last = _Last()
+    last = threading.local()
 
     def remembered(states: Any) -> Any:
-        if last.states is not states:
+        if getattr(last, "states", None) is not states:
             last.states, last.output = states, forward(states)
         return last.output
 

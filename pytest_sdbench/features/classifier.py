@@ -193,11 +193,8 @@ if NAME not in FEATURE_EXTRACTORS_REGISTRY:
 def _weights_file() -> Path:
     path = reference() / "checkpoints" / NAME / "model.safetensors"
     if not path.is_file():
-        raise Unavailable(
-            "the classifier of the embedded dataset is not here",
-            file=path,
-            remedy="Install the package again, or make it: python -m training classifier",
-        )
+        remedy = "Install the package again, or make it: python -m training classifier"
+        raise Unavailable("the classifier of the embedded dataset is not here", file=path, remedy=remedy)
     return path
 
 

@@ -73,11 +73,9 @@ def load_clip(name: str, *, device: torch.device | str = "cpu", download: bool =
         )
         tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as problem:
-        raise CheckpointError(
-            f"open_clip cannot load this model: {problem}",
-            file=weights,
-            remedy="Delete the file and fetch it again, or correct open_clip_config.json beside it",
-        ) from problem
+        what = f"open_clip cannot load this model: {problem}"
+        remedy = "Delete the file and fetch it again, or correct open_clip_config.json beside it"
+        raise CheckpointError(what, file=weights, remedy=remedy) from problem
     model.eval().requires_grad_(False)
     return ClipScorer(model, preprocess, _Tokenizer(tokenizer, model, weights), sha256_of(weights))
 
@@ -111,12 +109,9 @@ class _Tokenizer:
                 ends &= tokens.amax(dim=1) == self._end
             if not ends.all():
                 row = int((~ends).nonzero()[0])
-                raise CheckpointError(
-                    "the tokenizer cuts off the end token, where the text tower reads the caption",
-                    file=self._file,
-                    found=prompts[row],
-                    remedy="Give the tokenizer a post-processor that adds the end token, with the highest id",
-                )
+                what = "the tokenizer cuts off the end token, where the text tower reads the caption"
+                remedy = "Give the tokenizer a post-processor that adds the end token, with the highest id"
+                raise CheckpointError(what, file=self._file, found=prompts[row], remedy=remedy)
         return tokens
 
 
@@ -125,11 +120,8 @@ def _local(name: str) -> tuple[str, Path, dict[str, Any]]:
     folder = Path(text) if os.sep in text else reference() / "checkpoints" / text
     config = folder / "open_clip_config.json"
     if not config.is_file():
-        raise Unavailable(
-            "the CLIP model is not on this machine",
-            file=config,
-            remedy="Put a model there in open_clip's local-dir form: configuration, weights and tokenizer",
-        )
+        remedy = "Put a model there in open_clip's local-dir form: configuration, weights and tokenizer"
+        raise Unavailable("the CLIP model is not on this machine", file=config, remedy=remedy)
     # open_clip takes any weights it finds, in an order of its own, and random ones where it finds none.
     weights = folder / HF_SAFE_WEIGHTS_NAME
     if not weights.is_file():
@@ -149,12 +141,9 @@ def _named(name: str, *, download: bool) -> tuple[str, Path, dict[str, Any]]:
         )
     if bool(config.get("quick_gelu")) != bool(source.get("quick_gelu")):
         right = model.removesuffix("-quickgelu") + ("-quickgelu" if source.get("quick_gelu") else "")
-        raise ProtocolError(
-            "the activation (QuickGELU or not) is not the one that these weights were trained with",
-            key=_KEY,
-            found=name,
-            remedy=f"Write {NAMED}{right}/{tag}",
-        )
+        what = "the activation (QuickGELU or not) is not the one that these weights were trained with"
+        remedy = f"Write {NAMED}{right}/{tag}"
+        raise ProtocolError(what, key=_KEY, found=name, remedy=remedy)
     weights = _cached(source)
     if weights is None:
         what = f"the weights of {name} are not on this machine"

@@ -94,12 +94,9 @@ def open_images(sources: Sequence[str | Path]) -> ImageSet:
     origin = ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]} ({len(names)})"
     found = ImageSet(tuple(pictures), passed_over, origin)
     if not pictures:
-        raise DataError(
-            "no images in this folder" if opened[0].path.is_dir() else "no images in this archive",
-            file=opened[0].path,
-            found=found.remark() or None,
-            remedy=f"Images end in {', '.join(SUFFIXES)}",
-        )
+        what = "no images in this folder" if opened[0].path.is_dir() else "no images in this archive"
+        remedy = f"Images end in {', '.join(SUFFIXES)}"
+        raise DataError(what, file=opened[0].path, found=found.remark() or None, remedy=remedy)
     return found
 
 

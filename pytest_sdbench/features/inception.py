@@ -57,11 +57,8 @@ def find_weights(data_root: Path | None, *, download: bool = False) -> Path:
     target = cache / FILES[0]
     command = f"curl -L --create-dirs -o {target} {URL}"
     if not download:
-        raise Unavailable(
-            "the Inception weights are not on this machine",
-            file=target,
-            remedy=f"Run with --sdbench-download, or put it into the folder of --sdbench-data, or: {command}",
-        )
+        remedy = f"Run with --sdbench-download, or put it into the folder of --sdbench-data, or: {command}"
+        raise Unavailable("the Inception weights are not on this machine", file=target, remedy=remedy)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL, str(target), hash_prefix=SHA256)

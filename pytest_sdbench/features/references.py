@@ -63,14 +63,7 @@ def load_reference(
         remedy = "Put the right file there, or name this one in a protocol of its own"
         what = f"these are other reference statistics: the sha256 must be {sha256}"
         raise fault(what, None, found, remedy)
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise fault("this is one array, not an npz")
-        with file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
-        raise fault(f"this is no npz of plain arrays: {problem}") from problem
+    arrays = _arrays(path, again)
     for key, shape in (("mu", (width,)), ("sigma", (width, width))):
         if key not in arrays:
             raise fault("this key is missing", key, sorted(arrays))
@@ -153,11 +146,8 @@ def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> F
     resized = "".join(f" --resize {size}" for size in sizes if size)
     command = f"python -m pytest_sdbench stats IMAGES --extractor {spec.extractor}{resized} --out"
     if path is None:
-        raise Unavailable(
-            "no data root is given",
-            key=wanted.file,
-            remedy=f"Give --sdbench-data a folder that has it; to make it: {command} FOLDER/{wanted.file}",
-        )
+        remedy = f"Give --sdbench-data a folder that has it; to make it: {command} FOLDER/{wanted.file}"
+        raise Unavailable("no data root is given", key=wanted.file, remedy=remedy)
     return load_reference(
         path,
         width=width_of(spec),
@@ -169,22 +159,26 @@ def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> F
 
 def _check(spec: ReferencedSpec, found: FeatureStatistics) -> FeatureStatistics:
     if found.n is not None and found.n != spec.statistics.images:
-        raise DataError(
-            f"the protocol's reference is {spec.statistics.images:,} images; another number moves scores",
-            file=found.source,
-            key="n",
-            found=found.n,
-            remedy="Compute the statistics of the right images, or write a protocol for these",
-        )
+        what = f"the protocol's reference is {spec.statistics.images:,} images; another number moves scores"
+        remedy = "Compute the statistics of the right images, or write a protocol for these"
+        raise DataError(what, file=found.source, key="n", found=found.n, remedy=remedy)
     metric = METRICS[spec.metric]
     if metric.reference == "features" and found.features is None:
-        raise DataError(
-            f"{metric.label} needs features, and these statistics hold moments only",
-            file=found.source,
-            key="features",
-            remedy=f"Compute them again with --features 4096, or leave {metric.label} out of the protocol",
-        )
+        what = f"{metric.label} needs features, and these statistics hold moments only"
+        remedy = f"Compute them again with --features 4096, or leave {metric.label} out of the protocol"
+        raise DataError(what, file=found.source, key="features", remedy=remedy)
     return found
+
+
+def _arrays(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise DataError("this is one array, not an npz", file=path, remedy=remedy)
+        with file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
+        raise DataError(f"this is no npz of plain arrays: {problem}", file=path, remedy=remedy) from problem
 
 
 # --- make ---
@@ -273,12 +267,9 @@ def save_statistics(path: Path, statistics: FeatureStatistics, provenance: Mappi
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: np.savez(file, **arrays))
     except OSError as problem:
-        raise DataError(
-            "the statistics cannot be written",
-            file=path,
-            found=problem.strerror,
-            remedy="Name a file in a folder that can be written and has room",
-        ) from problem
+        what = "the statistics cannot be written"
+        remedy = "Name a file in a folder that can be written and has room"
+        raise DataError(what, file=path, found=problem.strerror, remedy=remedy) from problem
 
 
 def scene_batches(indices: Sequence[int], size: int = 64) -> Iterator[Images]:

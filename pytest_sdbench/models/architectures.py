@@ -18,6 +18,7 @@ from typing import Any
 Config = Mapping[str, Any]
 """Constructor arguments of one network, by their diffusers (U-Net, VAE) or transformers (CLIP) names."""
 
+_DOWN, _UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 _SD_V1: dict[str, Any] = {
     "sample_size": 64,
     "in_channels": 4,
@@ -25,14 +26,9 @@ _SD_V1: dict[str, Any] = {
     "center_input_sample": False,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
-    "down_block_types": (
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "DownBlock2D",
-    ),
+    "down_block_types": (_DOWN, _DOWN, _DOWN, "DownBlock2D"),
     "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "up_block_types": ("UpBlock2D", _UP, _UP, _UP),
     "block_out_channels": (320, 640, 1280, 1280),
     "layers_per_block": 2,
     "downsample_padding": 1,
@@ -48,8 +44,8 @@ _SD_V1: dict[str, Any] = {
 _BK_BASE = _SD_V1 | {"layers_per_block": 1}
 _BK_SMALL = _BK_BASE | {"mid_block_type": None}
 _BK_TINY = _BK_SMALL | {
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "down_block_types": (_DOWN, _DOWN, _DOWN),
+    "up_block_types": (_UP, _UP, _UP),
     "block_out_channels": (320, 640, 1280),
 }
 

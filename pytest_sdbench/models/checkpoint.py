@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,10 @@ class Checkpoint:
 
     spec: str
     """What the card or the command line asked for."""
-
     folder: Path
     """The complete checkpoint, or the one that lends everything but the U-Net."""
-
     unet_folder: Path | None = None
     """The folder of another U-Net that takes the place of ``folder/unet``."""
-
     scheduler_folder: Path | None = None
     """The folder of the scheduler published together with that U-Net."""
 
@@ -73,24 +70,19 @@ class Checkpoint:
         It depends on weights, configurations, vocabulary and scheduler alone: not on where the folder lies,
         what else is in it, nor on notes of library versions in a configuration.
         """
-        digest = hashlib.sha256()
-        for name, content in self._contents():
-            digest.update(f"{name}\0{content}\n".encode())
-        return digest.hexdigest()[:16]
-
-    def _contents(self) -> Iterator[tuple[str, str]]:
-        """Yield (name, SHA-256) of everything that the pipeline's results depend on."""
+        contents = {}
         for name in COMPONENTS:
-            yield f"{name}/config", _config_digest(self.config(name))
-            for file in self.weights(name).files:
-                yield f"{name}/{file.name}", _file_digest(file)
-        yield "scheduler/class", scheduler_class(self)
-        yield "scheduler/config", _config_digest(self.config("scheduler"))
+            contents[f"{name}/config"] = _config_digest(self.config(name))
+            contents |= {f"{name}/{file.name}": _file_digest(file) for file in self.weights(name).files}
+        contents["scheduler/class"] = scheduler_class(self)
+        contents["scheduler/config"] = _config_digest(self.config("scheduler"))
         for file in sorted(self.part("tokenizer").glob("*")):
             if file.suffix == ".json" and "config" in file.name:
-                yield f"tokenizer/{file.name}", _config_digest(read_json(file))
+                contents[f"tokenizer/{file.name}"] = _config_digest(read_json(file))
             elif file.suffix in (".json", ".txt"):
-                yield f"tokenizer/{file.name}", _file_digest(file)
+                contents[f"tokenizer/{file.name}"] = _file_digest(file)
+        listed = "".join(f"{name}\0{content}\n" for name, content in contents.items())
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
 def resolve(
@@ -112,22 +104,11 @@ def resolve(
     if weights is not None:
         return _override(spec, Path(weights).expanduser().resolve(), card, near, download)
     if spec is None:
-        raise Unavailable(
-            "the card names no checkpoint",
-            key="sdbench.checkpoint",
-            remedy=f"Give the weights: --sdbench-weights {card}=PATH",
-        )
+        remedy = f"Give the weights: --sdbench-weights {card}=PATH"
+        raise Unavailable("the card names no checkpoint", key="sdbench.checkpoint", remedy=remedy)
     pair = split_pair(spec)
     if pair is None:
-        folder = _locate(str(spec), card, near, download)
-        if _is_unet(folder):
-            raise CheckpointError(
-                "this folder holds a U-Net alone",
-                file=folder,
-                key="sdbench.checkpoint",
-                remedy="Name the checkpoint that lends the other components: {base: ..., unet: ...}",
-            )
-        return Checkpoint(str(spec), _complete(folder))
+        return Checkpoint(str(spec), _complete(_locate(str(spec), card, near, download)))
     base, unet = pair
     own = _unet_parts(_locate(unet, card, near, download, components=("unet",)))
     # Every component but the U-Net is needed of the base; a cached copy often has them all.
@@ -154,21 +135,21 @@ def scheduler_class(checkpoint: Checkpoint) -> str:
     return str(name)
 
 
-_digests: dict[tuple[str, int, int], str] = {}
+@cache
+def _digest(real: Path, size: int, changed: int) -> str:
+    return sha256_of(real)
 
 
 def _file_digest(path: Path) -> str:
     """SHA-256 of a file; remembered in this process by real path, size and time of change."""
-    real = path.resolve()
-    status = real.stat()
-    key = (str(real), status.st_size, status.st_mtime_ns)
-    if key not in _digests:
-        _digests[key] = sha256_of(real)
-    return _digests[key]
+    status = path.stat()
+    return _digest(path.resolve(), status.st_size, status.st_mtime_ns)
 
 
-_NOTES = {"transformers_version", "dtype", "torch_dtype", "architectures"}
-_NOTES |= {"name_or_path", "local_files_only", "is_local"}
+_NOTES = {
+    *("transformers_version", "dtype", "torch_dtype", "architectures"),
+    *("name_or_path", "local_files_only", "is_local"),
+}
 
 
 def _config_digest(config: Mapping[str, Any]) -> str:
@@ -182,12 +163,9 @@ def _override(
     spec: str | Mapping[str, str] | None, folder: Path, card: str, near: Path | None, download: bool
 ) -> Checkpoint:
     if not folder.is_dir():
-        raise CheckpointError(
-            "no such folder",
-            key=f"--sdbench-weights {card}",
-            found=str(folder),
-            remedy="Give a checkpoint in diffusers layout, or the folder of its U-Net",
-        )
+        what = "no such folder"
+        remedy = "Give a checkpoint in diffusers layout, or the folder of its U-Net"
+        raise CheckpointError(what, key=f"--sdbench-weights {card}", found=str(folder), remedy=remedy)
     if (folder / "model_index.json").is_file():
         return Checkpoint(str(folder), _complete(folder))
     own = _unet_parts(folder)
@@ -235,13 +213,13 @@ def _locate(
     return folder
 
 
-def _is_unet(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
-
-
 def _complete(folder: Path) -> Path:
     """Return ``folder`` if it is a pipeline of ours."""
     index_file = folder / "model_index.json"
+    if not index_file.is_file() and (folder / "config.json").is_file():
+        what = "this folder holds a U-Net alone"
+        remedy = "Name the checkpoint that lends the other components: {base: ..., unet: ...}"
+        raise CheckpointError(what, file=folder, key="sdbench.checkpoint", remedy=remedy)
     if not index_file.is_file():
         raise incomplete("not a checkpoint in diffusers layout: no model_index.json", folder)
     index = read_json(index_file)
@@ -254,21 +232,16 @@ def _complete(folder: Path) -> Path:
 def check_class(name: str, found: Any, file: Path, *, key: str) -> None:
     """Raise ``CheckpointError`` unless a component is of the class that SD v1's is, or the file is silent."""
     if found not in (None, _CLASSES[name]):
-        raise CheckpointError(
-            f"unsupported {name}",
-            file=file,
-            key=key,
-            found=found,
-            remedy=f"Only checkpoints with a {_CLASSES[name]}, as SD v1's, are supported",
-        )
+        remedy = f"Only checkpoints with a {_CLASSES[name]}, as SD v1's, are supported"
+        raise CheckpointError(f"unsupported {name}", file=file, key=key, found=found, remedy=remedy)
 
 
 def _unet_parts(folder: Path) -> tuple[Path, Path | None]:
     """Return the U-Net in ``folder``, and the scheduler beside it if the folder is no whole checkpoint."""
-    if _is_unet(folder):
+    whole = (folder / "model_index.json").is_file()
+    if (folder / "config.json").is_file() and not whole:
         return folder, None
     if (folder / "unet" / "config.json").is_file():
-        whole = (folder / "model_index.json").is_file()
         brings = not whole and (folder / "scheduler" / "scheduler_config.json").is_file()
         return folder / "unet", folder / "scheduler" if brings else None
     raise CheckpointError(

@@ -62,12 +62,8 @@ class Macs:
 
     total: int
     """Convolutions, linear layers and the two matrix products of every attention."""
-
     conv_linear: int
     """Convolutions and linear layers only, as most papers count."""
-
-
-_ATTENTION = ("bmm", "baddbmm")
 
 
 def unet_macs(architecture: str | Config) -> Macs:
@@ -79,8 +75,7 @@ def unet_macs(architecture: str | Config) -> Macs:
     """
     model = unet_skeleton(architecture)
     flops = _flops(model, lambda: model(**unet_inputs(architecture)))
-    attention = sum(flops.get(name, 0) for name in _ATTENTION)
-    total = sum(flops.values())
+    total, attention = sum(flops.values()), flops.get("bmm", 0) + flops.get("baddbmm", 0)
     return Macs(total=total // 2, conv_linear=(total - attention) // 2)
 
 

@@ -51,10 +51,8 @@ def download_snapshot(name: str, revision: str | None, components: Sequence[str]
             pass
     folder = _fetch(name, revision, components)
     if missing := _missing(folder, components):
-        lacks = f"no {', '.join(missing)}"
-        raise CheckpointError(
-            "the repository lacks a part", file=folder, found=lacks, remedy="Name another one"
-        )
+        found = f"no {', '.join(missing)}"
+        raise CheckpointError("the repository lacks a part", file=folder, found=found, remedy="Name another")
     return folder
 
 
@@ -73,7 +71,10 @@ def _fetch(name: str, revision: str | None, components: Sequence[str]) -> Path:
         # The client lets errors of its transport, of the file system and of its own through; for the card
         # they all mean the same. A full disk shows in the text.
         found = f"{type(error).__name__}: {first_line(error)}"
-        if files is None and _no_network(error):
+        # The client's transport is httpx or requests, by its version: both have these names for a hub that
+        # does not answer. An error of its own is about one repository alone.
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if files is None and names & {"TransportError", "ConnectionError", "Timeout"}:
             _unreachable.append(found)
         raise _refusal(found) from error
 
@@ -87,19 +88,9 @@ def forget_failures() -> None:
     _unreachable.clear()
 
 
-def _no_network(error: BaseException) -> bool:
-    """Say whether the hub did not answer: an error of its own is about one repository alone."""
-    # The client's transport is httpx or requests, by its version; both have these names.
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return not names.isdisjoint({"TransportError", "ConnectionError", "Timeout"})
-
-
 def _refusal(found: str) -> Unavailable:
-    return Unavailable(
-        "cannot be fetched from the hub",
-        found=found,
-        remedy="Check network, access (`hf auth login`) and disk space",
-    )
+    remedy = "Check network, access (`hf auth login`) and disk space"
+    return Unavailable("cannot be fetched from the hub", found=found, remedy=remedy)
 
 
 def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:

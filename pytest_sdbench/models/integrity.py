@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,38 +101,30 @@ def check_component(component: str, config: Mapping[str, Any], config_file: Path
             remedy=_remedy(component, shapes, config_file),
         )
     if missing:
-        where = weights.index or weights.files[0]
-        raise CheckpointError(
-            f"missing tensor{_others(missing)}",
-            file=where,
-            key=missing[0],
-            remedy=f"{COPY_AGAIN}, or export it again",
-        )
+        what, remedy = f"missing tensor{_others(missing)}", f"{COPY_AGAIN}, or export it again"
+        file = weights.index or weights.files[0]
+        raise CheckpointError(what, file=file, key=missing[0], remedy=remedy)
     if extra:
-        raise CheckpointError(
-            f"a tensor that the network does not have{_others(extra)}",
-            file=stored[extra[0]].file,
-            key=extra[0],
-            found=stored[extra[0]].shape,
-            remedy=f"Compare it with {config_file}; export the checkpoint again",
-        )
+        what = f"a tensor that the network does not have{_others(extra)}"
+        first, remedy = stored[extra[0]], f"Compare it with {config_file}; export the checkpoint again"
+        raise CheckpointError(what, file=first.file, key=extra[0], found=first.shape, remedy=remedy)
     _check_finite(weights)
 
 
 def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """Raise ``CheckpointError`` unless the components fit each other."""
-    fits: Iterable[tuple[str, str, str, str, int]] = (
-        ("unet", "cross_attention_dim", "text_encoder", "hidden_size", 1280),
-        ("unet", "in_channels", "vae", "latent_channels", 4),
-        ("unet", "out_channels", "vae", "latent_channels", 4),
+    fits = (
+        ("cross_attention_dim", "text_encoder", "hidden_size", 1280),
+        ("in_channels", "vae", "latent_channels", 4),
+        ("out_channels", "vae", "latent_channels", 4),
     )
-    for one, key, other, other_key, default in fits:
-        value, other_value = configs[one].get(key, default), configs[other].get(other_key, default)
+    for key, other, other_key, default in fits:
+        value, other_value = configs["unet"].get(key, default), configs[other].get(other_key, default)
         if value != other_value:
             raise CheckpointError(
-                f"{one} and {other} do not fit together",
+                f"unet and {other} do not fit together",
                 file=folder,
-                key=f"{one}.{key}",
+                key=f"unet.{key}",
                 found=f"{value}, but {other}.{other_key} is {other_value}",
                 remedy="Take them from checkpoints of one family",
             )
@@ -157,12 +149,9 @@ def _check_finite(weights: Weights) -> None:
         low, high = torch.aminmax(value if value.dtype.itemsize > 1 else value.float())
         if not (torch.isfinite(low) and torch.isfinite(high)):
             bad = int((~torch.isfinite(value.float())).sum())
-            raise CheckpointError(
-                f"NaN or infinity in {bad:,} of {value.numel():,} values",
-                file=file,
-                key=name,
-                remedy="Export the checkpoint again from a step before the loss diverged",
-            )
+            what = f"NaN or infinity in {bad:,} of {value.numel():,} values"
+            remedy = "Export the checkpoint again from a step before the loss diverged"
+            raise CheckpointError(what, file=file, key=name, remedy=remedy)
 
 
 def _others(names: list[str]) -> str:

@@ -29,19 +29,15 @@ class Ratio:
 
     seconds: tuple[float, ...]
     """The candidate's time in each round."""
-
     baseline_seconds: tuple[float, ...]
     """The baseline's time in the same rounds; empty where there was no baseline to time."""
-
     identical: bool = False
     """Whether both are one architecture: the ratio is then 1 by identity, not by measurement."""
-
     reused: bool = False
     """Whether the times were taken earlier in this session, for another card of the same architecture."""
 
     @property
     def rounds(self) -> int:
-        """Number of rounds."""
         return len(self.seconds)
 
     @property
@@ -212,9 +208,8 @@ def peak_memory(architecture: str | Config, *, device: str, dtype: torch.dtype |
     import torch
 
     if not device.startswith("cuda") or not torch.cuda.is_available():
-        raise Unavailable(
-            "peak memory is read from CUDA's allocator", found=device, remedy="Run with --sdbench-device cuda"
-        )
+        remedy = "Run with --sdbench-device cuda"
+        raise Unavailable("peak memory is read from CUDA's allocator", found=device, remedy=remedy)
     release_memory(device)
     held = torch.cuda.memory_allocated(device)
     call = UnetCall(architecture, device=device, dtype=dtype or torch.float32)
@@ -224,7 +219,6 @@ def peak_memory(architecture: str | Config, *, device: str, dtype: torch.dtype |
     del call
     release_memory(device)
     if peak <= 0:
-        raise Unavailable(
-            "CUDA's allocator reports no memory", found=peak, remedy="Unset PYTORCH_NO_CUDA_MEMORY_CACHING"
-        )
+        remedy = "Unset PYTORCH_NO_CUDA_MEMORY_CACHING"
+        raise Unavailable("CUDA's allocator reports no memory", found=peak, remedy=remedy)
     return peak

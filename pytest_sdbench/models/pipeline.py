@@ -66,12 +66,9 @@ def _load_model(kind: Any, name: str, checkpoint: Checkpoint, dtype: torch.dtype
         what, folder = f"{kind.__name__} cannot be loaded", checkpoint.part(name)
         raise incomplete(what, folder, found=str(error)) from error
     if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(
-            f"{kind.__name__} left {len(missing)} tensors at random values",
-            file=weights.files[0],
-            key=missing[0],
-            remedy="Save the checkpoint again with the installed versions of diffusers and transformers",
-        )
+        what = f"{kind.__name__} left {len(missing)} tensors at random values"
+        remedy = "Save the checkpoint again with the installed versions of diffusers and transformers"
+        raise CheckpointError(what, file=weights.files[0], key=missing[0], remedy=remedy)
     return model
 
 
@@ -82,12 +79,8 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Any:
     present = {path.name for path in folder.glob("*")}
     # Without its files the tokenizer would come up with an empty vocabulary, and without an error.
     if not ({"vocab.json", "merges.txt"} <= present or "tokenizer.json" in present):
-        raise CheckpointError(
-            "no vocabulary",
-            file=folder,
-            found=sorted(present),
-            remedy=f"It needs vocab.json and merges.txt. {COPY_AGAIN}",
-        )
+        remedy = f"It needs vocab.json and merges.txt. {COPY_AGAIN}"
+        raise CheckpointError("no vocabulary", file=folder, found=sorted(present), remedy=remedy)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare exceptions

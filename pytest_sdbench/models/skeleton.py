@@ -30,12 +30,9 @@ def unet_config(architecture: str | Config) -> Config:
         return ARCHITECTURES[architecture]
     unknown = sorted(key for key in architecture if not key.startswith("_") and key not in _unet_defaults())
     if unknown:
-        raise CardError(
-            "unknown key of a U-Net configuration",
-            key=f"{_KEY}.{unknown[0]}",
-            found=", ".join(unknown),
-            remedy="Use the argument names of diffusers' UNet2DConditionModel",
-        )
+        what = "unknown key of a U-Net configuration"
+        remedy = "Use the argument names of diffusers' UNet2DConditionModel"
+        raise CardError(what, key=f"{_KEY}.{unknown[0]}", found=", ".join(unknown), remedy=remedy)
     return architecture
 
 
@@ -71,12 +68,9 @@ def unet_skeleton(
         with torch.device("meta"):
             model = UNet2DConditionModel.from_config(dict(config)).eval().requires_grad_(False)
     except (TypeError, ValueError, LookupError, AttributeError, ZeroDivisionError, RuntimeError) as error:
-        raise CardError(
-            "not a configuration of UNet2DConditionModel",
-            key=_KEY,
-            found=first_line(error),
-            remedy="Compare it with the config.json of the checkpoint's unet folder",
-        ) from error
+        what = "not a configuration of UNet2DConditionModel"
+        remedy = "Compare it with the config.json of the checkpoint's unet folder"
+        raise CardError(what, key=_KEY, found=first_line(error), remedy=remedy) from error
     # diffusers' own `to` warns of every cast, whether or not the model has anything to keep in float32.
     torch.nn.Module.to(model, dtype or torch.float32)
     if torch.device(device).type == "meta":
@@ -104,12 +98,9 @@ def unet_inputs(
     config = unet_config(architecture)
     for key in _OTHER_CONDITIONING:
         if config.get(key) is not None:
-            raise CardError(
-                "only U-Nets conditioned on text, as SD v1's, are supported",
-                key=f"{_KEY}.{key}",
-                found=config[key],
-                remedy="Leave the key out",
-            )
+            what = "only U-Nets conditioned on text, as SD v1's, are supported"
+            remedy = "Leave the key out"
+            raise CardError(what, key=f"{_KEY}.{key}", found=config[key], remedy=remedy)
     defaults = _unet_defaults()
     size = config.get("sample_size") or 64
     height, width = (size, size) if isinstance(size, int) else size

@@ -73,13 +73,9 @@ def find_weights(folder: Path, component: str) -> Weights:
             files = _shards(folder / index_name)
             return Weights(files, variant, safetensors, folder / index_name)
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
-    raise CheckpointError(
-        f"no weights of the {component}",
-        file=folder,
-        key=component,
-        found=found,
-        remedy=f"It needs {STEMS[component][0]}.safetensors. {COPY_AGAIN}",
-    )
+    what = f"no weights of the {component}"
+    remedy = f"It needs {STEMS[component][0]}.safetensors. {COPY_AGAIN}"
+    raise CheckpointError(what, file=folder, key=component, found=found, remedy=remedy)
 
 
 def read_shapes(weights: Weights) -> dict[str, Tensor]:
@@ -152,24 +148,15 @@ def _load_bin(file: Path) -> dict[str, torch.Tensor]:
             # Files of torch < 1.6 are no zip archives and cannot be mapped.
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            "refused: not a plain pickle of tensors",
-            file=file,
-            found=first_line(error),
-            remedy="Convert it to safetensors if you trust it; .bin is read with weights_only=True alone",
-        ) from error
+        what = "refused: not a plain pickle of tensors"
+        remedy = "Convert it to safetensors if you trust it; .bin is read with weights_only=True alone"
+        raise CheckpointError(what, file=file, found=first_line(error), remedy=remedy) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise incomplete("damaged or truncated weights", file, found=_what(file, error)) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
-        raise CheckpointError(
-            "not a flat mapping of names to tensors",
-            file=file,
-            found=type(content).__name__,
-            remedy="Save it with diffusers' save_pretrained",
-        )
-    return content
+    if isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return content
+    what, remedy = "not a flat mapping of names to tensors", "Save it with diffusers' save_pretrained"
+    raise CheckpointError(what, file=file, found=type(content).__name__, remedy=remedy)
 
 
 def _what(file: Path, error: Exception) -> str:
