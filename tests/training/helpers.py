@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -35,24 +36,29 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_recipe(
-    *overrides: str, teacher: str | Path = "nowhere/at-all", objective: str = "prediction"
-) -> Recipe:
-    """Return a recipe of 6 steps of 8 on twelve scenes, which every step reports and none saves."""
+def recipe_of(teacher: str | Path, *overrides: str, **changes: Any) -> Recipe:
+    """Return a recipe of 6 steps of 8 that distils a student on twelve scenes, with whole blocks changed."""
     values: dict[str, Any] = {
         "name": "tiny",
         "title": "A tiny run",
         "teacher": str(teacher),
-        "objective": OBJECTIVES[objective],
+        "student": {"remove": "small"},
+        "objective": OBJECTIVES["distillation"],
         "data": {"kind": "scenes", "pairs": 12, "resolution": 64, "flip": True}
         | {"cache": True, "cache_text": True},
         "schedule": {"steps": 6, "batch": 8, "micro_batch": 8, "seed": 3},
         "optimizer": {"learning_rate": 1e-3},
-        "watch": {"report_seconds": 1e-9, "save_minutes": 60.0},
     }
-    if objective == "distillation":
-        values["student"] = {"remove": "tiny"}
-    return parse_recipe(values, overrides=overrides)
+    return parse_recipe(values | changes, overrides=overrides)
+
+
+def tiny_recipe(
+    *overrides: str, teacher: str | Path = "nowhere/at-all", objective: str = "prediction"
+) -> Recipe:
+    """Return a recipe of an objective which every step reports and none saves."""
+    student = {"remove": "tiny"} if objective == "distillation" else {}
+    watch = {"report_seconds": 1e-9, "save_minutes": 60.0}
+    return recipe_of(teacher, *overrides, student=student, objective=OBJECTIVES[objective], watch=watch)
 
 
 class Toy(Task):
@@ -141,7 +147,12 @@ def _assert_same(first: Any, second: Any, place: str) -> None:
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Imports take longer than a tiny run: the server imports once, and every process is a fork of it.
 _CONTEXT.set_forkserver_preload(
-    ["tests.training.helpers", "training.objectives.diffusion", "training.data.encoded"]
+    [
+        "tests.training.helpers",
+        "training.build",
+        "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+        "transformers.models.clip.modeling_clip",
+    ]
 )
 
 
@@ -217,3 +228,14 @@ def killed_in_save(moment: str, which: int) -> Iterator[None]:
         yield
     finally:
         torch.save, Path.replace = save, replace  # type: ignore[method-assign]
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """Make writes beyond `size` bytes fail, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -9,17 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from tests.tiny_checkpoint import make_checkpoint
+from tests.training.helpers import recipe_of
 from training.cli import STOPPED, main, run_folder
 from training.recipes.load import recipe_names
 
+pytestmark = pytest.mark.usefixtures("cache")
 UNETS = {
     "bk-sdm-base": "579,384,964",
     "bk-sdm-small": "482,346,884",
@@ -28,39 +28,23 @@ UNETS = {
 }
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("teacher") / "tiny")
-
-
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SDBENCH_CACHE", str(tmp_path / "cache"))
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path / "cache"
 
 
 @pytest.fixture
-def recipe(teacher: Path, tmp_path: Path) -> str:
-    values = {
-        "name": "mini",
-        "title": "Mini",
-        "teacher": str(teacher),
-        "student": {"remove": "small"},
-        "objective": {
-            "kind": "distillation",
-            "pairing": "bk-sdm",
-            "weights": {"task": 1.0, "output": 1.0, "feature": 1.0},
-        },
-        "data": {"kind": "scenes", "pairs": 8, "resolution": 64, "cache": True, "cache_text": True},
-        "schedule": {"steps": 4, "batch": 2, "micro_batch": 2},
-        "optimizer": {"learning_rate": 1e-4},
-        "export": {"license": "apache-2.0"},
-    }
-    path = tmp_path / "mini.yaml"
-    YAML().dump(values, path)
-    return str(path)
+def recipe(pristine_checkpoint: Path, tmp_path: Path) -> str:
+    """The file of a recipe of four steps of two."""
+    mini = recipe_of(
+        pristine_checkpoint,
+        name="mini",
+        data={"kind": "scenes", "pairs": 8, "resolution": 64, "cache": True, "cache_text": True},
+        schedule={"steps": 4, "batch": 2, "micro_batch": 2},
+    )
+    YAML().dump(mini.model_dump(mode="json", by_alias=True), tmp_path / "mini.yaml")
+    return str(tmp_path / "mini.yaml")
 
 
 def test_every_recipe_is_listed_with_its_title(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,37 +71,41 @@ def test_a_dry_run_describes_every_recipe_and_leaves_nothing_behind(
     assert list(tmp_path.rglob("*")) == []
 
 
-def test_a_dry_run_reads_no_weights(teacher: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    hidden = [(path, path.with_suffix(".hidden")) for path in teacher.rglob("*.safetensors")]
-    assert len(hidden) == 3
-    for path, other in hidden:
-        path.rename(other)
-    try:
-        assert main([recipe, "--dry-run"]) == 0
-    finally:
-        for path, other in hidden:
-            other.rename(path)
+def test_a_dry_run_reads_no_weights(
+    tiny_checkpoint: Path, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = list(tiny_checkpoint.rglob("*.safetensors"))
+    assert len(weights) == 3
+    for path in weights:
+        path.unlink()
+    assert main([recipe, "--dry-run", f"teacher={tiny_checkpoint}"]) == 0
     text = capsys.readouterr().out
     assert "mid_block" in text
-    assert str(teacher) in text
+    assert str(tiny_checkpoint) in text
 
 
-def test_a_dry_run_shows_the_overridden_figures(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([recipe, "schedule.steps=10", "--dry-run", "schedule.batch=12"]) == 0
-    text = capsys.readouterr().out
-    assert "12 images = 1 process x 6 in turn x 2 at once" in text
-    assert "15.0 of 8 pairs" in text
-
-
-def test_a_dry_run_cuts_the_batch_for_the_processes_of_a_launch(
-    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("processes", "overrides", "status", "words"),
+    [
+        (1, ["schedule.batch=12"], 0, "12 images = 1 process x 6 in turn x 2 at once"),
+        (1, ["schedule.steps=10", "schedule.batch=12"], 0, "15.0 of 8 pairs"),
+        (2, ["schedule.batch=8"], 0, "8 images = 2 processes x 2 in turn x 2 at once"),
+        (3, ["schedule.batch=8"], 2, "3 processes"),
+    ],
+)
+def test_a_dry_run_shows_the_overridden_figures_for_the_processes_of_a_launch(
+    processes: int,
+    overrides: list[str],
+    status: int,
+    words: str,
+    recipe: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main([recipe, "schedule.batch=8", "--dry-run"]) == 0
-    assert "8 images = 2 processes x 2 in turn x 2 at once" in capsys.readouterr().out
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    assert main([recipe, "schedule.batch=8", "--dry-run"]) == 2
-    assert "3 processes" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert main([recipe, overrides[0], "--dry-run", *overrides[1:]]) == status
+    said = capsys.readouterr()
+    assert words in (said.err if status else said.out)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +147,7 @@ def seen(folder: Path) -> list[int]:
     return [json.loads(line)["seen"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_run_stops_goes_on_and_is_exported(
+def test_a_run_stops_goes_on_is_exported_and_put_aside(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "mini"
@@ -177,12 +165,9 @@ def test_a_run_stops_goes_on_and_is_exported(
     assert (again / weights).read_bytes() == (out / weights).read_bytes()
     assert f"exported to {again}" in capsys.readouterr().out
 
-
-def test_a_restart_puts_the_old_run_aside(recipe: str) -> None:
-    assert run(recipe, "--stop-at", "4") == 0
     assert run(recipe, "--restart", "--stop-at", "2") == 0
     assert seen(run_folder("mini")) == [2]
-    assert seen(run_folder("mini.1")) == [4]
+    assert seen(run_folder("mini.1"))[-1] == 8
 
 
 def test_two_runs_do_not_share_a_folder(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +184,9 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(
     folder = run_folder("mini")
 
     def ask() -> None:
-        await_file(folder / "log.jsonl")
+        end = time.monotonic() + 120
+        while not (folder / "log.jsonl").is_file() and time.monotonic() < end:
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
     asking = threading.Thread(target=ask)
@@ -209,9 +196,3 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(
     assert status == STOPPED
     assert (folder / "state.pt").is_file()
     assert "the same command goes on" in capsys.readouterr().out
-
-
-def await_file(path: Path, seconds: float = 120.0, sleep: Callable[[float], None] = time.sleep) -> None:
-    end = time.monotonic() + seconds
-    while not path.is_file() and time.monotonic() < end:
-        sleep(0.02)

@@ -10,14 +10,15 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from pytest_sdbench.models.checkpoint import resolve
-from tests.tiny_checkpoint import UNET, make_checkpoint
+from tests.tiny_checkpoint import UNET
+from tests.training.helpers import recipe_of
 from training.data.encoded import Encoding, cached_pairs
 from training.data.scenes import ScenesSource
 from training.dry_run.activations import unet_activations
 from training.dry_run.describe import size
 from training.dry_run.memory import Amount, disk, memory
-from training.dry_run.networks import Blueprint, blueprint
-from training.recipes.load import load_recipe, parse_recipe
+from training.dry_run.networks import Blueprint, adapter_parameters, blueprint
+from training.recipes.load import load_recipe
 from training.recipes.schema import Recipe
 
 SD, BASE, SMALL, TINY, LCM = 859_520_964, 579_384_964, 482_346_884, 323_384_964, 323_466_884
@@ -25,34 +26,17 @@ TEXT, VAE = 123_060_480, 83_653_863
 """Parameters, counted by hand once from the published checkpoints; the VAE with its encoder."""
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("teacher") / "tiny")
+DATA = {"kind": "scenes", "pairs": 6, "resolution": 64, "flip": True, "cache": True, "cache_text": True}
+
+
+@pytest.fixture
+def teacher(pristine_checkpoint: Path) -> Path:
+    return pristine_checkpoint
 
 
 def recipe_for(teacher: Path, **changes: Any) -> Recipe:
-    values: dict[str, Any] = {
-        "name": "mini",
-        "title": "Mini",
-        "teacher": str(teacher),
-        "student": {"remove": "small"},
-        "objective": {
-            "kind": "distillation",
-            "pairing": "bk-sdm",
-            "weights": {"task": 1, "output": 1, "feature": 1},
-        },
-        "data": {
-            "kind": "scenes",
-            "pairs": 6,
-            "resolution": 64,
-            "flip": True,
-            "cache": True,
-            "cache_text": True,
-        },
-        "schedule": {"steps": 2, "batch": 2, "micro_batch": 2},
-        "optimizer": {"learning_rate": 1e-4},
-    }
-    return parse_recipe(values | changes)
+    schedule = {"steps": 2, "batch": 2, "micro_batch": 2}
+    return recipe_of(teacher, **{"data": DATA, "schedule": schedule, **changes})
 
 
 def named(amounts: list[Amount]) -> dict[str, int]:
@@ -66,12 +50,9 @@ def roles(plan: Blueprint) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("name", "unet", "tensors"),
     [
-        ("bk-sdm-base", BASE, 442),
-        ("bk-sdm-base-2m", BASE, 442),
-        ("bk-sdm-small", SMALL, 396),
-        ("bk-sdm-small-2m", SMALL, 396),
-        ("bk-sdm-tiny", TINY, 358),
-        ("bk-sdm-tiny-2m", TINY, 358),
+        *((f"bk-sdm-base{data}", BASE, 442) for data in ("", "-2m")),
+        *((f"bk-sdm-small{data}", SMALL, 396) for data in ("", "-2m")),
+        *((f"bk-sdm-tiny{data}", TINY, 358) for data in ("", "-2m")),
         ("tiny-sd", TINY, 358),
         ("portrait-finetuned", TINY, 358),
         ("tiny-sd-lcm-6400", LCM, 359),
@@ -85,14 +66,11 @@ def test_students_have_the_published_number_of_parameters(name: str, unet: int, 
     assert roles(plan)["VAE"] == VAE
 
 
-def test_the_teacher_is_counted_where_it_computes() -> None:
+def test_the_teacher_is_counted_where_it_computes_and_the_text_encoder_where_it_learns() -> None:
     assert roles(blueprint(load_recipe("bk-sdm-tiny")))["teacher's U-Net"] == SD
     lcm = roles(blueprint(load_recipe("tiny-sd-lcm-6400")))
     assert (lcm["teacher's U-Net"], lcm["target U-Net"]) == (TINY, LCM)
     assert "teacher's U-Net" not in roles(blueprint(load_recipe("portrait-finetuned")))
-
-
-def test_a_personalised_model_learns_its_text_encoder_too() -> None:
     assert blueprint(load_recipe("dreambooth")).learned == BASE + TEXT
 
 
@@ -193,12 +171,8 @@ def test_low_rank_adapters_are_what_peft_adds() -> None:
     recipe = load_recipe("dreambooth-lora")
     learned = blueprint(recipe).networks[0].learned
     unet = UNet2DConditionModel(**UNET)
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    unet.add_adapter(peft.LoraConfig(r=16, target_modules=targets))
+    unet.add_adapter(peft.LoraConfig(r=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     added = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
-
-    from training.dry_run.networks import adapter_parameters
-
     assert adapter_parameters(UNet2DConditionModel(**UNET), "unet", 16) == added
     assert 0 < learned < BASE / 100
 

@@ -19,16 +19,6 @@ from training.students.networks import Parts, load_parts
 PROMPTS = ["red and blue", "a large red star on a beach", "blue"]
 
 
-@pytest.fixture(scope="module")
-def parts(pristine_checkpoint: Path) -> Parts:
-    return load_parts(str(pristine_checkpoint))
-
-
-@pytest.fixture(scope="module")
-def consistency(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("lcm") / "lcm", unet={"time_cond_proj_dim": 8})
-
-
 def by_diffusers(folder: Path, number: int, *, guidance: float, lcm: bool = False) -> np.ndarray:
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     if lcm:
@@ -46,7 +36,8 @@ def test_pictures_are_those_that_diffusers_draws(pristine_checkpoint: Path, part
         assert np.abs(drawn[number] - by_diffusers(pristine_checkpoint, number, guidance=3.0)).max() <= 1
 
 
-def test_a_consistency_model_draws_with_its_own_sampler(consistency: Path) -> None:
+def test_a_consistency_model_draws_with_its_own_sampler(tmp_path: Path) -> None:
+    consistency = make_checkpoint(tmp_path / "lcm", unet={"time_cond_proj_dim": 8})
     drawn = draw(load_parts(str(consistency)), PROMPTS, guidance=8.0, steps=3)
     wanted = by_diffusers(consistency, 1, guidance=8.0, lcm=True)
     assert np.abs(drawn[1] - wanted).max() <= 1

@@ -27,23 +27,19 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.clip import load_clip
 from pytest_sdbench.protocols import scenes
+from tests.tiny_checkpoint import make_checkpoint
+from tests.training.helpers import recipe_of
 from training.dry_run.networks import adapter_parameters
 from training.errors import TrainingError
 from training.objectives import dreambooth_pictures as dreambooth
 from training.objectives.dreambooth_pictures import add_adapters, class_pairs, draw_class, subject_pairs
-from training.recipes.load import parse_recipe
 from training.recipes.schema import Lora, Recipe
-from training.students.networks import Parts, load_parts
+from training.students.networks import Parts
 from training.students.tokenizer import build_tokenizer
 
 needs_extractors = pytest.mark.skipif(
     not (reference() / "checkpoints" / "scenes-clip").is_dir(), reason="the extractors of scenes are not here"
 )
-
-
-@pytest.fixture(scope="module")
-def parts(pristine_checkpoint: Path) -> Parts:
-    return load_parts(str(pristine_checkpoint))
 
 
 @pytest.fixture
@@ -53,23 +49,14 @@ def subject(tmp_path: Path) -> Path:
 
 
 def recipe_for(parts: Parts, data: Any, seed: int = 0, **objective: Any) -> Recipe:
-    return parse_recipe(
-        {
-            "name": "mini-dreambooth",
-            "title": "Mini",
-            "teacher": str(parts.checkpoint.folder),
-            "objective": {
-                "kind": "dreambooth",
-                "prompt": PROMPT,
-                "class_prompt": CLASS_PROMPT,
-                "class_images": 3,
-                **objective,
-            },
-            "data": data,
-            "schedule": {"steps": 2, "batch": 2, "micro_batch": 2, "seed": seed},
-            "optimizer": {"learning_rate": 1e-4},
-            "watch": {"sampling_steps": 1, "guidance": 1.0},
-        }
+    prompts = {"prompt": PROMPT, "class_prompt": CLASS_PROMPT, "class_images": 3}
+    return recipe_of(
+        parts.checkpoint.folder,
+        student={},
+        objective={"kind": "dreambooth", **prompts, **objective},
+        data=data,
+        schedule={"steps": 2, "batch": 2, "micro_batch": 2, "seed": seed},
+        watch={"sampling_steps": 1, "guidance": 1.0},
     )
 
 
@@ -187,8 +174,6 @@ def test_other_class_pictures_lie_elsewhere(parts: Parts, tmp_path: Path) -> Non
 def test_class_pictures_come_from_the_model_of_the_recipe(
     parts: Parts, subject: Path, tmp_path: Path
 ) -> None:
-    from tests.tiny_checkpoint import make_checkpoint
-
     other = make_checkpoint(tmp_path / "other", seed=3)
     data = {"kind": "folder", "path": str(subject)}
     found = []
@@ -245,13 +230,8 @@ def test_scores_tell_the_subject_the_place_and_the_class() -> None:
     """Real pictures stand for what a perfect model draws, one that ignores, and one that forgot its class."""
     models: Any = {"classifier": load_classifier(), "clip": load_clip("local:scenes-clip")}
     real = pictures()
-    places = [
-        "on a beige background",
-        "on a pink background",
-        "in a meadow",
-        "at dawn",
-        "on a brown background",
-    ]
+    colours = [f"on a {colour} background" for colour in ("beige", "pink", "brown")]
+    places = [*colours[:2], "in a meadow", "at dawn", colours[2]]
     prompts = [f"{PROMPT} {place}" for place in places]
     hearts = [
         s for s in map(scenes.scene, range(4000)) if s.layout == "one" and s.objects[0].shape == "heart"

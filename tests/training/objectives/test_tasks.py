@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from tests.tiny_checkpoint import make_checkpoint
 from tests.training.helpers import assert_same_state, log_lines, tiny_recipe, train_real
 from training.build import build_task
-from training.objectives.consistency import ConsistencyTask
-from training.objectives.distillation import DistillationTask
+from training.objectives.inputs import mirrored
 from training.recipes.schema import Recipe
-from training.run.loop import train
 from training.run.processes import start
 from training.run.randomness import Dice
 from training.run.state import FILE, read_state
 from training.run.task import Piece
+from training.students.feature_taps import feature_pairs
 
 OBJECTIVES = ("prediction", "distillation", "consistency")
 
@@ -35,9 +34,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def built(recipe: Recipe, folder: Path) -> Any:
-    accelerator = start(recipe, folder, "cpu")
-    return build_task(recipe, folder=folder, accelerator=accelerator, say=lambda _line: None)
+def built(place: Path, *overrides: str, objective: str = "prediction") -> Any:
+    recipe = tiny_recipe(*overrides, teacher=place / "sd", objective=objective)
+    accelerator = start(recipe, place / "built", "cpu")
+    return build_task(recipe, folder=place / "built", accelerator=accelerator, say=lambda _line: None)
 
 
 def piece(seen: int = 0, count: int = 4, first: int = 0, total: int = 4) -> Piece:
@@ -67,7 +67,9 @@ def curve(folder: Path) -> list[float]:
     return [line["loss"] for line in log_lines(folder) if "loss" in line]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", ["consistency", *(pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES[:2])]
+)
 def test_resumed_equals_uninterrupted(place: Path, whole: Any, objective: str) -> None:
     recipe = short(place, objective)
     train_real(place / f"parts-{objective}", recipe, stop_at=4)
@@ -79,7 +81,7 @@ def test_resumed_equals_uninterrupted(place: Path, whole: Any, objective: str) -
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_pieces_average_to_the_whole_step(place: Path, objective: str) -> None:
-    task = built(tiny_recipe(teacher=place / "sd", objective=objective), place / "pieces")
+    task = built(place, objective=objective)
     whole = task.losses(task.model, piece(seen=8))
     parts = [task.losses(task.model, piece(seen=8, count=2, first=first)) for first in (0, 2)]
     for name, value in whole.items():
@@ -97,7 +99,7 @@ def test_validation_does_not_change_the_course(place: Path, whole: Any) -> None:
 
 
 def test_validation_measures_the_same_thing_every_time(place: Path) -> None:
-    task = built(tiny_recipe("watch.validation_rows=5", teacher=place / "sd"), place / "validated")
+    task = built(place, "watch.validation_rows=5")
     first = task.validate(task.model)
     task.losses(task.model, piece())
     torch.randn(3)
@@ -134,29 +136,19 @@ def test_a_student_of_all_losses_learns(place: Path) -> None:
 
 def test_a_distillation_step_is_what_its_parts_say(place: Path) -> None:
     """Latents, noise and steps from the dice; both networks on the same; features of the published pairs."""
-    task = built(tiny_recipe(teacher=place / "sd", objective="distillation"), place / "step")
-    assert isinstance(task, DistillationTask)
+    task = built(place, objective="distillation")
     losses = task.losses(task.model, piece(seen=8))
     dice = Dice(3, 8, 4, 0, 4)
     examples = task.inputs.read((8, 4))
-    assert examples.mean is not None
-    assert examples.deviation is not None
-    assert examples.text is not None
     clean = (examples.mean.float() + examples.deviation.float() * dice.normal(4, 8, 8)) * 0.18215
     noise, steps = dice.normal(4, 8, 8), dice.integers(1000)
     signal = task.parts.scheduler.alphas_cumprod.double()[steps].view(-1, 1, 1, 1)
     noisy = (signal.sqrt() * clean + (1 - signal).sqrt() * noise).float()
     caught: dict[str, list[Tensor]] = {"student": [], "teacher": []}
     networks = {"student": task.model.unet, "teacher": task.teacher.unet}
-    taps = {
-        "student": ["down_blocks.0", "down_blocks.1", "down_blocks.2.attentions.0.proj_out",
-                    "up_blocks.0", "up_blocks.1", "up_blocks.2"],
-        "teacher": ["down_blocks.0", "down_blocks.1", "down_blocks.2.attentions.1.proj_out",
-                    "up_blocks.1", "up_blocks.2", "up_blocks.3"],
-    }  # fmt: skip
     guesses = {}
     for who, network in networks.items():
-        for tap in taps[who]:
+        for tap in [pair[who == "student"] for pair in feature_pairs("bk-sdm", "tiny")]:
 
             def keep(_m: Any, _i: Any, output: Any, into: list[Tensor] = caught[who]) -> None:
                 into.append(output[0] if isinstance(output, tuple) else output)
@@ -176,31 +168,20 @@ def test_a_distillation_step_is_what_its_parts_say(place: Path) -> None:
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-4), name
 
 
-def test_the_frozen_networks_stay_as_they_are(place: Path) -> None:
-    recipe = short(place, "consistency", "schedule.steps=1")
-    accelerator = start(recipe, place / "frozen", "cpu")
-    task = build_task(recipe, folder=place / "frozen", accelerator=accelerator, say=lambda _line: None)
-    assert isinstance(task, ConsistencyTask)
-    before = copy.deepcopy(task.teacher.state_dict())
-    started = copy.deepcopy(task.model.state_dict())
-    train(task, recipe, place / "frozen", accelerator, say=lambda _line: None)
-    for name, value in task.teacher.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    assert not torch.equal(task.model.state_dict()["unet.conv_in.weight"], started["unet.conv_in.weight"])
-
-
-def test_the_target_follows_the_student(place: Path) -> None:
-    recipe, name = short(place, "consistency"), "unet.conv_in.weight"
-    start = built(recipe, place / "none").model.state_dict()[name].double()
-    task = train_real(place / "target", recipe, stop_at=4)
+def test_the_target_follows_the_student_and_the_teacher_stays(place: Path) -> None:
+    fresh = built(place, objective="consistency")
+    task = train_real(place / "target", short(place, "consistency"), stop_at=4)
+    name = "unet.conv_in.weight"
+    start = fresh.model.state_dict()[name].double()
     student = read_state(place / "target" / FILE)["model"][name].double()
     target = task.target.state_dict()[name].double()
     torch.testing.assert_close(target, 0.8 * start + 0.2 * student, rtol=1e-6, atol=1e-8)
     assert not torch.equal(start, student)
+    torch.testing.assert_close(task.teacher.state_dict(), fresh.teacher.state_dict(), rtol=0, atol=0)
 
 
 def test_the_teacher_is_called_once_for_both_branches(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = built(tiny_recipe(teacher=place / "sd", objective="consistency"), place / "once")
+    task = built(place, objective="consistency")
     calls: list[tuple[Tensor, ...]] = []
     task.teacher.unet.register_forward_pre_hook(lambda _module, inputs: calls.append(inputs))
     encoded: list[int] = []
@@ -219,9 +200,7 @@ def test_the_teacher_is_called_once_for_both_branches(place: Path, monkeypatch: 
 
 
 def test_a_consistency_step_is_what_its_parts_say(place: Path) -> None:
-    from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
-
-    task = built(tiny_recipe(teacher=place / "sd", objective="consistency"), place / "lcm-step")
+    task = built(place, objective="consistency")
     loss = task.losses(task.model, piece(seen=8))["loss"].item()
     dice = Dice(3, 8, 4, 0, 4)
     examples = task.inputs.read((8, 4))
@@ -264,7 +243,7 @@ def test_a_consistency_step_is_what_its_parts_say(place: Path) -> None:
 
 
 def test_dropped_captions_become_the_empty_prompt(place: Path) -> None:
-    task = built(tiny_recipe(teacher=place / "sd"), place / "dropped")
+    task = built(place)
     inputs, dice = task.inputs, Dice(0, 0, 1000, 0, 1000)
     text, nothing = torch.ones(1000, 7, 2), torch.zeros(1, 7, 2)
     dropped = inputs.drop_captions(text, nothing, 0.2, dice)
@@ -276,7 +255,7 @@ def test_dropped_captions_become_the_empty_prompt(place: Path) -> None:
 
 def test_latents_vary_as_the_posterior_says(place: Path) -> None:
     """A picture is not one frozen sample: its mean and deviation are kept, and drawn from anew."""
-    task = built(tiny_recipe(teacher=place / "sd"), place / "latents")
+    task = built(place)
     examples = task.inputs.pairs.take([0] * 400)
     latents = task.inputs.latents(examples, Dice(1, 0, 400, 0, 400)) / 0.18215
     error = (latents.mean(0) - examples.mean[0].float()) / (examples.deviation[0].float() / 20)
@@ -286,18 +265,14 @@ def test_latents_vary_as_the_posterior_says(place: Path) -> None:
 
 
 def test_live_pictures_give_the_latents_of_the_cache(place: Path) -> None:
-    live = tiny_recipe("data.cache=false", "data.cache_text=false", teacher=place / "sd")
-    cached = tiny_recipe(teacher=place / "sd")
     losses = []
-    for recipe, name in ((live, "live"), (cached, "cached")):
-        task = built(recipe, place / name)
-        losses.append(float(task.losses(task.model, piece())["loss"]))
+    for overrides in (["data.cache=false", "data.cache_text=false"], []):
+        task = built(place, *overrides)
+        losses.append(task.losses(task.model, piece())["loss"].item())
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)  # the cache is float16
 
 
 def test_mirrored_pictures_are_half_and_fixed_by_their_place() -> None:
-    from training.objectives.inputs import mirrored
-
     sides = [mirrored(3, ordinal) for ordinal in range(4000)]
     assert sum(sides) == pytest.approx(2000, abs=150)
     assert sides == [mirrored(3, ordinal) for ordinal in range(4000)]
@@ -306,9 +281,8 @@ def test_mirrored_pictures_are_half_and_fixed_by_their_place() -> None:
 
 def test_text_encoder_that_learns_is_trained_and_saved(place: Path) -> None:
     settings = ("objective.train_text_encoder=true", "data.cache_text=false", "schedule.steps=1")
-    recipe = short(place, "prediction", *settings)
-    fresh = built(recipe, place / "text-fresh").model.text_encoder.state_dict()
-    train_real(place / "text", recipe)
+    fresh = built(place, *settings).model.text_encoder.state_dict()
+    train_real(place / "text", short(place, "prediction", *settings))
     state = read_state(place / "text" / FILE)["model"]
     moved = [name for name, value in fresh.items() if not torch.equal(state[f"text_encoder.{name}"], value)]
     assert len(moved) > len(fresh) / 2

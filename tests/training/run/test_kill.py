@@ -12,8 +12,11 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
+
 from tests.tiny_checkpoint import UNET, make_checkpoint
 from tests.training.helpers import (
+    Toy,
     assert_same_state,
     begin,
     finish,
@@ -21,32 +24,31 @@ from tests.training.helpers import (
     log_lines,
     tiny_recipe,
     train_real,
+    train_toy,
 )
-from training.recipes.schema import Recipe
 from training.run.state import FILE, read_state
 from training.students.block_removal import student_config
 
-KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "5"))
 IN_SAVE = ("half", "before rename", "after rename")
 MOMENTS = ("any", "half", "before rename", "any", "after rename")
 
 
-def recipe_of(teacher: str, save_minutes: float) -> Recipe:
-    return tiny_recipe(
-        f"schedule.steps={2 * KILLS + 4}",
+def run(folder: Path, teacher: str | None, moment: str, which: int) -> None:
+    """Train a consistency model, or a toy; every step is saved where a kill is to come."""
+    settings = (
+        f"schedule.steps={2 * KILLS + 6}",
         "schedule.batch=2",
         "schedule.micro_batch=2",
         "ema.decay=0.9",
-        f"watch.save_minutes={save_minutes}",
-        teacher=teacher,
-        objective="consistency",
+        f"watch.save_minutes={60.0 if moment == 'never' else 1e-9}",
     )
-
-
-def run(folder: str, teacher: str, moment: str, which: int) -> None:
-    """Train; every step is saved where a kill is to come."""
     with killed_in_save(moment, which) if moment in IN_SAVE else nullcontext():
-        train_real(Path(folder), recipe_of(teacher, 60.0 if moment == "never" else 1e-9))
+        if teacher:
+            train_real(folder, tiny_recipe(*settings, teacher=teacher, objective="consistency"))
+        else:
+            pause = 0.2 if moment == "any" else 0.0
+            train_toy(folder, *settings, toy=Toy(at=lambda _first, _losses: time.sleep(pause)))
 
 
 def position(folder: Path) -> int:
@@ -59,29 +61,26 @@ def reported(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def test_killed_again_and_again_is_uninterrupted(tmp_path: Path) -> None:
-    # Already a small student: fewer tensors are saved faster.
-    teacher = str(make_checkpoint(tmp_path / "sd", unet=student_config(UNET, "tiny")))
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    assert finish([begin(run, str(whole), teacher, "never", 0)]) == [0]
-    chance, kills, places = random.Random(0), 0, []
-    for moment in itertools.cycle(MOMENTS):
-        if kills == KILLS:
-            break
+@pytest.mark.parametrize("trained", ["toy", pytest.param("consistency", marks=pytest.mark.slow)])
+def test_killed_again_and_again_is_uninterrupted(trained: str, tmp_path: Path) -> None:
+    teacher, killed, whole = None, tmp_path / "killed", tmp_path / "whole"
+    if trained == "consistency":
+        # Already a small student: fewer tensors are saved faster.
+        teacher = str(make_checkpoint(tmp_path / "sd", unet=student_config(UNET, "tiny")))
+    assert finish([begin(run, whole, teacher, "never", 0)]) == [0]
+    chance, places = random.Random(0), []
+    for moment in itertools.islice(itertools.cycle(MOMENTS), KILLS):
         before, steps = reported(killed), chance.choice((1, 2))
-        process = begin(run, str(killed), teacher, moment, steps)
+        process = begin(run, killed, teacher, moment, steps)
         if moment == "any":
             while reported(killed) < before + steps and process.is_alive():
                 time.sleep(0.01)
             process.join(chance.uniform(0.0, 0.3))
             process.kill()
         assert finish([process]) == [-9], "it ended before it was killed"
-        kills += 1
         places.append((moment, position(killed)))
-    assert finish([begin(run, str(killed), teacher, "never", 0)]) == [0]
-    print(f"{kills} kills at {places} of {position(whole)} images")
+    assert finish([begin(run, killed, teacher, "never", 0)]) == [0]
+    print(f"kills at {places} of {position(whole)} images")
     assert_same_state(killed, whole)
-    seen = [line["seen"] for line in log_lines(killed)]
-    assert seen == [line["seen"] for line in log_lines(whole)] == sorted(set(seen))
-    losses = [[line["loss"] for line in log_lines(folder)] for folder in (killed, whole)]
-    assert losses[0] == losses[1]
+    curves = [[(line["seen"], line["loss"]) for line in log_lines(folder)] for folder in (killed, whole)]
+    assert curves[0] == curves[1] == sorted(set(curves[0]))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +10,20 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
-from tests.training.helpers import Toy, assert_same_state, log_lines, tiny_recipe, train_toy
+from tests.training.helpers import (
+    Toy,
+    assert_same_state,
+    files_no_longer_than,
+    log_lines,
+    tiny_recipe,
+    train_toy,
+)
 from training.errors import TrainingError
 from training.run.processes import start
 from training.run.state import FILE, load_state, read_state, save_state
 from training.run.step import Learner, prepare
 
 SAVE_ALWAYS = "watch.save_minutes=1e-9"
-
-
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    """Make writes beyond `size` bytes fail, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
