@@ -79,14 +79,10 @@ def test_a_card_is_read_whole(tmp_path: Path) -> None:
     card = read_card(write(tmp_path))
     assert (card.name, card.title, card.license) == ("student", "Student", "creativeml-openrail-m")
     assert card.checkpoint == "nota-ai/bk-sdm-small@25230d9acc2121ed7ac95470910da031944b339a"
-    assert (card.base, card.baseline, card.architecture) == (
-        "stable-diffusion-v1-4",
-        "stable-diffusion-v1-4",
-        "bk-sdm-small",
-    )
-    assert card.size["unet"].exact == 482346884
-    assert card.size["unet"].published == 490e6
-    assert card.size["unet"].published_text == "0.490e+9"
+    assert card.base == card.baseline == "stable-diffusion-v1-4"
+    assert card.architecture == "bk-sdm-small"
+    unet = card.size["unet"]
+    assert (unet.exact, unet.published, unet.published_text) == (482346884, 490e6, "0.490e+9")
     assert card.size["text_encoder"].published is None
     assert card.unet_macs == 255.4e9
     assert card.speed is not None
@@ -94,6 +90,9 @@ def test_a_card_is_read_whole(tmp_path: Path) -> None:
     assert card.memory is not None
     assert (card.memory.max, card.memory.device) == (2.5e9, "NVIDIA A100")
     assert card.protocols == ("scenes-quick",)
+    (note,) = card.explained
+    assert "unstated-5k-fid" in note
+    assert "assumed" in note
 
 
 def test_claims_keep_value_digits_protocol_margin_and_source(tmp_path: Path) -> None:
@@ -125,12 +124,6 @@ def test_claims_keep_value_digits_protocol_margin_and_source(tmp_path: Path) -> 
     assert recorded.record.protocol_fingerprint == "0123456789abcdef"
 
 
-def test_what_is_shown_and_not_gated_is_explained(tmp_path: Path) -> None:
-    (note,) = read_card(write(tmp_path)).explained
-    assert "unstated-5k-fid" in note
-    assert "assumed" in note
-
-
 def test_every_figure_reads_as_the_hub_reads_it(tmp_path: Path) -> None:
     front = yaml.safe_load(CARD.split("---")[1])
     card = read_card(write(tmp_path))
@@ -145,198 +138,81 @@ def test_every_figure_reads_as_the_hub_reads_it(tmp_path: Path) -> None:
 BLOCK = CARD[CARD.index("sdbench:") : CARD.rindex("---")]
 INDEX = CARD[CARD.index("model-index:") : CARD.index("sdbench:")]
 # Each: what is replaced in the good card, by what; then the key, what was found, and the remedy.
-BAD = {
-    "broken yaml": (
-        "  compute: {unet_macs",
-        "  compute: [{unet_macs",
-        "line 36",
-        "speed",
-        "or of the one above",
-    ),
-    "mapping value": ("license: cre", "license: a: cre", "line 2", "license: a: cre", "Correct the YAML"),
-    "duplicate key": ("  base: stable", "  base: x\n  base: stable", "line 28", "base", "Keep one"),
-    "unknown key": ("  baseline:", "  baselin:", "sdbench.baselin", "baselin", "Did you mean 'baseline'"),
-    "unknown nested key": (
-        "whole: {exact: 654897543, published",
-        "whole: {exact: 654897543, publshed",
-        "sdbench.size.whole.publshed",
-        "publshed",
-        "Did you mean 'published'",
-    ),
-    "unknown component": (
-        "    image_decoder: {",
-        "    image_decodr: {",
-        "sdbench.size.image_decodr",
-        "image_decodr",
-        "Did you mean 'image_decoder'",
-    ),
-    "unknown block": ("sdbench:\n", "sd-bench:\n", "sd-bench", "sd-bench", "Did you mean 'sdbench'"),
-    "unknown index": ("model-index:", "model_index:", "model_index", "model_index", "'model-index'"),
-    "unknown protocol": (
-        "config: coco30k-bksdm",
-        "config: coco30k-bksdn",
-        "model-index[0].results[0].dataset.config",
-        "coco30k-bksdn",
-        "Did you mean 'coco30k-bksdm'",
-    ),
-    "no protocol": (
-        ", config: coco30k-bksdm, split",
-        ", split",
-        "model-index[0].results[0].dataset.config",
-        "",
-        "config: unstated",
-    ),
-    "unknown protocol to measure": (
-        "protocols: [scenes-quick]",
-        "protocols: [scenes-quik]",
-        "sdbench.protocols[0]",
-        "scenes-quik",
-        "Did you mean 'scenes-quick'",
-    ),
-    "unknown assumed protocol": (
-        "assumed: coco30k-bksdm",
-        "assumed: coco",
-        "model-index[0].results[1].dataset.args.assumed",
-        "coco",
-        "Known protocols",
-    ),
-    "assumed though stated": (
-        "config: coco30k-bksdm, split: validation",
-        "config: coco30k-bksdm, args: {assumed: coco5k}",
-        "model-index[0].results[0].dataset.args.assumed",
-        "coco5k",
-        "config: unstated",
-    ),
-    "number of images": (
-        "num_samples: 5000",
-        "num_samples: many",
-        "model-index[0].results[2].dataset.args.num_samples",
-        "many",
-        "whole number",
-    ),
-    "unknown metric": (
-        "type: fid, name: FID",
-        "type: fidd",
-        "model-index[0].results[0].metrics[0].type",
-        "fidd",
-        "Did you mean 'fid'",
-    ),
-    "claim zero": ("16.98", "0", "model-index[0].results[0].metrics[0].value", "0", "Write the published"),
-    "claim nan": (
-        "16.98",
-        ".nan",
-        "model-index[0].results[0].metrics[0].value",
-        "nan",
-        "Write the published",
-    ),
-    "claim infinite": ("16.98", ".inf", "results[0].metrics[0].value", "inf", "Write the published"),
-    "claim negative": ("16.98", "-16.98", "results[0].metrics[0].value", "-16.98", "Write the published"),
-    "claim placeholder": ("16.98", "TBD", "results[0].metrics[0].value", "TBD", "placeholder"),
-    "claim null": ("16.98", "null", "results[0].metrics[0].value", "None", "placeholder"),
-    "claim bool": ("16.98", "true", "results[0].metrics[0].value", "True", "placeholder"),
-    "claim with spread": (
-        "16.98",
-        "16.98 +- 0.2",
-        "results[0].metrics[0].value",
-        "16.98 +- 0.2",
-        "plain number",
-    ),
-    "clip scale": ("0.2677", "26.77", "results[0].metrics[2].value", "26.77", "write 0.2677"),
-    "is scale": ("31.680", "0.3168", "results[0].metrics[1].value", "0.3168", "between 1"),
-    "size scale": ("0.490e+9", "0.49", "sdbench.size.unet.published", "0.49", "not billions"),
-    "size contradiction": ("0.490e+9", "4.9e+9", "sdbench.size.unet.published", "4900000000", "482,346,884"),
-    "size sum": ("654897543", "654897544", "sdbench.size.whole.exact", "654897544", "654897543"),
-    "size fraction": ("482346884", "0.48e+9", "sdbench.size.unet.exact", "480000000", "whole number"),
-    "size zero": ("49490179", "0", "sdbench.size.image_decoder.exact", "0", "larger"),
-    "macs scale": ("255.4e+9", "255.4", "sdbench.compute.unet_macs", "255.4", "255.4e+9"),
-    "yaml 1.1 number": ("0.490e+9", "0.490e9", "sdbench.size.unet.published", "0.490e9", "0.490e+9"),
-    "yaml 1.1 claim": ("16.98", "1.698e1", "results[0].metrics[0].value", "1.698e1", "1.698e+1"),
-    "yaml 1.1 octal": ("n: 512", "n: 0512", "sdbench.records[0].n", "0512", "plain decimal"),
-    "yaml 1.1 bool": ("device: cpu", "device: on", "sdbench.records[0].device", "on", '"on"'),
-    "duplicate claim": (
-        "    - {type: inception_score, name: IS, value: 31.680}",
-        "    - {type: FID, value: 17.05}",
-        "coco30k-bksdm-fid",
-        "16.98 and 17.05",
-        "Keep one",
-    ),
-    "unknown architecture": (
-        "architecture: bk-sdm-small",
-        "architecture: bk-sdm-smal",
-        "sdbench.architecture",
-        "bk-sdm-smal",
-        "Did you mean 'bk-sdm-small'",
-    ),
-    "architecture without channels": (
-        "architecture: bk-sdm-small",
-        "architecture: {layers: 2}",
-        "sdbench.architecture",
-        "layers",
-        "block_out_channels",
-    ),
-    "checkpoint in parts": (
-        "checkpoint: nota-ai/bk-sdm-small@25230d9acc2121ed7ac95470910da031944b339a",
-        "checkpoint: {base: x, vae: y}",
-        "sdbench.checkpoint",
-        "base, vae",
-        "unet: FOLDER",
-    ),
-    "speed without baseline": (
-        "  baseline: stable-diffusion-v1-4\n",
-        "",
-        "sdbench.baseline",
-        "",
-        "Name the baseline",
-    ),
-    "speed ratio zero": ("max: 0.75", "max: 0", "sdbench.speed.unet_ratio.max", "0", "larger"),
-    "speed ratio missing": ("max: 0.75, ", "", "sdbench.speed.unet_ratio.max", "", "Add it"),
-    "margin zero": ("fid: 0.45", "fid: 0", "sdbench.margins.fid", "0", "larger"),
-    "margin of a typo": ("fid: 0.45", "fidd: 0.45", "sdbench.margins.fidd", "fidd", "Did you mean 'fid'"),
-    "margin under a typo": (
-        "coco30k-bksdm: {clip",
-        "coco30k: {clip",
-        "sdbench.margins.coco30k",
-        "coco30k",
-        "Known protocols",
-    ),
-    "margin swallows the claim": ("fid: 0.45", "fid: 17", "sdbench.margins.fid", "17", "well below 16.98"),
-    "source of nothing": (
-        "sources: {unstated",
-        "sources: {unstatd",
-        "sdbench.sources.unstatd",
-        "record sheet",
-        "Did you mean 'unstated'",
-    ),
-    "record zero": ("value: 12.3456", "value: 0.0", "sdbench.records[0].value", "0.0", "Write"),
-    "record without n": ("    n: 512\n", "", "sdbench.records[0].n", "", "Add it"),
-    "record unknown key": ("    n: 512\n", "    N: 512\n", "sdbench.records[0].N", "N", "Known keys"),
-    "record unknown protocol": (
-        "- protocol: scenes-quick",
-        "- protocol: scenes",
-        "sdbench.records[0].protocol",
-        "scenes",
-        "Known protocols",
-    ),
-    "block is text": (BLOCK, "sdbench: yes please\n", "sdbench", "yes please", "key: value"),
-    "block is empty": (BLOCK, "sdbench:\n", "sdbench", "", "key: value"),
-    "index is text": (INDEX, "model-index: good\n", "model-index", "good", "results"),
-    "index without dataset": (
-        "    dataset: {type: coco-2014, name: MS-COCO 2014 val, config: coco30k-bksdm, split: validation}\n",
-        "",
-        "model-index[0].results[0].dataset",
-        "",
-        "Add it",
-    ),
-    "front matter is a list": (CARD, "---\n- a\n---\n", "line 2", "list", "key: value"),
-    "no front matter": (CARD, "# Student\n", "line 1", "# Student", "draft"),
-    "empty front matter": (CARD, "---\n---\n", "line 1", "", "draft"),
-    "byte order mark": (CARD, "\ufeff" + CARD, "byte 0", "", "UTF-8"),
-}
+BAD_LINES = r"""
+  compute: {unet_macs | compute: [{unet_macs | line 36 | speed | or of the one above
+license: cre | license: a: cre | line 2 | license: a: cre | Correct the YAML
+base: stable | base: x\n  base: stable | line 28 | base | Keep one
+baseline: | baselin: | sdbench.baselin | baselin | Did you mean 'baseline'
+897543, published | 897543, publshed | sdbench.size.whole.publshed | publshed | Did you mean 'published'
+image_decoder: { | image_decodr: { | sdbench.size.image_decodr | image_decodr | Did you mean 'image_decoder'
+sdbench:\n | sd-bench:\n | sd-bench | sd-bench | Did you mean 'sdbench'
+model-index: | model_index: | model_index | model_index | 'model-index'
+config: coco30k-bksdm | config: coco30k-b | results[0].dataset.config | coco30k-b | Did you mean 'coco30k-bksd
+config: coco30k-bksdm, split | split | model-index[0].results[0].dataset.config | | config: unstated
+[scenes-quick] | [scenes-quik] | sdbench.protocols[0] | scenes-quik | Did you mean 'scenes-quick'
+assumed: coco30k-bksdm | assumed: coco | results[1].dataset.args.assumed | coco | Known protocols
+split: validation | args: {assumed: coco5k} | results[0].dataset.args.assumed | coco5k | config: unstated
+num_samples: 5000 | num_samples: many | results[2].dataset.args.num_samples | many | whole number
+type: fid, name: FID | type: fidd | model-index[0].results[0].metrics[0].type | fidd | Did you mean 'fid'
+16.98 | 0 | model-index[0].results[0].metrics[0].value | 0 | Write the published
+16.98 | .nan | model-index[0].results[0].metrics[0].value | nan | Write the published
+16.98 | .inf | results[0].metrics[0].value | inf | Write the published
+16.98 | -16.98 | results[0].metrics[0].value | -16.98 | Write the published
+16.98 | TBD | results[0].metrics[0].value | TBD | placeholder
+16.98 | null | results[0].metrics[0].value | None | placeholder
+16.98 | true | results[0].metrics[0].value | True | placeholder
+16.98 | 16.98 +- 0.2 | results[0].metrics[0].value | 16.98 +- 0.2 | plain number
+fid, name: FID, value: 16.98 | kid, value: -0.1 | results[0].metrics[0].value | -0.1 | Write the published
+0.2677 | 26.77 | results[0].metrics[2].value | 26.77 | write 0.2677
+31.680 | 0.3168 | results[0].metrics[1].value | 0.3168 | between 1
+0.490e+9 | 0.49 | sdbench.size.unet.published | 0.49 | not billions
+0.490e+9 | 4.9e+9 | sdbench.size.unet.published | 4900000000 | 482,346,884
+654897543 | 654897544 | sdbench.size.whole.exact | 654897544 | 654897543
+482346884 | 0.48e+9 | sdbench.size.unet.exact | 480000000 | whole number
+49490179 | 0 | sdbench.size.image_decoder.exact | 0 | larger
+255.4e+9 | 255.4 | sdbench.compute.unet_macs | 255.4 | 255.4e+9
+255.4e+9 | 0255000000000 | sdbench.compute.unet_macs | 0255000000000 |
+255.4e+9 | 0o3554000000 | sdbench.compute.unet_macs | |
+255.4e+9 | .5e9 | sdbench.compute.unet_macs | .5e9 |
+255.4e+9 | 4:25:00:00:00 | sdbench.compute.unet_macs | |
+0.490e+9 | 0.490e9 | sdbench.size.unet.published | 0.490e9 | 0.490e+9
+16.98 | 1.698e1 | results[0].metrics[0].value | 1.698e1 | 1.698e+1
+n: 512 | n: 0512 | sdbench.records[0].n | 0512 | plain decimal
+device: cpu | device: on | sdbench.records[0].device | on | "on"
+inception_score, name: IS, value: 31.680 | FID, value: 17.05 | coco30k-bksdm-fid | 16.98 and 17.05 | Keep one
+architecture: bk-sdm-s | architecture: bk-sdm-x | sdbench.architecture | bk-sdm-x | Did you mean 'bk-sdm-
+architecture: bk-sdm-small | architecture: {layers: 2} | sdbench.architecture | layers | block_out_channels
+checkpoint: nota-ai/bk-sdm-small@ | checkpoint: {base: x, vae: y} # | checkpoint | base, vae | unet: FOLDER
+baseline: stable-diffusion-v1-4\n  arch | arch | sdbench.baseline | | Name the baseline
+max: 0.75 | max: 0 | sdbench.speed.unet_ratio.max | 0 | larger
+max: 0.75, | | sdbench.speed.unet_ratio.max | | Add it
+fid: 0.45 | fid: 0 | sdbench.margins.fid | 0 | larger
+fid: 0.45 | fidd: 0.45 | sdbench.margins.fidd | fidd | Did you mean 'fid'
+coco30k-bksdm: {clip | coco30k: {clip | sdbench.margins.coco30k | coco30k | Known protocols
+fid: 0.45 | fid: 17 | sdbench.margins.fid | 17 | well below 16.98
+sources: {unstated | sources: {unstatd | sdbench.sources.unstatd | record sheet | Did you mean 'unstated'
+value: 12.3456 | value: 0.0 | sdbench.records[0].value | 0.0 | Write
+n: 512\n    protocol | protocol | sdbench.records[0].n | | Add it
+n: 512\n | N: 512\n | sdbench.records[0].N | N | Known keys
+- protocol: scenes-quick | - protocol: scenes | sdbench.records[0].protocol | scenes | Known protocols
+"""
+DATASET = "    dataset: {type: coco-2014, name: MS-COCO 2014 val, config: coco30k-bksdm, split: validation}\n"
+BAD = [
+    *([field.strip() for field in line.split("|")] for line in BAD_LINES.strip().splitlines()),
+    [DATASET, "", "model-index[0].results[0].dataset", "", "Add it"],
+    [BLOCK, "sdbench: yes please\n", "sdbench", "yes please", "key: value"],
+    [BLOCK, "sdbench:\n", "sdbench", "", "key: value"],
+    [INDEX, "model-index: good\n", "model-index", "good", "results"],
+    [CARD, "---\n- a\n---\n", "line 2", "list", "key: value"],
+    [CARD, "# Student\n", "line 1", "# Student", "draft"],
+    [CARD, "---\n---\n", "line 1", "", "draft"],
+    [CARD, "\ufeff" + CARD, "byte 0", "", "UTF-8"],
+]
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_names_file_key_found_and_remedy(case: str, tmp_path: Path) -> None:
-    good, bad, key, found, remedy = BAD[case]
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case[1][:20])
+def test_bad_input_names_file_key_found_and_remedy(case: list[str], tmp_path: Path) -> None:
+    good, bad, key, found, remedy = (field.replace(r"\n", "\n") for field in case)
     assert good in CARD
     path = write(tmp_path, CARD.replace(good, bad, 1))
     with pytest.raises(CardError) as caught:
@@ -348,18 +224,16 @@ def test_bad_input_names_file_key_found_and_remedy(case: str, tmp_path: Path) ->
     assert remedy in str(caught.value.remedy), text
 
 
-def test_bytes_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "latin.md"
     path.write_bytes(CARD.encode().replace(b"Student", "Schüler".encode("latin-1"), 1))
     with pytest.raises(CardError, match=r"latin\.md: byte 59: .*not UTF-8.*Save the file as UTF-8"):
         read_card(path)
-
-
-@pytest.mark.parametrize("place", ["missing.md", "."])
-def test_a_file_that_cannot_be_read_is_named(place: str, tmp_path: Path) -> None:
-    with pytest.raises(CardError, match="Check the path") as caught:
-        read_card(tmp_path / place)
-    assert caught.value.file == tmp_path / place
+    for place in (tmp_path / "missing.md", tmp_path):
+        assert not is_card(place)
+        with pytest.raises(CardError, match="Check the path") as caught:
+            read_card(place)
+        assert caught.value.file == place
 
 
 @pytest.mark.parametrize("spelling", ["2e9", "0.49e9", "5e9", "1_000.5e6", "2.5E9", "+3e9"])
@@ -370,13 +244,6 @@ def test_the_advised_spelling_of_a_number_is_one_to_the_hub(spelling: str, tmp_p
     advised = str(caught.value.remedy).removeprefix("Write ").split(",")[0]
     assert yaml.safe_load(advised) == float(spelling)
     assert read_card(write(tmp_path, CARD.replace("255.4e+9", advised))).unet_macs == float(spelling)
-
-
-@pytest.mark.parametrize("spelling", ["0255000000000", "0o3554000000", ".5e9", "4:25:00:00:00"])
-def test_other_numbers_that_the_hub_reads_differently_are_refused(spelling: str, tmp_path: Path) -> None:
-    path = write(tmp_path, CARD.replace("255.4e+9", spelling))
-    with pytest.raises(CardError, match=r"sdbench\.compute\.unet_macs"):
-        read_card(path)
 
 
 @pytest.mark.parametrize("spelling", ["255.4e+9", "255400000000", "255400000000.0", "255_400_000_000"])
@@ -411,13 +278,9 @@ def test_protocols_beside_the_card_are_known(tmp_path: Path) -> None:
     assert read_card(path, search=[elsewhere]).protocols == ("theirs",)
 
 
-def test_a_negative_kid_can_be_recorded_but_not_claimed(tmp_path: Path) -> None:
+def test_a_negative_kid_can_be_recorded(tmp_path: Path) -> None:
     text = CARD.replace("metric: fid\n    value: 12.3456", "metric: kid\n    value: -0.0001")
     assert read_card(write(tmp_path, text)).records[0].value == -0.0001
-    with pytest.raises(CardError, match="negative"):
-        read_card(
-            write(tmp_path, CARD.replace("type: fid, name: FID, value: 16.98", "type: kid, value: -0.1"))
-        )
 
 
 # --- lineage ----------------------------------------
@@ -431,12 +294,9 @@ def card_of(folder: Path, name: str, **keys: str) -> Path:
 @pytest.mark.parametrize("key", ["base", "baseline"])
 def test_an_unknown_relative_is_named_with_a_suggestion(key: str, tmp_path: Path) -> None:
     card = read_card(card_of(tmp_path, "a", **{key: "stable-diffusion-v1-6"}))
-    with pytest.raises(CardError) as caught:
+    told = rf"^\S*a\.md: sdbench\.{key}: .*'stable-diffusion-v1-6'.*Did you mean 'stable-diffusion-v1-"
+    with pytest.raises(CardError, match=told):
         check_lineage(card)
-    text = str(caught.value)
-    assert text.startswith(f"{tmp_path / 'a.md'}: sdbench.{key}: ")
-    assert "'stable-diffusion-v1-6'" in text
-    assert "Did you mean 'stable-diffusion-v1-" in text
 
 
 @pytest.mark.parametrize("key", ["base", "baseline"])
@@ -501,10 +361,9 @@ def test_a_hub_card_is_readable_and_says_what_it_lacks(tmp_path: Path) -> None:
 
 
 def test_a_hub_card_is_held_to_honest_figures_too(tmp_path: Path) -> None:
+    wrong = HUB.replace("{type: accuracy, value: 0}", "{type: clip_score, value: 31.0}")
     with pytest.raises(CardError, match="wrong scale"):
-        read_card(
-            write(tmp_path, HUB.replace("{type: accuracy, value: 0}", "{type: clip_score, value: 31.0}"))
-        )
+        read_card(write(tmp_path, wrong))
 
 
 def test_a_hub_card_without_figures_says_so(tmp_path: Path) -> None:
@@ -528,8 +387,3 @@ def test_a_hub_card_without_figures_says_so(tmp_path: Path) -> None:
 )
 def test_only_front_matter_makes_a_card(text: str, expected: bool, tmp_path: Path) -> None:
     assert is_card(write(tmp_path, text)) is expected
-
-
-def test_what_cannot_be_opened_is_no_card(tmp_path: Path) -> None:
-    assert not is_card(tmp_path / "missing.md")
-    assert not is_card(tmp_path)

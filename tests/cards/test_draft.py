@@ -39,10 +39,16 @@ def quick_macs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         )
 
 
+def drafted(folder: Path, out: Path | None = None) -> Path:
+    """Write the draft of a checkpoint, by default into its folder."""
+    path = out or folder / "README.md"
+    path.write_text(draft(folder, out))
+    return path
+
+
 def test_a_draft_is_a_card_at_once(tiny_checkpoint: Path) -> None:
     folder = tiny_checkpoint
-    readme = folder / "README.md"
-    readme.write_text(draft(folder))
+    readme = drafted(folder)
     card = read_card(readme)
     check_lineage(card)
     sizes = {name: size.exact for name, size in card.size.items()}
@@ -54,8 +60,7 @@ def test_a_draft_is_a_card_at_once(tiny_checkpoint: Path) -> None:
     }
     assert (card.name, card.title, card.checkpoint) == (folder.name, folder.name, "./")
     assert resolve(card.checkpoint, near=readme.parent).folder == folder.resolve()
-    assert card.protocols == ()
-    assert card.records == ()
+    assert card.protocols == card.records == ()
     assert card.unet_macs
     assert isinstance(card.architecture, dict)
     config = json.loads((folder / "unet" / "config.json").read_text())
@@ -84,52 +89,31 @@ def test_the_commented_example_is_valid_once_filled_in(tiny_checkpoint: Path) ->
 def test_a_known_architecture_is_named(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The counts of a full-size network are others' tests: only the recognition is under test here.
     monkeypatch.setattr("pytest_sdbench.models.counts.component_sizes", lambda _: {"unet": 482346884})
-    config = json.dumps(
-        {
-            **ARCHITECTURES["bk-sdm-small"],
-            "_class_name": "UNet2DConditionModel",
-            "_diffusers_version": "0.16.0",
-            "_name_or_path": "CompVis/stable-diffusion-v1-4",
-            "dropout": 0.0,
-        }
-    )
+    saved = {"_class_name": "UNet2DConditionModel", "_name_or_path": "CompVis/stable-diffusion-v1-4"}
+    config = json.dumps({**ARCHITECTURES["bk-sdm-small"], **saved, "dropout": 0.0})
     (tiny_checkpoint / "unet" / "config.json").write_text(config)
-    path = tiny_checkpoint / "README.md"
-    path.write_text(draft(tiny_checkpoint))
-    card = read_card(path)
+    card = read_card(drafted(tiny_checkpoint))
     check_lineage(card)
     assert card.architecture == "bk-sdm-small"
-    assert (card.base, card.baseline) == ("stable-diffusion-v1-4", "stable-diffusion-v1-4")
+    assert card.base == card.baseline == "stable-diffusion-v1-4"
     assert card.protocols == ("coco30k-bksdm",)
 
 
 def test_a_network_without_mid_block_stays_without(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "no mid: block", unet={"mid_block_type": None})
-    path = folder / "README.md"
-    path.write_text(draft(folder))
-    architecture = read_card(path).architecture
+    beside = drafted(folder, tmp_path / "card.md")
+    assert read_card(beside).checkpoint == "./no mid: block"
+    architecture = read_card(drafted(folder)).architecture
     assert isinstance(architecture, dict)
     assert architecture["mid_block_type"] is None
     built = json.loads((folder / "unet" / "config.json").read_text())
     assert architecture_key(architecture) == architecture_key(built)
-    beside = tmp_path / "card.md"
-    beside.write_text(draft_without_readme(folder, beside))
-    assert read_card(beside).checkpoint == "./no mid: block"
-
-
-def draft_without_readme(folder: Path, out: Path) -> str:
-    (folder / "README.md").unlink()
-    return draft(folder, out)
 
 
 def test_a_scenes_checkpoint_gets_the_scenes_protocol(tiny_checkpoint: Path) -> None:
     vocabulary = reference() / "checkpoints" / "scenes-sd" / "tokenizer" / "vocab.json"
-    if not vocabulary.is_file():
-        pytest.skip("the embedded teacher is not in this checkout")
     shutil.copy(vocabulary, tiny_checkpoint / "tokenizer" / "vocab.json")
-    path = tiny_checkpoint / "README.md"
-    path.write_text(draft(tiny_checkpoint))
-    assert read_card(path).protocols == ("scenes-quick",)
+    assert read_card(drafted(tiny_checkpoint)).protocols == ("scenes-quick",)
 
 
 HUB = """---
@@ -171,32 +155,22 @@ def test_a_hub_card_keeps_every_line_and_gains_the_block(ending: str, tiny_check
 def test_a_readme_without_front_matter_keeps_its_text(tiny_checkpoint: Path) -> None:
     path = tiny_checkpoint / "README.md"
     path.write_text("# Ours\n\nText.\n")
-    text = draft(tiny_checkpoint)
-    assert text.endswith("---\n\n# Ours\n\nText.\n")
-    path.write_text(text)
+    assert drafted(tiny_checkpoint).read_text().endswith("---\n\n# Ours\n\nText.\n")
     assert read_card(path).title == "Ours"
+    # And not over a card.
+    with pytest.raises(CardError, match=r"a card already.*pytest --sdbench"):
+        draft(tiny_checkpoint)
 
 
 def test_a_card_elsewhere_tells_the_way_to_the_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "cards").mkdir()
-    out = tmp_path / "cards" / "mine.md"
-    out.write_text(draft(tiny_checkpoint, out))
+    out = drafted(tiny_checkpoint, tmp_path / "cards" / "mine.md")
     card = read_card(out)
     assert card.checkpoint == f"../{tiny_checkpoint.name}"
     assert resolve(card.checkpoint, near=out.parent).folder == tiny_checkpoint.resolve()
-    beside = tmp_path / "mine.md"
-    beside.write_text(draft(tiny_checkpoint, beside))
-    assert read_card(beside).checkpoint == f"./{tiny_checkpoint.name}"
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model_index\.json: .*save_pretrained") as caught:
         draft(tmp_path)
     assert caught.value.file == tmp_path
-
-
-def test_a_card_is_not_drafted_over_another(tiny_checkpoint: Path) -> None:
-    path = tiny_checkpoint / "README.md"
-    path.write_text(draft(tiny_checkpoint))
-    with pytest.raises(CardError, match=r"a card already.*pytest --sdbench"):
-        draft(tiny_checkpoint)

@@ -162,71 +162,67 @@ def after_of(block: str, *records: Record) -> str:
     return text[len(HEAD) : -len(TAIL)]
 
 
-def test_a_new_figure_takes_the_place_of_the_old_one_and_leaves_its_comments() -> None:
-    new = score(date="2026-11-22")
-    assert after_of(EXISTING, new) == EXISTING.replace("value:   12.0", "value:   12.5").replace(
-        "date: 2026-10-01", 'date: "2026-11-22"'
-    )
-
-
-def test_the_same_figure_changes_nothing() -> None:
-    assert after_of(EXISTING, score(value=12.0, date="2026-10-01")) == EXISTING
-    assert after_of(EXISTING, score("kid", 1e-4)) == EXISTING
-
-
-def test_an_entry_with_other_keys_is_replaced_whole() -> None:
-    new = score(standard_error=0.1)
-    assert after_of(EXISTING, new) == EXISTING.replace(
-        """metric: fid            # ours
+OTHER_KEYS = """metric: fid            # ours
     protocol: scenes-quick
     value:   12.0          # was 11
     n: 512
     date: 2026-10-01
-""",
-        """protocol: scenes-quick
-    metric: fid
-    value: 12.5
-    standard_error: 0.1
-    n: 512
-""",
-    )
+"""
+FLOW = "{protocol: scenes-quick, metric: kid, value: 1.0e-4, n: 512}"
+LAST = "    n: 5000\n"
 
 
-def test_a_flow_entry_stays_one() -> None:
-    new = score("kid", 2e-5)
-    assert after_of(EXISTING, new) == EXISTING.replace("value: 1.0e-4", "value: 2.0e-05")
-    assert yaml.safe_load("2.0e-05") == 2e-5
-    dated = score("kid", 2e-5, date="2026-11-22")
-    assert after_of(EXISTING, dated) == EXISTING.replace(
-        "{protocol: scenes-quick, metric: kid, value: 1.0e-4, n: 512}",
-        '{protocol: scenes-quick, metric: kid, value: 2.0e-05, n: 512, date: "2026-11-22"}',
-    )
+@pytest.mark.parametrize(
+    ("new", "changes"),
+    [
+        pytest.param(
+            score(date="2026-11-22"),
+            {"value:   12.0": "value:   12.5", "date: 2026-10-01": 'date: "2026-11-22"'},
+            id="a new figure takes the place of the old one and leaves its comments",
+        ),
+        pytest.param(score(value=12.0, date="2026-10-01"), {}, id="the same figure changes nothing"),
+        pytest.param(score("kid", 1e-4), {}, id="nor in flow style"),
+        pytest.param(
+            score(standard_error=0.1),
+            {
+                OTHER_KEYS: "protocol: scenes-quick\n    metric: fid\n    value: 12.5\n"
+                "    standard_error: 0.1\n    n: 512\n"
+            },
+            id="an entry with other keys is replaced whole",
+        ),
+        pytest.param(score("kid", 2e-5), {"1.0e-4": "2.0e-05"}, id="a flow entry stays one"),
+        pytest.param(
+            score("kid", 2e-5, date="2026-11-22"),
+            {FLOW: FLOW.replace("1.0e-4, n: 512", '2.0e-05, n: 512, date: "2026-11-22"')},
+            id="a flow entry stays one with other keys",
+        ),
+        pytest.param(
+            score("kid", 0.001, 5000, protocol="scenes-5k"),
+            {LAST: LAST + "  - protocol: scenes-5k\n    metric: kid\n    value: 0.001\n" + LAST},
+            id="a further figure stands behind the last one",
+        ),
+    ],
+)
+def test_a_record_changes_its_own_lines_alone(new: Record, changes: dict[str, str]) -> None:
+    expected = EXISTING
+    for before, after in changes.items():
+        assert before in EXISTING
+        expected = expected.replace(before, after)
+    assert after_of(EXISTING, new) == expected
 
 
-def test_a_further_figure_stands_behind_the_last_one() -> None:
-    assert after_of(EXISTING, score("kid", 0.001, 5000, protocol="scenes-5k")) == EXISTING.replace(
-        "    n: 5000\n",
-        "    n: 5000\n  - protocol: scenes-5k\n    metric: kid\n    value: 0.001\n    n: 5000\n",
-    )
+NEW_ENTRY = "{protocol: scenes-quick, metric: fid, value: 1.5, n: 9}"
+OLD_ENTRY = "{protocol: scenes-5k, metric: fid, value: 2, n: 9}"
 
 
 @pytest.mark.parametrize(
     ("block", "expected"),
     [
+        ("sdbench: {checkpoint: a/b}\n", f"sdbench: {{checkpoint: a/b, records: [{NEW_ENTRY}]}}\n"),
+        ("sdbench: {records: [], base: x}\n", f"sdbench: {{records: [{NEW_ENTRY}], base: x}}\n"),
         (
-            "sdbench: {checkpoint: a/b}\n",
-            "sdbench: {checkpoint: a/b, records: "
-            "[{protocol: scenes-quick, metric: fid, value: 1.5, n: 9}]}\n",
-        ),
-        (
-            "sdbench: {checkpoint: a/b, records: [], base: x}\n",
-            "sdbench: {checkpoint: a/b, records: [{protocol: scenes-quick, metric: fid, value: 1.5, n: 9}],"
-            " base: x}\n",
-        ),
-        (
-            "sdbench:\n  records: [{protocol: scenes-5k, metric: fid, value: 2, n: 9}]  # x\n",
-            "sdbench:\n  records: [{protocol: scenes-5k, metric: fid, value: 2, n: 9}, "
-            "{protocol: scenes-quick, metric: fid, value: 1.5, n: 9}]  # x\n",
+            f"sdbench:\n  records: [{OLD_ENTRY}]  # x\n",
+            f"sdbench:\n  records: [{OLD_ENTRY}, {NEW_ENTRY}]  # x\n",
         ),
     ],
 )
@@ -234,55 +230,58 @@ def test_flow_style_stays_flow_style(block: str, expected: str) -> None:
     assert after_of(block, score(value=1.5, n=9)) == expected
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_figure_that_is_not_finite_is_not_recorded(value: float) -> None:
-    with pytest.raises(CardError, match=r"card\.md: sdbench\.records: .*not finite"):
-        after_of(EXISTING, score(value=value))
+DRAFT = r"card\.md: sdbench: .*`python -m pytest_sdbench draft FOLDER`"
+ANCHORED = HEAD.replace("[ a,b ,  c ]", "&x [ ]") + "sdbench:\n  records: *x\n"
 
 
-@pytest.mark.parametrize("front", ["", "sdbench:\n", "sdbench: {}\n"])
-def test_without_a_block_there_is_no_place_for_records(front: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("front", "told"),
+    [
+        (HEAD, DRAFT),
+        (HEAD + "sdbench:\n", DRAFT),
+        (HEAD + "sdbench: {}\n", DRAFT),
+        (ANCHORED, r"sdbench\.records: .*without anchors"),
+    ],
+)
+def test_without_a_block_of_its_own_or_with_anchors_a_card_takes_no_records(
+    front: str, told: str, tmp_path: Path
+) -> None:
     path = tmp_path / "card.md"
-    path.write_text(HEAD + front + TAIL)
-    with pytest.raises(CardError, match=r"card\.md: sdbench: .*`python -m pytest_sdbench draft FOLDER`"):
+    path.write_text(front + TAIL)
+    with pytest.raises(CardError, match=told):
         write_records(path, [FID])
-    assert path.read_text() == HEAD + front + TAIL
+    assert path.read_text() == front + TAIL
 
 
-def test_anchors_are_refused_rather_than_broken(tmp_path: Path) -> None:
-    text = HEAD.replace("[ a,b ,  c ]", "&x [ ]") + "sdbench:\n  records: *x\n" + TAIL
+@pytest.fixture
+def existing(tmp_path: Path) -> Path:
+    """A card with records, alone in its folder."""
     path = tmp_path / "card.md"
-    path.write_text(text)
-    with pytest.raises(CardError, match=r"sdbench\.records: .*without anchors"):
-        write_records(path, [FID])
-    assert path.read_text() == text
-
-
-def test_the_file_keeps_its_mode_and_a_link_its_target(tmp_path: Path) -> None:
-    path, link = tmp_path / "card.md", tmp_path / "link.md"
     path.write_text(HEAD + EXISTING + TAIL)
-    path.chmod(0o640)
-    link.symlink_to(path)
+    return path
+
+
+def test_the_file_keeps_its_mode_and_a_link_its_target(existing: Path) -> None:
+    link = existing.with_name("link.md")
+    existing.chmod(0o640)
+    link.symlink_to(existing)
     assert write_records(link, [FID])
     assert link.is_symlink()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert "12.3457" in path.read_text()
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["card.md", "link.md"]
+    assert stat.S_IMODE(existing.stat().st_mode) == 0o640
+    assert "12.3457" in existing.read_text()
+    assert sorted(item.name for item in existing.parent.iterdir()) == ["card.md", "link.md"]
 
 
-def test_a_full_disk_leaves_the_card_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "card.md"
-    path.write_text(HEAD + EXISTING + TAIL)
-
+def test_a_full_disk_leaves_the_card_as_it_was(existing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CardError, match=r"No space left on device.*Free some space") as caught:
-        write_records(path, [FID])
-    assert caught.value.file == path
-    assert path.read_text() == HEAD + EXISTING + TAIL
-    assert [item.name for item in tmp_path.iterdir()] == ["card.md"]
+        write_records(existing, [FID])
+    assert caught.value.file == existing
+    assert existing.read_text() == HEAD + EXISTING + TAIL
+    assert [item.name for item in existing.parent.iterdir()] == ["card.md"]
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co", "Cn"]), min_size=1)
@@ -300,15 +299,8 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Co"
 def test_whatever_is_recorded_reads_back_the_same_to_both_yaml_versions(
     value: float, error: float | None, device: str, version: str, place: str, ending: str
 ) -> None:
-    record = score(
-        "kid",
-        value,
-        3,
-        protocol="scenes-30k",
-        standard_error=error,
-        device=device,
-        versions={"torch": version},
-    )
+    more: dict[str, Any] = {"device": device, "versions": {"torch": version}}
+    record = score("kid", value, 3, protocol="scenes-30k", standard_error=error, **more)
     before = (HEAD + place + TAIL).replace("\n", ending)
     after = with_records(Path("card.md"), before, [record])
     front = module.parse(Path("card.md"), after)
@@ -323,24 +315,22 @@ def test_whatever_is_recorded_reads_back_the_same_to_both_yaml_versions(
         ("clip_score", -0.0123, "the CLIP score is negative"),
         ("fid", 3e-9, "the FID is zero"),
         ("inception_score", 0.5, "wrong scale"),
+        ("fid", float("nan"), r"card\.md: sdbench\.records: .*not finite"),
+        ("fid", float("inf"), r"card\.md: sdbench\.records: .*not finite"),
     ],
 )
 def test_what_could_not_be_read_back_is_not_recorded(
-    tmp_path: Path, metric: str, value: float, told: str
+    existing: Path, metric: str, value: float, told: str
 ) -> None:
-    path = tmp_path / "card.md"
-    path.write_text(HEAD + EXISTING + TAIL)
     with pytest.raises(CardError, match=told) as caught:
-        write_records(path, [FID, score(metric, value)])
-    assert caught.value.file == path
-    assert path.read_text() == HEAD + EXISTING + TAIL
+        write_records(existing, [score("kid", 0.5), score(metric, value)])
+    assert caught.value.file == existing
+    assert existing.read_text() == HEAD + EXISTING + TAIL
 
 
-def test_a_kid_of_nothing_is_one_and_an_error_of_nothing_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "card.md"
-    path.write_text(HEAD + EXISTING + TAIL)
-    write_records(path, [score("kid", 3e-9, standard_error=1e-12)])
-    (found,) = [record for record in read_card(path).records if record.metric == "kid"]
+def test_a_kid_of_nothing_is_one_and_an_error_of_nothing_is_none(existing: Path) -> None:
+    write_records(existing, [score("kid", 3e-9, standard_error=1e-12)])
+    (found,) = [record for record in read_card(existing).records if record.metric == "kid"]
     assert (found.value, found.standard_error) == (0.0, None)
 
 
