@@ -22,7 +22,7 @@ from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
 from tests.project import IMAGES, make_card, make_project
 
-METRICS = ("fid", "kid", "inception_score", "clip_score")
+METRICS = {"fid": "FID", "kid": "KID", "inception_score": "IS", "clip_score": "CLIP score"}
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 Compare = Callable[..., dict[str, Any]]
 
@@ -125,7 +125,7 @@ def test_a_clear_difference_is_called_one(compare: Compare) -> None:
         if abs(each["difference"]) > 1.97 * each["standard_error"]:
             sure += 1
             first_is_better = (each["difference"] > 0) is (metric not in ("fid", "kid"))
-            (line,) = [line for line in called if line.startswith(METRICS[metric].label)]
+            (line,) = [line for line in called if line.startswith(METRICS[metric])]
             assert line.endswith(f" {'mini' if first_is_better else 'noisy'} is better")
     assert len(called) == sure
     # Few prompts call no winner.
