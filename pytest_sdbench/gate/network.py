@@ -108,7 +108,7 @@ def judge_latency_of(card: Card, seconds: Sequence[float], place: Place) -> Verd
             verdict = replace(verdict, reason=f"{verdict.reason}; it was recorded with {listed}")
         return verdict
     if claim is not None:
-        where = f"{claim.device}, {claim.dtype}" if claim.dtype else claim.device
+        where = ", ".join(part for part in (claim.device, claim.dtype) if part)
         of = f"{claim.max:.4g} s a call are claimed of {where}"
     elif places := [f"{each.device}, {each.dtype}" for each in card.devices if each.key[2:] == EAGER_LATENCY]:
         of = f"a latency is recorded of {'; '.join(places)}"

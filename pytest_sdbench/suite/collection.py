@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,6 @@ MARKERS = {
     "quality": "scores of generated images under the protocol of each claim",
 }
 
-
 _WORDS = (
     *(f"test_{name}" for name in MARKERS),
     *("test_calibration", "calibration"),
@@ -36,28 +36,24 @@ class CardModule(pytest.Module):
     card: Card
 
     def _getobj(self) -> ModuleType:
-        import importlib
-
-        return importlib.import_module(SUITE)
+        return import_module(SUITE)
 
     def funcnamefilter(self, name: str) -> bool:
         """Take the suite's functions by their own names, whatever the project's python_functions says."""
         return name.startswith("test_")
-
-    def _wanted(self, item: pytest.Item | pytest.Collector) -> bool:
-        """Return whether a test belongs to this run: calibration is made when it is asked for."""
-        session = self.config.pluginmanager.get_plugin("sdbench-session")
-        calibrated = session is not None and session.settings.calibrate is not None
-        return calibrated or getattr(item, "originalname", "") != "test_calibration"
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         """Read the card and yield one item per claim, or one failing item that says what is wrong with it."""
         try:
             self.card = read_card(self.path)
             check_lineage(self.card)
-            items = [item for item in super().collect() if self._wanted(item)]
+            items = list(super().collect())
         except SdbenchError as error:
             return [BrokenCard.from_parent(self, name="card", error=error)]
+        session = self.config.pluginmanager.get_plugin("sdbench-session")
+        if session is None or session.settings.calibrate is None:
+            # Calibration is made when it is asked for.
+            items = [item for item in items if getattr(item, "originalname", "") != "test_calibration"]
         for item in items:
             # The claim stands in the card: its node id needs no "<- suite.py" behind it.
             if isinstance(item, pytest.Item):

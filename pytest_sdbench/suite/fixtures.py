@@ -44,11 +44,10 @@ class PlainPipeline:
         return load_pipeline(self.checkpoint, device=self.device, dtype=dtype)
 
 
-K = TypeVar("K")
 T = TypeVar("T")
 
 
-def _once(done: dict[K, T | SdbenchError], key: K, make: Callable[[], T]) -> T:
+def _once(done: dict[Any, T | SdbenchError], key: object, make: Callable[[], T]) -> T:
     """Return what was made, or raise what prevented it: no claim tries again what failed for another."""
     if key not in done:
         try:
@@ -113,7 +112,7 @@ def sdbench_weights(request: pytest.FixtureRequest, sdbench_session: SdbenchSess
     """Return the checkpoint that ``--sdbench-weights`` puts in the place of the card's own, or None."""
     module = card_of(request.node)
     assert module is not None
-    return sdbench_session.weights_for(module)
+    return sdbench_session.weights_for(module.card.name, module.path)
 
 
 @pytest.fixture(scope="module")

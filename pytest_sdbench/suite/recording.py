@@ -37,8 +37,7 @@ def write_records_of(
     for row in rows:
         if row.test != "quality" or row.measured is None:
             continue
-        reason = _foreign(row, finished, replaced)
-        if reason is not None:
+        if (reason := _foreign(row, finished, replaced)) is not None:
             refused.append(f"not recorded: {row.node_id}: {reason}")
             continue
         record = _record(row)
@@ -89,9 +88,8 @@ def write_evidence_of(
 ) -> tuple[list[str], int]:
     """Record what each image of a card's own checkpoint adds to its scores, for pairing.
 
-    Return lines for the reader, and the number of files that are new or changed.
-
-    For the protocols that all images were scored under in a run that was finished; the store has them.
+    Return lines for the reader, and the number of files that are new or changed: for the protocols that all
+    images were scored under in a run that was finished. The store has them.
     """
     lines, written = [], 0
     measured = {
@@ -115,9 +113,7 @@ def _same(known: Record | None, new: Record) -> bool:
     """Return whether a record says already what was measured: threads and batches move the last digits."""
     if known is None or not same_figure(known, new):
         return False
-    return replace(known, value=0, standard_error=None, date=None) == replace(
-        new, value=0, standard_error=None, date=None
-    )
+    return replace(known, value=new.value, standard_error=new.standard_error, date=new.date) == new
 
 
 def _record(row: Row) -> Record:

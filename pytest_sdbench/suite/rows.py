@@ -46,19 +46,17 @@ def claim_figures(case: Case, protocol: Protocol | None) -> dict[str, Any]:
     """Return what a row says of a claim before anything is measured."""
     if not case.metric:
         return {}
-    figures = {"metric": case.metric, "protocol": case.protocol or "unstated"}
     margin = None if protocol is None else protocol.margins.get(case.metric)
-    claim = case.claim
-    if claim is None:
-        return figures | {"margin": margin}
-    if claim.margin is not None:
-        margin = claim.margin
-    return figures | {
-        "claimed": claim.value,
-        "claimed_text": claim.text,
-        "kind": claim.kind,
+    figures: dict[str, Any] = {
+        "metric": case.metric,
+        "protocol": case.protocol or "unstated",
         "margin": margin,
     }
+    if (claim := case.claim) is not None:
+        figures |= {"claimed": claim.value, "claimed_text": claim.text, "kind": claim.kind}
+        if claim.margin is not None:
+            figures["margin"] = claim.margin
+    return figures
 
 
 def _row(item: pytest.Item, verdict: Verdict, **figures: Any) -> Row:

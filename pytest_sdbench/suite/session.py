@@ -30,8 +30,6 @@ UNTOLD = 6
 """Exit status of a run that passed but for what is inconclusive, where that is not a failure, or that
 compared a checkpoint with nothing."""
 
-_OPTION_OF_XDIST = ("--dist", "-d")
-
 
 @dataclass(eq=False)  # pluggy keeps plugins in sets
 class SdbenchSession:
@@ -63,10 +61,8 @@ class SdbenchSession:
             # Before torch is imported: workers whose threads outnumber the cores wait for each other.
             threads = max(1, (os.cpu_count() or 1) // int(worker["workercount"]))
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        typed = config.invocation_params.args
-        if getattr(config.option, "dist", None) == "load" and not any(
-            str(word).startswith(_OPTION_OF_XDIST) for word in typed
-        ):
+        typed = any(str(word).startswith(("--dist", "-d")) for word in config.invocation_params.args)
+        if getattr(config.option, "dist", None) == "load" and not typed:
             # A card's tests share its evidence and its networks: whole cards go to one worker.
             config.option.dist = "loadfile"
         return session
@@ -113,20 +109,17 @@ class SdbenchSession:
                     "name a card or its file"
                 )
 
-    def weights_for(self, module: CardModule) -> Path | None:
+    def weights_for(self, card: str, path: Path) -> Path | None:
         """Return the checkpoint that replaces a card's own in this run, if any."""
         for key, folder in self.settings.weights.items():
-            if key == module.card.name or _same(key, module.path, self.config):
+            if key == card or _same(key, path, self.config):
                 return folder
         return None
 
     def _replaced(self) -> frozenset[str]:
         """Return the cards whose checkpoint another one stands in for."""
         return frozenset(
-            row.card
-            for row in self.rows
-            for key in self.settings.weights
-            if key == row.card or _same(key, self.files[row.node_id], self.config)
+            row.card for row in self.rows if self.weights_for(row.card, self.files[row.node_id]) is not None
         )
 
     def _unjudged(self) -> list[str]:
@@ -208,7 +201,7 @@ class SdbenchSession:
             from pytest_sdbench.report.write import read_cards, write_reports
             from pytest_sdbench.suite.recording import write_evidence_of, write_records_of
 
-            self.written += write_reports(self.settings.reports, self.rows, read_cards(self.files))
+            self.written += write_reports(self.settings.report, self.rows, read_cards(self.files))
             if self.settings.update:
                 finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
                 finished = finished and not (session.shouldstop or session.shouldfail)  # -x, --maxfail
@@ -216,7 +209,6 @@ class SdbenchSession:
                     self.rows, finished=finished, files=self.files, replaced=self._replaced()
                 )
                 self.diffs += diffs
-                self.written += refused
                 lines, written = write_evidence_of(
                     self.rows,
                     Workspace(self.settings.store, self.settings.data, progress=False),
@@ -224,15 +216,12 @@ class SdbenchSession:
                     files=self.files,
                     replaced=self._replaced(),
                 )
-                self.written += lines
+                self.written += [*refused, *lines]
                 if diffs or written:
                     session.exitstatus = pytest.ExitCode.TESTS_FAILED
             unjudged = self._unjudged()
-            for card in unjudged:
-                self.written.append(
-                    f"no claim of {card} was compared with the checkpoint that replaces its own. "
-                    "This is no success"
-                )
+            instead = "was compared with the checkpoint that replaces its own. This is no success"
+            self.written += [f"no claim of {card} {instead}" for card in unjudged]
             untold = unjudged or any(row.verdict == Outcome.INCONCLUSIVE for row in self.rows)
             if untold and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = UNTOLD
@@ -268,17 +257,16 @@ class SdbenchSession:
             terminalreporter.section("sdbench: recorded", sep="-")
             terminalreporter.write_line(diff.rstrip())
         if self.diffs:
-            terminalreporter.write_line(
-                "Records changed, so this run fails: review the diff, commit it, and run again."
-            )
+            told = "Records changed, so this run fails: review the diff, commit it, and run again."
+            terminalreporter.write_line(told)
         for line in self.written:
             terminalreporter.write_line(f"sdbench: {line}")
 
 
 def _same(key: str, path: Path, config: pytest.Config) -> bool:
-    return (config.invocation_params.dir / key).absolute() == path or key == os.path.relpath(
-        path, config.rootpath
-    )
+    """Return whether a card is named by its path, from the working folder or from the rootdir."""
+    named = (config.invocation_params.dir / key).absolute()
+    return named == path or key == os.path.relpath(path, config.rootpath)
 
 
 def _short(path: Path | str) -> str:

@@ -30,13 +30,13 @@ class Settings:
     dtype: str
     store: Path | str
     """A folder, or an fsspec URL."""
-    reports: tuple[Path, ...]
+    report: tuple[Path, ...]
     update: bool
-    budget: int | None = None
+    budget: int | None
     """Images of one checkpoint under one protocol that a run may look at, in growing numbers; None: all."""
-    inconclusive: str = "fail"
+    inconclusive: str
     """What becomes of a test that cannot tell: ``fail`` or ``xfail``."""
-    calibrate: int | None = None
+    calibrate: int | None
     """Runs with other seeds that calibrate each protocol; None: none."""
 
     def limit(self, device: str) -> int | None:
@@ -44,9 +44,8 @@ class Settings:
         if isinstance(self.max_images, int):
             return self.max_images
         # Who names a number of images has asked for them.
-        asked = any(given is not None for given in (self.samples, self.budget, self.calibrate))
-        unasked = self.max_images == "auto" and not asked and device.startswith("cpu")
-        return UNASKED if unasked else None
+        asked = any(number is not None for number in (self.samples, self.budget, self.calibrate))
+        return UNASKED if self.max_images == "auto" and not asked and device.startswith("cpu") else None
 
     @classmethod
     def from_pytest_config(cls, config: pytest.Config) -> Settings:
@@ -60,10 +59,8 @@ class Settings:
         def place(dest: str, path: Path | str) -> Path:
             return (start(dest) / Path(path).expanduser()).absolute()
 
-        told = {
-            dest.removeprefix("sdbench_"): option(config, dest)
-            for dest in (each.dest for each in OPTIONS.values())
-        }
+        dests = [each.dest for each in OPTIONS.values() if each.dest != "sdbench"]
+        told = {dest.removeprefix("sdbench_"): option(config, dest) for dest in dests}
         if told["samples"] is not None and told["budget"] is not None:
             raise pytest.UsageError(
                 "--sdbench-samples and --sdbench-budget: give one. The first makes scores that are not "
@@ -89,18 +86,6 @@ class Settings:
                 raise pytest.UsageError(
                     f"--sdbench-weights: {card}={folder}: no such folder; give a diffusers or a U-Net folder"
                 )
-        return cls(
-            weights=weights,
-            data=data,
-            download=told["download"],
-            samples=told["samples"],
-            max_images=told["max_images"],
-            device=told["device"],
-            dtype=told["dtype"],
-            store=place_of(told["store"], start("sdbench_store")),
-            reports=tuple(place("sdbench_report", report) for report in told["report"]),
-            update=told["update"],
-            budget=told["budget"],
-            inconclusive=told["inconclusive"],
-            calibrate=told["calibrate"],
-        )
+        store = place_of(told["store"], start("sdbench_store"))
+        report = tuple(place("sdbench_report", path) for path in told["report"])
+        return cls(**told | {"weights": weights, "data": data, "store": store, "report": report})
