@@ -6,6 +6,7 @@ import copy
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,19 +111,20 @@ def network(weights_folder: Path) -> Any:
     return inception.load_inception(path, sha256=sha256(path))
 
 
-@pytest.fixture
-def _accepted(weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the checksum of the random weights count as the published one."""
-    monkeypatch.setattr(inception, "SHA256", sha256(weights_folder / inception.FILES[0]))
-
-
 COCO = {
     "fid": {"extractor": "inception-pytorch-fid"},
     "inception_score": {"extractor": "inception-torch-fidelity"},
 }
 
 
-@pytest.mark.usefixtures("_accepted")
+@pytest.fixture(scope="class")
+def coco(weights_folder: Path) -> Iterator[features.Extractors]:
+    """Both front ends; the checksum of the random weights counts as the published one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "SHA256", sha256(weights_folder / inception.FILES[0]))
+        yield open_extractors(protocol(**COCO), data_root=weights_folder)
+
+
 class TestInception:
     def test_torch_fidelity_front_end_equals_torch_fidelity(
         self, network: Any, random_inception: _RandomInception
@@ -152,46 +154,37 @@ class TestInception:
         one, other = inception.pytorch_fid(network, images), inception.torch_fidelity(network, images)[0]
         assert (one - other).abs().max() > 1e-2 * one.abs().max()
 
-    def test_one_pass_gives_what_the_protocol_asks_for(self, weights_folder: Path) -> None:
-        images = pictures(3, 256)
-        extractors = open_extractors(protocol(**COCO), data_root=weights_folder)
-        rows = extractors.extract(images, ["a"] * 3)
-        assert tuple(network.name for network in extractors.networks) == (
-            "inception-pytorch-fid",
-            "inception-torch-fidelity",
-        )
+    def test_one_pass_gives_what_the_protocol_asks_for(self, coco: features.Extractors) -> None:
+        rows = coco.extract(pictures(3, 256), ["a"] * 3)
         assert {key: (value.shape, value.dtype) for key, value in rows.items()} == {
             "inception-pytorch-fid": ((3, 2048), np.float32),
             "inception-torch-fidelity-logits": ((3, 1008), np.float32),
         }
+        with pytest.raises(ValueError, match="3 images and 2 prompts"):
+            coco.extract(pictures(3, 64), ["a", "b"])
 
-    def test_batch_size_does_not_matter(self, weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        images = pictures(5, 96)
-        extractor = open_extractor("inception-pytorch-fid", data_root=weights_folder)
+    def test_batch_size_does_not_matter(
+        self, coco: features.Extractors, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images, extractor = pictures(3, 96), coco.networks[0]
         whole = extractor(images)["inception-pytorch-fid"]
         monkeypatch.setattr("pytest_sdbench.features.definition._CHUNK", 1)
         alone = extractor(images)["inception-pytorch-fid"]
         np.testing.assert_allclose(alone, whole, rtol=1e-4, atol=1e-4 * np.abs(whole).max())
 
-    def test_fingerprints_tell_front_ends_apart(self, weights_folder: Path) -> None:
-        names = ("inception-pytorch-fid", "inception-torch-fidelity")
-        found = {open_extractor(name, data_root=weights_folder).fingerprint for name in names}
-        assert [len(fingerprint) for fingerprint in found] == [16, 16]
+    def test_names_and_fingerprints_tell_front_ends_apart(
+        self, coco: features.Extractors, weights_folder: Path
+    ) -> None:
+        names = ["inception-pytorch-fid", "inception-torch-fidelity"]
+        assert [network.name for network in coco.networks] == names
+        assert [len(fingerprint) for fingerprint in {each.fingerprint for each in coco.networks}] == [16, 16]
         assert "sha256 verified" in describe(names[0], weights_folder)
 
     def test_logits_of_pytorch_fid_are_refused(self, weights_folder: Path) -> None:
-        with pytest.raises(
-            ProtocolError,
-            match=r"IS reads logits; this extractor has features.*Name one that has them: inception-torch",
-        ):
-            open_extractors(
-                protocol(inception_score={"extractor": "inception-pytorch-fid"}), data_root=weights_folder
-            )
-
-    def test_images_and_prompts_must_match(self, weights_folder: Path) -> None:
-        extractors = open_extractors(protocol(fid=COCO["fid"]), data_root=weights_folder)
-        with pytest.raises(ValueError, match="3 images and 2 prompts"):
-            extractors.extract(pictures(3, 64), ["a", "b"])
+        features_alone = protocol(inception_score={"extractor": "inception-pytorch-fid"})
+        message = r"IS reads logits; this extractor has features.*Name one that has them: inception-torch"
+        with pytest.raises(ProtocolError, match=message):
+            open_extractors(features_alone, data_root=weights_folder)
 
 
 class _Touch:
@@ -231,7 +224,9 @@ class TestInceptionWeights:
         assert inception.find_weights(None) == hub / name
         assert inception.find_weights(tmp_path / "elsewhere") == hub / name
 
-    def test_are_downloaded_when_told_so(self, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_are_downloaded_when_told_so_and_there_is_a_network(
+        self, hub: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         asked = []
         monkeypatch.setattr(
             torch.hub,
@@ -240,9 +235,6 @@ class TestInceptionWeights:
         )
         path = inception.find_weights(None, download=True)
         assert asked == [(inception.URL, str(path), inception.SHA256)]
-
-    @pytest.mark.usefixtures("hub")
-    def test_without_network_are_unavailable(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
         with pytest.raises(Unavailable, match="no route to host"):
             inception.find_weights(None, download=True)
@@ -341,29 +333,24 @@ def directly(folder: Path, images: np.ndarray, captions: list[str]) -> np.ndarra
 
 class TestClip:
     def test_score_equals_open_clip_called_directly(self, clip_folder: Path) -> None:
-        images = pictures(4, 48)
-        rows = open_extractor_of_clip(clip_folder).extract(images, CAPTIONS)
-        assert rows["clip_score"].shape == (4,)
-        assert rows["clip_score"].dtype == np.float32
-        assert np.ptp(rows["clip_score"]) > 0.01
-        np.testing.assert_allclose(rows["clip_score"], directly(clip_folder, images, CAPTIONS), atol=1e-5)
+        images, captions = pictures(5, 48), [*CAPTIONS, LONG]
+        scores = open_extractor_of_clip(clip_folder).extract(images, captions)["clip_score"]
+        assert (scores.shape, scores.dtype) == ((5,), np.float32)
+        assert np.ptp(scores) > 0.01
+        np.testing.assert_allclose(scores, directly(clip_folder, images, captions), atol=1e-5)
 
     def test_batch_size_does_not_matter(self, clip_folder: Path) -> None:
         images, captions = pictures(32, 48), [f"{caption} {i}" for i in range(8) for caption in CAPTIONS]
         extractors = open_extractor_of_clip(clip_folder)
         whole = extractors.extract(images, captions)["clip_score"]
-        alone = [
-            extractors.extract(images[i : i + 1], captions[i : i + 1])["clip_score"][0] for i in range(32)
-        ]
+        parts = [slice(i, i + 1) for i in range(32)]
+        alone = [extractors.extract(images[part], captions[part])["clip_score"][0] for part in parts]
         np.testing.assert_allclose(alone, whole, atol=1e-4)
 
     def test_long_captions_keep_their_end_token(self, clip_folder: Path) -> None:
         tokens = load_clip(f"local:{clip_folder}").tokenize([LONG])
         assert tokens.shape == (1, 20)
         assert tokens[0, -1] == 49407
-        images = pictures(1, 48)
-        rows = open_extractor_of_clip(clip_folder).extract(images, [LONG])
-        np.testing.assert_allclose(rows["clip_score"], directly(clip_folder, images, [LONG]), atol=1e-5)
 
     def test_long_captions_keep_their_end_token_with_a_tokenizer_of_their_own(self, tmp_path: Path) -> None:
         folder = make_tokenizer(tmp_path / "own")
@@ -385,19 +372,17 @@ class TestClip:
         with pytest.raises(CheckpointError, match=r"cuts off the end token.*a very long caption"):
             scorer.tokenize(["short enough", LONG])
 
-    def test_missing_weights_are_never_made_up(self, tmp_path: Path) -> None:
-        folder = make_clip(tmp_path / "bare")
-        (folder / "open_clip_model.safetensors").unlink()
+    def test_weights_that_are_missing_or_of_another_model_are_refused(self, tmp_path: Path) -> None:
+        folder = make_clip(tmp_path / "other")
+        weights = folder / "open_clip_model.safetensors"
+        save_file({"logit_scale": torch.zeros(())}, weights)
+        with pytest.raises(CheckpointError, match="open_clip cannot load this model"):
+            open_extractor_of_clip(folder)
+        weights.unlink()
         with pytest.raises(Unavailable, match=r"open_clip_model\.safetensors: the CLIP model has no weights"):
             open_extractor_of_clip(folder)
         with pytest.raises(Unavailable, match=r"open_clip_config\.json"):
             open_extractor_of_clip(tmp_path / "nowhere")
-
-    def test_weights_of_another_model_are_refused(self, tmp_path: Path) -> None:
-        folder = make_clip(tmp_path / "other")
-        save_file({"logit_scale": torch.zeros(())}, folder / "open_clip_model.safetensors")
-        with pytest.raises(CheckpointError, match="open_clip cannot load this model"):
-            open_extractor_of_clip(folder)
 
     def test_packaged_models_are_found_by_name(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         make_clip(tmp_path / "checkpoints" / "scenes-clip")
@@ -442,11 +427,11 @@ class TestNamedClip:
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: None)
         return "open_clip:tiny/tag"
 
-    def test_is_unavailable_without_weights(self, tag: str) -> None:
+    def test_is_unavailable_without_weights_and_network(
+        self, tag: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with pytest.raises(Unavailable, match=r"not on this machine.*--sdbench-download"):
             load_clip(tag)
-
-    def test_without_network_is_unavailable(self, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(open_clip, "download_pretrained", offline)
         with pytest.raises(Unavailable, match="no route to host"):
             load_clip(tag, download=True)
@@ -454,11 +439,9 @@ class TestNamedClip:
     def test_is_loaded_from_the_cache_with_the_tags_own_pictures(
         self, tag: str, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        weights = clip_folder / "open_clip_model.safetensors"
-        found = {("org/tiny", "open_clip_model.safetensors"): str(weights)}
-        monkeypatch.setattr(
-            "huggingface_hub.try_to_load_from_cache", lambda repository, file: found.get((repository, file))
-        )
+        name = "open_clip_model.safetensors"
+        found = {("org/tiny", name): str(clip_folder / name)}
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *asked: found.get(asked))
         scorer = load_clip(tag)
         theirs = open_clip.image_transform(
             32, False, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), interpolation="bilinear", resize_mode="squash"

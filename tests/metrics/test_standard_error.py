@@ -121,11 +121,6 @@ class TestSumOfRoots:
         assert np.mean(recovered) == pytest.approx(expected, rel=0.005)
         assert np.mean(plain) < 0.95 * expected
 
-    def test_grows_with_the_root_of_the_scale(self) -> None:
-        rows = np.random.default_rng(4).normal(size=(50, 20))
-        values = eigenvalues(rows.T @ rows / 50)
-        assert sum_of_roots(9 * values, 50) == pytest.approx(3 * sum_of_roots(values, 50), rel=1e-9)
-
     @pytest.mark.parametrize("values", [[1.0, 2.0, 2.0, 3.0], [0.3, 1.1, 1.4, 9.0], [2.0, 2.0, 2.0, 2.0]])
     def test_is_the_contour_integral(self, values: list[float]) -> None:
         n, p = 12, len(values)
@@ -154,15 +149,10 @@ class TestFid:
     # Both covariances are diagonal, so the roots commute and the distance is elementary.
     TRUTH = float(WIDTH * SHIFT**2 + np.square(np.sqrt(SIGMA) - np.sqrt(np.diag(REFERENCE.sigma))).sum())
 
-    def estimates(self, n: int, count: int, seed: int, scale: Callable[..., Array] | None = None) -> Any:
+    def estimates(self, n: int, count: int, seed: int) -> list[Estimate]:
         rng = np.random.default_rng(seed)
-        found = []
-        for _ in range(count):
-            rows = rng.normal(size=(n, self.WIDTH))
-            if scale is not None:
-                rows *= scale(rng, n)[:, None]
-            found.append(one("fid", rows * np.sqrt(self.SIGMA) + self.SHIFT, self.REFERENCE))
-        return found
+        rows = (rng.normal(size=(n, self.WIDTH)) * np.sqrt(self.SIGMA) + self.SHIFT for _ in range(count))
+        return [one("fid", each, self.REFERENCE) for each in rows]
 
     def test_corrected_is_that_of_the_population_from_twice_the_width_on(self) -> None:
         values, corrected, errors = measured(self.estimates(2 * self.WIDTH, 60, 5))
@@ -180,20 +170,6 @@ class TestFid:
         assert corrected.min() < 0 < values.min()
         # The first order vanishes here: what remains is the second, once and not twice (which is 1.4 times).
         assert float(np.median(errors)) == pytest.approx(corrected.std(ddof=1), rel=0.25)
-
-    def test_corrected_holds_for_heavy_tails_too(self) -> None:
-        def scale(rng: np.random.Generator, n: int) -> Array:
-            return np.asarray(np.sqrt(4 / rng.chisquare(6, n)))
-
-        n = 8 * self.WIDTH
-        found = self.estimates(n, 150, 7, scale)
-        values, corrected, _ = measured(found)
-        # What random matrix theory alone would remove: the bias of Gaussian images of the same moments.
-        gaussian, _, _ = measured(self.estimates(n, 60, 8))
-        assert abs(corrected.mean() - self.TRUTH) < 0.35 * abs(
-            values.mean() - (gaussian.mean() - self.TRUTH) - self.TRUTH
-        )
-        assert abs(corrected.mean() - self.TRUTH) < 0.15 * (values.mean() - self.TRUTH)
 
     def test_predicts_the_value_of_another_number_of_images(self) -> None:
         few = self.estimates(2 * self.WIDTH, 60, 9)
@@ -337,13 +313,6 @@ class TestInceptionScore:
         assert off(values - luck, truth) < -20
         assert root_mean_square(errors) == pytest.approx(corrected.std(ddof=1), rel=0.12)
 
-    def test_corrected_where_every_image_has_one_class(self) -> None:
-        rng = np.random.default_rng(29)
-        found = [one("inception_score", 30 * np.eye(5)[rng.integers(0, 5, 100)]) for _ in range(400)]
-        values, corrected, _ = measured(found)
-        assert abs(off(corrected, 5.0)) < 4
-        assert off(values, 5.0) < -20
-
     def test_splits_change_the_value_and_not_the_corrected_one(self) -> None:
         rows = self.draw(np.random.default_rng(17), 600)
         whole, parts = one("inception_score", rows), one("inception_score", rows, splits=10)
@@ -400,15 +369,13 @@ class TestKid:
         rows = np.random.default_rng(21).normal(size=(n, width))
         return FeatureStatistics(rows.mean(axis=0), np.cov(rows, rowvar=False), n, rows)
 
-    @pytest.mark.parametrize("shift", [0.0, 0.6])
-    def test_standard_error_is_the_spread_over_sets_of_images(self, shift: float) -> None:
+    def test_standard_error_is_the_spread_over_sets_of_images(self) -> None:
         rng = np.random.default_rng(22)
         reference = self.reference(16, 300)
-        found = [one("kid", rng.normal(shift, 1, (200, 16)), reference) for _ in range(300)]
+        found = [one("kid", rng.normal(0.6, 1, (200, 16)), reference) for _ in range(300)]
         found = [each for each in found if each.standard_error is not None]
         assert len(found) > 270
         values, _, errors = measured(found)
-        # The delta method alone would be 1.4 times the spread where nothing is shifted.
         assert root_mean_square(errors) == pytest.approx(values.std(ddof=1), rel=0.15)
 
     def test_is_that_of_the_population(self) -> None:
@@ -431,7 +398,7 @@ class TestKid:
         rows[:2] *= 12
         found = one("kid", rows, self.reference())
         assert found.standard_error is None
-        assert found.corrected == found.value
+        assert found.corrected == found.value == found.at(5000), "KID has no bias"
 
     def test_heavy_tails_leave_the_error_open_though_most_sets_of_images_lack_the_largest(self) -> None:
         rng = np.random.default_rng(32)
@@ -471,6 +438,7 @@ class TestKid:
         truth = values.mean()
         assert (values + 1.645 * errors < truth).mean() < 0.10
         assert (np.abs(values - truth) < 1.96 * errors).mean() > 0.93
+        # The delta method alone would be 1.4 times the spread where nothing is shifted.
         assert root_mean_square(errors) == pytest.approx(values.std(ddof=1), rel=0.12)
 
     def test_images_of_one_prompt_are_not_compared_with_each_other(self) -> None:
@@ -496,11 +464,6 @@ class TestKid:
         changed -= changed.mean()
         # Leaving one out divides by n - 2 where the influence divides by n - 1.
         np.testing.assert_allclose(found.influence, changed, atol=0.03 * changed.std())
-
-    def test_value_needs_no_correction(self) -> None:
-        rows = np.random.default_rng(24).normal(size=(50, 4))
-        found = one("kid", rows, self.reference())
-        assert found.corrected == found.value == found.at(5000)
 
 
 @pytest.mark.parametrize("repeated", [False, True])
