@@ -21,6 +21,12 @@ def bucket_folder(s3: S3, tmp_path: Path) -> str:
     return f"{s3.url}/{tmp_path.name}"
 
 
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for a store: a folder, then a bucket."""
+    return str(tmp_path / "store" if request.param == "local" else request.getfixturevalue("bucket_folder"))
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep copies of remote shards where the test ends."""

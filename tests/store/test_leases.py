@@ -42,13 +42,6 @@ for images in evidence.work(int(n), start_at=start_at):
 """
 
 
-@pytest.fixture(params=["local", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "local":
-        return str(tmp_path / "store")
-    return str(request.getfixturevalue("bucket_folder"))
-
-
 Launch = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -142,21 +135,20 @@ def test_what_another_process_makes_is_waited_for(root: str, launch: Launch) -> 
     assert is_whole(evidence, 2 * SHARD)
 
 
-def test_a_process_that_was_stopped_is_replaced_and_does_no_harm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("root", ["local"], indirect=True)
+def test_a_process_that_was_stopped_is_replaced_and_does_no_harm(root: str, launch: Launch) -> None:
     """As a host that sleeps: it runs, but renews nothing. Awake again, it finishes what nobody needs."""
-    root = str(tmp_path / "store")
-    words = [sys.executable, "-c", WORKER, root, str(2 * SHARD), "1.5", "0", "0.2"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as sleeper:
-        assert sleeper.stdout is not None
-        assert sleeper.stdout.readline() == "start 0\n"
-        sleeper.send_signal(signal.SIGSTOP)
-        evidence = evidence_of(root, seconds=0.5)
-        make_all(evidence, 2 * SHARD)
-        assert is_whole(evidence, 2 * SHARD)
-        before = {name: evidence.storage.read(name) for name in evidence.storage.files()}
-        sleeper.send_signal(signal.SIGCONT)
-        assert starts(sleeper, "done") == [0]
-        assert sleeper.returncode == 0
+    sleeper = launch(seconds=1.5, n=2 * SHARD, beat=0.2)
+    assert sleeper.stdout is not None
+    assert sleeper.stdout.readline() == "start 0\n"
+    sleeper.send_signal(signal.SIGSTOP)
+    evidence = evidence_of(root, seconds=0.5)
+    make_all(evidence, 2 * SHARD)
+    assert is_whole(evidence, 2 * SHARD)
+    before = {name: evidence.storage.read(name) for name in evidence.storage.files()}
+    sleeper.send_signal(signal.SIGCONT)
+    assert starts(sleeper, "done") == [0]
+    assert sleeper.returncode == 0
     assert {name: evidence.storage.read(name) for name in evidence.storage.files()} == before
 
 
