@@ -13,7 +13,7 @@ from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import is_card, read_card
 from pytest_sdbench.cards.network import checkpoint_of
-from pytest_sdbench.commands.shared import find_card_of, first_images, share, table, write_figures
+from pytest_sdbench.commands.shared import find_card_of, first_images, share, write_figures
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
 from pytest_sdbench.metrics.definition import Metric
@@ -26,6 +26,7 @@ from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.report.cells import plain_table
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -142,7 +143,7 @@ def comparison_table(found: Comparison) -> str:
         scores = [f"{side.value:{digits}}" for side in (first, second)]
         rows.append([f"{known.label} {known.arrow}", *scores, less, interval, gain, call])
     heading = ["", *found.names, "difference", f"{LEVEL:.0%} interval", "pairing", ""]
-    return "\n".join([table(rows, heading, "lrrrrrl"), "", *lines, *found.notes])
+    return "\n".join([plain_table(heading, rows, "lrrrrrl"), "", *lines, *found.notes])
 
 
 def figures(found: Comparison) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.cards.network import checkpoint_of
-from pytest_sdbench.commands.shared import cards_of, share, table
+from pytest_sdbench.commands.shared import cards_of, share
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.metric_specs import ReferencedSpec
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.report.cells import plain_table
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
@@ -108,7 +109,7 @@ def report(findings: Sequence[Finding]) -> str:
             unsaid = "ok" if need == "card" else "-"
             row.append(next((state for state in ("broken", "missing", "ok") if state in states), unsaid))
         rows.append(row)
-    parts = [table(rows, ["name", *needs], "l" * (len(needs) + 1))]
+    parts = [plain_table(["name", *needs], rows, "l" * (len(needs) + 1))]
     here = dict.fromkeys(f"  {each.need} {each.name}: {each.detail}" for each in findings if each.found)
     if here:
         parts += ["\nHere:", *here]

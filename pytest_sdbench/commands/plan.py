@@ -15,8 +15,9 @@ from pytest_sdbench.base.text import duration, size_text
 from pytest_sdbench.commands.doctor import lacking
 from pytest_sdbench.commands.plan_cost import ESTIMATED, MEASURED, Plan, Row
 from pytest_sdbench.commands.plan_time import ALLOWANCE
-from pytest_sdbench.commands.shared import cards_of, check_counts, share, table, write_figures
+from pytest_sdbench.commands.shared import cards_of, check_counts, share, write_figures
 from pytest_sdbench.gate.looks import UNASKED
+from pytest_sdbench.report.cells import plain_table
 from pytest_sdbench.store.folders import place_of
 
 
@@ -62,7 +63,7 @@ def report(plan: Plan) -> str:
             few = ", ".join(users) if len(users) < 4 else f"{', '.join(users[:2])} and {len(users) - 2} more"
             rows.append([download.what, size, few])
         headings = ("to download (--sdbench-download does it)", "size", "for")
-        parts += ["", table(rows, headings, "lrl")]
+        parts += ["", plain_table(headings, rows, "lrl")]
     notes = lacking([finding for row in plan.rows for finding in row.unfetched])
     if notes:
         parts += ["\nTo be placed or mended by you:", *notes]
@@ -79,7 +80,7 @@ def _table(rows: Iterable[Row]) -> str:
     upper = ("", "", "", "in", "to", "", "how", "", "")
     lower = ("name", "protocol", "images", "store", "make", "time", "known", "disk", "ok")
     headings = [f"{above}\n{below}" for above, below in zip(upper, lower, strict=True)]
-    return table(lines, headings, "llrrrrlrl")
+    return plain_table(headings, lines, "llrrrrlrl")
 
 
 def _cells(row: Row) -> list[str]:

@@ -12,10 +12,11 @@ from pytest_sdbench.base.environment import versions
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.commands.score_images import Scores, score
-from pytest_sdbench.commands.shared import share, table, write_figures
+from pytest_sdbench.commands.shared import share, write_figures
 from pytest_sdbench.features.extractors import identity
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.report.cells import plain_table
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -95,7 +96,9 @@ def score_table(found: Scores) -> str:
         about.append("no verdict: nothing shows that the images were sampled as the protocol says")
     elif found.card is not None:
         about.append(f"{found.card} claims nothing under {found.protocol.name}")
-    return "\n".join([table(rows, heading, "l" + "r" * (len(heading) - 1)), "", *about, *lines, *found.notes])
+    return "\n".join(
+        [plain_table(heading, rows, "l" + "r" * (len(heading) - 1)), "", *about, *lines, *found.notes]
+    )
 
 
 def figures(found: Scores) -> dict[str, Any]:

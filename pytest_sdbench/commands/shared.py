@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.options import OPTIONS
 from pytest_sdbench.base.paths import reference
@@ -71,12 +69,6 @@ def first_images(protocol: Protocol, n: int) -> Protocol:
         message, remedy = f"{protocol.name} has {protocol.n:,} images", "Give at least 2 and at most so many"
         raise SdbenchError(message, key="--images", found=n, remedy=remedy)
     return protocol.with_samples(n)
-
-
-def table(rows: Sequence[Sequence[str]], headings: Sequence[str], align: str) -> str:
-    """Return a table for a terminal; `align` has a letter a column, l or r."""
-    sides = tuple({"l": "left", "r": "right"}[letter] for letter in align)
-    return tabulate(rows, headings, tablefmt="simple", disable_numparse=True, colalign=sides)
 
 
 def write_text(text: str, out: Path | None) -> None:

@@ -17,7 +17,8 @@ from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import size_text
-from pytest_sdbench.commands.shared import share, table
+from pytest_sdbench.commands.shared import share
+from pytest_sdbench.report.cells import plain_table
 from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage, without_secrets
 from pytest_sdbench.store.leases import PREFIX
 from pytest_sdbench.store.shard_format import SHARD, range_of
@@ -184,7 +185,7 @@ def inventory_table(found: list[Holding]) -> str:
     heading = ["checkpoint", "draw", "whole", "images", "size", "last change", "device"]
     total = size_text(sum(each.size for each in found))
     about = f"{total} in all; whole: images from the first one on without a gap"
-    return f"{table(rows, heading, 'llrrrll')}\n\n{about}"
+    return f"{plain_table(heading, rows, 'llrrrll')}\n\n{about}"
 
 
 def _folders(storage: Storage) -> list[str]:

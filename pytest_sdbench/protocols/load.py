@@ -26,18 +26,13 @@ def load_protocol(name: str | Path, search: Sequence[Path] = ()) -> Protocol:
         return _read(Path(name))
     found = _files(search)
     if text not in found:
-        raise ProtocolError(
-            "unknown protocol",
-            key="protocol",
-            found=text,
-            remedy=f"{suggestion(text, tuple(found))}Known are {', '.join(found)}",
-        )
+        remedy = f"{suggestion(text, tuple(found))}Known are {', '.join(found)}"
+        raise ProtocolError("unknown protocol", key="protocol", found=text, remedy=remedy)
     first, *others = found[text]
     for other in others:
         if other.read_bytes() != first.read_bytes():
-            raise ProtocolError(
-                f"the name {text!r} is taken by {first}", file=other, remedy="Give this file another name."
-            )
+            message, remedy = f"the name {text!r} is taken by {first}", "Give this file another name."
+            raise ProtocolError(message, file=other, remedy=remedy)
     return _read(first)
 
 
@@ -47,10 +42,9 @@ def protocol_names(search: Sequence[Path] = ()) -> tuple[str, ...]:
 
 
 def _files(search: Sequence[Path]) -> dict[str, list[Path]]:
-    folders = [
-        reference() / "protocols",
-        *(part for folder in search for part in (folder, folder / "protocols")),
-    ]
+    folders = [reference() / "protocols"]
+    for folder in search:
+        folders += [folder, folder / "protocols"]
     found: dict[str, list[Path]] = {}
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         for file in sorted(folder.glob("*.yaml")):
@@ -72,21 +66,18 @@ def _parse(path: Path, _modified: int, _size: int) -> Protocol:
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ProtocolError(
-            "there is no such protocol file", file=path, remedy=f"Known names: {', '.join(protocol_names())}"
-        ) from None
+        remedy = f"Known names: {', '.join(protocol_names())}"
+        raise ProtocolError("there is no such protocol file", file=path, remedy=remedy) from None
     except OSError as error:
         raise ProtocolError(f"the protocol cannot be read: {error.strerror}", file=path) from error
     except (YAMLError, UnicodeDecodeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ProtocolError(f"the protocol is not valid YAML: {reason}", file=path, remedy=SEE) from error
     if not isinstance(content, dict):
-        raise ProtocolError(
-            "a protocol is a mapping of keys", file=path, found=type(content).__name__, remedy=SEE
-        )
+        found = type(content).__name__
+        raise ProtocolError("a protocol is a mapping of keys", file=path, found=found, remedy=SEE)
     for key in ("name", "path"):
         if key in content:
-            raise ProtocolError(
-                "unknown key", file=path, key=key, remedy="The name of a protocol is that of its file."
-            )
+            remedy = "The name of a protocol is that of its file."
+            raise ProtocolError("unknown key", file=path, key=key, remedy=remedy)
     return validate({**content, "name": path.stem, "path": path}, path)

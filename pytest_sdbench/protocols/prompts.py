@@ -29,8 +29,7 @@ def load_prompts(protocol: Protocol, data_root: Path | None = None) -> tuple[str
     """
     if isinstance(protocol.prompts, ScenesPrompts):
         return _scenes(protocol, protocol.prompts)
-    captions = _read_csv(_find(protocol, protocol.prompts, data_root), protocol.prompts)
-    return tuple(captions.values())[: protocol.n]
+    return tuple(_read_csv(protocol, protocol.prompts, data_root).values())[: protocol.n]
 
 
 def prompt_files(protocol: Protocol, data_root: Path | None = None) -> tuple[str, ...]:
@@ -40,7 +39,7 @@ def prompt_files(protocol: Protocol, data_root: Path | None = None) -> tuple[str
     """
     if isinstance(protocol.prompts, ScenesPrompts):
         return ()
-    return tuple(_read_csv(_find(protocol, protocol.prompts, data_root), protocol.prompts))
+    return tuple(_read_csv(protocol, protocol.prompts, data_root))
 
 
 def parse_captions(content: bytes, path: Path | str, remedy: str = "") -> dict[str, str]:
@@ -48,17 +47,41 @@ def parse_captions(content: bytes, path: Path | str, remedy: str = "") -> dict[s
 
     Raises DataError for what is empty, no UTF-8, or malformed.
     """
+
+    def error(message: str, line: int | None = None, found: object = None) -> DataError:
+        key = None if line is None else f"line {line}"
+        return DataError(message, file=path, key=key, found=found, remedy=remedy)
+
     if not content.strip():
-        raise DataError("the file of prompts is empty", file=path, remedy=remedy)
+        raise error("the file of prompts is empty")
     try:
         text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        bad = content[error.start : error.end]
-        raise DataError(
-            "this is not UTF-8", file=path, key=f"line {line}", found=bad, remedy=remedy
-        ) from None
-    return _captions(text, path, remedy)
+    except UnicodeDecodeError as bad:
+        line = content.count(b"\n", 0, bad.start) + 1
+        raise error("this is not UTF-8", line, content[bad.start : bad.end]) from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    captions: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    try:
+        header = next(reader)
+        if header != COLUMNS:
+            absent = [column for column in COLUMNS if column not in header]
+            fault = f"column {absent[0]!r} is missing" if absent else "malformed header"
+            raise error(f"{fault}: {','.join(COLUMNS)!r} is expected", 1, ",".join(header)[:80])
+        for row in reader:
+            line = reader.line_num
+            if len(row) != len(COLUMNS):
+                fault = f"{len(COLUMNS)} columns are expected, here are {len(row)}"
+                raise error(fault, line, ",".join(row)[:80])
+            name, caption = row
+            if not caption.strip():
+                raise error("empty caption", line, name)
+            if name in lines:
+                raise error(f"this file name stands in line {lines[name]} already", line, name)
+            lines[name], captions[name] = line, caption
+    except csv.Error as bad_csv:
+        raise error(f"malformed CSV: {bad_csv}", reader.line_num) from None
+    return captions
 
 
 def _scenes(protocol: Protocol, prompts: ScenesPrompts) -> tuple[str, ...]:
@@ -66,13 +89,10 @@ def _scenes(protocol: Protocol, prompts: ScenesPrompts) -> tuple[str, ...]:
     checked = scenes.captions(_indices(prompts.first, prompts.layouts, 0, CHECKED_CAPTIONS))
     found = hashlib.sha256("".join(f"{caption}\n" for caption in checked).encode()).hexdigest()
     if found != prompts.captions_sha256:
-        raise DataError(
-            f"the first {CHECKED_CAPTIONS} captions are others than the protocol means",
-            file=protocol.path,
-            key="prompts.captions_sha256",
-            found=found,
-            remedy="Scenes have changed: scores are not comparable with older ones; record the new checksum.",
-        )
+        message = f"the first {CHECKED_CAPTIONS} captions are others than the protocol means"
+        key = "prompts.captions_sha256"
+        remedy = "Scenes have changed: scores are not comparable with older ones; record the new checksum."
+        raise DataError(message, file=protocol.path, key=key, found=found, remedy=remedy)
     return (*checked, *_rest(prompts.first, prompts.layouts, protocol.n))[: protocol.n]
 
 
@@ -90,31 +110,17 @@ def _indices(first: int, layouts: tuple[str, ...] | None, start: int, stop: int)
     return islice(indices, start, max(start, stop))
 
 
-def _find(protocol: Protocol, prompts: CsvPrompts, data_root: Path | None) -> Path:
-    path = protocol.locate(prompts.file, data_root)
-    if path is None:
-        raise Unavailable(
-            f"the prompts of {protocol.name} are not on this machine",
-            file=prompts.file,
-            remedy=f"Give the folder that holds {prompts.file} with --sdbench-data.{_origin(prompts)}",
-        )
-    if not path.is_file():
-        raise Unavailable(
-            f"the prompts of {protocol.name} are not there",
-            file=path,
-            remedy=f"Put the file there, or give another folder with --sdbench-data.{_origin(prompts)}",
-        )
-    return path
-
-
-def _origin(prompts: CsvPrompts) -> str:
-    known = prompts.file.startswith("mscoco_val2014_30k/")
-    return " scripts/get_mscoco_files.sh of the BK-SDM repository fetches it." if known else ""
-
-
-def _read_csv(path: Path, prompts: CsvPrompts) -> dict[str, str]:
+def _read_csv(protocol: Protocol, prompts: CsvPrompts, data_root: Path | None) -> dict[str, str]:
     """Return captions by file name; what is wrong with a file is told before that its checksum differs."""
-    remedy = f"Get the file again.{_origin(prompts)}"
+    known = prompts.file.startswith("mscoco_val2014_30k/")
+    origin = " scripts/get_mscoco_files.sh of the BK-SDM repository fetches it." if known else ""
+    remedy = f"Get the file again.{origin}"
+    path = protocol.locate(prompts.file, data_root)
+    if path is None or not path.is_file():
+        message = f"the prompts of {protocol.name} are not on this machine"
+        give = "Give" if path is None else "Put the file there, or give"
+        place = f"{give} the folder that holds {prompts.file} with --sdbench-data.{origin}"
+        raise Unavailable(message, file=path or prompts.file, remedy=place)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -124,45 +130,7 @@ def _read_csv(path: Path, prompts: CsvPrompts) -> dict[str, str]:
         raise DataError(f"{prompts.rows} prompts are expected", file=path, found=len(captions), remedy=remedy)
     checksum = hashlib.sha256(content).hexdigest()
     if checksum != prompts.sha256:
-        raise DataError(
-            f"wrong checksum: sha256 {prompts.sha256} is expected",
-            file=path,
-            found=checksum,
-            remedy=f"Other prompts make other scores.{' ' + remedy if remedy else ''}",
-        )
-    return captions
-
-
-def _captions(text: str, path: Path | str, remedy: str) -> dict[str, str]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    captions: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    try:
-        header = next(reader)
-        if header != COLUMNS:
-            absent = [column for column in COLUMNS if column not in header]
-            fault = f"column {absent[0]!r} is missing" if absent else "malformed header"
-            raise DataError(
-                f"{fault}: {','.join(COLUMNS)!r} is expected",
-                file=path,
-                key="line 1",
-                found=",".join(header)[:80],
-                remedy=remedy,
-            )
-        for row in reader:
-            key = f"line {reader.line_num}"
-            if len(row) != len(COLUMNS):
-                fault = f"{len(COLUMNS)} columns are expected, here are {len(row)}"
-                raise DataError(fault, file=path, key=key, found=",".join(row)[:80], remedy=remedy)
-            name, caption = row
-            if not caption.strip():
-                raise DataError("empty caption", file=path, key=key, found=name, remedy=remedy)
-            if name in lines:
-                fault = f"this file name stands in line {lines[name]} already"
-                raise DataError(fault, file=path, key=key, found=name, remedy=remedy)
-            lines[name] = reader.line_num
-            captions[name] = caption
-    except csv.Error as error:
-        key = f"line {reader.line_num}"
-        raise DataError(f"malformed CSV: {error}", file=path, key=key, remedy=remedy) from None
+        message = f"wrong checksum: sha256 {prompts.sha256} is expected"
+        remedy = f"Other prompts make other scores. {remedy}"
+        raise DataError(message, file=path, found=checksum, remedy=remedy)
     return captions

@@ -32,15 +32,7 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import faults, suggestion
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.metric_specs import MetricSpec, read_spec, spec_type
-from pytest_sdbench.protocols.sections import (
-    ImageStep,
-    Name,
-    Prompts,
-    Sampling,
-    Seeds,
-    Source,
-    StrictModel,
-)
+from pytest_sdbench.protocols.sections import ImageStep, Name, Prompts, Sampling, Seeds, Source, StrictModel
 
 EMBEDDED = "embedded:"
 """How a file that ships with the package is written in a protocol: ``embedded:statistics/x.npz``."""
@@ -76,9 +68,8 @@ class Protocol(StrictModel):
             if key not in METRICS:
                 near = suggestion(str(key), list(METRICS))
                 raise ValueError(f"unknown metric {key!r}. {near}Known are {', '.join(METRICS)}")
-        return {
-            key: {"metric": key, **spec} if isinstance(spec, Mapping) else spec for key, spec in value.items()
-        }
+        named = {key: {"metric": key, **spec} for key, spec in value.items() if isinstance(spec, Mapping)}
+        return {**value, **named}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Protocol:

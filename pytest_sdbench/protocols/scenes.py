@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -234,21 +234,22 @@ def _allowed(background: Background) -> tuple[str, ...]:
 _ALLOWED = {background.name: _allowed(background) for background in BACKGROUNDS}
 
 
+_NEAR = 1.2
+_PLACES = {
+    "one": ([(32.0, 32.0)], 10.0, 10.0, "large"),
+    "beside": ([(17.0, 32.0), (47.0, 32.0)], _NEAR, 7.0, "large"),
+    "above": ([(32.0, 17.0), (32.0, 47.0)], 7.0, _NEAR, "large"),
+    "row": ([(11.5, 32.0), (32.0, 32.0), (52.5, 32.0)], 1.0, 5.0, "small"),
+    "two-over-one": ([(17.0, 17.0), (47.0, 17.0), (32.0, 47.0)], _NEAR, _NEAR, "large"),
+    "one-over-two": ([(32.0, 17.0), (17.0, 47.0), (47.0, 47.0)], _NEAR, _NEAR, "large"),
+}
+"""Centres of the objects in the order of the caption, how far they stray to a side and up or down, and the
+largest size, of each layout."""
+
+
 def _places(layout: str, dice: _Dice) -> list[tuple[float, float, str]]:
     """Return x, y and the largest size of each object, in the order of the caption."""
-    near = 1.2
-    if layout == "one":
-        centres, wide, tall, largest = [(32.0, 32.0)], 10.0, 10.0, "large"
-    elif layout == "beside":
-        centres, wide, tall, largest = [(17.0, 32.0), (47.0, 32.0)], near, 7.0, "large"
-    elif layout == "above":
-        centres, wide, tall, largest = [(32.0, 17.0), (32.0, 47.0)], 7.0, near, "large"
-    elif layout == "row":
-        centres, wide, tall, largest = [(11.5, 32.0), (32.0, 32.0), (52.5, 32.0)], 1.0, 5.0, "small"
-    elif layout == "two-over-one":
-        centres, wide, tall, largest = [(17.0, 17.0), (47.0, 17.0), (32.0, 47.0)], near, near, "large"
-    else:
-        centres, wide, tall, largest = [(32.0, 17.0), (17.0, 47.0), (47.0, 47.0)], near, near, "large"
+    centres, wide, tall, largest = _PLACES[layout]
     return [(x + dice.between(-wide, wide), y + dice.between(-tall, tall), largest) for x, y in centres]
 
 
@@ -277,35 +278,23 @@ def _caption(index: int, objects: Sequence[SceneObject], layout: str, background
 def _near_miss(scene: Scene, dice: _Dice) -> str:
     objects, layout, background = list(scene.objects), scene.layout, scene.background
     which = dice.below(len(objects))
-    thing = objects[which]
+    thing, before = objects[which], objects[which - 1]
     change = dice.pick(("shape", "shape", "colour", "colour", "size", "pattern", "order", "background"))
-    if change == "order" and (thing.shape, thing.colour) == (
-        objects[which - 1].shape,
-        objects[which - 1].colour,
-    ):
+    if change == "order" and (thing.shape, thing.colour) == (before.shape, before.colour):
         change = "colour"
     if change == "order":
         # Exchange the colours of two objects, or else their shapes: a bag of words would not see it.
-        first, second = objects[which], objects[which - 1]
-        if first.colour != second.colour:
-            objects[which] = replace(first, colour=second.colour)
-            objects[which - 1] = replace(second, colour=first.colour)
-        else:
-            objects[which] = replace(first, shape=second.shape)
-            objects[which - 1] = replace(second, shape=first.shape)
+        what = "colour" if thing.colour != before.colour else "shape"
+        objects[which] = replace(thing, **{what: getattr(before, what)})
+        objects[which - 1] = replace(before, **{what: getattr(thing, what)})
     elif change == "background":
         background = dice.pick([other for other in BACKGROUNDS if other is not background])
-    elif change == "shape":
-        objects[which] = replace(thing, shape=dice.pick([other for other in SHAPES if other != thing.shape]))
-    elif change == "colour":
-        objects[which] = replace(
-            thing, colour=dice.pick([other for other in COLOURS if other != thing.colour])
-        )
     elif change == "size":
         objects[which] = replace(thing, size="large" if thing.size == "small" else "small")
     else:
-        other = dice.pick([other for other in PATTERNS if other != thing.pattern])
-        objects[which] = replace(thing, pattern=other)
+        words = {"shape": SHAPES, "colour": COLOURS, "pattern": PATTERNS}[change]
+        other: Any = dice.pick([word for word in words if word != getattr(thing, change)])
+        objects[which] = replace(thing, **{change: other})
     return _caption(scene.index, objects, layout, background)
 
 

@@ -135,9 +135,7 @@ class Resize(StrictModel):
 
 
 def _step_kind(value: object) -> str:
-    if isinstance(value, dict):
-        return "jpeg" if "jpeg" in value else "resize"
-    return "jpeg" if isinstance(value, Jpeg) else "resize"
+    return "jpeg" if isinstance(value, Jpeg) or (isinstance(value, dict) and "jpeg" in value) else "resize"
 
 
 ImageStep = Annotated[

@@ -33,6 +33,12 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[
     return tabulate(cells, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
+def plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+    """Return a table for a terminal; `align` has a letter a column, l or r."""
+    sides = ["left" if letter == "l" else "right" for letter in align]
+    return tabulate(rows, heading, tablefmt="simple", disable_numparse=True, colalign=sides)
+
+
 def billions(text: str) -> str:
     """Return a printed count in billions with the digits that it was printed with: 0.860e+9 is 0.860B."""
     return f"{Decimal(text.replace('_', '')).scaleb(-9):f}B"
@@ -51,19 +57,17 @@ def mebibytes(size: float | None) -> str:
 def in_order(cards: Iterable[Card]) -> list[Card]:
     """Return each teacher before its students, and among equals larger before smaller, then by name."""
     known = {card.name: card for card in cards}
-
-    def family(card: Card, seen: frozenset[str]) -> list[Card]:
-        students = [
-            other
-            for other in known.values()
-            if other.base == card.name and other.name not in seen | {card.name}
-        ]
-        below = [family(other, seen | {card.name}) for other in sorted(students, key=_by_size)]
-        return [card, *(member for members in below for member in members)]
-
-    first = [card for card in known.values() if card.base not in known]
-    ordered = [member for card in sorted(first, key=_by_size) for member in family(card, frozenset())]
-    return ordered + [card for card in known.values() if card not in ordered]
+    students: dict[str | None, list[Card]] = {}
+    for card in sorted(known.values(), key=_by_size):
+        students.setdefault(card.base if card.base in known else None, []).append(card)
+    ordered: dict[str, Card] = {}
+    waiting = [*reversed(known.values()), *reversed(students.get(None, []))]
+    while waiting:
+        card = waiting.pop()
+        if card.name not in ordered:
+            ordered[card.name] = card
+            waiting += reversed(students.get(card.name, []))
+    return list(ordered.values())
 
 
 def _by_size(card: Card) -> tuple[int, str]:
@@ -171,11 +175,10 @@ def reasons(rows: Sequence[Row]) -> str:
 
 def _whose(rows: Sequence[Row]) -> str:
     """Return what a reason is about: checks of one card, or one check of many."""
-    cards = list(dict.fromkeys(row.card for row in rows))
-    tests = list(dict.fromkeys(row.test for row in rows))
-    checks = list(dict.fromkeys(f"`{row.name}`" if row.name else row.test for row in rows))
+    cards = dict.fromkeys(row.card for row in rows)
     if len(cards) > 4:
-        return f"{' and '.join(tests)} of {len(cards)} cards"
+        return f"{' and '.join(dict.fromkeys(row.test for row in rows))} of {len(cards)} cards"
+    checks = dict.fromkeys(f"`{row.name}`" if row.name else row.test for row in rows)
     return f"{', '.join(cards)}: {', '.join(checks)}"
 
 

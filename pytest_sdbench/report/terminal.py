@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.report.cells import (
     NETWORK,
@@ -16,6 +14,7 @@ from pytest_sdbench.report.cells import (
     images,
     measured,
     of_card,
+    plain_table,
     reasons,
     size,
     untested,
@@ -35,10 +34,12 @@ def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
         if row.measured is not None
     ]
     if scores:
-        parts.append(_plain(["card", "claim", "claimed", "measured", "N", "verdict"], scores, left=2))
+        heading = ["card", "claim", "claimed", "measured", "N", "verdict"]
+        parts.append(plain_table(heading, scores, "llrrrl"))
     if rest := [row for row in quality if row.measured is None]:
-        of = f"{_many(len(rest), 'score')} of {_many(len({row.card for row in rest}), 'card')}"
-        parts.append(f"not measured: {of} ({counts(rest)})")
+        of = len({row.card for row in rest})
+        many = f"{len(rest)} score{'s' * (len(rest) != 1)} of {of} card{'s' * (of != 1)}"
+        parts.append(f"not measured: {many} ({counts(rest)})")
     calibration = [row for row in rows if row.test == "calibration"]
     parts.append(reasons(calibration))
     if broken := {row.card for row in rows if row.test not in (*NETWORK, "quality", "calibration")}:
@@ -66,14 +67,4 @@ def _networks(names: Sequence[str], rows: Sequence[Row]) -> str:
         # Memory is read on CUDA alone: elsewhere the column would be empty.
         for line in (heading, *table):
             del line[memory_at]
-    return _plain(heading, table, left=1)
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
-def _plain(heading: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """Return a table whose first columns, `left` of them, and last one are set left."""
-    align = ["left"] * left + ["right"] * (len(heading) - left - 1) + ["left"]
-    return tabulate(rows, heading, tablefmt="simple", disable_numparse=True, colalign=align)
+    return plain_table(heading, table, "l" + "r" * (len(heading) - 2) + "l")

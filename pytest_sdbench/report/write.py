@@ -40,10 +40,3 @@ def write_reports(paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Ca
         except OSError as error:
             lines.append(f"results NOT written to {path}: {error.strerror}; give a place that can be written")
     return lines
-
-
-def summary(rows: Sequence[Row], cards: Sequence[Card]) -> str:
-    """Return the terminal's tables: networks, one line a card; scores, one line a claim."""
-    from pytest_sdbench.report.terminal import terminal_tables
-
-    return terminal_tables(rows, cards)

@@ -249,10 +249,11 @@ class SdbenchSession:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Show claimed beside measured, then what was written."""
         if self.rows:
-            from pytest_sdbench.report.write import read_cards, summary
+            from pytest_sdbench.report.terminal import terminal_tables
+            from pytest_sdbench.report.write import read_cards
 
             terminalreporter.section("sdbench: claimed and measured")
-            terminalreporter.write_line(summary(self.rows, read_cards(self.files)))
+            terminalreporter.write_line(terminal_tables(self.rows, read_cards(self.files)))
         for diff in self.diffs:
             terminalreporter.section("sdbench: recorded", sep="-")
             terminalreporter.write_line(diff.rstrip())
