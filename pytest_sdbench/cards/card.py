@@ -47,18 +47,12 @@ from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import protocol_names
 
 __all__ = [
-    "UNSTATED",
     "Card",
     "Claim",
-    "ComponentSize",
     "DeviceRecord",
-    "LatencyClaim",
     "MemoryClaim",
     "Record",
     "Source",
-    "SpeedClaim",
-    "check_lineage",
-    "find_card",
     "is_card",
     "read_card",
     "write_records",

@@ -17,7 +17,7 @@ from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.cards.cases import judged_protocols
 from pytest_sdbench.cards.network import network_of
 from pytest_sdbench.commands.doctor import Finding, Search
-from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download, offered
+from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
 from pytest_sdbench.features.extractors import column_widths
@@ -76,14 +76,14 @@ class Row:
     @property
     def unfetched(self) -> tuple[Finding, ...]:
         """What lacks and cannot be downloaded."""
-        fetched = {download.need for download in self.downloads} & {"weights"}
+        weights = any(download.need == "weights" for download in self.downloads)
 
-        def missing_only(finding: Finding) -> bool:
-            return finding.state == "missing" and (
-                finding.need in fetched or (finding.need == "extractor" and offered(finding.name))
-            )
+        def can_be_fetched(finding: Finding) -> bool:
+            if finding.need == "extractor":
+                return finding.state == "missing" and extractor_download(finding.name) is not None
+            return finding.state == "missing" and finding.need == "weights" and weights
 
-        return tuple(each for each in self.findings if not each.found and not missing_only(each))
+        return tuple(each for each in self.findings if not each.found and not can_be_fetched(each))
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,9 @@ def plan(
             folders = [left.pop(key) for key in mine]
             rows += planner.rows(card, folders[0] if folders else None, protocols)
     if left:
-        message, remedy = (
-            "no card of this run has that name",
-            ", ".join(dict.fromkeys(row.card for row in rows)),
-        )
-        raise CardError(message, key="--weights", found=next(iter(left)), remedy=f"Name {remedy}")
+        remedy = f"Name {', '.join(dict.fromkeys(row.card for row in rows))}"
+        found = next(iter(left))
+        raise CardError("no card of this run has that name", key="--weights", found=found, remedy=remedy)
     said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DamagedEvidence))
     return Plan(tuple(rows), workspace.device, workspace.store, tuple(said))
 

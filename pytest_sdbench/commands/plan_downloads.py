@@ -54,13 +54,8 @@ def checkpoint_downloads(card: Card, weights: Path | None = None) -> tuple[Downl
     return tuple(found)
 
 
-def offered(extractor: str) -> bool:
-    """Say whether an extractor's weights are one that can be downloaded."""
-    return extractor_of(extractor).download is not None
-
-
 def extractor_download(name: str) -> Download | None:
-    """Return the weights of an extractor as a download; None where `offered` says no."""
+    """Return the weights of an extractor as a download; None where there is nothing to fetch."""
     download = extractor_of(name).download
     return None if download is None else Download("extractor", *download(name))
 

@@ -118,8 +118,10 @@ def _read_csv(protocol: Protocol, prompts: CsvPrompts, data_root: Path | None) -
     path = protocol.locate(prompts.file, data_root)
     if path is None or not path.is_file():
         message = f"the prompts of {protocol.name} are not on this machine"
-        give = "Give" if path is None else "Put the file there, or give"
-        place = f"{give} the folder that holds {prompts.file} with --sdbench-data.{origin}"
+        place = "Put the file there, or give another folder"
+        if path is None:
+            place = f"Give the folder that holds {prompts.file}"
+        place += f" with --sdbench-data.{origin}"
         raise Unavailable(message, file=path or prompts.file, remedy=place)
     try:
         content = path.read_bytes()
