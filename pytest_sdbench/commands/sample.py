@@ -55,12 +55,10 @@ class World:
 
         Raises SdbenchError for what is no number or contradicts itself.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        found = {name: environment[name] for name in names if name in environment}
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        found = {name: environment[name] for name in alone if name in environment}
         try:
-            world = cls(
-                *(int(found.get(name, alone)) for name, alone in zip(names, (0, 1, 0, 1), strict=True))
-            )
+            world = cls(*map(int, (alone | found).values()))
         except ValueError:
             world = None
         if world is None or not (0 <= world.rank < world.size and world.local_rank >= 0):
