@@ -54,27 +54,6 @@ class Span:
         return float(begin.elapsed_time(end)) / 1e3
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Where the time between the first call of the text encoder and the last shard went."""
-
-    wall: float
-    """Seconds."""
-    threads: int
-    """That called the U-Net."""
-    seconds: dict[str, float]
-    """By stage, summed over the threads that called the U-Net; with `REST` they come to threads x wall."""
-    beside: dict[str, float]
-    """By stage, on other threads."""
-    samples: int
-    """Latents that went through the U-Net."""
-
-    @property
-    def unet(self) -> float:
-        """The share of the U-Net's own calls in threads x wall."""
-        return self.seconds.get(UNET, 0.0) / (self.threads * self.wall)
-
-
 @dataclass
 class Watch:
     """What was noted."""
@@ -86,8 +65,14 @@ class Watch:
         """Return the seconds in which something was loaded, counted once where two were at one time."""
         return covered([(span.began, span.ended) for span in self.spans if span.stage == LOADING])
 
-    def shares(self) -> Shares:
-        """Return where the time went; raises ValueError where no image was made."""
+    def shares(self) -> dict[str, Any]:
+        """Say where the time between the first call of the text encoder and the last shard went.
+
+        `wall` are its seconds, `threads` how many called the U-Net, `seconds` those of each stage on these
+        threads (with `REST` they come to threads x wall), `beside` those on other threads, `samples` the
+        latents that went through the U-Net, `unet` the share of its own calls in threads x wall. Raises
+        ValueError where no image was made.
+        """
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         work = [span for span in self.spans if span.stage != LOADING]
@@ -96,20 +81,18 @@ class Watch:
         if not threads or not texts or not shards:
             raise ValueError("no image was made: there is nothing to share out")
         began, ended = min(span.began for span in texts), max(span.ended for span in shards)
-        seconds: dict[str, float] = {}
-        beside: dict[str, float] = {}
-        for span in work:
-            if began <= span.began and span.ended <= ended:
-                where = seconds if span.thread in threads else beside
-                where[span.stage] = where.get(span.stage, 0.0) + span.seconds
-        seconds[REST] = len(threads) * (ended - began) - sum(seconds.values())
-        return Shares(
-            ended - began,
-            len(threads),
-            dict(sorted(seconds.items(), key=lambda pair: -pair[1])),
-            dict(sorted(beside.items(), key=lambda pair: -pair[1])),
-            sum(span.samples for span in work),
-        )
+        within = [span for span in work if began <= span.began and span.ended <= ended]
+        seconds = _by_stage([span for span in within if span.thread in threads])
+        whole = len(threads) * (ended - began)
+        seconds[REST] = whole - sum(seconds.values())
+        return {
+            "wall": ended - began,
+            "threads": len(threads),
+            "seconds": dict(sorted(seconds.items(), key=lambda pair: -pair[1])),
+            "beside": _by_stage([span for span in within if span.thread not in threads]),
+            "samples": sum(span.samples for span in work),
+            "unet": seconds.get(UNET, 0.0) / whole,
+        }
 
     def clocked(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function with a clock around it."""
@@ -153,6 +136,13 @@ class Watch:
         return timed
 
 
+def _by_stage(spans: list[Span]) -> dict[str, float]:
+    """Return the seconds of each stage, the longest first."""
+    stages = {span.stage for span in spans}
+    sums = {stage: sum(span.seconds for span in spans if span.stage == stage) for stage in stages}
+    return dict(sorted(sums.items(), key=lambda pair: -pair[1]))
+
+
 def covered(spans: list[tuple[float, float]]) -> float:
     """Return the length of the union of intervals."""
     total, end = 0.0, float("-inf")
@@ -169,29 +159,24 @@ def watching(*, scheduler: str | None = None, only_loading: bool = False) -> Ite
     With `only_loading` nothing is put around what is called for each image.
     """
     watch = Watch()
-    functions: list[tuple[str, Callable[..., Any]]] = [(LOADING, load_pipeline), (LOADING, open_extractors)]
-    methods: list[tuple[str | None, Any, str]] = []
+    places = [(LOADING, *place) for call in (load_pipeline, open_extractors) for place in _imported(call)]
     if not only_loading:
-        functions.append((CODEC, apply_image_steps))
-        methods = [
+        places += [(CODEC, *place) for place in _imported(apply_image_steps)]
+        places += [
             (UNET, diffusers.UNet2DConditionModel, "__call__"),
             (TEXT, CLIPTextModel, "__call__"),
             (VAE, diffusers.AutoencoderKL, "decode"),
             (EXTRACTORS, Extractors, "extract"),
             (SHARDS, Evidence, "write"),
-            (None, OptimizedModule, "__call__"),
         ]
         if scheduler is not None:
-            methods.append((SCHEDULER, getattr(diffusers, scheduler), "step"))
+            places.append((SCHEDULER, getattr(diffusers, scheduler), "step"))
     with ExitStack() as undo:
-        for stage, owner, name in methods:
-            call = getattr(owner, name)
-            clock = watch.compiled(call) if stage is None else watch.clocked(stage, call)
-            undo.enter_context(patch.object(owner, name, clock))
-        for stage, function in functions:
-            clock = watch.clocked(stage, function)
-            for module, name in _imported(function):
-                undo.enter_context(patch.object(module, name, clock))
+        for stage, owner, name in places:
+            undo.enter_context(patch.object(owner, name, watch.clocked(stage, getattr(owner, name))))
+        if not only_loading:
+            call = watch.compiled(OptimizedModule.__call__)
+            undo.enter_context(patch.object(OptimizedModule, "__call__", call))
         yield watch
 
 

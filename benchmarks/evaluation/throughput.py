@@ -7,17 +7,17 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine
 from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation.memory import fill
 from benchmarks.evaluation.stages import watching
-from benchmarks.training.flops import counted
 from benchmarks.turns import Worker, loaded, spread, take_turns
 from pytest_sdbench.base.environment import release_memory, synchronise
 from pytest_sdbench.base.workspace import Workspace
@@ -75,8 +75,6 @@ class Turn:
     seconds: float
     """Of making and measuring these images: without loading, and without what is done once for all images."""
     loading: float
-    scoring: float = 0.0
-    """From rows to estimates, of these images."""
     parts: dict[str, float] = field(default_factory=dict)
     """Seconds per image of each pass."""
 
@@ -92,8 +90,7 @@ def our_turn(subject: Subject, images: int, tuning: Tuning) -> Turn:
         with watching(only_loading=True) as watch:
             total = _evaluate(subject, images, tuning, Path(store))
         scoring = _evaluate(subject, images, tuning, Path(store))
-    loading = watch.loading()
-    return Turn(images, total - loading - scoring, loading, scoring)
+    return Turn(images, total - watch.loading() - scoring, watch.loading())
 
 
 def published_turn(ready: procedure.Procedure, prompts: Sequence[str], images: int, passes: int) -> Turn:
@@ -107,7 +104,6 @@ def published_turn(ready: procedure.Procedure, prompts: Sequence[str], images: i
         folder.mkdir()
         many.mkdir()
         parts = {}
-        synchronise(ready.device)
         began = time.perf_counter()
         files = procedure.generate(ready, prompts, folder, range(images))
         parts["images and files"] = (time.perf_counter() - began) / images
@@ -237,14 +233,14 @@ def shares(
         ):
             _evaluate(subject, images, Tuning(), Path(store))
         found.append(watch.shares())
-        say(f"round {number + 1} of {rounds}: the U-Net's calls are {100 * found[-1].unet:.0f} %")
-    middle = sorted(found, key=lambda each: each.unet)[rounds // 2]
+        say(f"round {number + 1} of {rounds}: the U-Net's calls are {100 * found[-1]['unet']:.0f} %")
+    middle = sorted(found, key=lambda each: each["unet"])[rounds // 2]
     return {
         "images": images,
-        "rounds": [each.unet for each in found],
-        "shares": asdict(middle),
-        "rate": images / middle.wall,
-        "flops_per_image": flops_of_a_latent(subject) * middle.samples / images,
+        "rounds": [each["unet"] for each in found],
+        "shares": middle,
+        "rate": images / middle["wall"],
+        "flops_per_image": flops_of_a_latent(subject) * middle["samples"] / images,
         "peak": peak,
     }
 
@@ -252,7 +248,9 @@ def shares(
 def flops_of_a_latent(subject: Subject) -> int:
     """Return the floating-point operations of the U-Net for one latent, at the protocol's resolution."""
     config = {**subject.checkpoint.unet_config, "sample_size": subject.protocol.sampling.resolution // 8}
-    return counted(lambda: unet_skeleton(config)(**unet_inputs(config)))
+    with FlopCounterMode(display=False) as counter:
+        unet_skeleton(config)(**unet_inputs(config))
+    return int(counter.get_total_flops())
 
 
 def root_once(reference: FeatureStatistics) -> float:

@@ -166,11 +166,10 @@ def judge(module: str, patience: float, source: str) -> tuple[bool, float]:
 
     For a process of its own, which is spoilt.
     """
-    sys.dont_write_bytecode = True
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
     # A change may loop for ever: time that is up is a test that fails. Other processes do not use it up.
     signal.signal(signal.SIGPROF, _give_up)
     signal.setitimer(signal.ITIMER_PROF, patience, 1)

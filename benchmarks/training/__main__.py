@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks import options
 from benchmarks.report import RESULTS, paragraphs, save
-from benchmarks.training.compare import measure, resident_gib
+from benchmarks.training.compare import measure
 from benchmarks.training.report import report, section
 from benchmarks.training.scenario import Size, open_scenario
 from benchmarks.training.ways import Way
-from benchmarks.turns import in_a_process
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile is one of our speed-ups")
     speed_ups = options.some_of(field.name for field in fields(Way))
     parser.add_argument("--speed-ups", type=speed_ups, help="which to switch alone [all of the recipe's]")
-    parser.add_argument("--memory", action="store_true", help="on a CPU: one more process for each way")
     parser.add_argument("--out", type=Path, help="where to write [benchmarks/results/training-DEVICE]")
     asked = options.parse(parser, arguments)
     options.check(parser, asked.device, asked.rounds, asked.steps)
@@ -40,14 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipes = asked.recipe or (["bk-sdm-base", "bk-sdm-tiny"] if asked.full_size else ["scenes-tiny"])
     results = []
     for name in recipes:
-        memory = partial(in_a_process, resident_gib, name, size, asked.set)
         result = measure(
             open_scenario(name, size=size, device=device, overrides=asked.set),
             rounds=asked.rounds,
             steps=asked.steps,
             compiled=asked.compile,
             speed_ups=asked.speed_ups,
-            memory=memory if asked.memory else None,
         )
         print(paragraphs(*section(result)))
         results.append(result)

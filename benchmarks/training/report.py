@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.machine import libraries_and_load
-from benchmarks.report import grid, paragraphs, table
+from benchmarks.report import paragraphs, table
 
 Result = Mapping[str, Any]
 
@@ -19,14 +19,11 @@ def report(content: Mapping[str, Any]) -> str:
 
 def section(result: Result) -> list[str]:
     """Return the pieces of one recipe."""
-    pieces = [
+    return [
         f"## {result['recipe']}",
         "{device}; {precision}; {networks}. Batch {batch} in parts of {micro_batch}, {resolution} px. "
         "{rounds} rounds of {steps} steps. ".format_map(result)
         + libraries_and_load(result),
-        f"Matrix-multiply peak {result['matmul_peak'] / 1e9:,.0f} GFLOP/s (best of all rounds). An image "
-        f"needs {result['flops_needed'] / 1e9:.3f} GFLOP; the published way computes "
-        f"{result['flops_published'] / result['flops_needed']:.2f} times that.",
         table(
             result["figures"],
             [
@@ -38,17 +35,7 @@ def section(result: Result) -> list[str]:
                 ("high", "{highest:.2f}"),
                 ("CPU ratio", "{cpu_ratio:.2f}"),
                 ("GiB", "{memory_gib:.2f}"),
-                ("% of peak", lambda row: "" if row["problem"] else f"{100 * row['peak_share']:.1f}"),
                 ("first loss", "{first_loss:.5f}"),
             ],
         ),
     ]
-    breakdowns = result["breakdowns"]
-    kinds = dict.fromkeys(kind for found in breakdowns.values() for kind in found)
-    rows = [[kind, *(_share(found, kind) for found in breakdowns.values())] for kind in kinds]
-    return [*pieces, "Where a step's time goes:", grid(rows, ["", *breakdowns])]
-
-
-def _share(found: Mapping[str, float], kind: str) -> str:
-    seconds = found.get(kind, 0.0)
-    return f"{1e3 * seconds:.1f} ms, {100 * seconds / sum(found.values()):.0f} %"

@@ -8,9 +8,8 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from benchmarks.training import flops, ways
+from benchmarks.training import ways
 from benchmarks.training.__main__ import main
-from benchmarks.training.breakdown import classify
 from benchmarks.training.scenario import open_scenario
 from benchmarks.training.ways import PLAIN, Way
 from training.errors import TrainingError
@@ -52,22 +51,6 @@ def test_a_run_that_was_moved_away_and_back_goes_on(scenario):
         assert run.losses["loss"] > 0
 
 
-def test_operations_are_those_of_the_published_networks():
-    # 242.8 G multiply-adds of one call, attention included, counted layer by layer elsewhere.
-    from pytest_sdbench.models.skeleton import unet_inputs, unet_skeleton
-
-    unet = unet_skeleton("bk-sdm-tiny")
-    assert flops.counted(lambda: unet(**unet_inputs("bk-sdm-tiny"))) / 2e9 == pytest.approx(242.8, abs=0.1)
-
-
-def test_the_published_way_computes_more(scenario):
-    counted = flops.count(scenario)
-    assert counted.done(Way()) == counted.needed
-    extra = counted.encode + counted.text + counted.forward
-    assert counted.done(None) == counted.done(PLAIN) == counted.needed + extra
-    assert 1.5 * counted.forward < counted.backward < 2.1 * counted.forward
-
-
 @pytest.mark.slow
 def test_a_smoke_run_writes_table_and_figures(tmp_path, capsys):
     main(["--smoke", "--recipe", "bk-sdm-base", "--device", "cpu", "--rounds", "1", "--steps", "1",
@@ -76,9 +59,8 @@ def test_a_smoke_run_writes_table_and_figures(tmp_path, capsys):
     names = [figure["name"] for figure in result["figures"]]
     alone = ["without channels_last", "only channels_last"]
     assert names == ["published script", "ours", "ours, all off", *alone]
-    assert all(figure["images_per_second"] > 0 and figure["peak_share"] > 0 for figure in result["figures"])
-    assert result["versions"]["torch"] == torch.__version__.split("+")[0] or result["versions"]["torch"]
-    assert set(result["breakdowns"]) == {"ours", "ours, all off"}
+    assert all(figure["images_per_second"] > 0 for figure in result["figures"])
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     table = (tmp_path / "speed.md").read_text()
     assert "| without channels_last" in table
     assert "wrote" in capsys.readouterr().out
@@ -87,19 +69,3 @@ def test_a_smoke_run_writes_table_and_figures(tmp_path, capsys):
 def test_a_recipe_that_distils_nothing_is_refused():
     with pytest.raises(TrainingError, match=r"objective\.kind"):
         open_scenario("portrait-finetuned", size="smoke", device=CPU)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("void multi_tensor_apply_kernel<FusedAdam>", "optimiser"),
-        ("sm90_xmma_fprop_implicit_gemm_f16", "matmul and conv"),
-        ("nvjet_hsh_256x128", "matmul and conv"),
-        ("aten::addmm", "matmul and conv"),
-        ("flash_fwd_kernel", "attention"),
-        ("aten::native_group_norm", "norms and elementwise"),
-        ("Memcpy HtoD (Pinned -> Device)", "data"),
-    ],
-)
-def test_kernels_are_told_apart(name, kind):
-    assert classify(name) == kind
