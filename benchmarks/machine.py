@@ -1,4 +1,4 @@
-"""Say what a machine is, and measure what it can do: matrix multiplications, and memory."""
+"""Say what a machine is, and how much memory a process has taken."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import contextlib
 import datetime
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pytest_sdbench.base.environment import synchronise, timed_on
+from pytest_sdbench.base.environment import timed_on
 
 
 def facts(device: str, libraries: Sequence[str], load_before: float) -> dict[str, Any]:
@@ -39,29 +36,12 @@ def libraries_and_load(facts: Mapping[str, Any]) -> str:
     return f"{libraries}. {facts['date']}, load average {before:.1f} to {after:.1f}."
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.5) -> float:
-    """Return the most floating-point operations per second that a square matrix multiplication reached."""
-    best, sizes = 0.0, (4096, 8192, 16384) if device.type == "cuda" else (512, 1024)
-    for size in sizes:
-        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = left @ right  # the first call is slower
-        synchronise(str(device))
-        end = time.perf_counter() + seconds / len(sizes)
-        while (began := time.perf_counter()) < end:
-            torch.mm(left, right, out=out)
-            synchronise(str(device))
-            best = max(best, 2 * size**3 / (time.perf_counter() - began))
-    return best
-
-
 def resident() -> tuple[int, int]:
     """Return the resident bytes of this process and the most there were; (0, 0) where Linux does not tell."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0, 0
-    now, most = (re.search(rf"{key}:\s+(\d+) kB", status) for key in ("VmRSS", "VmHWM"))
-    return (int(now[1]) * 1024 if now else 0), (int(most[1]) * 1024 if most else 0)
+    status = Path("/proc/self/status")
+    text = status.read_text(encoding="utf-8") if status.exists() else ""
+    kilobytes = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", text))
+    return 1024 * int(kilobytes.get("VmRSS", 0)), 1024 * int(kilobytes.get("VmHWM", 0))
 
 
 def forget_peak() -> None:

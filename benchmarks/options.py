@@ -14,7 +14,6 @@ import torch
 COMMON: dict[str, dict[str, Any]] = {
     "--device": {"help": "a torch device [%(default)s]"},
     "--full-size": {"action": "store_true", "help": "random weights of Stable Diffusion v1.4, 512 px"},
-    "--note": {"default": "", "help": "a sentence to stand above the tables"},
     "--set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "change the recipe"},
     "--smoke": {"action": "store_true", "help": "random weights of a few channels: to see it run"},
     "--threads": {"type": int, "default": os.cpu_count() or 1, "help": "threads of torch [%(default)s]"},

@@ -12,23 +12,24 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
-Start = Callable[..., Callable[[], Any]]
-"""Loads a way and returns what takes one turn of it; a function of a module, so that it can be sent."""
 
 
 def take_turns(
     ways: Mapping[str, Callable[[], T]],
     rounds: int,
-    say: Callable[[str], None] = print,
-    show: Callable[[T], str] = "{:.2f}".format,
+    show: Callable[[T], str] | None = None,
 ) -> dict[str, list[T]]:
-    """Call every way once a round, forwards, then backwards: AB BA AB; return what each call returned."""
+    """Call every way once a round, forwards, then backwards: AB BA AB; return what each call returned.
+
+    `show` makes a line of every round.
+    """
     turns: dict[str, list[T]] = {name: [] for name in ways}
     for number in range(rounds):
         for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
             turns[name].append(ways[name]())
-        latest = ", ".join(f"{name} {show(own[-1])}" for name, own in turns.items())
-        say(f"round {number + 1} of {rounds}: {latest}")
+        if show is not None:
+            latest = ", ".join(f"{name} {show(own[-1])}" for name, own in turns.items())
+            print(f"round {number + 1} of {rounds}: {latest}", flush=True)
     return turns
 
 
@@ -39,13 +40,18 @@ def spread(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
 
 
 class Worker:
-    """One way in a process of its own; it loads as soon as it is made, and calling it takes a turn there.
+    """One way in a process of its own: `start` loads it there and returns what takes a turn of it.
 
     What one way changes of a process (how the C library keeps memory, which kernels are chosen, how many
     threads there are) would help or hinder the others in it. Errors of the process are raised here.
     """
 
-    def __init__(self, start: Start, *arguments: Any, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        start: Callable[..., Callable[[], Any]],
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._process = _process(environment or {})
         self.loaded = self._process.submit(_load, start, arguments)
 
@@ -60,13 +66,6 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self._process.shutdown()
-
-
-def loaded(start: Start, *arguments: Any) -> Worker:
-    """Return a way in a process of its own when it is ready for its first turn."""
-    worker = Worker(start, *arguments)
-    worker.loaded.result()
-    return worker
 
 
 def in_a_process(function: Callable[..., T], *arguments: Any) -> T:
@@ -90,7 +89,7 @@ def _prepare(threads: int, environment: Mapping[str, str]) -> None:
     torch.set_num_threads(threads)
 
 
-def _load(start: Start, arguments: Sequence[Any]) -> None:
+def _load(start: Callable[..., Callable[[], Any]], arguments: Sequence[Any]) -> None:
     _way.append(start(*arguments))
 
 

@@ -17,9 +17,9 @@ import torch
 
 from benchmarks import machine, options
 from benchmarks.evaluation import memory, random_models, solvers, throughput
-from benchmarks.evaluation.report import SECTIONS, add
+from benchmarks.evaluation.report import SECTIONS, report
 from benchmarks.evaluation.throughput import Subject
-from benchmarks.report import RESULTS
+from benchmarks.report import RESULTS, load, save
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.store.shard_format import SHARD
@@ -47,13 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 **machine.facts(asked.device, LIBRARIES, began),
             }
             # Written after each part: a long run that is stopped keeps what it has.
-            add(name, circumstances, found, out, asked.note)
+            known = load(out).get("parts", {}) | {name: {"circumstances": circumstances, "found": found}}
+            content = {"parts": {each: known[each] for each in SECTIONS if each in known}}
+            save(out, content, report(content))
     print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.md')}")
     print(out.with_suffix(".md").read_text(encoding="utf-8"))
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = options.parser("evaluation", __doc__, "--full-size", "--smoke", "--device", "--note")
+    parser = options.parser("evaluation", __doc__, "--full-size", "--smoke", "--device")
     parser.add_argument("--only", type=options.some_of(SECTIONS), help=f"of {', '.join(SECTIONS)} [all]")
     family = "base: embedded:scenes-sd, unet: embedded:scenes-tiny"
     parser.add_argument("--checkpoint", default=family, help="as a card names it [%(default)s]")
@@ -63,7 +65,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="of one turn of ours [64 a core]")
     parser.add_argument("--published-images", type=int, help="of one turn of the procedure [16]")
     parser.add_argument("--passes", type=int, help="files that its scores pass over [N, 512 at most]")
-    parser.add_argument("--steps", type=int, help="sample in fewer steps than the protocol: to see it run")
     parser.add_argument(
         "--speed-ups",
         type=options.some_of(throughput.OFF),
@@ -112,11 +113,10 @@ def _subject(asked: argparse.Namespace, folder: Path) -> tuple[Subject, str]:
             remarks += f"; {absent}" if absent else ""
     else:
         checkpoint = resolve(asked.checkpoint)
-    steps = asked.steps or (1 if asked.smoke else None)
-    if steps:
-        sampling = protocol.sampling.model_copy(update={"steps": steps})
+    if asked.smoke:
+        sampling = protocol.sampling.model_copy(update={"steps": 1})
         protocol = protocol.model_copy(update={"sampling": sampling})
-        remarks = f"{remarks or checkpoint.spec}; {steps} steps"
+        remarks += "; 1 step"
     subject = Subject(checkpoint, protocol, asked.device, data_root, inception)
     subject.settle()
     return subject, remarks

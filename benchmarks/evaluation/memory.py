@@ -9,7 +9,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,6 @@ def peak(images: int, store: Path | None) -> dict[str, Any]:
 def measure(
     numbers: Sequence[int] = (1000, 5000, 30000),
     sampled: Sequence[int] = (64, 256),
-    say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Measure every number of images in a process of its own."""
     peaks = []
@@ -133,5 +132,5 @@ def measure(
         fill(store, resolve(CHECKPOINT), coco_like(store, max(numbers)), COCO_COLUMNS)
         for images, where in [*((n, store) for n in numbers), *((n, None) for n in sampled)]:
             peaks.append(in_a_process(peak, images, where))
-            say(f"{peaks[-1]['what']}: {images:,} images, {peaks[-1]['most'] / 1e6:,.0f} MB")
+            print(f"{peaks[-1]['what']}: {images:,} images, {peaks[-1]['most'] / 1e6:,.0f} MB")
     return peaks

@@ -162,18 +162,6 @@ def clip_score(procedure: Procedure, files: Sequence[Path], captions: Sequence[s
     return total / len(files)
 
 
-def scores(
-    procedure: Procedure, folder: Path, captions: Sequence[str], reference: FeatureStatistics
-) -> dict[str, float]:
-    """Return the scores of the files in a folder, whose order by name is that of the captions."""
-    files = sorted(folder.iterdir())
-    return {
-        "fid": fid(procedure, files, reference),
-        "inception_score": inception_score(procedure, folder),
-        "clip_score": clip_score(procedure, files, captions),
-    }
-
-
 def _pipeline(checkpoint: Checkpoint, protocol: Protocol, device: str) -> Any:
     import diffusers
 

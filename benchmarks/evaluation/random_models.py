@@ -1,12 +1,12 @@
 """Write models with random weights in the form of published ones: speed needs no others.
 
-The full size is Stable Diffusion v1.4 with CLIP's vocabulary; where the extractors of a protocol are not on
-the machine either, they are written with random weights too. Scores are then meaningless, times are not.
+The full size is Stable Diffusion v1.4, which reads captions as the family of scenes does; where the
+extractors of a protocol are not on the machine either, they are written with random weights too. Scores are
+then meaningless, times are not.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 from pathlib import Path
@@ -26,15 +26,15 @@ from pytest_sdbench.features.clip import LOCAL, NAMED, locate_clip
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
-
-START, END = "<|startoftext|>", "<|endoftext|>"
+from training.students.tokenizer import build_tokenizer
 
 
 def write_checkpoint(folder: Path, size: str, *, dtype: str = "float32") -> Checkpoint:
     """Write a whole checkpoint with random weights, in diffusers layout."""
     from diffusers import StableDiffusionPipeline
 
-    tokenizer = write_tokenizer(folder / "tokenizer", merges=None if size == "full" else 200)
+    tokenizer = build_tokenizer()
+    tokenizer.model_max_length = 77
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     parts = random_parts(size, vocab_size=len(tokenizer), **ends)
     pipeline = StableDiffusionPipeline(
@@ -50,26 +50,6 @@ def write_checkpoint(folder: Path, size: str, *, dtype: str = "float32") -> Chec
     pipeline.to(dtype=getattr(torch, dtype))
     pipeline.save_pretrained(folder)
     return Checkpoint(f"random weights, {NAMES[size]}", folder)
-
-
-def write_tokenizer(folder: Path, *, merges: int | None = None) -> Any:
-    """Write CLIP's vocabulary, which open_clip carries, as transformers reads it, or its first `merges`."""
-    from transformers import CLIPTokenizer
-
-    known = open_clip.tokenizer.SimpleTokenizer().encoder
-    lines = gzip.decompress(Path(open_clip.tokenizer.default_bpe()).read_bytes()).decode().split("\n")
-    letters = 512  # each byte, within a word and at its end; then a token for each merge; then the two ends
-    merges = len(known) - letters - 2 if merges is None else merges
-    tokens = [*list(known)[: letters + merges], START, END]
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = json.dumps({token: number for number, token in enumerate(tokens)})
-    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
-    (folder / "merges.txt").write_text(
-        "\n".join(["#version: 0.2", *lines[1 : merges + 1], ""]), encoding="utf-8"
-    )
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": END}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return CLIPTokenizer.from_pretrained(folder)
 
 
 def complete(

@@ -7,7 +7,6 @@ measured again replaces the old one in the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluation.memory import LIMIT
@@ -15,7 +14,7 @@ from benchmarks.evaluation.solvers import SQRTM
 from benchmarks.evaluation.stages import UNET
 from benchmarks.evaluation.throughput import OURS, PUBLISHED
 from benchmarks.machine import libraries_and_load
-from benchmarks.report import Cell, load, paragraphs, save, table
+from benchmarks.report import Cell, paragraphs, table
 from pytest_sdbench.base.text import duration
 
 ALL_ROUNDS: tuple[str, Cell] = ("of all rounds", "{lowest:.2f} to {highest:.2f}")
@@ -28,18 +27,9 @@ RATES: list[tuple[str, Cell]] = [
 ]
 
 
-def add(name: str, circumstances: Mapping[str, Any], found: Any, path: Path, note: str = "") -> None:
-    """Write a part beside those that are at `path`; an empty note leaves the one that stands there."""
-    known = load(path)
-    parts = {**known.get("parts", {}), name: {"circumstances": circumstances, "found": found}}
-    ordered = {each: parts[each] for each in SECTIONS if each in parts}
-    content = {"note": note or known.get("note", ""), "parts": ordered}
-    save(path, content, report(content))
-
-
 def report(content: Mapping[str, Any]) -> str:
     """Return the whole file."""
-    pieces = ["# The evaluation beside the published procedure", content["note"]]
+    pieces = ["# The evaluation beside the published procedure"]
     for name, part in content["parts"].items():
         title, section = SECTIONS[name]
         about = part["circumstances"]
@@ -51,16 +41,15 @@ def report(content: Mapping[str, Any]) -> str:
 
 def _end_to_end(found: Mapping[str, Any]) -> list[str]:
     rows = {rate["name"]: {**rate, "once": found["once"][rate["name"]]} for rate in found["rates"]}
-    for name, row in rows.items():
+    for row in rows.values():
         # Loading, every image, and what is done once for all of them.
         row["whole"] = row["loading"] + found["n"] / row["rate"] + row["once"]
-        row |= {"duration": duration(row["whole"]), "first": found["first"][name]}
+        row["duration"] = duration(row["whole"])
     columns: list[tuple[str, Cell]] = [
         *RATES,
         ("loading", "{loading:.1f} s"),
         ("once", "{once:.2f} s"),
         (f"whole protocol, {found['n']:,} images", "{duration}"),
-        ("first turn, images/s", "{first:.2f}"),
     ]
     return [
         table(rows.values(), columns),
@@ -72,7 +61,7 @@ def _end_to_end(found: Mapping[str, Any]) -> list[str]:
 
 
 def _shares(found: Mapping[str, Any]) -> list[str]:
-    shares, images, peak = found["shares"], found["images"], found["peak"]
+    shares, images = found["shares"], found["images"]
     threads, unet = shares["threads"], shares["seconds"][UNET]
     total = shares["wall"] * threads
     rows = [
@@ -84,17 +73,12 @@ def _shares(found: Mapping[str, Any]) -> list[str]:
         ("an image", "{image:.2f} ms"),
         ("share", "{share:.1f} %"),
     ]
-    flops = found["flops_per_image"]
     return [
         f"{images} images, {found['rate']:.2f} a second, on {threads} thread{'s' * (threads != 1)} that "
         f"sample. The U-Net's own calls are {100 * unet / total:.1f} % of threads x wall time "
         f"({100 * min(found['rounds']):.1f} to {100 * max(found['rounds']):.1f} % in all rounds).",
         table(rows, columns),
         _milliseconds(shares["beside"], images, "on other threads", 2) if shares["beside"] else "",
-        f"An image takes {flops / 1e9:.2f} GFLOP of the U-Net. Of the measured peak of "
-        f"matrix multiplications, {peak / 1e9:,.0f} GFLOP/s with all of torch's threads, that is "
-        f"{100 * found['rate'] * flops / peak:.1f} % over the whole time and "
-        f"{100 * flops * images / (unet / threads) / peak:.1f} % within the U-Net's calls.",
     ]
 
 

@@ -23,16 +23,21 @@ POWERS = (0.5, 1.0, 1.5)
 Pair = tuple[FeatureStatistics, FeatureStatistics]
 
 
-def measure(width: int = 2048, rounds: int = 5, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+def measure(width: int = 2048, rounds: int = 5) -> list[dict[str, Any]]:
     """Time the solvers in turn, first forwards, then backwards; each round has other moments.
 
     They are symmetric, of full rank, with spectra that fall as powers of different exponents. Ratios are of
     seconds to ours (nothing known of the reference); differences are the largest relative ones of the values.
     """
     pairs = [_pair(width, number) for number in range(rounds)]
-    solvers = {OURS: _ours, KNOWN: fid, SQRTM: _sqrtm, EIGVALS: _torch_fidelity}
+    solvers: dict[str, Callable[[FeatureStatistics, FeatureStatistics], float]] = {
+        OURS: lambda sample, reference: fid(sample, replace(reference)),  # a copy does not know the root yet
+        KNOWN: fid,
+        SQRTM: lambda one, other: frechet_distance(one.mu, one.sigma, other.mu, other.sigma),
+        EIGVALS: _torch_fidelity,
+    }
     ways = {name: partial(_timed, solver, iter(pairs)) for name, solver in solvers.items()}
-    turns = take_turns(ways, rounds, say, show=lambda turn: f"{turn[0]:.2f} s")
+    turns = take_turns(ways, rounds, show=lambda turn: f"{turn[0]:.2f} s")
     seconds = {name: [turn[0] for turn in own] for name, own in turns.items()}
     values = {name: [turn[1] for turn in own] for name, own in turns.items()}
     return [
@@ -60,14 +65,6 @@ def _timed(solver: Callable[..., float], pairs: Iterator[Pair]) -> tuple[float, 
     began = time.perf_counter()
     value = solver(*pair)
     return time.perf_counter() - began, value
-
-
-def _ours(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
-    return fid(sample, replace(reference))  # a copy does not know the root yet
-
-
-def _sqrtm(sample: FeatureStatistics, reference: FeatureStatistics) -> float:
-    return frechet_distance(sample.mu, sample.sigma, reference.mu, reference.sigma)
 
 
 def _torch_fidelity(sample: FeatureStatistics, reference: FeatureStatistics) -> float:

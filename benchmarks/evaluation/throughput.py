@@ -11,14 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from benchmarks import machine
 from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation.memory import fill
 from benchmarks.evaluation.stages import watching
-from benchmarks.turns import Worker, loaded, spread, take_turns
+from benchmarks.turns import Worker, spread, take_turns
 from pytest_sdbench.base.environment import release_memory, synchronise
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate, on_this_device
@@ -28,7 +24,6 @@ from pytest_sdbench.features.extractors import column_widths
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
-from pytest_sdbench.models.skeleton import unet_inputs, unet_skeleton
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
 
@@ -61,10 +56,6 @@ class Subject:
         """Have this process expect made-up Inception weights, where there are such."""
         if self.inception_sha256 is not None:
             inception.SHA256 = self.inception_sha256
-
-    @property
-    def on_cpu(self) -> bool:
-        return self.device == "cpu"
 
 
 @dataclass(frozen=True)
@@ -132,22 +123,21 @@ def end_to_end(
     published_images: int,
     passes: int,
     apart: bool = True,
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Let ours and the published procedure take turns, AB BA AB, after one turn each that is not counted.
 
     Ours with every speed-up off stands beside them: it has to be near the procedure. `once` are the seconds
-    that a way takes once for all images: scores from N rows, or the root of FID; `first` the rates of the
-    turns that are not counted; `parts` the seconds per image of each pass of the procedure, median.
+    that a way takes once for all images: scores from N rows, or the root of FID; `parts` the seconds per
+    image of each pass of the procedure, median.
     """
     reference = load_references(subject.protocol, subject.data_root)["fid"]
     assert isinstance(reference, FeatureStatistics)
     ways: dict[str, tuple[Any, ...]] = {
         PUBLISHED: (start_published, subject, published_images, passes),
         OURS: (start_ours, subject, images, Tuning()),
-        ALL_OFF: (start_ours, subject, published_images, off()),
+        ALL_OFF: (start_ours, subject, published_images, Tuning(**OFF)),
     }
-    first, turns = _in_turn(ways, rounds, apart, say)
+    turns = _in_turn(ways, rounds, apart)
     published, scoring = turns[PUBLISHED], scoring_once(subject)
     return {
         "rates": _rates(turns, PUBLISHED),
@@ -156,7 +146,6 @@ def end_to_end(
         },
         "n": subject.protocol.n,
         "once": {PUBLISHED: root_once(reference), OURS: scoring, ALL_OFF: scoring},
-        "first": {name: turn.rate for name, turn in first.items()},
     }
 
 
@@ -167,14 +156,13 @@ def ablation(
     images: int,
     speed_ups: Sequence[str] = tuple(OFF),
     apart: bool = True,
-    say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Time our evaluation with each speed-up taken out, all in turn, beside ours with all of them."""
     ways = {
         name: (start_ours, subject, images, tuning)
-        for name, tuning in tunings(subject.on_cpu, speed_ups).items()
+        for name, tuning in tunings(subject.device == "cpu", speed_ups).items()
     }
-    return _rates(_in_turn(ways, rounds, apart, say)[1], OURS)
+    return _rates(_in_turn(ways, rounds, apart), OURS)
 
 
 def tunings(on_cpu: bool, speed_ups: Sequence[str] = tuple(OFF)) -> dict[str, Tuning]:
@@ -185,12 +173,7 @@ def tunings(on_cpu: bool, speed_ups: Sequence[str] = tuple(OFF)) -> dict[str, Tu
             found[f"with {name}"] = replace(Tuning(), **{name: True})
         elif on_cpu or name not in ON_CPU_ALONE:
             found[f"without {name}"] = replace(Tuning(), **{name: OFF[name]})
-    return found | {ALL_OFF: off()}
-
-
-def off() -> Tuning:
-    """Return ours with every speed-up off."""
-    return replace(Tuning(), **OFF)
+    return found | {ALL_OFF: Tuning(**OFF)}
 
 
 def start_ours(subject: Subject, images: int, tuning: Tuning) -> Callable[[], Turn]:
@@ -213,44 +196,30 @@ def start_published(subject: Subject, images: int, passes: int) -> Callable[[], 
     return lambda: replace(published_turn(ready, prompts, images, passes), loading=loading)
 
 
-def shares(
-    subject: Subject, *, rounds: int, images: int, say: Callable[[str], None] = print
-) -> dict[str, Any]:
+def shares(subject: Subject, *, rounds: int, images: int) -> dict[str, Any]:
     """Say where the time between the first prompt and the last shard goes, of the round in the middle.
 
-    `rounds` are the U-Net's shares of all rounds, `rate` the images per second of that round, `peak` the
-    floating-point operations per second of the best matrix multiplication in any round.
+    `rounds` are the U-Net's shares of all rounds, `rate` the images per second of that round.
     """
-    peak, found, half = 0.0, [], torch.float32 if subject.on_cpu else torch.bfloat16
+    found = []
     scheduler = subject.protocol.sampling.scheduler.name
     scheduler = scheduler_class(subject.checkpoint) if scheduler == "checkpoint" else scheduler
     our_turn(subject, images, Tuning())
     for number in range(rounds):
-        peak = max(peak, machine.matmul_peak(torch.device(subject.device), half, seconds=0.3))
         with (
             tempfile.TemporaryDirectory(prefix="sdbench-turn-") as store,
             watching(scheduler=scheduler) as watch,
         ):
             _evaluate(subject, images, Tuning(), Path(store))
         found.append(watch.shares())
-        say(f"round {number + 1} of {rounds}: the U-Net's calls are {100 * found[-1]['unet']:.0f} %")
+        print(f"round {number + 1} of {rounds}: the U-Net's calls are {100 * found[-1]['unet']:.0f} %")
     middle = sorted(found, key=lambda each: each["unet"])[rounds // 2]
     return {
         "images": images,
         "rounds": [each["unet"] for each in found],
         "shares": middle,
         "rate": images / middle["wall"],
-        "flops_per_image": flops_of_a_latent(subject) * middle["samples"] / images,
-        "peak": peak,
     }
-
-
-def flops_of_a_latent(subject: Subject) -> int:
-    """Return the floating-point operations of the U-Net for one latent, at the protocol's resolution."""
-    config = {**subject.checkpoint.unet_config, "sample_size": subject.protocol.sampling.resolution // 8}
-    with FlopCounterMode(display=False) as counter:
-        unet_skeleton(config)(**unet_inputs(config))
-    return int(counter.get_total_flops())
 
 
 def root_once(reference: FeatureStatistics) -> float:
@@ -285,18 +254,19 @@ def _evaluate(subject: Subject, images: int, tuning: Tuning, store: Path) -> flo
     return seconds
 
 
-def _in_turn(
-    ways: dict[str, tuple[Any, ...]], rounds: int, apart: bool, say: Callable[[str], None]
-) -> tuple[dict[str, Turn], dict[str, list[Turn]]]:
-    """Let ways take turns, `apart` in processes; return the first turns, and those that count."""
+def _in_turn(ways: dict[str, tuple[Any, ...]], rounds: int, apart: bool) -> dict[str, list[Turn]]:
+    """Let ways take turns, `apart` in processes, after one each that is not counted."""
     started: dict[str, Callable[[], Turn]] = {}
     with ExitStack() as ending:
         for name, (start, *arguments) in ways.items():
-            started[name] = worker = loaded(start, *arguments) if apart else start(*arguments)
-            if isinstance(worker, Worker):
+            if apart:
+                started[name] = worker = Worker(start, *arguments)
                 ending.callback(worker.close)
-        first = {name: way() for name, way in started.items()}
-        return first, take_turns(started, rounds, say, show=lambda turn: f"{turn.rate:.2f} images/s")
+                worker.loaded.result()
+            else:
+                started[name] = start(*arguments)
+        take_turns(started, 1)
+        return take_turns(started, rounds, show=lambda turn: f"{turn.rate:.2f} images/s")
 
 
 def _rates(turns: dict[str, list[Turn]], beside: str) -> list[dict[str, Any]]:

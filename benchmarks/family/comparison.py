@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from benchmarks.family.members import BASE, FAMILY, spec
-from benchmarks.family.quality import difference, quality
+from benchmarks.family.members import BASE, FAMILY, difference, quality, spec
 from benchmarks.report import paragraphs, table
 from benchmarks.turns import spread, take_turns
 from pytest_sdbench.base.environment import timed_on, versions
@@ -68,9 +67,7 @@ UNSEEN = 10_000_000
 
 def latencies(batch: int, rounds: int) -> dict[str, list[float]]:
     """Time one U-Net call of every member, in turn; seconds of each round."""
-    unets = {
-        name: load_parts(spec(name)).unet.eval().to(memory_format=torch.channels_last) for name in FAMILY
-    }
+    unets = {name: load_parts(spec(name)).unet.eval() for name in FAMILY}
     config = unets["scenes-sd"].config
     sample = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size)
     states = torch.randn(batch, 77, config.cross_attention_dim)
@@ -82,10 +79,10 @@ def latencies(batch: int, rounds: int) -> dict[str, list[float]]:
             unet(sample, 500, states)
         return (time.perf_counter() - start) / calls
 
-    ways = {name: partial(call, unet) for name, unet in unets.items()}
+    ways = {n: partial(call, unet.to(memory_format=torch.channels_last)) for n, unet in unets.items()}
     with torch.inference_mode():
-        take_turns(ways, 2, say=lambda _line: None)  # warms up
-        return take_turns(ways, rounds, say=lambda _line: None)
+        take_turns(ways, 2)  # warms up
+        return take_turns(ways, rounds)
 
 
 def silenced(count: int = 64) -> dict[str, float]:
@@ -118,18 +115,13 @@ def silenced(count: int = 64) -> dict[str, float]:
     return found
 
 
-def sizes(name: str) -> dict[str, int]:
-    """Return parameters of the U-Net, and multiply-accumulates of one call at batch 1, from the card."""
-    card = read_card(reference() / "cards" / f"{name}.md")
-    parameters = card.size["unet"].exact
-    assert parameters is not None
-    assert card.unet_macs is not None
-    return {"unet": parameters, "macs": int(card.unet_macs)}
-
-
 def measure(protocol: str, store: Path, rounds: int) -> dict[str, Any]:
     """Measure everything that the tables show."""
-    members: list[dict[str, Any]] = [{"name": name, **sizes(name)} for name in FAMILY]
+    members: list[dict[str, Any]] = []
+    for name in FAMILY:
+        card = read_card(reference() / "cards" / f"{name}.md")
+        # Multiply-accumulates are those of one call at batch 1.
+        members.append({"name": name, "unet": card.size["unet"].exact, "macs": int(card.unet_macs or 0)})
     for batch in BATCHES:
         seconds = latencies(batch, rounds)
         for row in members:

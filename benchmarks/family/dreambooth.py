@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from benchmarks import options
-from benchmarks.family.members import BASE, spec
+from benchmarks.family.members import BASE, identify, spec, train
 from benchmarks.family.subject import CLASS_PROMPT, PROMPTS, pictures, write_pictures
 from benchmarks.family.subject_scores import SCORES, Pixels, score_likeness, score_subject
-from benchmarks.family.training_runs import identify, train
 from benchmarks.report import RESULTS, paragraphs, save, table
 from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.evaluation.sampler import to_uint8

@@ -8,20 +8,21 @@ was. Its result is a JSON file, a table and, where there is something to see, a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import options
-from benchmarks.family.experiment_list import EXPERIMENTS, Experiment, Run
-from benchmarks.family.members import BASE
-from benchmarks.family.quality import METRICS, difference, quality
-from benchmarks.family.training_runs import identify, train
+from benchmarks.family.experiment_list import EXPERIMENTS, Run
+from benchmarks.family.members import BASE, METRICS, Quality, difference, identify, quality, train
 from benchmarks.report import RESULTS, Cell, load, paragraphs, save, table
 from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.protocols.protocol import Protocol
 
 Row = dict[str, Any]
+KEY = ("run", "made_by", "images_seen", "draw", "protocol_fingerprint")
+"""What tells rows apart."""
 
 
 def made_by(run: Run) -> str:
@@ -43,60 +44,41 @@ def export(run: Run, stop: int, folder: Path, threads: int) -> Path:
 
 
 def perform(name: str, *, samples: int, folder: Path, threads: int, only: str = "") -> list[Row]:
-    """Train and score what is missing of an experiment; return all rows."""
-    experiment, store = EXPERIMENTS[name], folder / "evidence"
-    makers = {run.label: made_by(run) for run in experiment.runs}
-    known = {_key(row): row for row in load(RESULTS / name).get("rows", [])}
+    """Train and score what is missing of an experiment; return all rows.
 
-    def where(run: Run, stop: int) -> Any:
-        if run.checkpoint is not None:
-            return run.checkpoint
-        return {"base": BASE, "unet": str(export(run, stop, folder / name / makers[run.label], threads))}
+    A row says how its scores differ, image by image, from the first run's after as many images.
+    """
+    experiment, store = EXPERIMENTS[name], folder / "evidence"
+    first, makers = experiment.runs[0], {run.label: made_by(run) for run in experiment.runs}
+    known = {tuple(row[each] for each in KEY): row for row in load(RESULTS / name).get("rows", [])}
+
+    def scored(run: Run, stop: int, protocol: Protocol) -> Quality:
+        checkpoint: Any = run.checkpoint
+        if checkpoint is None:
+            own = folder / name / makers[run.label]
+            checkpoint = {"base": BASE, "unet": str(export(run, stop, own, threads))}
+        return quality(checkpoint, protocol, store)
 
     # Scores of a recipe, a checkpoint or a protocol that has changed since are found under no key.
-    rows, missing = [], []
+    places = {}
     for run, stop, draw in experiment.places():
         protocol = draw.of(samples)
-        row = {
-            "run": run.label,
-            "made_by": makers[run.label],
-            "images_seen": stop,
-            "draw": draw.label,
-            "protocol_fingerprint": protocol.fingerprint,
-        }
-        if _key(row) in known:
-            rows.append(known[_key(row)])
-        elif only in run.label:
-            missing.append((run, stop, protocol, row))
-    for run, stop, protocol, row in missing:
-        rows.append({**row, **quality(where(run, stop), protocol, store).scores})
-        figures = ", ".join(f"{metric} {rows[-1][metric]:.4f}" for metric in METRICS)
-        print(f"{run.label}, {stop:,} images, {row['draw']}: {figures}", flush=True)
-        keep(name, rows)
-    compare(experiment, rows, where, store)
-    keep(name, rows)
-    return rows
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("run", "made_by", "images_seen", "draw", "protocol_fingerprint"))
-
-
-def compare(experiment: Experiment, rows: list[Row], where: Callable[[Run, int], Any], store: Path) -> None:
-    """Add to each score how it differs, image by image, from the first run's after as many images."""
-    first = experiment.runs[0]
-    draws = {(run.label, draw.label): (run, draw) for run, _, draw in experiment.places()}
-    references = {
-        (row["images_seen"], row["protocol_fingerprint"]) for row in rows if row["run"] == first.label
-    }
-    for row in rows:
-        stop = row["images_seen"]
-        has_reference = (stop, row["protocol_fingerprint"]) in references
-        if row["run"] != first.label and "difference" not in row and has_reference:
-            run, draw = draws[row["run"], row["draw"]]
-            protocol = draw.of(row["n"])
-            one, two = (quality(where(which, stop), protocol, store) for which in (run, first))
-            row["difference"] = difference(one, two)
+        key = (run.label, makers[run.label], stop, draw.label, protocol.fingerprint)
+        places[key] = run, stop, protocol
+    rows = {key: known[key] for key in places if key in known}
+    for key, (run, stop, protocol) in places.items():
+        if key not in rows and only in run.label:
+            rows[key] = {**dict(zip(KEY, key, strict=True)), **scored(run, stop, protocol).scores}
+            figures = ", ".join(f"{metric} {rows[key][metric]:.4f}" for metric in METRICS)
+            print(f"{run.label}, {stop:,} images, {rows[key]['draw']}: {figures}", flush=True)
+            keep(name, list(rows.values()))
+    references = {(key[2], key[4]) for key in rows if key[0] == first.label}
+    for key, row in rows.items():
+        run, stop, protocol = places[key]
+        if run is not first and "difference" not in row and (stop, protocol.fingerprint) in references:
+            row["difference"] = difference(scored(run, stop, protocol), scored(first, stop, protocol))
+    keep(name, list(rows.values()))
+    return list(rows.values())
 
 
 def keep(name: str, rows: list[Row]) -> None:

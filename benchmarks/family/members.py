@@ -1,12 +1,79 @@
-"""Name the checkpoints of the embedded family."""
+"""Name the checkpoints of the embedded family, train variations of their recipes, and score them.
+
+Two that draw the same prompts and seeds are told apart image by image, which is sharper than by two scores.
+"""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.report import ROOT
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.metrics import difference as comparison
+from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.protocols.protocol import Protocol
+from training.recipes.load import load_recipe
+from training.run.state import identity
 
 BASE = "embedded:scenes-sd"
 FAMILY = ("scenes-sd", "scenes-base", "scenes-small", "scenes-small-2m", "scenes-tiny")
 """The teacher and its students."""
+METRICS = ("fid", "kid", "inception_score", "clip_score")
 
 
 def spec(name: str) -> str | dict[str, str]:
     """Return the checkpoint of a member of the family, as a card names it."""
     return BASE if name == "scenes-sd" else {"base": BASE, "unet": f"embedded:{name}"}
+
+
+def identify(recipe: str, overrides: Sequence[str]) -> str:
+    """Identify what a training run leads to: its recipe and its teacher."""
+    found = load_recipe(recipe, overrides)
+    assert found.teacher is not None
+    return f"{identity(found)}-{resolve(found.teacher).fingerprint}"
+
+
+def train(recipe: str, overrides: Sequence[str], threads: int, *more: str) -> None:
+    """Run `python -m training` on the CPU; raises CalledProcessError where it fails."""
+    command = [sys.executable, "-m", "training", recipe, *overrides, "--device", "cpu"]
+    subprocess.run([*command, "--threads", str(threads), *more], cwd=ROOT, check=True)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The scores of one checkpoint, as plain figures and with the part of each image in them."""
+
+    scores: dict[str, float]
+    estimates: Mapping[str, Estimate]
+
+
+def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Path) -> Quality:
+    """Score a checkpoint on scenes, making the images that the store lacks."""
+    measured = evaluate(resolve(checkpoint_spec), protocol, Workspace(store))
+    scores: dict[str, float] = {"n": measured.n}
+    estimates = {}
+    for metric in METRICS:
+        estimate = measured.estimates[metric]
+        assert isinstance(estimate, Estimate), estimate
+        estimates[metric] = estimate
+        scores[metric] = estimate.value
+        if estimate.standard_error is not None:
+            scores[f"{metric}_se"] = estimate.standard_error
+    return Quality(scores, estimates)
+
+
+def difference(first: Quality, second: Quality) -> dict[str, float]:
+    """Return first minus second in FID and CLIP score, with standard errors of paired images."""
+    found: dict[str, float] = {}
+    for metric in ("fid", "clip_score"):
+        each = comparison.difference(first.estimates[metric], second.estimates[metric])
+        assert each is not None
+        assert each.standard_error is not None
+        found |= {metric: each.value, f"{metric}_se": each.standard_error}
+    return found

@@ -178,9 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = options.parser("gate.coverage", __doc__)
     parser.add_argument("--only", action="append", metavar="PREFIX", help="cells whose name begins so")
     parser.add_argument("--replicates", type=int, help="of every cell, instead of its own number")
-    parser.add_argument(
-        "--again", action="store_true", help="forget what these cells found: the code changed"
-    )
+    parser.add_argument("--again", action="store_true", help="forget what these cells found")
     parser.add_argument("--results", type=Path, default=RESULTS / "coverage.json")
     asked = parser.parse_args(arguments)
     cells = [cell for cell in all_cells() if not asked.only or cell.name.startswith(tuple(asked.only))]

@@ -230,8 +230,6 @@ def clip_cells() -> list[Cell]:
 
 def all_cells() -> list[Cell]:
     """Return every cell, the fast ones first."""
-    cells = [*fid_cells(), *clip_cells(), *inception_cells(), *kid_cells()]
-    fast = ("fid-64-", "clip-", "is-", "kid-", "fid-")
-    return sorted(
-        cells, key=lambda cell: next(i for i, start in enumerate(fast) if cell.name.startswith(start))
-    )
+    fids = fid_cells()
+    narrow = [cell for cell in fids if cell.name.startswith("fid-64-")]
+    return narrow + clip_cells() + inception_cells() + kid_cells() + fids[len(narrow) :]

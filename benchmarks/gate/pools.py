@@ -13,12 +13,10 @@ from pathlib import Path
 
 from benchmarks import options
 from benchmarks.family.members import spec
-from pytest_sdbench.base.paths import reference, user_cache
+from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import read_card
-from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate, make_evidence
+from pytest_sdbench.evaluation.evaluate import make_evidence
 from pytest_sdbench.evaluation.tuning import Tuning
-from pytest_sdbench.gate.calibration import calibrate, write_calibration
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
@@ -76,17 +74,6 @@ def draw(member: str, protocol: Protocol, store: Path, device: str) -> None:
     )
 
 
-def calibrate_quick(member: str, count: int, store: Path) -> Path:
-    """Record what a member's quick protocol scatters by over its seed sets, as `--sdbench-calibrate` does."""
-    card = read_card(reference() / "cards" / f"{member}.md")
-    checkpoint, protocol = resolve(spec(member)), load_protocol(card.protocols[0])
-
-    def score(protocol: Protocol) -> Evaluation:
-        return evaluate(checkpoint, protocol, Workspace(store, progress=False))
-
-    return write_calibration(protocol, calibrate(card, protocol, score, count, FIRST_SEED))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw pools, then seed sets."""
     parser = options.parser("gate.pools", __doc__, "--device", "--threads")
@@ -94,8 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("members", nargs="*", metavar="MEMBER", help=f"of {', '.join(PROTOCOLS)} [all]")
     parser.add_argument("--images", type=int, default=POOL, help="in each pool [%(default)s]")
     parser.add_argument("--seed-sets", type=int, default=SEED_SETS, help="of each member [%(default)s]")
-    record = "record what the seed sets scatter by, in reference/calibration"
-    parser.add_argument("--calibrate", action="store_true", help=record)
     parser.add_argument("--store", type=Path, default=STORE, help="evidence store [%(default)s]")
     asked = options.parse(parser, arguments)
     members = asked.members or list(PROTOCOLS)
@@ -104,8 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for member in members:
         for protocol in seed_protocols(member, asked.seed_sets):
             draw(member, protocol, asked.store, asked.device)
-        if asked.calibrate:
-            print(f"recorded in {calibrate_quick(member, asked.seed_sets, asked.store)}")
 
 
 if __name__ == "__main__":

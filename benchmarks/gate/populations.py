@@ -23,6 +23,7 @@ from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.frechet import fid
+from pytest_sdbench.metrics.inception_score import inception_score
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.metrics.standard_error import standard_error
 from pytest_sdbench.models.checkpoint import resolve
@@ -40,7 +41,6 @@ _CHUNK = 1000
 class Population:
     """The images of one checkpoint, as the extractors see them."""
 
-    name: str
     protocol: Protocol
     rows: Mapping[str, npt.NDArray[np.float32]]
     reference: FeatureStatistics
@@ -52,14 +52,9 @@ class Population:
         features = self.rows[_NET].astype(np.float64)
         # The population's own covariance: its divisor is n.
         moments = FeatureStatistics(features.mean(axis=0), np.cov(features, rowvar=False, bias=True))
-        logits = self.rows[column(_NET, "logits")].astype(np.float64)
-        p = np.exp(logits - logits.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        tiny = np.finfo(np.float64).tiny
-        divergence = (p * (np.log(p + tiny) - np.log(p.mean(axis=0) + tiny))).sum(axis=1)
         found = {
             "fid": fid(moments, self.reference),
-            "inception_score": float(np.exp(divergence.mean())),
+            "inception_score": inception_score(self.rows[column(_NET, "logits")], splits=1),
             "clip_score": float(self.rows["clip_score"].astype(np.float64).mean()),
         }
         if "kid" in self.metrics:
@@ -151,4 +146,4 @@ def load_population(member: str, protocol: Protocol, store: Path = STORE) -> Pop
     rows = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
     reference = load_references(protocol)["fid"]
     assert isinstance(reference, FeatureStatistics), reference
-    return Population(member, protocol, rows, reference)
+    return Population(protocol, rows, reference)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -16,15 +15,9 @@ from benchmarks.gate.pools import POOL, PROTOCOLS, QUICK, pool_protocol, seed_pr
 from benchmarks.gate.populations import METRICS, Population, load_population
 from benchmarks.gate.runs import Match, Run, differences, tally
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.claims import margin_of
-from pytest_sdbench.gate.calibration import read_calibration
-from pytest_sdbench.gate.judge import claim_errors
-from pytest_sdbench.gate.pairing import evidence_path, read_recorded
-from pytest_sdbench.gate.verdict import chance_of_pass
 from pytest_sdbench.metrics.registry import METRICS as KNOWN
-from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.protocols.protocol import Protocol
 
 Rows = list[dict[str, Any]]
 LABELS = {name: KNOWN[name].label for name in METRICS}
@@ -71,46 +64,6 @@ def pairing(_runs: int) -> Rows:
         for member in ("scenes-base", "scenes-small", "scenes-small-2m", "scenes-tiny")
         for found in differences(population(member).estimates(first), teacher).values()
     ]
-
-
-def shipped(_runs: int) -> Rows:
-    """Compute how likely an identical checkpoint passes each shipped card under its margins."""
-    rows: Rows = []
-    for path in sorted((reference() / "cards").glob("*.md")):
-        card = read_card(path)
-        joint, paired, errors = 1.0, 1.0, dict[str, Mapping[str, float]]()
-        claims = [claim for claim in card.claims if claim.kind == "published" and claim.gate_protocol]
-        for claim in claims:
-            protocol = load_protocol(str(claim.gate_protocol), search=(path.parent,))
-            known = errors.setdefault(protocol.name, claim_errors(card, protocol))
-            margin = claim.margin if claim.margin is not None else protocol.margins[claim.metric]
-            error = known[claim.metric]
-            row: dict[str, Any] = {"card": card.name, "claim": claim.id, "margin": margin}
-            row |= {"error": error, "chance": chance_of_pass(margin, error)}
-            spread = _recorded_spread(card, protocol, claim.metric)
-            if spread is not None:
-                error = math.sqrt(2) * spread
-                row |= {"paired_error": error, "paired_chance": chance_of_pass(margin, error)}
-            joint *= row["chance"]
-            # A card that is judged paired is so for every claim.
-            paired *= row.get("paired_chance", row["chance"])
-            rows.append(row)
-        if claims:
-            rows.append({"card": card.name, "claim": "all", "chance": joint, "paired_chance": paired})
-    return rows
-
-
-def _recorded_spread(card: Card, protocol: Protocol, metric: str) -> float | None:
-    """Return what a score scatters by over seeds, for a card whose images are recorded under a protocol."""
-    if read_recorded(evidence_path(card.path, card.name, protocol.name)) is None:
-        return None
-    # Seeds may have been varied on the first images of this protocol: more images scatter less by the root.
-    for varied in (protocol, load_protocol(card.protocols[0])):
-        known = read_calibration(varied)
-        if known is not None:
-            spread = known.spread(metric)
-            return None if spread is None else spread * math.sqrt(varied.n / protocol.n)
-    return None
 
 
 def _at_the_margin(margins: Mapping[str, float]) -> Iterator[tuple[str, Mapping[str, float]]]:
@@ -182,10 +135,9 @@ def sequences(runs: int, *, paired: bool) -> Rows:
             far = margins[metric] + 5 * unpaired[metric]
             cases.append((f"{LABELS[metric]}, and 5 SE more", {metric: far}, runs // 4))
         for k, (name, wanted, count) in enumerate(cases):
-            started = time.monotonic()
             row = match.simulate(margins, wanted, sequential=True, runs=count, seed=100 + k)
             rows.append({"paired": paired, "margin": width, "worse": name, **row})
-            print(f"  {rows[-1]} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            print(f"  {rows[-1]}", file=sys.stderr, flush=True)
     return rows
 
 
@@ -213,7 +165,6 @@ def power(runs: int) -> Rows:
 SECTIONS: dict[str, Callable[[int], Rows]] = {
     "predictions": predictions,
     "pairing": pairing,
-    "shipped": shipped,
     "seeds": seeds,
     "parts": parts,
     "power": power,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scipy.stats import binomtest
@@ -11,15 +10,6 @@ from scipy.stats import binomtest
 from benchmarks.gate.pools import POOL, QUICK, SEED_SETS
 from benchmarks.gate.sections import BIG, LABELS, SHUFFLES, WIDTH
 from benchmarks.report import Cell, paragraphs, table
-
-
-@dataclass(frozen=True)
-class Section:
-    """How a section is shown."""
-
-    title: str
-    text: str
-    columns: Sequence[tuple[str, Cell]]
 
 
 def chance_of(count: int, runs: int) -> tuple[float, float]:
@@ -57,8 +47,8 @@ SEQUENCE_COLUMNS: list[tuple[str, Cell]] = [
     ("images", "{mean_images:,}"),
     ("fewer", lambda row: f"{BIG / row['mean_images']:.1f}x"),
 ]
-TABLES = {
-    "predictions": Section(
+TABLES: dict[str, tuple[str, str, Sequence[tuple[str, Cell]]]] = {
+    "predictions": (
         f"FID of {POOL:,} images, predicted from fewer",
         f"The bias-corrected FID with the bias of {POOL:,} images put back. The images are the first of the "
         "pool; off: how far the prediction lies from what the pool came to, in its standard errors.",
@@ -71,7 +61,7 @@ TABLES = {
             ("off", "{off:+.2f}"),
         ],
     ),
-    "pairing": Section(
+    "pairing": (
         "Pairing on prompts and seeds, 5,000 images",
         "",
         [
@@ -83,24 +73,7 @@ TABLES = {
             ("gain", lambda row: f"{row['unpaired_error'] / row['standard_error']:.1f}x"),
         ],
     ),
-    "shipped": Section(
-        "Shipped cards: how likely an identical checkpoint passes",
-        "From the standard errors of claim and measurement; SE is that of their difference. Unpaired: two "
-        "runs with other prompts and seeds. As judged: with other seeds, paired by prompt with the images "
-        "that are recorded of the card (with the same seeds an identical checkpoint has no difference at "
-        "all); from the calibration of the quick protocol, over the root of how many times longer the other "
-        "one is. All: every claim of the card, as if they were independent.",
-        [
-            ("card", "{card}"),
-            ("claim", "{claim}"),
-            ("margin", "{margin:g}"),
-            ("SE, unpaired", "{error:.2g}"),
-            ("passes", "{chance:.1%}"),
-            ("SE, as judged", "{paired_error:.2g}"),
-            ("passes", "{paired_chance:.1%}"),
-        ],
-    ),
-    "seeds": Section(
+    "seeds": (
         f"Independent seeds: {SEED_SETS} sets of 512 images",
         f"Whole cards of four scores; a margin is {WIDTH} standard errors of the difference of two "
         "independent runs. Each set is judged by another one of the same checkpoint. Worse: which scores are "
@@ -113,7 +86,7 @@ TABLES = {
             *RATES,
         ],
     ),
-    "parts": Section(
+    "parts": (
         f"Parts of one pool: {SHUFFLES} times {POOL // QUICK} disjoint parts of {QUICK} images",
         f"Drawn without replacement from {POOL:,} images, which lessens the variance of a part by "
         f"{QUICK / POOL:.1%} and makes two parts differ by as much more; the parts of one shuffle are "
@@ -127,7 +100,7 @@ TABLES = {
             *RATES,
         ],
     ),
-    "power": Section(
+    "power": (
         "Power: FID beyond claim and margin by a tenth of the claim, 5,000 images",
         "Draws with replacement from the pools. The card has four scores; beyond: by how much the true FID "
         "lies beyond the margin, which is to be seen against the standard error of the difference.",
@@ -140,17 +113,18 @@ TABLES = {
             *RATES,
         ],
     ),
-    "paired-sequences": Section("Sequences, paired: cards of 30,000 images", SEQUENCES, SEQUENCE_COLUMNS),
-    "unpaired-sequences": Section("Sequences, unpaired: cards of 30,000 images", SEQUENCES, SEQUENCE_COLUMNS),
+    "paired-sequences": ("Sequences, paired: cards of 30,000 images", SEQUENCES, SEQUENCE_COLUMNS),
+    "unpaired-sequences": ("Sequences, unpaired: cards of 30,000 images", SEQUENCES, SEQUENCE_COLUMNS),
 }
+"""By section: its title, what its columns mean, and the columns."""
 
 
 def report(found: Mapping[str, Any]) -> str:
     """Return the tables of the measured sections as Markdown."""
     pieces = []
-    for name, section in TABLES.items():
+    for name, (title, text, columns) in TABLES.items():
         if name in found:
             about = found[name]
-            pieces += [f"## {section.title}", section.text, table(about["rows"], section.columns)]
+            pieces += [f"## {title}", text, table(about["rows"], columns)]
             pieces.append(f"{about['date']}, {about['machine']}, {about['seconds']:.0f} s.")
     return paragraphs("# The gate, measured", *pieces)

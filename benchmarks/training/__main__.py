@@ -13,15 +13,14 @@ import torch
 
 from benchmarks import options
 from benchmarks.report import RESULTS, paragraphs, save
-from benchmarks.training.compare import measure
-from benchmarks.training.report import report, section
+from benchmarks.training.compare import measure, report, section
 from benchmarks.training.scenario import Size, open_scenario
 from benchmarks.training.ways import Way
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
-    common = ("--full-size", "--smoke", "--device", "--set", "--note")
+    common = ("--full-size", "--smoke", "--device", "--set")
     parser = options.parser("training", __doc__, *common)
     parser.add_argument("--recipe", action="append", help="may be repeated [scenes-tiny]")
     parser.add_argument("--steps", type=int, default=2, help="steps of one turn [%(default)s]")
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(paragraphs(*section(result)))
         results.append(result)
     out = asked.out or RESULTS / f"training-{device.type}"
-    content = {"note": asked.note, "results": results}
+    content = {"results": results}
     save(out, content, report(content))
     print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.md')}")
 

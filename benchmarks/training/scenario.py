@@ -119,15 +119,8 @@ def open_scenario(
         pixels = torch.rand(batch, 3, resolution, resolution, generator=generator) * 2 - 1
         shape = (batch, text.max_position_embeddings)
         tokens = torch.randint(text.vocab_size, shape, generator=generator)
-    elif recipe.teacher is None or recipe.data.kind != "scenes":
-        raise TrainingError(
-            "pictures of this recipe are not at hand",
-            file=name,
-            key="data.kind",
-            found=recipe.data.kind,
-            remedy="Measure it at full size, with random weights: --full-size",
-        )
     else:
+        assert recipe.teacher is not None  # the recipe's own check
         parts, networks = load_parts(recipe.teacher), f"weights of {recipe.teacher}"
         pairs = LivePairs(open_source(recipe.data), parts.tokenizer, resolution).take(range(4 * batch))
         assert pairs.pixels is not None

@@ -14,7 +14,7 @@ from benchmarks.family import comparison, dreambooth, experiments
 from benchmarks.family.experiment_list import EXPERIMENTS
 from benchmarks.gate import coverage, mutation, tables
 from benchmarks.report import RESULTS, load, paragraphs, save, table
-from benchmarks.training import report as training_report
+from benchmarks.training import compare
 
 REPORTS: dict[str, Callable[[Any], str]] = {
     "gate": tables.report,
@@ -24,7 +24,7 @@ REPORTS: dict[str, Callable[[Any], str]] = {
     "evaluation-cpu": evaluation.report,
     "evaluation-cpu-scenes-sd": evaluation.report,
     "evaluation-cpu-scenes-tiny-lcm": evaluation.report,
-    "training-cpu": training_report.report,
+    "training-cpu": compare.report,
     "family": comparison.report,
     "dreambooth": dreambooth.report,
     **{

@@ -9,8 +9,7 @@ from scipy import stats
 
 from benchmarks.family.experiment_list import EXPERIMENTS
 from benchmarks.family.experiments import made_by
-from benchmarks.family.members import FAMILY
-from benchmarks.family.quality import Quality, difference
+from benchmarks.family.members import FAMILY, Quality, difference
 from benchmarks.report import RESULTS, load
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card

@@ -26,7 +26,7 @@ def population() -> Population:
     }
     reference = FeatureStatistics(real.mean(axis=0), np.cov(real, rowvar=False), len(real), real)
     protocol = load_protocol("scenes-30k")
-    return Population("made up", protocol, {k: v.astype(np.float32) for k, v in rows.items()}, reference)
+    return Population(protocol, {k: v.astype(np.float32) for k, v in rows.items()}, reference)
 
 
 def draw(population: Population, seed: int, n: int) -> np.ndarray:
