@@ -220,7 +220,7 @@ def _repeats(prompts: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class CompleteEvidence:
-    """The evidence of a checkpoint under a protocol, whole."""
+    """The whole evidence of a checkpoint under a protocol."""
 
     evidence: Evidence
     prompts: tuple[str, ...]

@@ -12,9 +12,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,33 +44,6 @@ class Batch:
     """Prompts longer than the tokenizer takes; their end was cut off."""
 
 
-def sample(
-    pipeline: StableDiffusionPipeline,
-    protocol: Protocol,
-    prompts: Sequence[str],
-    indices: Sequence[int],
-    *,
-    batch_size: int,
-    align: int | None = None,
-) -> Iterator[Batch]:
-    """Yield the images with these indices in batches, in the order of `indices`.
-
-    `prompts[i]` is the prompt of image i. With `align`, no batch crosses a multiple of it or a gap between
-    indices: a run that goes on from such a border then makes the batches of an undisturbed run.
-    Under sequential seeds `indices` must increase, and each is a batch of its own, as in the published loops.
-
-    Raises ProtocolError for a scheduler that does not exist or does not fit the seeds, CheckpointError if the
-    checkpoint's scheduler is not the one that the protocol demands.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; give 1 or more")
-    sampler, sequential = Sampler(pipeline, protocol, prompts), isinstance(protocol.seeds, SequentialSeeds)
-    if sequential and any(after <= before for before, after in pairwise(indices)):
-        raise ValueError("under sequential seeds the indices must increase")
-    for group in groups(indices, 1 if sequential else batch_size, align):
-        yield sampler.decode(sampler.draw(group))
-
-
 @dataclass(frozen=True, eq=False)
 class Latents:
     """Some images as the U-Net leaves them."""
@@ -89,7 +61,8 @@ class Sampler:
     """Draws images of one protocol with one pipeline, in two stages; each thread has its own.
 
     `draw` is the U-Net's part, `decode` the VAE's: they may run in different threads. The pipeline itself is
-    left as it is. Raises as `sample`.
+    left as it is. Raises ProtocolError for a scheduler that does not exist or does not fit the seeds,
+    CheckpointError if the checkpoint's scheduler is not the one that the protocol demands.
     """
 
     def __init__(
@@ -288,18 +261,6 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
             remedy="Leave it out: diffusers would ignore it silently.",
         )
     return lambda: kind.from_config(own.config, **wanted.config)
-
-
-def groups(indices: Sequence[int], batch_size: int, align: int | None = None) -> Iterator[list[int]]:
-    """Cut indices into batches that cross neither a gap nor a multiple of `align`."""
-
-    def run(position: int) -> tuple[int, int]:
-        index = indices[position]
-        return index - position, 0 if align is None else index // align
-
-    for _, positions in groupby(range(len(indices)), run if align is not None else lambda position: 0):
-        members = [indices[position] for position in positions]
-        yield from (members[at : at + batch_size] for at in range(0, len(members), batch_size))
 
 
 class _Sequence:

@@ -142,7 +142,7 @@ def object_hits(model: SceneClassifier, images: Tensor, drawn: Sequence[scenes.S
 
 
 class SceneFeatureExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """The classifier as torch-fidelity wants it: uint8 [N, 3, 64, 64] to a tuple of the requested features.
+    """The classifier as torch-fidelity wants it: uint8 [N, 3, 64, 64] to a tuple of features, float32.
 
     `feature_extractor_weights_path` is the classifier's folder; by default the one that ships.
     """
@@ -159,26 +159,21 @@ class SceneFeatureExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        """Name the features there are."""
         return "64", "logits"
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        """Name the features of a metric."""
         return {"isc": "logits", "fid": "64", "kid": "64", "prc": "64"}[metric]
 
     @staticmethod
     def can_be_compiled() -> bool:
-        """Say no: compiling costs more than the network."""
-        return False
+        return False  # compiling costs more than the network
 
     @staticmethod
     def get_dummy_input_for_compile() -> Tensor:
-        """Return an input of the right form."""
         return torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        """Return the requested features of uint8 pictures, float32."""
         if input.dtype != torch.uint8 or input.dim() != 4 or tuple(input.shape[1:]) != (3, 64, 64):
             raise ValueError(f"{NAME} reads uint8 [N, 3, 64, 64], got {input.dtype} {list(input.shape)}")
         outputs = self.model(input)

@@ -69,15 +69,12 @@ class FeatureNetwork:
 
     @property
     def fingerprint(self) -> str:
-        """Return 16 hex digits of the name, the weights and the front end."""
         return fingerprint(self.name, self.weights)
 
     def __call__(self, images: Images, prompts: Sequence[str] = ()) -> dict[str, Rows]:
         """Return float32 columns of uint8 [B, H, W, 3]; only some networks need the prompts."""
-        parts = []
-        for start in range(0, len(images), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            parts.append(self.measure(images[chunk], prompts[chunk]))
+        chunks = [slice(start, start + _CHUNK) for start in range(0, len(images), _CHUNK)]
+        parts = [self.measure(images[chunk], prompts[chunk]) for chunk in chunks]
         return {
             column(self.name, output): np.concatenate([_array(part[output]) for part in parts])
             for output in self.outputs

@@ -43,10 +43,7 @@ EXTRACTORS: Registry[Extractor] = Registry(
 
 
 def register_extractor(extractor: Extractor) -> None:
-    """Add an extractor of one's own, from a conftest: protocols may name it from then on.
-
-    Raises SdbenchError for a name that another extractor has.
-    """
+    """Add an extractor from a conftest; raises SdbenchError for a name that another extractor has."""
     EXTRACTORS.register(extractor)
 
 
@@ -111,10 +108,9 @@ def open_extractor(
 
 
 def identity(name: str) -> str:
-    """Return what an extractor is, without loading it; raises as `open_extractors` does.
+    """Return an extractor's name, with the fingerprint of its weights where that is known without loading.
 
-    It is the name, with the fingerprint of its weights where that is known before they are loaded: those of a
-    pretrained open_clip model are gigabytes, and fixed by their name.
+    Those of a pretrained open_clip model are gigabytes, and fixed by their name.
     """
     known = known_fingerprint(name)
     return f"{name}@{known}" if known else name

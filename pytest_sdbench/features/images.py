@@ -69,10 +69,9 @@ class ImageSet:
 
 
 def open_images(sources: Sequence[str | Path]) -> ImageSet:
-    """List the images of folders, archives and shards.
+    """List the images of folders, archives and shards, named as `open_sources` takes them.
 
-    A folder without images that holds archives stands for these; `{000..012}` and `{a,b}` in a name are
-    written out. Raises DataError for a source that is missing, damaged, given twice or without images.
+    Raises DataError for a source that is missing, damaged, given twice or without images.
     """
     pictures: list[Picture] = []
     passed_over: Counter[str] = Counter()
@@ -81,9 +80,8 @@ def open_images(sources: Sequence[str | Path]) -> ImageSet:
         if count > 1:
             raise DataError(f"this is given {count} times", file=path, remedy="Give it once")
     for source in opened:
-        mine = [Picture(source, name) for name in source.files if is_image(name)]
-        pictures += mine
-        beside = {caption for picture in mine for caption in _beside(picture.name)}
+        pictures += [Picture(source, name) for name in source.files if is_image(name)]
+        beside = {caption for name in source.files if is_image(name) for caption in _beside(name)}
         passed_over += source.passed_over
         passed_over += Counter(
             PurePosixPath(name).suffix.lower() or "without an ending"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
@@ -43,30 +44,21 @@ def download_snapshot(name: str, revision: str | None, components: Sequence[str]
     One file format per component: safetensors before ``.bin``, full precision before fp16. What is cached
     is not fetched again. Raise ``Unavailable`` where the hub cannot be reached or refuses.
     """
-    if re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        # A commit never changes: a complete copy of one needs no network.
-        try:
-            return cached_snapshot(name, revision, components)
-        except Unavailable:
-            pass
-    folder = _fetch(name, revision, components)
-    if missing := _missing(folder, components):
-        found = f"no {', '.join(missing)}"
-        raise CheckpointError("the repository lacks a part", file=folder, found=found, remedy="Name another")
-    return folder
-
-
-def _fetch(name: str, revision: str | None, components: Sequence[str]) -> Path:
     import huggingface_hub
 
+    if re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        # A commit never changes: a complete copy of one needs no network.
+        with suppress(Unavailable):
+            return cached_snapshot(name, revision, components)
+    what, remedy = "cannot be fetched from the hub", "Check network, access (`hf auth login`) and disk space"
     if _unreachable:
         # A machine without network waits and retries for each repository anew: once is enough.
-        raise _refusal(_unreachable[0])
+        raise Unavailable(what, found=_unreachable[0], remedy=remedy)
     files = None
     try:
         files = huggingface_hub.list_repo_files(name, revision=revision)
         wanted = wanted_files(files, components)
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         # The client lets errors of its transport, of the file system and of its own through; for the card
         # they all mean the same. A full disk shows in the text.
@@ -76,7 +68,11 @@ def _fetch(name: str, revision: str | None, components: Sequence[str]) -> Path:
         names = {kind.__name__ for kind in type(error).__mro__}
         if files is None and names & {"TransportError", "ConnectionError", "Timeout"}:
             _unreachable.append(found)
-        raise _refusal(found) from error
+        raise Unavailable(what, found=found, remedy=remedy) from error
+    if missing := _missing(folder, components):
+        found = f"no {', '.join(missing)}"
+        raise CheckpointError("the repository lacks a part", file=folder, found=found, remedy="Name another")
+    return folder
 
 
 _unreachable: list[str] = []
@@ -86,11 +82,6 @@ _unreachable: list[str] = []
 def forget_failures() -> None:
     """Try the hub again in this process: a new run begins."""
     _unreachable.clear()
-
-
-def _refusal(found: str) -> Unavailable:
-    remedy = "Check network, access (`hf auth login`) and disk space"
-    return Unavailable("cannot be fetched from the hub", found=found, remedy=remedy)
 
 
 def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:

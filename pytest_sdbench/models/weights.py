@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,27 +80,26 @@ def find_weights(folder: Path, component: str) -> Weights:
 
 def read_shapes(weights: Weights) -> dict[str, Tensor]:
     """Return every stored tensor's shape by stored name; of safetensors only the header is read."""
-    shapes: dict[str, Tensor] = {}
-    for file in weights.files:
-        if weights.safetensors:
-            with _open(file) as handle:
-                entries = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
-        else:
-            entries = {name: tuple(value.shape) for name, value in _load_bin(file).items()}
-        shapes |= {name: Tensor(shape, file) for name, shape in entries.items()}
-    return shapes
+    return {name: Tensor(shape, file) for name, file, shape, _ in _stored(weights)}
 
 
 def read_tensors(weights: Weights) -> Iterator[tuple[str, Path, torch.Tensor]]:
     """Yield every stored tensor with its name and file, one at a time."""
+    for name, file, _, load in _stored(weights):
+        yield name, file, load(name)
+
+
+def _stored(weights: Weights) -> Iterator[tuple[str, Path, tuple[int, ...], Callable[[str], torch.Tensor]]]:
+    """Yield name, file and shape of every stored tensor, and what loads it by its name meanwhile."""
     for file in weights.files:
         if weights.safetensors:
             with _open(file) as handle:
                 for name in handle.keys():  # noqa: SIM118
-                    yield name, file, handle.get_tensor(name)
+                    yield name, file, tuple(handle.get_slice(name).get_shape()), handle.get_tensor
         else:
-            for name, value in _load_bin(file).items():
-                yield name, file, value
+            content = _load_bin(file)
+            for name, value in content.items():
+                yield name, file, tuple(value.shape), content.__getitem__
 
 
 def read_json(path: Path) -> dict[str, Any]:

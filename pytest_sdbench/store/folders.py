@@ -152,15 +152,13 @@ class RemoteFolder:
 
         try:
             return cls(*url_to_fs(url))
-        except ImportError as error:  # fsspec names the package of each driver in it
-            what = f"the driver of this kind of store is not installed: {error}"
-            remedy = 'pip install "pytest-sdbench[s3]"' if url.startswith("s3") else "Install it"
-            cause: Exception = error
-        except ValueError as error:
+        except (ImportError, ValueError) as error:
             what = f"not the URL of a store: {error}"
             remedy = "Give a folder, or the URL of a kind that fsspec knows, such as s3://BUCKET/FOLDER"
-            cause = error
-        raise EvidenceError(what, file=without_secrets(url), remedy=remedy) from cause
+            if isinstance(error, ImportError):  # fsspec names the package of each driver in it
+                what = f"the driver of this kind of store is not installed: {error}"
+                remedy = 'pip install "pytest-sdbench[s3]"' if url.startswith("s3") else "Install it"
+            raise EvidenceError(what, file=without_secrets(url), remedy=remedy) from error
 
     @property
     def root(self) -> str:

@@ -100,7 +100,6 @@ class Evidence:
 
     @property
     def folder(self) -> Path | str:
-        """The folder of the shards: a path, or a URL."""
         return self.storage.root
 
     @property

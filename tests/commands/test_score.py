@@ -26,7 +26,6 @@ from pytest_sdbench.commands.score import figures, score_table
 from pytest_sdbench.commands.score_images import Scores, score
 from pytest_sdbench.commands.score_matching import match
 from pytest_sdbench.evaluation.evaluate import evaluate
-from pytest_sdbench.evaluation.sampler import sample
 from pytest_sdbench.evaluation.tuning import Tuning, arranged, default_batch_size
 from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.images import ImageSet, open_images
@@ -38,6 +37,7 @@ from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
+from tests.evaluation.helpers import sample
 from tests.evaluation.test_evaluate import protocol_of
 from tests.features.test_images import folder, tarred, zipped
 from tests.project import IMAGES, make_card, make_protocol
@@ -133,7 +133,7 @@ def test_images_of_the_own_sampler_score_exactly_what_an_evaluation_gives(
         checkpoint, protocol, Workspace(tmp_path / "store", progress=False), load=lambda dtype: pipeline
     )
     with arranged(pipeline, Tuning(), full_batch=default_batch_size(protocol), images=N):
-        drawn = sample(pipeline, protocol, prompts, range(N), batch_size=32, align=64)
+        drawn = sample(pipeline, protocol, prompts, range(N), batch_size=32)
         pictures = [picture for batch in drawn for picture in batch.images]
     files = {f"img_{number}.png": png(picture) for number, picture in enumerate(pictures)}
     found = run(folder(tmp_path / "images", files), protocol)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pytest_sdbench.evaluation.sampler import image_seed
+from pytest_sdbench.evaluation.sampler import Batch, Sampler, image_seed
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import SequentialSeeds
 
 SEED = 5
 PER_IMAGE = {"kind": "per-image", "seed": SEED}
@@ -34,6 +36,16 @@ def own_protocol(
     path = folder / "own.yaml"
     path.write_text(json.dumps(content), encoding="utf-8")
     return load_protocol(path)
+
+
+def sample(
+    pipeline: Any, protocol: Protocol, prompts: Sequence[str], indices: Sequence[int], *, batch_size: int
+) -> Iterator[Batch]:
+    """Yield the images with these indices in batches; under sequential seeds one by one."""
+    sampler = Sampler(pipeline, protocol, prompts)
+    size = 1 if isinstance(protocol.seeds, SequentialSeeds) else batch_size
+    for start in range(0, len(indices), size):
+        yield sampler.decode(sampler.draw(indices[start : start + size]))
 
 
 def diffusers_picture(

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pytest_sdbench.base.errors import CheckpointError
-from pytest_sdbench.evaluation.sampler import sample
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.counts import component_sizes
 from pytest_sdbench.models.integrity import verify
@@ -19,6 +18,7 @@ from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
+from tests.evaluation.helpers import sample
 from tests.project import make_card, make_project, make_protocol
 from tests.tiny_checkpoint import GUIDANCE_WIDTH, UNET, make_consistency_unet
 

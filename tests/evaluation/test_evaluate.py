@@ -26,7 +26,6 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation import evaluate as evaluation
 from pytest_sdbench.evaluation.evaluate import evaluate, evidence_key
-from pytest_sdbench.evaluation.sampler import sample
 from pytest_sdbench.evaluation.tuning import Tuning, arranged
 from pytest_sdbench.features.extractors import open_extractor, open_extractors
 from pytest_sdbench.features.references import (
@@ -42,7 +41,7 @@ from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shards import DamagedEvidence
-from tests.evaluation.helpers import PER_IMAGE, SEQUENTIAL
+from tests.evaluation.helpers import PER_IMAGE, SEQUENTIAL, sample
 
 N = 80
 """More than the classifier's 64 features, so that FID is defined, and more than a shard."""

@@ -129,7 +129,7 @@ def test_a_sequential_generator_goes_on_from_image_to_image(
     content["sampling"]["steps"] = 1
     sequential = Protocol.model_validate({**content, "n": 3, "path": protocol.path})
     tiny = Checkpoint("tiny", pristine_checkpoint)
-    from pytest_sdbench.evaluation.sampler import sample
+    from tests.evaluation.helpers import sample
 
     prompts = load_prompts(sequential)
     ours = sample(load_pipeline(tiny), sequential, prompts, [0, 1, 2], batch_size=1)
