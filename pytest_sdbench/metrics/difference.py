@@ -70,8 +70,6 @@ def worst_loss(
     """
     if first.influence is None or second.influence is None:
         return 0.0
-    found = 0.0
-    for moves in (second.influence, first.influence - second.influence):
-        sums = moves if groups is None else np.bincount(groups, weights=moves)
-        found = max(found, float(-sums.min() if higher_is_better else sums.max()))
-    return found / first.n
+    changes = second.influence, first.influence - second.influence
+    sums = [moves if groups is None else np.bincount(groups, weights=moves) for moves in changes]
+    return max(0.0, *(float(-each.min() if higher_is_better else each.max()) for each in sums)) / first.n

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +31,7 @@ class FeatureStatistics:
     """Images behind the moments; None where a file does not say (pytorch-fid's do not)."""
     features: Rows | None = None
     """Features of some of these images, [M, D], which KID needs; None where only moments are known."""
-    source: str = field(default="", repr=True)
+    source: str = ""
     """File or data set that the moments come from, for messages."""
 
     @property
