@@ -92,6 +92,11 @@ def test_features_do_not_depend_on_the_batch(untrained):
     torch.testing.assert_close(alone, model(images)["features"], rtol=1e-4, atol=1e-5)
 
 
+def test_missing_weights_name_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        classifier.load_classifier(tmp_path)
+
+
 def test_default_features_of_metrics():
     default = classifier.SceneFeatureExtractor.get_default_feature_layer_for_metric
     assert default("isc") == "logits"
