@@ -50,19 +50,18 @@ class TestBatch:
         assert [each.measures for each in found] == ["latency", "throughput"][: len(found)]
         return [each.batch for each in found]
 
-    def test_it_grows_while_a_sample_gets_faster(self) -> None:
-        assert self.search({1: 1.0, 2: 1.2, 4: 1.5, 8: 3.0, 16: 0.001}) == [1, 4]
+    @pytest.mark.parametrize(
+        ("seconds", "batches"),
+        [
+            ({1: 1.0, 2: 1.2, 4: 1.5, 8: 3.0, 16: 0.001}, [1, 4]),  # it grows while a sample gets faster
+            ({1: 1.0, 2: 1.0}, [1, 2]),  # it ends where memory does
+            ({size: 1.0 for size in (1, 2, 4, 8, 16, 32)}, [1, 16]),  # it is none that was not asked for
+            ({1: 1.0, 2: 2.5}, [1, 1]),  # one sample may be the fastest
+        ],
+    )
+    def test_it_grows_while_a_sample_gets_faster(self, seconds: dict[int, float], batches: list[int]) -> None:
+        assert self.search(seconds) == batches
         assert self.problem == ""
-
-    def test_it_ends_where_memory_does(self) -> None:
-        assert self.search({1: 1.0, 2: 1.0}) == [1, 2]
-        assert self.problem == ""
-
-    def test_it_is_none_that_was_not_asked_for(self) -> None:
-        assert self.search({size: 1.0 for size in (1, 2, 4, 8, 16, 32)}) == [1, 16]
-
-    def test_one_sample_may_be_the_fastest(self) -> None:
-        assert self.search({1: 1.0, 2: 2.5}) == [1, 1]
 
     def test_what_is_no_lack_of_memory_is_told_and_what_ran_is_kept(self) -> None:
         assert self.search({1: 1.0, 2: 1.0, 4: 0.0}) == [1, 2]
@@ -79,6 +78,9 @@ def network_card(path: Path, **block: object) -> Path:
     """Write a card of a network without a checkpoint, by default UNET."""
     about = {"checkpoint": "nobody/none", "architecture": UNET} | block
     return make_card(path, claims={}, protocol="scenes-quick", **about)
+
+
+QUICKLY = ("--device=cpu", "--seconds=0.01", "--largest-batch=1")
 
 
 @pytest.fixture
@@ -116,6 +118,7 @@ def test_what_does_not_run_is_told_and_the_rest_is_measured(
     assert [each.mode for each in found.records] == ["eager", "eager"]
 
 
+@pytest.mark.slow
 def test_the_compiled_network_runs_the_batch_that_was_found(
     card: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,34 +132,31 @@ def test_the_compiled_network_runs_the_batch_that_was_found(
     assert len(compiled) == best  # one, or one and two
 
 
+@pytest.mark.slow
 def test_the_command_shows_and_records(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["device", str(card), "--device=cpu", "--seconds=0.01", "--largest-batch=1"]
+    words = ["device", str(card), *QUICKLY]
     here, before = timed_on("cpu"), card.read_text(encoding="utf-8")
     assert main(words) == 0
     assert here in capsys.readouterr().out
     assert card.read_text(encoding="utf-8") == before
-    assert main([*words, "--update"]) == 0
-    assert "+  devices:" in capsys.readouterr().out
-    first = read_card(card).devices
-    assert main([*words, "--update"]) == 0
-    second = read_card(card).devices
-    for found in (first, second):
-        assert [each.key for each in found] == [
-            (here, "float32", "eager", "latency"),
-            (here, "float32", "eager", "throughput"),
+    for added in (True, False):
+        assert main([*words, "--update"]) == 0
+        assert ("+  devices:" in capsys.readouterr().out) is added
+        devices = read_card(card).devices
+        assert [each.key for each in devices] == [
+            (here, "float32", "eager", measures) for measures in ("latency", "throughput")
         ]
-    capsys.readouterr()
     assert main(["table", str(card)]) == 0
     table = capsys.readouterr().out
     assert f"One U-Net call on {here}" in table
-    assert f"{second[0].seconds:.3g}" in table
+    assert f"{devices[0].seconds:.3g}" in table
 
 
-def test_cards_of_one_name_keep_their_own_figures(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_cards_of_one_name_keep_their_own_figures(card: Path) -> None:
     narrow = UNET | {"layers_per_block": 1}
     other = network_card(card.parent / "beside" / card.name, architecture=narrow)
-    words = ["--device=cpu", "--seconds=0.01", "--largest-batch=1", "--update"]
-    assert main(["device", str(card), str(other), *words]) == 0
+    assert main(["device", str(card), str(other), *QUICKLY, "--update"]) == 0
     for path, network in ((card, UNET), (other, narrow)):
         latency = read_card(path).devices[0]
         macs = latency.macs_per_second * latency.seconds
@@ -172,8 +172,7 @@ def test_a_card_that_cannot_be_written_leaves_the_others(
     assert "devices: []" in text
     text = text.replace("devices: []", "devices: *none").replace("---\n", "---\ntags: &none []\n", 1)
     card.write_text(text, encoding="utf-8")
-    words = ["--device=cpu", "--seconds=0.01", "--largest-batch=1", "--update"]
-    assert main(["device", str(card), str(other), *words]) == 1
+    assert main(["device", str(card), str(other), *QUICKLY, "--update"]) == 1
     assert "edited in place" in capsys.readouterr().err
     assert read_card(card).devices == ()
     assert len(read_card(other).devices) == 2
@@ -200,19 +199,19 @@ def test_a_record_takes_the_place_of_its_like_alone(card: Path) -> None:
     assert read_card(card).records == ()
 
 
-def test_a_card_with_the_same_call_twice_is_broken(tmp_path: Path) -> None:
-    entry = record().to_dict()
-    path = make_card(tmp_path / "c.md", claims={}, protocol="scenes-quick", devices=[entry, entry])
-    with pytest.raises(
-        CardError, match=r"sdbench\.devices\[1\].*recorded twice|recorded twice.*devices\[1\]"
-    ):
-        read_card(path)
-
-
-def test_a_mode_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    entry = record().to_dict() | {"mode": "fast"}
-    path = make_card(tmp_path / "c.md", claims={}, protocol="scenes-quick", devices=[entry])
-    with pytest.raises(CardError, match=r"(?s)devices.*mode.*fast"):
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([{}, {}], r"sdbench\.devices\[1\].*recorded twice|recorded twice.*devices\[1\]"),
+        ([{"mode": "fast"}], r"(?s)devices.*mode.*fast"),
+    ],
+)
+def test_a_call_that_is_there_twice_or_of_no_mode_is_named(
+    tmp_path: Path, changes: list[dict[str, str]], told: str
+) -> None:
+    entries = [record().to_dict() | change for change in changes]
+    path = make_card(tmp_path / "c.md", claims={}, protocol="scenes-quick", devices=entries)
+    with pytest.raises(CardError, match=told):
         read_card(path)
 
 

@@ -64,6 +64,15 @@ def store(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "store"))
 
 
+@pytest.fixture
+def card(tmp_path: Path, pristine_checkpoint: Path) -> Path:
+    return make_project(tmp_path, pristine_checkpoint)
+
+
+def untimed(card: Path, store: Path | str, **options: Any) -> Plan:
+    return plan([card], Workspace(store), timing=False, **options)
+
+
 def protocol_of(folder: Path, name: str = "own", **sampling: Any) -> Protocol:
     base: dict[str, Any] = {"steps": 25, "guidance": 2.0, "resolution": 64, "dtype": "float32"}
     return load_protocol(make_protocol(folder / f"{name}.yaml", sampling=base | sampling))
@@ -91,71 +100,65 @@ def network(pristine_checkpoint: Path) -> Network:
 
 
 class TestCounts:
-    def test_what_is_in_the_store_need_not_be_made(self, tmp_path, pristine_checkpoint, store):
-        card, empty = make_project(tmp_path, pristine_checkpoint), tmp_path / "empty"
-        (before,) = plan([card], Workspace(empty), timing=False).rows
+    def test_what_is_in_the_store_need_not_be_made(self, tmp_path, card, store):
+        empty = tmp_path / "empty"
+        (before,) = untimed(card, empty).rows
         assert (before.images, before.missing, before.looked) == (IMAGES, IMAGES, True)
         assert not empty.exists()
-        (between,) = plan([card], Workspace(store), timing=False).rows
+        (part,) = untimed(card, empty, images=40).rows
+        assert (part.images, part.missing) == (40, 40)
+        (between,) = untimed(card, store).rows
         assert between.missing == IMAGES - 64
-        done = plan([card], Workspace(store), images=64, timing=False)
+        done = untimed(card, store, images=64)
         assert (done.missing, done.seconds, done.bytes) == (0, 0, 0)
         assert "No image is to be made" in report(done)
-
-    def test_a_part_of_the_images_can_be_planned(self, tmp_path, pristine_checkpoint):
-        card = make_project(tmp_path, pristine_checkpoint)
-        (row,) = plan([card], Workspace(tmp_path), images=40, timing=False).rows
-        assert (row.images, row.missing) == (40, 40)
+        # Without timing only the store knows a time.
+        unknown = untimed(card, empty)
+        assert unknown.seconds is None
+        assert "not known" in report(unknown)
 
     def test_protocols_that_share_images_are_counted_once(self, tmp_path):
-        found = plan([CARDS / "scenes-sd.md"], Workspace(tmp_path), timing=False)
-        assert [(row.protocol, row.missing) for row in found.rows] == [
-            ("scenes-quick", 512),
-            ("scenes-5k", 5000),
-        ]
+        found = untimed(CARDS / "scenes-sd.md", tmp_path)
+        counts = [(row.protocol, row.missing) for row in found.rows]
+        assert counts == [("scenes-quick", 512), ("scenes-5k", 5000)]
         assert found.missing == 5000
         assert found.bytes == found.rows[1].bytes
-
-    def test_a_protocol_can_be_named_in_place_of_the_cards_own(self, tmp_path):
-        found = plan([CARDS / "scenes-sd.md"], Workspace(tmp_path), protocols=["scenes-30k"], timing=False)
+        # A protocol can be named in place of the card's own.
+        found = untimed(CARDS / "scenes-sd.md", tmp_path, protocols=["scenes-30k"])
         assert [(row.protocol, row.missing) for row in found.rows] == [("scenes-30k", 30_000)]
 
-    def test_a_damaged_shard_is_to_be_made_again_and_told(self, tmp_path, pristine_checkpoint, store):
-        card = make_project(tmp_path, pristine_checkpoint)
+    def test_a_damaged_shard_is_to_be_made_again_and_told(self, card, store):
         (shard,) = store.glob("*/*.safetensors")
         shard.write_bytes(shard.read_bytes()[:-1])
-        found = plan([card], Workspace(store), timing=False)
+        found = untimed(card, store)
         assert found.missing == IMAGES
         assert shard.name in " ".join(found.warnings)
         assert shard.name in report(found)
 
 
 class TestDisk:
-    def test_the_figure_is_the_size_of_the_folder_that_a_run_leaves(self, tmp_path, pristine_checkpoint):
-        card = make_project(tmp_path, pristine_checkpoint)
+    def test_the_figure_is_the_size_of_the_folder_that_a_run_leaves(self, tmp_path, card):
         for n in (20, 80):  # a part of a shard; a whole one and a part
             store = tmp_path / f"store-{n}"
-            reckoned = plan([card], Workspace(store), images=n, timing=False).bytes
+            reckoned = untimed(card, store, images=n).bytes
             make(card, store, n)
             real = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
             assert reckoned == pytest.approx(real, rel=0.05)
 
     def test_wide_features_take_more(self, tmp_path):
         """Two front ends of Inception and a CLIP score: 2048 + 1008 + 1 numbers of four bytes an image."""
-        found = plan([CARDS / "bk-sdm-tiny.md"], Workspace(tmp_path), timing=False)
+        found = untimed(CARDS / "bk-sdm-tiny.md", tmp_path)
         assert found.bytes == pytest.approx(30_000 * (4 * (2048 + 1008 + 1) + 18), rel=0.01)
 
-    def test_a_disk_that_is_too_full_is_told(self, tmp_path, pristine_checkpoint, monkeypatch):
-        card = make_project(tmp_path, pristine_checkpoint)
-        found = plan([card], Workspace(tmp_path / "store"), timing=False)
+    def test_a_disk_that_is_too_full_is_told(self, tmp_path, card, monkeypatch):
+        found = untimed(card, tmp_path / "store")
         assert "WARNING" not in report(found)
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
         assert "1 kB are free" in report(found)
 
-    def test_of_a_store_behind_a_url_no_free_space_is_known(self, tmp_path, pristine_checkpoint):
-        card = make_project(tmp_path, pristine_checkpoint)
-        found = plan([card], Workspace("memory://plan/store"), timing=False)
+    def test_of_a_store_behind_a_url_no_free_space_is_known(self, card):
+        found = untimed(card, "memory://plan/store")
         assert found.missing == IMAGES
         assert "memory://plan/store cannot be known" in report(found)
 
@@ -210,18 +213,15 @@ class TestTime:
         few, all_ = (plan([card], Workspace(tmp_path), images=n) for n in (26, IMAGES))
         assert all_.seconds == pytest.approx(few.seconds * IMAGES / 26)
 
-    def test_a_network_is_timed_once_for_all_cards_and_told_before(self, tmp_path, pristine_checkpoint):
-        card = make_project(tmp_path, pristine_checkpoint)
+    def test_a_network_is_timed_once_for_all_cards_and_told_before(self, tmp_path, card):
         other = make_card(card.with_name("other.md"))
         told: list[str] = []
         rows = plan([card, other], Workspace(tmp_path), images=4, tell=told.append).rows
         assert len(told) == 1
         assert [row.basis for row in rows] == ["estimated"] * 2
-        assert rows[0].seconds_per_image == rows[1].seconds_per_image
-        assert rows[0].seconds_per_image > 0
+        assert rows[0].seconds_per_image == rows[1].seconds_per_image > 0
 
-    def test_what_a_run_wrote_down_counts_more_than_a_timing(self, tmp_path, pristine_checkpoint, store):
-        card = make_project(tmp_path, pristine_checkpoint)
+    def test_what_a_run_wrote_down_counts_more_than_a_timing(self, card, store):
         evidence = make(card, store, 64)
         told: list[str] = []
         (row,) = plan([card], Workspace(store), tell=told.append).rows
@@ -231,16 +231,7 @@ class TestTime:
         assert row.seconds == 7.5 * (IMAGES - 64)
         assert not told
 
-    def test_without_timing_only_the_store_knows_a_time(self, tmp_path, pristine_checkpoint):
-        card = make_project(tmp_path, pristine_checkpoint)
-        found = plan([card], Workspace(tmp_path), timing=False)
-        assert found.seconds is None
-        assert "not known" in report(found)
-
-    def test_half_precision_on_a_cpu_is_timed_in_full_and_called_the_least(
-        self, tmp_path, pristine_checkpoint
-    ):
-        card = make_project(tmp_path, pristine_checkpoint)
+    def test_half_precision_on_a_cpu_is_timed_in_full_and_called_the_least(self, tmp_path, card):
         sampling = {"steps": 2, "guidance": 1.0, "resolution": 64, "dtype": "float16"}
         make_protocol(card.parent / "protocols" / "mini.yaml", sampling=sampling)
         found = plan([card], Workspace(tmp_path), images=4)
@@ -257,10 +248,10 @@ class TestTime:
         assert network.sizes == [64, 32, 16, 16]
 
     def test_a_network_that_does_not_fit_at_all_leaves_a_row_without_a_time(
-        self, tmp_path, pristine_checkpoint, monkeypatch
+        self, tmp_path, card, monkeypatch
     ):
         monkeypatch.setattr(pace, "unet_skeleton", lambda *_, **__: OfLimitedMemory(most=0))
-        found = plan([make_project(tmp_path, pristine_checkpoint)], Workspace(tmp_path))
+        found = plan([card], Workspace(tmp_path))
         assert found.seconds is None
         assert "out of memory" in report(found)
 
@@ -271,8 +262,7 @@ class TestTime:
 
 
 class TestLacking:
-    def test_a_broken_card_does_not_end_the_plan(self, tmp_path, pristine_checkpoint, capsys):
-        card = make_project(tmp_path, pristine_checkpoint)
+    def test_a_broken_card_does_not_end_the_plan(self, tmp_path, card, capsys):
         broken = make_card(card.with_name("broken.md"), claims={"clip_score": 29.0})
         assert main(["plan", str(broken), str(card), "--store", str(tmp_path), "--no-timing"]) == 1
         text = capsys.readouterr().out
@@ -282,10 +272,9 @@ class TestLacking:
         assert "29.0" in text
 
     def test_damaged_weights_a_file_for_a_store_and_no_architecture_are_told_beside_the_counts(
-        self, tmp_path, tiny_checkpoint
+        self, tmp_path, card
     ):
-        card = make_project(tmp_path, tiny_checkpoint)
-        whole = plan([card], Workspace(card), timing=False)
+        whole = untimed(card, card)
         assert {finding.need for finding in whole.rows[0].unfetched} == {"store"}
         weights = card.parent / "mini-sd" / "unet" / "diffusion_pytorch_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
@@ -321,34 +310,28 @@ class TestLacking:
 
     def test_weights_that_are_given_are_not_downloaded(self, tmp_path, pristine_checkpoint):
         card = CARDS / "bk-sdm-small.md"
-        found = plan(
-            [card],
-            Workspace(tmp_path),
-            weights={"bk-sdm-small": pristine_checkpoint},
-            images=64,
-            timing=False,
-        )
+        found = untimed(card, tmp_path, weights={"bk-sdm-small": pristine_checkpoint}, images=64)
         assert not [download for download in found.downloads if download.need == "weights"]
         assert found.rows[0].looked
         with pytest.raises(CardError, match="bk-sdm-tall"):
-            plan([card], Workspace(tmp_path), weights={"bk-sdm-tall": pristine_checkpoint}, timing=False)
+            untimed(card, tmp_path, weights={"bk-sdm-tall": pristine_checkpoint})
 
     def test_a_card_whose_claims_state_no_protocol_has_nothing_to_make(self, tmp_path):
-        found = plan([CARDS / "tiny-sd-lcm-6400.md"], Workspace(tmp_path), timing=False)
+        found = untimed(CARDS / "tiny-sd-lcm-6400.md", tmp_path)
         assert (found.missing, found.ready, found.downloads) == (0, True, {})
         assert "Judged by no protocol" in report(found)
 
 
 class TestCommand:
-    def test_figures_are_written_and_read_back(self, tmp_path, pristine_checkpoint, store, capsys):
-        card, out = make_project(tmp_path, pristine_checkpoint), tmp_path / "plan.json"
+    def test_figures_are_written_and_read_back(self, tmp_path, card, store, capsys):
+        out = tmp_path / "plan.json"
         assert main(["plan", str(card), "--store", str(store), "--json", str(out)]) == 0
         assert "Nothing is missing" in capsys.readouterr().out
         found = json.loads(out.read_text(encoding="utf-8"))
         (row,) = found["rows"]
         assert (row["card"], row["protocol"], row["basis"]) == ("mini", "mini", "measured")
         assert (row["images"], row["images_in_store"], row["images_to_make"]) == (IMAGES, 64, IMAGES - 64)
-        made: Plan = plan([card], Workspace(store), timing=False)
+        made = untimed(card, store)
         assert found["totals"] == {
             "images_to_make": made.missing,
             "seconds": made.seconds,
