@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ import pytest
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.plan_cost import plan
 from pytest_sdbench.commands.sample import World, protocols_of
 from tests.project import make_card, make_project, make_protocol
@@ -29,6 +30,7 @@ from tests.store.remote import S3, s3_server
 
 KILLS = int(os.environ.get("SDBENCH_TEST_KILLS", "2"))
 IMAGES = 64 * (KILLS + 2) + 10
+Shards = dict[str, bytes]
 
 RUNS = """
 import contextlib, json, os, sys, traceback
@@ -103,7 +105,7 @@ class Runner:
         self._process.communicate(timeout=60)
 
 
-def shards(store: str) -> dict[str, bytes]:
+def shards(store: str) -> Shards:
     """Return the shards of a store by name; there is one folder of evidence in it."""
     system, root = fsspec.core.url_to_fs(store, use_listings_cache=False)
     paths = system.glob(f"{root}/*/shard-*.safetensors")
@@ -114,14 +116,8 @@ def shards(store: str) -> dict[str, bytes]:
 def card(pristine_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     path = make_project(root, pristine_checkpoint)
-    sampling = {
-        "scheduler": {"name": "checkpoint"},
-        "steps": 2,
-        "guidance": 1.0,
-        "negative_prompt": None,
-        "resolution": 64,
-        "dtype": "float32",
-    }
+    sampling = {"scheduler": {"name": "checkpoint"}, "steps": 2, "guidance": 1.0, "negative_prompt": None}
+    sampling |= {"resolution": 64, "dtype": "float32"}
     make_protocol(path.parent / "protocols" / "mini.yaml", n=IMAGES, sampling=sampling)
     return path
 
@@ -148,31 +144,30 @@ def runner(card: Path) -> Iterator[Runner]:
     runner.close()
 
 
-@dataclass(frozen=True)
-class Undisturbed:
-    """What a run makes that nothing happens to, and how long it takes."""
-
-    shards: dict[str, bytes]
-    seconds: float
-
-
 @pytest.fixture(scope="module")
-def undisturbed(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def timed(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shards, float]:
+    """What a run makes that nothing happens to, and how many seconds it takes."""
     store, began = str(tmp_path_factory.mktemp("undisturbed")), time.monotonic()
     assert runner.run(store) == 0
-    return Undisturbed(shards(store), time.monotonic() - began)
+    return shards(store), time.monotonic() - began
 
 
+@pytest.fixture
+def undisturbed(timed: tuple[Shards, float]) -> Shards:
+    return timed[0]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
 def test_kills_and_damage_leave_the_evidence_of_an_undisturbed_run(
-    runner: Runner, new_store: Callable[[str], str], undisturbed: Undisturbed
+    runner: Runner, new_store: Callable[[str], str], timed: tuple[Shards, float]
 ) -> None:
-    store, rng, expected = new_store("killed"), random.Random(KILLS), undisturbed.shards
+    store, rng, (expected, seconds) = new_store("killed"), random.Random(KILLS), timed
     assert len(expected) == KILLS + 3
     for kill in range(KILLS):
         pid = runner.start(store)
         # So soon that there is work left for the last kill too.
-        time.sleep(rng.uniform(0, 3 * undisturbed.seconds / len(expected)))
+        time.sleep(rng.uniform(0, 3 * seconds / len(expected)))
         os.kill(pid, signal.SIGKILL)
         if kill == KILLS // 2:
             damage(store, rng)
@@ -197,7 +192,7 @@ def damage(store: str, rng: random.Random) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
 def test_four_processes_one_of_them_killed_make_what_one_makes(
-    runner: Runner, new_store: Callable[[str], str], undisturbed: Undisturbed
+    runner: Runner, new_store: Callable[[str], str], undisturbed: Shards
 ) -> None:
     store = new_store("four")
     world = [
@@ -208,24 +203,40 @@ def test_four_processes_one_of_them_killed_make_what_one_makes(
         time.sleep(0.05)
     os.kill(world[1], signal.SIGKILL)
     assert runner.finish() == {pid: -signal.SIGKILL if pid == world[1] else 0 for pid in world}
-    assert shards(store) == undisturbed.shards
+    assert shards(store) == undisturbed
 
 
-def test_a_world_of_two_makes_the_bits_of_one(
-    runner: Runner, undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_a_world_of_two_makes_the_bits_of_one(runner: Runner, undisturbed: Shards, tmp_path: Path) -> None:
     for rank in range(2):
         runner.start(str(tmp_path), RANK=str(rank), WORLD_SIZE="2")
     assert set(runner.finish().values()) == {0}
-    assert shards(str(tmp_path)) == undisturbed.shards
+    assert shards(str(tmp_path)) == undisturbed
 
 
-def test_what_cannot_be_sampled_does_not_stop_the_others(
-    runner: Runner, undisturbed: Undisturbed, tmp_path: Path
+def test_a_broken_card_damage_and_a_world_of_two_leave_the_same_evidence(
+    card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The same in this process, which nobody kills."""
+    make_protocol(card.parent / "protocols" / "small.yaml", n=130)
+    small = make_card(card.with_name("small.md"), protocol="small")
+
+    def made(name: str, *cards: Path, status: int = 0) -> Shards:
+        store = str(tmp_path / name)
+        words = ["--batch-size", "16", "--store", store]
+        assert main(["sample", str(small), *map(str, cards), *words]) == status
+        return shards(store)
+
     broken = make_card(tmp_path / "broken.md", checkpoint="./not-there", protocol="scenes-quick")
-    assert runner.run(str(tmp_path / "store"), str(broken)) == 1
-    assert shards(str(tmp_path / "store")) == undisturbed.shards
+    expected = made("one", broken, status=1)
+    assert len(expected) == 3
+    damage(str(tmp_path / "one"), random.Random(0))
+    assert made("one") == expected
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        made("two")
+    assert shards(str(tmp_path / "two")) == expected
 
 
 def test_a_world_is_read_from_what_a_launcher_says() -> None:
@@ -238,8 +249,6 @@ def test_a_world_is_read_from_what_a_launcher_says() -> None:
 
 
 def test_a_card_is_sampled_under_what_it_is_judged_by(card: Path) -> None:
-    from pytest_sdbench.cards.card import read_card
-
     assert [protocol.name for protocol in protocols_of(read_card(card))] == ["mini"]
     assert [protocol.name for protocol in protocols_of(read_card(card), ["scenes-5k"])] == ["scenes-5k"]
     with pytest.raises(Unavailable, match="--protocol"):
@@ -248,8 +257,6 @@ def test_a_card_is_sampled_under_what_it_is_judged_by(card: Path) -> None:
 
 def test_no_image_is_made_that_no_claim_can_be_compared_with(card: Path) -> None:
     """A figure of another number of images is a mismatch, whatever is sampled today."""
-    from pytest_sdbench.cards.card import read_card
-
     path = make_card(card.parent / "old.md", claims={"clip_score": 0.3}, protocols=[])
     text = path.read_text(encoding="utf-8")
     assert "type: scenes}" in text
@@ -260,14 +267,7 @@ def test_no_image_is_made_that_no_claim_can_be_compared_with(card: Path) -> None
 
 
 def test_images_are_made_to_renew_a_record_of_what_the_protocol_once_was(card: Path) -> None:
-    from pytest_sdbench.cards.card import read_card
-
-    record = {
-        "protocol": "mini",
-        "metric": "clip_score",
-        "value": 0.3,
-        "n": 128,
-        "protocol_fingerprint": "0123456789abcdef",
-    }
+    record = {"protocol": "mini", "metric": "clip_score", "value": 0.3, "n": 128}
+    record["protocol_fingerprint"] = "0123456789abcdef"
     named = read_card(make_card(card.parent / "old.md", claims={}, protocols=[], records=[record]))
     assert [protocol.name for protocol in protocols_of(named)] == ["mini"]

@@ -226,20 +226,15 @@ def test_captions_bring_shuffled_names_back_to_their_prompts(
 ) -> None:
     mixed = shuffled(some)
     place = folder(tmp_path / "mixed", mixed)
-    table(list(mixed), prompts[:FEW], place / "metadata.csv")
     found = run(place, few)
-    assert values(found.estimates) == values(some_scores.estimates)
-    assert found.matched == "by the captions that come with them"
-
-
-def test_without_captions_shuffled_names_are_taken_in_their_order_and_that_is_said(
-    some: dict[str, bytes], few: Protocol, some_scores: Scores, tmp_path: Path
-) -> None:
-    found = run(folder(tmp_path / "mixed", shuffled(some)), few)
     assert "nothing about them says which prompt they are of" in score_table(found)
     assert value(found, "inception_score") == pytest.approx(value(some_scores, "inception_score"), rel=1e-6)
     # This is what a wrong pairing does, and why it is told.
     assert value(found, "clip_score") < value(some_scores, "clip_score") - 0.2
+    table(list(mixed), prompts[:FEW], place / "metadata.csv")
+    found = run(place, few)
+    assert values(found.estimates) == values(some_scores.estimates)
+    assert found.matched == "by the captions that come with them"
 
 
 def test_numbers_from_one_are_taken_as_such_and_it_is_said(
@@ -317,20 +312,21 @@ def large() -> np.ndarray:
     return np.concatenate(list(scene_batches(range(FIRST, FIRST + 12), 128)))
 
 
+def numbered(place: Path, pictures: np.ndarray) -> Path:
+    """A folder of these pictures, named by their numbers from 0."""
+    return folder(place, {f"{number}.png": png(picture) for number, picture in enumerate(pictures)})
+
+
 def coco(data: Path, n: int = 12) -> tuple[Protocol, list[str]]:
     """A protocol in the form of the published one: prompts with file names, each of two prompts repeated."""
     names = [f"COCO_val2014_{7 * number + 42:012}.jpg" for number in range(n)]
     table(names, [f"red and blue {number // 2}" for number in range(n)], data / "captions.csv")
+    sha256 = hashlib.sha256((data / "captions.csv").read_bytes()).hexdigest()
     protocol = protocol_of(
         data,
         "coco",
         n=n,
-        prompts={
-            "kind": "csv",
-            "file": "./captions.csv",
-            "rows": n,
-            "sha256": hashlib.sha256((data / "captions.csv").read_bytes()).hexdigest(),
-        },
+        prompts={"kind": "csv", "file": "./captions.csv", "rows": n, "sha256": sha256},
         sampling={"steps": 1, "guidance": 2.0, "resolution": 128, "dtype": "float32"},
         image=[{"jpeg": 75}, {"resize": 64, "filter": "pil-bicubic"}, {"jpeg": 75}],
         metrics={
@@ -346,27 +342,22 @@ def test_names_of_the_file_of_prompts_are_matched_whatever_their_order(
 ) -> None:
     protocol, names = coco(tmp_path)
     pictures = dict(zip(names, map(png, large), strict=True))
-    by_index = folder(tmp_path / "a", {f"{k}.png": content for k, content in enumerate(pictures.values())})
     by_name = zipped(
         tmp_path / "b.zip",
         {f"im/{name.replace('.jpg', '.png')}": c for name, c in reversed(pictures.items())},
     )
-    expected, found = run(by_index, protocol), run(by_name, protocol)
+    expected, found = run(numbered(tmp_path / "a", large), protocol), run(by_name, protocol)
     assert found.matched == "by their names in the protocol's file of prompts"
     assert values(found.estimates) == values(expected.estimates)
     few = dict(list(pictures.items())[:6])
     stray = zipped(tmp_path / "c.zip", {**few, "COCO_val2014_000000000001.jpg": png(large[0])})
     with pytest.raises(DataError, match=r"0001\.jpg: the protocol's file of prompts has no such file name"):
         run(stray, protocol)
-
-
-def test_images_of_one_prompt_count_as_one_for_standard_errors(large: np.ndarray, tmp_path: Path) -> None:
-    protocol, _ = coco(tmp_path)
-    place = folder(tmp_path / "a", {f"{k}.png": png(picture) for k, picture in enumerate(large)})
-    found = estimate_of(run(place, protocol), "clip_score")
-    assert found.influence is not None
-    means = (found.influence + found.value).reshape(6, 2).mean(axis=1)
-    assert found.standard_error == pytest.approx(means.std(ddof=1) / np.sqrt(6))
+    # Images of one prompt count as one for standard errors.
+    clip = estimate_of(expected, "clip_score")
+    assert clip.influence is not None
+    means = (clip.influence + clip.value).reshape(6, 2).mean(axis=1)
+    assert clip.standard_error == pytest.approx(means.std(ddof=1) / np.sqrt(6))
 
 
 TEXTS = tuple(f"prompt {number}" for number in range(4))
@@ -381,18 +372,12 @@ def listed(folder_: Path, names: Sequence[str], captions: Sequence[str] = ()) ->
 
 @pytest.mark.parametrize(
     ("by", "expected"),
-    [
-        (None, ["3.png", "2.png", "1.png", "0.png"]),
-        ("caption", ["3.png", "2.png", "1.png", "0.png"]),
-        ("name", ["1.png", "0.png", "3.png", "2.png"]),
-        ("index", ["0.png", "1.png", "2.png", "3.png"]),
-        ("order", ["0.png", "1.png", "2.png", "3.png"]),
-    ],
+    [(None, "3210"), ("caption", "3210"), ("name", "1032"), ("index", "0123"), ("order", "0123")],
 )
-def test_the_way_of_matching_can_be_given(by: str | None, expected: list[str], tmp_path: Path) -> None:
+def test_the_way_of_matching_can_be_given(by: str | None, expected: str, tmp_path: Path) -> None:
     images = listed(tmp_path, ["0.png", "1.png", "2.png", "3.png"], TEXTS[::-1])
     found = match(images, TEXTS, ["1.jpg", "0.jpg", "3.jpg", "2.jpg"], n=4, by=by)
-    assert [images.pictures[number].name for number in found.order] == expected
+    assert [images.pictures[number].name for number in found.order] == [f"{k}.png" for k in expected]
 
 
 @pytest.mark.parametrize(
@@ -522,15 +507,21 @@ def test_sampled_images_in_jpeg_files_are_pointed_out(large: np.ndarray, tmp_pat
 )
 def test_another_size_is_refused(size: int, stage: Any, message: str, tmp_path: Path) -> None:
     protocol, _ = coco(tmp_path)
-    content = png(np.zeros((size, size, 3), np.uint8))
+    place = numbered(tmp_path / "a", np.zeros((12, size, size, 3), np.uint8))
     with pytest.raises(DataError, match=message):
-        run(folder(tmp_path / "a", {f"{k}.png": content for k in range(12)}), protocol, stage=stage)
+        run(place, protocol, stage=stage)
 
 
-def test_mixed_sizes_are_refused_by_name(files: dict[str, bytes], protocol: Protocol, tmp_path: Path) -> None:
+def test_mixed_sizes_and_damaged_pictures_are_refused_by_name(
+    files: dict[str, bytes], protocol: Protocol, tmp_path: Path
+) -> None:
     odd = png(np.zeros((64, 32, 3), np.uint8))
-    with pytest.raises(DataError, match=r"00067\.png: every image must have 64x64 pixels .found '32x64'"):
-        run(folder(tmp_path / "a", {**files, "00067.png": odd}), protocol)
+    for name, content, message in (
+        ("00067.png", odd, r"00067\.png: every image must have 64x64 pixels .found '32x64'"),
+        ("00060.png", files["00060.png"][:300], r"00060\.png: this image cannot be read"),
+    ):
+        with pytest.raises(DataError, match=message):
+            run(folder(tmp_path / name, {**files, name: content}), protocol)
 
 
 def test_a_resize_that_keeps_the_size_leaves_the_stage_open(large: np.ndarray, tmp_path: Path) -> None:
@@ -539,12 +530,10 @@ def test_a_resize_that_keeps_the_size_leaves_the_stage_open(large: np.ndarray, t
     content = json.loads(path.read_text())
     content["image"] = [{"jpeg": 75}, {"resize": 128, "filter": "pil-bicubic"}]
     path.write_text(json.dumps(content))
-    place = folder(tmp_path / "a", {f"{k}.png": png(picture) for k, picture in enumerate(large)})
     with pytest.raises(DataError, match=r"size does not tell .*--stage sampled or --stage final"):
-        run(place, load_protocol(path))
-    small = folder(tmp_path / "b", {f"{k}.png": png(p[:64, :64]) for k, p in enumerate(large)})
+        run(numbered(tmp_path / "a", large), load_protocol(path))
     with pytest.raises(DataError, match="128x128 after its resize"):
-        run(small, load_protocol(path), stage="final")
+        run(numbered(tmp_path / "b", large[:, :64, :64]), load_protocol(path), stage="final")
 
 
 # --- what is refused, and the command ---
@@ -559,7 +548,7 @@ def test_a_metric_without_its_reference_says_so_and_the_others_are_scored(
     statistics = {"file": "./nowhere.npz", "images": 128}
     content["metrics"]["fid"] = {"extractor": "scenes-classifier", "statistics": statistics}
     path.write_text(json.dumps(content))
-    place = folder(tmp_path / "a", {f"{k}.png": png(picture) for k, picture in enumerate(large)})
+    place = numbered(tmp_path / "a", large)
     found = run(place, load_protocol(path))
     assert set(found.estimates) == {"inception_score", "clip_score"}
     assert "nowhere.npz: the reference statistics are not on this machine" in score_table(found)
@@ -571,17 +560,11 @@ def test_a_metric_without_its_reference_says_so_and_the_others_are_scored(
         run(place, load_protocol(path))
 
 
-def test_a_damaged_picture_is_named(files: dict[str, bytes], protocol: Protocol, tmp_path: Path) -> None:
-    place = folder(tmp_path / "a", {**files, "00060.png": files["00060.png"][:300]})
-    with pytest.raises(DataError, match=r"00060\.png: this image cannot be read"):
-        run(place, protocol)
-
-
 def test_the_command_prints_a_table_and_writes_the_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = np.concatenate(list(scene_batches(range(FIRST, FIRST + IMAGES))))
-    place = folder(tmp_path / "images", {f"{k}.png": png(picture) for k, picture in enumerate(pictures)})
+    place = numbered(tmp_path / "images", pictures)
     card = make_card(tmp_path / "mine.md", claims={"fid": 1.5, "clip_score": 0.93}, protocol="scenes-quick")
     out = tmp_path / "out.json"
     command = ["score", str(place), "--protocol", "scenes-quick"]
@@ -615,15 +598,12 @@ def test_as_many_images_as_the_protocol_asks_for_predict_nothing(scores: Scores)
     assert "predicted" not in figures(scores)["metrics"]["fid"]
 
 
-def test_a_card_without_claims_of_the_protocol_says_so(plain: Path, protocol: Protocol) -> None:
+def test_a_card_without_claims_says_so_and_an_explained_error_is_the_exit_status_2(
+    plain: Path, tmp_path: Path, protocol: Protocol, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = run(plain, protocol, n=4, card="bk-sdm-small")
     assert found.claims == ()
     assert "bk-sdm-small claims nothing under mini" in score_table(found)
-
-
-def test_an_explained_error_is_the_exit_status_2(
-    tmp_path: Path, protocol: Protocol, capsys: pytest.CaptureFixture[str]
-) -> None:
     (tmp_path / "empty").mkdir()
     assert main(["score", str(tmp_path / "empty"), "--protocol", str(protocol.path)]) == 2
     assert "empty: no images in this folder" in capsys.readouterr().err

@@ -101,42 +101,32 @@ def outcomes(found: Mapping[str, Judgement]) -> dict[str, tuple[str, int]]:
     }
 
 
-def test_without_a_budget_there_is_one_look_at_all_images(protocol: Protocol, card: Make) -> None:
-    checkpoint = Scored(protocol, clip_score=0.9)
-    found = judge(card(clip_score=0.9), protocol, checkpoint)
-    assert checkpoint.asked == [None]
-    assert outcomes(found) == {"clip_score": ("pass", N)}
-    assert "prediction" not in found["mini-clip_score"].verdict.reason
-
-
-@pytest.mark.parametrize(("score", "outcome"), [(1.9, "pass"), (0.1, "fail")])
-def test_it_stops_at_the_first_look_where_that_is_certain(
-    protocol: Protocol, card: Make, score: float, outcome: str
+@pytest.mark.parametrize(
+    ("score", "budget", "asked", "outcome", "n"),
+    [
+        pytest.param(0.9, None, [None], "pass", N, id="no budget: one look at all images"),
+        pytest.param(1.9, 30_000, [256], "pass", 256, id="surely a pass at the first look"),
+        pytest.param(0.1, 30_000, [256], "fail", 256, id="surely a fail at the first look"),
+        pytest.param(0.9, N, [256, 1000, 2000, None], "pass", N, id="on until it is certain"),
+        pytest.param(0.9, 1000, [256, 1000], "inconclusive", 1000, id="a spent budget"),
+        pytest.param(0.9, 1999, [256, 1000], "inconclusive", 1000, id="one short of the next look"),
+    ],
+)
+def test_it_looks_until_it_is_certain_or_the_budget_is_spent(
+    protocol: Protocol,
+    card: Make,
+    score: float,
+    budget: int | None,
+    asked: list[int | None],
+    outcome: str,
+    n: int,
 ) -> None:
     checkpoint = Scored(protocol, clip_score=score)
-    found = judge(card(clip_score=0.9), protocol, checkpoint, 30_000)
-    assert checkpoint.asked == [256]
-    assert outcomes(found) == {"clip_score": (outcome, 256)}
-    assert "a prediction for 5,000 images" in found["mini-clip_score"].verdict.reason
-
-
-def test_it_goes_on_until_it_is_certain(protocol: Protocol, card: Make) -> None:
-    checkpoint = Scored(protocol, clip_score=0.9)
-    found = judge(card(clip_score=0.9), protocol, checkpoint, N)
-    assert checkpoint.asked == [256, 1000, 2000, None]
-    assert outcomes(found) == {"clip_score": ("pass", N)}
-    assert "prediction" not in found["mini-clip_score"].verdict.reason
-
-
-@pytest.mark.parametrize("budget", [1000, 1999])
-def test_a_spent_budget_leaves_open_what_it_could_not_tell(
-    protocol: Protocol, card: Make, budget: int
-) -> None:
-    checkpoint = Scored(protocol, clip_score=0.9)
     found = judge(card(clip_score=0.9), protocol, checkpoint, budget)
-    assert checkpoint.asked == [256, 1000]
-    assert outcomes(found) == {"clip_score": ("inconclusive", 1000)}
-    assert "a prediction for 5,000 images" in found["mini-clip_score"].verdict.reason
+    assert checkpoint.asked == asked
+    assert outcomes(found) == {"clip_score": (outcome, n)}
+    reason = found["mini-clip_score"].verdict.reason
+    assert ("a prediction for 5,000 images" in reason) is (n < N)
 
 
 def test_a_metric_keeps_the_verdict_of_the_look_that_decided_it(protocol: Protocol, card: Make) -> None:
@@ -167,6 +157,7 @@ def test_each_look_may_spend_a_part_of_the_error_rate_only(protocol: Protocol, c
     assert outcomes(judge(card(clip_score=0.9), protocol, whole)) == {"clip_score": ("fail", N)}
 
 
+@pytest.mark.slow
 def test_identical_checkpoints_fail_no_oftener_over_all_looks_than_at_one(
     protocol: Protocol, card: Make
 ) -> None:
@@ -309,6 +300,7 @@ class TestRuns:
         (row,) = content["results"]
         return dict(row)
 
+    @pytest.mark.slow
     def test_a_larger_budget_makes_the_missing_images_alone(
         self, run: Run, pytester: pytest.Pytester, tmp_path: Path
     ) -> None:
@@ -340,11 +332,7 @@ class TestRuns:
         row = self.row(pytester)
         assert (row["verdict"], row["n"]) == ("fail", 256)
         assert sum(count for count, _ in self.shards(tmp_path).values()) == 256
-
-    def test_scores_that_nothing_is_claimed_of_cost_no_more_images(
-        self, run: Run, pytester: pytest.Pytester, project: Path, tmp_path: Path
-    ) -> None:
-        make_card(project, claims={"clip_score": 0.99}, margins={"clip_score": 0.2})
+        # Nor do scores that nothing is claimed of cost more images.
         words = ("--sdbench", "cards", "-m", "quality", "--sdbench-store", tmp_path / "store")
         pytester.runpytest(*words, "--sdbench-budget=30000").assert_outcomes(failed=1, skipped=3)
         assert sum(count for count, _ in self.shards(tmp_path).values()) == 256
@@ -358,21 +346,18 @@ class TestRuns:
         assert not (project.parent.parent / "evidence").exists()
         result.stdout.fnmatch_lines(["sdbench: not recorded: *run without *--sdbench-budget*"])
 
-    def test_a_budget_and_a_number_of_samples_contradict_each_other(self, run: Run) -> None:
-        result = run("--sdbench-budget=256", "--sdbench-samples=256")
-        assert result.ret == pytest.ExitCode.USAGE_ERROR
-        assert "--sdbench-samples and --sdbench-budget: give one" in result.stderr.str()
+    def test_a_budget_that_reaches_no_look_is_refused(
+        self, run: Run, pytester: pytest.Pytester, tmp_path: Path
+    ) -> None:
+        def refused(told: str, *words: str) -> None:
+            result = run(*words)
+            assert result.ret == pytest.ExitCode.USAGE_ERROR
+            assert told in result.stderr.str()
+            assert not (tmp_path / "store").exists()
 
-    @pytest.mark.parametrize("budget", ["255", "0", "-1", "many", ""])
-    def test_a_budget_that_reaches_no_look_is_refused(self, run: Run, tmp_path: Path, budget: str) -> None:
-        result = run(f"--sdbench-budget={budget}")
-        assert result.ret == pytest.ExitCode.USAGE_ERROR
-        assert "--sdbench-budget" in result.stderr.str()
-        assert "at least 256" in result.stderr.str()
-        assert not (tmp_path / "store").exists()
-
-    def test_an_ini_budget_is_checked_as_well(self, run: Run, pytester: pytest.Pytester) -> None:
+        for budget in ("255", "0", "-1", "many", ""):
+            refused(f"--sdbench-budget: found '{budget}'; give", f"--sdbench-budget={budget}")
+        both = ("--sdbench-budget=256", "--sdbench-samples=256")
+        refused("--sdbench-samples and --sdbench-budget: give one", *both)
         pytester.makeini("[pytest]\nsdbench_budget = 255\n")
-        result = run()
-        assert result.ret == pytest.ExitCode.USAGE_ERROR
-        assert "sdbench_budget: found '255'; give a whole number of at least 256" in result.stderr.str()
+        refused("sdbench_budget: found '255'; give a whole number of at least 256")

@@ -45,6 +45,7 @@ def row(pytester: pytest.Pytester, test: str) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.slow
 def test_two_runs_with_other_seeds_are_recorded_beside_the_protocols_and_reported(
     run: Run, project: Path, pytester: pytest.Pytester, store: Path, pristine_checkpoint: Path
 ) -> None:
@@ -104,14 +105,8 @@ def test_a_broken_calibration_is_named_and_fails(
     place = calibration_path(protocol)
     place.parent.mkdir()
     if content == "mended":
-        content = json.dumps(
-            {
-                "protocol": "mini",
-                "protocol_fingerprint": protocol.fingerprint,
-                "checkpoint": "some",
-                "values": {"inception_score": ["many", "few"]},
-            }
-        )
+        mended = {"protocol": "mini", "protocol_fingerprint": protocol.fingerprint, "checkpoint": "some"}
+        content = json.dumps(mended | {"values": {"inception_score": ["many", "few"]}})
     place.write_text(content, encoding="utf-8")
     result = run("-k", "inception_score")
     result.assert_outcomes(failed=1, deselected=10)
@@ -161,9 +156,8 @@ def test_runs_that_fail_each_other_too_often_fail_the_calibration(failed: int, o
 @pytest.mark.parametrize("figure", [math.nan, math.inf])
 def test_a_figure_that_is_not_finite_calibrates_nothing(tmp_path: Path, figure: float) -> None:
     protocol = load_protocol(make_protocol(tmp_path / "protocols" / "mini.yaml"))
-    write_calibration(
-        protocol, Calibration("mini", protocol.fingerprint, "mini", {"fid": [1.0, 2.0, 3.0, figure]})
-    )
+    scores = {"fid": [1.0, 2.0, 3.0, figure]}
+    write_calibration(protocol, Calibration("mini", protocol.fingerprint, "mini", scores))
     with pytest.raises(DataError, match=r"mini\.json.*fid holds a figure that is not finite"):
         read_calibration(protocol)
 

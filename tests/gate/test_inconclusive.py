@@ -93,6 +93,16 @@ def test_a_regression_has_another_type_in_a_junit_file(
     failure = case(pytester).find("failure")
     assert failure is not None
     assert failure.get("type") != "inconclusive"
+    # A failure beside it is the one that counts.
+    make_card(project, claims=CLOSE | {"inception_score": 60.0}, margins=MARGIN)
+    result = run("--sdbench-inconclusive=xfail")
+    result.assert_outcomes(failed=1, xfailed=1, skipped=2)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    # And a run in which all can be told succeeds.
+    make_card(project, claims=PASSES)
+    result = run("--sdbench-inconclusive=xfail")
+    result.assert_outcomes(passed=1, skipped=3)
+    assert result.ret == pytest.ExitCode.OK
 
 
 @ALONE_OR_WORKERS
@@ -117,34 +127,15 @@ def test_without_expected_failures_it_fails_again(run: Run) -> None:
     result.stdout.fnmatch_lines(["inconclusive: CLIP score*cannot tell*"])
 
 
-def test_a_failure_beside_it_is_the_one_that_counts(run: Run, project: Path) -> None:
-    make_card(project, claims=CLOSE | {"inception_score": 60.0}, margins=MARGIN)
-    result = run("--sdbench-inconclusive=xfail")
-    result.assert_outcomes(failed=1, xfailed=1, skipped=2)
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-
-
-def test_a_run_in_which_all_can_be_told_succeeds(run: Run, project: Path) -> None:
-    make_card(project, claims=PASSES)
-    result = run("--sdbench-inconclusive=xfail")
-    result.assert_outcomes(passed=1, skipped=3)
-    assert result.ret == pytest.ExitCode.OK
-
-
 def test_the_ini_file_decides_for_a_project(run: Run, pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nsdbench_inconclusive = xfail\n")
     assert run().ret == UNTOLD
     assert run("--sdbench-inconclusive=fail").ret == pytest.ExitCode.TESTS_FAILED
+    asked = run("--sdbench-inconclusive=pass")
     pytester.makeini("[pytest]\nsdbench_inconclusive = pass\n")
-    result = run()
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "sdbench_inconclusive: found 'pass'; give one of fail, xfail" in result.stderr.str()
-
-
-def test_a_word_that_is_neither_is_refused(run: Run) -> None:
-    result = run("--sdbench-inconclusive=pass")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "argument --sdbench-inconclusive: found 'pass'; give one of fail, xfail" in result.stderr.str()
+    for result, name in ((asked, "argument --sdbench-inconclusive"), (run(), "sdbench_inconclusive")):
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert f"{name}: found 'pass'; give one of fail, xfail" in result.stderr.str()
 
 
 @ALONE_OR_WORKERS

@@ -76,13 +76,8 @@ def judged(
 
 
 def record(protocol: Protocol, value: float, standard_error: float | None = None) -> dict[str, object]:
-    entry: dict[str, object] = {
-        "protocol": "mini",
-        "metric": "clip_score",
-        "value": value,
-        "n": N,
-        "protocol_fingerprint": protocol.fingerprint,
-    }
+    entry: dict[str, object] = {"protocol": "mini", "metric": "clip_score", "value": value, "n": N}
+    entry |= {"protocol_fingerprint": protocol.fingerprint}
     return entry if standard_error is None else entry | {"standard_error": standard_error}
 
 
@@ -127,15 +122,13 @@ class TestErrorOfAClaim:
         assert self.error(card, protocol, record(protocol, 0.31)) == pytest.approx(0.005)
 
     def test_without_either_it_is_as_large_as_ours(self, card: Path, protocol: Protocol) -> None:
-        assert self.error(card, protocol) == pytest.approx(math.sqrt(2) * self.OURS)
-
-    def test_three_runs_and_runs_of_another_protocol_calibrate_nothing(
-        self, card: Path, protocol: Protocol
-    ) -> None:
+        ours = pytest.approx(math.sqrt(2) * self.OURS)
+        assert self.error(card, protocol) == ours
+        # Three runs and runs of another protocol calibrate nothing.
         calibrated(protocol, *SEEDS[:3])
-        assert self.error(card, protocol) == pytest.approx(math.sqrt(2) * self.OURS)
+        assert self.error(card, protocol) == ours
         calibrated(protocol, *SEEDS, fingerprint="an older one")
-        assert self.error(card, protocol) == pytest.approx(math.sqrt(2) * self.OURS)
+        assert self.error(card, protocol) == ours
 
     def test_a_broken_calibration_is_named(self, card: Path, protocol: Protocol) -> None:
         calibrated(protocol, 0.3, 0.4)
@@ -219,11 +212,17 @@ class TestPairing:
         write_recorded(place, RecordedEvidence(OWN, fingerprint or protocol.fingerprint, found))
         return place
 
+    def claim(
+        self, card: Path, protocol: Protocol, margin: float, made: dict[str, object] | None = None
+    ) -> None:
+        """Claim the recorded score with this margin, and record where it was made."""
+        records = [] if made is None else [record(protocol, 0.3, 0.01) | made]
+        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": margin}, records=records)
+
     def test_an_untouched_checkpoint_passes_with_no_error_and_a_margin_below_the_noise(
         self, card: Path, protocol: Protocol, own: Estimate
     ) -> None:
-        made = [record(protocol, 0.3, 0.01) | {"device": "here"}]
-        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.0001}, records=made)
+        self.claim(card, protocol, 0.0001, {"device": "here"})
         verdict = judged(card, protocol, own, checkpoint=OWN)[CLAIM].verdict
         assert verdict.outcome is Outcome.PASS
         assert "paired" in verdict.reason
@@ -233,13 +232,11 @@ class TestPairing:
     def test_a_small_change_of_every_image_is_told_from_the_margin(
         self, card: Path, protocol: Protocol, own: Estimate, worse: float, outcome: Outcome
     ) -> None:
-        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.01})
-        changed = images(0.3 - worse, 0.0005, seed=1).influence
+        self.claim(card, protocol, 0.01)
+        changed, value = images(0.3 - worse, 0.0005, seed=1).influence, 0.3 - worse
         assert changed is not None
         assert own.influence is not None
-        candidate = Estimate(
-            "clip_score", 0.3 - worse, 0.01, N, 0.3 - worse, influence=own.influence + changed
-        )
+        candidate = Estimate("clip_score", value, 0.01, N, value, influence=own.influence + changed)
         verdict = judged(card, protocol, candidate)[CLAIM].verdict
         assert verdict.outcome is outcome
         assert verdict.figures["error"] == pytest.approx(0.0005, rel=1e-3)
@@ -248,8 +245,7 @@ class TestPairing:
         self, card: Path, protocol: Protocol, own: Estimate
     ) -> None:
         """Its images are the recorded ones, and 200 of them rule out few failures as bad as the worst."""
-        made = [record(protocol, 0.3, 0.01) | {"device": "here"}]
-        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.003}, records=made)
+        self.claim(card, protocol, 0.003, {"device": "here"})
         assert judged(card, protocol, own, checkpoint=OWN)[CLAIM].verdict.outcome is Outcome.PASS
         open_ = judged(card, protocol, own)[CLAIM].verdict
         assert open_.outcome is Outcome.INCONCLUSIVE
@@ -263,8 +259,7 @@ class TestPairing:
         self, card: Path, protocol: Protocol, own: Estimate, made: dict[str, object] | None
     ) -> None:
         """An upgrade that blackens one image in a thousand shows in none of 200."""
-        records = [] if made is None else [record(protocol, 0.3, 0.01) | made]
-        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.003}, records=records)
+        self.claim(card, protocol, 0.003, made)
         verdict = judged(card, protocol, own, checkpoint=OWN)[CLAIM].verdict
         assert verdict.outcome is Outcome.INCONCLUSIVE
         assert "paired" in verdict.reason
@@ -284,7 +279,7 @@ class TestPairing:
     def test_independent_images_gain_nothing_and_are_no_more_certain(
         self, card: Path, protocol: Protocol, own: Estimate
     ) -> None:
-        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.05})
+        self.claim(card, protocol, 0.05)
         verdict = judged(card, protocol, images(0.3, 0.01, seed=7))[CLAIM].verdict
         assert verdict.figures["error"] == pytest.approx(0.01 * math.sqrt(2), rel=0.2)
 
@@ -332,7 +327,7 @@ class TestPairing:
     def test_images_of_another_protocol_are_left_aside(self, card: Path, protocol: Protocol) -> None:
         own = images(0.3, 0.01)
         self.write(card, protocol, own, fingerprint="0123456789abcdef")
-        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.05})
+        self.claim(card, protocol, 0.05)
         verdict = judged(card, protocol, own)[CLAIM].verdict
         assert "paired" not in verdict.reason
         assert "of another protocol: --sdbench-update renews them" in verdict.reason
@@ -350,24 +345,17 @@ class TestPairing:
         assert "recorded images" not in found["mini-kid"].verdict.reason
         assert found["mini-kid"].verdict.outcome is Outcome.PASS
 
-    @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "format"])
-    def test_damaged_evidence_is_named(
-        self, card: Path, protocol: Protocol, own: Estimate, damage: str
-    ) -> None:
-        make_card(card, claims={"clip_score": 0.3}, margins={"clip_score": 0.05})
+    def test_damaged_evidence_is_named(self, card: Path, protocol: Protocol, own: Estimate) -> None:
+        self.claim(card, protocol, 0.05)
         place = evidence_path(card, "mini", "mini")
         content = place.read_bytes()
-        place.write_bytes(
-            {
-                "cut": content[:-9],
-                "garbage": b"no tensors at all",
-                "empty": b"",
-                "format": content.replace(b'\\"format\\": 1', b'\\"format\\": 9'),
-            }[damage]
-        )
-        with pytest.raises(EvidenceError, match=re.escape(str(place))) as error:
-            judged(card, protocol, own)
-        assert "--sdbench-update" in str(error.value)
+        newer = content.replace(b'\\"format\\": 1', b'\\"format\\": 9')
+        assert newer != content
+        for damage in (content[:-9], b"no tensors at all", b"", newer):
+            place.write_bytes(damage)
+            with pytest.raises(EvidenceError, match=re.escape(str(place))) as error:
+                judged(card, protocol, own)
+            assert "--sdbench-update" in str(error.value)
 
 
 class TestFamily:
@@ -378,10 +366,6 @@ class TestFamily:
 
     def outcome(self, card: Path, protocol: Protocol, *others: Estimate) -> Outcome:
         return judged(card, protocol, images(0.9 - self.WORSE, 0.01), *others)[CLAIM].verdict.outcome
-
-    def test_the_only_claim_of_a_card_fails(self, card: Path, protocol: Protocol) -> None:
-        make_card(card, claims={"clip_score": 0.9}, margins={"clip_score": self.MARGIN})
-        assert self.outcome(card, protocol) is Outcome.FAIL
 
     def test_claims_under_another_protocol_count(self, card: Path, protocol: Protocol) -> None:
         make_protocol(card.parent / "protocols" / "other.yaml", n=N, title="Other")
@@ -399,20 +383,16 @@ class TestFamily:
         assert len(read_card(card).claims) == 6
         assert self.outcome(card, protocol) is Outcome.INCONCLUSIVE
 
-    def test_a_figure_that_is_published_and_recorded_counts_once(
+    def test_the_only_claim_of_a_card_fails_and_counts_once_where_it_is_recorded_too(
         self, card: Path, protocol: Protocol
     ) -> None:
-        make_card(
-            card,
-            claims={"clip_score": 0.9},
-            margins={"clip_score": self.MARGIN},
-            records=[record(protocol, 0.9, 0.01)],
-        )
+        claim = {"claims": {"clip_score": 0.9}, "margins": {"clip_score": self.MARGIN}}
+        make_card(card, **claim)
+        assert self.outcome(card, protocol) is Outcome.FAIL
+        make_card(card, **claim, records=[record(protocol, 0.9, 0.01)])
         found = judged(card, protocol, images(0.9 - self.WORSE, 0.01))
-        assert {name: each.verdict.outcome for name, each in found.items()} == {
-            CLAIM: Outcome.FAIL,
-            f"{CLAIM}-recorded": Outcome.FAIL,
-        }
+        outcomes = {name: each.verdict.outcome for name, each in found.items()}
+        assert outcomes == {CLAIM: Outcome.FAIL, f"{CLAIM}-recorded": Outcome.FAIL}
 
     def test_what_fails_clearly_makes_room_for_the_next(self, card: Path, protocol: Protocol) -> None:
         claims = {"clip_score": 0.9, "fid": 1.0}

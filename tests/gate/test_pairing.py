@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,24 +81,19 @@ def test_an_update_records_the_images_and_fails_until_there_is_nothing_new(
     assert all("smaller than the noise" in reason for reason in reasons(pytester).values())
 
 
-def test_a_run_without_update_records_nothing(run: Run, pytester: pytest.Pytester) -> None:
-    run()
-    assert not (pytester.path / "evidence").exists()
-
-
-@pytest.mark.parametrize("why", ["weights", "samples", "-x"])
+@pytest.mark.parametrize("why", ["no update", "weights", "samples", "-x"])
 def test_images_that_are_not_all_of_the_cards_own_are_not_recorded(
-    run: Run, project: Path, pytester: pytest.Pytester, tmp_path: Path, why: str
+    run: Run, project: Path, pytester: pytest.Pytester, pristine_checkpoint: Path, why: str
 ) -> None:
-    other = shutil.copytree(project.parent / "mini-sd", tmp_path / "other")
     words = {
-        "weights": [f"--sdbench-weights=mini={other}"],
-        "samples": ["--sdbench-samples=66"],
-        "-x": ["-x"],
+        "no update": [],
+        "weights": ["--sdbench-update", f"--sdbench-weights=mini={pristine_checkpoint}"],
+        "samples": ["--sdbench-update", "--sdbench-samples=66"],
+        "-x": ["--sdbench-update", "-x"],
     }[why]
     if why == "-x":
         make_card(project, claims={"clip_score": 0.99})  # which fails, and stops the run
-    run("--sdbench-update", *words)
+    run(*words)
     assert not (pytester.path / "evidence").exists()
 
 
@@ -137,7 +131,9 @@ class TestFile:
             {n: {metric: estimate(metric, n) for metric in ("fid", "clip_score")} for n in (256, 300)},
         )
 
-    def test_it_gives_back_what_was_written(self, recorded: RecordedEvidence, tmp_path: Path) -> None:
+    def test_it_gives_back_what_was_written_and_is_written_when_it_changes_alone(
+        self, recorded: RecordedEvidence, tmp_path: Path
+    ) -> None:
         place = tmp_path / "new" / "folder" / "p.safetensors"
         assert write_recorded(place, recorded)
         found = read_recorded(place)
@@ -150,6 +146,8 @@ class TestFile:
                 assert each.influence is not None
                 np.testing.assert_allclose(again, each.influence, rtol=1e-6)
                 assert found.looks[n][metric].degenerate == each.degenerate
+        assert not write_recorded(place, recorded)
+        assert write_recorded(place, RecordedEvidence("00" * 8, "cd" * 8, recorded.looks))
 
     @pytest.mark.parametrize(
         ("figure", "told"),
@@ -170,19 +168,11 @@ class TestFile:
         with pytest.raises(EvidenceError, match=told):
             read_recorded(place)
 
-    def test_it_is_written_when_it_changes_alone(self, recorded: RecordedEvidence, tmp_path: Path) -> None:
-        place = tmp_path / "p.safetensors"
-        write_recorded(place, recorded)
-        assert not write_recorded(place, recorded)
-        assert write_recorded(place, RecordedEvidence("00" * 8, "cd" * 8, recorded.looks))
-
     def test_a_score_whose_images_say_nothing_is_left_out(self, tmp_path: Path) -> None:
         place = tmp_path / "p.safetensors"
+        assert read_recorded(place) is None
         write_recorded(place, RecordedEvidence("a", "b", {2: {"fid": Estimate("fid", 1.0, None, 2)}}))
         assert read_recorded(place) == RecordedEvidence("a", "b", {2: {}})
-
-    def test_no_file_is_no_evidence(self, tmp_path: Path) -> None:
-        assert read_recorded(tmp_path / "p.safetensors") is None
 
     def test_a_place_that_cannot_be_written_is_named(
         self, recorded: RecordedEvidence, tmp_path: Path

@@ -16,6 +16,8 @@ def test_scene_is_a_pure_function_of_its_index():
     assert scenes.scene(123) == scenes.scene(123)
     assert np.array_equal(scenes.render(scenes.scene(123)), scenes.render(scenes.scene(123)))
     assert scenes.scene(123) != scenes.scene(124)
+    with pytest.raises(ValueError, match="-1 is negative"):
+        scenes.scene(-1)
 
 
 def test_choices_never_change():
@@ -30,11 +32,6 @@ def test_ranges_are_disjoint():
     ranges = [scenes.TRAINING, scenes.EVALUATION, scenes.REFERENCE]
     for first, second in [(0, 1), (0, 2), (1, 2)]:
         assert max(ranges[first][0], ranges[second][0]) > min(ranges[first][-1], ranges[second][-1])
-
-
-def test_negative_index_is_refused():
-    with pytest.raises(ValueError, match="-1 is negative"):
-        scenes.scene(-1)
 
 
 def test_caption_names_the_objects_in_order_and_nothing_else():

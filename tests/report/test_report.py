@@ -64,11 +64,10 @@ def test_both_published_tables_come_out_to_the_digit(cards: list[Card]) -> None:
         assert heading in second
 
 
-def test_the_order_of_the_cards_does_not_matter(cards: list[Card]) -> None:
+def test_cards_without_published_figures_have_no_table_and_their_order_does_not_matter(
+    cards: list[Card],
+) -> None:
     assert published_tables(cards[::-1]).split("### ")[1] in published_tables(cards)
-
-
-def test_cards_without_published_figures_have_no_table(cards: list[Card]) -> None:
     assert "No figures" in published_tables([])
     rest = [card for card in cards if card.name != "portrait-finetuned"]
     assert "portrait-finetuned" not in published_tables(rest)
@@ -162,6 +161,9 @@ def test_a_reason_shared_by_many_cards_is_said_once() -> None:
     text = results_markdown([], many)
     assert text.count("needs CUDA") == 1
     assert "memory of 9 cards" in text
+    # Nothing measured makes a report all the same.
+    assert "0 checks of 0 cards: none." in results_markdown([], [])
+    assert terminal_tables([]) == ""
 
 
 def test_every_table_is_github_markdown_set_right(cards: list[Card]) -> None:
@@ -172,11 +174,6 @@ def test_every_table_is_github_markdown_set_right(cards: list[Card]) -> None:
         if lines:
             assert lines[1].startswith("|:--")
             assert "-:|" in lines[1]
-
-
-def test_nothing_measured_makes_a_report_all_the_same() -> None:
-    assert "0 checks of 0 cards: none." in results_markdown([], [])
-    assert terminal_tables([]) == ""
 
 
 def test_the_terminal_shows_networks_scores_and_what_was_not_measured() -> None:
