@@ -90,29 +90,28 @@ def test_a_corrupt_picture_is_named_with_the_reason(tmp_path):
     source = FolderSource(tmp_path)
     source.read(0)
     for row, name in ((1, "cut.png"), (2, "empty.png")):
-        with pytest.raises(BadSample) as caught:
+        with pytest.raises(BadSample, match="not a readable picture") as caught:
             source.read(row)
         assert name in caught.value.key
-        assert "not a readable picture" in caught.value.reason
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("file_name,text\na.png,red\nmissing.png,blue\n", ["missing.png", "not there", "metadata.csv"]),
-        ("file_name,caption\na.png,red\n", ["'text'", "line 2", "caption"]),
-        ("name,text\na.png,red\n", ["'file_name'", "metadata.csv"]),
-        ("file_name,text\na.png\n", ["'text'", "line 2"]),
-        ("file_name,text\n", ["no pictures", "metadata.csv"]),
-        (b"file_name,text\na.png,\xff\xfe\n", ["UTF-8", "metadata.csv"]),
+        (b"file_name,text\na.png,red\nmissing.png,blue\n", ["missing.png", "not there"]),
+        (b"file_name,caption\na.png,red\n", ["'text'", "line 2", "caption"]),
+        (b"name,text\na.png,red\n", ["'file_name'"]),
+        (b"file_name,text\na.png\n", ["'text'", "line 2"]),
+        (b"file_name,text\n", ["no pictures"]),
+        (b"file_name,text\na.png,\xff\xfe\n", ["UTF-8"]),
     ],
 )
 def test_broken_metadata_is_explained(tmp_path, content, words):
     (tmp_path / "a.png").write_bytes(encoded(picture(0)))
-    (tmp_path / "metadata.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "metadata.csv").write_bytes(content)
     with pytest.raises(TrainingError) as caught:
         FolderSource(tmp_path)
-    for word in words:
+    for word in ["metadata.csv", *words]:
         assert word in str(caught.value)
 
 
@@ -158,11 +157,8 @@ def test_empty_captions(tmp_path, caption):
     def data(**options):
         return FolderData(kind="folder", path=str(folder), **options)
 
-    with pytest.raises(TrainingError, match="empty caption") as caught:
+    with pytest.raises(TrainingError, match=rf"{folder}: row 1: .*empty caption.*data\.empty_captions"):
         open_source(data())
-    assert "row 1" in str(caught.value)
-    assert str(folder) in str(caught.value)
-    assert "data.empty_captions" in str(caught.value)
     assert open_source(data(empty_captions="keep")).read(1).caption == caption
     with pytest.raises(BadSample, match="empty caption"):
         open_source(data(empty_captions="skip")).read(1)
@@ -205,9 +201,7 @@ def test_fitting_equals_torchvisions_resize_and_centre_crop(width, height, resol
 
 def test_small_pictures_are_refused_or_enlarged():
     small = Sample("dir/small.png", picture(0, 100, 20), "")
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(TrainingError, match=r"dir/small\.png.*100x20.*data\.upscale"):
         fit(small, 32)
-    for word in ("dir/small.png", "100x20", "data.upscale"):
-        assert word in str(caught.value)
     assert fit(small, 32, upscale=True).shape == (32, 32, 3)
     assert fit(small, None).shape == (20, 100, 3)

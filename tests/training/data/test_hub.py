@@ -73,20 +73,17 @@ def test_corrupt_pictures_are_named(tmp_path):
 
 def test_what_is_missing_is_explained(tmp_path):
     name = saved(tmp_path, ["a", "b"])
-    with pytest.raises(
-        TrainingError, match=r"data\.caption_column: unknown column \(found 'caption'\)"
-    ) as caught:
+    unknown = r"data\.caption_column: unknown column \(found 'caption'\).*image, text"
+    with pytest.raises(TrainingError, match=unknown):
         HubSource(name, caption_column="caption")
-    assert "image, text" in str(caught.value)
     with pytest.raises(TrainingError, match=r"data\.image_column: unknown column"):
         HubSource(name, image_column="picture")
     with pytest.raises(TrainingError, match=r"data\.image_column"):
         HubSource(saved(tmp_path / "numbers", [1, 2]), image_column="text", caption_column="text")
     with pytest.raises(TrainingError, match="a caption that is no text"):
         HubSource(saved(tmp_path / "more", [1, 2])).read(0)
-    with pytest.raises(TrainingError, match="cannot be loaded") as caught:
+    with pytest.raises(TrainingError, match=r"data\.name.*cannot be loaded"):
         HubSource(str(tmp_path / "nowhere"))
-    assert "data.name" in str(caught.value)
 
 
 def test_a_split_that_is_not_there(tmp_path):

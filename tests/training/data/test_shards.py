@@ -21,15 +21,11 @@ from training.data.source import BadSample
 from training.errors import TrainingError
 from training.recipes.schema import WebDatasetData
 
-
-@pytest.fixture(autouse=True)
-def folder_of_the_caches(tmp_path, monkeypatch):
-    monkeypatch.setenv("SDBENCH_CACHE", str(tmp_path / "sdbench-cache"))
-    return tmp_path / "sdbench-cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
-def remote(tmp_path):
+def remote():
     """The in-memory file system of fsspec, which counts as remote."""
     system = fsspec.filesystem("memory")
     yield system
@@ -39,6 +35,13 @@ def remote(tmp_path):
 
 def quiet(_line: str) -> None:
     pass
+
+
+def deleted_but_open(folder):
+    """The files below a folder that are deleted and held open: their room is not free."""
+    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    held = [os.readlink(link) for link in links if os.path.islink(link)]
+    return [name for name in held if str(folder) in name and name.endswith("(deleted)")]
 
 
 def test_any_row_of_any_shard(tmp_path):
@@ -158,9 +161,8 @@ def test_only_as_many_shards_as_needed(tmp_path):
 def test_empty_captions_of_shards(tmp_path):
     write_tar(tmp_path / "a.tar", [("a.png", encoded(picture(0))), ("a.txt", b" \n")])
     data = {"kind": "webdataset", "urls": (str(tmp_path / "a.tar"),)}
-    with pytest.raises(TrainingError, match="an empty caption") as caught:
+    with pytest.raises(TrainingError, match=r"a\.tar: a.*an empty caption"):
         open_source(WebDatasetData(**data), say=quiet).read(0)
-    assert "a.tar: a" in str(caught.value)
     with pytest.raises(BadSample):
         open_source(WebDatasetData(**data, empty_captions="skip"), say=quiet).read(0)
     assert open_source(WebDatasetData(**data, empty_captions="keep"), say=quiet).read(0).caption == ""
@@ -174,36 +176,34 @@ def test_a_truncated_shard_is_refused_wherever_it_was_cut(tmp_path):
     borders = [members[2].offset, members[-1].offset_data + 512]
     for length in (100, 512, 700, *borders, borders[0] + 300, len(whole) // 3):
         path.write_bytes(whole[:length])
-        with pytest.raises(TrainingError) as caught:
+        with pytest.raises(TrainingError, match=rf"{path}.*tar file"):
             ShardsSource(str(path), say=quiet)
-        assert str(path) in str(caught.value)
-        assert "tar file" in str(caught.value)
     path.write_bytes(whole)
     assert len(ShardsSource(str(path), say=quiet)) == 3
 
 
-def test_other_broken_shards_are_explained(tmp_path):
-    cases = {"empty.tar": (b"", "tar file"), "text.tar": (b"<html>404</html>" * 100, "not a tar file")}
-    for name, (content, words) in cases.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(TrainingError, match=words) as caught:
-            ShardsSource(str(tmp_path / name), say=quiet)
-        assert name in str(caught.value)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("empty.tar", r"empty\.tar.*tar file"),
+        ("page.tar", r"page\.tar.*not a tar file"),
+        *((f"a.tar.{kind}", "compressed") for kind in ("gz", "xz", "bz2")),
+        ("missing.tar", r"missing\.tar: data\.urls: no such file"),
+        ("", "a folder"),
+        ("nonsense://x/a.tar", "unknown kind"),
+        ("texts.tar", "no pairs"),
+    ],
+)
+def test_other_broken_shards_are_explained(tmp_path, name, words):
+    (tmp_path / "empty.tar").write_bytes(b"")
+    (tmp_path / "page.tar").write_bytes(b"<html>404</html>" * 100)
     (tmp_path / "p.txt").write_text("x")
     for kind in ("gz", "xz", "bz2"):
         with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}") as tar:
             tar.add(tmp_path / "p.txt", "p.txt")
-        with pytest.raises(TrainingError, match="compressed"):
-            ShardsSource(str(tmp_path / f"a.tar.{kind}"), say=quiet)
-    with pytest.raises(TrainingError, match=r"missing\.tar: data\.urls: no such file"):
-        ShardsSource(str(tmp_path / "missing.tar"), say=quiet)
-    with pytest.raises(TrainingError, match="a folder"):
-        ShardsSource(str(tmp_path), say=quiet)
-    with pytest.raises(TrainingError, match="unknown kind"):
-        ShardsSource("nonsense://x/a.tar", say=quiet)
     write_tar(tmp_path / "texts.tar", [("a.txt", b"x")])
-    with pytest.raises(TrainingError, match="no pairs"):
-        ShardsSource(str(tmp_path / "texts.tar"), say=quiet)
+    with pytest.raises(TrainingError, match=words):
+        ShardsSource(name if "://" in name else str(tmp_path / name), say=quiet)
 
 
 def test_the_index_is_kept_and_made_anew_when_the_shard_changes(tmp_path):
@@ -223,10 +223,10 @@ def test_the_index_is_kept_and_made_anew_when_the_shard_changes(tmp_path):
     assert changed.fingerprint != first.fingerprint
 
 
-def test_a_damaged_index_is_made_anew(tmp_path, folder_of_the_caches):
+def test_a_damaged_index_is_made_anew(tmp_path, cache):
     path = write_shards(tmp_path, [2])[0]
     ShardsSource(str(path), say=quiet)
-    [index] = (folder_of_the_caches / "training" / "shards" / "indices").glob("*.npz")
+    [index] = (cache / "training" / "shards" / "indices").glob("*.npz")
     for content in (b"", b"garbage", index.read_bytes()[:-40]):
         index.write_bytes(content)
         assert ShardsSource(str(path), say=quiet).read(1).caption == "red 1"
@@ -257,20 +257,18 @@ def test_remote_patterns(tmp_path, remote):
         ShardsSource("memory://bucket/other.tar", say=quiet)
 
 
-def test_copies_of_remote_shards_are_bounded(tmp_path, remote, folder_of_the_caches):
+def test_copies_of_remote_shards_are_bounded(tmp_path, remote, cache):
     paths = write_shards(tmp_path / "there", [2] * 6)
     for path in paths:
         remote.pipe(f"/bucket/{path.name}", path.read_bytes())
     room = 2 * max(path.stat().st_size for path in paths)
     source = ShardsSource("memory://bucket/shard-{000..005}.tar", local_bytes=room, say=quiet)
-    copies = folder_of_the_caches / "training" / "shards" / "copies"
+    copies = cache / "training" / "shards" / "copies"
     rows = [*range(12), *reversed(range(12)), 0, 11, 0, 11]
     for row in rows:
         assert source.read(row).caption == f"red {row}"
         assert sum(copy.stat().st_size for copy in copies.glob("*.tar")) <= room
-    # No deleted copy is held open either: its room would not be free.
-    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)]
-    assert not [name for name in held if str(copies) in name and name.endswith("(deleted)")]
+    assert not deleted_but_open(copies)
 
 
 def test_threads_that_fetch_at_once_hold_no_deleted_copy(tmp_path, remote):
@@ -281,12 +279,7 @@ def test_threads_that_fetch_at_once_hold_no_deleted_copy(tmp_path, remote):
         shelf = LocalCopies(tmp_path / str(round_), 2000)
         with ThreadPoolExecutor(6) as pool:
             assert [file.read(1) for file in pool.map(shelf.open, remotes)] == [bytes([n]) for n in range(6)]
-        held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)]
-        assert not [name for name in held if str(tmp_path) in name and name.endswith("(deleted)")]
-
-
-def _is_link(fd: str) -> bool:
-    return os.path.islink(f"/proc/self/fd/{fd}")
+        assert not deleted_but_open(tmp_path)
 
 
 def test_over_http(tmp_path):
@@ -330,11 +323,9 @@ def test_a_failing_network_is_tried_again_then_explained(tmp_path, remote, monke
 
     failures += [ConnectionError("down")] * 3
     other = LocalCopies(tmp_path / "others", 10**9, wait=waits.append)
-    with pytest.raises(TrainingError, match="cannot be reached: ConnectionError") as caught:
+    with pytest.raises(TrainingError, match=r"memory://bucket/a\.tar.*cannot be reached: ConnectionError"):
         other.open(found)
-    assert "memory://bucket/a.tar" in str(caught.value)
-    assert not list((tmp_path / "others").glob("*.tar"))
-    assert not list((tmp_path / "others").glob("*.part"))
+    assert not [path for path in (tmp_path / "others").iterdir() if path.suffix in (".tar", ".part")]
 
 
 def test_a_copy_that_arrives_incomplete_is_not_kept(tmp_path, remote, monkeypatch):

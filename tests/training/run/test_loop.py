@@ -46,15 +46,10 @@ def assert_close_weights(run: Path, wanted: Path) -> None:
         torch.testing.assert_close(second[name], first[name], rtol=1e-5, atol=1e-6)
 
 
-def await_log(folder: Path) -> None:
-    until = time.monotonic() + 60
-    while not (folder / "log.jsonl").exists() and time.monotonic() < until:
-        time.sleep(0.02)
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     state = read_state(folder / FILE)
-    return {**state["model"], **{f"average {name}": value for name, value in state["average"].items()}}
+    average = state.get("average") or {}
+    return {**state["model"], **{f"average {name}": value for name, value in average.items()}}
 
 
 # --- the same run, cut otherwise ------------------------------------------
@@ -134,17 +129,6 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path: Path, stops: tuple[int, 
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
 
 
-def test_a_finished_run_trains_no_further(tmp_path: Path) -> None:
-    train_toy(tmp_path, *EMA)
-    before = read_state(tmp_path / FILE)
-    seen, again = train_toy(tmp_path, *EMA)
-    assert seen == 48
-    assert_same_state(tmp_path, tmp_path)
-    assert len(log_lines(tmp_path)) == 6
-    for name, value in again.model.state_dict().items():
-        assert torch.equal(value, before["average"][name]), name
-
-
 def test_a_constant_rate_may_train_longer(tmp_path: Path) -> None:
     train_toy(tmp_path / "longer", "schedule.steps=3")
     assert train_toy(tmp_path / "longer")[0] == 48
@@ -190,7 +174,9 @@ def slow_toy(folder: str) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_terminated_processes_end_well_at_the_same_step(tmp_path: Path, count: int) -> None:
     processes = [begin(slow_toy, str(tmp_path))] if count == 1 else begin_pair(slow_toy, str(tmp_path))
-    await_log(tmp_path)
+    until = time.monotonic() + 60
+    while not (tmp_path / "log.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.02)
     processes[-1].terminate()  # one alone: it tells the other
     assert finish(processes) == [0] * count
     assert read_state(tmp_path / FILE)["seen"] == log_lines(tmp_path)[-1]["seen"] > 0
@@ -209,9 +195,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, broken: str) -> 
     save_always = "watch.save_minutes=1e-9"
     with pytest.raises(TrainingError, match=rf"at step 4 {broken} .*state\.pt is the last good state"):
         train_toy(tmp_path, save_always, toy=Toy(at=at))
-    state = read_state(tmp_path / FILE)
-    assert state["seen"] == 24
-    assert all(bool(value.isfinite().all()) for value in state["model"].values())
+    assert read_state(tmp_path / FILE)["seen"] == 24
+    assert all(bool(value.isfinite().all()) for value in weights(tmp_path).values())
     assert train_toy(tmp_path, save_always)[0] == 48
     train_toy(tmp_path / "whole", save_always)
     assert_same_state(tmp_path, tmp_path / "whole")
@@ -232,8 +217,7 @@ def test_a_rate_that_blows_up_leaves_no_broken_state(tmp_path: Path, rate: float
     with pytest.raises(TrainingError, match="not a finite number"):
         train_toy(tmp_path, "watch.save_minutes=1e-9", f"optimizer.learning_rate={rate}")
     if (tmp_path / FILE).exists():
-        state = read_state(tmp_path / FILE)
-        assert all(bool(value.isfinite().all()) for value in state["model"].values())
+        assert all(bool(value.isfinite().all()) for value in weights(tmp_path).values())
 
 
 def broken_in_one(folder: str) -> None:
@@ -360,17 +344,16 @@ def test_one_step_is_that_of_a_plain_adamw(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_what_is_left_in_the_model_is_the_average(tmp_path: Path) -> None:
+def test_a_finished_run_trains_no_further_and_leaves_the_average_in_the_model(tmp_path: Path) -> None:
     _, toy = train_toy(tmp_path, *EMA)
-    state = read_state(tmp_path / FILE)
-    for name, value in toy.model.state_dict().items():
-        assert torch.equal(value, state["average"][name]), name
+    state, (seen, again), loaded = read_state(tmp_path / FILE), train_toy(tmp_path, *EMA), Toy()
+    assert load_trained(loaded, tiny_recipe(*EMA), tmp_path) == seen == 48
+    assert len(log_lines(tmp_path)) == 6
+    for name, value in state["average"].items():
         assert not torch.equal(value, state["model"][name]), name
-    again = Toy()
-    assert load_trained(again, tiny_recipe(*EMA), tmp_path) == 48
-    for name, value in again.model.state_dict().items():
-        assert torch.equal(value, state["average"][name]), name
-    assert torch.equal(again.followed, toy.followed)
+        for each in (toy, again, loaded):
+            assert torch.equal(each.model.state_dict()[name], value), name
+    assert torch.equal(loaded.followed, toy.followed)
 
 
 def test_a_trained_network_is_missing_or_of_another_shape(tmp_path: Path) -> None:
@@ -379,16 +362,6 @@ def test_a_trained_network_is_missing_or_of_another_shape(tmp_path: Path) -> Non
     train_toy(tmp_path)
     with pytest.raises(TrainingError, match=r"state\.pt"):
         load_trained(Toy(width=8), tiny_recipe(), tmp_path)
-
-
-def test_log_holds_a_line_per_report(tmp_path: Path) -> None:
-    train_toy(tmp_path, stop_at=16)
-    lines = log_lines(tmp_path)
-    assert [line["seen"] for line in lines] == [8, 16]
-    assert {"loss", "error", "part", "lr", "gradient_norm", "images_per_second", "memory_gib"} <= set(
-        lines[0]
-    )
-    assert lines[0]["loss"] == pytest.approx(lines[0]["error"] + lines[0]["part"])
 
 
 @pytest.mark.parametrize(
@@ -405,11 +378,15 @@ def test_what_a_kill_left_in_the_log_is_dropped(tmp_path: Path, tail: str) -> No
     assert [line["seen"] for line in log_lines(tmp_path)] == [8, 16, 24, 32, 40, 48]
 
 
-def test_the_status_line_says_how_it_goes(tmp_path: Path) -> None:
+def test_log_and_status_line_say_how_it_goes(tmp_path: Path) -> None:
     said: list[str] = []
-    recipe = tiny_recipe()
-    train(Toy(), recipe, tmp_path / "run", start(recipe, tmp_path / "run", "cpu"), say=said.append)
+    recipe, run = tiny_recipe(), tmp_path / "run"
+    train(Toy(), recipe, run, start(recipe, run, "cpu"), say=said.append)
     assert "0 of 48 images seen" in said[0]
     assert "97 parameters learn" in said[0]
     for word in ("run: 48/48 images", "/s", "loss", "part", "lr 0.001", "gradient norm", "GiB", "left"):
         assert word in said[-1]
+    lines = log_lines(run)
+    assert [line["seen"] for line in lines] == [8, 16, 24, 32, 40, 48]
+    assert lines[0].keys() >= {"lr", "gradient_norm", "images_per_second", "memory_gib"}
+    assert lines[0]["loss"] == pytest.approx(lines[0]["error"] + lines[0]["part"])

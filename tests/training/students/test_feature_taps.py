@@ -9,10 +9,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.skeleton import unet_skeleton
-from tests.tiny_checkpoint import UNET
+from tests.tiny_checkpoint import TEXT_ENCODER, UNET
 from training.errors import TrainingError
 from training.students.block_removal import build_student, student_config
 from training.students.feature_taps import Denoiser, feature_pairs, without_gradient
@@ -77,9 +78,8 @@ def test_features_are_what_the_layers_put_out(pairing: Any, remove: Any) -> None
         layers[tap].register_forward_hook(keep)
     tapped = Denoiser(student, taps)
     prediction, features = tapped(*inputs())
-    assert [torch.equal(feature, own[tap]) for tap, feature in zip(taps, features, strict=True)] == [
-        True
-    ] * len(taps)
+    for tap, feature in zip(taps, features, strict=True):
+        assert torch.equal(feature, own[tap]), tap
     assert torch.equal(prediction, student(*inputs()).sample)
 
 
@@ -183,10 +183,6 @@ def test_a_layer_that_is_not_there_is_named() -> None:
 
 
 def test_text_encoder_that_learns_gets_a_gradient() -> None:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from tests.tiny_checkpoint import TEXT_ENCODER
-
     _, student = networks("tiny")
     encoder = CLIPTextModel(CLIPTextConfig(vocab_size=50, **TEXT_ENCODER)).train()
     noisy, steps, _ = inputs()
