@@ -179,7 +179,7 @@ def _is_right(front: FrontMatter, text: str, record: Entry, new: Mapping[str, An
         after = parse(front.path, text)
         before_rest, _ = _apart(front, record)
         after_rest, found = _apart(after, record)
-    except (CardError, AttributeError, TypeError):
+    except (CardError, AttributeError, LookupError, TypeError):
         return False
     return before_rest == after_rest and found == [new] and after.body == front.body
 

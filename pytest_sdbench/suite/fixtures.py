@@ -25,7 +25,7 @@ from pytest_sdbench.suite.session import SdbenchSession
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation
-    from pytest_sdbench.gate.judge import Judgement
+    from pytest_sdbench.gate.quality import Judgement
     from pytest_sdbench.models.checkpoint import Checkpoint
     from pytest_sdbench.models.latency import Ratio
     from pytest_sdbench.protocols.protocol import Protocol
@@ -240,7 +240,7 @@ def sdbench_judge(
 
     It raises Unavailable for a metric that cannot be computed here, before an image is made.
     """
-    from pytest_sdbench.gate.judge import check_metric, images_unclaimed, judge, judge_unclaimed
+    from pytest_sdbench.gate.quality import check_metric, images_unclaimed, judge, judge_unclaimed
 
     budget = sdbench_session.settings.budget
 

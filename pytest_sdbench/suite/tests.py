@@ -17,7 +17,7 @@ from pytest_sdbench.cards.card import Card
 from pytest_sdbench.cards.cases import Case, quality_cases
 from pytest_sdbench.cards.network import Network
 from pytest_sdbench.gate import network
-from pytest_sdbench.gate.judge import Judgement, beside, incomparable
+from pytest_sdbench.gate.quality import Judgement, beside, incomparable
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.suite.collection import card_of
