@@ -182,14 +182,21 @@ def read_index(front: FrontMatter) -> list[Model]:
     return [_validate(Model, front, ("model-index", position)) for position in range(len(models))]
 
 
+_VALIDATORS: dict[type, TypeAdapter[Any]] = {}
+"""By shape: making one takes longer than reading a card."""
+
+
 def _validate(shape: type[Shape], front: FrontMatter, above: Keys) -> Shape:
     values: Any = front.data
     for key in above:
         values = values[key]
+    if shape not in _VALIDATORS:
+        _VALIDATORS[shape] = TypeAdapter(shape)
     try:
-        return TypeAdapter(shape).validate_python(values)
+        found: Shape = _VALIDATORS[shape].validate_python(values)
     except ValidationError as error:
         raise faults(error, shape, values, above=above)[0].error(CardError, front.path) from None
+    return found
 
 
 def _check_network(front: FrontMatter, block: Block) -> None:
