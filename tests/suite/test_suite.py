@@ -114,7 +114,7 @@ def test_fewer_samples_and_another_precision_are_shown_and_never_compared(run, p
 def test_a_score_that_costs_too_many_images_is_skipped_and_says_what_it_would_take(
     pytester, project, tmp_path, words
 ):
-    make_protocol(project.parent / "protocols" / "long.yaml", n=200)
+    make_protocol(project.parent / "protocols" / "long.yaml", n=300)
     make_card(project, claims=PASSES, protocols=["mini", "long"])
 
     def verdicts(*more: str) -> dict[str, tuple[str, str]]:
@@ -130,7 +130,7 @@ def test_a_score_that_costs_too_many_images_is_skipped_and_says_what_it_would_ta
     verdict, reason = few["test_quality[long-clip_score]"]
     assert verdict == "unavailable"
     # What the shorter protocol made counts, but for its last, unfinished shard.
-    assert reason.startswith("long: 72 of 200 images are not in the store (2 steps each, about ")
+    assert reason.startswith("long: 172 of 300 images are not in the store (2 steps each, about ")
     assert f"at most {IMAGES}" in reason
     assert reason.endswith("--sdbench-max-images all")
 
