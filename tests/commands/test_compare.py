@@ -114,6 +114,7 @@ def test_two_checkpoints_differ_and_the_order_says_which_way(
     assert f"{IMAGES} images each" in found["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank")
 def test_a_clear_difference_is_called_one(compare: Compare) -> None:
     found = compare("mini", "noisy")

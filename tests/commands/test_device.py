@@ -88,6 +88,7 @@ def card(tmp_path: Path) -> Path:
     return network_card(tmp_path / "one.md")
 
 
+@pytest.mark.slow
 def test_cards_of_one_network_are_measured_once(card: Path) -> None:
     other = network_card(card.parent / "two.md")
     cards = [read_card(card), read_card(other)]
@@ -106,6 +107,7 @@ def test_cards_of_one_network_are_measured_once(card: Path) -> None:
         assert each.peak_bytes is None
 
 
+@pytest.mark.slow
 def test_what_does_not_run_is_told_and_the_rest_is_measured(
     card: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +236,7 @@ class TestVerdict:
 
         return run
 
+    @pytest.mark.slow
     def test_a_latency_is_judged_by_the_record_of_this_device(self, speed) -> None:
         verdict, reason = speed(record(seconds=1000.0, versions={"torch": "1.0"}))
         assert verdict == "pass"

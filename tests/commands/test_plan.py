@@ -117,6 +117,7 @@ class TestCounts:
         assert unknown.seconds is None
         assert "not known" in report(unknown)
 
+    @pytest.mark.slow
     def test_protocols_that_share_images_are_counted_once(self, tmp_path):
         found = untimed(CARDS / "scenes-sd.md", tmp_path)
         counts = [(row.protocol, row.missing) for row in found.rows]
@@ -196,6 +197,7 @@ class TestTime:
         assert unet_calls(protocol, network) == 26
         assert unet_calls(protocol, Network("bk-sdm-small", None)) == 26
 
+    @pytest.mark.slow
     def test_time_grows_with_steps_guidance_and_images(self, tmp_path, network, monkeypatch):
         """One timing of the U-Net: what differs is how often it is called."""
         monkeypatch.setattr(pace, "time_unet", lambda *_, **__: 0.01)

@@ -214,6 +214,7 @@ def test_a_world_of_two_makes_the_bits_of_one(runner: Runner, undisturbed: Shard
     assert shards(str(tmp_path)) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_broken_card_damage_and_a_world_of_two_leave_the_same_evidence(
     card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def test_a_protocol_of_the_other_kind_is_refused(folder: Path, spec: Any, name: 
         draw(pipeline, protocol, [0], 1)
 
 
+@pytest.mark.slow
 def test_the_card_runs_from_size_to_score(
     pytester: pytest.Pytester, folder: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,7 @@ def test_memory_that_runs_out_late_loses_no_image(load: Callable[[], Any], run: 
     assert seen == [32, 32, 32, 16, 16, 16, 16, 16, 16]
 
 
+@pytest.mark.slow
 def test_one_image_that_does_not_fit_is_an_error(load: Callable[[], Any], run: Run) -> None:
     pipeline = load()
     OfLimitedMemory(pipeline.unet, most=1)

@@ -337,6 +337,7 @@ class TestRuns:
         pytester.runpytest(*words, "--sdbench-budget=30000").assert_outcomes(failed=1, skipped=3)
         assert sum(count for count, _ in self.shards(tmp_path).values()) == 256
 
+    @pytest.mark.slow
     def test_what_a_budget_left_out_is_not_recorded_and_the_remedy_names_it(
         self, run: Run, project: Path
     ) -> None:

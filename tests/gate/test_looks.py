@@ -98,6 +98,7 @@ def first_decisions(draws: int, scores: int, shares: list[float], seed: int) -> 
     return found
 
 
+@pytest.mark.slow
 def test_four_looks_are_wrong_no_more_often_than_one_may_be() -> None:
     """On the margin both calls are wrong: it is where either is likeliest."""
     found = first_decisions(20_000, 1, [look.share for look in looks(5000)], 1)

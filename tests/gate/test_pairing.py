@@ -44,6 +44,7 @@ def reasons(pytester: pytest.Pytester) -> dict[str, str]:
     return {row["metric"]: row["reason"] for row in content["results"]}
 
 
+@pytest.mark.slow
 def test_an_update_records_the_images_and_fails_until_there_is_nothing_new(
     run: Run, project: Path, pytester: pytest.Pytester
 ) -> None:

@@ -856,6 +856,7 @@ def test_all_of_several_claims_pass_their_smallest_margins_in_four_of_five(claim
     assert one**claims == pytest.approx(0.8, abs=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("common", [0.0, 0.7])
 def test_a_card_of_four_scores_on_the_margin_fails_in_five_percent(common: float) -> None:
     """The scores come from the same images, so they may go together."""

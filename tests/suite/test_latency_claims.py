@@ -41,6 +41,7 @@ def speed(pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pyt
     return run
 
 
+@pytest.mark.slow
 def test_a_claim_of_another_device_or_precision_is_shown_and_not_judged(speed: Speed) -> None:
     claim = {"max": TINY, "device": "Another Machine 9000"}
     result, row = speed(unet_ratio=RATIO, unet_seconds=claim)

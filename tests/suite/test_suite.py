@@ -108,6 +108,7 @@ def test_fewer_samples_and_another_precision_are_shown_and_never_compared(run, p
         assert all(word in row["reason"] for word in told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [pytest.param([], id="alone"), pytest.param(["-n", "2"], id="workers", marks=pytest.mark.slow)]
 )
@@ -140,6 +141,7 @@ def test_a_score_that_costs_too_many_images_is_skipped_and_says_what_it_would_ta
     assert verdicts("--sdbench-max-images=0") == every
 
 
+@pytest.mark.slow
 def test_a_cpu_makes_a_thousand_images_unasked(pytester, project, tmp_path, monkeypatch):
     assert settings.UNASKED == 1000
     monkeypatch.setattr(settings, "UNASKED", IMAGES - 1)
@@ -381,6 +383,7 @@ def test_a_claim_of_another_number_of_images_is_not_compared(run, project, pytes
     assert "the claim is of 5,000 images" in row["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("published", [{}, {"clip_score": 0.05}])
 def test_a_record_of_a_protocol_that_has_changed_is_not_compared_and_is_renewed(
     run, project, pytester, published
@@ -526,6 +529,7 @@ class TestSpeed:
         result.assert_outcomes(skipped=1)
         result.stdout.fnmatch_lines([f"*{words}*"])
 
+    @pytest.mark.slow
     def test_ratio_to_a_baseline_is_measured_in_turn_and_judged(self, speed, pytester):
         for largest, outcome in ((1e6, "passed"), (0.001, "failed")):
             make_card(

@@ -147,6 +147,7 @@ def seen(folder: Path) -> list[int]:
     return [json.loads(line)["seen"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_stops_goes_on_is_exported_and_put_aside(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,7 @@ def pictures(folder: Path) -> np.ndarray[Any, Any]:
     return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.iterdir())])
 
 
+@pytest.mark.slow
 def test_the_same_files_have_our_scores(protocol: Protocol, files: Path, scores: dict[str, float]) -> None:
     prompts = load_prompts(protocol)
     rows = open_extractors(protocol).extract(pictures(files), prompts)
@@ -92,6 +93,7 @@ def test_the_same_files_have_our_scores(protocol: Protocol, files: Path, scores:
     assert scores == pytest.approx(values(ours), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_whole_evaluation_has_the_procedures_scores(
     checkpoint: Checkpoint, protocol: Protocol, scores: dict[str, float], tmp_path: Path
 ) -> None:

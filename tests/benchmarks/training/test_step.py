@@ -30,18 +30,21 @@ def losses(way: Way | None, scenario, steps: int) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_cached_and_uncached_steps_have_the_published_losses(scenario):
     published = losses(None, scenario, 3)
     assert losses(PLAIN, scenario, 3) == pytest.approx(published, rel=1e-5)
     assert losses(Way(), scenario, 3) == pytest.approx(published, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [field.name for field in fields(Way) if field.name != "compiled"])
 def test_no_speed_up_changes_the_losses(name, scenario):
     published = losses(None, scenario, 2)
     assert losses(replace(Way(), **{name: False}), scenario, 2) == pytest.approx(published, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_away_and_back_goes_on(scenario):
     for way in (None, PLAIN, Way()):
         run = ways.start(way, scenario)

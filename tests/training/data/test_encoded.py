@@ -146,6 +146,7 @@ def test_without_flip_and_text_these_are_not_there(pristine_checkpoint, tmp_path
     assert len(list(tmp_path.glob("text-*"))) == 0
 
 
+@pytest.mark.slow
 def test_what_the_content_depends_on_keeps_caches_apart(pristine_checkpoint, tiny_checkpoint, tmp_path):
     source, folder = ListSource(samples(4)), tmp_path / "cache"
     build(pristine_checkpoint, source, folder)
@@ -272,6 +273,7 @@ def build_and_count(checkpoint: Path, folder: Path, start: Any, lines: Any) -> N
     lines.put((os.getpid(), f"sum {pairs.take(range(len(pairs))).tokens.sum()}"))
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_builds_and_both_read(pristine_checkpoint, tmp_path, whole):
     context = multiprocessing.get_context("forkserver")
     start, lines = context.Barrier(2), context.Queue()

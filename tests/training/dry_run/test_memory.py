@@ -130,6 +130,7 @@ def test_activations_are_what_autograd_keeps(checkpointing: bool) -> None:
     assert counted.kept == pytest.approx(saved_bytes(model, inputs), rel=0.02)
 
 
+@pytest.mark.slow
 def test_activations_grow_with_the_batch_and_shrink_in_half_precision_and_by_checkpointing() -> None:
     def count(batch: int = 1, half: bool = False, checkpointing: bool = False) -> int:
         return unet_activations(

@@ -121,6 +121,7 @@ def test_the_saved_configuration_is_the_students(exported: Exported) -> None:
     assert config["block_out_channels"] == [8, 8, 16]
 
 
+@pytest.mark.slow
 def test_stored_type_is_what_the_recipe_says(exported: Exported, parts: Parts, tmp_path: Path) -> None:
     # Frozen networks may have been cast while others learned; that must not be what is published.
     cast = replace(trained(parts).parts, vae=copy.deepcopy(parts.vae).bfloat16())
@@ -146,6 +147,7 @@ def test_no_file_tells_a_path_of_this_machine(exported: Exported, parts: Parts) 
                 assert private not in text, path
 
 
+@pytest.mark.slow
 def test_a_unet_alone_stands_on_its_base(parts: Parts, tmp_path: Path) -> None:
     task = trained(parts)
     recipe = recipe_of(parts.checkpoint.folder, export={"unet_only": True, "half": False})
@@ -158,6 +160,7 @@ def test_a_unet_alone_stands_on_its_base(parts: Parts, tmp_path: Path) -> None:
     assert not Path(card.checkpoint["base"]).is_absolute()
 
 
+@pytest.mark.slow
 def test_a_consistency_unet_brings_its_scheduler(parts: Parts, tmp_path: Path) -> None:
     task = trained(parts, "none", guidance_embedding=8)
     scheduler = {"class": "LCMScheduler", "config": {"original_inference_steps": 25}}
@@ -230,6 +233,7 @@ def test_the_card_tells_how_it_was_made_and_makes_up_no_licence(exported: Export
         assert told in card.content, told
 
 
+@pytest.mark.slow
 def test_use_restrictions_pass_to_the_derivative(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tiny_checkpoint / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n\n# Teacher\n")
     out = export(trained(load_parts(str(tiny_checkpoint))), recipe_of(tiny_checkpoint), tmp_path / "mini")
@@ -295,6 +299,7 @@ def outputs(unet: Any, text_encoder: Any) -> torch.Tensor:
     return result
 
 
+@pytest.mark.slow
 def test_adapters_load_in_diffusers_and_merge(adapted: Parts, parts: Parts, tmp_path: Path) -> None:
     objective = {
         "kind": "dreambooth",

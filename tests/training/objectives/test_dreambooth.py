@@ -72,6 +72,7 @@ def test_the_identifier_is_one_token_that_no_caption_has() -> None:
     assert len(tokenizer(PROMPT).input_ids) == len(tokenizer(CLASS_PROMPT).input_ids) + 1
 
 
+@pytest.mark.slow
 def test_the_subject_is_in_its_pictures_and_in_no_scene() -> None:
     assert shows_subject(pictures()).all()
     assert shows_subject(scenes.render_batch(range(10_000_000, 10_003_000))).mean() < 0.002

@@ -67,6 +67,7 @@ def curve(folder: Path) -> list[float]:
     return [line["loss"] for line in log_lines(folder) if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", ["consistency", *(pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES[:2])]
 )
@@ -89,6 +90,7 @@ def test_pieces_average_to_the_whole_step(place: Path, objective: str) -> None:
         assert mean == pytest.approx(float(value.detach()), rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_validation_does_not_change_the_course(place: Path, whole: Any) -> None:
     watched = ("watch.validation_images=4", "watch.validation_rows=5")
     train_real(place / "watched", short(place, "distillation", *watched))
@@ -116,6 +118,7 @@ def test_validation_measures_the_same_thing_every_time(place: Path) -> None:
     assert first["error_at_450"] == pytest.approx(float((guess - noise).square().mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_float32_weights_on_a_cpu(place: Path, whole: Any) -> None:
     task = train_real(place / "bf16", short(place, "distillation", "precision=bf16"))
     state = read_state(place / "bf16" / FILE)
@@ -168,6 +171,7 @@ def test_a_distillation_step_is_what_its_parts_say(place: Path) -> None:
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_the_target_follows_the_student_and_the_teacher_stays(place: Path) -> None:
     fresh = built(place, objective="consistency")
     task = train_real(place / "target", short(place, "consistency"), stop_at=4)
@@ -279,6 +283,7 @@ def test_mirrored_pictures_are_half_and_fixed_by_their_place() -> None:
     assert sides != [mirrored(4, ordinal) for ordinal in range(4000)]
 
 
+@pytest.mark.slow
 def test_text_encoder_that_learns_is_trained_and_saved(place: Path) -> None:
     settings = ("objective.train_text_encoder=true", "data.cache_text=false", "schedule.steps=1")
     fresh = built(place, *settings).model.text_encoder.state_dict()

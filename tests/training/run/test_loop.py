@@ -93,6 +93,7 @@ def sharded_toy(folder: str, stop_at: int | None) -> None:
     assert all(isinstance(value, DTensor) for value in toy.model.parameters())
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_saved_whole_and_learn_the_same(tmp_path: Path) -> None:
     assert finish(begin_pair(sharded_toy, str(tmp_path / "sharded"), 24)) == [0, 0]
     assert finish(begin_pair(sharded_toy, str(tmp_path / "sharded"), None)) == [0, 0]

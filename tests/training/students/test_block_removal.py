@@ -102,6 +102,7 @@ def test_a_configuration_of_the_hub_may_leave_the_mid_block_out() -> None:
     assert mapping(old, "small") == mapping(SD_V1, "small")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("remove", "linear"), [("base", False), ("small", False), ("tiny", False), ("tiny", True)]
 )

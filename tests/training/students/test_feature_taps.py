@@ -49,6 +49,7 @@ def test_pairs_are_the_published_ones(pairing: Any, remove: Any) -> None:
     assert list(feature_pairs(pairing, remove)) == PAIRS[pairing, remove]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pairing", "remove"), PAIRS)
 def test_pairs_have_equal_shapes_at_full_size(pairing: Any, remove: Any) -> None:
     teacher = unet_skeleton(ARCHITECTURES["sd-v1"])
