@@ -194,7 +194,10 @@ def check_lineage(card: Card, *, search: Sequence[Path] = ()) -> None:
                 raise CardError(message, file=file, key=place, found=name, remedy=remedy) from None
             chain.append(name)
             if name in chain[:-1]:
-                message, remedy = f"the {key} leads back", f"Remove the {key} from one of these cards"
+                message, remedy = (
+                    f"the {key} leads back to a card before it",
+                    f"Remove the {key} from one of these cards",
+                )
                 found = " -> ".join(chain)
                 raise CardError(message, file=card.path, key=place, found=found, remedy=remedy)
             current = read_card(path, search=search)

@@ -65,7 +65,9 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
     stated = front.data.get("base_model") if front is not None else None
     origins = stated if isinstance(stated, list) else [stated]
     base = base_card(*origins, checkpoint.config("unet").get("_name_or_path"))
-    place = Path(os.path.relpath(folder.resolve(), Path(out or readme).resolve().parent)).as_posix()
+    # A README.md of the hub's cache is a link: the card lies where the folder does.
+    home = folder.resolve() if out is None else Path(out).resolve().parent
+    place = Path(os.path.relpath(folder.resolve(), home)).as_posix()
     place = "./" if place == "." else place if place.startswith("..") else f"./{place}"
     block = sdbench_block(checkpoint, place=place, shown=shown(out or readme), base=base)
     if front is not None:

@@ -112,20 +112,32 @@ def _fill_empty(front: FrontMatter, block: Any, node: Any, new: Mapping[str, Any
 def _replace_entry(front: FrontMatter, item: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Change only the values that differ, or the whole entry where its keys do."""
     text, offset = front.text, front.start
-    if old.keys() == new.keys():
-        nodes, was = below(item), _plain_dates(old)
-        # From the last one on, so that the marks before it stay true.
-        for key in sorted(new, key=lambda key: nodes[key].start_mark.index, reverse=True):
-            if was[key] != new[key]:
-                start, end = offset + nodes[key].start_mark.index, offset + _leaf_end(nodes[key])
-                text = text[:start] + _value(new[key]) + text[end:]
-        return text
+    if _alike(item, old, new):
+        return _exchange(text, offset, item, _plain_dates(old), new)
     start, end = offset + item.start_mark.index, offset + _leaf_end(item)
     if item.flow_style:
         return text[:start] + _flow(new) + text[end:]
     # The dash before the entry stays: its keys begin at the column where they stood.
     lines = _block(new, item.start_mark.column - 2, front.newline)
     return text[:start] + lines.lstrip(" ").removeprefix("- ") + text[_line_end(text, end) :]
+
+
+def _alike(node: Any, old: Any, new: Any) -> bool:
+    """Return whether two mappings have the same keys, all of which stand in the node: merged ones do not."""
+    both = isinstance(old, Mapping) and isinstance(new, Mapping)
+    return both and old.keys() == new.keys() == below(node).keys()
+
+
+def _exchange(text: str, offset: int, node: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    nodes = below(node)
+    # From the last one on, so that the marks before it stay true.
+    for key in sorted(new, key=lambda key: nodes[key].start_mark.index, reverse=True):
+        if _alike(nodes[key], old[key], new[key]):
+            text = _exchange(text, offset, nodes[key], old[key], new[key])
+        elif old[key] != new[key]:
+            start, end = offset + nodes[key].start_mark.index, offset + _leaf_end(nodes[key])
+            text = text[:start] + _value(new[key]) + text[end:]
+    return text
 
 
 def _leaf_end(node: Any) -> int:

@@ -82,10 +82,8 @@ def below(node: Any) -> dict[str | int, Node]:
     """Return the nodes in a mapping by key, in a list by position; a scalar and None have none."""
     if node is None or isinstance(node.value, str):
         return {}
-    return {
-        item[0].value if isinstance(item, tuple) else position: item[1] if isinstance(item, tuple) else item
-        for position, item in enumerate(node.value)
-    }
+    pairs = (item if isinstance(item, tuple) else (None, item) for item in node.value)
+    return {at if key is None else str(key.value): value for at, (key, value) in enumerate(pairs)}
 
 
 def is_card(path: str | Path) -> bool:
@@ -143,7 +141,7 @@ def parse(path: Path, text: str) -> FrontMatter:
                 found = "".join(block.splitlines()[mark.line : mark.line + 1]).strip()
         raise CardError(message, file=path, key=key, found=found, remedy=remedy) from None
     except (YAMLError, ValueError) as error:
-        message = f"the front matter is not valid YAML: {error}"
+        message = f"the front matter is not valid YAML: {' '.join(str(error).split())}"
         raise CardError(message, file=path, remedy="Correct the YAML") from None
     if not isinstance(data, dict):
         message, found = "the front matter is not a mapping of keys to values", type(plain(data)).__name__

@@ -20,7 +20,7 @@ from pytest_sdbench.commands.doctor import Finding, Search
 from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
-from pytest_sdbench.features.extractors import column_widths
+from pytest_sdbench.features.extractors import column_widths, extractor_of
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shard_format import SHARD, Rows
@@ -80,7 +80,7 @@ class Row:
 
         def can_be_fetched(finding: Finding) -> bool:
             if finding.need == "extractor":
-                return finding.state == "missing" and extractor_download(finding.name) is not None
+                return finding.state == "missing" and extractor_of(finding.name).download is not None
             return finding.state == "missing" and finding.need == "weights" and weights
 
         return tuple(each for each in self.findings if not each.found and not can_be_fetched(each))

@@ -186,18 +186,21 @@ class _Columns:
         for name, rows in columns.items():
             if name not in self._files:
                 self._files[name] = self._room(rows.shape[1:])
+            if len(rows) != len(indices):
+                raise ValueError(f"{name}: {len(rows)} rows of {len(indices)} images")
             self._files[name][indices] = rows
 
     def _room(self, shape: tuple[int, ...]) -> Rows:
         path, empty = self.folder / f"{len(self._files)}.f32", bytes(4 * math.prod(shape))
         try:
-            # Written out, where a hole would do: a disk that is too small is an error here, and none later.
+            # Written out, where a hole would do: on a file system that writes in place, a disk that is too
+            # small is an error here, and none later.
             with path.open("wb") as file:
                 file.writelines(empty for _ in range(self.n))
+            return np.memmap(path, np.float32, "r+", shape=(self.n, *shape))
         except OSError as problem:
             message, remedy = "the features of the images cannot be kept", "Make room, or set TMPDIR=FOLDER"
             raise DataError(message, file=self.folder, found=problem.strerror, remedy=remedy) from problem
-        return np.memmap(path, np.float32, "r+", shape=(self.n, *shape))
 
     def __iter__(self) -> Iterator[dict[str, Rows]]:
         # As many rows at a time as a store has in a shard: equal rows then make equal bits of scores.

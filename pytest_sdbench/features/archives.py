@@ -180,9 +180,8 @@ def readable(place: Path | str, what: str = "archive") -> Iterator[None]:
     try:
         yield
     except _BROKEN as problem:
-        raise DataError(
-            f"this {what} cannot be read: {problem}", file=place, remedy="Fetch it or write it again"
-        ) from problem
+        remedy = "Remove it or fetch it again" if what == "image" else "Fetch it or write it again"
+        raise DataError(f"this {what} cannot be read: {problem}", file=place, remedy=remedy) from problem
 
 
 def _in_order(path: Path, names: Sequence[str]) -> tuple[str, ...]:

@@ -58,11 +58,12 @@ def load_reference(
         return DataError(message, file=path, key=key, found=found, remedy=remedy)
 
     if not path.is_file():
-        raise Unavailable("the reference statistics are not on this machine", file=path, remedy=again)
+        remedy = f"Put them there. {again}"
+        raise Unavailable("the reference statistics are not on this machine", file=path, remedy=remedy)
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         remedy = "Put the right file there, or name this one in a protocol of its own"
         what = f"these are other reference statistics: the sha256 must be {sha256}"
-        raise fault(what, None, found, remedy)
+        raise fault(what, found=found, remedy=remedy)
     arrays = _arrays(path, again)
     for key, shape in (("mu", (width,)), ("sigma", (width, width))):
         if key not in arrays:
@@ -153,7 +154,7 @@ def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> F
         width=width_of(spec),
         sha256=wanted.sha256,
         extractor=spec.extractor,
-        again=f"Put them there, or compute them from {wanted.images:,} real images: {command} {path}",
+        again=f"To compute them from {wanted.images:,} real images: {command} {path}",
     )
 
 

@@ -218,7 +218,7 @@ def _complete(folder: Path) -> Path:
     index_file = folder / "model_index.json"
     if not index_file.is_file() and (folder / "config.json").is_file():
         what = "this folder holds a U-Net alone"
-        remedy = "Name the checkpoint that lends the other components: {base: ..., unet: ...}"
+        remedy = "As `base`, name a whole checkpoint, which lends the other parts: {base: ..., unet: ...}"
         raise CheckpointError(what, file=folder, key="sdbench.checkpoint", remedy=remedy)
     if not index_file.is_file():
         raise incomplete("not a checkpoint in diffusers layout: no model_index.json", folder)

@@ -70,8 +70,8 @@ def download_snapshot(name: str, revision: str | None, components: Sequence[str]
             _unreachable.append(found)
         raise Unavailable(what, found=found, remedy=remedy) from error
     if missing := _missing(folder, components):
-        found = f"no {', '.join(missing)}"
-        raise CheckpointError("the repository lacks a part", file=folder, found=found, remedy="Name another")
+        found, remedy = f"no {', '.join(missing)}", "Name another repository"
+        raise CheckpointError("the repository lacks a part", file=folder, found=found, remedy=remedy)
     return folder
 
 

@@ -88,7 +88,7 @@ class LocalFolder:
         """Return the files by name; none if the folder is not there."""
         found = {}
         with _explained("read", self.root), contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self.root):
+            for entry in list(os.scandir(self.root)):
                 with contextlib.suppress(FileNotFoundError):  # removed since
                     if entry.is_file():
                         found[entry.name] = _stamp_of(entry.stat())
@@ -99,18 +99,15 @@ class LocalFolder:
         with _explained("read", self.where(name)):
             return self.where(name).read_bytes()
 
-    def write(self, name: str, content: bytes) -> Stamp | None:
-        """Write a file whole or not at all, and return its stamp where it is known; the last writer wins."""
+    def write(self, name: str, content: bytes) -> Stamp:
+        """Write a file whole or not at all, and return its stamp; the last writer wins."""
         with _explained("written", self.where(name)):
             self.root.mkdir(parents=True, exist_ok=True)
             write_atomically(self.where(name), content)
             return _stamp_of(self.where(name).stat())
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file if there is none, and return whether it was written.
-
-        Of two at the same moment one writes it; a server that knows no conditional requests may let both.
-        """
+        """Write a file if there is none, and return whether it was written: of two at once, one does it."""
         with _explained("written", self.where(name)):
             self.root.mkdir(parents=True, exist_ok=True)
             return create_atomically(self.where(name), content)
@@ -182,12 +179,14 @@ class RemoteFolder:
             return bytes(self.fs.cat_file(self._path(name)))
 
     def write(self, name: str, content: bytes) -> Stamp | None:
+        """Write a file, as on a disk; there is no stamp where the server does not tell it."""
         with _explained("written", self.where(name)):
             answer = self.fs.pipe_file(self._path(name), content)
         known = isinstance(answer, dict) and "ETag" in answer
         return Stamp(len(content), answer["ETag"]) if known else None
 
     def create(self, name: str, content: bytes) -> bool:
+        """Write a file if there is none; a server that knows no conditional requests may let two do it."""
         with _explained("written", self.where(name)):
             try:
                 self.fs.pipe_file(self._path(name), content, mode="create")
@@ -254,12 +253,13 @@ def _explained(what: str, place: Path | str) -> Iterator[None]:
     except EvidenceError:
         raise
     except Exception as error:
-        code = error.errno if isinstance(error, OSError) else None
-        absent = what == "read" and isinstance(error, FileNotFoundError)
-        if absent or (isinstance(place, Path) and not isinstance(error, OSError)):
+        local = isinstance(place, Path)
+        if local and not isinstance(error, OSError):
             raise
-        remedy = ELSEWHERE if isinstance(place, Path) else _UNREACHED
-        if isinstance(place, Path) and code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if what == "read" and isinstance(error, FileNotFoundError):
+            raise
+        remedy = ELSEWHERE if local else _UNREACHED
+        if local and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remedy = "Make room and run again: finished shards are kept."
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise EvidenceError(f"evidence cannot be {what}: {reason}", file=place, remedy=remedy) from error

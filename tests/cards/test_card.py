@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -387,3 +388,11 @@ def test_a_hub_card_without_figures_says_so(tmp_path: Path) -> None:
 )
 def test_only_front_matter_makes_a_card(text: str, expected: bool, tmp_path: Path) -> None:
     assert is_card(write(tmp_path, text)) is expected
+
+
+@pytest.mark.parametrize("text", ["{{ card_data }}: 1", "{{ card_data }}", "sdbench:\n  checkpoint: {{ x }}"])
+def test_a_template_that_nobody_filled_in_is_a_broken_card_at_the_worst(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.md"
+    path.write_text(f"---\n{text}\n---\n# X\n", encoding="utf-8")
+    with contextlib.suppress(CardError):
+        read_card(path)

@@ -261,6 +261,39 @@ def existing(tmp_path: Path) -> Path:
     return path
 
 
+OLD = """  records:
+  - metric: fid
+    value: 12.0
+    n: 512
+    protocol: scenes-quick
+    versions:
+      torch: 2.1.0   # the cluster's build
+      numpy: '1.26.0'
+"""
+
+
+def test_of_the_versions_too_only_what_changed_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.md"
+    path.write_text(HEAD + "sdbench:\n" + OLD + TAIL, encoding="utf-8")
+    write_records(path, [score(value=12.5, versions={"torch": "2.2.0", "numpy": "1.26.0"})])
+    text = path.read_text(encoding="utf-8")
+    assert text == HEAD + "sdbench:\n" + OLD.replace("12.0", "12.5").replace("2.1.0", '"2.2.0"') + TAIL
+
+
+def test_keys_that_were_merged_in_are_written_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.md"
+    block = """sdbench:
+  protocols: [scenes-quick]
+  records:
+  - &first {metric: fid, value: 12.0, n: 512, protocol: scenes-quick}
+  - {<<: *first, metric: kid, value: 0.5}
+"""
+    path.write_text(HEAD + block + TAIL, encoding="utf-8")
+    write_records(path, [score("kid", 0.25)])
+    assert [record.value for record in read_card(path).records] == [12.0, 0.25]
+    assert path.read_text(encoding="utf-8").startswith(HEAD + block[: block.index("  - {<<")])
+
+
 def test_the_file_keeps_its_mode_and_a_link_its_target(existing: Path) -> None:
     link = existing.with_name("link.md")
     existing.chmod(0o640)
