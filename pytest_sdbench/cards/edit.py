@@ -22,6 +22,7 @@ from pytest_sdbench.cards.records import Entry, Record
 from pytest_sdbench.cards.schema import check_value
 from pytest_sdbench.metrics.registry import METRICS
 
+_ENDING = re.compile(r"[\r\n]")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # Words of another type in YAML 1.1, and fingerprints: some of those are numbers, so all look alike in quotes.
 _QUOTED = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null)|[0-9a-f]{8,}")
@@ -155,7 +156,8 @@ def _leaf_end(node: Any) -> int:
 
 def _line_end(text: str, index: int) -> int:
     index = len(text[:index].rstrip("\r\n"))
-    return index + len(re.split(r"[\r\n]", text[index:], maxsplit=1)[0])
+    end = _ENDING.search(text, index)
+    return end.start() if end else len(text)
 
 
 def _block(entry: Mapping[str, Any], column: int, newline: str) -> str:

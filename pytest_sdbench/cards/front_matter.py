@@ -152,10 +152,10 @@ def parse(path: Path, text: str) -> FrontMatter:
 
 def _find(path: Path, text: str) -> re.Match[str]:
     """Return the match of `BLOCK`, or raise where the hub finds no front matter."""
-    match = BLOCK.match(text)
     if text.startswith("\ufeff"):
         message = "the card begins with a byte order mark, behind which the hub finds no front matter"
         raise CardError(message, file=path, key="byte 0", found="\ufeff", remedy=_AS_UTF_8)
+    match = BLOCK.match(text)
     if match is None or EMPTY_BLOCK.match(text):
         found = text.strip().split("\n", 1)[0][:60].rstrip("\r")
         remedy = (

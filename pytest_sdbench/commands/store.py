@@ -45,10 +45,11 @@ def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     if options.action == "ls":
         found = inventory(options.store)
-        nothing = f"no evidence in {without_secrets(options.store)}"
-        shown = inventory_table(found) if found else nothing
-        # Sizes in bytes, times in seconds since the epoch.
-        print(json.dumps([asdict(each) for each in found], indent=2) if options.json else shown)
+        if options.json:  # sizes in bytes, times in seconds since the epoch
+            print(json.dumps([asdict(each) for each in found], indent=2))
+        else:
+            nothing = f"no evidence in {without_secrets(options.store)}"
+            print(inventory_table(found) if found else nothing)
         return 0
     if options.older_than is not None and options.older_than <= 0:
         message, key = "not a number of days: give more than 0", "--older-than"

@@ -80,8 +80,9 @@ def open_images(sources: Sequence[str | Path]) -> ImageSet:
         if count > 1:
             raise DataError(f"this is given {count} times", file=path, remedy="Give it once")
     for source in opened:
-        pictures += [Picture(source, name) for name in source.files if is_image(name)]
-        beside = {caption for name in source.files if is_image(name) for caption in _beside(name)}
+        mine = [name for name in source.files if is_image(name)]
+        pictures += [Picture(source, name) for name in mine]
+        beside = {caption for name in mine for caption in _beside(name)}
         passed_over += source.passed_over
         passed_over += Counter(
             PurePosixPath(name).suffix.lower() or "without an ending"
