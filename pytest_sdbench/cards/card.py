@@ -8,13 +8,13 @@ lists what cannot be tested, and how to make it testable.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.errors import CardError, first_line
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.cards.claims import (
@@ -120,6 +120,16 @@ def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
     looks at the cards it refers to.
     """
     path = Path(path)
+    try:
+        return _read(path, search)
+    except CardError:
+        raise
+    except Exception as error:  # of one card: the others are read
+        message = f"the card cannot be read: {type(error).__name__}: {first_line(error)[:200]}"
+        raise CardError(message, file=path, remedy="Correct its front matter") from error
+
+
+def _read(path: Path, search: Sequence[Path]) -> Card:
     front = parse(path, read_text(path))
     _check_keys(front)
     check_yaml_1_1(front)
@@ -206,6 +216,27 @@ def check_lineage(card: Card, *, search: Sequence[Path] = ()) -> None:
 def card_name(path: Path) -> str:
     """Return the name of a card's file: its stem, of a ``README.md`` that of its folder."""
     return path.resolve().parent.name if path.name.lower() == "readme.md" else path.stem
+
+
+def own_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return what each of some cards is called: its name, behind the folders that tell it from namesakes.
+
+    A card is its file; names are for people, and `v1/README.md` in two folders has one.
+    """
+    places = {path: (*_place(path).parts[:-1], card_name(path)) for path in paths}
+    found = {}
+    for path, parts in places.items():
+        others = [other for each, other in places.items() if each != path]
+        ends = (parts[-depth:] for depth in range(1, len(parts) + 1))
+        own = (end for end in ends if not any(other[-len(end) :] == end for other in others))
+        # A file and a folder of one name, side by side, have nothing but their whole paths.
+        found[path] = "/".join(next(own, ())) or str(path)
+    return found
+
+
+def _place(path: Path) -> Path:
+    path = path.absolute()
+    return path.parent if path.name.lower() == "readme.md" else path
 
 
 def _title(front: FrontMatter, models: Sequence[Model]) -> str:

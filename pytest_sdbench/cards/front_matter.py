@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.schema import Keys, dotted
+from pytest_sdbench.base.yaml import YamlFault, read_yaml
 
 if TYPE_CHECKING:
     from ruamel.yaml.nodes import Node
@@ -31,6 +32,8 @@ _FLOAT_IN_BOTH = re.compile(
 _NOT_TEXT_IN_1_1 = re.compile(
     r"(?:yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"
 )
+_LARGEST = 1 << 25
+"""Bytes of a card."""
 _AS_UTF_8 = "Save the file as UTF-8 without a byte order mark"
 
 
@@ -102,6 +105,11 @@ def is_card(path: str | Path) -> bool:
 def read_text(path: Path) -> str:
     """Return a card's text with its line endings untouched."""
     try:
+        if path.exists() and not path.is_file():
+            raise CardError("this is no regular file", file=path, remedy="Name the card's file")
+        if (size := path.stat().st_size) > _LARGEST:
+            message = f"{size:,} bytes, and a card of at most {_LARGEST:,} is read"
+            raise CardError(message, file=path, remedy="Put pictures and data beside the card")
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         key, found = f"byte {error.start}", error.object[error.start : error.start + 4]
@@ -117,37 +125,19 @@ def read_text(path: Path) -> str:
 @lru_cache(maxsize=64)
 def parse(path: Path, text: str) -> FrontMatter:
     """Return the front matter of a card's text; broken YAML is an error that names the line."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import DuplicateKeyError
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
     match = _find(path, text)
     block, first_line = match.group(2), text[: match.start(2)].count("\n") + 1
-    yaml = YAML(typ="rt", pure=True)
     try:
-        node = yaml.compose(block)
-        data = yaml.constructor.construct_document(node) if node is not None else None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        key = f"line {mark.line + first_line}" if mark else None
-        if isinstance(error, DuplicateKeyError):
-            twice = re.search(r'found duplicate key "([^"]*)"', str(error.problem))
-            message, remedy = "a key stands twice in one mapping", "Keep one of the two"
-            found = twice.group(1) if twice else str(error.problem).split("\n", 1)[0]
-        else:
-            message = f"the front matter is not valid YAML: {error.problem or error.context}"
-            found, remedy = "", "Correct the YAML of that line (or of the one above it)"
-            if mark:
-                found = "".join(block.splitlines()[mark.line : mark.line + 1]).strip()
-        raise CardError(message, file=path, key=key, found=found, remedy=remedy) from None
-    except (YAMLError, ValueError) as error:
-        message = f"the front matter is not valid YAML: {' '.join(str(error).split())}"
-        raise CardError(message, file=path, remedy="Correct the YAML") from None
-    if not isinstance(data, dict):
-        message, found = "the front matter is not a mapping of keys to values", type(plain(data)).__name__
+        data, node = read_yaml(block)
+    except YamlFault as fault:
+        key = None if fault.line is None else f"line {fault.line + first_line}"
+        message, found = f"the front matter: {fault.message}", fault.found or None
+        raise CardError(message, file=path, key=key, found=found, remedy=fault.remedy) from None
+    if not isinstance(data, dict) or node is None:
+        message, found = "the front matter is not a mapping of keys to values", type(data).__name__
         remedy = "Write `key: value` lines between the two `---`"
         raise CardError(message, file=path, key=f"line {first_line}", found=found, remedy=remedy)
-    return FrontMatter(path, text, match.start(2), match.end(2), plain(data), node)
+    return FrontMatter(path, text, match.start(2), match.end(2), data, node)
 
 
 def _find(path: Path, text: str) -> re.Match[str]:
@@ -163,21 +153,6 @@ def _find(path: Path, text: str) -> re.Match[str]:
         )
         raise CardError("the card has no front matter", file=path, key="line 1", found=found, remedy=remedy)
     return match
-
-
-def plain(value: Any) -> Any:
-    """Return plain Python values for ruamel's round-trip ones."""
-    if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            # ruamel's boolean is an int with an anchor; only its class name tells it apart.
-            return bool(value) if type(value).__name__ == "ScalarBoolean" else kind(value)
-    return value
 
 
 def check_yaml_1_1(front: FrontMatter) -> None:

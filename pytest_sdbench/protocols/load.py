@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import suggestion
+from pytest_sdbench.base.yaml import YamlFault, read_yaml
 from pytest_sdbench.protocols.protocol import SEE, Protocol, validate
 
 
@@ -64,15 +62,20 @@ def _read(path: Path) -> Protocol:
 @lru_cache(maxsize=64)
 def _parse(path: Path, _modified: int, _size: int) -> Protocol:
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content, _ = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         remedy = f"Known names: {', '.join(protocol_names())}"
         raise ProtocolError("there is no such protocol file", file=path, remedy=remedy) from None
     except OSError as error:
         raise ProtocolError(f"the protocol cannot be read: {error.strerror}", file=path) from error
-    except (YAMLError, UnicodeDecodeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ProtocolError(f"the protocol is not valid YAML: {reason}", file=path, remedy=SEE) from error
+    except UnicodeDecodeError as error:
+        raise ProtocolError(
+            f"the protocol is not UTF-8 text: {error.reason}", file=path, remedy=SEE
+        ) from None
+    except YamlFault as fault:
+        key = None if fault.line is None else f"line {fault.line + 1}"
+        message, found = f"the protocol: {fault.message}", fault.found or None
+        raise ProtocolError(message, file=path, key=key, found=found, remedy=fault.remedy) from None
     if not isinstance(content, dict):
         found = type(content).__name__
         raise ProtocolError("a protocol is a mapping of keys", file=path, found=found, remedy=SEE)

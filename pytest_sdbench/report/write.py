@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_sdbench.base.environment import versions
@@ -13,12 +14,15 @@ from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.report.results import Row, results_json
 
 
-def read_cards(files: Mapping[str, Path]) -> list[Card]:
-    """Return the cards behind a run's rows, by file name; the row of a broken one says what is wrong."""
+def read_cards(rows: Sequence[Row], files: Mapping[str, Path]) -> list[Card]:
+    """Return the cards behind a run's rows, named as there; the row of a broken one says what is wrong.
+
+    `files` has the card of each node id.
+    """
     cards = []
-    for file in sorted(set(files.values()), key=lambda found: found.name):
+    for file, name in sorted({(files[row.node_id], row.card) for row in rows}):
         with contextlib.suppress(SdbenchError):
-            cards.append(read_card(file))
+            cards.append(replace(read_card(file), name=name))
     return cards
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.cards.card import Card, check_lineage, read_card
-from pytest_sdbench.metrics.registry import METRICS
 
 SUITE = "pytest_sdbench.suite.tests"
 MARKERS = {
@@ -21,13 +20,6 @@ MARKERS = {
     "memory": "peak memory of one U-Net call",
     "quality": "scores of generated images under the protocol of each claim",
 }
-
-_WORDS = (
-    *(f"test_{name}" for name in MARKERS),
-    *("test_calibration", "calibration"),
-    *(word for name in METRICS for word in (name, *name.split("_"))),
-    *("unet", "text_encoder", "image_decoder", "whole", "recorded"),
-)
 
 
 class CardModule(pytest.Module):
@@ -49,7 +41,7 @@ class CardModule(pytest.Module):
             check_lineage(self.card)
             items = list(super().collect())
         except SdbenchError as error:
-            return [BrokenCard.from_parent(self, name="card", error=error)]
+            return [BrokenCard.from_parent(self, name=name, error=error) for name in self._asked()]
         session = self.config.pluginmanager.get_plugin("sdbench-session")
         if session is None or session.settings.calibrate is None:
             # Calibration is made when it is asked for.
@@ -60,18 +52,20 @@ class CardModule(pytest.Module):
                 item.__dict__["location"] = (item.nodeid.partition("::")[0], 0, item.name)
         return items
 
+    def _asked(self) -> list[str]:
+        """Return the tests of this card that were named one by one: a broken card fails as each of them."""
+        here = self.config.invocation_params.dir
+        arguments = [str(argument).partition("::") for argument in self.config.args]
+        named = [name for file, _, name in arguments if name and (here / file).absolute() == self.path]
+        return list(dict.fromkeys(named)) or ["card"]
+
 
 class BrokenCard(pytest.Item):
-    """The one item of a card that cannot be read: it fails and says why, and the other cards still run."""
+    """The item of a card that cannot be read: it fails and says why, and the other cards still run."""
 
     def __init__(self, *, error: SdbenchError, **rest: object) -> None:
         super().__init__(**rest)  # type: ignore[arg-type]
         self.error = error
-        for name in MARKERS:
-            # Whatever part of the suite is selected, the card is broken for it.
-            self.add_marker(name)
-        # Nor does `-k fid` leave it out: every word that selects a test of a card selects this one.
-        self.extra_keyword_matches.update(_WORDS)
 
     def runtest(self) -> None:
         """Raise what is wrong with the card."""

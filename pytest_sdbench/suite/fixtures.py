@@ -112,7 +112,7 @@ def sdbench_weights(request: pytest.FixtureRequest, sdbench_session: SdbenchSess
     """Return the checkpoint that ``--sdbench-weights`` puts in the place of the card's own, or None."""
     module = card_of(request.node)
     assert module is not None
-    return sdbench_session.weights_for(module.card.name, module.path)
+    return sdbench_session.weights_for(module.path)
 
 
 @pytest.fixture(scope="module")

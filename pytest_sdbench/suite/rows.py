@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pytest_sdbench.cards.card import card_name
 from pytest_sdbench.cards.cases import Case
 from pytest_sdbench.gate.ending import Ending, ending, outcome_of
 from pytest_sdbench.gate.verdict import Verdict
@@ -62,9 +63,11 @@ def claim_figures(case: Case, protocol: Protocol | None) -> dict[str, Any]:
 def _row(item: pytest.Item, verdict: Verdict, **figures: Any) -> Row:
     module = card_of(item)
     assert module is not None
+    session = item.config.pluginmanager.get_plugin("sdbench-session")
+    names = session.names if session is not None else {}
     return Row(
         node_id=item.nodeid,
-        card=module.card.name if hasattr(module, "card") else module.path.stem,
+        card=names.get(module.path, card_name(module.path)),
         test=getattr(item, "originalname", item.name).removeprefix("test_"),
         name=item.callspec.id if hasattr(item, "callspec") else "",
         verdict=str(verdict.outcome),

@@ -16,7 +16,7 @@ from _pytest.junitxml import xml_key
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import is_card, read_card
+from pytest_sdbench.cards.card import card_name, is_card, own_names, read_card
 from pytest_sdbench.gate.ending import compared
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
@@ -38,6 +38,8 @@ class SdbenchSession:
     config: pytest.Config
     settings: Settings
     rows: list[Row] = field(default_factory=list)
+    names: dict[Path, str] = field(default_factory=dict)
+    """What each collected card is called: namesakes go by their folders."""
     files: dict[str, Path] = field(default_factory=dict)
     """The card of each node id: an id alone does not lead to a card outside the rootdir."""
     written: list[str] = field(default_factory=list)
@@ -92,35 +94,44 @@ class SdbenchSession:
             return module
         return None
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None, None, None]:
+        """Name the cards, and keep the broken ones: no selection by marker or word takes them out."""
+        self.names = own_names({module.path: None for item in items if (module := card_of(item))})
+        broken = [item for item in items if isinstance(item, BrokenCard)]
+        items[:] = [item for item in items if not isinstance(item, BrokenCard)]
+        yield
+        items[:0] = broken
+
     @pytest.hookimpl
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Refuse a ``--sdbench-weights`` whose card is not among the collected ones."""
-        modules = {module for item in session.items if (module := item.getparent(CardModule)) is not None}
-        cards = {module.path for module in modules} | {
-            item.path for item in session.items if isinstance(item, BrokenCard)
-        }
-        names = {module.card.name for module in modules if hasattr(module, "card")}
+        """Refuse a ``--sdbench-weights`` that names none of the collected cards, or more than one."""
+        paths = {module.path: None for item in session.items if (module := card_of(item))}
         # The ini file speaks of all cards of a project, the command line of those of this run.
-        for key in self.settings.weights if self.config.getoption("sdbench_weights") else ():
-            if key not in names and not any(_same(key, card, self.config) for card in cards):
-                known = ", ".join(sorted(names)) or "none"
-                raise pytest.UsageError(
-                    f"--sdbench-weights: {key!r} is none of the cards of this run ({known}); "
-                    "name a card or its file"
-                )
+        typed = bool(self.config.getoption("sdbench_weights"))
+        for key in self.settings.weights:
+            meant = [path for path in paths if self._means(key, path)]
+            if not meant and typed:
+                known = ", ".join(sorted(self.names[path] for path in paths)) or "none"
+                told = f"{key!r} is none of the cards of this run ({known}); name a card or its file"
+                raise pytest.UsageError(f"--sdbench-weights: {told}")
+            if len(meant) > 1:
+                files = ", ".join(_short(path) for path in meant)
+                told = f"{key!r} is the name of {len(meant)} cards: {files}. Give the file of one"
+                raise pytest.UsageError(f"--sdbench-weights: {told}")
 
-    def weights_for(self, card: str, path: Path) -> Path | None:
+    def _means(self, key: str, path: Path) -> bool:
+        """Return whether a card is named by its name, alone or as reports have it, or by its path."""
+        return key in (card_name(path), self.names.get(path)) or _same(key, path, self.config)
+
+    def weights_for(self, path: Path) -> Path | None:
         """Return the checkpoint that replaces a card's own in this run, if any."""
-        for key, folder in self.settings.weights.items():
-            if key == card or _same(key, path, self.config):
-                return folder
-        return None
+        found = [folder for key, folder in self.settings.weights.items() if self._means(key, path)]
+        return found[0] if found else None
 
     def _replaced(self) -> frozenset[str]:
         """Return the cards whose checkpoint another one stands in for."""
-        return frozenset(
-            row.card for row in self.rows if self.weights_for(row.card, self.files[row.node_id]) is not None
-        )
+        return frozenset(row.card for row in self.rows if self.weights_for(self.files[row.node_id]))
 
     def _unjudged(self) -> list[str]:
         """Return the cards with claims of which none was compared with the checkpoint in its place."""
@@ -180,7 +191,8 @@ class SdbenchSession:
         if row is not None and (report.when == "call" or report.outcome != "passed"):
             self.rows = [known for known in self.rows if known.node_id != row.node_id] + [row]
             found = dict(report.user_properties)
-            self.files[row.node_id] = Path(str(found[PROPERTY + "file"]))
+            path = self.files[row.node_id] = Path(str(found[PROPERTY + "file"]))
+            self.names[path] = row.card  # the controller of xdist collects nothing
 
     def _mark_inconclusive(self, report: pytest.TestReport) -> None:
         """Give the failure in a junit file a type of its own: what cannot be told is no regression."""
@@ -201,7 +213,7 @@ class SdbenchSession:
             from pytest_sdbench.report.write import read_cards, write_reports
             from pytest_sdbench.suite.recording import write_evidence_of, write_records_of
 
-            self.written += write_reports(self.settings.report, self.rows, read_cards(self.files))
+            self.written += write_reports(self.settings.report, self.rows, read_cards(self.rows, self.files))
             if self.settings.update:
                 finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
                 finished = finished and not (session.shouldstop or session.shouldfail)  # -x, --maxfail
@@ -253,7 +265,7 @@ class SdbenchSession:
             from pytest_sdbench.report.write import read_cards
 
             terminalreporter.section("sdbench: claimed and measured")
-            terminalreporter.write_line(terminal_tables(self.rows, read_cards(self.files)))
+            terminalreporter.write_line(terminal_tables(self.rows, read_cards(self.rows, self.files)))
         for diff in self.diffs:
             terminalreporter.section("sdbench: recorded", sep="-")
             terminalreporter.write_line(diff.rstrip())

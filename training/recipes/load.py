@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pytest_sdbench.base.schema import Fault, faults, suggestion
+from pytest_sdbench.base.yaml import YamlFault, read_yaml
 from training.errors import TrainingError
 from training.recipes.checks import contradictions
 from training.recipes.schema import Recipe
@@ -108,24 +109,14 @@ def _raise_all(faults: Sequence[Fault], file: str | Path, given: Sequence[str]) 
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import DuplicateKeyError
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        values, _ = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise TrainingError("cannot be read", file=path, found=str(error), remedy="Check the file") from error
-    except YAMLError as error:
-        line = error.problem_mark.line + 1 if isinstance(error, MarkedYAMLError) and error.problem_mark else 0
-        what = (error.problem if isinstance(error, MarkedYAMLError) else None) or str(error)
-        twice = isinstance(error, DuplicateKeyError)
-        raise TrainingError(
-            "a key stands twice" if twice else "not valid YAML",
-            file=f"{path}, line {line}" if line else path,
-            found=" ".join(what.split(" with value ")[0].split()) if twice else what,
-            remedy="Keep one of the two" if twice else "Correct the YAML",
-        ) from error
+    except YamlFault as fault:
+        place = path if fault.line is None else f"{path}, line {fault.line + 1}"
+        found = fault.found or None
+        raise TrainingError(fault.message, file=place, found=found, remedy=fault.remedy) from None
     if not isinstance(values, Mapping):
         raise TrainingError(
             "not a recipe", file=path, found=type(values).__name__, remedy="Write `key: value` lines"
@@ -135,9 +126,6 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _override(values: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the values with the overrides in their places, and the dotted keys that they set."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     changed, given = deepcopy(dict(values)), []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -150,15 +138,12 @@ def _override(values: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict
                 remedy="Write key=value, such as optimizer.learning_rate=1e-4",
             )
         try:
-            value = YAML(typ="safe", pure=True).load(text)
-        except YAMLError as error:
+            value, _ = read_yaml(text)
+        except YamlFault as fault:
+            remedy = "Put quotes around it: 'key=\"...\"'"
             raise TrainingError(
-                "the value is not valid YAML",
-                file=COMMAND_LINE,
-                key=key,
-                found=text,
-                remedy="Put quotes around it: 'key=\"...\"'",
-            ) from error
+                f"the value: {fault.message}", file=COMMAND_LINE, key=key, found=text, remedy=remedy
+            ) from None
         *parents, last = key.split(".")
         place = changed
         for position, part in enumerate(parents):
