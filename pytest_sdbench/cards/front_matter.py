@@ -106,7 +106,7 @@ def read_text(path: Path) -> str:
     """Return a card's text with its line endings untouched."""
     try:
         if path.exists() and not path.is_file():
-            raise CardError("this is no regular file", file=path, remedy="Name the card's file")
+            raise CardError("this is no regular file", file=path, remedy="Check the path")
         if (size := path.stat().st_size) > _LARGEST:
             message = f"{size:,} bytes, and a card of at most {_LARGEST:,} is read"
             raise CardError(message, file=path, remedy="Put pictures and data beside the card")

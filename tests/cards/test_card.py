@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.cards.card import check_lineage, find_card, is_card, read_card
+from pytest_sdbench.cards.card import check_lineage, find_card, is_card, own_names, read_card
 
 CARD = """---
 license: creativeml-openrail-m
@@ -396,3 +396,27 @@ def test_a_template_that_nobody_filled_in_is_a_broken_card_at_the_worst(tmp_path
     path.write_text(f"---\n{text}\n---\n# X\n", encoding="utf-8")
     with contextlib.suppress(CardError):
         read_card(path)
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a/one.md", "b/two.md"], ["one", "two"]),
+        (["a/v1.md", "b/v1.md", "c.md"], ["a/v1", "b/v1", "c"]),
+        (["x/v1/README.md", "y/v1/README.md"], ["x/v1", "y/v1"]),
+        (["p/x/v1/README.md", "q/x/v1/README.md", "v1.md"], ["p/x/v1", "q/x/v1", None]),
+    ],
+)
+def test_namesakes_are_told_apart_by_their_folders(
+    tmp_path: Path, files: list[str], names: list[str]
+) -> None:
+    found = own_names([tmp_path / file for file in files])
+    assert len(set(found.values())) == len(files)
+    for file, name in zip(files, names, strict=True):
+        if name is not None:
+            assert found[tmp_path / file] == name
+
+
+def test_a_file_and_a_folder_of_one_name_have_their_paths(tmp_path: Path) -> None:
+    paths = [tmp_path / "v1.md", tmp_path / "v1" / "README.md"]
+    assert list(own_names(paths).values()) == [str(path) for path in paths]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pytest_sdbench.base.paths import reference
@@ -137,3 +139,93 @@ def test_selecting_by_keyword_never_hides_a_broken_card(pytester, card):
     for words in ([], ["-k", "fid"], ["-k", "clip_score"], ["-k", "test_size"], ["-k", "unet"]):
         ids = collected(pytester.runpytest(*COLLECT, "cards", *words))
         assert {"cards/wrong.md::card", "cards/open.md::card"} <= set(ids)
+
+
+SELECTIONS = [
+    ["-m", "size and not speed"],
+    ["-m", "not quality and not memory"],
+    ["-k", "not fid"],
+    ["-k", "no_such_word"],
+    ["-m", "size", "-k", "unet and not recorded"],
+    ["-k", "mini"],
+]
+
+
+@pytest.mark.parametrize("words", SELECTIONS, ids=" ".join)
+def test_no_selection_leaves_a_broken_card_out(pytester, card, words):
+    make_card(card.with_name("wrong.md"), claims={"fid": 0.0})
+    result = pytester.runpytest(*COLLECT, "cards", *words)
+    assert "cards/wrong.md::card" in collected(result)
+
+
+def test_a_broken_card_fails_as_the_test_of_it_that_was_named(pytester, card):
+    make_card(card.with_name("wrong.md"), claims={"fid": 0.0})
+    result = pytester.runpytest(
+        "--sdbench", "cards/wrong.md::test_quality[mini-fid]", "-p", "no:cacheprovider"
+    )
+    result.assert_outcomes(failed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "cards/wrong.md" in result.stdout.str()
+
+
+HOSTILE = {
+    "complex keys": "? [a, b]\n: 1\nsdbench: {}",
+    "a key that is no text": "? {a: 1}\n: 1\nsdbench: {protocols: [mini]}",
+    "nesting": "sdbench: " + "[" * 3000 + "]" * 3000,
+    "an integer of 400 digits": f"sdbench: {{size: {{unet: {{exact: {'9' * 400}}}}}}}",
+    "no bool": "sdbench: !!bool maybe",
+    "month 13": "sdbench: {records: [{date: 2026-13-01}]}",
+    "a timestamp out of range": "sdbench: {records: 9999-99-99 99:99:99}",
+    "infinity": "sdbench: {compute: {unet_macs: .inf}}",
+    "an alias of itself": "sdbench: &all {protocols: [*all]}",
+    "a tag of Python": "sdbench: !!python/object/apply:os.system [exit]",
+    "a set": "sdbench: !!set {a, b}",
+    "bytes": "sdbench: !!binary aGFsbG8=",
+}
+
+
+def test_whatever_stands_in_a_card_the_others_are_collected(pytester, card):
+    for number, text in enumerate(HOSTILE.values()):
+        card.with_name(f"hostile{number}.md").write_text(f"---\n{text}\n---\n# Hostile\n", encoding="utf-8")
+    result = pytester.runpytest("--sdbench", "cards", "-m", "compute", "-p", "no:cacheprovider", "-rA")
+    # A key that is no text is the hub's business: such a card is read, and lacks a checkpoint as `mini` does.
+    read = [f"hostile{number}.md" for number, kind in enumerate(HOSTILE) if kind == "complex keys"]
+    result.assert_outcomes(failed=len(HOSTILE) - len(read), skipped=1 + len(read))
+    for number in range(len(HOSTILE)):
+        if f"hostile{number}.md" not in read:
+            result.stdout.fnmatch_lines([f"FAILED cards/hostile{number}.md::card*"])
+
+
+def namesakes(pytester):
+    """Write two cards of one name, of networks that differ."""
+    for place, network in (("x/v1", "bk-sdm-tiny"), ("y/v1", "bk-sdm-small")):
+        block = {"architecture": network, "checkpoint": None, "protocols": []}
+        make_card(pytester.path / place / "README.md", claims={}, **block)
+
+
+def test_namesakes_are_cards_of_their_own(pytester):
+    namesakes(pytester)
+    words = ("--sdbench", "x", "y", "-m", "compute", "--sdbench-report=r.json", "--sdbench-report=r.md")
+    pytester.runpytest(*words).stdout.fnmatch_lines(["x/v1 *", "y/v1 *"])
+    results = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))["results"]
+    measured = {row["card"]: row["measured"] for row in results}
+    assert set(measured) == {"x/v1", "y/v1"}
+    assert measured["x/v1"] < measured["y/v1"]
+    table = (pytester.path / "r.md").read_text(encoding="utf-8")
+    assert "x/v1" in table
+    assert "y/v1" in table
+
+
+def test_a_name_of_several_cards_replaces_the_checkpoint_of_none(pytester, tiny_checkpoint):
+    namesakes(pytester)
+    result = pytester.runpytest(
+        "--sdbench", "x", "y", "-m", "size", f"--sdbench-weights=v1={tiny_checkpoint}"
+    )
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "'v1' is the name of 2 cards: x/v1/README.md, y/v1/README.md" in result.stderr.str()
+    for key in ("x/v1", "x/v1/README.md"):
+        weights = f"--sdbench-weights={key}={tiny_checkpoint}"
+        found = pytester.runpytest(*given, weights, "--sdbench-report=r.json")
+        assert found.ret != pytest.ExitCode.USAGE_ERROR
+        rows = json.loads((pytester.path / "r.json").read_text())["results"]
+        assert {row["card"] for row in rows if row["measured"] is not None} >= {"x/v1"}
