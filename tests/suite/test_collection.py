@@ -218,9 +218,8 @@ def test_namesakes_are_cards_of_their_own(pytester):
 
 def test_a_name_of_several_cards_replaces_the_checkpoint_of_none(pytester, tiny_checkpoint):
     namesakes(pytester)
-    result = pytester.runpytest(
-        "--sdbench", "x", "y", "-m", "size", f"--sdbench-weights=v1={tiny_checkpoint}"
-    )
+    given = ("--sdbench", "x", "y", "-m", "size")
+    result = pytester.runpytest(*given, f"--sdbench-weights=v1={tiny_checkpoint}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "'v1' is the name of 2 cards: x/v1/README.md, y/v1/README.md" in result.stderr.str()
     for key in ("x/v1", "x/v1/README.md"):
