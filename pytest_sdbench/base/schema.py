@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails, PydanticKnownError, PydanticUseDefault
 from pytest_sdbench.base.errors import SdbenchError
 
 Word = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(gt=0, strict=True)]
+Count = Annotated[int, Field(gt=0, le=10**15, strict=True)]
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
