@@ -18,30 +18,26 @@ from pytest_sdbench.base.errors import CardError, first_line
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.cards.claims import (
-    UNSTATED,
     Claim,
     Margins,
     check_claims,
     check_protocol,
-    published,
     read_margins,
     recorded,
-    told_apart,
 )
 from pytest_sdbench.cards.edit import write_records
 from pytest_sdbench.cards.front_matter import FrontMatter, check_yaml_1_1, is_card, parse, read_text
+from pytest_sdbench.cards.index import Problem, published
 from pytest_sdbench.cards.records import EAGER_LATENCY, DeviceRecord, Record
 from pytest_sdbench.cards.schema import (
     COMPONENTS,
     Block,
     LatencyClaim,
     MemoryClaim,
-    Model,
     Parameters,
     Source,
     SpeedClaim,
     read_block,
-    read_index,
 )
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import protocol_names
@@ -57,6 +53,16 @@ __all__ = [
     "read_card",
     "write_records",
 ]
+
+
+_NOT_STATED = (
+    "its source does not say how it was measured, so it is shown and not gated; `dataset.args.assumed` gates "
+    "it under a protocol of your choice"
+)
+_UNSAID = (
+    "the card does not say under which protocol it was measured, so it is shown and not gated; name one in "
+    "`dataset.config`"
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class Card:
     devices: tuple[DeviceRecord, ...] = ()
     """What its U-Net took on the devices that it was measured on."""
     sources: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    """Entries that are no claims: each is an item of its own."""
     explained: tuple[str, ...] = ()
     """What cannot be tested, why, and what to do about it."""
 
@@ -121,7 +129,7 @@ def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
     """
     path = Path(path)
     try:
-        return _read(path, search)
+        return read_card_text(path, read_text(path), search=search)
     except CardError:
         raise
     except Exception as error:  # of one card: the others are read
@@ -129,25 +137,30 @@ def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
         raise CardError(message, file=path, remedy="Correct its front matter") from error
 
 
-def _read(path: Path, search: Sequence[Path]) -> Card:
-    front = parse(path, read_text(path))
+def read_card_text(path: Path, text: str, *, search: Sequence[Path] = ()) -> Card:
+    """Return the card of a text, as if a file had it; raises as `read_card` does."""
+    front = parse(path, text)
     _check_keys(front)
-    check_yaml_1_1(front)
-    models, known = read_index(front), protocol_names((path.parent, *search))
+    check_yaml_1_1(front, ("sdbench",))
+    known = protocol_names((path.parent, *search))
     hub = "sdbench" not in front.data
     block = Block() if hub else read_block(front)
     for position, name in enumerate(block.protocols):
         check_protocol(front, ("sdbench", "protocols", position), name, known)
     margins = read_margins(front, block, known)
-    claims, ignored = published(front, models, known, margins, block.sources, hub=hub)
-    claims = told_apart(claims) if hub else claims + recorded(front, block, known, margins)
-    check_claims(front, claims, block.sources)
+    claims, problems = published(front, known, margins, block.sources, hub=hub)
+    claims += recorded(front, block, known, margins)
+    unread = [problem.claim for problem in problems if problem.claim is not None]
+    # An entry that nobody can read may be the one that a source is of.
+    check_claims(front, claims, unread, block.sources if len(unread) == len(problems) else {})
+    if front.hidden is not None:
+        problems.insert(0, Problem(front.hidden, True))
     checkpoint = block.checkpoint or _own_folder(path)
-    lacks = _hub_notes(checkpoint, claims, ignored, known) if hub else _notes(block, checkpoint, claims)
+    lacks = _hub_notes(checkpoint, claims, unread, known) if hub else _notes(block, checkpoint, claims)
     return Card(
         path=path,
         name=card_name(path),
-        title=_title(front, models),
+        title=_title(front),
         license=licence if isinstance(licence := front.data.get("license"), str) else None,
         checkpoint=checkpoint,
         base=block.base,
@@ -170,6 +183,7 @@ def _read(path: Path, search: Sequence[Path]) -> Card:
         records=tuple(claim.record for claim in claims if claim.record is not None),
         devices=block.devices,
         sources=block.sources,
+        problems=tuple(problems),
         explained=tuple(lacks),
     )
 
@@ -239,9 +253,11 @@ def _place(path: Path) -> Path:
     return path.parent if path.name.lower() == "readme.md" else path
 
 
-def _title(front: FrontMatter, models: Sequence[Model]) -> str:
-    if models:
-        return models[0].name
+def _title(front: FrontMatter) -> str:
+    models = front.data.get("model-index")
+    # Of several models nothing says which one the card is of.
+    if isinstance(models, list) and len(models) == 1 and (name := front.scalar("model-index", 0, "name")):
+        return name
     heading = re.search(r"^#[ \t]+(.+?)[ \t]*#*[ \t]*\r?$", front.body, re.MULTILINE)
     return heading.group(1) if heading else card_name(front.path)
 
@@ -271,26 +287,22 @@ def _notes(block: Block, checkpoint: object, claims: Sequence[Claim]) -> list[st
     if block.baseline is None and block.base is not None:
         notes.append("speed: add `sdbench.baseline`, the card to compare with")
     return notes + [
-        f"{claim.id}: its source does not say how it was measured, so it is shown and not gated; "
-        "`dataset.args.assumed` gates it under a protocol of your choice"
-        for claim in claims
-        if claim.gate_protocol is None
+        f"{claim.id}: {claim.doubt or _NOT_STATED}" for claim in claims if claim.gate_protocol is None
     ]
 
 
 def _hub_notes(
-    checkpoint: object, claims: Sequence[Claim], ignored: Sequence[str], known: Sequence[str]
+    checkpoint: object, claims: Sequence[Claim], unread: Sequence[Claim], known: Sequence[str]
 ) -> list[str]:
     """Return what a hub card without an ``sdbench`` block leaves untested, with what to add."""
+    names = ", ".join(known)
     lacks = f"{'' if checkpoint else 'checkpoint, '}size, compute, speed, memory"
     return [
         f"{lacks}: the card has no `sdbench` block; `python -m pytest_sdbench draft FOLDER` writes one",
-        *ignored,
         *(
-            f"{claim.id}: the card does not say under which protocol it was measured, so it is shown and not "
-            f"gated; name one in `dataset.config`: {', '.join(known)}"
+            f"{claim.id}: {claim.doubt or f'{_UNSAID}: {names}'}"
             for claim in claims
-            if claim.protocol == UNSTATED
+            if claim.gate_protocol is None
         ),
-        *([] if claims else [f"quality: `model-index` has no figure of {', '.join(METRICS)}"]),
+        *([] if claims or unread else [f"quality: `model-index` has no figure of {', '.join(METRICS)}"]),
     ]

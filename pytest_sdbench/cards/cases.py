@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_sdbench.cards.card import Card, Claim
+from pytest_sdbench.cards.index import Problem
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 
@@ -18,15 +19,19 @@ class Case:
     protocol: str | None = None
     """None: the source does not state it, so nothing can be compared."""
     claim: Claim | None = None
+    problem: Problem | None = None
+    """What is wrong with the entry that stands in the claim's place."""
 
 
 def quality_cases(card: Card) -> list[Case]:
-    """Return the claims of a card, then each metric of its protocols that nothing is claimed of yet.
+    """Return a card's claims and problems, then each metric of its protocols that nothing is claimed of yet.
 
     A metric that is recorded only is measured again once its protocol has changed: nothing else would renew
     the record.
     """
     cases = [Case(claim.id, claim.metric, claim.gate_protocol, claim) for claim in card.claims]
+    for problem in card.problems:
+        cases.append(Case(problem.id, problem.claim.metric if problem.claim else "", problem=problem))
     for name in card.judged_by:
         claims = [claim for claim in card.claims if claim.gate_protocol == name]
         if name not in card.protocols and all(claim.record is None for claim in claims):
@@ -35,6 +40,8 @@ def quality_cases(card: Card) -> list[Case]:
         lasting = {
             claim.metric for claim in claims if claim.record is None or not other_protocol(claim, protocol)
         }
+        unread = [case.problem.claim for case in cases if case.problem and case.problem.claim]
+        lasting |= {claim.metric for claim in unread if claim.gate_protocol == name}
         recorded = {claim.metric for claim in claims}
         for metric in protocol.metrics:
             if metric not in lasting and (metric in recorded or name in card.protocols):

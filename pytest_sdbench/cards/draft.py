@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError, CheckpointError
 from pytest_sdbench.base.paths import reference, shown
-from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.cards.card import read_card, read_card_text
 from pytest_sdbench.cards.edit import scalar
-from pytest_sdbench.cards.front_matter import BLOCK, parse, read_text
+from pytest_sdbench.cards.front_matter import EMPTY_BLOCK, FrontMatter, find_block, parse, read_text
 from pytest_sdbench.cards.schema import COMPONENTS
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
@@ -46,7 +47,7 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
     A README.md in the folder keeps its front matter and its body, and gains the ``sdbench`` block. `out` is
     where the card will lie, and tells the way to the checkpoint (default: README.md in the folder itself).
     Raises CheckpointError if the folder is no checkpoint, and CardError if its README.md has an ``sdbench``
-    block already.
+    block already, or if the card with one could not be read or would not say all that it says now.
     """
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
@@ -55,8 +56,8 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
         raise CheckpointError(message, file=folder, key="model_index.json", remedy=remedy)
     checkpoint = resolve(str(folder.resolve()))
     readme = folder / "README.md"
-    text = read_text(readme) if readme.is_file() else ""
-    front = parse(readme, text) if BLOCK.match(text) else None
+    text = read_text(readme).removeprefix("\ufeff") if readme.is_file() else ""
+    front = parse(readme, text) if find_block(text) else None
     if front is not None and "sdbench" in front.data:
         remedy = f"Run it: pytest --sdbench {readme}"
         raise CardError("the checkpoint has a card already", file=readme, key="sdbench", remedy=remedy)
@@ -70,12 +71,39 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
     place = Path(os.path.relpath(folder.resolve(), home)).as_posix()
     place = "./" if place == "." else place if place.startswith("..") else f"./{place}"
     block = sdbench_block(checkpoint, place=place, shown=shown(out or readme), base=base)
+    if front is None:
+        example = _EXAMPLE.format(title=scalar(name))
+        block = f"library_name: diffusers\npipeline_tag: text-to-image\n{example}\n{block}"
+        # An indented first line is code: only empty ones are left out.
+        text = re.sub(r"\A(?:[ \t]*(?:\r\n|\r|\n))+", "", EMPTY_BLOCK.sub("", text))
+    return _joined(readme, front, block, text or _BODY.format(title=name), home)
+
+
+def _joined(readme: Path, front: FrontMatter | None, block: str, text: str, home: Path) -> str:
+    """Return a card's text with the block in it, read again; without front matter `text` is its body."""
+    ending = re.search(r"\r\n|\r|\n", text)
+    newline, kept = ending.group() if ending else "\n", ""
+    body = newline + text
     if front is not None:
-        lines = block.replace("\n", front.newline)
-        return text[: front.end] + front.newline + lines + text[front.end :]
-    example = _EXAMPLE.format(title=scalar(name))
-    head = f"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n{example}\n{block}\n---\n\n"
-    return head + (text.lstrip() or _BODY.format(title=name))
+        kept, body, node = text[front.start : front.end], front.body, front.node
+        if node is not None and not front.data:  # `{}`
+            kept = kept[: node.start_mark.index] + kept[node.end_mark.index :]
+        elif node is not None:
+            block = textwrap.indent(block, " " * node.start_mark.column)
+    block = block.replace("\n", newline)
+    # Below what is there, unless that ends in a text which a further line would make longer.
+    for lines in ([kept, block], [block, kept]) if kept.strip() else ([block],):
+        new = newline.join(["---", *lines, "---", body])
+        try:
+            after = parse(readme, new)
+        except CardError:
+            continue
+        said = {key: value for key, value in after.data.items() if key != "sdbench"}
+        if after.body == body and (front is None or repr(said) == repr(front.data)):
+            read_card_text(readme, new, search=(home,))
+            return new
+    message = "beside an `sdbench` block the front matter would not say all that it says now"
+    raise CardError(message, file=readme, remedy="Write it as plain `key: value` lines, and run again")
 
 
 def sdbench_block(

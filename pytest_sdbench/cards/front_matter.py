@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 # The hub's own pattern, so that what it finds and what we find is the same block.
 BLOCK = re.compile(r"\A(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|\Z))")
-EMPTY_BLOCK = re.compile(r"\A\s*---(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z)")
+# What a person sees as front matter, and the hub does not: behind a byte order mark, or between longer rules.
+_SEEN = re.compile(
+    r"\A(\ufeff?\s*-{3,}[ \t]*(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)-{3,}[ \t]*(\r\n|\n|\Z))"
+)
+EMPTY_BLOCK = re.compile(r"\A\ufeff?\s*-{3,}[ \t]*(?:\r\n|\r|\n)-{3,}[ \t]*(?:\r\n|\n|\Z)")
 _OURS = re.compile(r"""^(?:model-index|["']model-index["']|sdbench|["']sdbench["'])[ \t]*:""", re.MULTILINE)
 
 _INT_IN_BOTH = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)")
@@ -49,8 +53,8 @@ class FrontMatter:
     end: int
     data: dict[str, Any]
     """Plain Python values."""
-    node: Node
-    """The same as a tree of nodes; their marks count from ``start``."""
+    node: Node | None
+    """The same as a tree of nodes, None where comments are all there is; their marks count from ``start``."""
 
     @property
     def newline(self) -> str:
@@ -61,8 +65,20 @@ class FrontMatter:
     @cached_property
     def body(self) -> str:
         """Return what stands below the front matter."""
-        match = BLOCK.match(self.text)
+        match = find_block(self.text)
         return self.text[match.end() :] if match else ""
+
+    @property
+    def hidden(self) -> CardError | None:
+        """Return why the hub does not find what stands here, or None: it does."""
+        if BLOCK.match(self.text):
+            return None
+        if self.text.startswith("\ufeff"):
+            message = "the card begins with a byte order mark, behind which the hub finds no front matter"
+            return CardError(message, file=self.path, key="byte 0", found="\ufeff", remedy=_AS_UTF_8)
+        message, remedy = "the hub finds no front matter between such lines", "Write both as `---` alone"
+        rules = self.text[: self.start].strip(), self.text[self.end :].lstrip().splitlines()[0].rstrip()
+        return CardError(message, file=self.path, key="line 1", found=" and ".join(rules), remedy=remedy)
 
     def error(self, keys: Keys, message: str, found: object, remedy: str) -> CardError:
         """Return an error of what stands at a path of keys."""
@@ -89,6 +105,11 @@ def below(node: Any) -> dict[str | int, Node]:
     return {at if key is None else str(key.value): value for at, (key, value) in enumerate(pairs)}
 
 
+def find_block(text: str) -> re.Match[str] | None:
+    """Return the match of a text's front matter, group 2 its YAML; None where it has none or an empty one."""
+    return None if EMPTY_BLOCK.match(text) else BLOCK.match(text) or _SEEN.match(text)
+
+
 def is_card(path: str | Path) -> bool:
     """Return whether a file's front matter has ``model-index`` or ``sdbench``; imports no YAML reader."""
     try:
@@ -96,7 +117,7 @@ def is_card(path: str | Path) -> bool:
             text = file.read(1 << 18).decode("utf-8-sig", errors="replace")
     except OSError:
         return False
-    block = BLOCK.match(text)
+    block = find_block(text)
     # Front matter that is never closed is a broken card, to be told of, and no other file.
     front = block.group(2) if block else text if text.lstrip().startswith("---") else ""
     return bool(_OURS.search(front))
@@ -125,7 +146,12 @@ def read_text(path: Path) -> str:
 @lru_cache(maxsize=64)
 def parse(path: Path, text: str) -> FrontMatter:
     """Return the front matter of a card's text; broken YAML is an error that names the line."""
-    match = _find(path, text)
+    if (match := find_block(text)) is None:
+        found = text.strip().split("\n", 1)[0][:60].rstrip("\r")
+        remedy = (
+            "Begin with `---`, the YAML, and `---`; `python -m pytest_sdbench draft FOLDER` writes a card"
+        )
+        raise CardError("the card has no front matter", file=path, key="line 1", found=found, remedy=remedy)
     block, first_line = match.group(2), text[: match.start(2)].count("\n") + 1
     try:
         data, node = read_yaml(block)
@@ -133,39 +159,23 @@ def parse(path: Path, text: str) -> FrontMatter:
         key = None if fault.line is None else f"line {fault.line + first_line}"
         message, found = f"the front matter: {fault.message}", fault.found or None
         raise CardError(message, file=path, key=key, found=found, remedy=fault.remedy) from None
-    if not isinstance(data, dict) or node is None:
+    data = {} if data is None else data
+    if not isinstance(data, dict):
         message, found = "the front matter is not a mapping of keys to values", type(data).__name__
         remedy = "Write `key: value` lines between the two `---`"
         raise CardError(message, file=path, key=f"line {first_line}", found=found, remedy=remedy)
     return FrontMatter(path, text, match.start(2), match.end(2), data, node)
 
 
-def _find(path: Path, text: str) -> re.Match[str]:
-    """Return the match of `BLOCK`, or raise where the hub finds no front matter."""
-    if text.startswith("\ufeff"):
-        message = "the card begins with a byte order mark, behind which the hub finds no front matter"
-        raise CardError(message, file=path, key="byte 0", found="\ufeff", remedy=_AS_UTF_8)
-    match = BLOCK.match(text)
-    if match is None or EMPTY_BLOCK.match(text):
-        found = text.strip().split("\n", 1)[0][:60].rstrip("\r")
-        remedy = (
-            "Begin with `---`, the YAML, and `---`; `python -m pytest_sdbench draft FOLDER` writes a card"
-        )
-        raise CardError("the card has no front matter", file=path, key="line 1", found=found, remedy=remedy)
-    return match
-
-
-def check_yaml_1_1(front: FrontMatter) -> None:
-    """Raise where a value that we read means something else in YAML 1.1, as the hub reads it."""
-    for key in ("model-index", "sdbench"):
-        _check_node(front, front.find(key), (key,))
+def check_yaml_1_1(front: FrontMatter, path: Keys) -> None:
+    """Raise where a value at a path, or below it, means something else in YAML 1.1, as the hub reads it."""
+    _check_node(front, front.find(*path), path)
 
 
 def _check_node(front: FrontMatter, node: Any, path: Keys) -> None:
     for key, item in below(node).items():
         _check_node(front, item, (*path, key))
-    ours = path[0] == "sdbench" or path[-1] == "value"
-    if node is None or not isinstance(node.value, str) or node.style is not None or not ours:
+    if node is None or not isinstance(node.value, str) or node.style is not None:
         return
     text, tag = node.value, str(node.tag).rsplit(":", 1)[-1]
     if tag == "int" and not _INT_IN_BOTH.fullmatch(text):

@@ -109,12 +109,13 @@ class Block(Part):
 
 
 @dataclass(frozen=True)
-class ResultMetric:
+class Figure:
     """One figure of a result."""
 
     type: Word
-    value: Any
+    value: Any = None
     name: str | None = None
+    verified: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class Dataset:
 
     type: Word
     name: Word
-    config: str | None = None
+    config: str | int | float | None = None
+    split: str | None = None
     args: OrDefault[Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -148,16 +150,21 @@ class Result:
 
     task: Task
     dataset: Dataset
-    metrics: tuple[ResultMetric, ...]
     source: Source | None = None
 
 
 @dataclass(frozen=True)
-class Model:
-    """One model of a model index."""
+class Figures:
+    """What a result of a model index holds, each unread."""
 
-    name: Word
-    results: tuple[Result, ...]
+    metrics: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a model of a model index holds, each unread."""
+
+    results: tuple[Any, ...]
 
 
 Shape = TypeVar("Shape")
@@ -165,28 +172,19 @@ Shape = TypeVar("Shape")
 
 def read_block(front: FrontMatter) -> Block:
     """Return the validated ``sdbench`` block."""
-    block = _validate(Block, front, ("sdbench",))
+    block = validate(Block, front, ("sdbench",))
     _check_network(front, block)
     _check_size(front, block)
     _check_devices(front, block)
     return block
 
 
-def read_index(front: FrontMatter) -> list[Model]:
-    """Return the validated ``model-index``; none is an empty list. The hub's further keys are passed over."""
-    if not (models := front.data.get("model-index")):
-        return []
-    if not isinstance(models, list):
-        remedy = "Begin it with `- name: NAME` and give it `results`"
-        raise front.error(("model-index",), "not a list", models, remedy)
-    return [_validate(Model, front, ("model-index", position)) for position in range(len(models))]
-
-
 _VALIDATORS: dict[type, TypeAdapter[Any]] = {}
 """By shape: making one takes longer than reading a card."""
 
 
-def _validate(shape: type[Shape], front: FrontMatter, above: Keys) -> Shape:
+def validate(shape: type[Shape], front: FrontMatter, above: Keys) -> Shape:
+    """Return what stands at a path of keys, or raise CardError for the first thing that is wrong with it."""
     values: Any = front.data
     for key in above:
         values = values[key]
@@ -263,7 +261,7 @@ def check_value(path: Path, keys: Keys, metric: str, value: Any, *, recorded: bo
     remedy = "Write the published figure as a plain number, or remove the claim: "
     remedy += "nothing can be compared with this one, and a placeholder would pass whatever is measured"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        wrong = "is no number"
+        wrong = "is null" if value is None else "is no number"
     elif not math.isfinite(value):
         wrong = "is not finite"
     elif value <= 0 and not (recorded and known.signed):

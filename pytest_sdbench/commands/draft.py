@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from pytest_sdbench.base.errors import SdbenchError
@@ -17,10 +18,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
+    from pytest_sdbench.cards.card import read_card_text
     from pytest_sdbench.cards.draft import draft
 
     if options.out is not None and options.out.exists():
         message = "there is a file already, and a card is never overwritten"
         raise SdbenchError(message, file=options.out, remedy="Name another --out")
-    write_text(draft(options.folder, options.out), options.out)
+    text, place = draft(options.folder, options.out), options.out or options.folder / "README.md"
+    write_text(text, options.out)
+    for problem in read_card_text(place, text).problems:
+        print(f"note: {problem}", file=sys.stderr)
     return 0

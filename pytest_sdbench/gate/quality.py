@@ -62,14 +62,20 @@ class Judgement:
 def incomparable(case: Case, protocol: Protocol | None) -> Verdict | None:
     """Return the verdict of a score that nothing can be compared with; None where a measurement tells.
 
-    `protocol` is that of the case; None where its source states none.
+    `protocol` is that of the case; None where its source states none. Raises CardError for a figure of the
+    card that cannot be.
     """
+    if case.problem is not None:
+        if case.problem.fails:
+            raise case.problem.error
+        return mismatch(str(case.problem.error))
     if not case.metric:
         return uncalibrated(
             "no score is claimed; name protocols in sdbench.protocols, and --sdbench-update records theirs"
         )
     if protocol is None:
-        return mismatch("the source does not state the protocol of this figure")
+        doubt = case.claim.doubt if case.claim is not None else ""
+        return mismatch(doubt or "the source does not state the protocol of this figure")
     other = other_protocol(case.claim, protocol) if case.claim is not None else ""
     return mismatch(other) if other else None
 

@@ -48,6 +48,6 @@ CLIP_SCORE = Metric(
     aliases=("clip", "clipscore"),
     minimum=0.0,
     maximum=1.0,
-    scale="the CLIP score is a mean cosine between 0 and 1, not multiplied by 100",
+    scale="the CLIP score is a mean cosine between 0 and 1, not multiplied by 100 as torchmetrics has it",
     often_multiplied_by=100,
 )

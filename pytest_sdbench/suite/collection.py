@@ -76,6 +76,17 @@ class BrokenCard(pytest.Item):
         return self.path, 0, self.name
 
 
+def is_broken(item: pytest.Item) -> bool:
+    """Return whether an item is of something that cannot be: no selection takes it out of a run."""
+    case = (
+        item.callspec.params.get("case")
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else None
+    )
+    problem = getattr(case, "problem", None)
+    return isinstance(item, BrokenCard) or (problem is not None and problem.fails)
+
+
 def card_of(item: pytest.Item) -> CardModule | None:
     """Return the card module that an item belongs to, or None for any other test."""
     return item.getparent(CardModule)

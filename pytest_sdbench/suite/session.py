@@ -22,7 +22,7 @@ from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.store.folders import without_secrets
-from pytest_sdbench.suite.collection import MARKERS, SUITE, BrokenCard, CardModule, card_of
+from pytest_sdbench.suite.collection import MARKERS, SUITE, CardModule, card_of, is_broken
 from pytest_sdbench.suite.rows import PROPERTY, properties, row_of, row_of_error
 from pytest_sdbench.suite.settings import Settings
 
@@ -98,8 +98,8 @@ class SdbenchSession:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None, None, None]:
         """Name the cards, and keep the broken ones: no selection by marker or word takes them out."""
         self.names = own_names({module.path: None for item in items if (module := card_of(item))})
-        broken = [item for item in items if isinstance(item, BrokenCard)]
-        items[:] = [item for item in items if not isinstance(item, BrokenCard)]
+        broken = [item for item in items if is_broken(item)]
+        items[:] = [item for item in items if not is_broken(item)]
         yield
         items[:0] = broken
 

@@ -80,8 +80,7 @@ def test_the_commented_example_is_valid_once_filled_in(tiny_checkpoint: Path) ->
     path = tiny_checkpoint / "README.md"
     filled = text.replace("# - ", "- ").replace("# model-index", "model-index").replace("#   ", "  ")
     path.write_text(filled.replace("#     ", "    "))
-    with pytest.raises(CardError, match="zero"):
-        read_card(path)
+    assert ["zero" in str(problem) for problem in read_card(path).problems] == [True]
     path.write_text(path.read_text().replace("value: 0.0", "value: 16.98"))
     assert [claim.id for claim in read_card(path).claims] == ["coco30k-bksdm-fid"]
 

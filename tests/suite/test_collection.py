@@ -85,8 +85,8 @@ def test_a_named_file_is_a_card_whatever_is_in_it(pytester):
 @pytest.mark.parametrize("protocol", [None, "n: [", "n: 0\n", "title: Nothing else\n"])
 def test_a_broken_card_or_protocol_is_one_failing_item_and_the_others_still_run(pytester, card, protocol):
     if protocol is None:
-        make_card(card.with_name("wrong.md"), claims={"clip_score": 29.58}, protocol="scenes-quick")
-        told = ["wrong.md", "model-index[0].results[0].metrics[0].value", "CLIP score", "29.58"]
+        make_card(card.with_name("wrong.md"), margins={"clip_scor": 0.1})
+        told = ["wrong.md", "sdbench.margins.clip_scor", "unknown metric", "Did you mean 'clip_score'"]
     else:
         make_protocol(card.parent / "protocols" / "bad.yaml").write_text(protocol)
         about = {"architecture": "bk-sdm-tiny", "checkpoint": "nobody/nothing"}
@@ -132,7 +132,7 @@ def test_header_says_where_the_run_looks(pytester, card):
 
 
 def test_selecting_by_keyword_never_hides_a_broken_card(pytester, card):
-    make_card(card.with_name("wrong.md"), claims={"fid": 0.0})
+    make_card(card.with_name("wrong.md"), architecture="of-nobody")
     # Front matter that is never closed is a broken card in a walk.
     text = card.read_text(encoding="utf-8")
     card.with_name("open.md").write_text(text[: text.rindex("---")], encoding="utf-8")
@@ -152,14 +152,47 @@ SELECTIONS = [
 
 
 @pytest.mark.parametrize("words", SELECTIONS, ids=" ".join)
-def test_no_selection_leaves_a_broken_card_out(pytester, card, words):
-    make_card(card.with_name("wrong.md"), claims={"fid": 0.0})
-    result = pytester.runpytest(*COLLECT, "cards", *words)
-    assert "cards/wrong.md::card" in collected(result)
+def test_no_selection_leaves_out_what_cannot_be(pytester, card, words):
+    make_card(card.with_name("wrong.md"), architecture="of-nobody")
+    make_card(card.with_name("figures.md"), claims={"fid": 0.0, "clip_score": 29.58})
+    ids = collected(pytester.runpytest(*COLLECT, "cards", *words))
+    figures = {f"cards/figures.md::test_quality[mini-{metric}]" for metric in ("fid", "clip_score")}
+    assert {"cards/wrong.md::card", *figures} <= set(ids)
+
+
+def test_one_odd_entry_is_an_item_of_its_own_and_the_rest_of_the_card_is_tested(pytester, tiny_checkpoint):
+    readme = tiny_checkpoint / "README.md"
+    figures = [
+        "fid, value: null",
+        "clip_score, value: 29.58",
+        "wer, value: 1e-05",
+        "inception_score, value: 3.0",
+    ]
+    metrics = "".join(f"    - {{type: {figure}}}\n" for figure in figures)
+    result = (
+        f"  - task: {{type: t}}\n    dataset: {{type: a, name: A, args: {{x: 1}}}}\n    metrics:\n{metrics}"
+    )
+    readme.write_text(f"---\nmodel-index:\n- name: M\n  results:\n{result}---\n# M\n", encoding="utf-8")
+    found = pytester.runpytest(
+        "--sdbench", str(readme), "-m", "size or quality", "-rA", "--sdbench-report=r.json"
+    )
+    found.assert_outcomes(failed=1, skipped=7)
+    rows = {row["name"]: row for row in json.loads((pytester.path / "r.json").read_text())["results"]}
+    assert rows["unet"]["measured"] > 0
+    at = "model-index[0].results[0].metrics"
+    told = {
+        "unstated-clip_score": ("error", f"{at}[1].value", "torchmetrics has it; write 0.2958"),
+        "unstated-fid": ("mismatch", f"{at}[0].value", "the FID is null"),
+        f"{at}[2].type": ("mismatch", f"{at}[2].type", "'wer'"),
+        "unstated-inception_score": ("mismatch", "", "does not state the protocol"),
+    }
+    for name, (verdict, *words) in told.items():
+        assert rows[name]["verdict"] == verdict
+        assert [word for word in words if word not in rows[name]["reason"]] == []
 
 
 def test_a_broken_card_fails_as_the_test_of_it_that_was_named(pytester, card):
-    make_card(card.with_name("wrong.md"), claims={"fid": 0.0})
+    make_card(card.with_name("wrong.md"), architecture="of-nobody")
     result = pytester.runpytest(
         "--sdbench", "cards/wrong.md::test_quality[mini-fid]", "-p", "no:cacheprovider"
     )

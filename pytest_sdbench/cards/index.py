@@ -1,0 +1,247 @@
+"""Read a card's ``model-index`` entry by entry, each into a claim or into what is wrong with it.
+
+The index is the hub's own form, and people publish in it whatever they measured: one odd entry takes nothing
+else of a card down.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.schema import Keys, suggestion
+from pytest_sdbench.cards.claims import UNSTATED, Claim, Margins, check_protocol, margin_of
+from pytest_sdbench.cards.front_matter import FrontMatter, check_yaml_1_1
+from pytest_sdbench.cards.schema import Figure, Figures, Result, Results, Source, check_value, validate
+from pytest_sdbench.metrics.registry import METRICS, metric_name
+
+_NEAR = 0.8
+"""How alike a misspelt name is to the one that it means."""
+_ORIGIN = ("model", "dataset", "config", "args", "split", "label", "source", "verified")
+"""What may tell two figures of one protocol and metric apart, first what readers would name first."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An entry of a card that is no claim, and why."""
+
+    error: CardError
+    fails: bool
+    """Whether it fails: a figure that cannot be. Else nothing can be compared with it, and it is skipped."""
+    claim: Claim | None = None
+    """What could be read of it, if that is a figure of ours; its value is none."""
+
+    @property
+    def id(self) -> str:
+        """Return the problem's name in a test id: that of the claim that it would be, or its key."""
+        return self.claim.id if self.claim else str(self.error.key)
+
+    def __str__(self) -> str:
+        figure = f"{self.claim.label} {self.claim.text}: " if self.claim else ""
+        return f"{figure}{self.error}"
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What an entry is read with."""
+
+    front: FrontMatter
+    known: Sequence[str]
+    margins: Margins
+    sources: Mapping[str, str]
+    hub: bool
+
+
+def published(
+    front: FrontMatter,
+    known: Sequence[str],
+    margins: Margins,
+    sources: Mapping[str, str],
+    *,
+    hub: bool = False,
+) -> tuple[list[Claim], list[Problem]]:
+    """Return the claims of the model index, and every entry that is none.
+
+    `known` are the protocols there are. In a card for the hub alone (`hub`) an entry that says nothing to
+    compare with is skipped; in one with an ``sdbench`` block it fails if it is of a metric of ours.
+    """
+    entries = list(_entries(_Context(front, known, margins, sources, hub)))
+    apart = iter(_told_apart([claim for entry in entries if (claim := _claim_of(entry))], hub=hub))
+    claims: dict[str, Claim] = {}
+    problems: list[Problem] = []
+    for entry in entries:
+        claim = next(apart) if _claim_of(entry) else None
+        if isinstance(entry, Problem):
+            problems.append(replace(entry, claim=claim))
+        elif claim is not None and (first := claims.setdefault(claim.id, claim)) is not claim:
+            remedy = "Keep one; two numbers of images are told apart by `dataset.args.num_samples`, "
+            remedy += "two ways of measuring by `dataset.config`"
+            at, both = (f"model-index: {claim.id}",), f"{first.text} and {claim.text}"
+            error = front.error(at, "the same figure is claimed twice", both, remedy)
+            problems.append(Problem(error, True, claim))
+    taken = [*claims]
+    for number, problem in enumerate(problems):
+        if problem.claim and problem.id in taken:
+            suffix = f"{problem.claim.suffix}-again-{number}".strip("-")
+            problems[number] = replace(problem, claim=replace(problem.claim, suffix=suffix))
+        taken.append(problem.id)
+    return list(claims.values()), problems
+
+
+def _claim_of(entry: Claim | Problem) -> Claim | None:
+    return entry.claim if isinstance(entry, Problem) else entry
+
+
+def _entries(context: _Context) -> Iterator[Claim | Problem]:
+    front = context.front
+    models = front.data.get("model-index") or []
+    if not isinstance(models, list):
+        remedy = "Begin it with `- name: NAME` and give it `results`"
+        yield Problem(front.error(("model-index",), "not a list", models, remedy), True)
+        return
+    for m in range(len(models)):
+        model: Keys = ("model-index", m)
+        try:
+            results = validate(Results, front, model).results
+        except CardError as error:
+            yield Problem(error, not context.hub)
+            continue
+        if not isinstance(name := models[m].get("name"), str) or not name:
+            error = front.error((*model, "name"), "the model has no name", name, "Give it one, as text")
+            yield Problem(error, not context.hub)
+        for r in range(len(results)):
+            at = (*model, "results", r)
+            try:
+                figures = validate(Figures, front, at).metrics
+            except CardError as error:
+                yield Problem(error, not context.hub)
+                continue
+            for k in range(len(figures)):
+                yield _entry(context, at, (*at, "metrics", k), str(name or ""))
+
+
+def _entry(context: _Context, at: Keys, place: Keys, model: str) -> Claim | Problem:
+    """Return what a figure of a result claims, or what is wrong with it."""
+    front = context.front
+    try:
+        figure = validate(Figure, front, place)
+    except CardError as error:
+        return Problem(error, not context.hub)
+    metric = metric_name(figure.type)
+    if metric is None:
+        return _foreign(front, (*place, "type"), figure.type)
+    value_at = (*place, "value")
+    text = front.scalar(*value_at) or repr(figure.value)
+    claim = Claim(metric, math.nan, text, UNSTATED, label=figure.name or METRICS[metric].label)
+    try:
+        claim = _with_result(context, at, claim, figure, model)
+        check_yaml_1_1(front, value_at)
+    except CardError as error:
+        return Problem(error, not context.hub, claim)
+    try:
+        if front.find(*value_at) is None:
+            raise front.error(value_at, "a key is missing", None, "Add it, or remove the figure")
+        return replace(claim, value=check_value(front.path, value_at, metric, figure.value))
+    except CardError as error:
+        number = isinstance(figure.value, int | float)
+        return Problem(error, number or not context.hub, claim)
+
+
+def _foreign(front: FrontMatter, at: Keys, name: str) -> Problem:
+    """Return why a figure is none of ours: it is of another metric, or its metric is misspelt."""
+    near = get_close_matches(name.lower(), list(METRICS), n=1, cutoff=_NEAR)
+    message = "unknown metric" if near else "not a metric of this suite, so nothing is compared with it"
+    remedy = f"{suggestion(name, near)}Known metrics: {', '.join(METRICS)}"
+    return Problem(front.error(at, message, name, remedy), bool(near))
+
+
+def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, model: str) -> Claim:
+    """Return a claim with what its result says of it."""
+    front, known, margins = context.front, context.known, context.margins
+    result = validate(Result, front, at)
+    dataset, source = result.dataset, result.source
+    config = None if dataset.config is None else str(dataset.config)
+    protocol = config if config is not None and config in known else UNSTATED
+    if config is not None and protocol == UNSTATED and get_close_matches(config, known, 1, _NEAR):
+        check_protocol(front, (*at, "dataset", "config"), config, known, UNSTATED)
+    assumed, n = _arguments(front, (*at, "dataset", "args"), dataset.args, protocol, known)
+    own = margins.get(UNSTATED, {}).get(claim.metric) if protocol == UNSTATED else None
+    margin = own if own is not None else margin_of(margins, assumed or protocol, claim.metric)
+    claim = replace(claim, protocol=protocol, assumed=assumed, n=n, margin=margin, dataset=dataset.name)
+    if source is not None and (name := source.name or source.url):
+        source = replace(source, name=name)
+    else:
+        keys = (claim.id, claim.metric, protocol)
+        source = next((Source(context.sources[key]) for key in keys if key in context.sources), None)
+    said: dict[str, Any] = {
+        "model": model,
+        "dataset": dataset.name,
+        "config": config,
+        "args": " ".join(f"{key} {_word(value)}" for key, value in dataset.args.items()),
+        "split": dataset.split,
+        "label": claim.label,
+        "source": source.name if source else None,
+        "verified": "verified" if figure.verified else None,
+    }
+    return replace(claim, source=source, origin={key: str(value) for key, value in said.items() if value})
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _arguments(
+    front: FrontMatter, at: Keys, args: Mapping[str, Any], protocol: str, known: Sequence[str]
+) -> tuple[str | None, int | None]:
+    """Return the assumed protocol and the number of images that stand beside a result."""
+    n, assumed = args.get("num_samples"), args.get("assumed")
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n <= 0):
+        remedy = "Write a whole number such as 30000, or leave the key out"
+        raise front.error((*at, "num_samples"), "not a number of images", n, remedy)
+    if assumed is not None:
+        at = (*at, "assumed")
+        check_protocol(front, at, str(assumed), known)
+        if protocol != UNSTATED:
+            remedy = f"Remove it, or write `config: {UNSTATED}`"
+            raise front.error(at, "a protocol that is stated need not be assumed", assumed, remedy)
+    return assumed, n
+
+
+def _told_apart(claims: Sequence[Claim], *, hub: bool) -> list[Claim]:
+    """Give figures of one protocol and metric ids of their own, by what the card says of them."""
+    found = list(claims)
+    if hub and len({claim.dataset for claim in claims}) > 1:
+        found = [
+            replace(claim, suffix=_slug(claim.dataset)) if claim.protocol == UNSTATED else claim
+            for claim in claims
+        ]
+    groups: dict[str, list[int]] = {}
+    for number, claim in enumerate(found):
+        groups.setdefault(claim.id, []).append(number)
+    for numbers in groups.values():
+        said = {key: [found[number].origin.get(key, "") for number in numbers] for key in _ORIGIN}
+        differ = [key for key, words in said.items() if len(set(words)) > 1]
+        enough = next(([key] for key in differ if len(set(said[key])) == len(numbers)), differ)
+        words = [" ".join(said[key][at] for key in enough) for at in range(len(numbers))]
+        slugs = [_slug(word) for word in words]
+        for number, word, slug in zip(numbers, words, slugs, strict=True):
+            if slugs.count(slug) > 1:  # nothing of the Latin alphabet tells them apart
+                slug = f"{slug}-{list(dict.fromkeys(words)).index(word) + 1}".strip("-") if enough else ""
+            doubt = "`model-index` has this figure of several models, and a card is of one checkpoint"
+            doubt += "; give each model a card of its own"
+            found[number] = replace(
+                found[number],
+                suffix="-".join(part for part in (found[number].suffix, slug) if part),
+                doubt=doubt if "model" in differ else "",
+            )
+    return found
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
