@@ -147,11 +147,11 @@ def read_text(path: Path) -> str:
 def parse(path: Path, text: str) -> FrontMatter:
     """Return the front matter of a card's text; broken YAML is an error that names the line."""
     if (match := find_block(text)) is None:
-        found = text.strip().split("\n", 1)[0][:60].rstrip("\r")
+        begins = text.strip().split("\n", 1)[0][:60].rstrip("\r")
         remedy = (
             "Begin with `---`, the YAML, and `---`; `python -m pytest_sdbench draft FOLDER` writes a card"
         )
-        raise CardError("the card has no front matter", file=path, key="line 1", found=found, remedy=remedy)
+        raise CardError("the card has no front matter", file=path, key="line 1", found=begins, remedy=remedy)
     block, first_line = match.group(2), text[: match.start(2)].count("\n") + 1
     try:
         data, node = read_yaml(block)

@@ -113,8 +113,8 @@ def _entries(context: _Context) -> Iterator[Claim | Problem]:
             yield Problem(error, not context.hub)
             continue
         if not isinstance(name := models[m].get("name"), str) or not name:
-            error = front.error((*model, "name"), "the model has no name", name, "Give it one, as text")
-            yield Problem(error, not context.hub)
+            nameless = front.error((*model, "name"), "the model has no name", name, "Give it one, as text")
+            yield Problem(nameless, not context.hub)
         for r in range(len(results)):
             at = (*model, "results", r)
             try:

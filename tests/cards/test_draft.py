@@ -16,6 +16,7 @@ from pytest_sdbench.base.errors import CardError, CheckpointError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import check_lineage, read_card
 from pytest_sdbench.cards.draft import draft
+from pytest_sdbench.cards.front_matter import BLOCK
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.counts import Macs
@@ -173,3 +174,78 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model_index\.json: .*save_pretrained") as caught:
         draft(tmp_path)
     assert caught.value.file == tmp_path
+
+
+FOREIGN = "{task: {type: t}, dataset: {type: a, name: A}, metrics: [{type: wer, value: 3}]}"
+KEPT = {
+    "braces": ("---\n{}\n---\n\n# T\n", {}),
+    "braces and comments": ("---\n# fill in\n{ }  # later\n---\n\n# T\n", {}),
+    "comments": ("---\n# fill in later\n---\n\n# T\n", {}),
+    "null": ("---\n~\n---\n\n# T\n", {}),
+    "a metric of others": (
+        f"---\nmodel-index: [{{name: M, results: [{FOREIGN}]}}]\n---\n\n# T\n",
+        {"model-index"},
+    ),
+    "byte order mark": ("\ufeff---\nlicense: mit\n---\n\n# T\n", {"license"}),
+    "four dashes": ("----\nlicense: mit\n----\n\n# T\n", {"license"}),
+    "four dashes and three": ("----\nlicense: mit\n---\n\n# T\n", {"license"}),
+    "spaces behind dashes": ("--- \nlicense: mit\n---\t\n\n# T\n", {"license"}),
+    "no body": ("---\nlicense: mit\n---", {"license"}),
+    "no final newline": ("---\nlicense: mit\n---\n\n# T", {"license"}),
+    "a text at the end": ("---\nnote: |\n  one\n---\n\n# T\n", {"note"}),
+    "newlines at the end": ("---\nnote: >+\n  one\n\n\n---\n# T\n", {"note"}),
+    "indented": ("---\n  license: mit\n  tags: [a]\n---\n\n# T\n", {"license", "tags"}),
+    "the end of a document": ("---\nlicense: mit\n...\n---\n\n# T\n", {"license"}),
+    "rules in the body": ("---\nlicense: mit\n---\n\n# T\n\n---\n\nmore\n\n----\n", {"license"}),
+    "anchors": ("---\nx: &a [1]\ny: *a\n---\n\n# T\n", {"x", "y"}),
+    "not a number": ("---\nx: .nan\n---\n\n# T\n", {"x"}),
+}
+NEW = {"library_name", "pipeline_tag"}
+KEPT |= {
+    "nothing": ("---\n---\n\n# T\n", NEW),
+    "no front matter": ("\ufeff# T\n\n---\n\nmore\n\n---\n", NEW),
+    "a rule below nothing": ("---\n---\n# T\n\n---\nmore\n", NEW),
+    "code first": ("\n    import torch\n\n# T\n", NEW),
+}
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("case", KEPT)
+def test_a_draft_says_all_that_was_there(case: str, ending: str, tiny_checkpoint: Path) -> None:
+    text, keys = KEPT[case]
+    text = text.replace("\n", ending)
+    readme = tiny_checkpoint / "README.md"
+    readme.write_bytes(text.encode())
+    new = draft(tiny_checkpoint)
+    readme.write_bytes(new.encode())
+    assert read_card(readme).size["unet"].exact
+    assert not [problem for problem in read_card(readme).problems if problem.fails]
+    # As the hub finds it.
+    block = BLOCK.match(new)
+    assert block
+    front = yaml.safe_load(block.group(2))
+    assert set(front) == {*keys, "sdbench"}
+    assert repr(ModelCard.load(readme).data.to_dict()["sdbench"]) == repr(front["sdbench"])
+    old = BLOCK.match(text) if keys != NEW else None
+    before = (yaml.safe_load(old.group(2)) if old else None) or {}
+    assert repr({key: front[key] for key in before}) == repr(before)
+    assert new.endswith(text[text.index("# T") :] if "# T" in text else "---" + ending)
+    assert "import torch" not in text or f"{ending}    import torch" in new
+    assert all(line.strip(" \t{}~.-\ufeff") in new for line in text.splitlines())
+    assert new.count("\r\n") == (new.count("\n") if ending == "\r\n" and ending in text else 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("---\n{license: mit}\n---\n\n# T\n", "plain `key: value` lines"),
+        ("---\nlicense: a: b\n---\n\n# T\n", "Correct the YAML"),
+        ("---\n- a\n---\n\n# T\n", "key: value"),
+        ("---\nmodel_index: []\n---\n\n# T\n", "Did you mean 'model-index'"),
+        ("---\n%YAML 1.1\n---\nlicense: mit\n---\n\n# T\n", "Correct the YAML|plain `key"),
+    ],
+)
+def test_what_cannot_keep_all_beside_a_block_is_refused(text: str, told: str, tiny_checkpoint: Path) -> None:
+    (tiny_checkpoint / "README.md").write_text(text, encoding="utf-8")
+    with pytest.raises(CardError, match=told):
+        draft(tiny_checkpoint)
