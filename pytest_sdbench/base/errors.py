@@ -23,8 +23,8 @@ class SdbenchError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.message, self.file, self.key, self.found, self.remedy = message, file, key, found, remedy
-        where = "".join(f"{part}: " for part in (file, key) if part is not None)
-        what = message if found is None else f"{message} (found {found!r})"
+        where = "".join(f"{_cut(str(part))}: " for part in (file, key) if part is not None)
+        what = _cut(message) if found is None else f"{_cut(message)} (found {_cut(repr(found))})"
         super().__init__(f"{where}{what}" + (f". {remedy}" if remedy else ""))
 
     def at(self, file: str | Path) -> SdbenchError:
@@ -60,6 +60,11 @@ class EvidenceError(SdbenchError):
 
 class Unavailable(SdbenchError):
     """Something that is not on this machine: no fault of the card; the remedy says how to get it."""
+
+
+def _cut(text: str, most: int = 400) -> str:
+    """Return a part of a message without its end where it is too long to be read."""
+    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text):,} characters)"
 
 
 def first_line(error: BaseException) -> str:

@@ -21,8 +21,9 @@ from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, differ
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import groups_of
-from pytest_sdbench.models.checkpoint import Checkpoint, resolve
+from pytest_sdbench.models.checkpoint import EMBEDDED, Checkpoint, embedded_folder, resolve
 from pytest_sdbench.models.integrity import verify
+from pytest_sdbench.models.layout import holds_unet, no_checkpoint
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
@@ -33,7 +34,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     what = "a card (name or file), a folder in diffusers layout, or embedded:NAME"
     command.add_argument("first", metavar="A", help=what)
-    command.add_argument("second", metavar="B", help=f"{what}; a U-Net's folder alone is joined to B's base")
+    command.add_argument(
+        "second", metavar="B", help=f"{what}; a U-Net's folder alone is joined to the base of the other"
+    )
     names = ("--protocol", "--images", "--store", "--data", "--device", "--download", "--json")
     share(command, *names, device="cpu")
 
@@ -87,9 +90,13 @@ def compare(
     protocol = load_protocol(protocol_name, search=(Path.cwd(), Path.cwd() / "cards"))
     if images is not None:
         protocol = first_images(protocol, images)
-    # The second first: it may be the base of the first.
-    right = _side(second, protocol, None, workspace.download)
-    left = _side(first, protocol, right, workspace.download)
+    # A whole checkpoint comes first: it may be the base of the other.
+    if _lone_unet(second) is None:
+        right = _side(second, protocol, None, workspace.download)
+        left = _side(first, protocol, right, workspace.download)
+    else:
+        left = _side(first, protocol, None, workspace.download)
+        right = _side(second, protocol, left, workspace.download)
     (ours, notes), (theirs, more) = (_scored(side, protocol, workspace) for side in (left, right))
     prompts = load_prompts(protocol, workspace.data_root)[: protocol.n]
     groups = groups_of(prompts)
@@ -176,6 +183,13 @@ def _call(metric: Metric, low: float, high: float, names: tuple[str, str]) -> st
     return f"{names[0] if (low > 0) == metric.higher_is_better else names[1]} is better"
 
 
+def _lone_unet(text: str) -> Path | None:
+    """Return the folder of what is a U-Net alone; None for anything else."""
+    embedded = text.startswith(EMBEDDED)
+    folder = embedded_folder(text) if embedded else Path(text)
+    return folder if folder.is_dir() and holds_unet(folder) else None
+
+
 def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) -> _Side:
     path = Path(text)
     is_name = ":" not in text and not path.exists()
@@ -185,9 +199,16 @@ def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) ->
         card = read_card(find_card_of(text))
         evidence = evidence_path(card.path, card.name, protocol.name)
         return _Side(card.name, checkpoint_of(card, download=download), evidence)
+    if path.is_file():
+        raise no_checkpoint(path)
     weights = path if path.is_dir() else None
-    base = other.checkpoint.spec if other else None
-    checkpoint = resolve(base if weights else text, card=text, weights=weights, download=download)
+    if (lone := _lone_unet(text)) is not None:
+        if other is None:
+            remedy = "Compare it with a whole checkpoint, which lends the other parts, or give its card"
+            raise SdbenchError("this is a U-Net alone", file=text, remedy=remedy)
+        checkpoint = resolve(str(other.checkpoint.folder), card=text, weights=lone, download=download)
+    else:
+        checkpoint = resolve(None if weights else text, card=text, weights=weights, download=download)
     verify(checkpoint)
     return _Side(text, checkpoint, None)
 

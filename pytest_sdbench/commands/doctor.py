@@ -73,7 +73,7 @@ class Search:
 
         def look() -> str:
             here.append(checkpoint_of(card, weights))
-            return f"verified, fingerprint {here[0].fingerprint}"
+            return "; ".join([f"verified, fingerprint {here[0].fingerprint}", *here[0].choices])
 
         name = str(weights or card.checkpoint or f"of {card.name}")
         finding = Finding(card.name, "weights", name, *_look(look))

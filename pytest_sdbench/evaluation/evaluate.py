@@ -205,7 +205,11 @@ def evaluate(
         versions=_versions_of(writers),
         seconds=time.monotonic() - started,
         images_made=made.images_made,
-        notes=(*_notes(measured, made, writers, counts), *references.unverified()),
+        notes=(
+            *_notes(measured, made, writers, counts),
+            *references.unverified(),
+            *checkpoint.choices,
+        ),
         torch_device=workspace.device,
         groups=groups,
         foretells=measured.n == protocol.n

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -15,13 +16,21 @@ from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot
+from pytest_sdbench.models.layout import (
+    CLASSES,
+    COMPONENTS,
+    UNUSED,
+    check_pipeline,
+    holds_unet,
+    is_unet,
+    no_checkpoint,
+)
 from pytest_sdbench.models.skeleton import known_keys
-from pytest_sdbench.models.weights import Weights, find_weights, incomplete, read_json
+from pytest_sdbench.models.weights import COPY_AGAIN, WEIGHT_FILES, Weights, find_weights, read_json, unread
 
-COMPONENTS = ("unet", "text_encoder", "vae")
+_DIFFUSERS = {name: CLASSES[name] for name in ("unet", "vae")}
 EMBEDDED = "embedded:"
 """How the spec begins of a checkpoint that ships with this package."""
-_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 _FORMS = (
     "Write org/name@revision, embedded:NAME, ./folder (relative to the card), or a base and the folder of a "
     "U-Net: {base: ..., unet: ...}"
@@ -51,8 +60,8 @@ class Checkpoint:
         return self.part(name) / ("scheduler_config.json" if name == "scheduler" else "config.json")
 
     def config(self, name: str) -> dict[str, Any]:
-        """Read the configuration of a component."""
-        return read_json(self.config_file(name))
+        """Read the configuration of a component, as its library obeys it."""
+        return _obeyed(self, name, read_json(self.config_file(name)))
 
     def weights(self, name: str) -> Weights:
         """Find the weight files of a component."""
@@ -62,6 +71,29 @@ class Checkpoint:
     def unet_config(self) -> dict[str, Any]:
         """The configuration of the U-Net under test, as far as the installed diffusers knows its keys."""
         return known_keys(self.config("unet"))
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:
+        """Which weights are those of the checkpoint where there are several, and what was not looked at."""
+        notes = []
+        for name in COMPONENTS:
+            weights = self.weights(name)
+            judged = (weights.index or weights.files[0]).name
+            if rest := unread(self.part(name), weights):
+                notes.append(f"{name}: {judged} was judged, not {_some(rest)}")
+            elif weights.variant:
+                notes.append(f"{name}: {judged} was judged, a variant that must be asked for by its name")
+        beside = sorted(self.folder.iterdir())
+        if self.unet_folder is not None:
+            beside += sorted(self.unet_folder.parent.glob("unet*"))
+        known = {self.folder / name for name in (*COMPONENTS, *UNUSED)} | {self.part("unet")}
+        further = [
+            path.name + "/" * path.is_dir()
+            for path in beside
+            if path not in known
+            and any(each.suffix in WEIGHT_FILES for each in (path.iterdir() if path.is_dir() else [path]))
+        ]
+        return (*notes, *([f"not looked at: {_some(further)}"] if further else []))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,7 +108,7 @@ class Checkpoint:
             contents |= {f"{name}/{file.name}": _file_digest(file) for file in self.weights(name).files}
         contents["scheduler/class"] = scheduler_class(self)
         contents["scheduler/config"] = _config_digest(self.config("scheduler"))
-        for file in sorted(self.part("tokenizer").glob("*")):
+        for file in sorted(path for path in self.part("tokenizer").glob("*") if path.is_file()):
             if file.suffix == ".json" and "config" in file.name:
                 contents[f"tokenizer/{file.name}"] = _config_digest(read_json(file))
             elif file.suffix in (".json", ".txt"):
@@ -121,10 +153,11 @@ def scheduler_class(checkpoint: Checkpoint) -> str:
     import diffusers
 
     index = {} if checkpoint.scheduler_folder else read_json(checkpoint.folder / "model_index.json")
-    config = checkpoint.config("scheduler")
-    _, name = index.get("scheduler") or (None, config.get("_class_name"))
+    name = (index.get("scheduler") or [None])[-1]
+    if name is None:
+        name = read_json(checkpoint.config_file("scheduler")).get("_class_name")
     kind = getattr(diffusers, str(name), None)
-    if kind is None or not issubclass(kind, diffusers.SchedulerMixin):
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise CheckpointError(
             "unknown scheduler",
             file=checkpoint.config_file("scheduler"),
@@ -133,6 +166,35 @@ def scheduler_class(checkpoint: Checkpoint) -> str:
             remedy="Name one of diffusers' schedulers, e.g. PNDMScheduler",
         )
     return str(name)
+
+
+_DEFAULTED = "_use_default_values"
+
+
+def _obeyed(checkpoint: Checkpoint, name: str, written: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the values that diffusers gives the constructor.
+
+    It passes over the keys that ``_use_default_values`` lists: the constructor's defaults stand for them.
+    """
+    if name not in (*_DIFFUSERS, "scheduler") or _DEFAULTED not in written:
+        return written
+    import diffusers
+
+    listed = written[_DEFAULTED]
+    if not (isinstance(listed, list) and all(isinstance(key, str) for key in listed)):
+        file, remedy = checkpoint.config_file(name), "Remove the entry, which save_pretrained never writes"
+        raise CheckpointError("not a list of keys", file=file, key=_DEFAULTED, found=listed, remedy=remedy)
+    kind = getattr(diffusers, _DIFFUSERS.get(name) or scheduler_class(checkpoint))
+    parameters = inspect.signature(kind.__init__).parameters
+    return {
+        key: parameters[key].default if key in listed and key in parameters else value
+        for key, value in written.items()
+        if key != _DEFAULTED
+    }
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @cache
@@ -163,15 +225,18 @@ def _override(
     spec: str | Mapping[str, str] | None, folder: Path, card: str, near: Path | None, download: bool
 ) -> Checkpoint:
     if not folder.is_dir():
-        what = "no such folder"
-        remedy = "Give a checkpoint in diffusers layout, or the folder of its U-Net"
-        raise CheckpointError(what, key=f"--sdbench-weights {card}", found=str(folder), remedy=remedy)
+        raise no_checkpoint(folder, key=f"--sdbench-weights {card}")
     if (folder / "model_index.json").is_file():
         return Checkpoint(str(folder), _complete(folder))
     own = _unet_parts(folder)
     pair = split_pair(spec) if spec is not None else None
     base = resolve(pair[0] if pair else spec, card=card, near=near, download=download)
     return Checkpoint(f"base: {base.spec}, unet: {folder}", base.folder, *own)
+
+
+def embedded_folder(spec: str) -> Path:
+    """Return where a checkpoint lies that ships with this package, or would."""
+    return reference() / "checkpoints" / spec.removeprefix(EMBEDDED)
 
 
 def split_pair(spec: str | Mapping[str, str]) -> tuple[str, str] | None:
@@ -191,7 +256,7 @@ def _locate(
 ) -> Path:
     """Return the folder that a single spec means."""
     if spec.startswith(EMBEDDED):
-        folder = reference() / "checkpoints" / spec.removeprefix(EMBEDDED)
+        folder = embedded_folder(spec)
         known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
         remedy = f"Embedded checkpoints: {', '.join(known)}"
     elif spec.startswith((".", "/", "~")):
@@ -207,6 +272,8 @@ def _locate(
             raise Unavailable(error.message, file=spec, found=error.found, remedy=remedy) from error
     else:
         raise CheckpointError("not a checkpoint", key="sdbench.checkpoint", found=spec, remedy=_FORMS)
+    if folder.is_file():
+        raise no_checkpoint(folder, key="sdbench.checkpoint")
     if not folder.is_dir():
         found = f"{spec} -> {folder}"
         raise CheckpointError("no such folder", key="sdbench.checkpoint", found=found, remedy=remedy)
@@ -215,38 +282,32 @@ def _locate(
 
 def _complete(folder: Path) -> Path:
     """Return ``folder`` if it is a pipeline of ours."""
-    index_file = folder / "model_index.json"
-    if not index_file.is_file() and (folder / "config.json").is_file():
+    if holds_unet(folder):
         what = "this folder holds a U-Net alone"
         remedy = "As `base`, name a whole checkpoint, which lends the other parts: {base: ..., unet: ...}"
         raise CheckpointError(what, file=folder, key="sdbench.checkpoint", remedy=remedy)
-    if not index_file.is_file():
-        raise incomplete("not a checkpoint in diffusers layout: no model_index.json", folder)
-    index = read_json(index_file)
-    for name in COMPONENTS:
-        found = index.get(name)
-        check_class(name, found[-1] if isinstance(found, list) and found else found, index_file, key=name)
+    if not (folder / "model_index.json").is_file():
+        raise no_checkpoint(folder)
+    check_pipeline(folder)
     return folder
-
-
-def check_class(name: str, found: Any, file: Path, *, key: str) -> None:
-    """Raise ``CheckpointError`` unless a component is of the class that SD v1's is, or the file is silent."""
-    if found not in (None, _CLASSES[name]):
-        remedy = f"Only checkpoints with a {_CLASSES[name]}, as SD v1's, are supported"
-        raise CheckpointError(f"unsupported {name}", file=file, key=key, found=found, remedy=remedy)
 
 
 def _unet_parts(folder: Path) -> tuple[Path, Path | None]:
     """Return the U-Net in ``folder``, and the scheduler beside it if the folder is no whole checkpoint."""
     whole = (folder / "model_index.json").is_file()
-    if (folder / "config.json").is_file() and not whole:
+    if whole:
+        check_pipeline(folder)
+    if is_unet(folder) and not whole:
         return folder, None
     if (folder / "unet" / "config.json").is_file():
         brings = not whole and (folder / "scheduler" / "scheduler_config.json").is_file()
         return folder / "unet", folder / "scheduler" if brings else None
+    error = no_checkpoint(folder)
+    if error.remedy != COPY_AGAIN:
+        raise error
     raise CheckpointError(
         "no U-Net: neither config.json nor unet/config.json",
         file=folder,
-        found=sorted(path.name for path in folder.iterdir()),
+        found=error.found,
         remedy="Give a checkpoint in diffusers layout, or the folder of its U-Net",
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_sdbench.base.errors import CardError, first_line
 from pytest_sdbench.models.architectures import SD_V1_TEXT_ENCODER, Config
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.integrity import stored_parameters
@@ -73,8 +74,12 @@ def unet_macs(architecture: str | Config) -> Macs:
     are two ordinary batched matrix products: which fused kernel ``scaled_dot_product_attention`` picks
     depends on device and torch version, and not every kernel has a formula in the counter.
     """
-    model = unet_skeleton(architecture)
-    flops = _flops(model, lambda: model(**unet_inputs(architecture)))
+    model, inputs = unet_skeleton(architecture), unet_inputs(architecture)
+    try:
+        flops = _flops(model, lambda: model(**inputs))
+    except Exception as error:  # a wrong value fails wherever it is used first
+        what, remedy = "not a U-Net that can be called", "Compare it with the config.json of the unet folder"
+        raise CardError(what, key="sdbench.architecture", found=first_line(error), remedy=remedy) from error
     total, attention = sum(flops.values()), flops.get("bmm", 0) + flops.get("baddbmm", 0)
     return Macs(total=total // 2, conv_linear=(total - attention) // 2)
 

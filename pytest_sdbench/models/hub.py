@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
+from pytest_sdbench.models.layout import check_pipeline
 from pytest_sdbench.models.weights import candidates, find_weights
 
 HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
@@ -41,8 +42,8 @@ def cached_snapshot(name: str, revision: str | None, components: Sequence[str]) 
 def download_snapshot(name: str, revision: str | None, components: Sequence[str]) -> Path:
     """Fetch ``components`` of a repository to the hub cache, with tokenizer and scheduler; return the folder.
 
-    One file format per component: safetensors before ``.bin``, full precision before fp16. What is cached
-    is not fetched again. Raise ``Unavailable`` where the hub cannot be reached or refuses.
+    One file format per component: the one that `find_weights` chooses. What is cached is not fetched again.
+    Raise ``Unavailable`` where the hub cannot be reached or refuses.
     """
     import huggingface_hub
 
@@ -87,6 +88,8 @@ def forget_failures() -> None:
 def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:
     """Choose from a repository's files those that loading ``components`` takes."""
     wanted = [file for file in files if file == "model_index.json"]
+    if wanted and any(file.startswith(("transformer/", "text_encoder_2/")) for file in files):
+        return wanted  # it says of which other kind the pipeline is; the rest is gigabytes
     wanted += [
         file for file in files if re.fullmatch(r"scheduler/[^/]*\.json|tokenizer/[^/]*\.(json|txt)", file)
     ]
@@ -95,20 +98,23 @@ def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:
         alone = component == "unet" and "unet/config.json" not in files
         prefix = "" if alone else f"{component}/"
         wanted += [file for file in files if file == f"{prefix}config.json"]
-        for name, index, *_ in candidates(component):
-            if prefix + name in files:
-                wanted.append(prefix + name)
-                break
-            if prefix + index in files:
-                stem, suffix = name.rsplit(".", 1)
-                shard = re.compile(re.escape(prefix + stem) + r"-\d+-of-\d+\." + suffix)
-                wanted += [prefix + index, *filter(shard.fullmatch, files)]
+        for each in candidates(component):
+            if prefix + each.name in files:
+                wanted.append(prefix + each.name)
+                if each.shards:
+                    inside = [file for file in files if file.startswith(prefix)]
+                    wanted += [file for file in inside if each.shards.fullmatch(file.removeprefix(prefix))]
                 break
     return wanted
 
 
 def _missing(folder: Path, components: Sequence[str]) -> list[str]:
-    """Name what is not there of ``components``, and of what a pipeline needs beside them."""
+    """Name what is not there of ``components``, and of what a pipeline needs beside them.
+
+    Raise ``CheckpointError`` for a pipeline of another kind, of which it is no use to fetch more.
+    """
+    if (folder / "model_index.json").is_file():
+        check_pipeline(folder)
     missing = []
     for component in components:
         part = folder / component

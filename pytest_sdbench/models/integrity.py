@@ -7,11 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.base.errors import CardError, CheckpointError
+from pytest_sdbench.base.errors import CardError, CheckpointError, first_line
 from pytest_sdbench.models.architectures import ARCHITECTURES
-from pytest_sdbench.models.checkpoint import COMPONENTS, Checkpoint, check_class, scheduler_class
+from pytest_sdbench.models.checkpoint import Checkpoint
+from pytest_sdbench.models.layout import COMPONENTS, check_class
 from pytest_sdbench.models.skeleton import known_keys, text_encoder_skeleton, unet_skeleton, vae_skeleton
-from pytest_sdbench.models.weights import COPY_AGAIN, Tensor, Weights, incomplete, read_shapes, read_tensors
+from pytest_sdbench.models.values import check_values
+from pytest_sdbench.models.weights import (
+    COPY_AGAIN,
+    Tensor,
+    Weights,
+    incomplete,
+    read_shapes,
+    read_tensor,
+    read_tensors,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -31,12 +41,12 @@ def verify(checkpoint: Checkpoint) -> None:
     """
     if checkpoint.fingerprint in _verified:
         return
+    check_values(checkpoint)
     for name in COMPONENTS:
         config_file, config = checkpoint.config_file(name), checkpoint.config(name)
         check_class(name, config.get("_class_name"), config_file, key="_class_name")
         check_component(name, config, config_file, checkpoint.weights(name))
     check_together({name: checkpoint.config(name) for name in COMPONENTS}, checkpoint.folder)
-    scheduler_class(checkpoint)
     _verified.add(checkpoint.fingerprint)
 
 
@@ -72,7 +82,9 @@ def expected_shapes(
             model = {"vae": vae_skeleton, "text_encoder": text_encoder_skeleton}[component](config)
     except Exception as error:
         # Constructors fail in as many ways as there are wrong values: the error's text says which it was.
-        found = error.found if isinstance(error, CardError) else f"{type(error).__name__}: {error}"
+        found = (
+            error.found if isinstance(error, CardError) else f"{type(error).__name__}: {first_line(error)}"
+        )
         raise incomplete(f"not a configuration of a {component}", config_file, found=found) from error
     return {canonical_name(component, name): tuple(value.shape) for name, value in model.state_dict().items()}
 
@@ -84,6 +96,8 @@ def check_component(component: str, config: Mapping[str, Any], config_file: Path
     missing = sorted(expected.keys() - stored.keys())
     extra = sorted(stored.keys() - expected.keys())
     misshapen = sorted(name for name in expected.keys() & stored if stored[name].shape != expected[name])
+    if missing and extra and (what := _other_names(component, stored, expected)):
+        raise CheckpointError(what[0], file=weights.files[0], key=extra[0], remedy=what[1])
     if misshapen or (missing and extra) or len(missing) > _SOME or len(extra) > _SOME:
         shapes = {name: tensor.shape for name, tensor in stored.items()}
         parts = [
@@ -108,7 +122,32 @@ def check_component(component: str, config: Mapping[str, Any], config_file: Path
         what = f"a tensor that the network does not have{_others(extra)}"
         first, remedy = stored[extra[0]], f"Compare it with {config_file}; export the checkpoint again"
         raise CheckpointError(what, file=first.file, key=extra[0], found=first.shape, remedy=remedy)
-    _check_finite(weights)
+    _check_tensors(component, weights)
+
+
+def _other_names(component: str, stored: Shapes, expected: Shapes) -> tuple[str, str] | None:
+    """Return what to say of weights whose names alone are others, as wrappers and other formats have."""
+    first = min(stored)
+    if any("lora" in name for name in stored):
+        return (
+            "weights with layers of a LoRA in them",
+            "Fuse them first: pipeline.fuse_lora(), save_pretrained(...)",
+        )
+    if first.startswith(
+        ("model.diffusion_model.", "input_blocks.", "cond_stage_model.", "first_stage_model.")
+    ):
+        remedy = "Convert them: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+        return "weights with the names of the original single file, not of diffusers", remedy
+    words = first.split(".")
+    for surplus in [words[: i + 1] for i in range(2)] + [[word] for word in words[1:-1]]:
+        text = ".".join(surplus) + "."
+        bare = {
+            canonical_name(component, re.sub(rf"(^|\.){re.escape(text)}", r"\1", name)) for name in stored
+        }
+        if len(bare & expected.keys()) > len(expected) / 2:
+            remedy = "Save the network inside (accelerate's unwrap_model; _orig_mod of a compiled one)"
+            return f"the names of the tensors hold `{text}`, which a wrapper around the network added", remedy
+    return None
 
 
 def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
@@ -120,6 +159,14 @@ def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> No
     )
     for key, other, other_key, default in fits:
         value, other_value = configs["unet"].get(key, default), configs[other].get(other_key, default)
+        if key == "in_channels" and configs["unet"].get("out_channels", default) == other_value != value:
+            raise CheckpointError(
+                "a U-Net with other inputs than latents and text, which is not supported (yet)",
+                file=folder,
+                key="unet.in_channels",
+                found=value,
+                remedy="9 channels are of inpainting, 8 of InstructPix2Pix, 7 of upscaling, 5 of depth",
+            )
         if value != other_value:
             raise CheckpointError(
                 f"unet and {other} do not fit together",
@@ -139,11 +186,27 @@ def _remedy(component: str, shapes: Shapes, config_file: Path) -> str:
     return "Save the configuration of the network that was trained, beside its weights"
 
 
-def _check_finite(weights: Weights) -> None:
+def _check_tensors(component: str, weights: Weights) -> None:
+    """Raise ``CheckpointError`` for values that are not finite, not floats, or twice there and different."""
     import torch
 
+    places: dict[str, tuple[Path, str]] = {}
     for name, file, value in read_tensors(weights):
-        if value.numel() == 0 or not value.dtype.is_floating_point:
+        known = canonical_name(component, name)
+        if known in places and not torch.equal(value, read_tensor(weights, *places[known])):
+            other, called = places[known]
+            what = f"stored twice with different values: as {called} in {other.name} too"
+            raise CheckpointError(
+                what, file=file, key=name, remedy=f"Delete the wrong one, or {COPY_AGAIN.lower()}"
+            )
+        places[known] = file, name
+        if known in _BUFFERS:
+            continue
+        if not value.dtype.is_floating_point:
+            what = "integers in the place of weights, and no quantization_config that says how to read them"
+            remedy = "Save the weights in float16 or more: a cast of these draws other images"
+            raise CheckpointError(what, file=file, key=name, found=str(value.dtype), remedy=remedy)
+        if value.numel() == 0:
             continue
         # The extremes carry NaN and infinity through, in one pass and without a mask as large as the tensor.
         low, high = torch.aminmax(value if value.dtype.itemsize > 1 else value.float())

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, first_line
-from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
+from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.integrity import verify
+from pytest_sdbench.models.values import check_calls, make_scheduler
 from pytest_sdbench.models.weights import COPY_AGAIN, incomplete
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ def load_pipeline(
     The safety checker is off (it blacks images out), the progress bar too; the networks are in evaluation
     mode, on ``device``, in ``dtype``; the scheduler is the checkpoint's own.
     """
-    import diffusers
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     verify(checkpoint)
+    check_calls(checkpoint)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     tokenizer = _load_tokenizer(checkpoint)
     with _quiet():
@@ -37,9 +38,7 @@ def load_pipeline(
             text_encoder=_load_model(CLIPTextModel, "text_encoder", checkpoint, dtype),
             vae=_load_model(AutoencoderKL, "vae", checkpoint, dtype),
             tokenizer=tokenizer,
-            scheduler=getattr(diffusers, scheduler_class(checkpoint)).from_config(
-                checkpoint.config("scheduler")
-            ),
+            scheduler=make_scheduler(checkpoint),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -61,10 +60,12 @@ def _load_model(kind: Any, name: str, checkpoint: Checkpoint, dtype: torch.dtype
             use_safetensors=weights.safetensors,
             local_files_only=True,
             output_loading_info=True,
+            # A configuration may name another implementation of attention, code from the hub included.
+            **({"attn_implementation": "sdpa"} if name == "text_encoder" else {}),
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # loaders fail in as many ways as there are wrong values
         what, folder = f"{kind.__name__} cannot be loaded", checkpoint.part(name)
-        raise incomplete(what, folder, found=str(error)) from error
+        raise incomplete(what, folder, found=f"{type(error).__name__}: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         what = f"{kind.__name__} left {len(missing)} tensors at random values"
         remedy = "Save the checkpoint again with the installed versions of diffusers and transformers"

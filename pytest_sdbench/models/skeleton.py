@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     import torch
 
 _KEY = "sdbench.architecture"
-_OTHER_CONDITIONING = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "num_class_embeds")
+OTHER_CONDITIONING = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "num_class_embeds")
+"""Keys of U-Nets that take other inputs than latents, a timestep and text."""
+_MOST_LAYERS = 2000
+"""Of a network: those of Stable Diffusion have 12. To build a million takes hours."""
+_LARGEST_SIDE = 1024
+"""Of the latents that a network is tried on."""
 
 
 def unet_config(architecture: str | Config) -> Config:
@@ -65,9 +70,10 @@ def unet_skeleton(
 
     config = unet_config(architecture)
     try:
+        _check_layers(config)
         with torch.device("meta"):
             model = UNet2DConditionModel.from_config(dict(config)).eval().requires_grad_(False)
-    except (TypeError, ValueError, LookupError, AttributeError, ZeroDivisionError, RuntimeError) as error:
+    except Exception as error:  # constructors fail in as many ways as there are wrong values
         what = "not a configuration of UNet2DConditionModel"
         remedy = "Compare it with the config.json of the checkpoint's unet folder"
         raise CardError(what, key=_KEY, found=first_line(error), remedy=remedy) from error
@@ -96,14 +102,20 @@ def unet_inputs(
     import torch
 
     config = unet_config(architecture)
-    for key in _OTHER_CONDITIONING:
+    for key in OTHER_CONDITIONING:
         if config.get(key) is not None:
             what = "only U-Nets conditioned on text, as SD v1's, are supported"
             remedy = "Leave the key out"
             raise CardError(what, key=f"{_KEY}.{key}", found=config[key], remedy=remedy)
     defaults = _unet_defaults()
     size = config.get("sample_size") or 64
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = [size, size] if isinstance(size, int) else size
+    if not (isinstance(sides, list | tuple) and [type(side) for side in sides] == [int, int]) or not (
+        0 < min(sides) <= max(sides) <= _LARGEST_SIDE
+    ):
+        what, remedy = "no size of latents", f"Give one number or two, from 1 to {_LARGEST_SIDE}"
+        raise CardError(what, key=f"{_KEY}.sample_size", found=size, remedy=remedy)
+    height, width = sides
     channels = config.get("in_channels", defaults["in_channels"])
     states = config.get("cross_attention_dim", defaults["cross_attention_dim"])
     guidance = config.get("time_cond_proj_dim")
@@ -125,6 +137,7 @@ def text_encoder_skeleton(config: Config = SD_V1_TEXT_ENCODER) -> Any:
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    _check_layers(config)
     with torch.device("meta"):
         return CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
 
@@ -134,8 +147,22 @@ def vae_skeleton(config: Config = SD_V1_VAE) -> Any:
     import torch
     from diffusers import AutoencoderKL
 
+    _check_layers(config)
     with torch.device("meta"):
         return AutoencoderKL.from_config(dict(config))
+
+
+def _check_layers(config: Config) -> None:
+    """Raise ValueError for a configuration of more layers than can be built in seconds."""
+    layers, longest = 1, 1
+    for key, value in config.items():
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        longest = max(longest, len(values))
+        if "layers" in key:
+            inner = [n for each in values for n in (each if isinstance(each, list | tuple) else [each])]
+            layers *= max([1, *(n for n in inner if isinstance(n, int))])
+    if layers * longest > _MOST_LAYERS:
+        raise ValueError(f"{layers * longest:.3g} layers, and at most {_MOST_LAYERS:,} are supported")
 
 
 def _fill(model: torch.nn.Module) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,16 @@ STEMS = {
 """File stem of each component's weights: as safetensors, as .bin."""
 
 VARIANTS = (None, "fp16")
-"""Which file to read where there are several: full precision first, since protocols cast it themselves."""
+"""What to read where there are several: what ``from_pretrained`` loads unasked, then its usual variant."""
+
+WEIGHT_FILES = {
+    *(".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".gguf"),
+    *(".npz", ".pkl", ".flashpack"),
+}
+"""How files end that may hold weights."""
+
+LARGEST_JSON, DEEPEST_JSON = 64 << 20, 64
+"""Bytes, and lists and objects in each other: a tokenizer has 2 MB, a configuration three levels."""
 
 COPY_AGAIN = "Copy or download the checkpoint again"
 
@@ -51,31 +62,65 @@ class Tensor:
     file: Path
 
 
-def candidates(component: str) -> Iterator[tuple[str, str, str | None, bool]]:
-    """Yield, best first, (file, shard index, variant, whether safetensors) as diffusers names them."""
-    safe, pickled = STEMS[component]
-    for stem, suffix, safetensors in ((safe, "safetensors", True), (pickled, "bin", False)):
-        for variant in VARIANTS:
-            dotted = f".{variant}" if variant else ""
-            yield f"{stem}{dotted}.{suffix}", f"{stem}.{suffix}.index{dotted}.json", variant, safetensors
+@dataclass(frozen=True)
+class Candidate:
+    """A form in which a component's weights may be saved."""
+
+    name: str
+    """Of the weights, or of the index of their shards."""
+    variant: str | None
+    safetensors: bool
+    shards: re.Pattern[str] | None
+    """What the names of the shards look like; None for a single file."""
+
+
+def candidates(component: str) -> Iterator[Candidate]:
+    """Yield the forms of a component's weights in the order in which ``from_pretrained`` looks for them."""
+    for variant in VARIANTS:
+        dotted = f".{variant}" if variant else ""
+        for stem, suffix in zip(STEMS[component], ("safetensors", "bin"), strict=True):
+            safe = suffix == "safetensors"
+            single = Candidate(f"{stem}{dotted}.{suffix}", variant, safe, None)
+            indices = [f"{stem}.{suffix}.index{dotted}.json"]
+            if variant and component != "text_encoder":
+                indices.append(f"{stem}.{suffix}{dotted}.index.json")  # as diffusers wrote it until 0.30
+            # The variant stands before the number of a shard or, in older files, after it.
+            part, end, number = re.escape(dotted), re.escape(f".{suffix}"), r"-\d+-of-\d+"
+            shards = re.compile(f"{re.escape(stem)}({part}{number}|{number}{part}){end}")
+            sharded = [Candidate(name, variant, safe, shards) for name in indices]
+            # transformers looks for a single file first, diffusers for shards.
+            yield from [single, *sharded] if component == "text_encoder" else [*sharded, single]
 
 
 def find_weights(folder: Path, component: str) -> Weights:
     """Return the weight files of ``component`` (``unet``, ``vae``, ``text_encoder``) in its ``folder``.
 
-    Safetensors come before ``.bin``, full precision before the fp16 variant. Raise ``CheckpointError``
-    where there are none, or where a shard is missing.
+    Those are what ``from_pretrained`` loads: full precision before the fp16 variant, safetensors before
+    ``.bin``. Raise ``CheckpointError`` where there are none, or where a shard is missing.
     """
-    for name, index_name, variant, safetensors in candidates(component):
-        if (folder / name).is_file():
-            return Weights((folder / name,), variant, safetensors, None)
-        if (folder / index_name).is_file():
-            files = _shards(folder / index_name)
-            return Weights(files, variant, safetensors, folder / index_name)
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
-    what = f"no weights of the {component}"
-    remedy = f"It needs {STEMS[component][0]}.safetensors. {COPY_AGAIN}"
+    for each in candidates(component):
+        if (folder / each.name).is_file():
+            index = folder / each.name if each.shards else None
+            files = (folder / each.name,) if index is None else _shards(index)
+            return Weights(files, each.variant, each.safetensors, index)
+    what, stem = f"no weights of the {component}", STEMS[component][0]
+    found = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+    others = [name for name in found if re.match(rf"{stem}\.[^.]+[^/]*\.(safetensors|bin)", name)]
+    remedy = f"It needs {stem}.safetensors. {COPY_AGAIN}"
+    if others and folder.is_dir():
+        what, found = (
+            f"only a variant of the weights of the {component}, which is not supported (yet)",
+            others,
+        )
+        remedy = f"from_pretrained loads none unasked. Save it as {stem}.safetensors, if it is the one to use"
     raise CheckpointError(what, file=folder, key=component, found=found, remedy=remedy)
+
+
+def unread(folder: Path, weights: Weights) -> list[str]:
+    """Return the names of further weight files in a component's folder, which are not looked at."""
+    return sorted(
+        path.name for path in folder.iterdir() if path.suffix in WEIGHT_FILES and path not in weights.files
+    )
 
 
 def read_shapes(weights: Weights) -> dict[str, Tensor]:
@@ -87,6 +132,13 @@ def read_tensors(weights: Weights) -> Iterator[tuple[str, Path, torch.Tensor]]:
     """Yield every stored tensor with its name and file, one at a time."""
     for name, file, _, load in _stored(weights):
         yield name, file, load(name)
+
+
+def read_tensor(weights: Weights, file: Path, name: str) -> torch.Tensor:
+    """Return one tensor of one of the files."""
+    content = _open(file).get_tensor(name) if weights.safetensors else _load_bin(file)[name]
+    found: torch.Tensor = content
+    return found
 
 
 def _stored(weights: Weights) -> Iterator[tuple[str, Path, tuple[int, ...], Callable[[str], torch.Tensor]]]:
@@ -105,13 +157,25 @@ def _stored(weights: Weights) -> Iterator[tuple[str, Path, tuple[int, ...], Call
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raise ``CheckpointError`` where the file is missing, broken or something else."""
     try:
+        if path.exists() and not path.is_file():
+            raise incomplete("not a regular file", path)
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise incomplete(
+                f"larger than any configuration: at most {LARGEST_JSON:,} bytes", path, found=size
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise incomplete("missing file", path) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise incomplete("unreadable JSON", path, found=str(error)) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise incomplete("unreadable JSON", path, found=first_line(error)) from error
     if not isinstance(content, dict):
         raise incomplete("not a JSON object", path, found=type(content).__name__)
+    level: list[Any] = [content]
+    for _ in range(DEEPEST_JSON):
+        values = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [value for each in values for value in each if isinstance(value, dict | list)]
+    if level:
+        raise incomplete(f"more than {DEEPEST_JSON} lists and objects in each other", path)
     return content
 
 
@@ -141,6 +205,10 @@ def _load_bin(file: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+                    raise ValueError("compressed, as torch.save writes nothing")
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:
@@ -150,12 +218,22 @@ def _load_bin(file: Path) -> dict[str, torch.Tensor]:
         what = "refused: not a plain pickle of tensors"
         remedy = "Convert it to safetensors if you trust it; .bin is read with weights_only=True alone"
         raise CheckpointError(what, file=file, found=first_line(error), remedy=remedy) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # unpickling fails in as many ways as a file can be damaged
         raise incomplete("damaged or truncated weights", file, found=_what(file, error)) from error
-    if isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values()):
+    if isinstance(content, dict) and all(map(_is_plain, content.items())):
         return content
     what, remedy = "not a flat mapping of names to tensors", "Save it with diffusers' save_pretrained"
     raise CheckpointError(what, file=file, found=type(content).__name__, remedy=remedy)
+
+
+def _is_plain(item: tuple[object, object]) -> bool:
+    """Return whether this is a name and a tensor all of whose values are stored: a view may repeat one."""
+    import torch
+
+    name, value = item
+    if not (isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout is torch.strided):
+        return False
+    return value.numel() * value.dtype.itemsize <= value.untyped_storage().nbytes()
 
 
 def _what(file: Path, error: Exception) -> str:

@@ -18,6 +18,7 @@ from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.gate.pairing import record_evidence
 from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.models import checkpoint as checkpoint_module
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
 from tests.project import IMAGES, make_card, make_project
@@ -142,14 +143,25 @@ def test_a_card_is_named_by_its_file_as_well(compare: Compare, cards: Path) -> N
     assert all(each["difference"] == 0 for each in found["metrics"].values())
 
 
-def test_a_unet_alone_is_joined_to_the_base_of_the_second_and_is_none_itself(
-    compare: Compare, cards: Path, capsys: pytest.CaptureFixture[str]
+def test_a_unet_alone_is_joined_to_the_base_of_the_other_and_is_none_itself(
+    compare: Compare, cards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(cards / "noisy-sd" / "unet", cards / "unet-alone")
-    joined, whole = compare("unet-alone", "mini"), compare("noisy", "mini")
-    assert joined["metrics"] == whole["metrics"]
-    assert main(["compare", "mini", "unet-alone", "--protocol", "mini"]) == 2
-    assert "unet-alone" in capsys.readouterr().err
+    shutil.copytree(cards / "noisy-sd" / "unet", cards / "checkpoints" / "alone" / "unet")
+    monkeypatch.setattr(checkpoint_module, "reference", lambda: cards)
+    whole = compare("noisy", "mini")
+    for alone in (
+        "embedded:alone",
+        cards / "checkpoints" / "alone",
+        cards / "checkpoints" / "alone" / "unet",
+    ):
+        assert compare(alone, "mini")["metrics"] == whole["metrics"]
+    turned = compare("mini", "embedded:alone")["metrics"]
+    assert turned["fid"]["difference"] == -whole["metrics"]["fid"]["difference"]
+    assert main(["compare", "embedded:alone", "embedded:alone", "--protocol", "mini"]) == 2
+    assert "this is a U-Net alone" in capsys.readouterr().err
+    single = cards / "noisy-sd" / "unet" / "diffusion_pytorch_model.safetensors"
+    assert main(["compare", str(single), "mini", "--protocol", "mini"]) == 2
+    assert "from_single_file" in capsys.readouterr().err
 
 
 def test_fewer_images_are_the_first_ones(compare: Compare, cards: Path, store: Path) -> None:

@@ -93,10 +93,44 @@ def test_other_forms_of_the_same_checkpoint_load(tmp_path: Path, form: dict[str,
     assert pipeline.unet.dtype == torch.float32
 
 
-def test_full_precision_is_read_where_an_fp16_variant_lies_beside_it(tiny_checkpoint: Path) -> None:
+def test_other_weights_beside_are_named_and_not_read(tiny_checkpoint: Path) -> None:
+    """What is judged is what ``from_pretrained`` loads unasked."""
+    full, unet = tiny_checkpoint / UNET_WEIGHTS, tiny_checkpoint / "unet"
+    assert resolve(str(tiny_checkpoint)).choices == ()
+    full.rename(full.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    only = "unet: diffusion_pytorch_model.fp16.safetensors was judged, a variant that must be asked for"
+    assert resolve(str(tiny_checkpoint)).choices[0].startswith(only)
+    torch.save(load_file(full.with_name("diffusion_pytorch_model.fp16.safetensors")), unet / UNET_BIN[5:])
+    shutil.copytree(unet, tiny_checkpoint / "unet_ema")
+    (tiny_checkpoint / "v1-5.ckpt").touch()
+    checkpoint = resolve(str(tiny_checkpoint))
+    assert checkpoint.weights("unet").files == (unet / UNET_BIN[5:],)
+    assert checkpoint.choices == (
+        "unet: diffusion_pytorch_model.bin was judged, not diffusion_pytorch_model.fp16.safetensors",
+        "not looked at: unet_ema/, v1-5.ckpt",
+    )
+    verify(checkpoint)
+
+
+@pytest.mark.parametrize("beside", ["model.fp16.safetensors", "model.bin"])
+def test_full_precision_and_safetensors_are_read_whatever_lies_beside(
+    tiny_checkpoint: Path, beside: str
+) -> None:
     full = tiny_checkpoint / UNET_WEIGHTS
-    shutil.copy(full, full.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert find_weights(full.parent, "unet").files == (full,)
+    full.with_name(f"diffusion_pytorch_{beside}").write_bytes(b"of no use")
+    checkpoint = resolve(str(tiny_checkpoint))
+    assert checkpoint.weights("unet").files == (full,)
+    assert f"not diffusion_pytorch_{beside}" in checkpoint.choices[0]
+    verify(checkpoint)
+
+
+def test_of_a_single_file_and_shards_diffusers_takes_the_shards(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "sharded", max_shard_size="200KB")
+    single = folder / UNET_WEIGHTS
+    save_file({"conv_in.weight": torch.zeros(1)}, single)
+    checkpoint = resolve(str(folder))
+    assert single not in checkpoint.weights("unet").files
+    assert load_pipeline(checkpoint).unet.conv_in.weight.any()
 
 
 def test_old_names_of_vae_attention_and_clip_positions_are_accepted(tiny_checkpoint: Path) -> None:
@@ -207,6 +241,7 @@ def with_one_token_more(tokenizer: Path) -> None:
 VAE_WEIGHTS, TEXT_WEIGHTS = UNET_WEIGHTS.replace("unet", "vae"), "text_encoder/model.safetensors"
 UNET_BIN = UNET_WEIGHTS.replace("safetensors", "bin")
 UNET_CONFIG, VAE_CONFIG, TEXT_CONFIG = (f"{name}/config.json" for name in ("unet", "vae", "text_encoder"))
+TOKENIZER = "tokenizer/tokenizer.json"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 NOT_FINITE = "NaN or infinity in 1 of 288 values"
 PROJECTION = ["transformers", "CLIPTextModelWithProjection"]
@@ -237,7 +272,7 @@ DAMAGE: dict[str, Damage] = {
         "text_encoder",
     ),
     "no vocabulary": ("tokenizer", without_vocabulary, "no vocabulary", None),
-    "torn vocabulary": ("tokenizer", with_torn_vocabulary, "unreadable vocabulary", None),
+    "torn vocabulary": (TOKENIZER, lambda file: with_torn_vocabulary(file.parent), "unreadable JSON", None),
     "large vocabulary": ("tokenizer", with_one_token_more, "more tokens", "text_encoder.vocab_size"),
 }
 for kept in (0, 4, 5_000, -100):
@@ -612,12 +647,23 @@ def test_a_download_of_a_repository_without_weights_is_an_error(
         resolve("org/tiny", download=True)
 
 
-def test_shards_variants_and_lone_u_nets_are_chosen() -> None:
-    shards = [f"unet/diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    sharded = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors.index.fp16.json", *shards]
-    assert hub.wanted_files([*sharded, "unet/diffusion_pytorch_model.bin"], ["unet"]) == sharded
-    lone = ["config.json", "diffusion_pytorch_model.bin"]
-    assert hub.wanted_files([*lone, "notes.txt"], ["unet"]) == lone
+@pytest.mark.parametrize("index", ["safetensors.index.fp16.json", "safetensors.fp16.index.json"])
+@pytest.mark.parametrize("shard", ["model.fp16-0000{}-of-00002.", "model-0000{}-of-00002.fp16."])
+def test_shards_and_variants_are_chosen_as_from_pretrained_does(index: str, shard: str) -> None:
+    shards = [f"unet/diffusion_pytorch_{shard.format(i)}safetensors" for i in (1, 2)]
+    sharded = ["unet/config.json", f"unet/diffusion_pytorch_model.{index}", *shards]
+    assert hub.wanted_files([*sharded, "unet/notes-00001-of-00002.safetensors"], ["unet"]) == sharded
+    full = ["unet/config.json", "unet/diffusion_pytorch_model.bin"]
+    assert hub.wanted_files([*sharded, full[1]], ["unet"]) == full
+    assert hub.wanted_files(["config.json", "diffusion_pytorch_model.bin", "notes.txt"], ["unet"]) == [
+        "config.json",
+        "diffusion_pytorch_model.bin",
+    ]
+
+
+def test_of_another_pipeline_only_its_index_is_fetched() -> None:
+    files = ["model_index.json", "unet/config.json", "text_encoder_2/config.json", UNET_WEIGHTS]
+    assert hub.wanted_files(files, ["unet"]) == ["model_index.json"]
 
 
 def test_cards_that_are_out_import_from_the_former_place() -> None:

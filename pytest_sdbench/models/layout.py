@@ -1,0 +1,147 @@
+"""Say what a folder or a file is, where it is no checkpoint that can be tested, and what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pytest_sdbench.base.errors import CheckpointError
+from pytest_sdbench.models.weights import (
+    COPY_AGAIN,
+    WEIGHT_FILES,
+    Weights,
+    incomplete,
+    read_json,
+    read_shapes,
+)
+
+COMPONENTS = ("unet", "text_encoder", "vae")
+PARTS = (*COMPONENTS, "tokenizer", "scheduler")
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""What a pipeline may have besides, and text to image needs none of."""
+CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+
+_PIPELINE = "StableDiffusionPipeline"
+_SUPPORTED = f"Supported is what {_PIPELINE} loads: SD v1 and v2, and their students"
+_FUSE = (
+    "Fuse it into its base and save that: pipeline.load_lora_weights(...), fuse_lora(), save_pretrained(...)"
+)
+_CONVERT = f"Convert it: {_PIPELINE}.from_single_file(FILE).save_pretrained(FOLDER), and give that folder"
+_KINDS = (
+    ("*lora*.safetensors", "a LoRA, which is an addition to a U-Net", _FUSE),
+    ("adapter_config.json", "a LoRA, which is an addition to a U-Net", _FUSE),
+    ("learned_embeds.*", "a textual inversion, which is an addition to a text encoder", _SUPPORTED),
+    ("transformer", "a pipeline with a transformer (Flux, SD 3, PixArt)", _SUPPORTED),
+    ("text_encoder_2", "a pipeline with two text encoders (SDXL)", _SUPPORTED),
+    ("*/model_index.json", "a folder of checkpoints", "Give one of them"),
+    ("optimizer.*", "the state of a training run", "Export the pipeline with save_pretrained, and give that"),
+    ("*.gguf", "quantised weights for another program", _SUPPORTED),
+    ("*.onnx", "a network for another program", _SUPPORTED),
+    ("*/*.onnx", "a network for another program", _SUPPORTED),
+    ("flax_model.msgpack", "a network for another program", _SUPPORTED),
+    ("*.ckpt", "a single file of weights, not a checkpoint in diffusers layout", _CONVERT),
+)
+"""What else people publish, by what lies in its folder: pattern, what it is, what to do."""
+
+
+def check_pipeline(folder: Path) -> None:
+    """Raise ``CheckpointError`` unless ``model_index.json`` is of a pipeline whose parts are SD v1's."""
+    file = folder / "model_index.json"
+    index = read_json(file)
+    for name in PARTS:
+        found = index.get(name)
+        if found is not None and not (
+            isinstance(found, list)
+            and len(found) == 2
+            and {type(each) for each in found} <= {str, type(None)}
+        ):
+            raise CheckpointError(
+                "not an entry of a pipeline",
+                file=file,
+                key=name,
+                found=found,
+                remedy=f'It reads like ["diffusers", "{CLASSES.get(name, "PNDMScheduler")}"]. {COPY_AGAIN}',
+            )
+    kind = index.get("_class_name") or _PIPELINE
+    kind = kind[-1] if isinstance(kind, list) and kind else kind
+    held = [
+        name for name, value in index.items() if name[:1] != "_" and isinstance(value, list) and any(value)
+    ]
+    lacking = [name for name in PARTS if name not in held and not (folder / name).is_dir()]
+    further = [name for name in held if name not in (*PARTS, *UNUSED)]
+    if kind != _PIPELINE and (lacking or further):
+        parts = [f"it has no {', '.join(lacking)}"] if lacking else []
+        parts += [f"it has {', '.join(further)}"] if further else []
+        what = f"a {kind}, which is not supported (yet): {' and '.join(parts)}"
+        raise CheckpointError(what, file=file, key="_class_name", remedy=_SUPPORTED)
+    for name in COMPONENTS:
+        check_class(name, (index.get(name) or [None])[-1], file, key=name)
+
+
+def check_class(name: str, found: Any, file: Path, *, key: str) -> None:
+    """Raise ``CheckpointError`` unless a component is of the class that SD v1's is, or the file is silent."""
+    if found not in (None, CLASSES[name]):
+        remedy = f"Only checkpoints with a {CLASSES[name]}, as SD v1's, are supported"
+        raise CheckpointError(f"unsupported {name}", file=file, key=key, found=found, remedy=remedy)
+
+
+def holds_unet(folder: Path) -> bool:
+    """Return whether a folder holds a U-Net alone, which stands on the other parts of a base."""
+    if (folder / "model_index.json").is_file():
+        return False
+    alone = not any((folder / name).is_dir() for name in ("vae", "text_encoder"))
+    return is_unet(folder) or (alone and (folder / "unet" / "config.json").is_file())
+
+
+def is_unet(folder: Path) -> bool:
+    """Return whether a folder is that of a U-Net, for all that its configuration says."""
+    return (folder / "config.json").is_file() and _kind_of(folder) in (None, CLASSES["unet"])
+
+
+def _kind_of(folder: Path) -> Any:
+    """Return what the configuration in a folder calls its network, if it says so."""
+    config = read_json(folder / "config.json")
+    return config.get("_class_name") or config.get("architectures") or config.get("model_type")
+
+
+def no_checkpoint(path: Path, *, key: str | None = None) -> CheckpointError:
+    """Return the error of a file or folder that is no checkpoint in diffusers layout: what it is instead."""
+    if not path.is_dir():
+        return _no_folder(path, key)
+    for pattern, what, remedy in _KINDS:
+        if found := sorted(each.relative_to(path).as_posix() for each in path.glob(pattern)):
+            return CheckpointError(
+                f"this is {what}; it is not supported (yet)",
+                file=path,
+                key=key,
+                found=found[0],
+                remedy=remedy,
+            )
+    config = path / "config.json"
+    if config.is_file() and not is_unet(path):
+        what = "a network, and neither a whole checkpoint nor a U-Net"
+        return CheckpointError(what, file=config, key=key, found=_kind_of(path), remedy=_SUPPORTED)
+    names = sorted(each.name for each in path.iterdir())
+    weights = [name for name in names if Path(name).suffix in WEIGHT_FILES]
+    if weights and not config.is_file():
+        what = "a folder with weights, and without a configuration that says of which network"
+        return CheckpointError(what, file=path, key=key, found=weights[0], remedy=_CONVERT)
+    what = "not a checkpoint in diffusers layout: no model_index.json"
+    return incomplete(what, path, key=key, found=names[:8])
+
+
+def _no_folder(path: Path, key: str | None) -> CheckpointError:
+    if not path.exists():
+        remedy = "Give a checkpoint in diffusers layout, or the folder of its U-Net"
+        return CheckpointError("no such folder", key=key, found=str(path), remedy=remedy)
+    what, remedy = "a file, not a checkpoint in diffusers layout", "Give the folder of the checkpoint"
+    if path.suffix == ".safetensors":
+        names = read_shapes(Weights((path,), None, True, None))
+        lora = any("lora" in name for name in names)
+        what = "a LoRA, which is an addition to a U-Net" if lora else "a single file of weights"
+        remedy = _FUSE if lora else _CONVERT
+    elif path.suffix in WEIGHT_FILES:
+        what, remedy = "a single file of weights", _CONVERT
+    elif path.suffix in (".zip", ".tar", ".gz", ".7z"):
+        what, remedy = "an archive", "Unpack it, and give the folder"
+    return CheckpointError(f"this is {what}; it is not supported (yet)", file=path, key=key, remedy=remedy)

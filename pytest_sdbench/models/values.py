@@ -1,0 +1,132 @@
+"""Check what a checkpoint says besides its weights: values of its configurations, scheduler, vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_sdbench.base.errors import CardError, CheckpointError, first_line
+from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
+from pytest_sdbench.models.layout import COMPONENTS
+from pytest_sdbench.models.skeleton import (
+    OTHER_CONDITIONING,
+    known_keys,
+    text_encoder_skeleton,
+    unet_inputs,
+    unet_skeleton,
+    vae_skeleton,
+)
+from pytest_sdbench.models.weights import incomplete, read_json
+
+_MOST_TIMESTEPS = 100_000
+_MERGES = 49152 - 256 - 2
+"""As many lines of a merges.txt does CLIP read."""
+
+
+def check_values(checkpoint: Checkpoint) -> None:
+    """Raise ``CheckpointError`` for a component that is not supported, or a value that means nothing."""
+    for name in COMPONENTS:
+        config, file = checkpoint.config(name), checkpoint.config_file(name)
+        if (quantised := config.get("quantization_config")) is not None:
+            method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+            what, remedy = (
+                "quantised weights, which are not supported (yet)",
+                "Give the weights in float16 or more",
+            )
+            raise CheckpointError(what, file=file, key="quantization_config", found=method, remedy=remedy)
+        if (elsewhere := config.get("transformers_weights")) is not None:
+            what, remedy = (
+                "a configuration that names a file of weights",
+                "Remove the entry, and rename that file",
+            )
+            raise CheckpointError(what, file=file, key="transformers_weights", found=elsewhere, remedy=remedy)
+    unet, file = checkpoint.config("unet"), checkpoint.config_file("unet")
+    if key := next((key for key in OTHER_CONDITIONING if unet.get(key) is not None), None):
+        what = "a U-Net with other inputs than text (SDXL's is one), which is not supported (yet)"
+        remedy = "Supported are U-Nets as SD v1's and v2's"
+        raise CheckpointError(what, file=file, key=key, found=unet[key], remedy=remedy)
+    factor = checkpoint.config("vae").get("scaling_factor", 1.0)
+    if not (isinstance(factor, int | float) and math.isfinite(factor) and factor > 0):
+        what, remedy = "not a factor that latents are scaled by", "SD v1's is 0.18215"
+        raise CheckpointError(
+            what, file=checkpoint.config_file("vae"), key="scaling_factor", found=factor, remedy=remedy
+        )
+    make_scheduler(checkpoint)
+    check_vocabulary(checkpoint.part("tokenizer"))
+
+
+def check_calls(checkpoint: Checkpoint) -> None:
+    """Raise ``CheckpointError`` unless each network can be called, tried on tensors without storage."""
+    import torch
+
+    tokens = torch.zeros(1, 77, dtype=torch.int64, device="meta")
+    for name in COMPONENTS:
+        config = checkpoint.config(name)
+        try:
+            with torch.inference_mode():
+                if name == "unet":
+                    unet_skeleton(known_keys(config))(**unet_inputs(known_keys(config)))
+                elif name == "vae":
+                    model = vae_skeleton(config).eval()
+                    model.decode(torch.empty(1, model.config.latent_channels, 8, 8, device="meta"))
+                else:
+                    text_encoder_skeleton(config).eval()(input_ids=tokens)
+        except Exception as error:  # a wrong value fails wherever it is used first
+            file, found = checkpoint.config_file(name), error.found if isinstance(error, CardError) else error
+            raise incomplete(f"a {name} that cannot be called", file, found=str(found)) from error
+
+
+def make_scheduler(checkpoint: Checkpoint) -> Any:
+    """Return a checkpoint's scheduler; raise ``CheckpointError`` where its configuration makes none."""
+    import diffusers
+    import torch
+
+    name, config = scheduler_class(checkpoint), checkpoint.config("scheduler")
+    file, steps = checkpoint.config_file("scheduler"), config.get("num_train_timesteps", 1000)
+    if not (isinstance(steps, int) and 0 < steps <= _MOST_TIMESTEPS):
+        raise incomplete("not a number of timesteps", file, key="num_train_timesteps", found=steps)
+    kind = getattr(diffusers, name)
+    try:
+        trial = kind.from_config(config)
+        trial.set_timesteps(4)
+        noise = torch.as_tensor(getattr(trial, "alphas_cumprod", 1.0), dtype=torch.float64)
+    except Exception as error:  # constructors fail in as many ways as there are wrong values
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise incomplete(f"not a configuration of {name}", file, found=found) from error
+    if not bool(((noise >= 0) & (noise <= 1)).all()):
+        keys = [key for key in ("trained_betas", "beta_start", "beta_end") if config.get(key) is not None]
+        found = {key: config[key] for key in keys}
+        raise incomplete(
+            "betas that leave no noise schedule", file, key=keys[0] if keys else None, found=found
+        )
+    return kind.from_config(config)
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Raise ``CheckpointError`` where two forms of one vocabulary disagree: libraries read either."""
+    whole, merges, vocabulary = (folder / name for name in ("tokenizer.json", "merges.txt", "vocab.json"))
+    if not whole.is_file():
+        return
+    content = read_json(whole)
+    try:
+        model, added = content["model"], {each["content"] for each in content.get("added_tokens") or []}
+        told = [pair.split() if isinstance(pair, str) else pair for pair in model["merges"]][:_MERGES]
+        if merges.is_file():
+            lines = merges.read_text(encoding="utf-8").split("\n")[1 : _MERGES + 1]
+            _agree(merges, [line.split() for line in lines if line.strip()], told)
+        if vocabulary.is_file():
+            # Tokens that were added later stand in a list of their own, or in both.
+            forms = (read_json(vocabulary), model["vocab"])
+            _agree(vocabulary, *({key: n for key, n in form.items() if key not in added} for form in forms))
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise incomplete("unreadable vocabulary", whole, found=first_line(error)) from error
+
+
+def _agree(file: Path, ours: Any, theirs: Any) -> None:
+    if ours != theirs:
+        found = f"{len(ours):,} entries, {len(theirs):,} in tokenizer.json"
+        what = "contradicts the tokenizer.json beside it: old libraries read the one, new ones the other"
+        remedy = "Delete the wrong one, or save the tokenizer again"
+        raise CheckpointError(what, file=file, found=found, remedy=remedy)
