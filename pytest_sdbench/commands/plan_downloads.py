@@ -9,9 +9,10 @@ from pathlib import Path
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.features.extractors import extractor_of
-from pytest_sdbench.models.checkpoint import COMPONENTS, split_pair
+from pytest_sdbench.models.checkpoint import split_pair
 from pytest_sdbench.models.counts import parameter_count
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot
+from pytest_sdbench.models.layout import COMPONENTS
 
 _WIDTH = 4
 """Bytes of a parameter: the hub client fetches full precision where a repository has it."""

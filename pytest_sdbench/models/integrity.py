@@ -96,8 +96,8 @@ def check_component(component: str, config: Mapping[str, Any], config_file: Path
     missing = sorted(expected.keys() - stored.keys())
     extra = sorted(stored.keys() - expected.keys())
     misshapen = sorted(name for name in expected.keys() & stored if stored[name].shape != expected[name])
-    if missing and extra and (what := _other_names(component, stored, expected)):
-        raise CheckpointError(what[0], file=weights.files[0], key=extra[0], remedy=what[1])
+    if missing and extra and (told := _other_names(component, list(stored), expected)):
+        raise CheckpointError(told[0], file=weights.files[0], key=extra[0], remedy=told[1])
     if misshapen or (missing and extra) or len(missing) > _SOME or len(extra) > _SOME:
         shapes = {name: tensor.shape for name, tensor in stored.items()}
         parts = [
@@ -125,7 +125,7 @@ def check_component(component: str, config: Mapping[str, Any], config_file: Path
     _check_tensors(component, weights)
 
 
-def _other_names(component: str, stored: Shapes, expected: Shapes) -> tuple[str, str] | None:
+def _other_names(component: str, stored: list[str], expected: Shapes) -> tuple[str, str] | None:
     """Return what to say of weights whose names alone are others, as wrappers and other formats have."""
     first = min(stored)
     if any("lora" in name for name in stored):

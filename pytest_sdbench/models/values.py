@@ -74,8 +74,9 @@ def check_calls(checkpoint: Checkpoint) -> None:
                 else:
                     text_encoder_skeleton(config).eval()(input_ids=tokens)
         except Exception as error:  # a wrong value fails wherever it is used first
-            file, found = checkpoint.config_file(name), error.found if isinstance(error, CardError) else error
-            raise incomplete(f"a {name} that cannot be called", file, found=str(found)) from error
+            why = error.found if isinstance(error, CardError) else first_line(error)
+            file = checkpoint.config_file(name)
+            raise incomplete(f"a {name} that cannot be called", file, found=why) from error
 
 
 def make_scheduler(checkpoint: Checkpoint) -> Any:
@@ -93,14 +94,11 @@ def make_scheduler(checkpoint: Checkpoint) -> Any:
         trial.set_timesteps(4)
         noise = torch.as_tensor(getattr(trial, "alphas_cumprod", 1.0), dtype=torch.float64)
     except Exception as error:  # constructors fail in as many ways as there are wrong values
-        found = f"{type(error).__name__}: {first_line(error)}"
-        raise incomplete(f"not a configuration of {name}", file, found=found) from error
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise incomplete(f"not a configuration of {name}", file, found=why) from error
     if not bool(((noise >= 0) & (noise <= 1)).all()):
-        keys = [key for key in ("trained_betas", "beta_start", "beta_end") if config.get(key) is not None]
-        found = {key: config[key] for key in keys}
-        raise incomplete(
-            "betas that leave no noise schedule", file, key=keys[0] if keys else None, found=found
-        )
+        values = {key: config.get(key) for key in ("trained_betas", "beta_start", "beta_end")}
+        raise incomplete("betas that leave no noise schedule", file, key="beta_end", found=values)
     return kind.from_config(config)
 
 
