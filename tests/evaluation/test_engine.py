@@ -174,7 +174,7 @@ class OfLimitedMemory:
         return self._forward(sample, *rest, **named)
 
 
-@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     overlap: bool, plain: Evidence, load: Callable[[], Any], run: Run
 ) -> None:
@@ -189,6 +189,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     assert decoder.sizes[:3] == [16, 8, 4]
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_late_loses_no_image(load: Callable[[], Any], run: Run) -> None:
     pipeline, seen = load(), []
     forward = pipeline.unet.forward
@@ -326,7 +327,11 @@ class Standing:
 
 
 @pytest.mark.parametrize("breaks_at", [None, 0], ids=["whole", "broken"])
-@pytest.mark.parametrize("tuning", [Tuning(workers=2), Tuning(compile=True)], ids=["usual", "compiled"])
+@pytest.mark.parametrize(
+    "tuning",
+    [Tuning(workers=2), pytest.param(Tuning(compile=True), marks=pytest.mark.slow)],
+    ids=["usual", "compiled"],
+)
 def test_a_run_leaves_pipeline_and_process_as_they_were(
     breaks_at: int | None,
     tuning: Tuning,

@@ -133,6 +133,7 @@ def undisturbed(score: Score, protocol: Protocol, tmp_path_factory: pytest.TempP
     return store, score(protocol, store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "foretells"), [("cycle", False), ("row", True), ("once", True)])
 def test_prompts_that_are_gone_through_again_later_foretell_nothing(
     score: Score, tmp_path: Path, order: str, foretells: bool
@@ -215,6 +216,7 @@ def test_with_all_evidence_there_nothing_is_loaded(
     assert (again.device, again.versions) == (first.device, first.versions)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_batch_size(score: Score, data_root: Path, tmp_path: Path) -> None:
     """Without a codec, which would make a whole block of a pixel that is rounded the other way."""
     metrics = {"inception_score": {"extractor": "scenes-classifier", "splits": 2}, **CLIP}
@@ -224,6 +226,7 @@ def test_scores_do_not_depend_on_the_batch_size(score: Score, data_root: Path, t
     assert alone == pytest.approx(together, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_text_is_projected_once_a_batch_to_the_same_bits(checkpoint: Checkpoint, data_root: Path) -> None:
     sampling = {"steps": 3, "guidance": 2.0, "resolution": 64, "dtype": "float32"}
     protocol = protocol_of(data_root, "steps", sampling=sampling)
@@ -352,6 +355,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     assert values(resumed) == values(undisturbed[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [PER_IMAGE, SEQUENTIAL], ids=lambda seeds: seeds["kind"])
 def test_a_draw_that_was_stopped_goes_on_to_the_same_bits(
     seeds: dict[str, Any], data_root: Path, checkpoint: Checkpoint, score: Score, tmp_path: Path

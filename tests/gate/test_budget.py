@@ -324,6 +324,7 @@ class TestRuns:
         assert self.row(pytester)["extra"]["images_made"] == 0
         assert self.shards(tmp_path) == after
 
+    @pytest.mark.slow
     def test_what_is_certain_at_the_first_look_is_not_drawn_again(
         self, run: Run, pytester: pytest.Pytester, project: Path, tmp_path: Path
     ) -> None:

@@ -124,6 +124,7 @@ def test_fewer_than_two_runs_scatter_by_nothing(run: Run, runs: str) -> None:
     assert "at least 2" in result.stderr.str()
 
 
+@pytest.mark.slow
 def test_a_calibration_file_is_plain_json_even_where_a_run_knows_no_error(
     run: Run, project: Path, pytester: pytest.Pytester
 ) -> None:

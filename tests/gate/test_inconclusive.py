@@ -138,6 +138,7 @@ def test_the_ini_file_decides_for_a_project(run: Run, pytester: pytest.Pytester)
         assert f"{name}: found 'pass'; give one of fail, xfail" in result.stderr.str()
 
 
+@pytest.mark.slow
 @ALONE_OR_WORKERS
 def test_a_candidate_that_is_compared_with_nothing_is_no_success(
     run: Run, pytester: pytest.Pytester, pristine_checkpoint: Path, workers: tuple[str, ...]

@@ -106,6 +106,7 @@ def test_four_looks_are_wrong_no_more_often_than_one_may_be() -> None:
         assert 0.02 < sum(wrong in outcomes for outcomes in found) / len(found) <= 0.05
 
 
+@pytest.mark.slow
 def test_four_looks_at_a_card_of_four_scores_fail_it_no_more_often() -> None:
     found = first_decisions(3000, 4, [look.share for look in looks(5000)], 2)
     assert sum(Outcome.FAIL in outcomes for outcomes in found) / len(found) <= 0.05

@@ -98,6 +98,7 @@ def test_images_that_are_not_all_of_the_cards_own_are_not_recorded(
     assert not (pytester.path / "evidence").exists()
 
 
+@pytest.mark.slow
 def test_damaged_evidence_fails_the_run_and_is_named(
     run: Run, project: Path, pytester: pytest.Pytester
 ) -> None:

@@ -81,6 +81,7 @@ def test_networks_are_loaded_in_the_dtype(pristine_checkpoint: Path, dtype: Any)
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
     [{"variant": "fp16", "dtype": "float16"}, {"safe_serialization": False}, {"max_shard_size": "200KB"}],
@@ -99,6 +100,7 @@ def test_full_precision_is_read_where_an_fp16_variant_lies_beside_it(tiny_checkp
     assert find_weights(full.parent, "unet").files == (full,)
 
 
+@pytest.mark.slow
 def test_old_names_of_vae_attention_and_clip_positions_are_accepted(tiny_checkpoint: Path) -> None:
     before = draw(load_pipeline(resolve(str(tiny_checkpoint))))
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -313,6 +315,7 @@ def write_sparse(file: Path, shapes: dict[str, torch.Size]) -> None:
         stream.truncate(8 + len(text) + offset)
 
 
+@pytest.mark.slow
 def test_components_of_two_families_are_refused(tmp_path: Path, pristine_checkpoint: Path) -> None:
     other = make_checkpoint(tmp_path / "other", unet={"cross_attention_dim": 24})
     checkpoint = resolve(None, weights=other)

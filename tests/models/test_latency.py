@@ -166,6 +166,7 @@ def test_a_real_pair_is_timed_and_both_networks_are_freed(monkeypatch: pytest.Mo
     assert [network() for network in built] == [None, None]
 
 
+@pytest.mark.slow
 def test_pytest_benchmark_measures_and_keeps_the_figures(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

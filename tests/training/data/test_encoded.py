@@ -232,7 +232,8 @@ def whole(pristine_checkpoint, tmp_path_factory, one_thread):
     return contents(folder)
 
 
-@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True])
 def test_ended_at_any_flush_it_goes_on_to_the_same_cache(pristine_checkpoint, tmp_path, whole, kill):
     for fsyncs in (1, 3, 4, 6, 15, 2):
         if kill:

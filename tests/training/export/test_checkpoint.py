@@ -90,7 +90,9 @@ def exported(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Exported
     return of
 
 
-@pytest.mark.parametrize("remove", ["base", "small", "tiny"])
+@pytest.mark.parametrize(
+    "remove", ["small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("base", "tiny"))]
+)
 def test_diffusers_loads_the_folder_as_it_is(remove: str, exported: Exported) -> None:
     task, out = exported(remove)
     pipeline = DiffusionPipeline.from_pretrained(out)
@@ -179,6 +181,7 @@ def test_a_consistency_unet_brings_its_scheduler(parts: Parts, tmp_path: Path) -
     assert isinstance(pipeline.scheduler, LCMScheduler)
 
 
+@pytest.mark.slow
 def test_a_trained_text_encoder_is_exported(parts: Parts, tmp_path: Path) -> None:
     encoder = copy.deepcopy(parts.text_encoder)
     with torch.no_grad():
@@ -250,9 +253,14 @@ def test_use_restrictions_pass_to_the_derivative(tiny_checkpoint: Path, tmp_path
     ("scheduler", "layouts", "protocols"),
     [
         ("PNDMScheduler", None, ("scenes-quick", "scenes-5k")),
-        ("PNDMScheduler", ["one"], ("scenes-portrait-quick", "scenes-portrait-5k")),
-        ("LCMScheduler", None, ("scenes-lcm4-quick", "scenes-lcm4-5k")),
-        ("DDIMScheduler", None, ()),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("PNDMScheduler", ["one"], ("scenes-portrait-quick", "scenes-portrait-5k")),
+                ("LCMScheduler", None, ("scenes-lcm4-quick", "scenes-lcm4-5k")),
+                ("DDIMScheduler", None, ()),
+            )
+        ),
     ],
 )
 def test_a_student_of_the_embedded_teacher_knows_its_protocols(
@@ -354,6 +362,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(parts: Parts, older: Path) -> Non
     assert [path.name for path in older.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_an_export_that_was_killed_while_it_replaced_loses_nothing(parts: Parts, older: Path) -> None:
     before, broken = content(older), trained(parts)
     older.rename(older.parent / ".out.old")

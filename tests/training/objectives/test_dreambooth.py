@@ -172,6 +172,7 @@ def test_other_class_pictures_lie_elsewhere(parts: Parts, tmp_path: Path) -> Non
     assert len(found) == 3
 
 
+@pytest.mark.slow
 def test_class_pictures_come_from_the_model_of_the_recipe(
     parts: Parts, subject: Path, tmp_path: Path
 ) -> None:

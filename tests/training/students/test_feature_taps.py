@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -38,10 +40,16 @@ def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return noisy, torch.tensor([10, 700])[:batch], text
 
 
-def networks(remove: Any) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
+@cache
+def _networks(remove: Any) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
     torch.manual_seed(0)
     teacher = UNet2DConditionModel(**UNET)
     return teacher, build_student(teacher, remove)
+
+
+def networks(remove: Any) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
+    """Return copies of a teacher and its student that a test may train."""
+    return copy.deepcopy(_networks(remove))
 
 
 @pytest.mark.parametrize(("pairing", "remove"), PAIRS)
@@ -112,6 +120,7 @@ def wrap(layer: Any, reentrant: bool) -> None:
     layer.forward = forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["diffusers", "whole attentions"])
 def test_the_projection_of_tiny_has_the_same_gradient_with_checkpointing(checkpointing: str) -> None:
     plain, checkpointed = feature_gradient("none"), feature_gradient(checkpointing)
@@ -154,6 +163,7 @@ class Small(nn.Module):
         return (self.second(self.first(noisy).relu()),)
 
 
+@pytest.mark.slow
 def test_compiled_networks_put_out_the_same_features_with_the_same_gradient() -> None:
     found = []
     for compiled in (False, True):
