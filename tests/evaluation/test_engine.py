@@ -175,7 +175,7 @@ class OfLimitedMemory:
 
 
 @pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(
+def test_a_batch_is_halved_until_it_fits(
     overlap: bool, plain: Evidence, load: Callable[[], Any], run: Run
 ) -> None:
     pipeline = load()
@@ -246,7 +246,7 @@ def test_text_that_guidance_leads_away_from_is_encoded_once_a_run(load: Callable
     assert sorted(texts) == [1, N - SHARD, SHARD]
 
 
-def test_a_pipeline_of_another_kind_is_called_as_it_is(
+def test_another_kind_of_pipeline_is_called_as_it_is(
     plain: Evidence, load: Callable[[], Any], run: Run
 ) -> None:
     """A team's own pipeline need not have stages that can be told apart."""
@@ -262,9 +262,7 @@ def test_a_pipeline_of_another_kind_is_called_as_it_is(
     assert_same_pictures(rows(run(ALONE, Own()))["pixels"], rows(plain)["pixels"])
 
 
-def test_a_compiled_unet_takes_full_batches_alone(
-    load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_full_batches_are_compiled(load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile itself is replaced by a marker: which batches go through it is what counts."""
     calls: list[int] = []
 
@@ -360,7 +358,7 @@ def test_a_run_leaves_pipeline_and_process_as_they_were(
     torch.set_num_threads(1)
 
 
-def test_memory_is_kept_where_it_is_asked_for_and_no_bit_changes(
+def test_memory_is_kept_if_asked_for_to_the_same_bits(
     plain: Evidence, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bool] = []

@@ -135,7 +135,7 @@ def undisturbed(score: Score, protocol: Protocol, tmp_path_factory: pytest.TempP
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("order", "foretells"), [("cycle", False), ("row", True), ("once", True)])
-def test_prompts_that_are_gone_through_again_later_foretell_nothing(
+def test_prompts_that_come_again_later_foretell_nothing(
     score: Score, tmp_path: Path, order: str, foretells: bool
 ) -> None:
     """Eight images of a list: of 8 prompts that come three times, of 4 twice in a row, of 8 among 24."""
@@ -163,7 +163,7 @@ def never(*_: object, **__: object) -> None:
     raise AssertionError("there is nothing to make")
 
 
-def test_every_metric_of_the_protocol_is_estimated(
+def test_every_metric_is_estimated(
     undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint
 ) -> None:
     store, found = undisturbed
@@ -247,7 +247,7 @@ def test_the_text_is_projected_once_a_batch_to_the_same_bits(checkpoint: Checkpo
     assert calls == [4, 4]  # with and without the prompt, of two images; once for each batch
 
 
-def test_fewer_images_are_another_claim_on_the_same_evidence(
+def test_fewer_images_are_another_claim_on_one_evidence(
     score: Score, protocol: Protocol, tmp_path: Path
 ) -> None:
     few = score(protocol, tmp_path, samples=10)
@@ -428,7 +428,7 @@ def test_a_cuda_draw_on_a_cpu_is_another_draw_of_the_same_claim(
     assert json.loads(manifest.read_text())["protocol"]["seeds"]["device"] == "cpu"
 
 
-def test_what_lacks_is_said_before_anything_is_loaded(
+def test_what_lacks_is_said_at_once(
     score: Score, data_root: Path, protocol: Protocol, tmp_path: Path
 ) -> None:
     with pytest.raises(Unavailable, match="--sdbench-data"):
@@ -461,9 +461,7 @@ def test_only_the_distances_need_the_reference_statistics(
     assert values(found) == {name: expected[name] for name in ("inception_score", "clip_score")}
 
 
-def test_statistics_of_other_weights_of_the_extractor_are_refused(
-    score: Score, data_root: Path, tmp_path: Path
-) -> None:
+def test_statistics_of_another_extractor_are_refused(score: Score, data_root: Path, tmp_path: Path) -> None:
     shutil.copytree(data_root, tmp_path, dirs_exist_ok=True)
     own = protocol_of(tmp_path).with_samples(2)
     found = load_references(own, tmp_path)["fid"]
@@ -476,7 +474,7 @@ def test_statistics_of_other_weights_of_the_extractor_are_refused(
     assert load_references(own, tmp_path)["fid"].n == 128
 
 
-def test_other_weights_of_an_extractor_do_not_get_old_evidence(
+def test_other_weights_of_an_extractor_are_other_evidence(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = evidence_key(protocol)
@@ -502,9 +500,7 @@ def test_evidence_from_elsewhere_is_used_and_every_set_up_is_named(
     assert "the images were made by 2 different set-ups" in both.notes
 
 
-def test_long_prompts_and_black_images_are_reported(
-    score: Score, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_cut_prompts_and_black_images_are_told(score: Score, checkpoint: Checkpoint, tmp_path: Path) -> None:
     write_captions(tmp_path, ["red", "red and blue " * 60])
     own = protocol_of(tmp_path, n=2, metrics=CLIP)
 

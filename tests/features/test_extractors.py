@@ -126,7 +126,7 @@ def coco(weights_folder: Path) -> Iterator[features.Extractors]:
 
 
 class TestInception:
-    def test_torch_fidelity_front_end_equals_torch_fidelity(
+    def test_torch_fidelity_front_end_is_theirs(
         self, network: Any, random_inception: _RandomInception
     ) -> None:
         images = pictures(3, 256)
@@ -172,9 +172,7 @@ class TestInception:
         alone = extractor(images)["inception-pytorch-fid"]
         np.testing.assert_allclose(alone, whole, rtol=1e-4, atol=1e-4 * np.abs(whole).max())
 
-    def test_names_and_fingerprints_tell_front_ends_apart(
-        self, coco: features.Extractors, weights_folder: Path
-    ) -> None:
+    def test_front_ends_have_their_own_names(self, coco: features.Extractors, weights_folder: Path) -> None:
         names = ["inception-pytorch-fid", "inception-torch-fidelity"]
         assert [network.name for network in coco.networks] == names
         assert [len(fingerprint) for fingerprint in {each.fingerprint for each in coco.networks}] == [16, 16]
@@ -224,9 +222,7 @@ class TestInceptionWeights:
         assert inception.find_weights(None) == hub / name
         assert inception.find_weights(tmp_path / "elsewhere") == hub / name
 
-    def test_are_downloaded_when_told_so_and_there_is_a_network(
-        self, hub: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_are_downloaded_if_asked_and_possible(self, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []
         monkeypatch.setattr(
             torch.hub,
@@ -361,7 +357,7 @@ class TestClip:
         assert tokens[0, -1] == end
         assert tokens[0].argmax() == 19
 
-    def test_a_tokenizer_that_drops_the_end_token_is_refused(
+    def test_a_tokenizer_without_end_is_refused(
         self, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         scorer = load_clip(f"local:{clip_folder}")
@@ -427,7 +423,7 @@ class TestNamedClip:
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: None)
         return "open_clip:tiny/tag"
 
-    def test_is_unavailable_without_weights_and_network(
+    def test_is_unavailable_without_weights_or_network(
         self, tag: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with pytest.raises(Unavailable, match=r"not on this machine.*--sdbench-download"):
@@ -450,7 +446,7 @@ class TestNamedClip:
         assert torch.equal(scorer.preprocess(image), theirs(image))
         assert "gives no checksum" in describe(tag)
 
-    def test_is_downloaded_when_told_so(
+    def test_is_downloaded_if_asked(
         self, tag: str, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(

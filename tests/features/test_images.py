@@ -229,7 +229,7 @@ def test_a_table_above_the_pictures_names_their_folder(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "images.zip"])
-def test_a_broken_caption_is_named(
+def test_broken_captions_are_named(
     kind: str, name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
     images = open_images([SOURCES[kind](tmp_path / kind, {**FILES, name: content})])

@@ -60,9 +60,7 @@ ALONE_OR_WORKERS = pytest.mark.parametrize(
 
 
 @ALONE_OR_WORKERS
-def test_it_fails_and_every_report_says_why(
-    run: Run, pytester: pytest.Pytester, workers: tuple[str, ...]
-) -> None:
+def test_it_fails_and_reports_say_why(run: Run, pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     result = run("-rf", *workers)
     result.assert_outcomes(failed=1, skipped=3)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -85,9 +83,7 @@ def test_it_fails_and_every_report_says_why(
     assert "cannot tell" in str(failure.get("message")) + str(failure.text)
 
 
-def test_a_regression_has_another_type_in_a_junit_file(
-    run: Run, project: Path, pytester: pytest.Pytester
-) -> None:
+def test_a_regression_has_another_type_in_junit(run: Run, project: Path, pytester: pytest.Pytester) -> None:
     make_card(project, claims=FAILS)
     run().assert_outcomes(failed=1, skipped=3)
     failure = case(pytester).find("failure")

@@ -45,9 +45,7 @@ def reasons(pytester: pytest.Pytester) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_an_update_records_the_images_and_fails_until_there_is_nothing_new(
-    run: Run, project: Path, pytester: pytest.Pytester
-) -> None:
+def test_an_update_fails_until_nothing_is_new(run: Run, project: Path, pytester: pytest.Pytester) -> None:
     place = pytester.path / "evidence" / "mini" / "mini.safetensors"
     first = run("--sdbench-update")
     assert first.ret == pytest.ExitCode.TESTS_FAILED
@@ -99,9 +97,7 @@ def test_images_that_are_not_all_of_the_cards_own_are_not_recorded(
 
 
 @pytest.mark.slow
-def test_damaged_evidence_fails_the_run_and_is_named(
-    run: Run, project: Path, pytester: pytest.Pytester
-) -> None:
+def test_damaged_evidence_is_named_and_fails(run: Run, project: Path, pytester: pytest.Pytester) -> None:
     run("--sdbench-update")
     place = pytester.path / "evidence" / "mini" / "mini.safetensors"
     content = place.read_bytes()
@@ -133,7 +129,7 @@ class TestFile:
             {n: {metric: estimate(metric, n) for metric in ("fid", "clip_score")} for n in (256, 300)},
         )
 
-    def test_it_gives_back_what_was_written_and_is_written_when_it_changes_alone(
+    def test_it_is_read_back_and_rewritten_for_a_change_alone(
         self, recorded: RecordedEvidence, tmp_path: Path
     ) -> None:
         place = tmp_path / "new" / "folder" / "p.safetensors"
@@ -160,7 +156,7 @@ class TestFile:
             ({"value": 10**400}, "not recorded evidence"),
         ],
     )
-    def test_figures_that_cannot_be_are_named(
+    def test_impossible_figures_are_named(
         self, recorded: RecordedEvidence, tmp_path: Path, figure: dict[str, Any], told: str
     ) -> None:
         place = tmp_path / "p.safetensors"
@@ -176,9 +172,7 @@ class TestFile:
         write_recorded(place, RecordedEvidence("a", "b", {2: {"fid": Estimate("fid", 1.0, None, 2)}}))
         assert read_recorded(place) == RecordedEvidence("a", "b", {2: {}})
 
-    def test_a_place_that_cannot_be_written_is_named(
-        self, recorded: RecordedEvidence, tmp_path: Path
-    ) -> None:
+    def test_an_unwritable_place_is_named(self, recorded: RecordedEvidence, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(EvidenceError, match=r"file/p\.safetensors"):
             write_recorded(tmp_path / "file" / "p.safetensors", recorded)

@@ -362,7 +362,7 @@ def test_a_missing_shard_and_one_outside_are_named(tmp_path: Path) -> None:
 # --- identity -------------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_does_not_depend_on_place_notes_or_other_files(
+def test_place_notes_and_other_files_leave_the_fingerprint(
     pristine_checkpoint: Path, tiny_checkpoint: Path
 ) -> None:
     moved = tiny_checkpoint.rename(tiny_checkpoint.with_name("elsewhere"))
@@ -419,9 +419,7 @@ def test_a_u_net_published_with_its_scheduler_brings_it(tiny_checkpoint: Path, t
     assert type(pipeline.scheduler).__name__ == "LCMScheduler"
 
 
-def test_only_the_u_net_is_taken_of_a_whole_checkpoint(
-    tiny_checkpoint: Path, pristine_checkpoint: Path
-) -> None:
+def test_of_a_whole_checkpoint_the_u_net_is_taken(tiny_checkpoint: Path, pristine_checkpoint: Path) -> None:
     checkpoint = resolve({"base": str(tiny_checkpoint), "unet": str(pristine_checkpoint)})
     assert checkpoint.part("unet") == pristine_checkpoint / "unet"
     assert checkpoint.part("scheduler") == tiny_checkpoint / "scheduler"
@@ -528,7 +526,7 @@ def test_a_cached_branch_may_have_moved_on(hub_cache: Path, pristine_checkpoint:
     ("download", "message"),
     [(False, "not in the hub cache.*--sdbench-download"), (True, "cannot be fetched.*Offline")],
 )
-def test_what_is_not_here_is_unavailable_with_the_reason_and_the_remedies(
+def test_what_is_not_here_is_unavailable_with_reason_and_remedies(
     hub_cache: Path, download: bool, message: str
 ) -> None:
     with pytest.raises(Unavailable, match=rf"{message}.*--sdbench-weights tiny=PATH"):
@@ -569,9 +567,7 @@ def test_without_network_the_hub_is_asked_once_in_a_run(
 
 
 @pytest.mark.parametrize("lacks", [UNET_WEIGHTS, "tokenizer", "vae/config.json"])
-def test_a_cache_that_lacks_a_part_is_unavailable_and_names_it(
-    hub_cache: Path, tiny_checkpoint: Path, lacks: str
-) -> None:
+def test_a_cache_that_lacks_a_part_is_unavailable(hub_cache: Path, tiny_checkpoint: Path, lacks: str) -> None:
     path = tiny_checkpoint / lacks
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     fill_cache(hub_cache, "org/tiny", tiny_checkpoint)

@@ -186,9 +186,7 @@ def test_two_runs_do_not_share_a_folder(recipe: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
-def test_a_run_that_is_asked_to_stop_saves_and_says_so(
-    recipe: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_asked_to_stop_saves_and_says_so(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_folder("mini")
 
     def ask() -> None:

@@ -263,7 +263,7 @@ def test_use_restrictions_pass_to_the_derivative(tiny_checkpoint: Path, tmp_path
         ),
     ],
 )
-def test_a_student_of_the_embedded_teacher_knows_its_protocols(
+def test_an_embedded_teachers_student_knows_protocols(
     scheduler: str, layouts: Any, protocols: Any, tmp_path: Path
 ) -> None:
     parts = load_parts("embedded:scenes-sd")
@@ -396,9 +396,7 @@ def test_a_scheduler_that_there_is_none_is_refused(scheduler: Any, key: str, par
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_task_with_its_own_export_adds_to_the_folder(
-    there: bool, pristine_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_task_of_its_own_export_adds_files(there: bool, pristine_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     if there:
         shutil.copytree(pristine_checkpoint, out)
