@@ -24,11 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
     configuration.set_hypothesis_home_dir(config.rootpath / ".pytest_cache" / "hypothesis")
+    config.add_cleanup(gc.unfreeze)  # libraries report what is alive when Python ends
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Spare the garbage collector what collecting imports: most of a million objects, and all of them stay."""
+    """Spare the garbage collector what collecting imports: most of a million objects that stay."""
     gc.disable()
     try:
         return (yield)
