@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ import torch
 from safetensors.numpy import load_file
 
 from pytest_sdbench.base.errors import CheckpointError, DataError, EvidenceError, ProtocolError, Unavailable
-from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation import evaluate as evaluation
 from pytest_sdbench.evaluation.evaluate import evaluate, evidence_key
@@ -38,16 +34,14 @@ from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.image_steps import apply_image_steps
-from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shards import DamagedEvidence
-from tests.evaluation.helpers import PER_IMAGE, SEQUENTIAL, sample
+from tests.evaluation.helpers import CLIP, PER_IMAGE, SEQUENTIAL, own_protocol, sample
+from tests.training.helpers import begin, finish
 
 N = 80
 """More than the classifier's 64 features, so that FID is defined, and more than a shard."""
 CAPTIONS = [f"red and blue {number}" for number in range(N)]
-CLIP = {"clip_score": {"model": "local:scenes-clip"}}
-"""The metric that takes least."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,7 +59,6 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     real = scene_batches(range(20_000_000, 20_000_128))
     statistics = compute_statistics(real, open_extractor("scenes-classifier"), total=128, keep=128)
     save_statistics(root / "real.npz", statistics, {})
-    shutil.copytree(reference() / "checkpoints" / "scenes-clip", root / "clip")
     return root
 
 
@@ -74,32 +67,15 @@ def checkpoint(pristine_checkpoint: Path) -> Checkpoint:
     return Checkpoint("tiny", pristine_checkpoint)
 
 
-def protocol_of(data_root: Path, name: str = "own", **changes: Any) -> Protocol:
-    statistics = {"file": "real.npz", "images": 128}
-    table = (data_root / "captions.csv").read_bytes()
-    content = {
-        "title": "Own",
-        "n": N,
-        "prompts": {
-            "kind": "csv",
-            "file": "captions.csv",
-            "sha256": hashlib.sha256(table).hexdigest(),
-            "rows": table.count(b"\n") - 1,
-        },
-        "seeds": PER_IMAGE,
-        "sampling": {"steps": 1, "guidance": 2.0, "resolution": 64, "dtype": "float32"},
-        "image": [{"jpeg": 75}],
-        "metrics": {
-            "fid": {"extractor": "scenes-classifier", "statistics": statistics},
-            "kid": {"extractor": "scenes-classifier", "statistics": statistics},
-            "inception_score": {"extractor": "scenes-classifier", "splits": 2},
-            "clip_score": {"model": f"local:{data_root / 'clip'}"},
-        },
-        **changes,
-    }
-    path = data_root / f"{name}.yaml"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return load_protocol(path)
+STATISTICS = {"file": "real.npz", "images": 128}
+CLASSIFIER = {"extractor": "scenes-classifier"}
+METRICS = {
+    "fid": CLASSIFIER | {"statistics": STATISTICS},
+    "kid": CLASSIFIER | {"statistics": STATISTICS},
+    "inception_score": CLASSIFIER | {"splits": 2},
+    **CLIP,
+}
+protocol_of = partial(own_protocol, n=N, steps=1, guidance=2.0, image=[{"jpeg": 75}], metrics=METRICS)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +195,7 @@ def test_with_all_evidence_there_nothing_is_loaded(
 @pytest.mark.slow
 def test_scores_do_not_depend_on_the_batch_size(score: Score, data_root: Path, tmp_path: Path) -> None:
     """Without a codec, which would make a whole block of a pixel that is rounded the other way."""
-    metrics = {"inception_score": {"extractor": "scenes-classifier", "splits": 2}, **CLIP}
+    metrics = {"inception_score": METRICS["inception_score"], **CLIP}
     protocol = protocol_of(data_root, "lossless", n=16, image=[], metrics=metrics)
     alone = values(score(protocol, tmp_path / "1", tuning=Tuning(batch_size=1)))
     together = values(score(protocol, tmp_path / "16", tuning=Tuning(batch_size=16)))
@@ -228,8 +204,7 @@ def test_scores_do_not_depend_on_the_batch_size(score: Score, data_root: Path, t
 
 @pytest.mark.slow
 def test_the_text_is_projected_once_a_batch_to_the_same_bits(checkpoint: Checkpoint, data_root: Path) -> None:
-    sampling = {"steps": 3, "guidance": 2.0, "resolution": 64, "dtype": "float32"}
-    protocol = protocol_of(data_root, "steps", sampling=sampling)
+    protocol = protocol_of(data_root, "steps", steps=3)
     pipeline, plain = load_pipeline(checkpoint), load_pipeline(checkpoint)
     plain.unet.to(memory_format=torch.channels_last)
     calls: list[int] = []
@@ -300,35 +275,37 @@ def stopping(load: Callable[[str], Any], after: int, stop: Callable[[], object])
     return loaded
 
 
-KILLED_RUN = """
-import os, signal, stat, sys
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from pytest_sdbench.models.checkpoint import Checkpoint
-from pytest_sdbench.models.pipeline import load_pipeline
-from pytest_sdbench.evaluation.evaluate import evaluate
-from pytest_sdbench.base.paths import reference
-from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.protocols.load import load_protocol
-from tests.evaluation.test_evaluate import stopping
-
-folder, protocol, store, moment = sys.argv[1:]
-checkpoint, protocol = Checkpoint("tiny", Path(folder)), load_protocol(protocol)
-kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-load = lambda dtype: load_pipeline(checkpoint, dtype=dtype)
-if moment == "sampling":
-    load = stopping(load, 1, kill)
-else:
+def at_second_shard(store: Path, stop: Callable[[], object]) -> Callable[[int], None]:
+    """Return an fsync that stops where the second shard is written, whole but without its name."""
     fsync = os.fsync
-    def fsync_or_die(handle):
-        # Neither a manifest nor a lease is as large: it is the second shard, whole but without its name.
+
+    def stopping_fsync(handle: int) -> None:
         status = os.fstat(handle)
+        # Neither a manifest nor a lease is as large.
         large = stat.S_ISREG(status.st_mode) and status.st_size > 5_000
-        return kill() if large and list(Path(store).glob("*/shard-*")) else fsync(handle)
-    os.fsync = fsync_or_die
-evaluate(checkpoint, protocol, Workspace(Path(store), protocol.path.parent, progress=False), load=load)
-"""
+        if large and shards(store):
+            stop()
+        fsync(handle)
+
+    return stopping_fsync
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def score_and_die(folder: Path, protocol: Protocol, store: Path, moment: str) -> None:
+    """Evaluate, and be killed in the second shard."""
+    checkpoint = Checkpoint("tiny", folder)
+
+    def load(dtype: str) -> Any:
+        return load_pipeline(checkpoint, dtype=dtype)
+
+    if moment == "sampling":
+        load = stopping(load, 1, die)
+    else:
+        os.fsync = at_second_shard(store, die)
+    evaluate(checkpoint, protocol, Workspace(store, protocol.path.parent, progress=False), load=load)
 
 
 @pytest.mark.slow
@@ -342,10 +319,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     score: Score,
     tmp_path: Path,
 ) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_RUN)]
-    where = [str(checkpoint.folder), str(protocol.path), str(tmp_path), moment]
-    run = subprocess.run([*command, *where], capture_output=True, text=True, check=False, timeout=900)
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    run = begin(score_and_die, checkpoint.folder, protocol, tmp_path, moment)
+    assert finish([run], 900) == [-signal.SIGKILL]
     assert list(shards(tmp_path)) == ["shard-00000000-00000064.safetensors"]
     assert bool(list(tmp_path.glob("*/.tmp-*"))) == (moment == "writing")
 
@@ -396,14 +371,10 @@ def test_a_full_disk_loses_one_shard_and_says_so(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fill_up(handle: int) -> None:
-        status = os.fstat(handle)
-        # Neither a manifest nor a lease is as large.
-        large = stat.S_ISREG(status.st_mode) and status.st_size > 5_000
-        if large and shards(tmp_path):
-            raise OSError(28, os.strerror(28))
+    def fill_up() -> None:
+        raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("os.fsync", fill_up)
+    monkeypatch.setattr("os.fsync", at_second_shard(tmp_path, fill_up))
     with pytest.raises(EvidenceError, match=r"shard-00000064.*No space left on device.*Make room"):
         score(protocol, tmp_path)
     assert not list(tmp_path.glob("*/.tmp-*"))
@@ -438,7 +409,7 @@ def test_what_lacks_is_said_at_once(
         score(protocol, tmp_path, data_root=tmp_path, load=never)
     (tmp_path / "real.npz").unlink()
     write_captions(tmp_path, CAPTIONS)
-    distance = protocol_of(data_root, "distance", metrics={"fid": protocol.model_dump()["metrics"]["fid"]})
+    distance = protocol_of(data_root, "distance", metrics={"fid": METRICS["fid"]})
     with pytest.raises(Unavailable, match=r"real\.npz"):
         score(distance, tmp_path, data_root=tmp_path, load=never)
     typo = protocol_of(data_root, "typo", metrics={"inception_score": {"extractor": "scenes-clasifier"}})
@@ -542,14 +513,8 @@ def test_a_picture_that_is_not_finite_is_an_error_and_leaves_no_evidence(
 
 
 def test_a_difference_names_every_part(undisturbed: Undisturbed, protocol: Protocol, data_root: Path) -> None:
-    statistics = {"file": "other.npz", "images": 9}
-    other = protocol_of(
-        data_root,
-        "other",
-        seeds={"kind": "per-image", "seed": 6},
-        image=[],
-        metrics={"fid": {"extractor": "scenes-classifier", "statistics": statistics}},
-    )
+    metrics = {"fid": CLASSIFIER | {"statistics": {"file": "other.npz", "images": 9}}}
+    other = protocol_of(data_root, "other", seeds={**PER_IMAGE, "seed": 6}, image=[], metrics=metrics)
     found = replace(undisturbed[1], complete=False)
     assert found.difference(other) == (
         "seed 5 here, 6 in other; another codec or resize than other; "

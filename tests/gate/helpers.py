@@ -1,12 +1,17 @@
-"""An evaluation of known scores, and the small protocol that it is of."""
+"""An evaluation of known scores, and what a run reports."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import pytest
 
 from pytest_sdbench.evaluation.evaluate import Evaluation
 from pytest_sdbench.protocols.protocol import Protocol
+
+Run = Callable[..., pytest.RunResult]
 
 
 def evaluation(
@@ -24,3 +29,9 @@ def evaluation(
     }
     values = fields | changes
     return Evaluation(estimates=estimates, protocol=protocol, checkpoint_fingerprint=checkpoint, **values)
+
+
+def report(pytester: pytest.Pytester) -> dict[str, Any]:
+    """Return what the last run wrote to r.json."""
+    content: dict[str, Any] = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
+    return content

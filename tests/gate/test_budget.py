@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
-from tests.gate.helpers import evaluation
+from tests.gate.helpers import Run, evaluation, report
 from tests.project import make_card, make_project, make_protocol
 
 N = 5000
@@ -31,7 +30,6 @@ MARGIN = 0.015
 
 
 Make = Callable[..., Card]
-Run = Callable[..., pytest.RunResult]
 
 
 class Scored:
@@ -281,8 +279,7 @@ class TestRuns:
         }
 
     def row(self, pytester: pytest.Pytester) -> dict[str, Any]:
-        content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
-        (row,) = content["results"]
+        (row,) = report(pytester)["results"]
         return dict(row)
 
     @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,8 @@ from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
+from tests.gate.helpers import Run, report
 from tests.project import IMAGES, PASSES, make_card, make_project, make_protocol
-
-Run = Callable[..., pytest.RunResult]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture
@@ -33,15 +26,8 @@ def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
     return make_project(pytester.path, pristine_checkpoint, claims=PASSES)
 
 
-@pytest.fixture
-def run(pytester: pytest.Pytester, store: Path, project: Path) -> Run:
-    words = ("--sdbench", "cards", "-m", "quality", "--sdbench-store", store, "--sdbench-report=r.json")
-    return lambda *more: pytester.runpytest(*words, *more)
-
-
 def row(pytester: pytest.Pytester, test: str) -> dict[str, Any]:
-    content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
-    (found,) = [row for row in content["results"] if row["node_id"].endswith(f"::{test}")]
+    (found,) = [row for row in report(pytester)["results"] if row["node_id"].endswith(f"::{test}")]
     return dict(found)
 
 

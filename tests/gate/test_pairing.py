@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,12 @@ import pytest
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.gate.pairing import RecordedEvidence, evidence_path, read_recorded, write_recorded
 from pytest_sdbench.metrics.estimates import Estimate
+from tests.gate.helpers import Run, report
 from tests.project import IMAGES, make_card, make_project
-
-Run = Callable[..., pytest.RunResult]
 
 METRICS = {"fid", "kid", "inception_score", "clip_score"}
 FINE = {"fid": 0.01, "kid": 0.0001, "inception_score": 0.01, "clip_score": 0.0001}
 """Margins that images of random weights cannot tell unless they are paired."""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture
@@ -33,15 +25,8 @@ def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
     return make_project(pytester.path, pristine_checkpoint, claims={}, margins=FINE)
 
 
-@pytest.fixture
-def run(pytester: pytest.Pytester, store: Path, project: Path) -> Run:
-    words = ("--sdbench", "cards", "-m", "quality", "--sdbench-store", store, "--sdbench-report=r.json")
-    return lambda *more: pytester.runpytest(*words, *more)
-
-
 def reasons(pytester: pytest.Pytester) -> dict[str, str]:
-    content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
-    return {row["metric"]: row["reason"] for row in content["results"]}
+    return {row["metric"]: row["reason"] for row in report(pytester)["results"]}
 
 
 @pytest.mark.slow
