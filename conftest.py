@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections.abc import Generator
@@ -24,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
     configuration.set_hypothesis_home_dir(config.rootpath / ".pytest_cache" / "hypothesis")
-    config.add_cleanup(gc.unfreeze)  # libraries report what is alive when Python ends
+    atexit.register(gc.unfreeze)  # libraries report what is alive when Python ends
 
 
 @pytest.hookimpl(wrapper=True)
