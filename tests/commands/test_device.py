@@ -165,6 +165,7 @@ def test_cards_of_one_name_keep_their_own_figures(card: Path) -> None:
         assert macs == pytest.approx(unet_macs(network).total, rel=2e-3)  # four digits are recorded
 
 
+@pytest.mark.slow
 def test_a_card_that_cannot_be_written_leaves_the_others(
     card: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +246,7 @@ class TestVerdict:
         # Inconclusive where a machine is too slow for ten rounds.
         assert speed(record(seconds=1e-4))[0] in ("fail", "inconclusive")
 
+    @pytest.mark.slow
     def test_another_device_precision_mode_or_batch_is_another_figure(self, speed) -> None:
         verdict, reason = speed(
             record(seconds=1e-4, device="Another Machine 9000"),

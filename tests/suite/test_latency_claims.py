@@ -59,6 +59,7 @@ def test_a_claim_of_another_device_or_precision_is_shown_and_not_judged(speed: S
     assert "bfloat16" in row["reason"]
 
 
+@pytest.mark.slow
 def test_a_claim_of_this_device_is_judged(speed: Speed) -> None:
     result, row = speed(baseline=False, unet_seconds={"max": TINY, "device": HERE, "dtype": "float32"})
     result.assert_outcomes(failed=1)
