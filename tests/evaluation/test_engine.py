@@ -146,11 +146,7 @@ def test_what_only_moves_work_changes_no_bit(tuning: Tuning, plain: Evidence, ru
 
 @pytest.mark.parametrize(
     "tuning",
-    [
-        *(Tuning(batch_size=size) for size in (1, 7)),
-        Tuning(channels_last=False),
-        Tuning(remember_text=False),
-    ],
+    [*(Tuning(batch_size=size) for size in (1, 7)), Tuning(channels_last=False), Tuning(remember_text=False)],
     ids=["batch-1", "batch-7", "layout", "text"],
 )
 def test_what_changes_rounding_changes_little(tuning: Tuning, plain: Evidence, run: Run) -> None:
@@ -331,11 +327,7 @@ class Standing:
     ids=["usual", "compiled"],
 )
 def test_a_run_leaves_pipeline_and_process_as_they_were(
-    breaks_at: int | None,
-    tuning: Tuning,
-    load: Callable[[], Any],
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
+    breaks_at: int | None, tuning: Tuning, load: Callable[[], Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another test of the same process must not feel that images were made in it."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)

@@ -193,16 +193,6 @@ def test_with_all_evidence_there_nothing_is_loaded(
 
 
 @pytest.mark.slow
-def test_scores_do_not_depend_on_the_batch_size(score: Score, data_root: Path, tmp_path: Path) -> None:
-    """Without a codec, which would make a whole block of a pixel that is rounded the other way."""
-    metrics = {"inception_score": METRICS["inception_score"], **CLIP}
-    protocol = protocol_of(data_root, "lossless", n=16, image=[], metrics=metrics)
-    alone = values(score(protocol, tmp_path / "1", tuning=Tuning(batch_size=1)))
-    together = values(score(protocol, tmp_path / "16", tuning=Tuning(batch_size=16)))
-    assert alone == pytest.approx(together, rel=1e-4)
-
-
-@pytest.mark.slow
 def test_the_text_is_projected_once_a_batch_to_the_same_bits(checkpoint: Checkpoint, data_root: Path) -> None:
     protocol = protocol_of(data_root, "steps", steps=3)
     pipeline, plain = load_pipeline(checkpoint), load_pipeline(checkpoint)
@@ -252,10 +242,6 @@ def test_another_precision_is_another_claim_with_other_evidence(
     assert asked == ["float32", "bfloat16"]
     assert len(list(tmp_path.iterdir())) == 2
     assert found.difference(protocol.with_samples(2)) == "dtype bfloat16 here, float32 in own"
-
-
-class Killed(BaseException):
-    """What stands in for a kill where the process is to live on."""
 
 
 def stopping(load: Callable[[str], Any], after: int, stop: Callable[[], object]) -> Callable[[str], Any]:
@@ -328,27 +314,6 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     assert resumed.images_made == N - 64
     assert shards(tmp_path) == shards(undisturbed[0])
     assert values(resumed) == values(undisturbed[1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seeds", [PER_IMAGE, SEQUENTIAL], ids=lambda seeds: seeds["kind"])
-def test_a_draw_that_was_stopped_goes_on_to_the_same_bits(
-    seeds: dict[str, Any], data_root: Path, checkpoint: Checkpoint, score: Score, tmp_path: Path
-) -> None:
-    protocol = protocol_of(data_root, "stopped", seeds=seeds, metrics=CLIP).with_samples(66)
-    tuning = Tuning(batch_size=16, workers=1)
-    whole = score(protocol, tmp_path / "whole", tuning=tuning)
-
-    def kill() -> None:
-        raise Killed
-
-    load = stopping(lambda dtype: load_pipeline(checkpoint, dtype=dtype), 64 // 16, kill)
-    with pytest.raises(Killed):
-        score(protocol, tmp_path / "stopped", load=load, tuning=tuning)
-    resumed = score(protocol, tmp_path / "stopped", tuning=tuning)
-    assert resumed.images_made == 2
-    assert shards(tmp_path / "stopped") == shards(tmp_path / "whole")
-    assert values(resumed) == values(whole)
 
 
 def test_a_damaged_shard_is_made_again_to_the_same_bits(

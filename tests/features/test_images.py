@@ -16,14 +16,7 @@ import pytest
 from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
-from pytest_sdbench.features.images import (
-    BATCH,
-    ImageSet,
-    decode,
-    in_batches,
-    open_images,
-    read_captions,
-)
+from pytest_sdbench.features.images import BATCH, ImageSet, decode, in_batches, open_images, read_captions
 from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.protocols.sections import Jpeg, Resize
 

@@ -144,24 +144,6 @@ def test_each_look_may_spend_a_part_of_the_error_rate_only(protocol: Protocol, c
     assert outcomes(judge(card(clip_score=0.9), protocol, whole)) == {"clip_score": ("fail", N)}
 
 
-@pytest.mark.slow
-def test_checkpoints_on_the_margin_fail_no_oftener_over_all_looks(protocol: Protocol, card: Make) -> None:
-    claimed = card(clip_score=0.9)
-    rng = np.random.default_rng(3)
-    runs, failed = 1500, 0
-    for _ in range(runs):
-        # Worse by just the margin; a claim from another draw, which has its own error.
-        means = np.cumsum(rng.normal(size=N)) / np.arange(1, N + 1) * SPREAD
-        off = rng.normal() * SPREAD / N**0.5
-
-        def score(n: int, means: np.ndarray = means, off: float = off) -> Estimate:
-            return plain("clip_score", 0.9 - MARGIN + float(means[n - 1]) + off, n)
-
-        found = judge(claimed, protocol, Scored(protocol, clip_score=score), N)
-        failed += found["mini-clip_score"].verdict.outcome is Outcome.FAIL
-    assert failed / runs < 0.067  # 5 %, and three standard errors of this simulation
-
-
 def test_a_score_that_falls_with_more_images_is_judged_by_what_it_will_be(
     protocol: Protocol, card: Make
 ) -> None:

@@ -40,8 +40,7 @@ def case(pytester: pytest.Pytester) -> ET.Element:
 
 
 ALONE_OR_WORKERS = pytest.mark.parametrize(
-    "workers",
-    [pytest.param((), id="alone"), pytest.param(("-n", "2"), id="workers", marks=pytest.mark.slow)],
+    "workers", [pytest.param((), id="alone"), pytest.param(("-n", "2"), id="workers", marks=pytest.mark.slow)]
 )
 
 

@@ -85,9 +85,7 @@ def test_fid_is_undefined_without_more_images_than_features(references: dict[str
     assert isinstance(estimate(protocol("fid"), batches(table(WIDTH + 1), 4), references)["fid"], Estimate)
 
 
-def test_without_its_reference_a_metric_is_undefined_and_others_stand(
-    reference: FeatureStatistics,
-) -> None:
+def test_without_its_reference_a_metric_is_undefined_and_others_stand(reference: FeatureStatistics) -> None:
     moments_only = FeatureStatistics(reference.mu, reference.sigma)
     got = estimate(protocol("fid", "kid"), batches(table(3), 4), {"fid": moments_only, "kid": moments_only})
     assert isinstance(got["fid"], Undefined)

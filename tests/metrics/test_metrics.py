@@ -158,11 +158,7 @@ class TestKid:
     def test_of_subsets_equals_torch_fidelity(self, n: int, subsets: int, size: int) -> None:
         x, y = features(n, 64, 7), features(n + 100 * (subsets > 1), 64, 8, shift=0.1)
         theirs = kid_features_to_metric(
-            torch.from_numpy(x),
-            torch.from_numpy(y),
-            kid_subsets=subsets,
-            kid_subset_size=size,
-            verbose=False,
+            torch.from_numpy(x), torch.from_numpy(y), kid_subsets=subsets, kid_subset_size=size, verbose=False
         )
         rng = np.random.RandomState(2020)
         draws = [[rng.choice(len(rows), size, replace=False) for rows in (x, y)] for _ in range(subsets)]

@@ -173,6 +173,7 @@ class TestFid:
         # The first order vanishes here: what remains is the second, once and not twice (which is 1.4 times).
         assert float(np.median(errors)) == pytest.approx(corrected.std(ddof=1), rel=0.25)
 
+    @pytest.mark.slow
     def test_predicts_the_value_of_another_number_of_images(self) -> None:
         few = self.estimates(2 * self.WIDTH, 60, 9)
         many = np.array([each.value for each in self.estimates(8 * self.WIDTH, 40, 10)])
@@ -502,10 +503,7 @@ def test_one_prompt_that_repeats_hardly_moves_a_standard_error() -> None:
     n = 400
     groups = np.arange(n)
     groups[-2:] = groups[0]
-    rows = {
-        "inception_score": rng.normal(0, 2, (n, 5)),
-        "clip_score": rng.normal(0.9, 0.01, n),
-    }
+    rows = {"inception_score": rng.normal(0, 2, (n, 5)), "clip_score": rng.normal(0.9, 0.01, n)}
     for metric, columns in rows.items():
         apart, together = one(metric, columns), one(metric, columns, None, groups)
         assert together.standard_error == pytest.approx(apart.standard_error, rel=0.05)

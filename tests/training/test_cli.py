@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,10 +63,7 @@ def test_every_recipe_is_listed_with_its_title(capsys: pytest.CaptureFixture[str
     ],
 )
 def test_a_dry_run_describes_every_recipe_and_leaves_nothing_behind(
-    name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([name, "--dry-run"]) == 0
@@ -136,13 +134,11 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     assert words in error
 
 
-def test_the_module_runs_and_shows_no_traceback(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "training", "bk-sdm-smal"], capture_output=True, text=True, check=False
-    )
+def test_the_module_runs_and_shows_no_traceback() -> None:
+    command = [sys.executable, "-m", "training", "bk-sdm-smal"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
+    assert re.fullmatch("error: .*\n", done.stderr)
 
 
 def run(recipe: str, *arguments: str) -> int:

@@ -243,8 +243,7 @@ def test_an_override_below_a_plain_value_is_told_so(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "key"),
-    [("folder", "data.path"), ("webdataset", "data.urls"), ("huggingface", "data.name")],
+    ("data", "key"), [("folder", "data.path"), ("webdataset", "data.urls"), ("huggingface", "data.name")]
 )
 def test_data_that_is_left_to_the_user_is_asked_for(file: Path, data: str, key: str) -> None:
     recipe = load_recipe(file, [f"data={{kind: {data}}}"])
