@@ -146,8 +146,14 @@ def test_what_only_moves_work_changes_no_bit(tuning: Tuning, plain: Evidence, ru
 
 @pytest.mark.parametrize(
     "tuning",
-    [*(Tuning(batch_size=size) for size in (1, 7)), Tuning(channels_last=False), Tuning(remember_text=False)],
-    ids=["batch-1", "batch-7", "layout", "text"],
+    [
+        Tuning(batch_size=7),
+        *(
+            pytest.param(tuning, marks=pytest.mark.slow)
+            for tuning in (Tuning(batch_size=1), Tuning(channels_last=False), Tuning(remember_text=False))
+        ),
+    ],
+    ids=["batch-7", "batch-1", "layout", "text"],
 )
 def test_what_changes_rounding_changes_little(tuning: Tuning, plain: Evidence, run: Run) -> None:
     found, expected = last_shard(run(tuning, images=[range(SHARD, N)])), last_shard(plain)

@@ -83,7 +83,13 @@ def test_a_run_that_was_not_asked_to_calibrates_nothing(run: Run, project: Path)
     assert not (project.parent / "calibration").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"protocol": "mini"}', "mended"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "mended",
+        *(pytest.param(text, marks=pytest.mark.slow) for text in ("", "{", "[]", '{"protocol": "mini"}')),
+    ],
+)
 def test_a_broken_file_is_named(run: Run, project: Path, pytester: pytest.Pytester, content: str) -> None:
     protocol = load_protocol(project.parent / "protocols" / "mini.yaml")
     place = calibration_path(protocol)

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -226,13 +226,6 @@ def test_a_verdict_is_one_line_with_claim_and_measurement(score: Score) -> None:
             assert "\n" not in reason
             assert f"{score.label}: claimed {score.claimed:.{score.decimals}f}, measured " in reason
             assert f"margin {score.margin:.{score.decimals}f}" in reason
-
-
-def test_a_verdict_stands_as_it_was_given() -> None:
-    with pytest.raises(FrozenInstanceError):
-        judge_score(FID).outcome = PASS  # type: ignore[misc]
-    with pytest.raises(FrozenInstanceError):
-        FID.measured = 0.0  # type: ignore[misc]
 
 
 # --- what would tell ---

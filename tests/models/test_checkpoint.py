@@ -410,15 +410,6 @@ def test_a_u_net_stands_on_a_base(tiny_checkpoint: Path, tmp_path: Path) -> None
     assert fingerprint == resolve(str(whole)).fingerprint, "identity is content, not arrangement"
 
 
-def test_a_u_net_published_with_its_scheduler_brings_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    lone = tmp_path / "lcm"
-    shutil.copytree(tiny_checkpoint / "unet", lone / "unet")
-    (lone / "scheduler").mkdir()
-    (lone / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "LCMScheduler"}')
-    pipeline = load_pipeline(resolve({"base": "./tiny-sd", "unet": "./lcm"}, near=tmp_path))
-    assert type(pipeline.scheduler).__name__ == "LCMScheduler"
-
-
 def test_of_a_whole_checkpoint_the_u_net_is_taken(tiny_checkpoint: Path, pristine_checkpoint: Path) -> None:
     checkpoint = resolve({"base": str(tiny_checkpoint), "unet": str(pristine_checkpoint)})
     assert checkpoint.part("unet") == pristine_checkpoint / "unet"

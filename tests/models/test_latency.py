@@ -266,6 +266,7 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return figures
 
 
+@pytest.mark.slow
 def test_peak_memory_leaves_out_what_was_held_and_none_is_no_measurement(allocator: dict[str, int]) -> None:
     assert peak_memory(UNET, device="cuda") == 1000
     allocator["peak"] = allocator["held"]

@@ -26,20 +26,15 @@ def mse(first: Tensor, second: Tensor) -> float:
     return float(np.mean((first.double().numpy() - second.double().numpy()) ** 2))
 
 
-def test_prediction_loss_is_the_mean_squared_error() -> None:
-    guess, target, schedule = draw(6, 4, 2, 2), draw(6, 4, 2, 2, seed=1), NoiseSchedule.of(SD)
-    losses = objectives.prediction_losses(guess, target, torch.arange(6), schedule, None)
-    assert float(losses["loss"]) == pytest.approx(mse(guess, target), rel=1e-6)
-
-
-def test_min_snr_weights_each_picture() -> None:
+def test_prediction_losses_are_means_weighted_by_min_snr() -> None:
     schedule, steps = NoiseSchedule.of(SD), torch.tensor([0, 100, 999])
     guess, target = draw(3, 4, 2, 2), draw(3, 4, 2, 2, seed=1)
-    losses = objectives.prediction_losses(guess, target, steps, schedule, 5.0)
     signal = DDIMScheduler(**SD).alphas_cumprod.double()[steps].numpy()
     snr = signal / (1 - signal)
     errors = np.array([mse(guess[i], target[i]) for i in range(3)])
-    assert float(losses["loss"]) == pytest.approx(float(np.mean(np.minimum(snr, 5) / snr * errors)), rel=1e-5)
+    for most, wanted in ((None, errors.mean()), (5.0, (np.minimum(snr, 5) / snr * errors).mean())):
+        losses = objectives.prediction_losses(guess, target, steps, schedule, most)
+        assert float(losses["loss"]) == pytest.approx(wanted, rel=1e-5)
     assert float(losses["error"]) == pytest.approx(errors.mean(), rel=1e-5)
 
 
