@@ -6,6 +6,7 @@ import json
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,11 @@ def of_5000_images(card: Path) -> None:
     text = card.read_text(encoding="utf-8")
     assert "type: scenes}" in text
     card.write_text(text.replace("type: scenes}", "type: scenes, args: {num_samples: 5000}}"), "utf-8")
+
+
+def ratio(largest: float) -> dict[str, dict[str, Any]]:
+    """Claim that a call takes at most this share of the baseline's."""
+    return {"unet_ratio": {"max": largest, "source": "own record"}}
 
 
 def rows(path: Path, card: str | None = None) -> dict[str, dict]:
@@ -510,51 +516,32 @@ class TestNetworks:
 class TestSpeed:
     """Timing through pytest-benchmark: nothing here asserts a time."""
 
-    @pytest.fixture
-    def speed(self, pytester, pristine_checkpoint, monkeypatch):
-        # A run inside a worker of this run is none itself.
-        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-        make_project(pytester.path, pristine_checkpoint, claims={})
-        half = {"unet_ratio": {"max": 9.0, "source": "own record"}}
-        make_card(pytester.path / "cards" / "student.md", claims={}, baseline="mini", speed=half)
-        words = ("--sdbench", "cards/student.md", "-m", "speed", "--sdbench-report=r.json")
-        return lambda *more: pytester.runpytest(*words, *more)
-
     @pytest.mark.slow
-    def test_same_architecture_has_ratio_one_by_identity(self, speed, pytester):
-        speed("--benchmark-only").assert_outcomes(passed=1)
-        row = rows(pytester.path / "r.json")["test_speed"]
-        assert row["measured"] == 1.0
-        assert row["extra"]["identical"] is True
+    def test_same_architecture_has_ratio_one_by_identity(self, speed):
         # So a student that is its teacher fails the ratio of a student.
-        ratio = {"unet_ratio": {"max": 0.7, "source": "own record"}}
-        make_card(pytester.path / "cards" / "student.md", claims={}, baseline="mini", speed=ratio)
-        speed().assert_outcomes(failed=1)
+        for largest, outcome in ((9.0, "passed"), (0.7, "failed")):
+            result, row = speed("--benchmark-only", baseline="mini", speed=ratio(largest))
+            result.assert_outcomes(**{outcome: 1})
+            assert row["measured"] == 1.0
+            assert row["extra"]["identical"] is True
 
     @pytest.mark.parametrize("words", ["-p no:benchmark", "--benchmark-disable", "--benchmark-skip"])
     def test_unmeasured_speed_is_skipped_never_passed(self, speed, words):
-        result = speed(*words.split())
+        result, _ = speed(*words.split(), baseline="mini", speed=ratio(9.0))
         result.assert_outcomes(skipped=1)
         result.stdout.fnmatch_lines([f"*{words}*"])
 
     @pytest.mark.slow
-    def test_ratio_to_a_baseline_is_measured_in_turn_and_judged(self, speed, pytester):
+    def test_ratio_to_a_baseline_is_measured_in_turn_and_judged(self, speed):
+        student = {"checkpoint": "nobody/nothing", "architecture": UNET | {"layers_per_block": 1}}
         for largest, outcome in ((1e6, "passed"), (0.001, "failed")):
-            make_card(
-                pytester.path / "cards" / "student.md",
-                claims={},
-                baseline="mini",
-                checkpoint="nobody/nothing",
-                architecture=UNET | {"layers_per_block": 1},
-                speed={"unet_ratio": {"max": largest, "source": "own record"}},
-            )
-            assert speed().parseoutcomes()[outcome] == 1
-            row = rows(pytester.path / "r.json")["test_speed"]
+            result, row = speed(baseline="mini", speed=ratio(largest), **student)
+            result.assert_outcomes(**{outcome: 1})
             assert len(row["extra"]["baseline_seconds"]) == len(row["extra"]["seconds"]) >= 3
             assert row["measured"] > 0
 
-    def test_memory_is_read_on_cuda_and_skipped_elsewhere(self, pytester, speed):
-        result = pytester.runpytest("--sdbench", "cards/student.md", "-m", "memory", "--sdbench-device=cpu")
+    def test_memory_is_read_on_cuda_and_skipped_elsewhere(self, pytester, project):
+        result = pytester.runpytest("--sdbench", "cards/mini.md", "-m", "memory", "--sdbench-device=cpu")
         result.assert_outcomes(skipped=1)
         result.stdout.fnmatch_lines(["*--sdbench-device cuda*"])
 
