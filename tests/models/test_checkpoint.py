@@ -506,22 +506,23 @@ def test_the_hub_cache_is_used_without_network(
     assert checkpoint.fingerprint == resolve(str(pristine_checkpoint)).fingerprint
 
 
-@pytest.mark.parametrize("spec", ["org/tiny", "org/tiny@main"])
-def test_a_cached_branch_may_have_moved_on(hub_cache: Path, pristine_checkpoint: Path, spec: str) -> None:
-    fill_cache(hub_cache, "org/tiny", pristine_checkpoint)
-    with pytest.raises(Unavailable, match="cannot be fetched"):
-        resolve(spec, download=True)
-
-
 @pytest.mark.parametrize(
-    ("download", "message"),
-    [(False, "not in the hub cache.*--sdbench-download"), (True, "cannot be fetched.*Offline")],
+    ("cached", "spec", "download", "message"),
+    [
+        # A cached branch may have moved on.
+        (True, "org/tiny", True, "cannot be fetched"),
+        (True, "org/tiny@main", True, "cannot be fetched"),
+        (False, f"org/tiny@{COMMIT}", False, "not in the hub cache.*--sdbench-download"),
+        (False, f"org/tiny@{COMMIT}", True, "cannot be fetched.*Offline"),
+    ],
 )
 def test_what_is_not_here_is_unavailable_with_reason_and_remedies(
-    hub_cache: Path, download: bool, message: str
+    hub_cache: Path, pristine_checkpoint: Path, cached: bool, spec: str, download: bool, message: str
 ) -> None:
+    if cached:
+        fill_cache(hub_cache, "org/tiny", pristine_checkpoint)
     with pytest.raises(Unavailable, match=rf"{message}.*--sdbench-weights tiny=PATH"):
-        resolve(f"org/tiny@{COMMIT}", card="tiny", download=download)
+        resolve(spec, card="tiny", download=download)
 
 
 class TransportError(Exception):
