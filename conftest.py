@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+from collections.abc import Generator
 
 import pytest
 from hypothesis import configuration, settings
@@ -22,3 +25,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
     configuration.set_hypothesis_home_dir(config.rootpath / ".pytest_cache" / "hypothesis")
+    atexit.register(gc.unfreeze)  # libraries report what is alive when Python ends
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spare the garbage collector what collecting imports: most of a million objects that stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()

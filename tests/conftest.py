@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.pytester import SysModulesSnapshot
 
+from tests.project import make_card, make_project
 from tests.tiny_checkpoint import make_checkpoint
+
+Speed = Callable[..., tuple[pytest.RunResult, dict[str, Any]]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,3 +59,24 @@ def pristine_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_checkpoint(pristine_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the tiny checkpoint that a test may damage."""
     return Path(shutil.copytree(pristine_checkpoint, tmp_path / "tiny-sd"))
+
+
+@pytest.fixture
+def speed(pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Speed:
+    """Return a function that times a card with these keys, and returns the run and the row of its report.
+
+    Its baseline may be ``mini``: the same architecture.
+    """
+    # A run inside a worker of this run is none itself.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    make_project(pytester.path, pristine_checkpoint, claims={})
+
+    def run(*words: str, **block: Any) -> tuple[pytest.RunResult, dict[str, Any]]:
+        make_card(pytester.path / "cards" / "student.md", claims={}, **block)
+        result = pytester.runpytest(
+            "--sdbench", "cards/student.md", "-m", "speed", "--sdbench-report=r.json", *words
+        )
+        (row,) = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))["results"]
+        return result, row
+
+    return run

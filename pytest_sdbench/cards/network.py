@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_sdbench.base.errors import Unavailable
+from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.models.architectures import Config
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ def checkpoint_of(card: Card, weights: Path | None = None, *, download: bool = F
     from pytest_sdbench.models.integrity import verify
 
     near = card.path.parent
-    checkpoint = resolve(card.checkpoint, card=card.name, near=near, weights=weights, download=download)
+    try:
+        checkpoint = resolve(card.checkpoint, card=card.name, near=near, weights=weights, download=download)
+    except SdbenchError as error:
+        raise (error if error.file else error.at(card.path)) from None
     verify(checkpoint)
     return checkpoint
 

@@ -16,8 +16,8 @@ from pytest_sdbench.metrics.fid_bias import (
     FEWEST_LEFT,
     degenerate_variance,
     elliptical_fid,
-    jackknife,
     joined,
+    mean_without_each,
     part,
     squared_scales,
     together,
@@ -53,7 +53,7 @@ def fid_estimate(
     parts = [part(blocks.pop(), reference) for _ in range(BLOCKS)]
     squares = squared_scales(np.concatenate([_distances(batch, sample.mu) for batch in rows]), sample)
     of_parts = [squares[places == k] for k in reversed(range(BLOCKS))]
-    without = jackknife(parts, reference, of_parts) if even else math.nan
+    without = mean_without_each(parts, reference, of_parts) if even else math.nan
     whole = together(parts, reference)
     del parts
     influence = fid_influence(sample, reference, whole.product / (n - 1))

@@ -140,7 +140,9 @@ def together(parts: Sequence[Part], reference: FeatureStatistics) -> Part:
     return Part(n, mean, sum(each.trace for each in parts) + float(np.vdot(steps, steps)), whole)
 
 
-def jackknife(blocks: Sequence[Part], reference: FeatureStatistics, squares: Sequence[Array]) -> float:
+def mean_without_each(
+    blocks: Sequence[Part], reference: FeatureStatistics, squares: Sequence[Array]
+) -> float:
     """Return the mean of `elliptical_fid` without each block; `squares` are those of each block."""
     found = []
     for k in range(len(blocks)):

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 BUDGET = 30.0
 """Seconds that one measurement may take, warm-up included; the fewest rounds may exceed it."""
 
-MIN_ROUNDS, MAX_ROUNDS = 3, 50
+MIN_ROUNDS, MAX_ROUNDS = 6, 50
+"""Of fewer than six rounds of each no order is rarer than the rank test of a speed claim asks for."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def measure_latency(
     measure nothing but noise. At most two networks are in memory, and none afterwards. One lock per machine
     keeps timings of other processes apart.
 
-    The first call of each network warms up and tells how many rounds fit ``budget`` seconds (3 to 50).
+    The first call of each network warms up and tells how many rounds fit ``budget`` seconds (6 to 50).
     Raise ``Unavailable`` where pytest-benchmark does not measure (``--benchmark-disable``, ``-n``) or where
     another process keeps the lock. ``progress`` shows the rounds as they go.
     """

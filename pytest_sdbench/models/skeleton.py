@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Mapping
@@ -184,6 +185,7 @@ def _fill(model: torch.nn.Module) -> None:
         flat[whole:].copy_(values[: flat.numel() - whole])
 
 
+@functools.cache
 def _unet_defaults() -> Mapping[str, Any]:
     """Return the constructor arguments of diffusers' U-Net and their defaults."""
     from diffusers import UNet2DConditionModel

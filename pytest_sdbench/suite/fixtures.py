@@ -18,7 +18,7 @@ from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, find_card, read_card
 from pytest_sdbench.cards.cases import Case
-from pytest_sdbench.cards.network import Network, named_network, network_of
+from pytest_sdbench.cards.network import Network, checkpoint_of, named_network, network_of
 from pytest_sdbench.suite.collection import card_of
 from pytest_sdbench.suite.rows import conclude
 from pytest_sdbench.suite.session import SdbenchSession
@@ -120,23 +120,7 @@ def sdbench_checkpoint(
     sdbench_session: SdbenchSession, sdbench_card: Card, sdbench_weights: Path | None
 ) -> Checkpoint:
     """Return the verified checkpoint under test; skip with the remedy when it is not on this machine."""
-    from pytest_sdbench.models.checkpoint import resolve
-    from pytest_sdbench.models.integrity import verify
-
-    try:
-        checkpoint = resolve(
-            sdbench_card.checkpoint,
-            card=sdbench_card.name,
-            near=sdbench_card.path.parent,
-            weights=sdbench_weights,
-            download=sdbench_session.settings.download,
-        )
-    except SdbenchError as error:
-        if error.file is None:
-            raise error.at(sdbench_card.path) from None
-        raise
-    verify(checkpoint)
-    return checkpoint
+    return checkpoint_of(sdbench_card, sdbench_weights, download=sdbench_session.settings.download)
 
 
 @pytest.fixture(scope="module")

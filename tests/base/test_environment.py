@@ -47,14 +47,8 @@ assert state() == before, (before, state())
 """
 
 
-# Each starts Python and imports torch: the variants of the two ways wait for the slow tests.
-@pytest.mark.parametrize(
-    "choice",
-    [
-        pytest.param(choice, id=name, marks=() if name in ("older", "newer") else pytest.mark.slow)
-        for name, choice in CHOICES.items()
-    ],
-)
+@pytest.mark.slow  # each starts Python and imports torch
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="one way to set it, before torch 2.9")
 def test_float32_is_computed_as_such_and_the_users_choice_comes_back(choice: str) -> None:
     script = SCRIPT.format(choice=choice)

@@ -58,6 +58,7 @@ def test_cells_are_formats_or_functions_and_empty_where_a_row_lacks_their_field(
     ]
 
 
+@pytest.mark.slow
 def test_mutants_said_to_be_equivalent_exist() -> None:
     found = {
         (mutant.function, mutant.after) for module in mutation.TESTS for mutant in mutation.mutants(module)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,8 @@ from pytest_sdbench.commands.device import fastest, measure
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.models.counts import unet_macs
 from pytest_sdbench.suite import tests as suite
-from tests.project import make_card, make_project
+from tests.conftest import Speed
+from tests.project import make_card
 from tests.tiny_checkpoint import UNET
 
 
@@ -165,6 +166,7 @@ def test_cards_of_one_name_keep_their_own_figures(card: Path) -> None:
         assert macs == pytest.approx(unet_macs(network).total, rel=2e-3)  # four digits are recorded
 
 
+@pytest.mark.slow
 def test_a_card_that_cannot_be_written_leaves_the_others(
     card: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,32 +223,25 @@ class TestVerdict:
     """Nothing here asserts a time: what is recorded is far off either way."""
 
     @pytest.fixture
-    def speed(self, pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-        # A run inside a worker of this run is none itself.
-        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-        make_project(pytester.path, pristine_checkpoint, claims={})
-
+    def judge(self, speed: Speed) -> Callable[..., tuple[str, str]]:
         def run(*records: DeviceRecord) -> tuple[str, str]:
-            entries = [each.to_dict() for each in records]
-            make_card(pytester.path / "cards" / "student.md", claims={}, devices=entries)
-            words = ("--sdbench", "cards/student.md", "-m", "speed", "--sdbench-device=cpu")
-            pytester.runpytest(*words, "--sdbench-report=r.json")
-            (row,) = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))["results"]
+            _, row = speed("--sdbench-device=cpu", devices=[each.to_dict() for each in records])
             return row["verdict"], row["reason"]
 
         return run
 
     @pytest.mark.slow
-    def test_a_latency_is_judged_by_the_record_of_this_device(self, speed) -> None:
-        verdict, reason = speed(record(seconds=1000.0, versions={"torch": "1.0"}))
+    def test_a_latency_is_judged_by_the_record_of_this_device(self, judge) -> None:
+        verdict, reason = judge(record(seconds=1000.0, versions={"torch": "1.0"}))
         assert verdict == "pass"
         assert "recorded 1000 s, margin 10%" in reason
         assert "it was recorded with torch 1.0" in reason
         # Inconclusive where a machine is too slow for ten rounds.
-        assert speed(record(seconds=1e-4))[0] in ("fail", "inconclusive")
+        assert judge(record(seconds=1e-4))[0] in ("fail", "inconclusive")
 
-    def test_another_device_precision_mode_or_batch_is_another_figure(self, speed) -> None:
-        verdict, reason = speed(
+    @pytest.mark.slow
+    def test_another_device_precision_mode_or_batch_is_another_figure(self, judge) -> None:
+        verdict, reason = judge(
             record(seconds=1e-4, device="Another Machine 9000"),
             record(seconds=1e-4, dtype="bfloat16"),
             record(seconds=1e-4, mode="compiled"),

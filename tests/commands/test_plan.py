@@ -138,6 +138,7 @@ class TestCounts:
 
 
 class TestDisk:
+    @pytest.mark.slow
     def test_the_figure_is_the_size_of_the_folder_that_a_run_leaves(self, tmp_path, card):
         for n in (20, 80):  # a part of a shard; a whole one and a part
             store = tmp_path / f"store-{n}"
@@ -233,6 +234,7 @@ class TestTime:
         assert row.seconds == 7.5 * (IMAGES - 64)
         assert not told
 
+    @pytest.mark.slow
     def test_half_precision_on_a_cpu_is_timed_in_full_and_called_the_least(self, tmp_path, card):
         sampling = {"steps": 2, "guidance": 1.0, "resolution": 64, "dtype": "float16"}
         make_protocol(card.parent / "protocols" / "mini.yaml", sampling=sampling)
@@ -249,6 +251,7 @@ class TestTime:
         time_unet(UNET, batch=64, workers=1, device="cpu", dtype="float32")
         assert network.sizes == [64, 32, 16, 16]
 
+    @pytest.mark.slow
     def test_a_network_that_does_not_fit_at_all_leaves_a_row_without_a_time(
         self, tmp_path, card, monkeypatch
     ):
@@ -341,6 +344,7 @@ class TestCommand:
             "download_bytes": 0,
         }
 
+    @pytest.mark.slow
     def test_the_table_fits_in_a_terminal_of_110_columns(self, tmp_path, capsys):
         names = ("stable-diffusion-v1-4", "scenes-portrait", "tiny-sd-lcm-6400")
         cards = [str(CARDS / f"{name}.md") for name in names]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import random
@@ -37,8 +36,7 @@ from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
-from tests.evaluation.helpers import sample
-from tests.evaluation.test_evaluate import protocol_of
+from tests.evaluation.helpers import own_protocol, sample
 from tests.features.test_images import folder, tarred, zipped
 from tests.project import IMAGES, make_card, make_protocol
 
@@ -113,7 +111,8 @@ def scores(plain: Path, protocol: Protocol) -> Scores:
 
 
 def run(source: Path, protocol: Protocol, **options: Any) -> Scores:
-    return score([source], protocol.path, Workspace(progress=False), **options)
+    workspace = Workspace(data_root=protocol.path.parent, progress=False)
+    return score([source], protocol.path, workspace, **options)
 
 
 def values(estimates: Any) -> dict[str, tuple[float | None, ...]]:
@@ -175,12 +174,10 @@ def value(scores: Scores, metric: str) -> float:
     return estimate_of(scores, metric).value
 
 
-def samples(files: dict[str, bytes], prompts: Sequence[str]) -> dict[str, bytes]:
-    """Pictures as the samples of a WebDataset."""
-    found = {}
-    for (name, content), prompt in zip(files.items(), prompts, strict=True):
-        found |= {name: content, name.replace(".png", ".txt"): prompt.encode()}
-    return found
+def samples(files: dict[str, bytes], captions: Sequence[str | None]) -> dict[str, bytes]:
+    """Pictures as the samples of a WebDataset; one of None has no caption."""
+    told = zip(files, captions, strict=True)
+    return files | {name.replace(".png", ".txt"): text.encode() for name, text in told if text is not None}
 
 
 @pytest.mark.parametrize(
@@ -269,15 +266,6 @@ def test_names_that_do_not_add_up_are_refused(
         run(place, protocol)
 
 
-def captioned(captions: Sequence[str | None], content: bytes) -> dict[str, bytes]:
-    found = {}
-    for number, caption in enumerate(captions):
-        found[f"{number}.png"] = content
-        if caption is not None:
-            found[f"{number}.txt"] = caption.encode()
-    return found
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -299,7 +287,8 @@ def test_captions_that_do_not_add_up_are_refused(
     captions: list[str | None] = list(prompts[:10])
     for number, text in change.items():
         captions[number] = prompts[int(text[1:-1])] if text and text.startswith("{") else text
-    place = folder(tmp_path / "a", captioned(captions, files["00000.png"]))
+    pictures = {f"{number}.png": files["00000.png"] for number in range(10)}
+    place = folder(tmp_path / "a", samples(pictures, captions))
     with pytest.raises(DataError, match=message):
         run(place, protocol)
     # Whoever knows better says so.
@@ -317,24 +306,19 @@ def numbered(place: Path, pictures: np.ndarray) -> Path:
     return folder(place, {f"{number}.png": png(picture) for number, picture in enumerate(pictures)})
 
 
-def coco(data: Path, n: int = 12) -> tuple[Protocol, list[str]]:
+COCO_STEPS = [{"jpeg": 75}, {"resize": 64, "filter": "pil-bicubic"}, {"jpeg": 75}]
+COCO_METRICS = {
+    "inception_score": {"extractor": "scenes-classifier", "splits": 2},
+    "clip_score": {"model": "local:scenes-clip"},
+}
+
+
+def coco(data: Path, image: Any = COCO_STEPS, metrics: Any = COCO_METRICS) -> tuple[Protocol, list[str]]:
     """A protocol in the form of the published one: prompts with file names, each of two prompts repeated."""
-    names = [f"COCO_val2014_{7 * number + 42:012}.jpg" for number in range(n)]
-    table(names, [f"red and blue {number // 2}" for number in range(n)], data / "captions.csv")
-    sha256 = hashlib.sha256((data / "captions.csv").read_bytes()).hexdigest()
-    protocol = protocol_of(
-        data,
-        "coco",
-        n=n,
-        prompts={"kind": "csv", "file": "./captions.csv", "rows": n, "sha256": sha256},
-        sampling={"steps": 1, "guidance": 2.0, "resolution": 128, "dtype": "float32"},
-        image=[{"jpeg": 75}, {"resize": 64, "filter": "pil-bicubic"}, {"jpeg": 75}],
-        metrics={
-            "inception_score": {"extractor": "scenes-classifier", "splits": 2},
-            "clip_score": {"model": "local:scenes-clip"},
-        },
-    )
-    return protocol, names
+    names = [f"COCO_val2014_{7 * number + 42:012}.jpg" for number in range(12)]
+    table(names, [f"red and blue {number // 2}" for number in range(12)], data / "captions.csv")
+    options = {"steps": 1, "guidance": 2.0, "resolution": 128}
+    return own_protocol(data, "coco", n=12, image=image, metrics=metrics, **options), names
 
 
 def test_names_of_the_file_of_prompts_are_matched_whatever_their_order(
@@ -408,16 +392,13 @@ def test_a_number_here_and_there_makes_no_index(tmp_path: Path) -> None:
     assert "by the order of their names (cat is of prompt 0, emu of prompt 2)" in found.how
 
 
-def test_captions_differ_by_white_space_at_most(tmp_path: Path) -> None:
-    found = match(listed(tmp_path, ["a.png", "b.png"], ["prompt  1\n", " prompt 0"]), TEXTS, n=4)
+def test_captions_differ_by_white_space_at_most_and_share_out_prompts_that_repeat(tmp_path: Path) -> None:
+    found = match(listed(tmp_path / "a", ["a.png", "b.png"], ["prompt  1\n", " prompt 0"]), TEXTS, n=4)
     assert found.order == (1, 0)
+    images = listed(tmp_path / "b", ["a.png", "b.png", "c.png"], ["x", "y", "x"])
+    assert match(images, ("x", "x", "y"), n=3).order == (0, 2, 1)
     with pytest.raises(DataError, match=r"a\.png: the caption of this image is no prompt .*'Prompt 1'"):
         match(listed(tmp_path / "c", ["a.png"], ["Prompt 1"]), TEXTS, n=4)
-
-
-def test_images_of_prompts_that_repeat_share_them_out(tmp_path: Path) -> None:
-    images = listed(tmp_path, ["a.png", "b.png", "c.png"], ["x", "y", "x"])
-    assert match(images, ("x", "x", "y"), n=3).order == (0, 2, 1)
 
 
 # --- numbers of images ---
@@ -525,15 +506,11 @@ def test_mixed_sizes_and_damaged_pictures_are_refused_by_name(
 
 
 def test_a_resize_that_keeps_the_size_leaves_the_stage_open(large: np.ndarray, tmp_path: Path) -> None:
-    coco(tmp_path)
-    path = tmp_path / "coco.yaml"
-    content = json.loads(path.read_text())
-    content["image"] = [{"jpeg": 75}, {"resize": 128, "filter": "pil-bicubic"}]
-    path.write_text(json.dumps(content))
+    protocol, _ = coco(tmp_path, image=[{"jpeg": 75}, {"resize": 128, "filter": "pil-bicubic"}])
     with pytest.raises(DataError, match=r"size does not tell .*--stage sampled or --stage final"):
-        run(numbered(tmp_path / "a", large), load_protocol(path))
+        run(numbered(tmp_path / "a", large), protocol)
     with pytest.raises(DataError, match="128x128 after its resize"):
-        run(numbered(tmp_path / "b", large[:, :64, :64]), load_protocol(path), stage="final")
+        run(numbered(tmp_path / "b", large[:, :64, :64]), protocol, stage="final")
 
 
 # --- what is refused, and the command ---
@@ -542,26 +519,21 @@ def test_a_resize_that_keeps_the_size_leaves_the_stage_open(large: np.ndarray, t
 def test_a_metric_without_its_reference_says_so_and_the_others_are_scored(
     large: np.ndarray, tmp_path: Path
 ) -> None:
-    coco(tmp_path)
-    path = tmp_path / "coco.yaml"
-    content = json.loads(path.read_text())
-    statistics = {"file": "./nowhere.npz", "images": 128}
-    content["metrics"]["fid"] = {"extractor": "scenes-classifier", "statistics": statistics}
-    path.write_text(json.dumps(content))
+    fid = {"extractor": "scenes-classifier", "statistics": {"file": "./nowhere.npz", "images": 128}}
+    protocol, _ = coco(tmp_path, metrics=COCO_METRICS | {"fid": fid})
     place = numbered(tmp_path / "a", large)
-    found = run(place, load_protocol(path))
+    found = run(place, protocol)
     assert set(found.estimates) == {"inception_score", "clip_score"}
     assert "nowhere.npz: the reference statistics are not on this machine" in score_table(found)
     assert "nowhere.npz" in figures(found)["metrics"]["fid"]["reason"]
     assert found.notes == ()
-    del content["metrics"]["inception_score"], content["metrics"]["clip_score"]
-    path.write_text(json.dumps(content))
+    protocol, _ = coco(tmp_path, metrics={"fid": fid})
     with pytest.raises(Unavailable, match=r"nowhere\.npz"):
-        run(place, load_protocol(path))
+        run(place, protocol)
 
 
 def test_the_command_prints_a_table_and_writes_the_figures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scores: Scores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = np.concatenate(list(scene_batches(range(FIRST, FIRST + IMAGES))))
     place = numbered(tmp_path / "images", pictures)
@@ -590,9 +562,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(
     assert row.split()[-1] == "0.93"
     assert "no verdict: nothing shows that the images were sampled as the protocol says" in lines
     assert any(line.startswith("the protocol asks for 512 images") for line in lines)
-
-
-def test_as_many_images_as_the_protocol_asks_for_predict_nothing(scores: Scores) -> None:
+    # As many as the protocol asks for predict nothing.
     assert "predicted" not in score_table(scores)
     assert scores.predicted("fid") is None
     assert "predicted" not in figures(scores)["metrics"]["fid"]

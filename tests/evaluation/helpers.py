@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,21 +21,38 @@ PER_IMAGE = {"kind": "per-image", "seed": SEED}
 SEQUENTIAL = {"kind": "sequential", "seed": SEED, "device": "cpu"}
 
 
+CLIP = {"clip_score": {"model": "local:scenes-clip"}}
+"""The metric that takes least."""
+
+
 def own_protocol(
-    folder: Path, *, n: int, seeds: dict[str, Any] = PER_IMAGE, image: Any = (), **sampling: Any
+    folder: Path,
+    name: str = "own",
+    *,
+    n: int,
+    seeds: dict[str, Any] = PER_IMAGE,
+    image: Any = (),
+    metrics: dict[str, Any] = CLIP,
+    **sampling: Any,
 ) -> Protocol:
-    """Write a protocol of `n` images of 64x64 at guidance 3, in float32, and load it."""
-    content = {
+    """Write a protocol of `n` images of 64x64 at guidance 3, in float32, and load it.
+
+    Its prompts are those of the folder's captions.csv, if there is one.
+    """
+    table = folder / "captions.csv"
+    content = table.read_bytes() if table.exists() else b"\n" * (n + 1)
+    prompts = {"kind": "csv", "file": table.name, "sha256": hashlib.sha256(content).hexdigest()}
+    values = {
         "title": "Own",
         "n": n,
-        "prompts": {"kind": "csv", "file": "captions.csv", "sha256": "0" * 64, "rows": n},
+        "prompts": prompts | {"rows": content.count(b"\n") - 1},
         "seeds": seeds,
         "sampling": {"steps": 2, "guidance": 3.0, "resolution": 64, "dtype": "float32", **sampling},
         **({"image": image} if image else {}),
-        "metrics": {"clip_score": {"model": "local:scenes-clip"}},
+        "metrics": metrics,
     }
-    path = folder / "own.yaml"
-    path.write_text(json.dumps(content), encoding="utf-8")
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(values), encoding="utf-8")
     return load_protocol(path)
 
 

@@ -60,7 +60,7 @@ def draw(pipeline: Any, protocol: Protocol, indices: list[int], batch_size: int)
     return np.concatenate([batch.images for batch in batches])
 
 
-def test_pictures_do_not_depend_on_the_batch_although_noise_is_drawn_between_steps(
+def test_pictures_with_noise_between_steps_do_not_depend_on_the_batch(
     pipeline: Any, protocol: Protocol
 ) -> None:
     together = draw(pipeline, protocol, [0, 1, 2, 3, 4], 4).astype(int)
@@ -100,7 +100,7 @@ def test_the_projection_of_the_guidance_is_verified_and_counted(checkpoint: Chec
     assert component_sizes(checkpoint)["whole"] == plain["whole"] + more
 
 
-def test_the_scheduler_is_part_of_what_the_checkpoint_is(
+def test_the_scheduler_is_part_of_the_checkpoint(
     checkpoint: Checkpoint, folder: Path, tmp_path: Path
 ) -> None:
     other = make_consistency_unet(tmp_path / "other")

@@ -147,11 +147,13 @@ def test_what_only_moves_work_changes_no_bit(tuning: Tuning, plain: Evidence, ru
 @pytest.mark.parametrize(
     "tuning",
     [
-        *(Tuning(batch_size=size) for size in (1, 7)),
-        Tuning(channels_last=False),
-        Tuning(remember_text=False),
+        Tuning(batch_size=7),
+        *(
+            pytest.param(tuning, marks=pytest.mark.slow)
+            for tuning in (Tuning(batch_size=1), Tuning(channels_last=False), Tuning(remember_text=False))
+        ),
     ],
-    ids=["batch-1", "batch-7", "layout", "text"],
+    ids=["batch-7", "batch-1", "layout", "text"],
 )
 def test_what_changes_rounding_changes_little(tuning: Tuning, plain: Evidence, run: Run) -> None:
     found, expected = last_shard(run(tuning, images=[range(SHARD, N)])), last_shard(plain)
@@ -174,8 +176,8 @@ class OfLimitedMemory:
         return self._forward(sample, *rest, **named)
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(
+@pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_batch_is_halved_until_it_fits(
     overlap: bool, plain: Evidence, load: Callable[[], Any], run: Run
 ) -> None:
     pipeline = load()
@@ -189,6 +191,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     assert decoder.sizes[:3] == [16, 8, 4]
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_late_loses_no_image(load: Callable[[], Any], run: Run) -> None:
     pipeline, seen = load(), []
     forward = pipeline.unet.forward
@@ -245,7 +248,7 @@ def test_text_that_guidance_leads_away_from_is_encoded_once_a_run(load: Callable
     assert sorted(texts) == [1, N - SHARD, SHARD]
 
 
-def test_a_pipeline_of_another_kind_is_called_as_it_is(
+def test_another_kind_of_pipeline_is_called_as_it_is(
     plain: Evidence, load: Callable[[], Any], run: Run
 ) -> None:
     """A team's own pipeline need not have stages that can be told apart."""
@@ -261,9 +264,7 @@ def test_a_pipeline_of_another_kind_is_called_as_it_is(
     assert_same_pictures(rows(run(ALONE, Own()))["pixels"], rows(plain)["pixels"])
 
 
-def test_a_compiled_unet_takes_full_batches_alone(
-    load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_full_batches_are_compiled(load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile itself is replaced by a marker: which batches go through it is what counts."""
     calls: list[int] = []
 
@@ -326,13 +327,13 @@ class Standing:
 
 
 @pytest.mark.parametrize("breaks_at", [None, 0], ids=["whole", "broken"])
-@pytest.mark.parametrize("tuning", [Tuning(workers=2), Tuning(compile=True)], ids=["usual", "compiled"])
+@pytest.mark.parametrize(
+    "tuning",
+    [Tuning(workers=2), pytest.param(Tuning(compile=True), marks=pytest.mark.slow)],
+    ids=["usual", "compiled"],
+)
 def test_a_run_leaves_pipeline_and_process_as_they_were(
-    breaks_at: int | None,
-    tuning: Tuning,
-    load: Callable[[], Any],
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
+    breaks_at: int | None, tuning: Tuning, load: Callable[[], Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another test of the same process must not feel that images were made in it."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
@@ -355,7 +356,7 @@ def test_a_run_leaves_pipeline_and_process_as_they_were(
     torch.set_num_threads(1)
 
 
-def test_memory_is_kept_where_it_is_asked_for_and_no_bit_changes(
+def test_memory_is_kept_if_asked_for_to_the_same_bits(
     plain: Evidence, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bool] = []

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ import torch
 from safetensors.numpy import load_file
 
 from pytest_sdbench.base.errors import CheckpointError, DataError, EvidenceError, ProtocolError, Unavailable
-from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation import evaluate as evaluation
 from pytest_sdbench.evaluation.evaluate import evaluate, evidence_key
@@ -38,16 +34,14 @@ from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.image_steps import apply_image_steps
-from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shards import DamagedEvidence
-from tests.evaluation.helpers import PER_IMAGE, SEQUENTIAL, sample
+from tests.evaluation.helpers import CLIP, PER_IMAGE, SEQUENTIAL, own_protocol, sample
+from tests.training.helpers import begin, finish
 
 N = 80
 """More than the classifier's 64 features, so that FID is defined, and more than a shard."""
 CAPTIONS = [f"red and blue {number}" for number in range(N)]
-CLIP = {"clip_score": {"model": "local:scenes-clip"}}
-"""The metric that takes least."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,7 +59,6 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     real = scene_batches(range(20_000_000, 20_000_128))
     statistics = compute_statistics(real, open_extractor("scenes-classifier"), total=128, keep=128)
     save_statistics(root / "real.npz", statistics, {})
-    shutil.copytree(reference() / "checkpoints" / "scenes-clip", root / "clip")
     return root
 
 
@@ -74,32 +67,15 @@ def checkpoint(pristine_checkpoint: Path) -> Checkpoint:
     return Checkpoint("tiny", pristine_checkpoint)
 
 
-def protocol_of(data_root: Path, name: str = "own", **changes: Any) -> Protocol:
-    statistics = {"file": "real.npz", "images": 128}
-    table = (data_root / "captions.csv").read_bytes()
-    content = {
-        "title": "Own",
-        "n": N,
-        "prompts": {
-            "kind": "csv",
-            "file": "captions.csv",
-            "sha256": hashlib.sha256(table).hexdigest(),
-            "rows": table.count(b"\n") - 1,
-        },
-        "seeds": PER_IMAGE,
-        "sampling": {"steps": 1, "guidance": 2.0, "resolution": 64, "dtype": "float32"},
-        "image": [{"jpeg": 75}],
-        "metrics": {
-            "fid": {"extractor": "scenes-classifier", "statistics": statistics},
-            "kid": {"extractor": "scenes-classifier", "statistics": statistics},
-            "inception_score": {"extractor": "scenes-classifier", "splits": 2},
-            "clip_score": {"model": f"local:{data_root / 'clip'}"},
-        },
-        **changes,
-    }
-    path = data_root / f"{name}.yaml"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return load_protocol(path)
+STATISTICS = {"file": "real.npz", "images": 128}
+CLASSIFIER = {"extractor": "scenes-classifier"}
+METRICS = {
+    "fid": CLASSIFIER | {"statistics": STATISTICS},
+    "kid": CLASSIFIER | {"statistics": STATISTICS},
+    "inception_score": CLASSIFIER | {"splits": 2},
+    **CLIP,
+}
+protocol_of = partial(own_protocol, n=N, steps=1, guidance=2.0, image=[{"jpeg": 75}], metrics=METRICS)
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +109,9 @@ def undisturbed(score: Score, protocol: Protocol, tmp_path_factory: pytest.TempP
     return store, score(protocol, store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "foretells"), [("cycle", False), ("row", True), ("once", True)])
-def test_prompts_that_are_gone_through_again_later_foretell_nothing(
+def test_prompts_that_come_again_later_foretell_nothing(
     score: Score, tmp_path: Path, order: str, foretells: bool
 ) -> None:
     """Eight images of a list: of 8 prompts that come three times, of 4 twice in a row, of 8 among 24."""
@@ -162,7 +139,7 @@ def never(*_: object, **__: object) -> None:
     raise AssertionError("there is nothing to make")
 
 
-def test_every_metric_of_the_protocol_is_estimated(
+def test_every_metric_is_estimated(
     undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint
 ) -> None:
     store, found = undisturbed
@@ -215,18 +192,9 @@ def test_with_all_evidence_there_nothing_is_loaded(
     assert (again.device, again.versions) == (first.device, first.versions)
 
 
-def test_scores_do_not_depend_on_the_batch_size(score: Score, data_root: Path, tmp_path: Path) -> None:
-    """Without a codec, which would make a whole block of a pixel that is rounded the other way."""
-    metrics = {"inception_score": {"extractor": "scenes-classifier", "splits": 2}, **CLIP}
-    protocol = protocol_of(data_root, "lossless", n=16, image=[], metrics=metrics)
-    alone = values(score(protocol, tmp_path / "1", tuning=Tuning(batch_size=1)))
-    together = values(score(protocol, tmp_path / "16", tuning=Tuning(batch_size=16)))
-    assert alone == pytest.approx(together, rel=1e-4)
-
-
+@pytest.mark.slow
 def test_the_text_is_projected_once_a_batch_to_the_same_bits(checkpoint: Checkpoint, data_root: Path) -> None:
-    sampling = {"steps": 3, "guidance": 2.0, "resolution": 64, "dtype": "float32"}
-    protocol = protocol_of(data_root, "steps", sampling=sampling)
+    protocol = protocol_of(data_root, "steps", steps=3)
     pipeline, plain = load_pipeline(checkpoint), load_pipeline(checkpoint)
     plain.unet.to(memory_format=torch.channels_last)
     calls: list[int] = []
@@ -244,7 +212,7 @@ def test_the_text_is_projected_once_a_batch_to_the_same_bits(checkpoint: Checkpo
     assert calls == [4, 4]  # with and without the prompt, of two images; once for each batch
 
 
-def test_fewer_images_are_another_claim_on_the_same_evidence(
+def test_fewer_images_are_another_claim_on_one_evidence(
     score: Score, protocol: Protocol, tmp_path: Path
 ) -> None:
     few = score(protocol, tmp_path, samples=10)
@@ -276,10 +244,6 @@ def test_another_precision_is_another_claim_with_other_evidence(
     assert found.difference(protocol.with_samples(2)) == "dtype bfloat16 here, float32 in own"
 
 
-class Killed(BaseException):
-    """What stands in for a kill where the process is to live on."""
-
-
 def stopping(load: Callable[[str], Any], after: int, stop: Callable[[], object]) -> Callable[[str], Any]:
     """Return a loader of a pipeline that stops the run in a call of its U-Net: one step is one call here."""
 
@@ -297,35 +261,37 @@ def stopping(load: Callable[[str], Any], after: int, stop: Callable[[], object])
     return loaded
 
 
-KILLED_RUN = """
-import os, signal, stat, sys
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from pytest_sdbench.models.checkpoint import Checkpoint
-from pytest_sdbench.models.pipeline import load_pipeline
-from pytest_sdbench.evaluation.evaluate import evaluate
-from pytest_sdbench.base.paths import reference
-from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.protocols.load import load_protocol
-from tests.evaluation.test_evaluate import stopping
-
-folder, protocol, store, moment = sys.argv[1:]
-checkpoint, protocol = Checkpoint("tiny", Path(folder)), load_protocol(protocol)
-kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-load = lambda dtype: load_pipeline(checkpoint, dtype=dtype)
-if moment == "sampling":
-    load = stopping(load, 1, kill)
-else:
+def at_second_shard(store: Path, stop: Callable[[], object]) -> Callable[[int], None]:
+    """Return an fsync that stops where the second shard is written, whole but without its name."""
     fsync = os.fsync
-    def fsync_or_die(handle):
-        # Neither a manifest nor a lease is as large: it is the second shard, whole but without its name.
+
+    def stopping_fsync(handle: int) -> None:
         status = os.fstat(handle)
+        # Neither a manifest nor a lease is as large.
         large = stat.S_ISREG(status.st_mode) and status.st_size > 5_000
-        return kill() if large and list(Path(store).glob("*/shard-*")) else fsync(handle)
-    os.fsync = fsync_or_die
-evaluate(checkpoint, protocol, Workspace(Path(store), protocol.path.parent, progress=False), load=load)
-"""
+        if large and shards(store):
+            stop()
+        fsync(handle)
+
+    return stopping_fsync
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def score_and_die(folder: Path, protocol: Protocol, store: Path, moment: str) -> None:
+    """Evaluate, and be killed in the second shard."""
+    checkpoint = Checkpoint("tiny", folder)
+
+    def load(dtype: str) -> Any:
+        return load_pipeline(checkpoint, dtype=dtype)
+
+    if moment == "sampling":
+        load = stopping(load, 1, die)
+    else:
+        os.fsync = at_second_shard(store, die)
+    evaluate(checkpoint, protocol, Workspace(store, protocol.path.parent, progress=False), load=load)
 
 
 @pytest.mark.slow
@@ -339,10 +305,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     score: Score,
     tmp_path: Path,
 ) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_RUN)]
-    where = [str(checkpoint.folder), str(protocol.path), str(tmp_path), moment]
-    run = subprocess.run([*command, *where], capture_output=True, text=True, check=False, timeout=900)
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    run = begin(score_and_die, checkpoint.folder, protocol, tmp_path, moment)
+    assert finish([run], 900) == [-signal.SIGKILL]
     assert list(shards(tmp_path)) == ["shard-00000000-00000064.safetensors"]
     assert bool(list(tmp_path.glob("*/.tmp-*"))) == (moment == "writing")
 
@@ -350,26 +314,6 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     assert resumed.images_made == N - 64
     assert shards(tmp_path) == shards(undisturbed[0])
     assert values(resumed) == values(undisturbed[1])
-
-
-@pytest.mark.parametrize("seeds", [PER_IMAGE, SEQUENTIAL], ids=lambda seeds: seeds["kind"])
-def test_a_draw_that_was_stopped_goes_on_to_the_same_bits(
-    seeds: dict[str, Any], data_root: Path, checkpoint: Checkpoint, score: Score, tmp_path: Path
-) -> None:
-    protocol = protocol_of(data_root, "stopped", seeds=seeds, metrics=CLIP).with_samples(66)
-    tuning = Tuning(batch_size=16, workers=1)
-    whole = score(protocol, tmp_path / "whole", tuning=tuning)
-
-    def kill() -> None:
-        raise Killed
-
-    load = stopping(lambda dtype: load_pipeline(checkpoint, dtype=dtype), 64 // 16, kill)
-    with pytest.raises(Killed):
-        score(protocol, tmp_path / "stopped", load=load, tuning=tuning)
-    resumed = score(protocol, tmp_path / "stopped", tuning=tuning)
-    assert resumed.images_made == 2
-    assert shards(tmp_path / "stopped") == shards(tmp_path / "whole")
-    assert values(resumed) == values(whole)
 
 
 def test_a_damaged_shard_is_made_again_to_the_same_bits(
@@ -392,14 +336,10 @@ def test_a_full_disk_loses_one_shard_and_says_so(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fill_up(handle: int) -> None:
-        status = os.fstat(handle)
-        # Neither a manifest nor a lease is as large.
-        large = stat.S_ISREG(status.st_mode) and status.st_size > 5_000
-        if large and shards(tmp_path):
-            raise OSError(28, os.strerror(28))
+    def fill_up() -> None:
+        raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("os.fsync", fill_up)
+    monkeypatch.setattr("os.fsync", at_second_shard(tmp_path, fill_up))
     with pytest.raises(EvidenceError, match=r"shard-00000064.*No space left on device.*Make room"):
         score(protocol, tmp_path)
     assert not list(tmp_path.glob("*/.tmp-*"))
@@ -424,7 +364,7 @@ def test_a_cuda_draw_on_a_cpu_is_another_draw_of_the_same_claim(
     assert json.loads(manifest.read_text())["protocol"]["seeds"]["device"] == "cpu"
 
 
-def test_what_lacks_is_said_before_anything_is_loaded(
+def test_what_lacks_is_said_at_once(
     score: Score, data_root: Path, protocol: Protocol, tmp_path: Path
 ) -> None:
     with pytest.raises(Unavailable, match="--sdbench-data"):
@@ -434,7 +374,7 @@ def test_what_lacks_is_said_before_anything_is_loaded(
         score(protocol, tmp_path, data_root=tmp_path, load=never)
     (tmp_path / "real.npz").unlink()
     write_captions(tmp_path, CAPTIONS)
-    distance = protocol_of(data_root, "distance", metrics={"fid": protocol.model_dump()["metrics"]["fid"]})
+    distance = protocol_of(data_root, "distance", metrics={"fid": METRICS["fid"]})
     with pytest.raises(Unavailable, match=r"real\.npz"):
         score(distance, tmp_path, data_root=tmp_path, load=never)
     typo = protocol_of(data_root, "typo", metrics={"inception_score": {"extractor": "scenes-clasifier"}})
@@ -457,9 +397,7 @@ def test_only_the_distances_need_the_reference_statistics(
     assert values(found) == {name: expected[name] for name in ("inception_score", "clip_score")}
 
 
-def test_statistics_of_other_weights_of_the_extractor_are_refused(
-    score: Score, data_root: Path, tmp_path: Path
-) -> None:
+def test_statistics_of_another_extractor_are_refused(score: Score, data_root: Path, tmp_path: Path) -> None:
     shutil.copytree(data_root, tmp_path, dirs_exist_ok=True)
     own = protocol_of(tmp_path).with_samples(2)
     found = load_references(own, tmp_path)["fid"]
@@ -472,7 +410,7 @@ def test_statistics_of_other_weights_of_the_extractor_are_refused(
     assert load_references(own, tmp_path)["fid"].n == 128
 
 
-def test_other_weights_of_an_extractor_do_not_get_old_evidence(
+def test_other_weights_of_an_extractor_are_other_evidence(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = evidence_key(protocol)
@@ -498,9 +436,7 @@ def test_evidence_from_elsewhere_is_used_and_every_set_up_is_named(
     assert "the images were made by 2 different set-ups" in both.notes
 
 
-def test_long_prompts_and_black_images_are_reported(
-    score: Score, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_cut_prompts_and_black_images_are_told(score: Score, checkpoint: Checkpoint, tmp_path: Path) -> None:
     write_captions(tmp_path, ["red", "red and blue " * 60])
     own = protocol_of(tmp_path, n=2, metrics=CLIP)
 
@@ -542,14 +478,8 @@ def test_a_picture_that_is_not_finite_is_an_error_and_leaves_no_evidence(
 
 
 def test_a_difference_names_every_part(undisturbed: Undisturbed, protocol: Protocol, data_root: Path) -> None:
-    statistics = {"file": "other.npz", "images": 9}
-    other = protocol_of(
-        data_root,
-        "other",
-        seeds={"kind": "per-image", "seed": 6},
-        image=[],
-        metrics={"fid": {"extractor": "scenes-classifier", "statistics": statistics}},
-    )
+    metrics = {"fid": CLASSIFIER | {"statistics": {"file": "other.npz", "images": 9}}}
+    other = protocol_of(data_root, "other", seeds={**PER_IMAGE, "seed": 6}, image=[], metrics=metrics)
     found = replace(undisturbed[1], complete=False)
     assert found.difference(other) == (
         "seed 5 here, 6 in other; another codec or resize than other; "

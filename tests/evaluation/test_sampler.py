@@ -93,7 +93,7 @@ def test_no_two_images_of_a_protocol_share_their_noise() -> None:
     assert seeds[:3] == [3458885594, 3894082881, 1995273532]
 
 
-def test_one_sequential_generator_is_consumed_in_the_order_of_the_prompts(
+def test_a_sequential_generator_is_consumed_in_the_order_of_the_prompts(
     pipeline: Any, tmp_path: Path
 ) -> None:
     ours = images(pipeline, protocol_of(tmp_path, seeds=SEQUENTIAL), range(4), 32)
@@ -146,9 +146,7 @@ def test_the_resolution_is_the_protocols(pipeline: Any, tmp_path: Path) -> None:
     assert images(pipeline, protocol_of(tmp_path, resolution=96), [0], 1).shape == (1, 96, 96, 3)
 
 
-def test_a_named_scheduler_takes_the_checkpoints_settings_and_the_pipeline_gets_its_own_back(
-    pipeline: Any, tmp_path: Path
-) -> None:
+def test_a_named_scheduler_has_the_checkpoints_settings_for_one_draw(pipeline: Any, tmp_path: Path) -> None:
     from diffusers import DDIMScheduler
 
     kept = pipeline.scheduler

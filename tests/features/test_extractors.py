@@ -126,7 +126,7 @@ def coco(weights_folder: Path) -> Iterator[features.Extractors]:
 
 
 class TestInception:
-    def test_torch_fidelity_front_end_equals_torch_fidelity(
+    def test_torch_fidelity_front_end_is_theirs(
         self, network: Any, random_inception: _RandomInception
     ) -> None:
         images = pictures(3, 256)
@@ -163,6 +163,7 @@ class TestInception:
         with pytest.raises(ValueError, match="3 images and 2 prompts"):
             coco.extract(pictures(3, 64), ["a", "b"])
 
+    @pytest.mark.slow
     def test_batch_size_does_not_matter(
         self, coco: features.Extractors, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -172,9 +173,7 @@ class TestInception:
         alone = extractor(images)["inception-pytorch-fid"]
         np.testing.assert_allclose(alone, whole, rtol=1e-4, atol=1e-4 * np.abs(whole).max())
 
-    def test_names_and_fingerprints_tell_front_ends_apart(
-        self, coco: features.Extractors, weights_folder: Path
-    ) -> None:
+    def test_front_ends_have_their_own_names(self, coco: features.Extractors, weights_folder: Path) -> None:
         names = ["inception-pytorch-fid", "inception-torch-fidelity"]
         assert [network.name for network in coco.networks] == names
         assert [len(fingerprint) for fingerprint in {each.fingerprint for each in coco.networks}] == [16, 16]
@@ -224,9 +223,7 @@ class TestInceptionWeights:
         assert inception.find_weights(None) == hub / name
         assert inception.find_weights(tmp_path / "elsewhere") == hub / name
 
-    def test_are_downloaded_when_told_so_and_there_is_a_network(
-        self, hub: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_are_downloaded_if_asked_and_possible(self, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []
         monkeypatch.setattr(
             torch.hub,
@@ -347,21 +344,19 @@ class TestClip:
         alone = [extractors.extract(images[part], captions[part])["clip_score"][0] for part in parts]
         np.testing.assert_allclose(alone, whole, atol=1e-4)
 
-    def test_long_captions_keep_their_end_token(self, clip_folder: Path) -> None:
-        tokens = load_clip(f"local:{clip_folder}").tokenize([LONG])
-        assert tokens.shape == (1, 20)
-        assert tokens[0, -1] == 49407
+    def test_long_captions_keep_the_end_token_of_either_tokenizer(
+        self, clip_folder: Path, tmp_path: Path
+    ) -> None:
+        own = make_tokenizer(tmp_path / "own")
+        end = len(json.loads((own / "vocab.json").read_text(encoding="utf-8"))) - 1
+        make_clip(own, hf_tokenizer_name="own", vocab_size=end + 1)
+        for folder, last in ((clip_folder, 49407), (own, end)):
+            tokens = load_clip(f"local:{folder}").tokenize([LONG, "a"])
+            assert tokens.shape == (2, 20)
+            assert tokens[0, -1] == last
+            assert tokens[0].argmax() == 19
 
-    def test_long_captions_keep_their_end_token_with_a_tokenizer_of_their_own(self, tmp_path: Path) -> None:
-        folder = make_tokenizer(tmp_path / "own")
-        end = len(json.loads((folder / "vocab.json").read_text(encoding="utf-8"))) - 1
-        make_clip(folder, hf_tokenizer_name="own", vocab_size=end + 1)
-        tokens = load_clip(f"local:{folder}").tokenize([LONG, "a"])
-        assert tokens.shape == (2, 20)
-        assert tokens[0, -1] == end
-        assert tokens[0].argmax() == 19
-
-    def test_a_tokenizer_that_drops_the_end_token_is_refused(
+    def test_a_tokenizer_without_end_is_refused(
         self, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         scorer = load_clip(f"local:{clip_folder}")
@@ -427,7 +422,7 @@ class TestNamedClip:
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: None)
         return "open_clip:tiny/tag"
 
-    def test_is_unavailable_without_weights_and_network(
+    def test_is_unavailable_without_weights_or_network(
         self, tag: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with pytest.raises(Unavailable, match=r"not on this machine.*--sdbench-download"):
@@ -450,7 +445,7 @@ class TestNamedClip:
         assert torch.equal(scorer.preprocess(image), theirs(image))
         assert "gives no checksum" in describe(tag)
 
-    def test_is_downloaded_when_told_so(
+    def test_is_downloaded_if_asked(
         self, tag: str, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(

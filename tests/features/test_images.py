@@ -16,14 +16,7 @@ import pytest
 from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
-from pytest_sdbench.features.images import (
-    BATCH,
-    ImageSet,
-    decode,
-    in_batches,
-    open_images,
-    read_captions,
-)
+from pytest_sdbench.features.images import BATCH, ImageSet, decode, in_batches, open_images, read_captions
 from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.protocols.sections import Jpeg, Resize
 
@@ -229,7 +222,7 @@ def test_a_table_above_the_pictures_names_their_folder(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "images.zip"])
-def test_a_broken_caption_is_named(
+def test_broken_captions_are_named(
     kind: str, name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
     images = open_images([SOURCES[kind](tmp_path / kind, {**FILES, name: content})])

@@ -364,9 +364,7 @@ SHIPPED = reference() / "statistics"
         ),
     ],
 )
-def test_shipped_statistics_are_those_of_the_shipped_classifier(
-    name: str, indices: list[int], most: int
-) -> None:
+def test_shipped_statistics_are_of_the_shipped_classifier(name: str, indices: list[int], most: int) -> None:
     path = SHIPPED / f"{name}.npz"
     shipped = load_reference(path, width=64)
     assert shipped.n == len(indices)

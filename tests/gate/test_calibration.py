@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,8 @@ from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
+from tests.gate.helpers import Run, report
 from tests.project import IMAGES, PASSES, make_card, make_project, make_protocol
-
-Run = Callable[..., pytest.RunResult]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture
@@ -33,15 +26,8 @@ def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
     return make_project(pytester.path, pristine_checkpoint, claims=PASSES)
 
 
-@pytest.fixture
-def run(pytester: pytest.Pytester, store: Path, project: Path) -> Run:
-    words = ("--sdbench", "cards", "-m", "quality", "--sdbench-store", store, "--sdbench-report=r.json")
-    return lambda *more: pytester.runpytest(*words, *more)
-
-
 def row(pytester: pytest.Pytester, test: str) -> dict[str, Any]:
-    content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
-    (found,) = [row for row in content["results"] if row["node_id"].endswith(f"::{test}")]
+    (found,) = [row for row in report(pytester)["results"] if row["node_id"].endswith(f"::{test}")]
     return dict(found)
 
 
@@ -97,10 +83,14 @@ def test_a_run_that_was_not_asked_to_calibrates_nothing(run: Run, project: Path)
     assert not (project.parent / "calibration").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"protocol": "mini"}', "mended"])
-def test_a_broken_calibration_is_named_and_fails(
-    run: Run, project: Path, pytester: pytest.Pytester, content: str
-) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        "mended",
+        *(pytest.param(text, marks=pytest.mark.slow) for text in ("", "{", "[]", '{"protocol": "mini"}')),
+    ],
+)
+def test_a_broken_file_is_named(run: Run, project: Path, pytester: pytest.Pytester, content: str) -> None:
     protocol = load_protocol(project.parent / "protocols" / "mini.yaml")
     place = calibration_path(protocol)
     place.parent.mkdir()
@@ -124,6 +114,7 @@ def test_fewer_than_two_runs_scatter_by_nothing(run: Run, runs: str) -> None:
     assert "at least 2" in result.stderr.str()
 
 
+@pytest.mark.slow
 def test_a_calibration_file_is_plain_json_even_where_a_run_knows_no_error(
     run: Run, project: Path, pytester: pytest.Pytester
 ) -> None:
@@ -137,9 +128,7 @@ def test_a_calibration_file_is_plain_json_even_where_a_run_knows_no_error(
 
 
 @pytest.mark.parametrize("words", [["--sdbench-samples=66"], ["--sdbench-dtype=bfloat16"]])
-def test_runs_that_are_not_of_the_protocol_do_not_calibrate_it(
-    run: Run, project: Path, words: list[str]
-) -> None:
+def test_runs_of_another_protocol_do_not_calibrate_it(run: Run, project: Path, words: list[str]) -> None:
     """What 66 images scatter by is more than what 130 do, and would be taken for the error of claims."""
     run("--sdbench-calibrate=2", *words)
     assert not (project.parent / "calibration").exists()

@@ -35,9 +35,7 @@ def test_only_a_pass_passes(outcome: Outcome, inconclusive: str, end: Ending, to
         (ValueError("any"), False, Outcome.ERROR),
     ],
 )
-def test_an_error_before_the_verdict_is_one_or_says_what_lacks(
-    error: Exception, skipped: bool, outcome: Outcome
-) -> None:
+def test_an_error_before_the_verdict_decides(error: Exception, skipped: bool, outcome: Outcome) -> None:
     assert outcome_of(error, skipped=skipped) is outcome
 
 

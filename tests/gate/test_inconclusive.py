@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pytest_sdbench.suite.session import UNTOLD
+from tests.gate.helpers import Run, report
 from tests.project import FAILS, PASSES, make_card, make_project
 
 CLOSE = {"clip_score": 0.16}
@@ -18,13 +18,6 @@ MARGIN = {"clip_score": 0.11}
 """So this one is met or not, and 130 images cannot say which."""
 ITEM = "test_quality[mini-clip_score]"
 
-Run = Callable[..., pytest.RunResult]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
@@ -32,16 +25,9 @@ def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, store: Path, project: Path) -> Run:
+def run(run: Run) -> Run:
     """Run the card's scores, with every report."""
-
-    def start(*words: str) -> pytest.RunResult:
-        reports = ("--sdbench-report=r.md", "--sdbench-report=r.json", "--junitxml=junit.xml")
-        # Under workers the other threads of this process must not be those of the test's own.
-        begin = pytester.runpytest_subprocess if "-n" in words else pytester.runpytest
-        return begin("--sdbench", "cards", "-m", "quality", "--sdbench-store", store, *reports, *words)
-
-    return start
+    return partial(run, "--sdbench-report=r.md", "--junitxml=junit.xml")
 
 
 def case(pytester: pytest.Pytester) -> ET.Element:
@@ -54,15 +40,12 @@ def case(pytester: pytest.Pytester) -> ET.Element:
 
 
 ALONE_OR_WORKERS = pytest.mark.parametrize(
-    "workers",
-    [pytest.param((), id="alone"), pytest.param(("-n", "2"), id="workers", marks=pytest.mark.slow)],
+    "workers", [pytest.param((), id="alone"), pytest.param(("-n", "2"), id="workers", marks=pytest.mark.slow)]
 )
 
 
 @ALONE_OR_WORKERS
-def test_it_fails_and_every_report_says_why(
-    run: Run, pytester: pytest.Pytester, workers: tuple[str, ...]
-) -> None:
+def test_it_fails_and_reports_say_why(run: Run, pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     result = run("-rf", *workers)
     result.assert_outcomes(failed=1, skipped=3)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -70,7 +53,7 @@ def test_it_fails_and_every_report_says_why(
     result.stdout.fnmatch_lines([f"FAILED cards/mini.md::{ITEM.replace('[', '[[]')}*inconclusive: *"])
     assert "Traceback" not in result.stdout.str()
 
-    content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
+    content = report(pytester)
     assert content["summary"] == {"inconclusive": 1, "uncalibrated": 3}
     (row,) = [row for row in content["results"] if row["verdict"] == "inconclusive"]
     assert row["name"] == "mini-clip_score"
@@ -85,9 +68,7 @@ def test_it_fails_and_every_report_says_why(
     assert "cannot tell" in str(failure.get("message")) + str(failure.text)
 
 
-def test_a_regression_has_another_type_in_a_junit_file(
-    run: Run, project: Path, pytester: pytest.Pytester
-) -> None:
+def test_a_regression_has_another_type_in_junit(run: Run, project: Path, pytester: pytest.Pytester) -> None:
     make_card(project, claims=FAILS)
     run().assert_outcomes(failed=1, skipped=3)
     failure = case(pytester).find("failure")
@@ -116,8 +97,7 @@ def test_it_may_be_expected_and_the_run_still_does_not_succeed(
     skipped = case(pytester).find("skipped")
     assert skipped is not None  # a case without a child is one that passed
     assert "cannot tell" in str(skipped.get("message"))
-    content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
-    assert content["summary"]["inconclusive"] == 1
+    assert report(pytester)["summary"]["inconclusive"] == 1
 
 
 def test_without_expected_failures_it_fails_again(run: Run) -> None:
@@ -138,6 +118,7 @@ def test_the_ini_file_decides_for_a_project(run: Run, pytester: pytest.Pytester)
         assert f"{name}: found 'pass'; give one of fail, xfail" in result.stderr.str()
 
 
+@pytest.mark.slow
 @ALONE_OR_WORKERS
 def test_a_candidate_that_is_compared_with_nothing_is_no_success(
     run: Run, pytester: pytest.Pytester, pristine_checkpoint: Path, workers: tuple[str, ...]

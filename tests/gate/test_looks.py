@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -67,11 +66,6 @@ def test_a_look_is_worth_the_images_it_adds() -> None:
         assert later >= 2 * earlier
 
 
-def test_a_look_stands_as_it_was_planned() -> None:
-    with pytest.raises(FrozenInstanceError):
-        looks(1000)[0].share = 1.0  # type: ignore[misc]
-
-
 def first_decisions(draws: int, scores: int, shares: list[float], seed: int) -> list[set[Outcome]]:
     """Return what the looks of cards at the margin come to; a look's images are among those of the next."""
     sizes = np.array([look.n for look in looks(5000)])
@@ -106,6 +100,7 @@ def test_four_looks_are_wrong_no_more_often_than_one_may_be() -> None:
         assert 0.02 < sum(wrong in outcomes for outcomes in found) / len(found) <= 0.05
 
 
+@pytest.mark.slow
 def test_four_looks_at_a_card_of_four_scores_fail_it_no_more_often() -> None:
     found = first_decisions(3000, 4, [look.share for look in looks(5000)], 2)
     assert sum(Outcome.FAIL in outcomes for outcomes in found) / len(found) <= 0.05

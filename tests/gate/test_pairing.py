@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,12 @@ import pytest
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.gate.pairing import RecordedEvidence, evidence_path, read_recorded, write_recorded
 from pytest_sdbench.metrics.estimates import Estimate
+from tests.gate.helpers import Run, report
 from tests.project import IMAGES, make_card, make_project
-
-Run = Callable[..., pytest.RunResult]
 
 METRICS = {"fid", "kid", "inception_score", "clip_score"}
 FINE = {"fid": 0.01, "kid": 0.0001, "inception_score": 0.01, "clip_score": 0.0001}
 """Margins that images of random weights cannot tell unless they are paired."""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture
@@ -33,21 +25,12 @@ def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
     return make_project(pytester.path, pristine_checkpoint, claims={}, margins=FINE)
 
 
-@pytest.fixture
-def run(pytester: pytest.Pytester, store: Path, project: Path) -> Run:
-    words = ("--sdbench", "cards", "-m", "quality", "--sdbench-store", store, "--sdbench-report=r.json")
-    return lambda *more: pytester.runpytest(*words, *more)
-
-
 def reasons(pytester: pytest.Pytester) -> dict[str, str]:
-    content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
-    return {row["metric"]: row["reason"] for row in content["results"]}
+    return {row["metric"]: row["reason"] for row in report(pytester)["results"]}
 
 
 @pytest.mark.slow
-def test_an_update_records_the_images_and_fails_until_there_is_nothing_new(
-    run: Run, project: Path, pytester: pytest.Pytester
-) -> None:
+def test_an_update_fails_until_nothing_is_new(run: Run, project: Path, pytester: pytest.Pytester) -> None:
     place = pytester.path / "evidence" / "mini" / "mini.safetensors"
     first = run("--sdbench-update")
     assert first.ret == pytest.ExitCode.TESTS_FAILED
@@ -98,9 +81,8 @@ def test_images_that_are_not_all_of_the_cards_own_are_not_recorded(
     assert not (pytester.path / "evidence").exists()
 
 
-def test_damaged_evidence_fails_the_run_and_is_named(
-    run: Run, project: Path, pytester: pytest.Pytester
-) -> None:
+@pytest.mark.slow
+def test_damaged_evidence_is_named_and_fails(run: Run, project: Path, pytester: pytest.Pytester) -> None:
     run("--sdbench-update")
     place = pytester.path / "evidence" / "mini" / "mini.safetensors"
     content = place.read_bytes()
@@ -132,7 +114,7 @@ class TestFile:
             {n: {metric: estimate(metric, n) for metric in ("fid", "clip_score")} for n in (256, 300)},
         )
 
-    def test_it_gives_back_what_was_written_and_is_written_when_it_changes_alone(
+    def test_it_is_read_back_and_rewritten_for_a_change_alone(
         self, recorded: RecordedEvidence, tmp_path: Path
     ) -> None:
         place = tmp_path / "new" / "folder" / "p.safetensors"
@@ -159,7 +141,7 @@ class TestFile:
             ({"value": 10**400}, "not recorded evidence"),
         ],
     )
-    def test_figures_that_cannot_be_are_named(
+    def test_impossible_figures_are_named(
         self, recorded: RecordedEvidence, tmp_path: Path, figure: dict[str, Any], told: str
     ) -> None:
         place = tmp_path / "p.safetensors"
@@ -175,9 +157,7 @@ class TestFile:
         write_recorded(place, RecordedEvidence("a", "b", {2: {"fid": Estimate("fid", 1.0, None, 2)}}))
         assert read_recorded(place) == RecordedEvidence("a", "b", {2: {}})
 
-    def test_a_place_that_cannot_be_written_is_named(
-        self, recorded: RecordedEvidence, tmp_path: Path
-    ) -> None:
+    def test_an_unwritable_place_is_named(self, recorded: RecordedEvidence, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(EvidenceError, match=r"file/p\.safetensors"):
             write_recorded(tmp_path / "file" / "p.safetensors", recorded)

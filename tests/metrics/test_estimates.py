@@ -85,9 +85,7 @@ def test_fid_is_undefined_without_more_images_than_features(references: dict[str
     assert isinstance(estimate(protocol("fid"), batches(table(WIDTH + 1), 4), references)["fid"], Estimate)
 
 
-def test_a_metric_without_its_reference_is_undefined_and_the_others_stand(
-    reference: FeatureStatistics,
-) -> None:
+def test_without_its_reference_a_metric_is_undefined_and_others_stand(reference: FeatureStatistics) -> None:
     moments_only = FeatureStatistics(reference.mu, reference.sigma)
     got = estimate(protocol("fid", "kid"), batches(table(3), 4), {"fid": moments_only, "kid": moments_only})
     assert isinstance(got["fid"], Undefined)
@@ -101,7 +99,7 @@ def test_a_metric_without_its_reference_is_undefined_and_the_others_stand(
 @pytest.mark.parametrize(
     ("n", "metric"), [(9, "inception_score"), (1, "kid"), (0, "clip_score"), (0, "fid"), (0, "kid")]
 )
-def test_too_few_images_are_said_to_be_too_few(
+def test_too_few_images_leave_it_undefined(
     n: int, metric: str, references: dict[str, FeatureStatistics]
 ) -> None:
     got = estimate(protocol(metric), batches(table(n), 4), references)[metric]

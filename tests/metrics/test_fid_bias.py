@@ -130,6 +130,7 @@ class TestFid:
         sigma = power_law(self.WIDTH, 0.7)
         return np.asarray(rng.normal(size=(n, self.WIDTH)) * np.sqrt(np.outer(squares, sigma)))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("times", "count"), [(2, 80), (8, 60)])
     def test_heavy_tails_leave_hardly_a_bias(self, times: int, count: int) -> None:
         rng = np.random.default_rng(7)

@@ -81,9 +81,7 @@ class TestMoments:
 
 class TestFid:
     @pytest.mark.parametrize(("n", "width"), [(300, 8), (2000, 64), (300, 100)])
-    def test_equals_torch_fidelity_and_the_matrix_square_root_and_is_symmetric(
-        self, n: int, width: int
-    ) -> None:
+    def test_equals_torch_fidelity_and_the_matrix_root_and_is_symmetric(self, n: int, width: int) -> None:
         rows = features(n, width, 1), features(n + 50, width, 2, shift=0.2)
         statistics = [fid_features_to_statistics(torch.from_numpy(each)) for each in rows]
         theirs = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
@@ -160,11 +158,7 @@ class TestKid:
     def test_of_subsets_equals_torch_fidelity(self, n: int, subsets: int, size: int) -> None:
         x, y = features(n, 64, 7), features(n + 100 * (subsets > 1), 64, 8, shift=0.1)
         theirs = kid_features_to_metric(
-            torch.from_numpy(x),
-            torch.from_numpy(y),
-            kid_subsets=subsets,
-            kid_subset_size=size,
-            verbose=False,
+            torch.from_numpy(x), torch.from_numpy(y), kid_subsets=subsets, kid_subset_size=size, verbose=False
         )
         rng = np.random.RandomState(2020)
         draws = [[rng.choice(len(rows), size, replace=False) for rows in (x, y)] for _ in range(subsets)]

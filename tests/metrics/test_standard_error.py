@@ -154,12 +154,14 @@ class TestFid:
         rows = (rng.normal(size=(n, self.WIDTH)) * np.sqrt(self.SIGMA) + self.SHIFT for _ in range(count))
         return [one("fid", each, self.REFERENCE) for each in rows]
 
+    @pytest.mark.slow
     def test_corrected_is_that_of_the_population_from_twice_the_width_on(self) -> None:
         values, corrected, errors = measured(self.estimates(2 * self.WIDTH, 60, 5))
         assert abs(off(corrected, self.TRUTH)) < 4
         assert (values - self.TRUTH).min() > 3 * errors.mean()
         assert root_mean_square(errors) == pytest.approx(corrected.std(ddof=1), rel=0.3)
 
+    @pytest.mark.slow
     def test_corrected_is_without_bias_at_distance_zero_and_may_be_negative(self) -> None:
         rng = np.random.default_rng(6)
         width = 16
@@ -171,6 +173,7 @@ class TestFid:
         # The first order vanishes here: what remains is the second, once and not twice (which is 1.4 times).
         assert float(np.median(errors)) == pytest.approx(corrected.std(ddof=1), rel=0.25)
 
+    @pytest.mark.slow
     def test_predicts_the_value_of_another_number_of_images(self) -> None:
         few = self.estimates(2 * self.WIDTH, 60, 9)
         many = np.array([each.value for each in self.estimates(8 * self.WIDTH, 40, 10)])
@@ -266,6 +269,7 @@ class TestFid:
         assert isinstance(fid_estimate([rows[: self.WIDTH]], self.REFERENCE), Undefined)
         assert fid_estimate([rows], self.REFERENCE).standard_error is not None
 
+    @pytest.mark.slow
     def test_images_of_one_prompt_widen_the_error(self) -> None:
         rng = np.random.default_rng(14)
         n = 6 * self.WIDTH
@@ -400,6 +404,7 @@ class TestKid:
         assert found.standard_error is None
         assert found.corrected == found.value == found.at(5000), "KID has no bias"
 
+    @pytest.mark.slow
     def test_heavy_tails_leave_the_error_open_though_most_sets_of_images_lack_the_largest(self) -> None:
         rng = np.random.default_rng(32)
 
@@ -427,6 +432,7 @@ class TestKid:
         assert one("kid", rows[:300], known).standard_error is None
         assert one("kid", rows, known).standard_error is not None
 
+    @pytest.mark.slow
     def test_images_that_are_near_by_luck_are_not_certain_to_be_near(self) -> None:
         # The error falls with the distance: intervals that do not reach up to the truth are short ones.
         rng = np.random.default_rng(34)
@@ -441,6 +447,7 @@ class TestKid:
         # The delta method alone would be 1.4 times the spread where nothing is shifted.
         assert root_mean_square(errors) == pytest.approx(values.std(ddof=1), rel=0.12)
 
+    @pytest.mark.slow
     def test_images_of_one_prompt_are_not_compared_with_each_other(self) -> None:
         rng = np.random.default_rng(28)
         reference = self.reference(4, 300)
@@ -496,10 +503,7 @@ def test_one_prompt_that_repeats_hardly_moves_a_standard_error() -> None:
     n = 400
     groups = np.arange(n)
     groups[-2:] = groups[0]
-    rows = {
-        "inception_score": rng.normal(0, 2, (n, 5)),
-        "clip_score": rng.normal(0.9, 0.01, n),
-    }
+    rows = {"inception_score": rng.normal(0, 2, (n, 5)), "clip_score": rng.normal(0.9, 0.01, n)}
     for metric, columns in rows.items():
         apart, together = one(metric, columns), one(metric, columns, None, groups)
         assert together.standard_error == pytest.approx(apart.standard_error, rel=0.05)

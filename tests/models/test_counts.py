@@ -69,6 +69,7 @@ def test_attention_is_the_sum_made_by_hand_of_both_products_of_every_attention()
     assert macs.total - macs.conv_linear == by_hand
 
 
+@pytest.mark.slow
 def test_fused_attention_really_run_counts_the_same() -> None:
     model, inputs = unet_skeleton(UNET, device="cpu"), unet_inputs(UNET, device="cpu")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -77,6 +78,7 @@ def test_fused_attention_really_run_counts_the_same() -> None:
     assert unet_macs(UNET).total == counter.get_total_flops() // 2
 
 
+@pytest.mark.slow
 def test_the_latent_size_of_the_configuration_is_used() -> None:
     small, large = unet_macs(UNET), unet_macs(UNET | {"sample_size": 16})
     assert large.conv_linear > 3 * small.conv_linear

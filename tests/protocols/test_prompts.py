@@ -109,6 +109,7 @@ def test_the_prompts_of_scenes_are_the_captions_that_no_training_sees() -> None:
         assert protocol.prompts.rows == len(scenes.EVALUATION)
 
 
+@pytest.mark.slow
 def test_prompts_of_a_layout_are_those_of_its_scenes_in_order() -> None:
     alone = [scene for scene in map(scenes.scene, scenes.EVALUATION) if len(scene.objects) == 1]
     for name in ("scenes-portrait-quick", "scenes-portrait-5k"):

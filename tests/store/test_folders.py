@@ -156,6 +156,7 @@ def test_a_server_that_is_gone() -> None:
                 attempt()
 
 
+@pytest.mark.slow
 def test_a_line_that_breaks_now_and_then_is_no_error(s3: S3) -> None:
     with s3_line(s3) as line:
         storage = open_storage(f"{s3.url}/{uuid.uuid4().hex}")

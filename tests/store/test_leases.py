@@ -125,6 +125,7 @@ def test_a_killed_process_is_replaced(root: str, launch: Launch) -> None:
     assert leases(evidence) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["local"], indirect=True)
 def test_what_another_process_makes_is_waited_for(root: str, launch: Launch) -> None:
     other = launch(seconds=1.5, n=SHARD)
@@ -135,6 +136,7 @@ def test_what_another_process_makes_is_waited_for(root: str, launch: Launch) -> 
     assert is_whole(evidence, 2 * SHARD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["local"], indirect=True)
 def test_a_process_that_was_stopped_is_replaced_and_does_no_harm(root: str, launch: Launch) -> None:
     """As a host that sleeps: it runs, but renews nothing. Awake again, it finishes what nobody needs."""
@@ -157,6 +159,7 @@ def lease_of_another_host(evidence: Evidence, images: range, beat: int = 0) -> N
     evidence.storage.write(lease_name(images), json.dumps(content).encode())
 
 
+@pytest.mark.slow
 def test_a_lease_of_another_host_counts_while_it_is_renewed(root: str) -> None:
     evidence = evidence_of(root, seconds=0.7)
     lease_of_another_host(evidence, BORDERS[0])

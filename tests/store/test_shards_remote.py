@@ -225,6 +225,7 @@ def test_copies_take_a_bounded_place(tmp_path: Path) -> None:
     assert one.get("file 119", Stamp(size, "another")) is None
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_in_the_middle(tmp_path: Path) -> None:
     with s3_server() as server:
         evidence = fill(evidence_of(f"{server.url}/store"), 64)

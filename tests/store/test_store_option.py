@@ -40,6 +40,7 @@ def test_secrets_of_a_url_are_not_shown(pytester: pytest.Pytester) -> None:
     result.stdout.no_fnmatch_line("*hush*")
 
 
+@pytest.mark.slow
 def test_a_run_on_s3_makes_no_image_twice(
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,

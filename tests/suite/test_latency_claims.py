@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,73 +10,42 @@ import pytest
 from pytest_sdbench.base.environment import device_name
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.cards.card import read_card
-from tests.project import make_card, make_project
+from tests.conftest import Speed
+from tests.project import make_card
 
 HERE = device_name("cpu")
 TINY = 1e-4
 """Seconds in which no network of a hundred layers answers."""
+FAST, SLOW = ({"max": seconds, "device": HERE} for seconds in (TINY, 1e6))
+ELSEWHERE = FAST | {"device": "Another Machine 9000"}
 RATIO = {"max": 9.0, "source": "own record"}
-
-Speed = Callable[..., tuple[pytest.RunResult, dict[str, Any]]]
-
-
-@pytest.fixture
-def speed(pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Speed:
-    """Time a card that makes these claims of its speed, beside a baseline of its own architecture."""
-    # A run inside a worker of this run is none itself.
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    make_project(pytester.path, pristine_checkpoint, claims={})
-    words = ("--sdbench", "cards/student.md", "-m", "speed", "--sdbench-report=r.json")
-
-    def run(baseline: bool = True, **claims: Any) -> tuple[pytest.RunResult, dict[str, Any]]:
-        block: dict[str, Any] = {"speed": claims} | ({"baseline": "mini"} if baseline else {})
-        make_card(pytester.path / "cards" / "student.md", claims={}, **block)
-        result = pytester.runpytest(*words, "--sdbench-device=cpu")
-        content = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
-        (row,) = content["results"]
-        return result, row
-
-    return run
+BOTH = ["claimed on this device", "of the baseline"]
 
 
 @pytest.mark.slow
-def test_a_claim_of_another_device_or_precision_is_shown_and_not_judged(speed: Speed) -> None:
-    claim = {"max": TINY, "device": "Another Machine 9000"}
-    result, row = speed(unet_ratio=RATIO, unet_seconds=claim)
-    # The ratio is judged on any device.
-    result.assert_outcomes(passed=1)
-    assert "of the baseline" in row["reason"]
-    result, row = speed(unet_seconds=claim)
-    result.assert_outcomes(skipped=1)
-    assert row["verdict"] == "uncalibrated"
-    assert "Another Machine 9000" in row["reason"]
-    assert HERE in row["reason"]
-    result, row = speed(unet_seconds={"max": TINY, "device": HERE, "dtype": "bfloat16"})
-    result.assert_outcomes(skipped=1)
-    assert row["verdict"] == "uncalibrated"
-    assert "bfloat16" in row["reason"]
-
-
-def test_a_claim_of_this_device_is_judged(speed: Speed) -> None:
-    result, row = speed(baseline=False, unet_seconds={"max": TINY, "device": HERE, "dtype": "float32"})
-    result.assert_outcomes(failed=1)
+@pytest.mark.parametrize(
+    ("baseline", "speed_claims", "outcome", "told"),
+    [
+        # The ratio is judged on any device.
+        (True, {"unet_ratio": RATIO, "unet_seconds": ELSEWHERE}, "pass", ["of the baseline"]),
+        (True, {"unet_seconds": ELSEWHERE}, "uncalibrated", ["Another Machine 9000", HERE]),
+        (True, {"unet_seconds": FAST | {"dtype": "bfloat16"}}, "uncalibrated", ["bfloat16"]),
+        (False, {"unet_seconds": FAST | {"dtype": "float32"}}, "fail", []),
+        (False, {"unet_seconds": SLOW}, "pass", []),
+        (True, {"unet_ratio": RATIO, "unet_seconds": SLOW}, "pass", BOTH),
+        (True, {"unet_ratio": RATIO, "unet_seconds": SLOW | {"dtype": "float32"}}, "pass", BOTH),
+        (True, {"unet_ratio": RATIO, "unet_seconds": FAST}, "fail", []),
+    ],
+)
+def test_a_claim_is_judged_on_its_own_device_and_in_its_own_precision_alone(
+    speed: Speed, baseline: bool, speed_claims: dict[str, Any], outcome: str, told: list[str]
+) -> None:
+    block = {"speed": speed_claims} | ({"baseline": "mini"} if baseline else {})
+    result, row = speed("--sdbench-device=cpu", **block)
+    result.assert_outcomes(**{{"pass": "passed", "fail": "failed"}.get(outcome, "skipped"): 1})
     # Inconclusive where a machine is too slow for ten rounds.
-    assert row["verdict"] in ("fail", "inconclusive")
-    result, row = speed(baseline=False, unet_seconds={"max": 1e6, "device": HERE})
-    result.assert_outcomes(passed=1)
-    assert row["verdict"] == "pass"
-
-
-@pytest.mark.slow
-def test_a_claim_of_this_device_is_judged_beside_a_baseline(speed: Speed) -> None:
-    for dtype in ({}, {"dtype": "float32"}):
-        result, row = speed(unet_ratio=RATIO, unet_seconds={"max": 1e6, "device": HERE} | dtype)
-        result.assert_outcomes(passed=1)
-        assert "claimed on this device" in row["reason"]
-        assert "of the baseline" in row["reason"]
-    result, row = speed(unet_ratio=RATIO, unet_seconds={"max": TINY, "device": HERE})
-    result.assert_outcomes(failed=1)
-    assert row["verdict"] in ("fail", "inconclusive")
+    assert row["verdict"] in ({"fail", "inconclusive"} if outcome == "fail" else {outcome})
+    assert [words for words in told if words not in row["reason"]] == []
 
 
 def test_a_card_gives_back_what_it_claims(tmp_path: Path) -> None:

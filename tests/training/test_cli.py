@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,12 +55,15 @@ def test_every_recipe_is_listed_with_its_title(capsys: pytest.CaptureFixture[str
     assert not any("cannot be read" in line for line in lines)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("bk-sdm-small", "scenes-sd") else pytest.mark.slow)
+        for name in recipe_names()
+    ],
+)
 def test_a_dry_run_describes_every_recipe_and_leaves_nothing_behind(
-    name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([name, "--dry-run"]) == 0
@@ -87,17 +91,16 @@ def test_a_dry_run_reads_no_weights(
 @pytest.mark.parametrize(
     ("processes", "overrides", "status", "words"),
     [
-        (1, ["schedule.batch=12"], 0, "12 images = 1 process x 6 in turn x 2 at once"),
-        (1, ["schedule.steps=10", "schedule.batch=12"], 0, "15.0 of 8 pairs"),
-        (2, ["schedule.batch=8"], 0, "8 images = 2 processes x 2 in turn x 2 at once"),
-        (3, ["schedule.batch=8"], 2, "3 processes"),
+        (1, ["schedule.steps=10", "schedule.batch=12"], 0, ["12 images = 1 process x 6", "15.0 of 8 pairs"]),
+        (2, ["schedule.batch=8"], 0, ["8 images = 2 processes x 2 in turn x 2 at once"]),
+        (3, ["schedule.batch=8"], 2, ["3 processes"]),
     ],
 )
 def test_a_dry_run_shows_the_overridden_figures_for_the_processes_of_a_launch(
     processes: int,
     overrides: list[str],
     status: int,
-    words: str,
+    words: list[str],
     recipe: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -105,7 +108,8 @@ def test_a_dry_run_shows_the_overridden_figures_for_the_processes_of_a_launch(
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     assert main([recipe, overrides[0], "--dry-run", *overrides[1:]]) == status
     said = capsys.readouterr()
-    assert words in (said.err if status else said.out)
+    for each in words:
+        assert each in (said.err if status else said.out)
 
 
 @pytest.mark.parametrize(
@@ -130,13 +134,11 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     assert words in error
 
 
-def test_the_module_runs_and_shows_no_traceback(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "training", "bk-sdm-smal"], capture_output=True, text=True, check=False
-    )
+def test_the_module_runs_and_shows_no_traceback() -> None:
+    command = [sys.executable, "-m", "training", "bk-sdm-smal"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
+    assert re.fullmatch("error: .*\n", done.stderr)
 
 
 def run(recipe: str, *arguments: str) -> int:
@@ -179,9 +181,8 @@ def test_two_runs_do_not_share_a_folder(recipe: str, capsys: pytest.CaptureFixtu
     assert "another process is training in this folder" in capsys.readouterr().err
 
 
-def test_a_run_that_is_asked_to_stop_saves_and_says_so(
-    recipe: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.slow
+def test_a_run_asked_to_stop_saves_and_says_so(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_folder("mini")
 
     def ask() -> None:

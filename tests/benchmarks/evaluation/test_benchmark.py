@@ -103,6 +103,7 @@ def test_the_whole_evaluation_has_the_procedures_scores(
     assert scores == pytest.approx(values(ours.estimates), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "suffix"),
     [
@@ -298,6 +299,7 @@ def test_solvers_agree_and_ours_is_the_measure() -> None:
     assert found[solvers.OURS]["ratio"] == found[solvers.OURS]["highest"] == 1
 
 
+@pytest.mark.slow
 def test_made_up_rows_are_scored_without_an_image(checkpoint: Checkpoint, tmp_path: Path) -> None:
     protocol = resident.coco_like(tmp_path, 70)
     resident.fill(tmp_path, checkpoint, protocol, resident.COCO_COLUMNS)

@@ -48,6 +48,7 @@ def test_estimates_of_a_draw_are_those_of_the_suite(population: Population) -> N
         np.testing.assert_allclose(mine.influence, other.influence, atol=1e-4 * np.std(other.influence))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_draws_scatter_about_the_truth(population: Population, metric: str) -> None:
     found = [population.estimates(draw(population, seed, 600))[metric].corrected for seed in range(40)]

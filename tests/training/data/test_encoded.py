@@ -232,7 +232,8 @@ def whole(pristine_checkpoint, tmp_path_factory, one_thread):
     return contents(folder)
 
 
-@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True])
 def test_ended_at_any_flush_it_goes_on_to_the_same_cache(pristine_checkpoint, tmp_path, whole, kill):
     for fsyncs in (1, 3, 4, 6, 15, 2):
         if kill:
@@ -314,16 +315,22 @@ def test_too_little_room_is_said_before_it_is_filled(pristine_checkpoint, tmp_pa
 # --- what cannot be used --------------------
 
 
-def test_not_one_good_pair(pristine_checkpoint, tmp_path):
+def test_not_one_good_pair(pristine_checkpoint, pipeline, tmp_path):
     source = ListSource(["broken", "gone"])
     with pytest.raises(TrainingError, match=r"row 0.*not one usable pair.*broken"):
         build(pristine_checkpoint, source, tmp_path)
+    with pytest.raises(TrainingError, match="not one usable pair"):
+        LivePairs(source, pipeline.tokenizer, 64, say=quiet).take([1])
 
 
-def test_pictures_of_different_sizes_need_a_resolution(pristine_checkpoint, tmp_path):
+def test_pictures_of_different_sizes_need_a_resolution(pristine_checkpoint, pipeline, tmp_path):
     some = [Sample("a.png", picture(0, 64, 64), "x"), Sample("b.png", picture(1, 64, 72), "y")]
     with pytest.raises(TrainingError, match=r"data\.resolution.*a\.png: 64x64.*b\.png: 64x72"):
         build(pristine_checkpoint, ListSource(some), tmp_path, resolution=None)
+    live = LivePairs(ListSource(some), pipeline.tokenizer, None, say=quiet)
+    live.take([0])
+    with pytest.raises(TrainingError, match=r"a\.png: 64x64, b\.png: 64x72"):
+        live.take([1])
     assert len(build(pristine_checkpoint, ListSource(some), tmp_path)) == 2
     wide = [Sample("a.png", picture(0, 72, 64), "x")] * 2
     latents = build(pristine_checkpoint, ListSource(wide), tmp_path, resolution=None).latents
@@ -389,16 +396,3 @@ def test_what_was_skipped_is_counted_over_processes_and_sittings(pipeline, tmp_p
     source = ListSource(samples(6, row_1="broken", row_2="gone", row_3="late", row_5="cut"))
     LivePairs(source, pipeline.tokenizer, 64, say=quiet, record=record).take([3])
     assert later.skipped == {**one.skipped, "row 3": "late"}
-
-
-def test_live_pairs_without_a_good_one(pipeline):
-    with pytest.raises(TrainingError, match="not one usable pair"):
-        LivePairs(ListSource(["broken"] * 3), pipeline.tokenizer, 64, say=quiet).take([1])
-
-
-def test_live_pictures_of_different_sizes(pipeline):
-    some = [Sample("a.png", picture(0, 64, 64), "x"), Sample("b.png", picture(1, 64, 72), "y")]
-    live = LivePairs(ListSource(some), pipeline.tokenizer, None, say=quiet)
-    live.take([0])
-    with pytest.raises(TrainingError, match=r"a\.png: 64x64, b\.png: 64x72"):
-        live.take([1])

@@ -33,6 +33,14 @@ def remote():
         system.rm(path)
 
 
+def upload(remote, folder, sizes):
+    """Write shards of these sizes to a folder and to /bucket; return those of the folder."""
+    paths = write_shards(folder, sizes)
+    for path in paths:
+        remote.pipe(f"/bucket/{path.name}", path.read_bytes())
+    return paths
+
+
 def quiet(_line: str) -> None:
     pass
 
@@ -189,6 +197,7 @@ def test_a_truncated_shard_is_refused_wherever_it_was_cut(tmp_path):
         ("page.tar", r"page\.tar.*not a tar file"),
         *((f"a.tar.{kind}", "compressed") for kind in ("gz", "xz", "bz2")),
         ("missing.tar", r"missing\.tar: data\.urls: no such file"),
+        ("memory://bucket/missing.tar", "no such file"),
         ("", "a folder"),
         ("nonsense://x/a.tar", "unknown kind"),
         ("texts.tar", "no pairs"),
@@ -233,8 +242,7 @@ def test_a_damaged_index_is_made_anew(tmp_path, cache):
 
 
 def test_remote_shards_are_fetched_once(tmp_path, remote, monkeypatch):
-    for path in write_shards(tmp_path / "there", [3, 2]):
-        remote.pipe(f"/bucket/{path.name}", path.read_bytes())
+    upload(remote, tmp_path / "there", [3, 2])
     fetched: list[str] = []
     plain = type(remote).get_file
     monkeypatch.setattr(
@@ -249,18 +257,13 @@ def test_remote_shards_are_fetched_once(tmp_path, remote, monkeypatch):
 
 
 def test_remote_patterns(tmp_path, remote):
-    for path in write_shards(tmp_path / "there", [1, 1]):
-        remote.pipe(f"/bucket/{path.name}", path.read_bytes())
+    upload(remote, tmp_path, [1, 1])
     source = ShardsSource("memory://bucket/*.tar", say=quiet)
     assert [source.read(row).caption for row in range(2)] == ["red 0", "red 1"]
-    with pytest.raises(TrainingError, match="no such file"):
-        ShardsSource("memory://bucket/other.tar", say=quiet)
 
 
 def test_copies_of_remote_shards_are_bounded(tmp_path, remote, cache):
-    paths = write_shards(tmp_path / "there", [2] * 6)
-    for path in paths:
-        remote.pipe(f"/bucket/{path.name}", path.read_bytes())
+    paths = upload(remote, tmp_path / "there", [2] * 6)
     room = 2 * max(path.stat().st_size for path in paths)
     source = ShardsSource("memory://bucket/shard-{000..005}.tar", local_bytes=room, say=quiet)
     copies = cache / "training" / "shards" / "copies"
@@ -301,8 +304,7 @@ def test_over_http(tmp_path):
 
 
 def test_a_failing_network_is_tried_again_then_explained(tmp_path, remote, monkeypatch):
-    path = write_shards(tmp_path / "there", [1])[0]
-    remote.pipe("/bucket/a.tar", path.read_bytes())
+    (path,) = upload(remote, tmp_path / "there", [1])
     waits: list[float] = []
     failures = [ConnectionError("reset"), TimeoutError("slow")]
     plain = type(remote).get_file
@@ -317,20 +319,21 @@ def test_a_failing_network_is_tried_again_then_explained(tmp_path, remote, monke
 
     monkeypatch.setattr(type(remote), "get_file", flaky)
     shelf = LocalCopies(tmp_path / "copies", 10**9, wait=waits.append)
-    found = locate("memory://bucket/a.tar")
+    found = locate("memory://bucket/shard-000.tar")
     assert shelf.open(found).read() == path.read_bytes()
     assert waits == [2.0, 8.0]
 
     failures += [ConnectionError("down")] * 3
     other = LocalCopies(tmp_path / "others", 10**9, wait=waits.append)
-    with pytest.raises(TrainingError, match=r"memory://bucket/a\.tar.*cannot be reached: ConnectionError"):
+    with pytest.raises(
+        TrainingError, match=r"memory://bucket/shard-000\.tar.*cannot be reached: ConnectionError"
+    ):
         other.open(found)
     assert not [path for path in (tmp_path / "others").iterdir() if path.suffix in (".tar", ".part")]
 
 
 def test_a_copy_that_arrives_incomplete_is_not_kept(tmp_path, remote, monkeypatch):
-    path = write_shards(tmp_path / "there", [1])[0]
-    remote.pipe("/bucket/a.tar", path.read_bytes())
+    (path,) = upload(remote, tmp_path / "there", [1])
 
     def short(self, source, target, *rest):
         with open(target, "wb") as part:
@@ -338,5 +341,5 @@ def test_a_copy_that_arrives_incomplete_is_not_kept(tmp_path, remote, monkeypatc
 
     monkeypatch.setattr(type(remote), "get_file", short)
     with pytest.raises(TrainingError, match="arrived incomplete"):
-        LocalCopies(tmp_path / "copies", 10**9).open(locate("memory://bucket/a.tar"))
+        LocalCopies(tmp_path / "copies", 10**9).open(locate("memory://bucket/shard-000.tar"))
     assert not list((tmp_path / "copies").glob("*.tar"))

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -90,7 +91,9 @@ def exported(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Exported
     return of
 
 
-@pytest.mark.parametrize("remove", ["base", "small", "tiny"])
+@pytest.mark.parametrize(
+    "remove", ["small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("base", "tiny"))]
+)
 def test_diffusers_loads_the_folder_as_it_is(remove: str, exported: Exported) -> None:
     task, out = exported(remove)
     pipeline = DiffusionPipeline.from_pretrained(out)
@@ -179,6 +182,7 @@ def test_a_consistency_unet_brings_its_scheduler(parts: Parts, tmp_path: Path) -
     assert isinstance(pipeline.scheduler, LCMScheduler)
 
 
+@pytest.mark.slow
 def test_a_trained_text_encoder_is_exported(parts: Parts, tmp_path: Path) -> None:
     encoder = copy.deepcopy(parts.text_encoder)
     with torch.no_grad():
@@ -250,12 +254,17 @@ def test_use_restrictions_pass_to_the_derivative(tiny_checkpoint: Path, tmp_path
     ("scheduler", "layouts", "protocols"),
     [
         ("PNDMScheduler", None, ("scenes-quick", "scenes-5k")),
-        ("PNDMScheduler", ["one"], ("scenes-portrait-quick", "scenes-portrait-5k")),
-        ("LCMScheduler", None, ("scenes-lcm4-quick", "scenes-lcm4-5k")),
-        ("DDIMScheduler", None, ()),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("PNDMScheduler", ["one"], ("scenes-portrait-quick", "scenes-portrait-5k")),
+                ("LCMScheduler", None, ("scenes-lcm4-quick", "scenes-lcm4-5k")),
+                ("DDIMScheduler", None, ()),
+            )
+        ),
     ],
 )
-def test_a_student_of_the_embedded_teacher_knows_its_protocols(
+def test_an_embedded_teachers_student_knows_protocols(
     scheduler: str, layouts: Any, protocols: Any, tmp_path: Path
 ) -> None:
     parts = load_parts("embedded:scenes-sd")
@@ -336,33 +345,29 @@ def older(exported: Exported, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported("small")[1], tmp_path / "out"))
 
 
-def test_weights_that_are_not_finite_leave_the_old_checkpoint(parts: Parts, older: Path) -> None:
-    before, broken = content(older), trained(parts)
-    with torch.no_grad():
-        next(broken.parts.unet.parameters()).view(-1)[0] = 1e6  # finite, but not as float16
-    with pytest.raises(TrainingError, match=r"export\.half=false"):
-        export(broken, recipe_of(parts.checkpoint.folder), older)
+@pytest.mark.parametrize(
+    ("why", "message"),
+    [
+        ("not finite", r"export\.half=false"),
+        ("full disk", "the disk is full"),
+        pytest.param("killed while it replaced", r"export\.half=false", marks=pytest.mark.slow),
+    ],
+)
+def test_an_export_that_fails_leaves_the_old_checkpoint(
+    parts: Parts, older: Path, why: str, message: str
+) -> None:
+    before, task = content(older), trained(parts)
+    if why != "full disk":
+        with torch.no_grad():
+            next(task.parts.unet.parameters()).view(-1)[0] = 1e6  # finite, but not as float16
+    if why == "killed while it replaced":
+        older.rename(older.parent / ".out.old")
+        shutil.copytree(parts.checkpoint.folder, older.parent / ".out.new")
+    room = files_no_longer_than(60_000) if why == "full disk" else nullcontext()
+    with room, pytest.raises(TrainingError, match=message):
+        export(task, recipe_of(parts.checkpoint.folder), older)
     assert content(older) == before
     assert [path.name for path in older.parent.iterdir()] == ["out"]
-
-
-def test_a_full_disk_leaves_the_old_checkpoint(parts: Parts, older: Path) -> None:
-    before = content(older)
-    with files_no_longer_than(60_000), pytest.raises(TrainingError, match="the disk is full"):
-        export(trained(parts), recipe_of(parts.checkpoint.folder), older)
-    assert content(older) == before
-    assert [path.name for path in older.parent.iterdir()] == ["out"]
-
-
-def test_an_export_that_was_killed_while_it_replaced_loses_nothing(parts: Parts, older: Path) -> None:
-    before, broken = content(older), trained(parts)
-    older.rename(older.parent / ".out.old")
-    shutil.copytree(parts.checkpoint.folder, older.parent / ".out.new")
-    with torch.no_grad():
-        next(broken.parts.unet.parameters()).fill_(float("nan"))
-    with pytest.raises(TrainingError):
-        export(broken, recipe_of(parts.checkpoint.folder), older)
-    assert content(older) == before
 
 
 def test_a_folder_of_anything_else_is_left_alone(parts: Parts, tmp_path: Path) -> None:
@@ -387,9 +392,7 @@ def test_a_scheduler_that_there_is_none_is_refused(scheduler: Any, key: str, par
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_task_with_its_own_export_adds_to_the_folder(
-    there: bool, pristine_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_task_of_its_own_export_adds_files(there: bool, pristine_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     if there:
         shutil.copytree(pristine_checkpoint, out)

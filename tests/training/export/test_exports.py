@@ -62,6 +62,7 @@ def trained(name, folder, *overrides):
     return task
 
 
+@pytest.mark.slow
 def test_autoencoder_learns_and_exports(tmp_path):
     task = trained("scenes-vae", tmp_path / "run", "objective.network.block_out_channels=[8, 8, 8, 8]")
     task.export(tmp_path)
@@ -70,6 +71,7 @@ def test_autoencoder_learns_and_exports(tmp_path):
     assert np.isfinite(vae.psnr(loaded, scenes.EVALUATION[:2]))
 
 
+@pytest.mark.slow
 def test_classifier_learns_and_exports(tmp_path):
     trained("scenes-classifier", tmp_path / "run").export(tmp_path / "out")
     loaded = classifier.load_classifier(tmp_path / "out")

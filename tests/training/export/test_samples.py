@@ -36,6 +36,7 @@ def test_pictures_are_those_that_diffusers_draws(pristine_checkpoint: Path, part
         assert np.abs(drawn[number] - by_diffusers(pristine_checkpoint, number, guidance=3.0)).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_consistency_model_draws_with_its_own_sampler(tmp_path: Path) -> None:
     consistency = make_checkpoint(tmp_path / "lcm", unet={"time_cond_proj_dim": 8})
     drawn = draw(load_parts(str(consistency)), PROMPTS, guidance=8.0, steps=3)

@@ -172,9 +172,8 @@ def test_other_class_pictures_lie_elsewhere(parts: Parts, tmp_path: Path) -> Non
     assert len(found) == 3
 
 
-def test_class_pictures_come_from_the_model_of_the_recipe(
-    parts: Parts, subject: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_class_pictures_are_of_the_model_of_the_recipe(parts: Parts, subject: Path, tmp_path: Path) -> None:
     other = make_checkpoint(tmp_path / "other", seed=3)
     data = {"kind": "folder", "path": str(subject)}
     found = []

@@ -68,9 +68,7 @@ def curve(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "objective", ["consistency", *(pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES[:2])]
-)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_resumed_equals_uninterrupted(place: Path, whole: Any, objective: str) -> None:
     recipe = short(place, objective)
     train_real(place / f"parts-{objective}", recipe, stop_at=4)
@@ -80,7 +78,9 @@ def test_resumed_equals_uninterrupted(place: Path, whole: Any, objective: str) -
     assert all(math.isfinite(loss) for loss in curve(whole(objective)))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", ["distillation", *(pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES[::2])]
+)
 def test_pieces_average_to_the_whole_step(place: Path, objective: str) -> None:
     task = built(place, objective=objective)
     whole = task.losses(task.model, piece(seen=8))
@@ -100,6 +100,7 @@ def test_validation_does_not_change_the_course(place: Path, whole: Any) -> None:
     assert {f"error_at_{step}" for step in (50, 250, 450, 650, 850)} <= set(measured[0])
 
 
+@pytest.mark.slow
 def test_validation_measures_the_same_thing_every_time(place: Path) -> None:
     task = built(place, "watch.validation_rows=5")
     first = task.validate(task.model)
@@ -128,6 +129,7 @@ def test_bfloat16_trains_float32_weights_on_a_cpu(place: Path, whole: Any) -> No
     assert curve(place / "bf16") != curve(whole("distillation"))
 
 
+@pytest.mark.slow
 def test_a_student_of_all_losses_learns(place: Path) -> None:
     train_real(place / "learns", short(place, "distillation", "schedule.steps=10"))
     lines = log_lines(place / "learns")
@@ -268,6 +270,7 @@ def test_latents_vary_as_the_posterior_says(place: Path) -> None:
     assert 0.8 < float(ratio.min()) <= float(ratio.max()) < 1.2
 
 
+@pytest.mark.slow
 def test_live_pictures_give_the_latents_of_the_cache(place: Path) -> None:
     losses = []
     for overrides in (["data.cache=false", "data.cache_text=false"], []):
@@ -293,6 +296,7 @@ def test_text_encoder_that_learns_is_trained_and_saved(place: Path) -> None:
     assert len(moved) > len(fresh) / 2
 
 
+@pytest.mark.slow
 def test_speed_settings_change_nothing_that_is_learned(place: Path, whole: Any) -> None:
     settings = ("speed.channels_last=true", "speed.gradient_checkpointing=true")
     train_real(place / "quick", short(place, "distillation", *settings))

@@ -92,9 +92,7 @@ def test_a_lone_text_stands_for_a_list_of_one(file: Path) -> None:
         (RECIPE.replace("path:", "pth:"), "data.pth", "'path'"),
     ],
 )
-def test_a_misspelt_key_is_named_with_the_one_that_was_meant(
-    file: Path, text: str, key: str, meant: str
-) -> None:
+def test_a_misspelt_key_is_named_with_the_one_meant(file: Path, text: str, key: str, meant: str) -> None:
     file.write_text(text)
     told = complaint(file)
     assert told.startswith(f"{file}: {key}: unknown key")
@@ -132,9 +130,7 @@ def test_a_misspelt_key_is_named_with_the_one_that_was_meant(
         ("sources={schedule.step: x}", "sources.schedule.step", "Did you mean 'schedule.steps'?"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_key_and_a_remedy(
-    file: Path, override: str, key: str, words: str
-) -> None:
+def test_a_wrong_value_is_named_with_key_and_remedy(file: Path, override: str, key: str, words: str) -> None:
     text = complaint(file, override)
     assert text.startswith(f"command line: {key}: ")
     assert words in text
@@ -186,9 +182,7 @@ def test_a_wrong_value_is_named_with_its_key_and_a_remedy(
         (["objective={kind: classifier, network: {}}"], "data.cache", "learns from pictures"),
     ],
 )
-def test_values_that_contradict_each_other_are_named(
-    file: Path, overrides: list[str], key: str, words: str
-) -> None:
+def test_values_that_contradict_are_named(file: Path, overrides: list[str], key: str, words: str) -> None:
     text = complaint(file, *overrides)
     assert re.search(
         rf"^ *(command line|{re.escape(str(file))}): {re.escape(key)}: .*{words}", text, re.MULTILINE
@@ -249,8 +243,7 @@ def test_an_override_below_a_plain_value_is_told_so(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "key"),
-    [("folder", "data.path"), ("webdataset", "data.urls"), ("huggingface", "data.name")],
+    ("data", "key"), [("folder", "data.path"), ("webdataset", "data.urls"), ("huggingface", "data.name")]
 )
 def test_data_that_is_left_to_the_user_is_asked_for(file: Path, data: str, key: str) -> None:
     recipe = load_recipe(file, [f"data={{kind: {data}}}"])

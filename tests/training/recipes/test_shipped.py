@@ -148,9 +148,7 @@ def test_a_recipe_has_the_published_figures(name: str) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "epochs"), [("", 60), ("-2m", 5.7)])
-def test_bk_sdm_sees_its_pairs_as_often_as_published_and_keeps_a_moving_average(
-    suffix: str, epochs: float
-) -> None:
+def test_bk_sdm_sees_its_pairs_as_often_as_published_and_averages(suffix: str, epochs: float) -> None:
     for size in ("base", "small", "tiny"):
         recipe = load_recipe(f"bk-sdm-{size}{suffix}")
         assert recipe.data.pairs is not None

@@ -61,7 +61,8 @@ def reported(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-@pytest.mark.parametrize("trained", ["toy", pytest.param("consistency", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["toy", "consistency"])
 def test_killed_again_and_again_is_uninterrupted(trained: str, tmp_path: Path) -> None:
     teacher, killed, whole = None, tmp_path / "killed", tmp_path / "whole"
     if trained == "consistency":

@@ -105,6 +105,7 @@ def test_sharded_weights_are_saved_whole_and_learn_the_same(tmp_path: Path) -> N
         torch.testing.assert_close(value, one.model.state_dict()[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_alone_and_the_other_way_round(tmp_path: Path) -> None:
     assert finish(begin_pair(shared_toy, str(tmp_path / "two"), EMA, 24)) == [0, 0]
     assert train_toy(tmp_path / "two", *EMA)[0] == 48
@@ -230,6 +231,7 @@ def broken_in_one(folder: str) -> None:
         train_toy(Path(folder), toy=Toy(at=at))
 
 
+@pytest.mark.slow
 def test_a_loss_that_breaks_in_one_process_ends_both(tmp_path: Path) -> None:
     assert finish(begin_pair(broken_in_one, str(tmp_path))) == [0, 0]
 

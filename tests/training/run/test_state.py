@@ -86,28 +86,25 @@ def test_a_state_that_would_run_code_is_not_read(tmp_path: Path) -> None:
     assert not (tmp_path / "touched").exists()
 
 
-def test_half_a_file_of_a_killed_save_is_in_nobodys_way(tmp_path: Path) -> None:
-    train_toy(tmp_path / "run", stop_at=24)
+class Dropping(Toy):
+    """Its network draws from the generator of the process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.insert(2, torch.nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("toy", [Toy, Dropping])
+def test_a_run_goes_on_where_it_was_beside_half_a_file_of_a_killed_save(
+    tmp_path: Path, toy: type[Toy]
+) -> None:
+    train_toy(tmp_path / "run", toy=toy(), stop_at=24)
     (tmp_path / "run" / (FILE + ".tmp")).write_bytes(b"half a file")
-    train_toy(tmp_path / "run")
-    train_toy(tmp_path / "whole")
+    torch.randn(5)
+    train_toy(tmp_path / "run", toy=toy())
+    train_toy(tmp_path / "whole", toy=toy())
     assert_same_state(tmp_path / "run", tmp_path / "whole")
     assert not (tmp_path / "run" / (FILE + ".tmp")).exists()
-
-
-def test_the_generator_of_the_process_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Networks with dropout draw from it."""
-
-    class Dropping(Toy):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model.insert(2, torch.nn.Dropout(0.5))
-
-    train_toy(tmp_path / "parts", toy=Dropping(), stop_at=24)
-    torch.randn(5)
-    train_toy(tmp_path / "parts", toy=Dropping())
-    train_toy(tmp_path / "whole", toy=Dropping())
-    assert_same_state(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_the_state_has_plain_names_and_what_is_frozen_stays_out(tmp_path: Path) -> None:
