@@ -6,17 +6,20 @@ import gc
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import machine
-from benchmarks.report import save
+from benchmarks.report import paragraphs, save, table
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "torch-fidelity", "numpy")
+SHARES = ("whole", "unet", "share", "of_bound")
+"""Answers that are told in percent."""
 
 
 @dataclass
@@ -84,19 +87,28 @@ class Measurement:
 
 def describe(content: Mapping[str, Any]) -> str:
     """Return what was found as Markdown."""
-    from benchmarks.report import paragraphs, table
-
-    rows = content["answers"]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns: list[tuple[str, Any]] = [
-        (name.replace("_", " "), lambda row, name=name: figure(row.get(name))) for name in names
-    ]
+    # Answers of one form stand in one table.
+    tables: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in content["answers"]:
+        tables.setdefault(tuple(name for name in row if name != "took"), []).append(row)
     return paragraphs(
         f"# {content['measurement']}{', smoke' if content['smoke'] else ''}",
         content["note"],
         f"{content['device']}. {machine.libraries_and_load(content)}",
-        table(rows, columns) if rows else "",
+        *(_table(names, rows) for names, rows in tables.items()),
     )
+
+
+def _table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    columns: list[tuple[str, Any]] = [
+        ("" if name == "what" else name.replace("_", " "), partial(_cell, name)) for name in names
+    ]
+    return table(rows, columns)
+
+
+def _cell(name: str, row: Mapping[str, Any]) -> str:
+    value = row[name]
+    return f"{100 * value:.1f} %" if name in SHARES else figure(value)
 
 
 def figure(value: object) -> str:

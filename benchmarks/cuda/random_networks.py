@@ -107,7 +107,9 @@ def _pipeline(
     unet = {**_SMOKE_UNET, **_difference(architecture)} if smoke else ARCHITECTURES[architecture]
     torch.manual_seed(0)
     with torch.device(device):
-        text = CLIPTextModel(CLIPTextConfig.from_dict({**(_SMOKE_TEXT if smoke else SD_V1_TEXT_ENCODER), **words}))
+        text = CLIPTextModel(
+            CLIPTextConfig.from_dict({**(_SMOKE_TEXT if smoke else SD_V1_TEXT_ENCODER), **words})
+        )
         vae: Any = AutoencoderKL.from_config(dict(_SMOKE_VAE if smoke else SD_V1_VAE))
     lcm = "lcm" in architecture
     pipeline = StableDiffusionPipeline(
@@ -115,7 +117,9 @@ def _pipeline(
         text_encoder=text.to(dtype).eval().requires_grad_(False),
         vae=vae.to(dtype).eval().requires_grad_(False),
         tokenizer=tokenizer,
-        scheduler=LCMScheduler.from_config(dict(SD_V1_SCHEDULER)) if lcm else PNDMScheduler(**SD_V1_SCHEDULER),
+        scheduler=LCMScheduler.from_config(dict(SD_V1_SCHEDULER))
+        if lcm
+        else PNDMScheduler(**SD_V1_SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -127,11 +131,11 @@ def _pipeline(
 def _difference(architecture: str) -> dict[str, Any]:
     """Return what an architecture has otherwise than SD v1, but for the widths."""
     whole = ARCHITECTURES["sd-v1"]
-    changed = {
-        key: value for key, value in ARCHITECTURES[architecture].items() if value != whole.get(key)
-    }
+    changed = {key: value for key, value in ARCHITECTURES[architecture].items() if value != whole.get(key)}
     if "block_out_channels" in changed:
-        changed["block_out_channels"] = _SMOKE_UNET["block_out_channels"][: len(changed["block_out_channels"])]
+        changed["block_out_channels"] = _SMOKE_UNET["block_out_channels"][
+            : len(changed["block_out_channels"])
+        ]
     return changed
 
 
@@ -154,13 +158,16 @@ def _clip(device: torch.device, *, smoke: bool) -> ClipScorer:
     return ClipScorer(model, preprocess, open_clip.get_tokenizer(CLIP_MODEL), "random")
 
 
-def _measure(name: str, network: torch.nn.Module, scorer: ClipScorer, device: str) -> tuple[Any, tuple[str, ...]]:
+def _measure(
+    name: str, network: torch.nn.Module, scorer: ClipScorer, device: str
+) -> tuple[Any, tuple[str, ...]]:
     """Return what looks at pictures for an extractor of the protocol, and which outputs its metrics read."""
     if name == inception.PYTORCH_FID.name:
         return lambda images, _prompts: {
             "features": inception.pytorch_fid(network, pixels_of(images, device))
         }, ("features",)
     if name == inception.TORCH_FIDELITY.name:
+
         def logits(images: Any, _prompts: Any) -> dict[str, Any]:
             return {"logits": inception.torch_fidelity(network, pixels_of(images, device))[1]}
 

@@ -1,0 +1,48 @@
+"""Answer one question on a GPU, in a few minutes: `python -m benchmarks.cuda NAME --out FOLDER`.
+
+README.md beside this file says what each measurement answers.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks import options
+from benchmarks.cuda import evaluation
+from benchmarks.cuda.measurement import Measurement, describe  # noqa: F401
+
+MEASUREMENTS: Mapping[str, Callable[[Measurement], None]] = {
+    "evaluation": partial(evaluation.measure, architecture="sd-v1"),
+    "evaluation-tiny": partial(evaluation.measure, architecture="bk-sdm-tiny"),
+    "evaluation-lcm": partial(evaluation.measure, architecture="bk-sdm-tiny-lcm"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and return 1 if an answer is a problem."""
+    began = time.monotonic()
+    parser = options.parser("cuda", __doc__)
+    parser.add_argument("name", choices=MEASUREMENTS)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
+    parser.add_argument("--minutes", type=float, default=4.0, help="for all of it [%(default)s]")
+    parser.add_argument("--smoke", action="store_true", help="a few channels, a few images: to see it run")
+    options.add_device(parser)
+    asked = options.parse(parser, arguments)
+    options.check(parser, asked.device, 1)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    measurement = Measurement(
+        asked.name, asked.out, torch.device(asked.device), asked.minutes, asked.smoke, began=began
+    )
+    MEASUREMENTS[asked.name](measurement)
+    print((asked.out / f"{asked.name}.md").read_text(encoding="utf-8"))
+    return 1 if measurement.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
