@@ -14,14 +14,21 @@ from pathlib import Path
 import torch
 
 from benchmarks import options
-from benchmarks.cuda import evaluation
-from benchmarks.cuda.measurement import Measurement, describe  # noqa: F401
+from benchmarks.cuda import agreement, evaluation, records, training
+from benchmarks.cuda.measurement import Measurement
 
 MEASUREMENTS: Mapping[str, Callable[[Measurement], None]] = {
     "evaluation": partial(evaluation.measure, architecture="sd-v1"),
     "evaluation-tiny": partial(evaluation.measure, architecture="bk-sdm-tiny"),
     "evaluation-lcm": partial(evaluation.measure, architecture="bk-sdm-tiny-lcm"),
+    "training-base": partial(training.measure, recipe="bk-sdm-base"),
+    "training-tiny": partial(training.measure, recipe="bk-sdm-tiny"),
+    "precision": agreement.precision,
+    "evidence": agreement.evidence,
+    "cards": agreement.cards,
+    **{f"records-{network}": partial(records.measure, network=network) for network in records.CARDS},
 }
+"""In the order in which they are to be asked."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -88,7 +88,9 @@ def test_the_roofline_counts_each_operation_once() -> None:
     def call() -> torch.Tensor:
         return head(model(pixels))
 
-    rows = {row["class"]: row for row in roofline(call, torch.device("cpu"), flops_peak=1e12, bytes_peak=1e10)}
+    rows = {
+        row["class"]: row for row in roofline(call, torch.device("cpu"), flops_peak=1e12, bytes_peak=1e10)
+    }
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
     flops = sum(row["tflops"] * row["ms"] * 1e9 for row in rows.values())
