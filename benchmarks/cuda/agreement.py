@@ -1,4 +1,4 @@
-"""Do precisions, batches, kills and company change what is measured? The embedded family, on its real weights."""
+"""Do precisions, batches, kills and company change what is measured? With the embedded family's weights."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate, make_evidence
 from pytest_sdbench.evaluation.sampler import Sampler
 from pytest_sdbench.evaluation.tuning import Tuning
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.load import load_protocol
@@ -51,7 +52,7 @@ def precision(asked: Measurement) -> None:
     if asked.smoke:
         torch.compiler.set_stance("force_eager")
     checkpoint, protocol = resolve(SPEC), _protocol(asked, "scenes-5k")
-    found: dict[str, Any] = {}
+    found: dict[str, Mapping[str, Estimate | Undefined]] = {}
     with tempfile.TemporaryDirectory(prefix="sdbench-cuda-") as folder:
 
         def score(dtype: str, compiled: bool) -> Mapping[str, Any]:
@@ -62,6 +63,9 @@ def precision(asked: Measurement) -> None:
             worst = 0.0
             for name, estimate in evaluation.estimates.items():
                 beside = found["float32"][name]
+                if isinstance(estimate, Undefined) or isinstance(beside, Undefined):
+                    asked.keep({"what": _name(dtype, compiled), "metric": name, "problem": "undefined"})
+                    continue
                 difference = estimate.value - beside.value
                 errors = abs(difference) / beside.standard_error if beside.standard_error else None
                 worst = max(worst, errors or 0.0)
@@ -98,16 +102,13 @@ def evidence(asked: Measurement) -> None:
         def equal_after(disturb: Callable[[Path], Mapping[str, Any]], store: Path) -> Mapping[str, Any]:
             told = disturb(store)
             made = make_evidence(checkpoint, protocol, _workspace(asked, store))
-            return {
-                **told,
-                **_differences(undisturbed[0], made.evidence, protocol.n),
-                "left": made.images_made,
-            }
+            differing = _differences(undisturbed[0], made.evidence, protocol.n)
+            return {**told, "made_afterwards": made.images_made, "columns_that_differ": differing}
 
         asked.ask("undisturbed", 15, draw)
         asked.ask("the generator in batches", 15, partial(_generator, asked, checkpoint, protocol))
         for what, disturb in (("killed", _killed), ("two processes", _two_processes)):
-            asked.ask(what, 60, partial(equal_after, partial(disturb, asked, protocol), folder / what))
+            asked.ask(what, 60, partial(equal_after, partial(disturb, asked), folder / what))
         if asked.device.type == "cuda":
             asked.ask("too little memory", 30, partial(_too_little, asked, checkpoint, protocol, folder))
 
@@ -152,12 +153,12 @@ def _workspace(asked: Measurement, store: Path) -> Workspace:
     return Workspace(store, None, str(asked.device), progress=False)
 
 
-def _differences(one: Evidence, other: Evidence, n: int) -> dict[str, Any]:
+def _differences(one: Evidence, other: Evidence, n: int) -> int:
     """Return how many columns of how many shards differ in a bit."""
     differing = 0
     for mine, theirs in zip(one.rows(n), other.rows(n), strict=True):
         differing += sum(not np.array_equal(mine[name], theirs[name], equal_nan=True) for name in mine)
-    return {"columns_that_differ": differing}
+    return differing
 
 
 def _generator(asked: Measurement, checkpoint: Checkpoint, protocol: Protocol) -> Mapping[str, Any]:
@@ -165,7 +166,8 @@ def _generator(asked: Measurement, checkpoint: Checkpoint, protocol: Protocol) -
     seeds = SequentialSeeds(kind="sequential", seed=1234, device=asked.device.type)  # type: ignore[arg-type]
     protocol = protocol.model_copy(update={"seeds": seeds})
     pipeline = load_pipeline(checkpoint, device=str(asked.device), dtype=protocol.sampling.dtype)
-    prompts, seen = load_prompts(protocol)[:8], []
+    prompts = load_prompts(protocol)[:8]
+    seen: list[Any] = []
 
     def note(_module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         seen.append(named.get("sample", arguments[0] if arguments else None))
@@ -194,20 +196,22 @@ def _generator(asked: Measurement, checkpoint: Checkpoint, protocol: Protocol) -
     return {"images": len(prompts), "that_differ": differing}
 
 
-def _start(asked: Measurement, protocol: Protocol, store: Path) -> subprocess.Popen[bytes]:
+def draw(device: str, smoke: bool, store: str) -> None:
+    """Draw what is compared, as one of several processes."""
+    asked = Measurement("draw", Path(store), torch.device(device), 10, smoke)
+    make_evidence(resolve(SPEC), _protocol(asked, "scenes-quick"), _workspace(asked, Path(store)))
+
+
+def _start(asked: Measurement, store: Path) -> subprocess.Popen[bytes]:
     """Start drawing in a process of its own."""
-    code = (
-        "import sys; from pathlib import Path; from benchmarks.cuda.agreement import *; "
-        "from benchmarks.cuda.agreement import _protocol, _workspace; "
-        f"asked = Measurement('child', Path('.'), torch.device({str(asked.device)!r}), 1, {asked.smoke}); "
-        f"make_evidence(resolve(SPEC), _protocol(asked, 'scenes-quick'), _workspace(asked, Path({str(store)!r})))"
-    )
+    arguments = f"{str(asked.device)!r}, {asked.smoke}, {str(store)!r}"
+    code = f"from benchmarks.cuda.agreement import draw; draw({arguments})"
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
 
-def _killed(asked: Measurement, protocol: Protocol, store: Path) -> Mapping[str, Any]:
+def _killed(asked: Measurement, store: Path) -> Mapping[str, Any]:
     """Kill a process that draws as soon as a shard of it is there."""
-    process = _start(asked, protocol, store)
+    process = _start(asked, store)
     try:
         while not list(store.rglob("shard-*")) and process.poll() is None:
             time.sleep(0.05)
@@ -217,9 +221,9 @@ def _killed(asked: Measurement, protocol: Protocol, store: Path) -> Mapping[str,
     return {"shards_at_the_kill": len(list(store.rglob("shard-*")))}
 
 
-def _two_processes(asked: Measurement, protocol: Protocol, store: Path) -> Mapping[str, Any]:
+def _two_processes(asked: Measurement, store: Path) -> Mapping[str, Any]:
     """Let two processes draw at once on one device."""
-    statuses = [process.wait() for process in [_start(asked, protocol, store) for _ in range(2)]]
+    statuses = [process.wait() for process in [_start(asked, store) for _ in range(2)]]
     return {"exits": str(statuses)}
 
 

@@ -28,9 +28,9 @@ from pytest_sdbench.store.shards import Store
 
 PUBLISHED, PLAIN, EAGER, COMPILED = "published procedure", "plain script", "ours, eager", "ours, compiled"
 NOTE = """\
-Random weights, synthetic prompts; the protocol is coco30k-bksdm in every step (LCM: four steps, a generator for each
-picture). Rates leave out loading, compilation and the first batch. `whole` and `unet` are shares of the measured peak of
-matrix products: over the whole time, and within the U-Net's calls."""
+Random weights, synthetic prompts; the protocol is coco30k-bksdm in every step (LCM: four steps, a generator
+for each picture). Rates leave out loading, compilation and the first batch. `whole` and `unet` are shares of
+the measured peak of matrix products: over the whole time, and within the U-Net's calls."""
 
 
 def measure(asked: Measurement, architecture: str) -> None:
@@ -60,8 +60,8 @@ def measure(asked: Measurement, architecture: str) -> None:
         ]
         for way, seconds, call in ways:
             asked.ask(way, seconds, call)
-        for kind, call in _calls(networks, 2 * batch).items():
-            asked.ask(f"roofline of the {kind}", 10, partial(_roofline, asked, kind, call, peak, copy))
+        for kind, run in _calls(networks, 2 * batch).items():
+            asked.ask(f"roofline of the {kind}", 10, partial(_roofline, asked, kind, run, peak, copy))
         # A second turn says how much to trust the first.
         for way, seconds, call in [] if asked.smoke else ways:
             asked.ask(f"{way}, again", seconds, call)

@@ -1,4 +1,4 @@
-"""Fetch the wheels that a machine with torch, but without a network, lacks: `python -m benchmarks.cuda.packages`.
+"""Fetch the wheels that a machine with torch, but without a network, lacks.
 
 There: `python3 -m pip install --no-index --no-deps --target SITE FOLDER/*.whl` and `PYTHONPATH=SITE`.
 """

@@ -1,4 +1,4 @@
-"""Say what a network's time goes into by class of operation, and how near each is to what the device can do."""
+"""Say what a network's time goes into by class of operation, and how near each is to the device's limit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Watch(TorchDispatchMode):
     """Notes each operation with its time on the device, what it computes and what it moves."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._cuda = device.type == "cuda"
         self._noted: list[tuple[str, int, int, Any, Any]] = []
 
