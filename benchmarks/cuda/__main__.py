@@ -34,12 +34,10 @@ MEASUREMENTS: Mapping[str, Callable[[Measurement], None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and return 1 if an answer is a problem."""
     began = time.monotonic()
-    parser = options.parser("cuda", __doc__)
+    parser = options.parser("cuda", __doc__, "--smoke", "--device")
     parser.add_argument("name", choices=MEASUREMENTS)
     parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
     parser.add_argument("--minutes", type=float, default=4.0, help="for all of it [%(default)s]")
-    parser.add_argument("--smoke", action="store_true", help="a few channels, a few images: to see it run")
-    options.add_device(parser)
     asked = options.parse(parser, arguments)
     options.check(parser, asked.device, 1)
     asked.out.mkdir(parents=True, exist_ok=True)

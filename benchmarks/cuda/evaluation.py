@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import machine
 from benchmarks.cuda.measurement import Measurement
+from benchmarks.cuda.peaks import copy_peak, matmul_peak
 from benchmarks.cuda.random_networks import Networks, make_networks
 from benchmarks.cuda.roofline import roofline
 from benchmarks.evaluation import plain_script
 from benchmarks.evaluation.stages import UNET, watching
 from benchmarks.evaluation.throughput import published_turn
+from pytest_sdbench.base.environment import synchronise
 from pytest_sdbench.evaluation.engine import Setup, make
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.models.skeleton import unet_inputs, unet_skeleton
@@ -44,8 +45,8 @@ def measure(asked: Measurement, architecture: str) -> None:
         began = time.monotonic()
         networks = make_networks(architecture, folder, asked.device, smoke=asked.smoke)
         half = networks.procedure.pipeline.unet.dtype
-        peak = machine.matmul_peak(asked.device, half, seconds=0.3 if asked.smoke else 1.5)
-        copy = machine.copy_peak(asked.device)
+        peak = matmul_peak(asked.device, half, seconds=0.3 if asked.smoke else 1.5)
+        copy = copy_peak(asked.device)
         asked.keep(
             {"what": f"networks of {architecture}", "took": time.monotonic() - began}
             | {"tflops_peak": peak / 1e12, "gb_per_s_peak": copy / 1e9}
@@ -100,7 +101,7 @@ def _plain(networks: Networks, batch: int, asked: Measurement) -> Mapping[str, A
     plain_script.measure(ready, plain_script.make_images(ready, prompts[:2], 2), prompts[:2])
     _forget_peak(networks)
     images = batch * (1 if asked.smoke else 2)
-    machine.wait(asked.device)
+    synchronise(str(asked.device))
     began = time.perf_counter()
     made = plain_script.make_images(ready, prompts[:images], batch)
     plain_script.measure(ready, made, prompts[:images])

@@ -22,6 +22,7 @@ from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_SCHEDULER, 
 from pytest_sdbench.models.skeleton import unet_skeleton
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
+from training.students.tokenizer import build_tokenizer
 
 CLIP_MODEL = "ViT-g-14"
 _SMOKE_CLIP: dict[str, Any] = {
@@ -50,12 +51,12 @@ def make_networks(
     """Make a pipeline of a named architecture and the extractors of `coco30k-bksdm`, in float16 on CUDA.
 
     A network that reads the guidance as an embedding gets LCM's scheduler and four steps. `folder` takes the
-    vocabulary and the random Inception, which their libraries read from files.
+    random Inception, which its library reads from a file.
     """
     protocol = _protocol(architecture, device, smoke=smoke, n=n)
     half = torch.float16 if device.type == "cuda" else torch.float32
     prompts = tuple(f"a photograph of thing {number} beside thing {number * 7 % 1000}" for number in range(n))
-    pipeline = _pipeline(architecture, folder, device, half, smoke=smoke)
+    pipeline = _pipeline(architecture, device, half, smoke=smoke)
     network = _inception(folder, device)
     scorer = _clip(device, smoke=smoke)
     ready = Procedure(
@@ -96,14 +97,17 @@ def _protocol(architecture: str, device: torch.device, *, smoke: bool, n: int) -
     return protocol.model_copy(update={"sampling": sampling, **seeds})
 
 
-def _pipeline(
-    architecture: str, folder: Path, device: torch.device, dtype: torch.dtype, *, smoke: bool
-) -> Any:
+def _pipeline(architecture: str, device: torch.device, dtype: torch.dtype, *, smoke: bool) -> Any:
     from diffusers import AutoencoderKL, LCMScheduler, PNDMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    tokenizer = random_models.write_tokenizer(folder / "tokenizer", merges=200 if smoke else None)
-    words = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    tokenizer = build_tokenizer()
+    tokenizer.model_max_length = 77
+    words = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
     unet = {**_SMOKE_UNET, **_difference(architecture)} if smoke else ARCHITECTURES[architecture]
     torch.manual_seed(0)
     with torch.device(device):

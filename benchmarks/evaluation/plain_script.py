@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.evaluation.published_procedure import FILTERS, ISC_BATCH, Procedure
+from benchmarks.evaluation.published_procedure import ISC_BATCH, Procedure
 from pytest_sdbench.evaluation.sampler import image_seed
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import Jpeg, SequentialSeeds
@@ -49,7 +49,7 @@ def make_images(ready: Procedure, prompts: Sequence[str], batch: int) -> list[Im
 def measure(
     ready: Procedure, images: Sequence[Image.Image], captions: Sequence[str]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return what the networks say: `features` and `logits` [n, D], and `cosine` [n] of picture and caption."""
+    """Return what the networks say: `features` and `logits` [n, D], `cosine` [n] of picture and caption."""
     found: dict[str, list[Tensor]] = {"features": [], "logits": [], "cosine": []}
     clip: Any = ready.clip.model
     for start in range(0, len(images), ISC_BATCH):
@@ -73,5 +73,6 @@ def _through_memory(image: Image.Image, protocol: Protocol) -> Image.Image:
             image.save(file, format="JPEG", quality=step.jpeg)
             image = Image.open(file).convert("RGB")
         else:
-            image = image.resize((step.resize, step.resize), FILTERS[step.filter])
+            kernel = Image.Resampling[step.filter.removeprefix("pil-").upper()]
+            image = image.resize((step.resize, step.resize), kernel)
     return image
