@@ -52,9 +52,9 @@ def measure(asked: Measurement, architecture: str) -> None:
             | {"tflops_peak": peak / 1e12, "gb_per_s_peak": copy / 1e9}
         )
         flops = _flops(networks)
-        batch = 4 if asked.smoke else SHARD
+        batch = 2 if asked.smoke else SHARD
         ways: list[tuple[str, float, Callable[[], Mapping[str, Any]]]] = [
-            (PUBLISHED, 25, partial(_published, networks, 2 if asked.smoke else 12)),
+            (PUBLISHED, 25, partial(_published, networks, 1 if asked.smoke else 12)),
             (PLAIN, 25, partial(_plain, networks, batch, asked)),
             (EAGER, 40, partial(_ours, networks, folder, batch, asked, peak, flops, compiled=False)),
             (COMPILED, 90, partial(_ours, networks, folder, batch, asked, peak, flops, compiled=True)),
@@ -120,7 +120,7 @@ def _ours(
     compiled: bool,
 ) -> Mapping[str, Any]:
     """Run the engine over some batches; what counts begins when the first one is done."""
-    images = 3 * batch if asked.smoke else 4 * batch
+    images = 2 * batch if asked.smoke else 4 * batch
     ready, stamps = networks.procedure, [(time.perf_counter(), 0)]
     _forget_peak(networks)
     with tempfile.TemporaryDirectory(dir=folder) as store:
