@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evaluation import plain_script
 from benchmarks.evaluation import published_procedure as procedure
 from benchmarks.evaluation.memory import fill
 from benchmarks.evaluation.stages import watching
@@ -26,8 +27,9 @@ from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.shard_format import SHARD
 
-OURS, PUBLISHED, ALL_OFF = "ours", "published procedure", "ours, all off"
+OURS, PUBLISHED, PLAIN, ALL_OFF = "ours", "published procedure", "plain script", "ours, all off"
 OFF: dict[str, Any] = {
     "batch_size": 1,
     "workers": 1,
@@ -124,7 +126,7 @@ def end_to_end(
     passes: int,
     apart: bool = True,
 ) -> dict[str, Any]:
-    """Let ours and the published procedure take turns, AB BA AB, after one turn each that is not counted.
+    """Let ours, the published procedure and a plain script take turns, after one each that is not counted.
 
     Ours with every speed-up off stands beside them: it has to be near the procedure. `once` are the seconds
     that a way takes once for all images: scores from N rows, or the root of FID; `parts` the seconds per
@@ -134,6 +136,7 @@ def end_to_end(
     assert isinstance(reference, FeatureStatistics)
     ways: dict[str, tuple[Any, ...]] = {
         PUBLISHED: (start_published, subject, published_images, passes),
+        PLAIN: (start_plain, subject, images),
         OURS: (start_ours, subject, images, Tuning()),
         ALL_OFF: (start_ours, subject, published_images, Tuning(**OFF)),
     }
@@ -145,7 +148,8 @@ def end_to_end(
             part: statistics.median(turn.parts[part] for turn in published) for part in published[0].parts
         },
         "n": subject.protocol.n,
-        "once": {PUBLISHED: root_once(reference), OURS: scoring, ALL_OFF: scoring},
+        "once": dict.fromkeys((PUBLISHED, PLAIN), root_once(reference))
+        | dict.fromkeys((OURS, ALL_OFF), scoring),
     }
 
 
@@ -184,6 +188,25 @@ def start_ours(subject: Subject, images: int, tuning: Tuning) -> Callable[[], Tu
 
 def start_published(subject: Subject, images: int, passes: int) -> Callable[[], Turn]:
     """Load the published procedure, and return what takes one turn of it."""
+    ready, prompts, loading = _procedure(subject)
+    return lambda: replace(published_turn(ready, prompts, images, passes), loading=loading)
+
+
+def start_plain(subject: Subject, images: int) -> Callable[[], Turn]:
+    """Load what the plain script needs, and return what takes one turn of it, in batches of a shard."""
+    ready, prompts, loading = _procedure(subject)
+
+    def turn() -> Turn:
+        began = time.perf_counter()
+        made = plain_script.make_images(ready, prompts[:images], min(images, SHARD))
+        plain_script.measure(ready, made, prompts[:images])
+        return Turn(images, time.perf_counter() - began, loading)
+
+    return turn
+
+
+def _procedure(subject: Subject) -> tuple[procedure.Procedure, Sequence[str], float]:
+    """Return the networks as the libraries load them, the prompts, and the seconds of loading."""
     subject.settle()
     prompts = load_prompts(subject.protocol, subject.data_root)
     loading = 0.0
@@ -193,7 +216,7 @@ def start_published(subject: Subject, images: int, passes: int) -> Callable[[], 
             subject.checkpoint, subject.protocol, data_root=subject.data_root, device=subject.device
         )
         loading = time.perf_counter() - began
-    return lambda: replace(published_turn(ready, prompts, images, passes), loading=loading)
+    return ready, prompts, loading
 
 
 def shares(subject: Subject, *, rounds: int, images: int) -> dict[str, Any]:

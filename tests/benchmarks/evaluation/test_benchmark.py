@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from benchmarks.evaluation import memory as resident
+from benchmarks.evaluation import plain_script, random_models, solvers, stages, throughput
 from benchmarks.evaluation import published_procedure as procedure
-from benchmarks.evaluation import random_models, solvers, stages, throughput
 from benchmarks.evaluation.__main__ import main
 from benchmarks.turns import Worker, in_a_process, spread, take_turns
 from pytest_sdbench.base.workspace import Workspace
@@ -308,6 +308,22 @@ def test_made_up_rows_are_scored_without_an_image(checkpoint: Checkpoint, tmp_pa
     assert isinstance(found.estimates["clip_score"], Estimate)
 
 
+def test_the_plain_script_makes_the_same_pictures_and_scores(
+    checkpoint: Checkpoint, protocol: Protocol, files: Path, scores: dict[str, float]
+) -> None:
+    ready, prompts = procedure.load(checkpoint, protocol), load_prompts(protocol)
+    images = plain_script.make_images(ready, prompts, 24)
+    moved = np.abs(np.stack([np.asarray(image) for image in images]).astype(int) - pictures(files))
+    assert moved.max() <= 2
+    assert (moved > 0).mean() < 0.01
+    rows = plain_script.measure(ready, images, prompts)
+    assert rows["cosine"].mean() == pytest.approx(scores["clip_score"], rel=1e-3)
+    features, reference = rows["features"].astype(float), load_references(protocol)["fid"]
+    mu, sigma = features.mean(axis=0), np.cov(features, rowvar=False)
+    distance = procedure.frechet_distance(mu, sigma, reference.mu, reference.sigma)
+    assert distance == pytest.approx(scores["fid"], rel=1e-3)
+
+
 @pytest.mark.slow
 def test_a_smoke_run_writes_every_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "evaluation"
@@ -318,7 +334,7 @@ def test_a_smoke_run_writes_every_table(tmp_path: Path, capsys: pytest.CaptureFi
     assert list(content["parts"]) == ["end-to-end", "unet-share", "ablation", "solver"]
     end_to_end = content["parts"]["end-to-end"]["found"]
     names = [rate["name"] for rate in end_to_end["rates"]]
-    assert names == [throughput.PUBLISHED, throughput.OURS, throughput.ALL_OFF]
+    assert names == [throughput.PUBLISHED, throughput.PLAIN, throughput.OURS, throughput.ALL_OFF]
     assert all(rate["rate"] > 0 for rate in end_to_end["rates"])
     ways = [rate["name"] for rate in content["parts"]["ablation"]["found"]]
     assert ways == [throughput.OURS, "without workers", throughput.ALL_OFF]
