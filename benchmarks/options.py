@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from pytest_sdbench.base.paths import told
+
 COMMON: dict[str, dict[str, Any]] = {
     "--device": {"help": "a torch device [%(default)s]"},
     "--full-size": {"action": "store_true", "help": "random weights of Stable Diffusion v1.4, 512 px"},
@@ -57,9 +59,9 @@ def check(parser: argparse.ArgumentParser, device: str, *numbers: int) -> None:
 
 
 def command(name: str, arguments: Sequence[str] | None) -> str:
-    """Return the command as it was typed, or as `arguments` say it."""
+    """Return the command as it was typed, or as `arguments` say it, for others to read."""
     words = sys.argv[1:] if arguments is None else arguments
-    return f"python -m benchmarks.{name} {shlex.join(words)}".strip()
+    return f"python -m benchmarks.{name} {shlex.join(map(told, words))}".strip()
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

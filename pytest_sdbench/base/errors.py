@@ -6,11 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+QUOTED = 300
+"""Characters of what was found that a message repeats."""
+MESSAGE = 4000
+"""Of a whole message, which may list several faults."""
+
 
 class SdbenchError(Exception):
     """Say what is wrong, where, what was found and what to do about it.
 
-    The text reads ``FILE: KEY: MESSAGE (found FOUND). REMEDY``; parts that are not given are left out.
+    The text reads ``FILE: KEY: MESSAGE (found FOUND). REMEDY``; parts that are not given are left out, long
+    ones cut, and secrets of URLs and the path of the user's home do not stand in it.
     """
 
     def __init__(
@@ -23,9 +29,10 @@ class SdbenchError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.message, self.file, self.key, self.found, self.remedy = message, file, key, found, remedy
-        where = "".join(f"{_cut(str(part))}: " for part in (file, key) if part is not None)
-        what = _cut(message) if found is None else f"{_cut(message)} (found {_cut(repr(found))})"
-        super().__init__(f"{where}{what}" + (f". {remedy}" if remedy else ""))
+        where = "" if file is None else f"{cut(file, MESSAGE)}: "
+        where += "" if key is None else f"{cut(key)}: "
+        what = cut(message, MESSAGE) + ("" if found is None else f" (found {quoted(found)})")
+        super().__init__(f"{where}{what}" + (f". {cut(remedy, MESSAGE)}" if remedy else ""))
 
     def at(self, file: str | Path) -> SdbenchError:
         """Return the same error with the file that it came from."""
@@ -62,11 +69,24 @@ class Unavailable(SdbenchError):
     """Something that is not on this machine: no fault of the card; the remedy says how to get it."""
 
 
-def _cut(text: str, most: int = 400) -> str:
-    """Return a part of a message without its end where it is too long to be read."""
-    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text):,} characters)"
-
-
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return cut((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def quoted(found: object) -> str:
+    """Return what was found as a message repeats it: no more than some 300 characters of it."""
+    try:
+        return repr(cut(found)) if isinstance(found, str) else cut(repr(found))
+    except Exception:  # too deep, or a number of too many digits
+        return f"a {type(found).__name__}"
+
+
+def cut(text: object, most: int = QUOTED) -> str:
+    """Return a text without secrets and paths of users; of a longer one the beginning and the end."""
+    from pytest_sdbench.base.paths import told  # which a plain pytest does not load
+
+    said = told(text)
+    if len(said) <= most:
+        return said
+    return f"{said[: most - 60]} [... {len(said):,} characters ...] {said[-30:]}"

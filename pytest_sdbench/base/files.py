@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 TEMPORARY = ".tmp-"
 """How the name of a file begins that is not whole yet: a killed run may leave one behind."""
@@ -85,6 +87,47 @@ def _flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file; raise OSError for any other, which could be read for ever, or wait for ever."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "this is no regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return the content of a regular file; raise OSError, also for one of more than `most` bytes."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+        if len(content) > most:
+            size = os.fstat(file.fileno()).st_size
+            raise OSError(errno.EFBIG, f"{size:,} bytes, and at most {most:,} are read", str(path))
+    return content
+
+
+def json_mapping(content: bytes) -> dict[str, Any]:
+    """Return the JSON object in a file; raise ValueError for whatever else is in it."""
+    try:
+        found = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
+
+
+def why_unwritable(path: Path) -> str:
+    """Return why a file cannot be written, in folders that may have to be made; empty where it can be."""
+    there = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if path.is_dir():
+        return "it is a folder"
+    if not there.is_dir():
+        return f"{there} is no folder"
+    own = path.exists() and os.access(path, os.W_OK)
+    return "" if own or os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 
 
 def sha256_of(path: Path) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.errors import SdbenchError, quoted
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -59,7 +59,7 @@ class Option:
         try:
             return self.check(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"found {text!r}; {error}") from None
+            raise argparse.ArgumentTypeError(f"found {quoted(text)}; {error}") from None
 
 
 def weights_by_card(pairs: Iterable[tuple[str, str]]) -> dict[str, Path]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from pathlib import Path
+
+_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 
 
 def user_cache() -> Path:
@@ -22,6 +26,42 @@ def reference() -> Path:
 
 
 def shown(path: str | Path) -> str:
-    """Return a path as messages tell it: from the working folder on, or of another place its name alone."""
+    """Return a path as files tell it: from the working folder or `~` on, or of another place its name."""
     path = Path(path).resolve()
-    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name
+    text = told(path)
+    return path.name if text.startswith("/") else text
+
+
+def told(text: object) -> str:
+    """Return a text that others may read: URLs by `without_secrets`, paths from the working folder or `~` on.
+
+    Absolute paths of other places stay: whoever reads a message has to find them.
+    """
+    said = str(text)
+    # What is a URL from its beginning on is one to its end, whatever its password holds.
+    said = without_secrets(said) if _URL.match(said) else _URL.sub(lambda url: without_secrets(url[0]), said)
+    for place, within, itself in _own_places():
+        alone = rf"(?<![\w.~/-]){re.escape(place)}"  # not a part of a longer path or name
+        said = re.sub(rf"{alone}(?![\w./-])", itself, re.sub(f"{alone}/", within, said))
+    return said
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without user, password, query and fragment; a password may hold any sign."""
+    scheme, _, rest = url.partition("://")
+    user, at, place = rest.rpartition("@")
+    # No user, but a version within a path: hf://datasets/ORG/NAME@VERSION.
+    within = "/" in user and ":" not in user
+    kept = rest if within or not at else f"***@{place}"
+    return f"{scheme}://{re.split('[?#]', kept)[0]}"
+
+
+def _own_places() -> list[tuple[str, str, str]]:
+    """Return the working folder and the user's own, each with what stands before a path in it, and for it."""
+    places: dict[str, tuple[str, str]] = {}
+    with contextlib.suppress(RuntimeError):  # nobody's home
+        places |= dict.fromkeys((str(Path.home()), str(Path.home().resolve())), ("~/", "~"))
+    with contextlib.suppress(OSError):  # it was removed
+        places[str(Path.cwd())] = ("", ".")
+    inner_first = sorted(places.items(), key=lambda each: -len(each[0]))
+    return [(place, *signs) for place, signs in inner_first if place != "/"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import first_line
+from pytest_sdbench.base.files import read_bounded
 
 if TYPE_CHECKING:
     from ruamel.yaml.nodes import Node
@@ -28,6 +30,11 @@ class YamlFault(Exception):
     def __init__(self, message: str, remedy: str, line: int | None = None, found: str = "") -> None:
         super().__init__(message)
         self.message, self.remedy, self.line, self.found = message, remedy, line, found
+
+
+def read_yaml_file(path: Path) -> Any:
+    """Return the plain Python values of a file; raise OSError, UnicodeDecodeError or YamlFault."""
+    return read_yaml(read_bounded(path, 4 * LARGEST).decode("utf-8"))[0]
 
 
 def read_yaml(text: str) -> tuple[Any, Node | None]:
@@ -62,13 +69,13 @@ def read_yaml(text: str) -> tuple[Any, Node | None]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else None
-        told = "".join(text.splitlines()[line : line + 1]).strip()[:200] if line is not None else ""
+        told = "".join(text.splitlines()[line : line + 1]).strip() if line is not None else ""
         remedy = "Correct the YAML of that line (or of the one above it)"
         raise YamlFault(f"not valid YAML: {error.problem or error.context}", remedy, line, told) from None
     except RecursionError:
         raise _too_deep() from None
     except Exception as error:  # values that no type holds: a month 13, an integer of 5,000 digits
-        message = f"not valid YAML: {first_line(error)[:200]}"
+        message = f"not valid YAML: {first_line(error)}"
         raise YamlFault(message, "Correct the value, or put it in quotes") from None
 
 

@@ -133,7 +133,7 @@ def read_card(path: str | Path, *, search: Sequence[Path] = ()) -> Card:
     except CardError:
         raise
     except Exception as error:  # of one card: the others are read
-        message = f"the card cannot be read: {type(error).__name__}: {first_line(error)[:200]}"
+        message = f"the card cannot be read: {type(error).__name__}: {first_line(error)}"
         raise CardError(message, file=path, remedy="Correct its front matter") from error
 
 

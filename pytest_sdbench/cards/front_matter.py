@@ -6,6 +6,7 @@ differently is an error here, so that a card means the same to everybody who rea
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.files import open_regular, read_bounded
 from pytest_sdbench.base.schema import Keys, dotted
 from pytest_sdbench.base.yaml import YamlFault, read_yaml
 
@@ -26,7 +28,7 @@ _SEEN = re.compile(
     r"\A(\ufeff?\s*-{3,}[ \t]*(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)-{3,}[ \t]*(\r\n|\n|\Z))"
 )
 EMPTY_BLOCK = re.compile(r"\A\ufeff?\s*-{3,}[ \t]*(?:\r\n|\r|\n)-{3,}[ \t]*(?:\r\n|\n|\Z)")
-_OURS = re.compile(r"""^(?:model-index|["']model-index["']|sdbench|["']sdbench["'])[ \t]*:""", re.MULTILINE)
+_OURS = re.compile(r"""^(?:\{\s*)?(["']?)(?:model-index|sdbench)\1\s*:""", re.MULTILINE)
 
 _INT_IN_BOTH = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)")
 _FLOAT_IN_BOTH = re.compile(
@@ -113,10 +115,13 @@ def find_block(text: str) -> re.Match[str] | None:
 def is_card(path: str | Path) -> bool:
     """Return whether a file's front matter has ``model-index`` or ``sdbench``; imports no YAML reader."""
     try:
-        with open(path, "rb") as file:
-            text = file.read(1 << 18).decode("utf-8-sig", errors="replace")
-    except OSError:
-        return False
+        with open_regular(Path(path)) as file:
+            head = file.read(1 << 18)
+    except (OSError, ValueError) as error:
+        # What may not be read may be a card: nobody is to be told that all is well.
+        return isinstance(error, PermissionError)
+    wide = head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    text = head.decode("utf-16" if wide else "utf-8-sig", errors="replace")
     block = find_block(text)
     # Front matter that is never closed is a broken card, to be told of, and no other file.
     front = block.group(2) if block else text if text.lstrip().startswith("---") else ""
@@ -126,12 +131,7 @@ def is_card(path: str | Path) -> bool:
 def read_text(path: Path) -> str:
     """Return a card's text with its line endings untouched."""
     try:
-        if path.exists() and not path.is_file():
-            raise CardError("this is no regular file", file=path, remedy="Check the path")
-        if (size := path.stat().st_size) > _LARGEST:
-            message = f"{size:,} bytes, and a card of at most {_LARGEST:,} is read"
-            raise CardError(message, file=path, remedy="Put pictures and data beside the card")
-        return path.read_bytes().decode("utf-8")
+        return read_bounded(path, _LARGEST).decode("utf-8")
     except UnicodeDecodeError as error:
         key, found = f"byte {error.start}", error.object[error.start : error.start + 4]
         raise CardError(

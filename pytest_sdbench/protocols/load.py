@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import suggestion
-from pytest_sdbench.base.yaml import YamlFault, read_yaml
+from pytest_sdbench.base.yaml import YamlFault, read_yaml_file
 from pytest_sdbench.protocols.protocol import SEE, Protocol, validate
 
 
@@ -28,7 +29,7 @@ def load_protocol(name: str | Path, search: Sequence[Path] = ()) -> Protocol:
         raise ProtocolError("unknown protocol", key="protocol", found=text, remedy=remedy)
     first, *others = found[text]
     for other in others:
-        if other.read_bytes() != first.read_bytes():
+        if not filecmp.cmp(other, first, shallow=False):
             message, remedy = f"the name {text!r} is taken by {first}", "Give this file another name."
             raise ProtocolError(message, file=other, remedy=remedy)
     return _read(first)
@@ -62,7 +63,7 @@ def _read(path: Path) -> Protocol:
 @lru_cache(maxsize=64)
 def _parse(path: Path, _modified: int, _size: int) -> Protocol:
     try:
-        content, _ = read_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml_file(path)
     except FileNotFoundError:
         remedy = f"Known names: {', '.join(protocol_names())}"
         raise ProtocolError("there is no such protocol file", file=path, remedy=remedy) from None

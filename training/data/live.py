@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pytest_sdbench.base.paths import told
 from training.data.batch import Examples, tokenize
 from training.data.source import BadSample, Pixels, Sample, Source, check_same_size, fit, to_pixels
 from training.errors import TrainingError
@@ -89,17 +90,18 @@ class LivePairs:
         raise TrainingError("not one usable pair", file=self._source.name, key=key, found=reason)
 
     def _skip(self, row: int, bad: BadSample) -> None:
+        key, reason = told(bad.key), told(bad.reason)
         with self._lock:
             self._bad_rows.add(row)
-            known = bad.key in self._skipped
-            self._skipped[bad.key] = bad.reason
-            if not known and self._record is not None and bad.key not in self._told:
+            known = key in self._skipped
+            self._skipped[key] = reason
+            if not known and self._record is not None and key not in self._told:
                 self._record.parent.mkdir(parents=True, exist_ok=True)
                 with self._record.open("a", encoding="utf-8") as file:
                     # A line before that a kill cut off takes no other with it.
-                    file.write("\n" + json.dumps({"key": bad.key, "reason": bad.reason}) + "\n")
+                    file.write("\n" + json.dumps({"key": key, "reason": reason}) + "\n")
         if not known:
-            self._say(f"skipped {bad.key}: {bad.reason}")
+            self._say(f"skipped {key}: {reason}")
 
 
 def _read_record(record: Path | None) -> dict[str, str]:

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_sdbench.base.paths import told
 from training.dry_run.memory import Amount, disk, memory
 from training.dry_run.networks import Blueprint, blueprint
 from training.errors import TrainingError
@@ -90,7 +91,7 @@ def _data(recipe: Recipe) -> str:
         where = f"to be named: {error.key}=..."
     else:
         named = getattr(data, "path", None) or getattr(data, "urls", None) or getattr(data, "name", None)
-        where = ", ".join(named) if isinstance(named, tuple) else str(named or "")
+        where = ", ".join(map(told, named)) if isinstance(named, tuple) else told(named or "")
     words = [" ".join(filter(None, (data.kind, where)))]
     words.append(f"first {data.pairs:,} pairs" if data.pairs else "all pairs")
     words.append(f"{data.resolution} px" if data.resolution else "sizes as they are")

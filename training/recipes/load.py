@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pytest_sdbench.base.schema import Fault, faults, suggestion
-from pytest_sdbench.base.yaml import YamlFault, read_yaml
+from pytest_sdbench.base.yaml import DEEPEST, YamlFault, read_yaml, read_yaml_file
 from training.errors import TrainingError
 from training.recipes.checks import contradictions
 from training.recipes.schema import Recipe
@@ -110,9 +110,10 @@ def _raise_all(faults: Sequence[Fault], file: str | Path, given: Sequence[str]) 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        values, _ = read_yaml(path.read_text(encoding="utf-8"))
+        values = read_yaml_file(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError("cannot be read", file=path, found=str(error), remedy="Check the file") from error
+        found = getattr(error, "strerror", None) or str(error)
+        raise TrainingError("cannot be read", file=path, found=found, remedy="Check the file") from error
     except YamlFault as fault:
         place = path if fault.line is None else f"{path}, line {fault.line + 1}"
         found = fault.found or None
@@ -130,7 +131,7 @@ def _override(values: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
-        if not equals or not key or not all(key.split(".")):
+        if not equals or not all(key.split(".")) or key.count(".") > DEEPEST:
             raise TrainingError(
                 "not an override",
                 file=COMMAND_LINE,

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from pytest_sdbench.base.errors import first_line
 from training.errors import TrainingError
 from training.recipes.schema import Recipe
 from training.run.processes import agree
@@ -140,7 +141,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise TrainingError(
             "the state of the run cannot be read",
             file=path,
-            found=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+            found=f"{type(error).__name__}: {first_line(error)}",
             remedy="Copy it from a backup, or start anew with --restart",
         ) from error
     return state
@@ -175,6 +176,6 @@ def _write(path: Path, state: dict[str, Any]) -> None:
         raise TrainingError(
             f"the state of the run cannot be saved; {kept}",
             file=temporary,
-            found=str(error).splitlines()[0][:200],
+            found=first_line(error),
             remedy="Free some space and run the same command again: it goes on from the last state",
         ) from error

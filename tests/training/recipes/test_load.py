@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -127,6 +128,13 @@ def test_a_misspelt_key_is_named_with_the_one_meant(file: Path, text: str, key: 
         ("name=a/b", "name", "not of the form"),
         ("title=null", "title", "not text"),
         ("watch.trackers=tensorbord", "watch.trackers", "Did you mean 'tensorboard'?"),
+        ("seed=2026-13-45", "seed", "not valid YAML: month must be in 1..12"),
+        ("schedule.seed=2026-01-01", "schedule.seed", "not a whole number"),
+        ("schedule.seed=!!bool maybe", "schedule.seed", "not valid YAML"),
+        ("schedule.seed=!!set {a}", "schedule.seed", "not a whole number"),
+        (f"schedule.seed={'9' * 5000}", "schedule.seed", "not valid YAML"),
+        (f"schedule.seed={'[' * 5000}", "schedule.seed", "lists and mappings in each other"),
+        (f"title=[{'x, ' * 20_000}]", "title", "not text"),
         ("sources={schedule.step: x}", "sources.schedule.step", "Did you mean 'schedule.steps'?"),
     ],
 )
@@ -134,6 +142,23 @@ def test_a_wrong_value_is_named_with_key_and_remedy(file: Path, override: str, k
     text = complaint(file, override)
     assert text.startswith(f"command line: {key}: ")
     assert words in text
+    assert len(text) < 2000
+
+
+def test_a_key_of_a_thousand_parts_is_no_override(file: Path) -> None:
+    text = complaint(file, f"{'a.' * 100_000}b=1")
+    assert "not an override" in text
+    assert len(text) < 2000
+
+
+@pytest.mark.parametrize("content", ["a: &a [*a]", "[" * 5000, "x: " + "y" * (1 << 21), "\0"])
+def test_a_recipe_that_is_a_bomb_or_no_file_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(content)
+    assert complaint(path).startswith(str(path))
+    path.unlink()
+    os.mkfifo(path)
+    assert "no such recipe" in complaint(path)
 
 
 @pytest.mark.parametrize(
