@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.errors import CardError, SdbenchError, first_line
 from pytest_sdbench.cards.card import Card, check_lineage, read_card
 
 SUITE = "pytest_sdbench.suite.tests"
@@ -40,7 +41,10 @@ class CardModule(pytest.Module):
             self.card = read_card(self.path)
             check_lineage(self.card)
             items = list(super().collect())
-        except SdbenchError as error:
+        except (Exception, pytest.fail.Exception) as error:
+            if not isinstance(error, SdbenchError):
+                message = f"the card cannot be collected: {type(error).__name__}: {first_line(error)}"
+                error = CardError(message, file=self.path, remedy="Correct its front matter")
             return [BrokenCard.from_parent(self, name=name, error=error) for name in self._asked()]
         session = self.config.pluginmanager.get_plugin("sdbench-session")
         if session is None or session.settings.calibrate is None:
@@ -56,7 +60,9 @@ class CardModule(pytest.Module):
         """Return the tests of this card that were named one by one: a broken card fails as each of them."""
         here = self.config.invocation_params.dir
         arguments = [str(argument).partition("::") for argument in self.config.args]
-        named = [name for file, _, name in arguments if name and (here / file).absolute() == self.path]
+        named = [
+            name for file, _, name in arguments if name and os.path.abspath(here / file) == str(self.path)
+        ]
         return list(dict.fromkeys(named)) or ["card"]
 
 
@@ -76,7 +82,7 @@ class BrokenCard(pytest.Item):
         return self.path, 0, self.name
 
 
-def is_broken(item: pytest.Item) -> bool:
+def is_broken(item: pytest.Item | pytest.Collector) -> bool:
     """Return whether an item is of something that cannot be: no selection takes it out of a run."""
     case = (
         item.callspec.params.get("case")
