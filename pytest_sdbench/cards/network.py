@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,17 +44,24 @@ def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
 
     Raises Unavailable if the card names no architecture either.
     """
+    from pytest_sdbench.models.checkpoint import split_pair
+    from pytest_sdbench.models.hub import HUB_ID
+
     if checkpoint is not None:
         return Network(checkpoint.unet_config, checkpoint)
     if card.architecture is None:
         message = "the checkpoint is not on this machine, and the card does not name its architecture"
-        remedy = "Add it (`python -m pytest_sdbench draft FOLDER` finds it), or give "
+        named = () if card.checkpoint is None else split_pair(card.checkpoint) or (str(card.checkpoint),)
+        fetch = "Fetch the checkpoint: --sdbench-download. Or "
+        remedy = fetch if any(re.fullmatch(HUB_ID, spec) for spec in named) else ""
+        remedy += "add the architecture (`python -m pytest_sdbench draft FOLDER` finds it), or give "
         remedy += f"--sdbench-weights {card.name}=FOLDER"
+        remedy = remedy[0].upper() + remedy[1:]
         raise Unavailable(message, file=card.path, key="sdbench.architecture", remedy=remedy)
     return Network(card.architecture, None)
 
 
-def named_network(card: Card) -> Network:
+def named_network(card: Card, *, download: bool = False) -> Network:
     """Return the network of the architecture that a card names, else of its checkpoint on this machine.
 
     Raises what `network_of` and `checkpoint.resolve` raise.
@@ -62,4 +70,5 @@ def named_network(card: Card) -> Network:
 
     if card.architecture is not None or card.checkpoint is None:
         return network_of(card, None)
-    return network_of(card, resolve(card.checkpoint, card=card.name, near=card.path.parent))
+    near = card.path.parent
+    return network_of(card, resolve(card.checkpoint, card=card.name, near=near, download=download))

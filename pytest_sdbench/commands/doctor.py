@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.cards.cases import judged_protocols
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.shared import cards_of, share
 from pytest_sdbench.protocols.load import load_protocol
@@ -58,6 +59,17 @@ class Search:
     data_root: Path | None = None
     _seen: dict[tuple[Path, str, str], tuple[str, str]] = field(default_factory=dict)
 
+    def protocols(self, card: Card, names: Sequence[str] = ()) -> tuple[list[Protocol], list[Finding]]:
+        """Return the protocols that a card is judged by, or those of these names, and the broken ones."""
+        whole, broken, near = [], [], (card.path.parent,)
+        for name in dict.fromkeys(names) or card.judged_by:
+            try:
+                whole.append(load_protocol(name, near))
+            except SdbenchError as error:
+                broken.append(Finding(card.name, "prompts", name, "broken", str(error)))
+        # One that has changed since every claim of it was made needs nothing.
+        return (whole if names or broken else judged_protocols(card)), broken
+
     def protocol(self, card: Card, protocol: Protocol) -> Iterator[Finding]:
         """Yield what a card needs for a protocol: prompts, reference statistics and extractors."""
         for need, name, look in _needs(protocol, self.data_root):
@@ -89,12 +101,10 @@ def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Fin
         except SdbenchError as error:
             findings.append(Finding(path.stem, "card", path.name, "broken", str(error)))
             continue
-        findings.append(search.checkpoint(card)[1])
-        for name in card.judged_by:
-            try:
-                findings += search.protocol(card, load_protocol(name, search=(path.parent,)))
-            except SdbenchError as error:
-                findings.append(Finding(card.name, "prompts", name, "broken", str(error)))
+        protocols, broken = search.protocols(card)
+        findings += [search.checkpoint(card)[1], *broken]
+        for protocol in protocols:
+            findings += search.protocol(card, protocol)
     return findings
 
 

@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from pytest_sdbench import __version__
 from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.files import why_unwritable
 
 COMMANDS = {
     "doctor": "say what this machine lacks for which card, and how to get it",
@@ -28,17 +30,26 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 something lacks, 2 an explained error."""
+    """Run a command and return its exit status: 0 done, 1 something lacks, 2 an explained error.
+
+    130: interrupted from the keyboard.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     # Only the module of the command at hand is loaded: some of them need numpy.
     named = next((word for word in words if word in COMMANDS), "")
-    options = parser(named).parse_args(words)
     try:
+        options = parser(named).parse_args(words)
+        _check_outputs(options)
         status: int = _module(options.command).run(options)
         return status
     except SdbenchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from pytest_sdbench.commands.shared import own_words
+
+        print(f"error: {own_words(error, options)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
 def parser(*names: str) -> argparse.ArgumentParser:
@@ -57,6 +68,19 @@ def parser(*names: str) -> argparse.ArgumentParser:
         if name in names:
             _module(name).add_arguments(command)
     return whole
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raise SdbenchError for a file that could not be written when all is done."""
+    for name in ("out", "json"):
+        path = vars(options).get(name)
+        if isinstance(path, Path):
+            reason = why_unwritable(path)
+            if not path.parent.is_dir() and options.command != "stats":  # which makes it
+                reason = f"there is no folder {path.parent}"
+            if reason:
+                remedy = "Name a file in a folder that exists"
+                raise SdbenchError(f"cannot be written: {reason}", file=path, key=f"--{name}", remedy=remedy)
 
 
 def _module(name: str) -> Any:

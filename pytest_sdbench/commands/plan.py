@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pytest_sdbench.base.environment import device_name
 from pytest_sdbench.base.options import DTYPES, weights_by_card
+from pytest_sdbench.base.paths import told
 from pytest_sdbench.base.text import duration, size_text
 from pytest_sdbench.commands.doctor import lacking
 from pytest_sdbench.commands.plan_cost import ESTIMATED, MEASURED, Plan, Row
@@ -103,7 +104,7 @@ def _totals(plan: Plan) -> str:
         time = f"{least}{duration(plan.seconds)} on {_where(plan.device)}"
     lines = [f"In all: {plan.missing:,} images to make: {time}"]
     if plan.bytes is not None:
-        lines.append(f"        {size_text(plan.bytes)} of evidence in {plan.store}")
+        lines.append(f"        {size_text(plan.bytes)} of evidence in {told(plan.store)}")
     if plan.download_bytes:
         lines.append(f"        about {size_text(plan.download_bytes)} of downloads")
     return "\n".join([*lines, ""])
@@ -135,7 +136,7 @@ def _explained(plan: Plan) -> list[str]:
     if plan.device.startswith("cpu") and any(row.missing > UNASKED for row in rows):
         most = "only with --sdbench-max-images all"
         found.append(f"On a CPU pytest makes more than {UNASKED:,} images of a row {most}.")
-    unjudged = [row.card for row in plan.rows if not row.protocol and row.ready]
+    unjudged = [row.card for row in plan.rows if not row.protocol and not row.broken]
     if unjudged:
         found.append(f"Judged by no protocol, so no image is needed: {', '.join(unjudged)}")
     return [*found, *(f"Damaged: {text}" for text in plan.warnings), *_space(plan)]
@@ -151,7 +152,7 @@ def _space(plan: Plan) -> list[str]:
     if isinstance(store, Path):
         wanted.append((store, plan.bytes or 0))
     else:
-        notes.append(f"What is free in {store} cannot be known from here.")
+        notes.append(f"What is free in {told(store)} cannot be known from here.")
     disks: dict[int, tuple[Path, int]] = {}
     for folder, size in wanted:
         here = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())

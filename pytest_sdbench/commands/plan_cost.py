@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from pytest_sdbench.base.errors import CardError, EvidenceError, SdbenchError, Unavailable
+from pytest_sdbench.base.paths import told
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, read_card
-from pytest_sdbench.cards.cases import judged_protocols
 from pytest_sdbench.cards.network import network_of
 from pytest_sdbench.commands.doctor import Finding, Search
 from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
 from pytest_sdbench.features.extractors import column_widths, extractor_of
-from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shard_format import SHARD, Rows
 from pytest_sdbench.store.shards import DamagedEvidence, Evidence, Store
@@ -72,6 +71,11 @@ class Row:
     def ready(self) -> bool:
         """Whether nothing lacks."""
         return all(finding.found for finding in self.findings)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the card or a protocol cannot be read."""
+        return any(not each.found and each.need in ("card", "prompts") for each in self.findings)
 
     @property
     def unfetched(self) -> tuple[Finding, ...]:
@@ -185,7 +189,7 @@ def figures(made: Plan) -> dict[str, Any]:
     return {
         "ready": made.ready,
         "device": made.device,
-        "store": str(made.store),
+        "store": told(made.store),
         "warnings": list(made.warnings),
         "totals": {
             "images_to_make": made.missing,
@@ -254,17 +258,11 @@ class _Planner:
 
     def rows(self, card: Card, weights: Path | None, names: Sequence[str]) -> Iterator[Row]:
         """Yield a row for each protocol of a card."""
-        try:
-            near = (card.path.parent,)
-            protocols = [load_protocol(name, near) for name in dict.fromkeys(names)] or judged_protocols(card)
-        except SdbenchError as error:
-            yield Row(card.name, "", findings=(Finding(card.name, "protocol", "", "broken", str(error)),))
-            return
-        if not protocols:
-            yield Row(card.name, "")
-            return
+        protocols, broken = self._search.protocols(card, names)
         checkpoint, weighed = self._search.checkpoint(card, weights)
         downloads = checkpoint_downloads(card, weights) if weighed.state == "missing" else ()
+        if broken or not protocols:
+            yield Row(card.name, "", downloads=downloads, findings=(weighed, *broken))
         for protocol in protocols:
             asked = protocol.with_samples(min(self._images, protocol.n)) if self._images else protocol
             asked = asked.with_dtype(self._workspace.dtype) if self._workspace.dtype else asked
@@ -290,7 +288,7 @@ class _Planner:
             evidence = None  # an extractor is not here: it is among the findings
         except EvidenceError as error:
             evidence = None
-            findings += (Finding(card.name, "store", str(self._workspace.store), "broken", str(error)),)
+            findings += (Finding(card.name, "store", told(self._workspace.store), "broken", str(error)),)
         count = sum(map(len, missing))
         pace, basis, untimed, timed_in = evidence.pace() if evidence is not None else None, MEASURED, "", ""
         if count and pace is None and self._stopwatch is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ def cards_of(named: Sequence[Path]) -> list[Path]:
     """Return the files of the cards that were named: those of a folder, or the packaged ones."""
     cards: list[Path] = []
     for path in named or [reference() / "cards"]:
-        cards += sorted(file for file in path.glob("*.md") if is_card(file)) if path.is_dir() else [path]
+        files = (file for file in path.glob("*.[mM][dD]") if is_card(file) or not file.exists())
+        cards += sorted(files) if path.is_dir() else [path]
     return cards
 
 
@@ -53,6 +55,13 @@ def find_card_of(text: str) -> Path:
     if path.is_file() and is_card(path):
         return path
     return find_card(text, Path.cwd(), search=(Path.cwd() / "cards",))
+
+
+def own_words(error: SdbenchError, options: argparse.Namespace) -> str:
+    """Return what an error says, with options called as this command calls them, and not as pytest does."""
+    return re.sub(
+        r"--sdbench-(\w+)", lambda found: f"--{found[1]}" if found[1] in options else found[0], str(error)
+    )
 
 
 def check_counts(options: argparse.Namespace, *names: str) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.base.files import TEMPORARY
-from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.files import TEMPORARY, json_mapping
+from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.text import size_text
 from pytest_sdbench.commands.shared import share
 from pytest_sdbench.report.cells import plain_table
-from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage, without_secrets
+from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage
 from pytest_sdbench.store.leases import PREFIX
 from pytest_sdbench.store.shard_format import SHARD, range_of
 from pytest_sdbench.store.shards import Evidence, Store
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:  # sizes in bytes, times in seconds since the epoch
             print(json.dumps([asdict(each) for each in found], indent=2))
         else:
-            nothing = f"no evidence in {without_secrets(options.store)}"
+            nothing = f"no evidence in {told(options.store)}"
             print(inventory_table(found) if found else nothing)
         return 0
     if options.older_than is not None and options.older_than <= 0:
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"{leftover.where}: {leftover.reason} ({size_text(leftover.size)})")
         size += leftover.size
     done = "would be removed" if options.dry_run else "removed"
-    print(f"{size_text(size)} {done} from {without_secrets(options.store)}")
+    print(f"{size_text(size)} {done} from {told(options.store)}")
     return 0
 
 
@@ -218,9 +218,7 @@ def _manifests(storage: Storage, files: Mapping[str, Stamp]) -> Iterator[dict[st
         if name.startswith("manifest-") and name.endswith(".json"):
             # It is said to be unknown.
             with contextlib.suppress(FileNotFoundError, ValueError):
-                content = json.loads(storage.read(name))
-                if isinstance(content, dict):
-                    yield content
+                yield json_mapping(storage.read(name))
 
 
 def _longest(files: Mapping[str, Stamp]) -> dict[int, range]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import shlex
-import sys
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.environment import device_name, versions
-from pytest_sdbench.base.errors import Unavailable
+from pytest_sdbench.base.errors import EvidenceError, Unavailable
+from pytest_sdbench.base.paths import shown, told
 from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.base.text import duration
 from pytest_sdbench.base.workspace import Workspace
@@ -247,7 +247,8 @@ def make_evidence(
     """Make the images of a protocol that the store lacks, and what its extractors say of them.
 
     Any number of processes and hosts may do so at once in one store: each makes the shards that no other is
-    making, from the fraction `start_at` of them on. Arguments and errors are those of `evaluate`.
+    making, from the fraction `start_at` of them on. Arguments and errors are those of `evaluate`; what the
+    store holds is counted at the end, so that whoever empties it meanwhile is noticed.
     """
     from pytest_sdbench.models.pipeline import load_pipeline
 
@@ -273,6 +274,10 @@ def make_evidence(
             Progress(missing, "images", title, shown=workspace.progress) as shower,
         ):
             made = make(evidence, drawn, prompts, work, setup, n=protocol.n, count=shower.update)
+        if left := sum(map(len, evidence.missing(protocol.n))):
+            there = f"{protocol.n - left:,} of {protocol.n:,} images are in the store"
+            what, remedy = f"{there}: the others were removed meanwhile", "Run again: they are made anew"
+            raise EvidenceError(what, file=evidence.folder, remedy=remedy)
     return CompleteEvidence(evidence, prompts, drawn, made)
 
 
@@ -308,8 +313,10 @@ def open_evidence(
     workspace: Workspace, checkpoint: Checkpoint, protocol: Protocol, *, batch_size: int | None = None
 ) -> Evidence:
     """Return what the store holds of a checkpoint under a protocol: features and scores of images."""
+    data = workspace.data_root
     manifest = {
-        "checkpoint_spec": checkpoint.spec,
+        # Of a folder elsewhere the name alone: evidence is passed on, and where somebody keeps files is not.
+        "checkpoint_spec": re.sub(r"(?<!\S)/\S*/(?=\S)", "", told(checkpoint.spec)),
         "protocol": protocol.model_dump(
             mode="json", include={"prompts": True, "seeds": True, "sampling": True, "image": True}
         ),
@@ -317,7 +324,12 @@ def open_evidence(
         "device": device_name(workspace.device),
         "versions": versions(),
         "batch_size": batch_size or default_batch_size(protocol, workspace.device),
-        "command": shlex.join(sys.argv),
+        # What the run was told, and not the command: there may stand in it what is nobody's business.
+        "options": {
+            "device": workspace.device,
+            "dtype": workspace.dtype,
+            "data": None if data is None else shown(data),
+        },
     }
     return Store(workspace.store).open(checkpoint.fingerprint, evidence_key(protocol), manifest)
 
@@ -353,7 +365,7 @@ def _notes(
 
 def _versions_of(writers: list[dict[str, Any]]) -> dict[str, str]:
     """Return the version of each library; of one that changed on the way, all of them."""
-    found = [writer.get("versions") or {} for writer in writers]
+    found = [each if isinstance(each := writer.get("versions"), dict) else {} for writer in writers]
     names = dict.fromkeys(name for each in found for name in each)
     return {name: _together(str(each[name]) for each in found if name in each) for name in names}
 

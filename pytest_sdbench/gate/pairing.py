@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.base.files import write_atomically
+from pytest_sdbench.base.files import json_mapping, write_atomically
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, Claim
 from pytest_sdbench.cards.records import Record, nearly
@@ -71,7 +71,7 @@ def read_recorded(path: Path) -> RecordedEvidence | None:
         return None
     try:
         with safe_open(path, "numpy") as file:
-            about = json.loads((file.metadata() or {})[_META])
+            about = json_mapping((file.metadata() or {})[_META].encode())
             if about["format"] != _FORMAT:
                 raise ValueError(f"format {about['format']}, this version reads {_FORMAT}")
             looks = {

@@ -323,6 +323,8 @@ def judge_unclaimed(metric: str, protocol: Protocol, evaluation: Evaluation) -> 
         verdict = uncalibrated(
             f"{_shown(estimate)}; nothing is claimed under {protocol.name}: --sdbench-update records it"
         )
+    if evaluation.notes:
+        verdict = replace(verdict, reason=f"{verdict.reason} ({'; '.join(evaluation.notes)})")
     return Judgement(verdict, evaluation, value, estimate, protocol.margins.get(metric))
 
 

@@ -47,6 +47,9 @@ def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
     # Failures have a section of their own in pytest's output; what was skipped has its reason here.
     skipped = [row for row in rows if row.verdict not in ("pass", "fail", "error") and row not in calibration]
     parts.append(reasons(skipped))
+    # Of what passed, too: prompts that were cut, images that were blacked out.
+    known = {note: None for row in quality if row.verdict == "pass" for note in row.extra.get("notes", ())}
+    parts.append("\n".join(f"- note: {note}" for note in known))
     if notes := untested(cards):
         parts.append(f"what the cards leave untested:\n{notes}")
     return "\n\n".join(part for part in parts if part)

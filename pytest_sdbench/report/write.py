@@ -26,12 +26,17 @@ def read_cards(rows: Sequence[Row], files: Mapping[str, Path]) -> list[Card]:
     return cards
 
 
-def write_reports(paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Card]) -> list[str]:
-    """Write each report by its ending and return one line about each; a failed write fails nothing else."""
+def write_reports(
+    paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Card]
+) -> tuple[list[str], bool]:
+    """Write each report by its ending; return a line about each, and whether all were written.
+
+    One that cannot be written keeps no other from it.
+    """
     from pytest_sdbench.report.markdown import results_markdown
 
     untested = {card.name: card.explained for card in cards if card.explained}
-    lines = []
+    lines, whole = [], True
     for path in paths:
         if path.suffix == ".json":
             text = results_json(rows, {"versions": versions()}, untested)
@@ -42,5 +47,6 @@ def write_reports(paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Ca
             write_atomically(path, text.encode("utf-8"))
             lines.append(f"results written to {path}")
         except OSError as error:
+            whole = False
             lines.append(f"results NOT written to {path}: {error.strerror}; give a place that can be written")
-    return lines
+    return lines, whole

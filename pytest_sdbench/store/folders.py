@@ -11,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError, first_line
 from pytest_sdbench.base.files import create_atomically, write_atomically
+from pytest_sdbench.base.paths import without_secrets
 
 DAMAGED = ".damaged"
 """How the name of a file ends that was set aside."""
@@ -40,11 +40,6 @@ class Stamp:
 def is_url(place: str | Path) -> bool:
     """Return whether a place is a URL, and not a path."""
     return isinstance(place, str) and "://" in place
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL for a reader: without a user's name and password."""
-    return re.sub(r"://[^/@]*@", "://***@", url)
 
 
 def place_of(text: str, start: Path | None = None) -> Path | str:
@@ -144,7 +139,7 @@ class RemoteFolder:
 
     @classmethod
     def open(cls, url: str) -> RemoteFolder:
-        """Open a URL; raise EvidenceError if it is of an unknown kind or its driver is not installed."""
+        """Open a URL; raise EvidenceError if its kind is unknown, lacks a driver or does not answer."""
         from fsspec.core import url_to_fs
 
         try:
@@ -156,6 +151,9 @@ class RemoteFolder:
                 what = f"the driver of this kind of store is not installed: {error}"
                 remedy = 'pip install "pytest-sdbench[s3]"' if url.startswith("s3") else "Install it"
             raise EvidenceError(what, file=without_secrets(url), remedy=remedy) from error
+        except Exception as error:  # drivers that connect at once raise whatever their protocol has
+            what = f"the store cannot be reached: {type(error).__name__}: {first_line(error)}"
+            raise EvidenceError(what, file=without_secrets(url), remedy=_UNREACHED) from error
 
     @property
     def root(self) -> str:

@@ -8,6 +8,7 @@ taken twice, or cannot be written at all, costs time and never a wrong row.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.files import json_mapping
 from pytest_sdbench.store.folders import Stamp, Storage
 
 PREFIX = "lease-"
@@ -105,9 +107,9 @@ class Leases:
 
     def _owner(self, name: str) -> Mapping[str, Any] | None:
         try:
-            content = json.loads(self.storage.read(name))
+            content = json_mapping(self.storage.read(name))
             return {key: content[key] for key in ("host", "pid", "id")}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError):
             return None
 
     def _content(self) -> bytes:
@@ -210,11 +212,11 @@ def _is_gone(owner: Mapping[str, Any] | None) -> bool:
 
 @cache
 def _host() -> str:
-    """Return what tells this system from others: names are not unique, and containers have own pids."""
+    """Return a digest of what tells this system from others: names repeat, and containers have own pids."""
     parts = [platform.node()]
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
     except OSError:
         parts.append(f"{uuid.getnode():x}")
-    return " ".join(parts)
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]

@@ -69,6 +69,9 @@ def parse_shard(content: bytes, *, check: bool = True) -> tuple[Rows, dict[str, 
         about = dict(json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_META]))
         arrays = parse_safetensors(content)
         expected = about.pop("sha256")
+        count = len(range(about["start"], about["stop"]))
+        if any(values.shape[:1] != (count,) for values in arrays.values()):
+            raise ValueError("other rows than images")
     except Exception as error:  # whatever a torn header makes of two parsers
         raise Damage(f"not a whole shard ({type(error).__name__})") from None
     if about.get("format") != FORMAT:

@@ -3,7 +3,7 @@
 A store is a folder on a disk or behind a URL. Each pair of checkpoint and draw has a folder of its own in it:
 
     <checkpoint>-<draw>/
-        manifest-<writer>.json                what was drawn; on which device, with which versions and command
+        manifest-<writer>.json                what was drawn; on which device, with which versions and options
         shard-00000000-00000064.safetensors   rows of images 0 to 63; its header says whose they are and who
                                               wrote them, and holds a checksum
         pace-<writer>.json                    seconds an image: what the missing ones would take
@@ -18,6 +18,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +30,8 @@ from typing import Any
 import numpy.typing as npt
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.base.files import TEMPORARY
+from pytest_sdbench.base.files import TEMPORARY, json_mapping
+from pytest_sdbench.base.paths import told
 from pytest_sdbench.store.folders import ELSEWHERE, Stamp, Storage, open_storage
 from pytest_sdbench.store.leases import BEAT, SECONDS, Leases, Work
 from pytest_sdbench.store.mirror import Mirror
@@ -44,7 +47,7 @@ from pytest_sdbench.store.shard_format import (
     shard_name,
 )
 
-_REMARKS = ("command", "checkpoint_spec")
+_REMARKS = ("command", "options", "checkpoint_spec")
 """What a manifest says for people, and what does not make another writer."""
 _STALE = 24 * 3600
 
@@ -67,7 +70,7 @@ class Store:
     def open(self, checkpoint: str, draw: str, manifest: Mapping[str, Any]) -> Evidence:
         """Open the evidence of a checkpoint under a draw, both given by fingerprint.
 
-        `manifest` is what this process would write down with its shards: device, versions, command and so on.
+        `manifest` is what this process would write down with its shards: device, versions, options and so on.
         Nothing is written until the first shard is, so that a finished store may be read-only.
         """
         storage = open_storage(self.root)
@@ -104,7 +107,7 @@ class Evidence:
 
     @property
     def writer(self) -> str:
-        """Fingerprint of this process as a writer: of its manifest without the command."""
+        """Fingerprint of this process as a writer: of its manifest without remarks."""
         content = {key: value for key, value in self.manifest.items() if key not in _REMARKS}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -189,9 +192,10 @@ class Evidence:
     def pace(self) -> float | None:
         """Return the seconds that an image last took this set-up, or None where it has made none yet."""
         try:
-            return float(json.loads(self.storage.read(self._pace))["seconds_per_image"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pace = float(json_mapping(self.storage.read(self._pace))["seconds_per_image"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
             return None
+        return pace if 0 < pace < math.inf else None
 
     def keep_pace(self, seconds: float) -> None:
         """Write down the seconds that an image took; a store that cannot take it loses an estimate alone."""
@@ -242,7 +246,7 @@ class Evidence:
         found = []
         for writer in dict.fromkeys(self._sound[name][1] for name in names if name is not None):
             try:
-                found.append(dict(json.loads(self.storage.read(f"manifest-{writer}.json"))))
+                found.append(json_mapping(self.storage.read(f"manifest-{writer}.json")))
             except (FileNotFoundError, ValueError):
                 # Rows are sound without it; only who wrote them is not known any more.
                 found.append({"writer": writer, "device": "unknown"})
@@ -292,15 +296,16 @@ class Evidence:
 
     def _set_aside(self, name: str, stamp: Stamp, damage: Damage) -> None:
         try:
-            where = f"moved to {self.storage.set_aside(name)}"
+            kept = f"moved to {self.storage.set_aside(name)}"
         except EvidenceError as error:
             self._damaged[name] = stamp
-            where = f"left in place: {error.message}"
-        warnings.warn(
-            f"{self.storage.where(name)}: damaged evidence ({damage}), {where}; its images are missing now",
-            DamagedEvidence,
-            stacklevel=4,
-        )
+            kept = f"left in place: {error.message}"
+        where = self.storage.where(name)
+        text = told(f"{where}: damaged evidence ({damage}), {kept}; its images are missing now")
+        try:
+            warnings.warn(text, DamagedEvidence, stacklevel=4)
+        except DamagedEvidence:  # `-W error`: the images are made again all the same
+            print(text, file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -138,9 +138,13 @@ def sdbench_network(
 
 
 @pytest.fixture(scope="module")
-def sdbench_baseline_network(sdbench_baseline: Card | None) -> Network | None:
+def sdbench_baseline_network(
+    sdbench_session: SdbenchSession, sdbench_baseline: Card | None
+) -> Network | None:
     """Return the network that latency is compared with, or None if the card names no baseline."""
-    return None if sdbench_baseline is None else named_network(sdbench_baseline)
+    if sdbench_baseline is None:
+        return None
+    return named_network(sdbench_baseline, download=sdbench_session.settings.download)
 
 
 @pytest.fixture(scope="session")

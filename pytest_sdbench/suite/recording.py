@@ -85,13 +85,13 @@ def write_evidence_of(
     finished: bool,
     files: Mapping[str, Path],
     replaced: frozenset[str],
-) -> tuple[list[str], int]:
+) -> list[str]:
     """Record what each image of a card's own checkpoint adds to its scores, for pairing.
 
-    Return lines for the reader, and the number of files that are new or changed: for the protocols that all
-    images were scored under in a run that was finished. The store has them.
+    Return a line on each file that is new or changed, or could not be written: of the protocols that all
+    images were scored under in a run that was finished. The store has them, unless it was emptied since.
     """
-    lines, written = [], 0
+    lines = []
     measured = {
         (files[row.node_id], row.protocol, str(row.extra.get("torch_device", "cpu")))
         for row in rows
@@ -105,8 +105,7 @@ def write_evidence_of(
             continue
         if place is not None:
             lines.append(f"what each image adds is recorded in {place}")
-            written += 1
-    return lines, written
+    return lines
 
 
 def _same(known: Record | None, new: Record) -> bool:

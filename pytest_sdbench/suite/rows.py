@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_sdbench.base.errors import MESSAGE, cut
 from pytest_sdbench.cards.card import card_name
 from pytest_sdbench.cards.cases import Case
 from pytest_sdbench.gate.ending import Ending, ending, outcome_of
@@ -71,7 +74,7 @@ def _row(item: pytest.Item, verdict: Verdict, **figures: Any) -> Row:
         test=getattr(item, "originalname", item.name).removeprefix("test_"),
         name=item.callspec.id if hasattr(item, "callspec") else "",
         verdict=str(verdict.outcome),
-        reason=verdict.reason,
+        reason=cut(verdict.reason, MESSAGE),
         **figures,
     )
 
@@ -81,13 +84,22 @@ def properties(row: Row, item: pytest.Item) -> list[tuple[str, Any]]:
     module = card_of(item)
     assert module is not None
     return [
-        (PROPERTY + "file", str(module.path)),
+        (PROPERTY + "file", file_text(module)),
         *(
             (PROPERTY + key, json.dumps(value) if isinstance(value, dict) else value)
             for key, value in row.to_dict().items()
             if value is not None
         ),
     ]
+
+
+def file_text(module: pytest.Module) -> str:
+    """Return the file of a card as reports have it: from the rootdir on, or from `~`, where it is in one."""
+    with suppress(ValueError):
+        return module.path.relative_to(module.config.rootpath).as_posix()
+    with suppress(ValueError, RuntimeError):
+        return f"~/{module.path.relative_to(Path.home()).as_posix()}"
+    return str(module.path)
 
 
 def row_of(pairs: Iterable[tuple[str, Any]]) -> Row | None:

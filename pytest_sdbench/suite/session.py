@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,15 @@ import pytest
 from _pytest.junitxml import xml_key
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
-from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import card_name, is_card, own_names, read_card
 from pytest_sdbench.gate.ending import compared
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
 from pytest_sdbench.report.results import Row
-from pytest_sdbench.store.folders import without_secrets
 from pytest_sdbench.suite.collection import MARKERS, SUITE, CardModule, card_of, is_broken
-from pytest_sdbench.suite.rows import PROPERTY, properties, row_of, row_of_error
+from pytest_sdbench.suite.rows import PROPERTY, file_text, properties, row_of, row_of_error
 from pytest_sdbench.suite.settings import Settings
 
 UNTOLD = 6
@@ -87,12 +86,34 @@ class SdbenchSession:
     @pytest.hookimpl
     def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
         """Take a Markdown file that was named, or whose front matter says that it is a card."""
-        if file_path.suffix != ".md":
+        if file_path.suffix.lower() != ".md":
             return None
         if parent.session.isinitpath(file_path) or is_card(file_path):
             module: pytest.Collector = CardModule.from_parent(parent, path=file_path)
             return module
         return None
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_make_collect_report(
+        self, collector: pytest.Collector
+    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Keep what is broken where pytest does not look: links that lead nowhere, what `--lf` skips."""
+        report = yield
+        if report.outcome != "passed":
+            return report
+        if isinstance(collector, CardModule) and not report.result:
+            report.result = [item for item in collector.collect() if is_broken(item)]
+        if isinstance(collector, pytest.Directory):
+            report.result = [*report.result, *self._lost_cards(collector)]
+        return report
+
+    def _lost_cards(self, folder: pytest.Directory) -> Iterator[CardModule]:
+        """Yield the cards of a folder whose links lead nowhere, as one into a cache that was emptied."""
+        for path in sorted(folder.path.glob("*.[mM][dD]")):
+            if path.is_symlink() and not path.exists():
+                ignored = folder.ihook.pytest_ignore_collect(collection_path=path, config=self.config)
+                if not ignored:
+                    yield CardModule.from_parent(folder, path=path)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None, None, None]:
@@ -113,12 +134,12 @@ class SdbenchSession:
             meant = [path for path in paths if self._means(key, path)]
             if not meant and typed:
                 known = ", ".join(sorted(self.names[path] for path in paths)) or "none"
-                told = f"{key!r} is none of the cards of this run ({known}); name a card or its file"
-                raise pytest.UsageError(f"--sdbench-weights: {told}")
+                text = f"{key!r} is none of the cards of this run ({known}); name a card or its file"
+                raise pytest.UsageError(f"--sdbench-weights: {text}")
             if len(meant) > 1:
-                files = ", ".join(_short(path) for path in meant)
-                told = f"{key!r} is the name of {len(meant)} cards: {files}. Give the file of one"
-                raise pytest.UsageError(f"--sdbench-weights: {told}")
+                files = ", ".join(told(path) for path in meant)
+                text = f"{key!r} is the name of {len(meant)} cards: {files}. Give the file of one"
+                raise pytest.UsageError(f"--sdbench-weights: {text}")
 
     def _means(self, key: str, path: Path) -> bool:
         """Return whether a card is named by its name, alone or as reports have it, or by its path."""
@@ -142,8 +163,9 @@ class SdbenchSession:
             rows = [row for row in self.rows if row.card == card and row.test == "quality"]
             if not rows or compared(row.verdict for row in rows):
                 continue
-            if read_card(self.files[rows[0].node_id]).claims:
-                found.append(card)
+            with suppress(SdbenchError):  # it is told of what is wrong with it
+                if read_card(self.files[rows[0].node_id]).claims:
+                    found.append(card)
         return found
 
     @contextmanager
@@ -170,10 +192,10 @@ class SdbenchSession:
         error = call.excinfo.value
         if isinstance(error, Unavailable):
             report.outcome = "skipped"
-            report.longrepr = (str(module.path), 1, f"Skipped: {error}")
+            report.longrepr = (file_text(module), 1, f"Skipped: {error}")
         elif report.skipped and isinstance(report.longrepr, tuple):
             # What was skipped stands in the card, not in the suite.
-            report.longrepr = (str(module.path), 1, report.longrepr[2])
+            report.longrepr = (file_text(module), 1, report.longrepr[2])
         elif isinstance(error, SdbenchError):
             first = self.told.setdefault((module.path, str(error)), item.nodeid)
             report.longrepr = str(error) if first == item.nodeid else f"The same error as in {first}"
@@ -191,7 +213,8 @@ class SdbenchSession:
         if row is not None and (report.when == "call" or report.outcome != "passed"):
             self.rows = [known for known in self.rows if known.node_id != row.node_id] + [row]
             found = dict(report.user_properties)
-            path = self.files[row.node_id] = Path(str(found[PROPERTY + "file"]))
+            file = Path(str(found[PROPERTY + "file"])).expanduser()
+            path = self.files[row.node_id] = self.config.rootpath / file
             self.names[path] = row.card  # the controller of xdist collects nothing
 
     def _mark_inconclusive(self, report: pytest.TestReport) -> None:
@@ -208,12 +231,16 @@ class SdbenchSession:
     def pytest_sessionfinish(
         self, session: pytest.Session, exitstatus: int | pytest.ExitCode
     ) -> Generator[None, None, None]:
-        """Write reports and records, in the controller alone; a run that wrote records fails."""
+        """Write reports and records, in the controller alone; what is recorded, or cannot be, fails it."""
         if not hasattr(self.config, "workerinput") and not self.config.option.collectonly:
             from pytest_sdbench.report.write import read_cards, write_reports
             from pytest_sdbench.suite.recording import write_evidence_of, write_records_of
 
-            self.written += write_reports(self.settings.report, self.rows, read_cards(self.rows, self.files))
+            cards = read_cards(self.rows, self.files)
+            lines, whole = write_reports(self.settings.report, self.rows, cards)
+            self.written += lines
+            if not whole and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
             if self.settings.update:
                 finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
                 finished = finished and not (session.shouldstop or session.shouldfail)  # -x, --maxfail
@@ -221,7 +248,7 @@ class SdbenchSession:
                     self.rows, finished=finished, files=self.files, replaced=self._replaced()
                 )
                 self.diffs += diffs
-                lines, written = write_evidence_of(
+                lines = write_evidence_of(
                     self.rows,
                     Workspace(self.settings.store, self.settings.data, progress=False),
                     finished=finished,
@@ -229,7 +256,7 @@ class SdbenchSession:
                     replaced=self._replaced(),
                 )
                 self.written += [*refused, *lines]
-                if diffs or written:
+                if diffs or lines:
                     session.exitstatus = pytest.ExitCode.TESTS_FAILED
             unjudged = self._unjudged()
             instead = "was compared with the checkpoint that replaces its own. This is no success"
@@ -246,15 +273,15 @@ class SdbenchSession:
         parts = [
             f"device {chosen.device}",
             f"dtype {chosen.dtype}",
-            f"store {_short(chosen.store)}",
-            f"data {_short(chosen.data) if chosen.data else 'none (--sdbench-data)'}",
+            f"store {told(chosen.store)}",
+            f"data {told(chosen.data) if chosen.data else 'none (--sdbench-data)'}",
             f"download {'on' if chosen.download else 'off'}",
         ]
         if chosen.samples:
             parts.append(f"{chosen.samples} images only: nothing is comparable")
         if chosen.budget:
             parts.append(f"budget {chosen.budget:,} images")
-        parts += [f"{card} = {_short(path)}" for card, path in chosen.weights.items()]
+        parts += [f"{card} = {told(path)}" for card, path in chosen.weights.items()]
         return "sdbench: " + ", ".join(parts)
 
     @pytest.hookimpl
@@ -270,22 +297,13 @@ class SdbenchSession:
             terminalreporter.section("sdbench: recorded", sep="-")
             terminalreporter.write_line(diff.rstrip())
         if self.diffs:
-            told = "Records changed, so this run fails: review the diff, commit it, and run again."
-            terminalreporter.write_line(told)
+            reason = "Records changed, so this run fails: review the diff, commit it, and run again."
+            terminalreporter.write_line(reason)
         for line in self.written:
-            terminalreporter.write_line(f"sdbench: {line}")
+            terminalreporter.write_line(f"sdbench: {told(line)}")
 
 
 def _same(key: str, path: Path, config: pytest.Config) -> bool:
     """Return whether a card is named by its path, from the working folder or from the rootdir."""
     named = (config.invocation_params.dir / key).absolute()
     return named == path or key == os.path.relpath(path, config.rootpath)
-
-
-def _short(path: Path | str) -> str:
-    if isinstance(path, str):
-        return without_secrets(path)
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

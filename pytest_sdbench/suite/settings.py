@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.files import why_unwritable
 from pytest_sdbench.base.options import OPTIONS, weights_by_card
 from pytest_sdbench.gate.looks import UNASKED
 from pytest_sdbench.store.folders import place_of
@@ -88,4 +89,7 @@ class Settings:
                 raise pytest.UsageError(str(no_checkpoint(folder, key=f"--sdbench-weights {card}")))
         store = place_of(told["store"], start("sdbench_store"))
         report = tuple(place("sdbench_report", path) for path in told["report"])
+        for path in report:
+            if reason := why_unwritable(path):
+                raise pytest.UsageError(f"--sdbench-report: {path} cannot be written: {reason}")
         return cls(**told | {"weights": weights, "data": data, "store": store, "report": report})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sdbench.base.errors import Unavailable
+from pytest_sdbench.base.paths import told
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.cards.cases import Case, quality_cases
 from pytest_sdbench.cards.network import Network
@@ -150,7 +151,7 @@ def test_calibration(
     runs = sdbench_session.settings.calibrate
     assert runs is not None
     verdict, path = record_calibration(drawn, calibrate(sdbench_card, drawn, sdbench_evaluate, runs))
-    extra = {} if path is None else {"recorded_in": str(path)}
+    extra = {} if path is None else {"recorded_in": told(path)}
     sdbench_conclude(verdict, protocol=protocol, n=drawn.n, extra=extra)
 
 

@@ -12,8 +12,13 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.main import main
+from pytest_sdbench.commands.sample import protocols_of
+from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.protocols import scenes
 from tests.project import make_card, make_project
 
@@ -70,7 +75,53 @@ class TestDraft:
         assert str(tmp_path) in capsys.readouterr().err
 
 
+class TestFiles:
+    @pytest.mark.parametrize("command", ["plan", "table", "stats", "draft"])
+    def test_a_file_that_cannot_be_written_is_told_before_anything_is_done(
+        self, tmp_path, command, capsys, monkeypatch
+    ):
+        (tmp_path / "file").write_text("")
+        out = str(tmp_path / "file" / "x.npz")
+        words = {"plan": ["--json"], "stats": ["scenes:0-9", "--out"], "draft": [str(tmp_path), "--out"]}
+        assert main([command, *words.get(command, ["--out"]), out]) == 2
+        told = capsys.readouterr()
+        assert "cannot be written" in told.err
+        assert told.out == ""
+        assert "file" in told.err
+
+    def test_what_is_interrupted_ends_in_a_line(self, monkeypatch, capsys):
+        def interrupt(options):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pytest_sdbench.commands.plan.run", interrupt)
+        assert main(["plan"]) == 130
+        assert capsys.readouterr().err.strip() == "interrupted"
+
+    def test_errors_call_options_as_the_command_does(self, tmp_path, capsys):
+        card = make_card(tmp_path / "one.md", protocol="scenes-quick", checkpoint="nobody/nothing")
+        assert main(["sample", str(card), "--store", str(tmp_path / "store")]) == 1
+        told = capsys.readouterr().err
+        assert "Fetch it: --download" in told
+        assert "--weights one=PATH" in told
+
+
 class TestSample:
+    def test_images_are_counted_at_the_end_and_in_the_store(
+        self, tmp_path, pristine_checkpoint, monkeypatch, capsys
+    ):
+        card, store = make_project(tmp_path, pristine_checkpoint), tmp_path / "store"
+        # Whoever removes a store does so while images are made.
+        monkeypatch.setattr("pytest_sdbench.evaluation.evaluate.make", lambda *_, n, **__: n)
+        words = ["sample", str(card), "--store", str(store), "--images", "2"]
+        assert main(words) == 1
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert "0 of 2 images are in the store" in told.err
+        with pytest.raises(EvidenceError, match="0 of 3 images"):
+            evaluate(
+                checkpoint_of(read_card(card)), protocols_of(read_card(card))[0], Workspace(store), samples=3
+            )
+
     def test_weights_of_no_card_are_refused_before_anything_is_sampled(self, tmp_path, capsys):
         card, store = make_card(tmp_path / "one.md"), tmp_path / "store"
         arguments = ["sample", str(card), "--store", str(store), "--weights"]

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -323,8 +323,30 @@ class TestLacking:
 
     def test_a_card_whose_claims_state_no_protocol_has_nothing_to_make(self, tmp_path):
         found = untimed(CARDS / "tiny-sd-lcm-6400.md", tmp_path)
-        assert (found.missing, found.ready, found.downloads) == (0, True, {})
+        assert found.missing == 0
         assert "Judged by no protocol" in report(found)
+
+    LACKING: ClassVar = {
+        "a hub card without a protocol": {"claims": {}, "protocols": [], "checkpoint": "nobody/nothing"},
+        "no checkpoint": {"claims": {}, "checkpoint": None, "architecture": "bk-sdm-tiny"},
+        "a folder that is not there": {"checkpoint": "./nowhere"},
+        "a protocol that is broken": {"claims": {}, "protocols": ["broken", "mini"]},
+        "extractors and prompts": {"claims": {}, "protocols": ["coco5k"], "checkpoint": "nobody/nothing"},
+        "nothing": {},
+    }
+
+    @pytest.mark.parametrize("about", LACKING.values(), ids=LACKING)
+    def test_plan_and_doctor_find_the_same(self, tmp_path, card, about, capsys):
+        other = make_card(card.with_name("other.md"), **about)
+        (card.parent / "protocols" / "broken.yaml").write_text("n: 0")
+        doctor = main(["doctor", str(other)])
+        told = capsys.readouterr().out
+        made = main(["plan", str(other), "--store", str(tmp_path), "--no-timing"])
+        text = capsys.readouterr().out
+        assert doctor == made == int(about != {})
+        assert ("Nothing is missing" in text) is ("Nothing is missing" in told) is (about == {})
+        # What the hub has is offered by both, and by neither what nobody can fetch.
+        assert ("--sdbench-download" in text) is ("--sdbench-download" in told)
 
 
 class TestCommand:

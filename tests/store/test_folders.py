@@ -191,3 +191,10 @@ def test_a_disk_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert storage.create("file", b"first")
     assert not storage.create("file", b"second")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"first"}
+
+
+def test_a_server_that_refuses_is_told_without_secrets() -> None:
+    for url in ("ftp://me:hush@127.0.0.1:1/x", "sftp://me:hush@127.0.0.1:1/x", "nothing://me:hush@x"):
+        with pytest.raises(EvidenceError, match=r"://\*\*\*@") as raised:
+            open_storage(url).files()
+        assert "hush" not in str(raised.value)

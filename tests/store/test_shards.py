@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.store.shard_format import SHARD
+from pytest_sdbench.commands.store import inventory
+from pytest_sdbench.store.leases import lease_name
+from pytest_sdbench.store.shard_format import SHARD, format_shard
 from pytest_sdbench.store.shards import DamagedEvidence, Evidence, Store
 from tests.training.helpers import files_no_longer_than
 
@@ -179,6 +184,66 @@ def test_damage_during_a_run_is_found_too(tmp_path: Path) -> None:
     os.utime(path, ns=(1, 1))
     with pytest.warns(DamagedEvidence):
         assert evidence.missing(64) == [range(0, 64)]
+
+
+def test_under_w_error_a_damaged_shard_is_made_again_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(evidence_of(tmp_path), SHARD)
+    evidence = evidence_of(tmp_path)
+    shard_of(evidence).write_bytes(b"damaged")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evidence.missing(SHARD) == [range(SHARD)]
+    assert "damaged evidence" in capsys.readouterr().err
+
+
+BRACKETS = b"[" * 100_000 + b"]" * 100_000
+ODD = [
+    BRACKETS,
+    b"[]",
+    b"5",
+    b"\xff",
+    b"",
+    b'{"seconds_per_image": 1e999, "versions": []}',
+    b'{"host": ' + BRACKETS,
+]
+
+
+@pytest.mark.parametrize("content", ODD, ids=range(len(ODD)))
+def test_whatever_stands_beside_the_shards_costs_no_row(content: bytes, tmp_path: Path) -> None:
+    evidence = fill(evidence_of(tmp_path), SHARD)
+    for name in ("pace", "manifest"):
+        (Path(evidence.folder) / f"{name}-{evidence.writer}.json").write_bytes(content)
+    (Path(evidence.folder) / lease_name(range(SHARD, 2 * SHARD))).write_bytes(content)
+    assert evidence.pace() is None
+    assert len(evidence.writers(SHARD)) == 1
+    assert len(inventory(tmp_path)) == 1
+    later = Store(tmp_path, lease_seconds=0.0).open("c" * 16, "d" * 16, {})
+    assert next(iter(later.work(2 * SHARD))) == range(SHARD, 2 * SHARD)
+
+
+def compressed(content: bytes) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, value=np.zeros(SHARD))
+    return file.getvalue()
+
+
+def deep(content: bytes) -> bytes:
+    head = b'{"__metadata__": {"sdbench": ' + BRACKETS
+    return len(head).to_bytes(8, "little") + head
+
+
+def short(content: bytes) -> bytes:
+    return format_shard({"value": np.zeros(5)}, range(SHARD), of="c-d", writer="w")
+
+
+@pytest.mark.parametrize("damage", [compressed, deep, short])
+def test_what_is_no_shard_is_set_aside(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    evidence = fill(evidence_of(tmp_path), SHARD)
+    shard_of(evidence).write_bytes(damage(b""))
+    with pytest.warns(DamagedEvidence, match="not a whole shard"):
+        assert evidence_of(tmp_path).missing(SHARD) == [range(SHARD)]
 
 
 def test_a_shard_of_a_later_version_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
