@@ -21,6 +21,7 @@ from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, differ
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import groups_of
+from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import EMBEDDED, Checkpoint, embedded_folder, resolve
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.layout import holds_unet, no_checkpoint
@@ -106,6 +107,9 @@ def compare(
         if isinstance(a, Estimate) and isinstance(b, Estimate):
             differences[metric] = difference(a, b, groups=groups)
     names, notes = (left.name, right.name), list(dict.fromkeys([*notes, *more]))
+    if left.checkpoint.fingerprint != right.checkpoint.fingerprint:
+        differ = changes(left.checkpoint, right.checkpoint, whose=f"in {right.name}")
+        notes += [f"{left.name}: {each}" for each in differ]
     return Comparison(names, protocol, (ours, theirs), differences, len(set(prompts)), tuple(notes))
 
 

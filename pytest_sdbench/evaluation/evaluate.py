@@ -114,6 +114,8 @@ class Evaluation:
     truncated: int
     notes: tuple[str, ...]
     """What a reader of the scores should know."""
+    changes: tuple[str, ...] = ()
+    """In what the checkpoint differs from the one that the claims are recorded of."""
     torch_device: str = "cpu"
     """The device of this run."""
     groups: Groups | None = None
@@ -150,7 +152,8 @@ class Evaluation:
 
     def provenance(self) -> dict[str, Any]:
         """Return where the scores come from, as a report or a record keeps it."""
-        return {
+        changes = {"changes": list(self.changes)} if self.changes else {}
+        return changes | {
             "complete": self.complete,
             "protocol_fingerprint": self.protocol_fingerprint,
             "checkpoint_fingerprint": self.checkpoint_fingerprint,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ from pytest_sdbench.gate.verdict import Score
 from pytest_sdbench.metrics.difference import difference, worst_loss
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import Array, Rows
+from pytest_sdbench.models.changes import Description
+from pytest_sdbench.models.layout import COMPONENTS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 
@@ -48,6 +50,8 @@ class RecordedEvidence:
     protocol_fingerprint: str
     looks: Mapping[int, Mapping[str, Estimate]]
     """By number of images, then metric."""
+    description: Description | None = field(default=None, compare=False)
+    """Of the checkpoint; None in older files."""
 
     def estimate(self, n: int, metric: str) -> Estimate | None:
         """Return the estimate of the first n images, or None where it is not recorded."""
@@ -81,13 +85,28 @@ def read_recorded(path: Path) -> RecordedEvidence | None:
                 }
                 for n, metrics in about["looks"].items()
             }
-            return RecordedEvidence(about["checkpoint_fingerprint"], about["protocol_fingerprint"], looks)
+            described = about.get("checkpoint")
+            return RecordedEvidence(
+                about["checkpoint_fingerprint"],
+                about["protocol_fingerprint"],
+                looks,
+                None if described is None else _description(described, file.get_tensor),
+            )
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as why:
         raise EvidenceError(
             f"not recorded evidence: {why}",
             file=path,
             remedy="Delete it, and record it again with --sdbench-update",
         ) from None
+
+
+def _description(described: Mapping[str, Any], array: Callable[[str], Any]) -> Description:
+    """Return the description of a checkpoint, whose arrays lie beside those of the images."""
+    arrays = {
+        key: {name: array(f"checkpoint/{key}/{name}") for name in COMPONENTS}
+        for key in ("checksums", "norms")
+    }
+    return Description(dict(described["configs"]), dict(described["vocabulary"]), **arrays)
 
 
 def _estimate(metric: str, n: int, figures: Mapping[str, float | None], moved: Array) -> Estimate:
@@ -124,6 +143,11 @@ def write_recorded(path: Path, recorded: RecordedEvidence) -> bool:
         "protocol_fingerprint": recorded.protocol_fingerprint,
         "looks": looks,
     }
+    if (described := recorded.description) is not None:
+        about["checkpoint"] = {"configs": described.configs, "vocabulary": described.vocabulary}
+        for name in COMPONENTS:
+            arrays[f"checkpoint/checksums/{name}"] = described.checksums[name]
+            arrays[f"checkpoint/norms/{name}"] = described.norms[name]
     content = save(arrays, {_META: json.dumps(about, sort_keys=True)})
     try:
         if path.is_file() and path.read_bytes() == content:
@@ -146,6 +170,7 @@ def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Pat
     this machine lacks the references for. Raises Unavailable where the store lacks some of the images.
     """
     from pytest_sdbench.evaluation.evaluate import evaluate
+    from pytest_sdbench.models.changes import describe
     from pytest_sdbench.models.checkpoint import resolve
 
     protocol = load_protocol(protocol_name, search=(card.path.parent,))
@@ -155,7 +180,7 @@ def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Pat
         scores = evaluate(checkpoint, protocol, workspace, samples=look.n, max_images=0).estimates
         found[look.n] = {metric: each for metric, each in scores.items() if isinstance(each, Estimate)}
     path = evidence_path(card.path, card.name, protocol.name)
-    recorded = RecordedEvidence(checkpoint.fingerprint, protocol.fingerprint, found)
+    recorded = RecordedEvidence(checkpoint.fingerprint, protocol.fingerprint, found, describe(checkpoint))
     known = read_recorded(path)
     if known is not None and _says_the_same(known, recorded):
         return None

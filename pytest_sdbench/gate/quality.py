@@ -198,7 +198,7 @@ class _Gate:
         self, claim: Claim, verdict: Verdict, evaluation: Evaluation, notes: Sequence[str] = ()
     ) -> Judgement:
         assumed = [f"assumed protocol {self.protocol.name}"] if claim.assumed else []
-        if told := "; ".join([*notes, *assumed, *evaluation.notes]):
+        if told := "; ".join([*notes, *assumed, *evaluation.notes, *evaluation.changes]):
             verdict = replace(verdict, reason=f"{verdict.reason} ({told})")
         estimate = evaluation.estimates.get(claim.metric)
         value = estimate.value if isinstance(estimate, Estimate) else None

@@ -104,17 +104,39 @@ class Checkpoint:
         """
         contents = {}
         for name in COMPONENTS:
-            contents[f"{name}/config"] = _config_digest(self.config(name))
-            contents |= {f"{name}/{file.name}": _file_digest(file) for file in self.weights(name).files}
+            contents[f"{name}/config"] = _text_digest(self.settings(name))
+            digests = zip(self.weights(name).files, self.file_digests(name), strict=True)
+            contents |= {f"{name}/{file.name}": digest for file, digest in digests}
         contents["scheduler/class"] = scheduler_class(self)
-        contents["scheduler/config"] = _config_digest(self.config("scheduler"))
-        for file in sorted(path for path in self.part("tokenizer").glob("*") if path.is_file()):
-            if file.suffix == ".json" and "config" in file.name:
-                contents[f"tokenizer/{file.name}"] = _config_digest(read_json(file))
-            elif file.suffix in (".json", ".txt"):
-                contents[f"tokenizer/{file.name}"] = _file_digest(file)
+        contents["scheduler/config"] = _text_digest(self.settings("scheduler"))
+        settings, vocabulary = self.tokenizer_settings, self.vocabulary
+        for name in sorted([*settings, *vocabulary]):
+            contents[f"tokenizer/{name}"] = vocabulary.get(name) or _text_digest(settings[name])
         listed = "".join(f"{name}\0{content}\n" for name, content in contents.items())
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return a configuration without private entries, and notes of versions and paths."""
+        return _kept(self.config(name))
+
+    def file_digests(self, name: str) -> list[str]:
+        """Return the SHA-256 of each weight file of a component."""
+        return [_file_digest(file) for file in self.weights(name).files]
+
+    @property
+    def vocabulary(self) -> dict[str, str]:
+        """The SHA-256 of each file of the tokenizer that is no configuration."""
+        return {file.name: _file_digest(file) for file in self._tokenizer_files(settings=False)}
+
+    @property
+    def tokenizer_settings(self) -> dict[str, dict[str, Any]]:
+        """Each configuration of the tokenizer, by its file."""
+        return {file.name: _kept(read_json(file)) for file in self._tokenizer_files(settings=True)}
+
+    def _tokenizer_files(self, *, settings: bool) -> list[Path]:
+        files = [file for file in self.part("tokenizer").glob("*") if file.suffix in (".json", ".txt")]
+        known = {file: file.suffix == ".json" and "config" in file.name for file in files if file.is_file()}
+        return [file for file, found in known.items() if found is settings]
 
 
 def resolve(
@@ -214,11 +236,15 @@ _NOTES = {
 }
 
 
-def _config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration, without private entries, notes of versions and paths, or its layout."""
+def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without private entries, and notes of versions and paths."""
     notes = _NOTES.union(key for key in config if key.startswith("_") and key != "_class_name")
-    kept = {key: value for key, value in config.items() if key not in notes}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return {key: value for key, value in config.items() if key not in notes}
+
+
+def _text_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a configuration, without its layout."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _override(

@@ -182,6 +182,12 @@ def _whose(rows: Sequence[Row]) -> str:
     return f"{', '.join(cards)}: {', '.join(checks)}"
 
 
+def changes(rows: Sequence[Row]) -> str:
+    """Return in what each card's checkpoint differs from the one that its figures are recorded of."""
+    found = {row.card: row.extra["changes"] for row in rows if "changes" in row.extra}
+    return "\n".join(f"- {card}: {change}" for card, lines in found.items() for change in lines)
+
+
 def untested(cards: Sequence[Card]) -> str:
     """Return a list of what cannot be tested, each reason once."""
     users: dict[str, list[str]] = {}

@@ -9,6 +9,7 @@ from pytest_sdbench.report.cells import (
     NETWORK,
     NONE,
     call_cells,
+    changes,
     claimed,
     counts,
     images,
@@ -40,6 +41,8 @@ def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
         of = len({row.card for row in rest})
         many = f"{len(rest)} score{'s' * (len(rest) != 1)} of {of} card{'s' * (of != 1)}"
         parts.append(f"not measured: {many} ({counts(rest)})")
+    if changed := changes(quality):
+        parts.append(f"in what the checkpoints differ from those that the figures are of:\n{changed}")
     calibration = [row for row in rows if row.test == "calibration"]
     parts.append(reasons(calibration))
     if broken := {row.card for row in rows if row.test not in (*NETWORK, "quality", "calibration")}:

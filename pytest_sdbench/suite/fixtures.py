@@ -165,6 +165,7 @@ def sdbench_pipeline(sdbench_checkpoint: Checkpoint, sdbench_device: str) -> Cal
 @pytest.fixture(scope="module")
 def sdbench_evaluate(
     sdbench_session: SdbenchSession,
+    sdbench_card: Card,
     sdbench_checkpoint: Checkpoint,
     sdbench_pipeline: Callable[[str], Any],
     sdbench_device: str,
@@ -177,6 +178,7 @@ def sdbench_evaluate(
     Called with a protocol, and with a number of images where not all of them are wanted.
     """
     from pytest_sdbench.evaluation.evaluate import evaluate
+    from pytest_sdbench.gate.identity import recorded_changes
 
     settings = sdbench_session.settings
     # A pipeline of one's own has no fingerprint: its images are kept for this run alone.
@@ -203,7 +205,9 @@ def sdbench_evaluate(
                     max_images=settings.limit(sdbench_device),
                     load=load,
                 )
-            return found if plain else replace(found, checkpoint_fingerprint="")
+            if not plain:
+                return replace(found, checkpoint_fingerprint="")
+            return replace(found, changes=recorded_changes(sdbench_card, sdbench_checkpoint, protocol.name))
 
         return _once(done, (protocol.fingerprint, samples), make)
 

@@ -1,0 +1,172 @@
+"""Say in what one checkpoint differs from another: configurations, tensors, vocabulary."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
+from pytest_sdbench.models.integrity import stored_parameters
+from pytest_sdbench.models.layout import COMPONENTS
+from pytest_sdbench.models.weights import Tensor, read_shapes, read_tensor, read_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+_MOST = 8
+"""Lines on one component."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint consists of, in little room: eight bytes a tensor, and its configurations."""
+
+    configs: Mapping[str, Mapping[str, Any]]
+    """By component, and by file of the tokenizer."""
+    vocabulary: Mapping[str, str]
+    """Checksum of each file."""
+    checksums: Mapping[str, NDArray[np.uint32]]
+    """By component: of each tensor in float32, in the order of their names."""
+    norms: Mapping[str, NDArray[np.float32]]
+    """By component, in the same order."""
+
+
+def describe(checkpoint: Checkpoint) -> Description:
+    """Return the description of a checkpoint; every weight is read."""
+    import torch
+
+    checksums, norms = {}, {}
+    for name in COMPONENTS:
+        found = {
+            known: (zlib.crc32(value.numpy().tobytes()), float(torch.linalg.vector_norm(value)))
+            for known, value in _parameters(checkpoint, name)
+        }
+        rows = [found[known] for known in sorted(found)]
+        checksums[name] = np.array([row[0] for row in rows], np.uint32)
+        norms[name] = np.array([row[1] for row in rows], np.float32)
+    return Description(_configs(checkpoint), checkpoint.vocabulary, checksums, norms)
+
+
+def changes(ours: Checkpoint, theirs: Checkpoint | Description, *, whose: str = "recorded") -> list[str]:
+    """Return a line for each difference of a checkpoint from another one, which is called ``whose``.
+
+    Of tensors: how many differ, by how much of their norm, and the three that differ most. Raise
+    ``CheckpointError`` where one of them cannot be read.
+    """
+    described = describe(ours) if isinstance(theirs, Description) else None
+    configs = theirs.configs if isinstance(theirs, Description) else _configs(theirs)
+    mine, lines = _configs(ours), list[str]()
+    for name in dict.fromkeys([*mine, *configs]):
+        lines += _cut(_of_config(name, mine.get(name, {}), configs.get(name, {}), whose), name)
+    for name in COMPONENTS:
+        if isinstance(theirs, Description):
+            assert described is not None
+            lines += _of_description(sorted(_stored(ours, name)), name, described, theirs, whose)
+        elif set(ours.file_digests(name)) != set(theirs.file_digests(name)):
+            lines += _of_tensors(name, ours, theirs, whose)
+    vocabulary = theirs.vocabulary
+    for file in sorted({*ours.vocabulary, *vocabulary}):
+        if file not in vocabulary:
+            lines.append(f"tokenizer: {_text(file)}, {whose} without it")
+        elif ours.vocabulary.get(file) != vocabulary[file]:
+            what = "with other content" if file in ours.vocabulary else "is missing"
+            lines.append(f"tokenizer: {_text(file)} {what}")
+    return lines or ["other files with the same content"]
+
+
+def _configs(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    configs = {name: checkpoint.settings(name) for name in (*COMPONENTS, "scheduler")}
+    configs["scheduler"]["_class_name"] = scheduler_class(checkpoint)
+    return configs | checkpoint.tokenizer_settings
+
+
+def _of_config(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], whose: str) -> Iterator[str]:
+    for key in dict.fromkeys([*ours, *theirs]):
+        pair = [_text(each[key]) if key in each else "not given" for each in (ours, theirs)]
+        if pair[0] != pair[1]:
+            yield f"{name.removesuffix('.json')}.{_text(key)}: {pair[0]}, {whose} {pair[1]}"
+
+
+def _cut(lines: Iterator[str], name: str) -> list[str]:
+    found = list(lines)
+    more = len(found) - _MOST
+    return found if more <= 0 else [*found[:_MOST], f"{name}: {more} more keys differ"]
+
+
+def _text(value: Any) -> str:
+    """Return a value of somebody else's file in one short line."""
+    plain = isinstance(value, str) and re.fullmatch(r"[\w./+-]+", value, re.ASCII)
+    text = str(value) if plain else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
+
+
+def _parameters(checkpoint: Checkpoint, component: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters of a component by their canonical names, in float32."""
+    for name, _, value in read_tensors(checkpoint.weights(component)):
+        for known in _named(component, name):
+            yield known, value.float().contiguous()
+
+
+def _named(component: str, name: str) -> list[str]:
+    """Return the canonical name of a stored tensor; nothing for a buffer."""
+    return list(stored_parameters(component, {name: Tensor((), Path())}))
+
+
+def _stored(checkpoint: Checkpoint, component: str) -> dict[str, tuple[Tensor, str]]:
+    """Return each parameter with the name that it is stored by."""
+    found = read_shapes(checkpoint.weights(component))
+    return {known: (tensor, name) for name, tensor in found.items() for known in _named(component, name)}
+
+
+def _of_tensors(component: str, ours: Checkpoint, theirs: Checkpoint, whose: str) -> list[str]:
+    import torch
+
+    known, weights = _stored(theirs, component), theirs.weights(component)
+    lines, differ, total, whole = [], {}, 0, 0.0
+    mine = _stored(ours, component)
+    common = [name for name in mine if name in known and mine[name][0].shape == known[name][0].shape]
+    for words, names in (
+        (f"that are not in the {whose} ones", [name for name in mine if name not in known]),
+        (f"of the {whose} ones are missing", [name for name in known if name not in mine]),
+        (f"of another shape than the {whose} ones", sorted({*mine} & {*known} - {*common})),
+    ):
+        if names:
+            lines.append(f"{component}: {len(names):,} tensors {words}, e.g. {_text(names[0])}")
+    for name, value in _parameters(ours, component):
+        if name not in common:
+            continue
+        other = read_tensor(weights, known[name][0].file, known[name][1]).double()
+        total, whole = total + 1, whole + float(torch.linalg.vector_norm(other)) ** 2
+        if less := float(torch.linalg.vector_norm(value.double() - other)):
+            differ[name] = less
+    if differ:
+        norm = math.sqrt(math.fsum(less**2 for less in differ.values()))
+        share = f"{norm / math.sqrt(whole):.2g}" if whole else "all"
+        lines.append(_told(component, len(differ), total, differ, f", by {share} of the norm of all"))
+    return lines or [f"{component}: other files with the same values"]
+
+
+def _of_description(
+    names: Sequence[str], component: str, ours: Description, theirs: Description, whose: str
+) -> list[str]:
+    sums = theirs.checksums[component]
+    if len(names) != len(sums):
+        return [f"{component}: {len(names):,} tensors, {whose} {len(sums):,}"]
+    moved = np.abs(ours.norms[component] - theirs.norms[component])
+    others = np.flatnonzero(ours.checksums[component] != sums).tolist()
+    differ = {names[i]: float(moved[i]) for i in others}
+    return [_told(component, len(differ), len(names), differ, "")] if differ else []
+
+
+def _told(component: str, count: int, total: int, differ: Mapping[str, float], how: str) -> str:
+    most: Sequence[str] = sorted(differ, key=lambda name: -differ[name])[:3]
+    return f"{component}: {count:,} of {total:,} tensors differ{how}; most: {', '.join(map(_text, most))}"

@@ -1,0 +1,125 @@
+"""In what a checkpoint differs from another one is said component by component."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pytest_sdbench.models.changes import changes, describe
+from pytest_sdbench.models.checkpoint import resolve
+from tests.tiny_checkpoint import make_checkpoint
+
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+Edit = Callable[[Path], object]
+
+
+def config(file: str, **values: Any) -> Edit:
+    return lambda folder: (folder / file).write_text(
+        json.dumps(json.loads((folder / file).read_text()) | values)
+    )
+
+
+def scaled(folder: Path) -> None:
+    tensors = load_file(folder / UNET_WEIGHTS)
+    tensors["conv_in.weight"] *= 1.5
+    tensors["conv_out.bias"] += 1e-3
+    save_file(tensors, folder / UNET_WEIGHTS)
+
+
+def without_class(folder: Path) -> None:
+    config("model_index.json", scheduler=["diffusers", "DDIMScheduler"])(folder)
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+CASES: dict[str, tuple[Edit, list[str]]] = {
+    "scheduler": (
+        config(SCHEDULER, beta_schedule="linear", beta_end=0.02),
+        [
+            "scheduler.beta_end: 0.02, recorded 0.012",
+            "scheduler.beta_schedule: linear, recorded scaled_linear",
+        ],
+    ),
+    "class": (without_class, ["scheduler._class_name: DDIMScheduler, recorded PNDMScheduler"]),
+    "defaults": (
+        config(SCHEDULER, _use_default_values=["beta_schedule"]),
+        ["scheduler.beta_schedule: linear, recorded scaled_linear"],
+    ),
+    "new key": (config("vae/config.json", latents_std=[1, 2]), ["vae.latents_std: [1, 2], recorded null"]),
+    "text": (
+        config("text_encoder/config.json", hidden_act="gelu"),
+        ["text_encoder.hidden_act: gelu, recorded quick_gelu"],
+    ),
+    "length": (
+        config("tokenizer/tokenizer_config.json", model_max_length=20),
+        ["tokenizer_config.model_max_length: 20, recorded 77"],
+    ),
+    "merges": (
+        lambda folder: (folder / "tokenizer" / "merges.txt").unlink(),
+        ["tokenizer: merges.txt is missing"],
+    ),
+    "further file": (
+        lambda folder: (folder / "tokenizer" / "added_tokens.json").write_text("{}"),
+        ["tokenizer: added_tokens.json, recorded without it"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "says"), CASES.values(), ids=CASES)
+def test_configurations_and_vocabulary_are_compared_key_by_key(
+    tiny_checkpoint: Path, pristine_checkpoint: Path, edit: Edit, says: list[str]
+) -> None:
+    edit(tiny_checkpoint)
+    ours, theirs = resolve(str(tiny_checkpoint)), resolve(str(pristine_checkpoint))
+    assert ours.fingerprint != theirs.fingerprint
+    assert changes(ours, theirs) == says
+    assert changes(ours, describe(theirs)) == says
+
+
+def test_tensors_are_counted_measured_and_the_largest_named(
+    tiny_checkpoint: Path, pristine_checkpoint: Path
+) -> None:
+    scaled(tiny_checkpoint)
+    ours, theirs = resolve(str(tiny_checkpoint)), resolve(str(pristine_checkpoint))
+    before, after = (load_file(folder / UNET_WEIGHTS) for folder in (pristine_checkpoint, tiny_checkpoint))
+    norm = sum(float(value.double().norm()) ** 2 for value in before.values()) ** 0.5
+    less = sum(float((after[name].double() - before[name].double()).norm()) ** 2 for name in before) ** 0.5
+    head = f"unet: 2 of {len(before)} tensors differ"
+    assert changes(ours, theirs) == [
+        f"{head}, by {less / norm:.2g} of the norm of all; most: conv_in.weight, conv_out.bias"
+    ]
+    assert changes(ours, describe(theirs)) == [f"{head}; most: conv_in.weight, conv_out.bias"]
+
+
+def test_other_forms_of_the_same_values_and_other_networks(tmp_path: Path, pristine_checkpoint: Path) -> None:
+    theirs = resolve(str(pristine_checkpoint))
+    pickled = resolve(str(make_checkpoint(tmp_path / "bin", safe_serialization=False)))
+    assert changes(pickled, theirs)[-1].endswith(": other files with the same values")
+    assert not [line for line in changes(pickled, describe(theirs)) if "differ" in line]
+    half = changes(resolve(str(make_checkpoint(tmp_path / "half", dtype="float16"))), theirs)
+    assert any(line.startswith("unet: ") and "by 0.0002" in line for line in half)
+    smaller = resolve(str(make_checkpoint(tmp_path / "smaller", unet={"layers_per_block": 1})))
+    lines = changes(smaller, theirs, whose="in the teacher")
+    assert lines[0] == "unet.layers_per_block: 1, in the teacher 2"
+    assert any("tensors of the in the teacher ones are missing" not in line for line in lines)
+    assert any(
+        line.startswith("unet: ") and "in the teacher" in line
+        for line in changes(smaller, describe(theirs), whose="in the teacher")
+    )
+
+
+def test_strings_of_others_are_short_and_on_one_line(
+    tiny_checkpoint: Path, pristine_checkpoint: Path
+) -> None:
+    keys = {f"key {i}\n": "x" * 999 for i in range(100)}
+    config("unet/config.json", **keys, act_fn="a\n\x1b[31m")(tiny_checkpoint)
+    lines = changes(resolve(str(tiny_checkpoint)), resolve(str(pristine_checkpoint)))
+    assert len(lines) == 9
+    assert lines[-1] == "unet: 93 more keys differ"
+    assert all(line.isprintable() and len(line) < 300 for line in lines)
+    assert torch.is_tensor(torch.ones(1))
