@@ -72,7 +72,7 @@ def changes(ours: Checkpoint, theirs: Checkpoint | Description, *, whose: str = 
             assert described is not None
             lines += _of_description(sorted(_stored(ours, name)), name, described, theirs, whose)
         elif set(ours.file_digests(name)) != set(theirs.file_digests(name)):
-            lines += _of_tensors(name, ours, theirs, whose)
+            lines += _of_tensors(name, ours, theirs)
     vocabulary = theirs.vocabulary
     for file in sorted({*ours.vocabulary, *vocabulary}):
         if file not in vocabulary:
@@ -127,17 +127,17 @@ def _stored(checkpoint: Checkpoint, component: str) -> dict[str, tuple[Tensor, s
     return {known: (tensor, name) for name, tensor in found.items() for known in _named(component, name)}
 
 
-def _of_tensors(component: str, ours: Checkpoint, theirs: Checkpoint, whose: str) -> list[str]:
+def _of_tensors(component: str, ours: Checkpoint, theirs: Checkpoint) -> list[str]:
     import torch
 
     known, weights = _stored(theirs, component), theirs.weights(component)
     lines, differ, total, whole = [], {}, 0, 0.0
     mine = _stored(ours, component)
-    common = [name for name in mine if name in known and mine[name][0].shape == known[name][0].shape]
+    common = {name for name in mine if name in known and mine[name][0].shape == known[name][0].shape}
     for words, names in (
-        (f"that are not in the {whose} ones", [name for name in mine if name not in known]),
-        (f"of the {whose} ones are missing", [name for name in known if name not in mine]),
-        (f"of another shape than the {whose} ones", sorted({*mine} & {*known} - {*common})),
+        ("added", sorted(mine.keys() - known.keys())),
+        ("missing", sorted(known.keys() - mine.keys())),
+        ("of another shape", sorted((mine.keys() & known.keys()) - common)),
     ):
         if names:
             lines.append(f"{component}: {len(names):,} tensors {words}, e.g. {_text(names[0])}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.models.changes import changes, describe
@@ -102,15 +102,13 @@ def test_other_forms_of_the_same_values_and_other_networks(tmp_path: Path, prist
     assert changes(pickled, theirs)[-1].endswith(": other files with the same values")
     assert not [line for line in changes(pickled, describe(theirs)) if "differ" in line]
     half = changes(resolve(str(make_checkpoint(tmp_path / "half", dtype="float16"))), theirs)
-    assert any(line.startswith("unet: ") and "by 0.0002" in line for line in half)
+    assert any(line.startswith("unet: ") and ", by 0.000" in line for line in half)
     smaller = resolve(str(make_checkpoint(tmp_path / "smaller", unet={"layers_per_block": 1})))
-    lines = changes(smaller, theirs, whose="in the teacher")
-    assert lines[0] == "unet.layers_per_block: 1, in the teacher 2"
-    assert any("tensors of the in the teacher ones are missing" not in line for line in lines)
-    assert any(
-        line.startswith("unet: ") and "in the teacher" in line
-        for line in changes(smaller, describe(theirs), whose="in the teacher")
-    )
+    lines = changes(smaller, theirs, whose="of the teacher")
+    assert lines[0] == "unet.layers_per_block: 1, of the teacher 2"
+    assert any(re.match(r"unet: \d+ tensors missing, e.g. ", line) for line in lines)
+    described = changes(smaller, describe(theirs), whose="of the teacher")
+    assert any(re.fullmatch(r"unet: \d+ tensors, of the teacher \d+", line) for line in described)
 
 
 def test_strings_of_others_are_short_and_on_one_line(
@@ -122,4 +120,3 @@ def test_strings_of_others_are_short_and_on_one_line(
     assert len(lines) == 9
     assert lines[-1] == "unet: 93 more keys differ"
     assert all(line.isprintable() and len(line) < 300 for line in lines)
-    assert torch.is_tensor(torch.ones(1))
