@@ -217,7 +217,8 @@ def evaluate(
         groups=groups,
         foretells=measured.n == protocol.n
         or _repeats(load_prompts(protocol, workspace.data_root)) < _REPEATED * _repeats(made.prompts),
-        **counts,
+        blacked_out=counts["blacked_out"],
+        truncated=counts["truncated"],
     )
 
 
