@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pytest_sdbench.base.text import plain
+
 QUOTED = 300
 """Characters of what was found that a message repeats."""
 MESSAGE = 4000
@@ -33,6 +35,10 @@ class SdbenchError(Exception):
         where += "" if key is None else f"{cut(key)}: "
         what = cut(message, MESSAGE) + ("" if found is None else f" (found {quoted(found)})")
         super().__init__(f"{where}{what}" + (f". {cut(remedy, MESSAGE)}" if remedy else ""))
+
+    def __str__(self) -> str:
+        # Names of files, keys and models are not ours: they break no line, and colour none.
+        return plain(super().__str__())
 
     def at(self, file: str | Path) -> SdbenchError:
         """Return the same error with the file that it came from."""

@@ -1,6 +1,29 @@
-"""Say numbers in words that suit them."""
+"""Say numbers in words that suit them, and show the words of others as they are."""
 
 from __future__ import annotations
+
+import unicodedata
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Categories of characters that control, turn, hide or break a line."""
+_JOINERS = "\u200c\u200d"
+"""Which emoji and scripts need."""
+
+
+def plain(text: object) -> str:
+    """Return somebody else's text as one line that a terminal shows as it is.
+
+    What would break the line, move the cursor, colour, or turn the direction of writing is written out.
+    """
+    said = str(text)
+    if said.isprintable():
+        return said
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in _UNSEEN and char not in _JOINERS
+        else char
+        for char in said
+    )
 
 
 def duration(seconds: float) -> str:

@@ -46,7 +46,9 @@ class Claim:
     """What else the card says of it, in words: its model, dataset, config, args; all of it may tell it from
     another figure of the same protocol and metric."""
     suffix: str = ""
-    """What does tell it from such a one."""
+    """What does tell it from such a one, as ids have it."""
+    apart: str = ""
+    """The same in the card's own words; empty where the model tells."""
     doubt: str = ""
     """Why it is not gated, though its protocol is stated."""
 

@@ -43,7 +43,7 @@ class Problem:
         return self.claim.id if self.claim else str(self.error.key)
 
     def __str__(self) -> str:
-        figure = f"{self.claim.label} {self.claim.text}: " if self.claim else ""
+        figure = f"{self.claim.label} {self.claim.text}".rstrip() + ": " if self.claim else ""
         return f"{figure}{self.error}"
 
 
@@ -137,7 +137,7 @@ def _entry(context: _Context, at: Keys, place: Keys, model: str) -> Claim | Prob
     if metric is None:
         return _foreign(front, (*place, "type"), figure.type)
     value_at = (*place, "value")
-    text = front.scalar(*value_at) or repr(figure.value)
+    text = front.scalar(*value_at) or ("" if front.find(*value_at) is None else repr(figure.value))
     claim = Claim(metric, math.nan, text, UNSTATED, label=figure.name or METRICS[metric].label)
     try:
         claim = _with_result(context, at, claim, figure, model)
@@ -182,6 +182,7 @@ def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, mode
     said: dict[str, Any] = {
         "model": model,
         "dataset": dataset.name,
+        "type": dataset.type,
         "config": config,
         "args": " ".join(f"{key} {_word(value)}" for key, value in dataset.args.items()),
         "split": dataset.split,
@@ -238,6 +239,7 @@ def _told_apart(claims: Sequence[Claim], *, hub: bool) -> list[Claim]:
             found[number] = replace(
                 found[number],
                 suffix="-".join(part for part in (found[number].suffix, slug) if part),
+                apart="" if enough == ["model"] else word,
                 doubt=doubt if "model" in differ else "",
             )
     return found

@@ -13,7 +13,7 @@ from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import is_card, read_card
 from pytest_sdbench.cards.network import checkpoint_of
-from pytest_sdbench.commands.shared import find_card_of, first_images, share, write_figures
+from pytest_sdbench.commands.shared import find_card_of, first_images, share, show, write_figures
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
 from pytest_sdbench.metrics.definition import Metric
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     workspace = Workspace(options.store, options.data, options.device, download=options.download)
     found = compare(options.first, options.second, options.protocol, workspace, images=options.images)
-    print(comparison_table(found))
+    show(comparison_table(found))
     write_figures(figures(found), options.json)
     return 0
 

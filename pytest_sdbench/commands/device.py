@@ -16,7 +16,7 @@ from pytest_sdbench.base.errors import SdbenchError, first_line
 from pytest_sdbench.base.options import DTYPES
 from pytest_sdbench.cards.network import named_network
 from pytest_sdbench.cards.records import DeviceRecord
-from pytest_sdbench.commands.shared import cards_of, share
+from pytest_sdbench.commands.shared import cards_of, share, show
 from pytest_sdbench.models.architectures import Config
 from pytest_sdbench.models.counts import unet_macs
 from pytest_sdbench.models.latency import UnetCall
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         modes=options.mode,
         seconds=options.seconds,
         largest=options.largest_batch,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        tell=lambda line: show(line, sys.stderr),
     )
     found: list[Measurement] = []
     problems: list[str] = []
@@ -70,13 +70,14 @@ def run(options: argparse.Namespace) -> int:
             problems += each.problems
             for card in each.cards if options.update else ():
                 try:
-                    print(write_records(card.path, each.records), end="")
+                    if diff := write_records(card.path, each.records):
+                        show(diff.rstrip("\n"))
                 except SdbenchError as error:
                     problems.append(str(error))
     finally:
         print(device_tables([(each.names, each.records) for each in found]))
         for line in problems:
-            print(line, file=sys.stderr)
+            show(line, sys.stderr)
     return 1 if problems else 0
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
-from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.base.text import plain
+from pytest_sdbench.cards.card import Card, own_names
 from pytest_sdbench.cards.cases import judged_protocols
 from pytest_sdbench.cards.network import checkpoint_of
-from pytest_sdbench.commands.shared import cards_of, share
+from pytest_sdbench.commands.shared import cards_of, named_card, share, show
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.metric_specs import ReferencedSpec
 from pytest_sdbench.protocols.protocol import Protocol
@@ -31,7 +32,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     findings = examine(cards_of(options.cards), data_root=options.data)
-    print(report(findings))
+    show(report(findings))
     return 0 if all(finding.found for finding in findings) else 1
 
 
@@ -95,11 +96,11 @@ class Search:
 def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Finding]:
     """Look for everything that the cards need."""
     search, findings = Search(data_root), []
-    for path in cards:
+    for path, name in own_names(cards).items():
         try:
-            card = read_card(path)
+            card = named_card(path, name)
         except SdbenchError as error:
-            findings.append(Finding(path.stem, "card", path.name, "broken", str(error)))
+            findings.append(Finding(name, "card", path.name, "broken", str(error)))
             continue
         protocols, broken = search.protocols(card)
         findings += [search.checkpoint(card)[1], *broken]
@@ -120,7 +121,9 @@ def report(findings: Sequence[Finding]) -> str:
             row.append(next((state for state in ("broken", "missing", "ok") if state in states), unsaid))
         rows.append(row)
     parts = [plain_table(["name", *needs], rows, "l" * (len(needs) + 1))]
-    here = dict.fromkeys(f"  {each.need} {each.name}: {each.detail}" for each in findings if each.found)
+    here = dict.fromkeys(
+        f"  {each.need} {plain(each.name)}: {plain(each.detail)}" for each in findings if each.found
+    )
     if here:
         parts += ["\nHere:", *here]
     notes = lacking(findings)
@@ -135,7 +138,7 @@ def lacking(findings: Sequence[Finding]) -> list[str]:
         if not finding.found:
             missing.setdefault((finding.need, finding.name, finding.detail), []).append(finding.card)
     return [
-        f"\n{need} {name}\n  needed by {', '.join(dict.fromkeys(users))}\n  {detail}"
+        f"\n{need} {plain(name)}\n  needed by {plain(', '.join(dict.fromkeys(users)))}\n  {plain(detail)}"
         for (need, name, detail), users in missing.items()
     ]
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.commands.shared import share, write_text
+from pytest_sdbench.commands.shared import share, show, write_text
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -27,5 +27,5 @@ def run(options: argparse.Namespace) -> int:
     text, place = draft(options.folder, options.out), options.out or options.folder / "README.md"
     write_text(text, options.out)
     for problem in read_card_text(place, text).problems:
-        print(f"note: {problem}", file=sys.stderr)
+        show(f"note: {problem}", sys.stderr)
     return 0

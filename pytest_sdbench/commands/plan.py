@@ -16,7 +16,7 @@ from pytest_sdbench.base.text import duration, size_text
 from pytest_sdbench.commands.doctor import lacking
 from pytest_sdbench.commands.plan_cost import ESTIMATED, MEASURED, Plan, Row
 from pytest_sdbench.commands.plan_time import ALLOWANCE
-from pytest_sdbench.commands.shared import cards_of, check_counts, share, write_figures
+from pytest_sdbench.commands.shared import cards_of, check_counts, share, show, write_figures
 from pytest_sdbench.gate.looks import UNASKED
 from pytest_sdbench.report.cells import plain_table
 from pytest_sdbench.store.folders import place_of
@@ -47,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
         protocols=options.protocol,
         weights=weights_by_card(options.weights),
         timing=not options.no_timing,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        tell=lambda line: show(line, sys.stderr),
     )
-    print(report(made))
+    show(report(made))
     write_figures(figures(made), options.json)
     return 0 if made.ready else 1
 

@@ -14,11 +14,12 @@ import numpy as np
 from pytest_sdbench.base.errors import CardError, EvidenceError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import told
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.cards.card import Card, card_name, own_names
 from pytest_sdbench.cards.network import network_of
 from pytest_sdbench.commands.doctor import Finding, Search
 from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download
 from pytest_sdbench.commands.plan_time import Stopwatch
+from pytest_sdbench.commands.shared import named_card
 from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
 from pytest_sdbench.features.extractors import column_widths, extractor_of
 from pytest_sdbench.protocols.protocol import Protocol
@@ -162,26 +163,39 @@ def plan(
     missing, with a warning. Raises CardError for `weights` of no card.
     """
     planner = _Planner(workspace, images, Stopwatch(workspace.device, tell) if timing else None)
-    left = dict(weights or {})
+    names = own_names(cards)
+    given = _of_cards(names, weights or {})
     rows: list[Row] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DamagedEvidence)
-        for path in cards:
+        for path, name in names.items():
             try:
-                card = read_card(path)
+                card = named_card(path, name)
             except SdbenchError as error:
-                broken = Finding(path.stem, "card", path.name, "broken", str(error))
-                rows.append(Row(path.stem, "", findings=(broken,)))
+                broken = Finding(name, "card", path.name, "broken", str(error))
+                rows.append(Row(name, "", findings=(broken,)))
                 continue
-            mine = [key for key in left if key == card.name or Path(key).absolute() == path.absolute()]
-            folders = [left.pop(key) for key in mine]
-            rows += planner.rows(card, folders[0] if folders else None, protocols)
-    if left:
-        remedy = f"Name {', '.join(dict.fromkeys(row.card for row in rows))}"
-        found = next(iter(left))
-        raise CardError("no card of this run has that name", key="--weights", found=found, remedy=remedy)
+            rows += planner.rows(card, given.get(path), protocols)
     said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DamagedEvidence))
     return Plan(tuple(rows), workspace.device, workspace.store, tuple(said))
+
+
+def _of_cards(names: Mapping[Path, str], weights: Mapping[str, Path]) -> dict[Path, Path]:
+    """Return the folders of `weights` by the card that each key names; raises CardError for other keys."""
+    found = {}
+    for key, folder in weights.items():
+        here = Path(key).absolute()
+        meant = [
+            path for path, name in names.items() if key in (name, card_name(path)) or here == path.absolute()
+        ]
+        if not meant:
+            remedy = f"Name {', '.join(names.values())}"
+            raise CardError("no card of this run has that name", key="--weights", found=key, remedy=remedy)
+        if len(meant) > 1:
+            message = f"the name of {len(meant)} cards: {', '.join(map(str, meant))}"
+            raise CardError(message, key="--weights", found=key, remedy="Give the file of one")
+        found.setdefault(meant[0], folder)
+    return found
 
 
 def figures(made: Plan) -> dict[str, Any]:

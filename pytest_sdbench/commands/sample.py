@@ -20,7 +20,7 @@ from pytest_sdbench.base.options import weights_by_card
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import card_name, read_card
 from pytest_sdbench.cards.network import checkpoint_of
-from pytest_sdbench.commands.shared import cards_of, check_counts, own_words, share
+from pytest_sdbench.commands.shared import cards_of, check_counts, own_words, share, show
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
@@ -152,8 +152,8 @@ def run(options: argparse.Namespace) -> int:
             )
         except SdbenchError as error:
             failed += 1
-            print(f"{card_name(path)}: not sampled: {own_words(error, options)}", file=sys.stderr)
+            show(f"{card_name(path)}: not sampled: {own_words(error, options)}", sys.stderr)
             continue
         for line in lines:
-            print(line if world.size == 1 else f"[{world.rank}] {line}", flush=True)
+            show(line if world.size == 1 else f"[{world.rank}] {line}")
     return int(failed > 0)

@@ -12,7 +12,7 @@ from pytest_sdbench.base.environment import versions
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.commands.score_images import Scores, score
-from pytest_sdbench.commands.shared import share, write_figures
+from pytest_sdbench.commands.shared import share, show, write_figures
 from pytest_sdbench.features.extractors import identity
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         match_by=options.match,
         card=options.card,
     )
-    print(score_table(found))
+    show(score_table(found))
     write_figures(figures(found), options.json)
     return 0
 

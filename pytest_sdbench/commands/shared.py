@@ -7,13 +7,15 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.options import OPTIONS
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.cards.card import find_card
+from pytest_sdbench.base.text import plain
+from pytest_sdbench.cards.card import Card, find_card, read_card
 from pytest_sdbench.cards.front_matter import is_card
 from pytest_sdbench.protocols.protocol import Protocol
 
@@ -49,6 +51,11 @@ def cards_of(named: Sequence[Path]) -> list[Path]:
     return cards
 
 
+def named_card(path: Path, name: str) -> Card:
+    """Return the card in a file under the name that `own_names` gives it among others of a command."""
+    return replace(read_card(path), name=name)
+
+
 def find_card_of(text: str) -> Path:
     """Return the file of a card that is named by its file or its name: here, in cards/, or a packaged one."""
     path = Path(text)
@@ -78,6 +85,11 @@ def first_images(protocol: Protocol, n: int) -> Protocol:
         message, remedy = f"{protocol.name} has {protocol.n:,} images", "Give at least 2 and at most so many"
         raise SdbenchError(message, key="--images", found=n, remedy=remedy)
     return protocol.with_samples(n)
+
+
+def show(text: str, file: TextIO | None = None) -> None:
+    """Print lines as `plain` shows them: no name in them moves the cursor, colours or turns the writing."""
+    print("\n".join(map(plain, text.split("\n"))), file=file, flush=True)
 
 
 def write_text(text: str, out: Path | None) -> None:

@@ -17,7 +17,7 @@ from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.files import TEMPORARY, json_mapping
 from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.text import size_text
-from pytest_sdbench.commands.shared import share
+from pytest_sdbench.commands.shared import share, show
 from pytest_sdbench.report.cells import plain_table
 from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage
 from pytest_sdbench.store.leases import PREFIX
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
             print(json.dumps([asdict(each) for each in found], indent=2))
         else:
             nothing = f"no evidence in {told(options.store)}"
-            print(inventory_table(found) if found else nothing)
+            show(inventory_table(found) if found else nothing)
         return 0
     if options.older_than is not None and options.older_than <= 0:
         message, key = "not a number of days: give more than 0", "--older-than"
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     for leftover in leftovers(options.store, older_than=options.older_than):
         if not options.dry_run:
             leftover.remove()
-        print(f"{leftover.where}: {leftover.reason} ({size_text(leftover.size)})")
+        show(f"{leftover.where}: {leftover.reason} ({size_text(leftover.size)})")
         size += leftover.size
     done = "would be removed" if options.dry_run else "removed"
     print(f"{size_text(size)} {done} from {told(options.store)}")

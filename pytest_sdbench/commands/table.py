@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.commands.shared import cards_of, share, write_text
+from pytest_sdbench.commands.shared import cards_of, named_card, share, write_text
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -18,16 +18,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    from pytest_sdbench.cards.card import read_card
+    from pytest_sdbench.cards.card import own_names
+    from pytest_sdbench.report.cells import titles
     from pytest_sdbench.report.devices import device_tables
     from pytest_sdbench.report.markdown import results_markdown
     from pytest_sdbench.report.published import published_tables
-    from pytest_sdbench.report.results import read_results
+    from pytest_sdbench.report.results import Row, read_results
+    from pytest_sdbench.report.write import printable
 
-    cards = [read_card(path) for path in cards_of(options.cards)]
-    text = published_tables(cards)
+    cards = [named_card(path, name) for path, name in own_names(cards_of(options.cards)).items()]
+    text, shown = published_tables(cards), titles(cards)
     if any(card.devices for card in cards):
-        text += "\n" + device_tables([(card.title, card.devices) for card in cards])
+        text += "\n" + device_tables([(shown[card.name], card.devices) for card in cards])
+    rows: list[Row] = []
+    shown_rows = rows
     if options.results is not None:
         try:
             rows, _ = read_results(options.results.read_text(encoding="utf-8"))
@@ -35,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
             message, file = f"not the results of a run: {error}", options.results
             remedy = "`pytest --sdbench --sdbench-report results.json` writes them"
             raise SdbenchError(message, file=file, key="--results", remedy=remedy) from None
-        text += "\n" + results_markdown(cards, rows)
+        shown_rows = printable(rows, cards)
+        text += "\n" + results_markdown(cards, shown_rows)
     write_text(text, options.out)
-    return 0
+    return int(rows != shown_rows)

@@ -1,16 +1,21 @@
 """Cells of text, and what all tables of a run are made of.
 
+Names, labels and reasons are not ours: `markdown` and `plain` let them through as text, each on its medium.
 A figure keeps the digits that its source printed and a missing one is an en dash.
 An arrow in a heading points to the better side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from decimal import Decimal
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal, InvalidOperation
+from urllib.parse import quote, urlsplit
 
 from tabulate import tabulate
 
+from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.results import VERDICTS, Row
@@ -24,24 +29,68 @@ COMPONENTS = {
 }
 NETWORK = ("size", "compute", "speed", "memory")
 """The tests of a network; those of scores are ``quality`` and ``calibration``."""
+# Within a word an underscore is one; a link needs its opening bracket, its colon or its dot.
+_MARKUP = re.compile(
+    r"[\\`*\[<|~$]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.", re.IGNORECASE
+)
+
+
+class Markup(str):
+    """Text that is Markdown already: it comes into a report as it is, any other one escaped."""
+
+    __slots__ = ()
+
+
+def markdown(text: str) -> Markup:
+    """Return a text as GitHub Markdown shows it: one line, without markup, links and HTML of its own."""
+    if isinstance(text, Markup):
+        return text
+    return Markup(_MARKUP.sub(r"\\\g<0>", plain(" ".join(text.split()))))
+
+
+def bold(text: str) -> Markup:
+    """Return a text in bold letters."""
+    return Markup(f"**{markdown(text)}**")
+
+
+def link(text: str, url: str | None) -> Markup:
+    """Return a text that leads to a page of the web, or the text alone where that is none."""
+    if url is None or urlsplit(url).scheme not in ("http", "https"):
+        return markdown(text)
+    return Markup(f"[{markdown(text)}]({quote(url, safe=':/?#@!$&+,;=%~')})")
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     """Return a GitHub table; all columns but those of `left` are set right."""
-    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in rows]
+    first, *cells = ([markdown(cell) for cell in row] for row in (heading, *rows))
     align = ["left" if column in left else "right" for column in range(len(heading))]
-    return tabulate(cells, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
+    return tabulate(cells, first, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    """Return a table for a terminal; `align` has a letter a column, l or r."""
+    """Return a table for a terminal; `align` has a letter a column, l or r. A heading may have two lines."""
     sides = ["left" if letter == "l" else "right" for letter in align]
-    return tabulate(rows, heading, tablefmt="simple", disable_numparse=True, colalign=sides)
+    first = ["\n".join(map(plain, words.split("\n"))) for words in heading]
+    cells = [[plain(cell) for cell in row] for row in rows]
+    return tabulate(cells, first, tablefmt="simple", disable_numparse=True, colalign=sides)
+
+
+def titles(cards: Iterable[Card]) -> dict[str, str]:
+    """Return the title of each card by its name; where titles repeat, the names tell them apart."""
+    found = {card.name: card.title for card in cards}
+    count = Counter(found.values())
+    return {name: title if count[title] == 1 else f"{title} ({name})" for name, title in found.items()}
 
 
 def billions(text: str) -> str:
-    """Return a printed count in billions with the digits that it was printed with: 0.860e+9 is 0.860B."""
-    return f"{Decimal(text.replace('_', '')).scaleb(-9):f}B"
+    """Return a printed count in billions with the digits that it was printed with: 0.860e+9 is 0.860B.
+
+    One that is printed in another way, as 0x1BCF08, is returned as it is.
+    """
+    try:
+        return f"{Decimal(text.replace('_', '')).scaleb(-9):f}B"
+    except InvalidOperation:
+        return text
 
 
 def figure(value: float | None, form: str = ",.0f", unit: str = "") -> str:
@@ -86,8 +135,8 @@ def of_card(rows: Sequence[Row], card: str, *tests: str) -> list[Row]:
     return [row for row in rows if row.card == card and row.test in tests]
 
 
-def size(rows: Sequence[Row], card: str, component: str) -> str:
-    """Return a component's parameters, and in brackets what its source prints; a wrong count is bold."""
+def size(rows: Sequence[Row], card: str, component: str, wrong: Callable[[str], str] = str) -> str:
+    """Return a component's parameters, in brackets what its source prints; `wrong` marks a wrong count."""
     row = next((row for row in of_card(rows, card, "size") if row.name == component), None)
     if row is None or row.measured is None:
         return NONE
@@ -95,7 +144,7 @@ def size(rows: Sequence[Row], card: str, component: str) -> str:
     if row.claimed_text:
         shown += f" ({billions(row.claimed_text)})"
     if row.verdict == "fail" and row.claimed is not None:
-        shown = f"**{shown}, not {row.claimed:,.0f}**"
+        shown = wrong(f"{shown}, not {row.claimed:,.0f}")
     return shown
 
 
@@ -164,34 +213,41 @@ def images(row: Row) -> str:
     return f"{figure(row.n)} of {figure(wanted)}" if fewer else figure(row.n)
 
 
-def reasons(rows: Sequence[Row]) -> str:
-    """Return each reason once, with the checks that it holds for."""
+def reasons(rows: Sequence[Row], show: Callable[[str], str] = plain) -> str:
+    """Return each reason once, with the checks that it holds for; `show` is the medium's."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.reason:
             found.setdefault((row.verdict, " ".join(row.reason.split())), []).append(row)
-    return "\n".join(f"- {verdict}: {_whose(those)}: {reason}" for (verdict, reason), those in found.items())
+    return "\n".join(
+        f"- {show(verdict)}: {_whose(those, show)}: {show(reason)}"
+        for (verdict, reason), those in found.items()
+    )
 
 
-def _whose(rows: Sequence[Row]) -> str:
+def _whose(rows: Sequence[Row], show: Callable[[str], str]) -> str:
     """Return what a reason is about: checks of one card, or one check of many."""
     cards = dict.fromkeys(row.card for row in rows)
     if len(cards) > 4:
-        return f"{' and '.join(dict.fromkeys(row.test for row in rows))} of {len(cards)} cards"
-    checks = dict.fromkeys(f"`{row.name}`" if row.name else row.test for row in rows)
-    return f"{', '.join(cards)}: {', '.join(checks)}"
+        return f"{' and '.join(dict.fromkeys(show(row.test) for row in rows))} of {len(cards)} cards"
+    # Nothing but a backtick ends what stands between two of them.
+    names = (plain(row.name).replace("`", "'") for row in rows)
+    checks = dict.fromkeys(
+        f"`{name}`" if name else show(row.test) for name, row in zip(names, rows, strict=True)
+    )
+    return f"{', '.join(map(show, cards))}: {', '.join(checks)}"
 
 
-def changes(rows: Sequence[Row]) -> str:
+def changes(rows: Sequence[Row], show: Callable[[str], str] = plain) -> str:
     """Return in what each card's checkpoint differs from the one that its figures are recorded of."""
     found = {row.card: row.extra["changes"] for row in rows if "changes" in row.extra}
-    return "\n".join(f"- {card}: {change}" for card, lines in found.items() for change in lines)
+    return "\n".join(f"- {show(card)}: {show(change)}" for card, lines in found.items() for change in lines)
 
 
-def untested(cards: Sequence[Card]) -> str:
-    """Return a list of what cannot be tested, each reason once."""
+def untested(cards: Sequence[Card], show: Callable[[str], str] = plain) -> str:
+    """Return a list of what cannot be tested, each reason once; `show` is the medium's."""
     users: dict[str, list[str]] = {}
     for card in cards:
         for note in card.explained:
             users.setdefault(note, []).append(card.name)
-    return "\n".join(f"- {', '.join(names)}: {note}" for note, names in users.items())
+    return "\n".join(f"- {', '.join(map(show, names))}: {show(note)}" for note, names in users.items())

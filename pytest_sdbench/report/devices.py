@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_sdbench.cards.records import DeviceRecord
-from pytest_sdbench.report.cells import mebibytes, table
+from pytest_sdbench.report.cells import markdown, mebibytes, table
 
 _HEADING = ["Model", "Precision", "Mode", "Measures", "Batch", "s/call", "Samples/s", "TMAC/s", "Peak memory"]
 
@@ -30,5 +30,5 @@ def device_tables(networks: Sequence[tuple[str, Sequence[DeviceRecord]]]) -> str
             for record in records
             if record.device == device
         ]
-        parts.append(f"### One U-Net call on {device}\n\n{table(_HEADING, rows, left=range(4))}\n")
+        parts.append(f"### One U-Net call on {markdown(device)}\n\n{table(_HEADING, rows, left=range(4))}\n")
     return "\n".join(parts)

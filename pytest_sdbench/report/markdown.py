@@ -12,6 +12,7 @@ from pytest_sdbench.report.cells import (
     COMPONENTS,
     NETWORK,
     NONE,
+    bold,
     call_cells,
     claimed,
     counts,
@@ -19,11 +20,13 @@ from pytest_sdbench.report.cells import (
     figure,
     images,
     in_order,
+    markdown,
     measured,
     of_card,
     reasons,
     size,
     table,
+    titles,
     untested,
     verdicts,
     with_error,
@@ -36,36 +39,40 @@ def results_markdown(
 ) -> str:
     """Return the report of a run: a summary, the networks of all cards, and each card's claims beside what
     was measured, with the reasons of every verdict."""
-    titles = {card.name: card.title for card in cards}
+    shown = titles(cards)
     order = [card.name for card in in_order(cards)]
-    order += [name for name in dict.fromkeys(row.card for row in rows) if name not in titles]
+    order += [name for name in dict.fromkeys(row.card for row in rows) if name not in shown]
     count = len({row.card for row in rows})
     summary = f"{len(rows)} checks of {count} card{'s' * (count != 1)}: {counts(rows) or 'none'}."
     parts = ["# Results", summary]
     if environment:
         parts.append(_environment(environment))
-    parts += _networks(order, titles, rows)
+    parts += _networks(order, shown, rows)
     claims = {(card.name, claim.id): claim for card in cards for claim in card.claims}
     labels = {key: claim.label for key, claim in claims.items()}
     scores = [_with_claim(row, claims.get((row.card, row.name))) for row in rows if row.test == "quality"]
     for name in order:
         mine = [row for row in scores if row.card == name and row.measured is not None]
         if mine:
-            parts += [f"## Quality: {titles.get(name, name)}", _scores(mine, labels), reasons(mine)]
+            parts += [
+                f"## Quality: {markdown(shown.get(name, name))}",
+                _scores(mine, labels),
+                reasons(mine, markdown),
+            ]
     open_claims = [row for name in order for row in scores if row.card == name and row.measured is None]
     if open_claims:
         parts += [
             "## Claims that this run did not measure",
-            _not_measured(open_claims, titles, labels),
-            reasons(open_claims),
+            _not_measured(open_claims, shown, labels),
+            reasons(open_claims, markdown),
         ]
     calibrated = [row for row in rows if row.test == "calibration"]
     if calibrated:
-        parts += ["## Calibration", reasons(calibrated)]
+        parts += ["## Calibration", reasons(calibrated, markdown)]
     others = [row for row in rows if row.test not in (*NETWORK, "quality", "calibration")]
     if others:
-        parts += ["## Cards that cannot be read", reasons(others)]
-    if notes := untested(cards):
+        parts += ["## Cards that cannot be read", reasons(others, markdown)]
+    if notes := untested(cards, markdown):
         parts += ["## What the cards leave untested", notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -74,25 +81,26 @@ def _environment(environment: Mapping[str, Any]) -> str:
     flat: dict[str, Any] = {}
     for key, value in environment.items():
         flat |= value if isinstance(value, Mapping) else {key: value}
-    return "Measured with " + ", ".join(f"{key} {value}" for key, value in flat.items()) + "."
+    return "Measured with " + markdown(", ".join(f"{key} {value}" for key, value in flat.items())) + "."
 
 
-def _networks(order: Sequence[str], titles: Mapping[str, str], rows: Sequence[Row]) -> list[str]:
+def _networks(order: Sequence[str], shown: Mapping[str, str], rows: Sequence[Row]) -> list[str]:
     parts: list[str] = []
     if counted := [name for name in order if of_card(rows, name, "size")]:
         sizes = [
-            [titles.get(name, name), *(size(rows, name, part) for part in COMPONENTS)] for name in counted
+            [shown.get(name, name), *(size(rows, name, part, bold) for part in COMPONENTS)]
+            for name in counted
         ]
         parts += [
             "## Parameters",
             "Counted exactly; in brackets what the source prints, which is rounded and only shown.",
             table(["Model", *COMPONENTS.values()], sizes),
-            reasons([row for row in rows if row.test == "size" and row.verdict != "pass"]),
+            reasons([row for row in rows if row.test == "size" and row.verdict != "pass"], markdown),
         ]
     calls = NETWORK[1:]
     if timed := [name for name in order if of_card(rows, name, *calls)]:
         cells = [
-            [titles.get(name, name), *call_cells(rows, name), verdicts(of_card(rows, name, *calls))]
+            [shown.get(name, name), *call_cells(rows, name), verdicts(of_card(rows, name, *calls))]
             for name in timed
         ]
         heading = ["Model", "MACs ↓", "s/call ↓", "Latency ratio ↓", "Allowed", "Peak memory ↓", "Verdict"]
@@ -100,7 +108,7 @@ def _networks(order: Sequence[str], titles: Mapping[str, str], rows: Sequence[Ro
             "## Compute, speed and memory of one U-Net call",
             "The latency ratio is relative to the baseline's network, measured interleaved in the same run.",
             table(heading, cells, left=(0, 6)),
-            reasons([row for row in rows if row.test in calls and row.verdict != "pass"]),
+            reasons([row for row in rows if row.test in calls and row.verdict != "pass"], markdown),
         ]
     return parts
 
@@ -115,7 +123,7 @@ def _scores(rows: Sequence[Row], labels: Mapping[tuple[str, str], str]) -> str:
             measured(row),
             images(row),
             figure(row.margin, "g"),
-            f"**{row.verdict}**" if row.verdict in ("fail", "error") else row.verdict,
+            bold(row.verdict) if row.verdict in ("fail", "error") else row.verdict,
         ]
         for row in rows
     ]
@@ -130,10 +138,10 @@ def _scores(rows: Sequence[Row], labels: Mapping[tuple[str, str], str]) -> str:
 
 
 def _not_measured(
-    rows: Sequence[Row], titles: Mapping[str, str], labels: Mapping[tuple[str, str], str]
+    rows: Sequence[Row], shown: Mapping[str, str], labels: Mapping[tuple[str, str], str]
 ) -> str:
     lines = [
-        [titles.get(row.card, row.card), _metric(row, labels), _protocol(row), claimed(row), row.verdict]
+        [shown.get(row.card, row.card), _metric(row, labels), _protocol(row), claimed(row), row.verdict]
         for row in rows
     ]
     return table(["Model", "Metric", "Protocol", "Claimed", "Verdict"], lines, left=(0, 1, 2, 4))

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from pytest_sdbench.cards.card import Card, Claim, Source
+from pytest_sdbench.cards.claims import UNSTATED
 from pytest_sdbench.metrics.registry import METRICS
-from pytest_sdbench.report.cells import COMPONENTS, NONE, billions, in_order, table
+from pytest_sdbench.report.cells import COMPONENTS, NONE, billions, in_order, link, markdown, table, titles
+
+
+@dataclass(frozen=True)
+class Column:
+    """What the figures of one column are of."""
+
+    metric: str
+    protocol: str
+    n: int | None
+    dataset: str
+    """Of an unstated protocol; a stated one says it."""
+    apart: str
+    """What else tells it from another column."""
+
+    @classmethod
+    def of(cls, claim: Claim) -> Column:
+        """Return the column of a claim."""
+        dataset = claim.dataset if claim.protocol == UNSTATED else ""
+        return cls(claim.metric, claim.protocol, claim.n, dataset, claim.apart)
+
+
+Pairs = Sequence[tuple[Card, Claim]]
 
 
 def published_tables(cards: Sequence[Card]) -> str:
     """Return one table per source of published figures, to the digit: scores, then sizes.
 
     A card belongs to the table of each source that its claims (or ``sdbench.sources.size``) name; each
-    teacher stands before its students, larger networks before smaller ones. A source that calls figures of
-    two protocols by one name gets a table for each protocol.
+    teacher stands before its students, larger networks before smaller ones. Figures of two datasets never
+    share a row that does not say so, and a source that calls figures of two protocols by one name gets a
+    table for each protocol. Entries that are no claims are listed below.
     """
     groups: dict[str, dict[str, Card]] = {}
     links: dict[str, str] = {}
@@ -26,19 +52,33 @@ def published_tables(cards: Sequence[Card]) -> str:
             groups.setdefault(source.name, {})[card.name] = card
             if source.url:
                 links[source.name] = source.url
-    parts = []
+    parts, shown = [], titles(cards)
     for name, group in groups.items():
-        heading = f"[{name}]({links[name]})" if name in links else name or "Published without a source"
+        heading = link(name, links.get(name)) if name else "Published without a source"
         pairs = [(card, claim) for card in group.values() for claim in _claims_of(card, name)]
-        labels = {_column(claim): claim.label for _, claim in pairs}
-        if len(set(labels.values())) == len(labels):
-            parts.append(f"### {heading}\n\n{_table(list(group.values()), pairs)}\n")
-            continue
-        for protocol in dict.fromkeys(claim.protocol for _, claim in pairs):
-            some = [(card, claim) for card, claim in pairs if claim.protocol == protocol]
-            named = {card.name: card for card, _ in some}
-            parts.append(f"### {heading}: {protocol}\n\n{_table(list(named.values()), some)}\n")
-    return "\n".join(parts) or "No figures are published in these cards.\n"
+        some = _by([(claim.origin.get("type", ""), (card, claim)) for card, claim in pairs])
+        for kind, same in some.items():
+            words = [(claim.protocol, (card, claim)) for card, claim in same]
+            for protocol, few in (_by(words) if _repeats(same) else {"": same}).items():
+                # What a table is of where a source has several; unstated is no name of a protocol.
+                of = protocol if protocol not in ("", UNSTATED) else few[0][1].dataset or kind
+                title = f"{heading}: {markdown(of)}" if protocol or len(some) > 1 else heading
+                whole = list(group.values()) if not protocol and len(some) == 1 else [card for card, _ in few]
+                parts.append(f"### {title}\n\n{_table(whole, few, shown)}\n")
+        if not pairs:
+            parts.append(f"### {heading}\n\n{_table(list(group.values()), [], shown)}\n")
+    unread = [
+        f"- {markdown(shown[card.name])}: {markdown(str(each))}" for card in cards for each in card.problems
+    ]
+    text = "\n".join(parts) or "No figures are published in these cards.\n"
+    return text + ("\n### Entries that are no claims\n\n" + "\n".join(unread) + "\n" if unread else "")
+
+
+def _by(items: Iterable[tuple[str, tuple[Card, Claim]]]) -> dict[str, list[tuple[Card, Claim]]]:
+    found: dict[str, list[tuple[Card, Claim]]] = {}
+    for key, pair in items:
+        found.setdefault(key, []).append(pair)
+    return found
 
 
 def _claims_of(card: Card, source: str) -> list[Claim]:
@@ -46,21 +86,44 @@ def _claims_of(card: Card, source: str) -> list[Claim]:
     return [claim for claim in published if (claim.source or Source()).name == source]
 
 
-def _column(claim: Claim) -> tuple[str, str, int | None]:
-    return claim.metric, claim.protocol, claim.n
+def _repeats(pairs: Pairs) -> bool:
+    """Return whether figures of two protocols have one name."""
+    labels = {(claim.protocol, claim.label) for _, claim in pairs}
+    return len({label for _, label in labels}) < len(labels)
 
 
-def _table(cards: Sequence[Card], claims: Sequence[tuple[Card, Claim]]) -> str:
-    columns: dict[tuple[str, str, int | None], str] = {}
-    figures = {(card.name, _column(claim)): claim.text for card, claim in claims}
-    for _, claim in claims:
-        columns.setdefault(_column(claim), f"{claim.label} {METRICS[claim.metric].arrow}")
-    sizes = [name for name in COMPONENTS if any(_size(card, name) for card in cards)]
+def _table(cards: Sequence[Card], pairs: Pairs, shown: dict[str, str]) -> str:
+    columns: dict[Column, str] = {}
+    figures: dict[tuple[str, str], dict[Column, str]] = {}
+    sized = dict.fromkeys((card.name, "") for card in cards)
+    for card, claim in pairs:
+        columns.setdefault(Column.of(claim), f"{claim.label} {METRICS[claim.metric].arrow}")
+        # A card of several models has a row for each.
+        row = (card.name, claim.origin.get("model", "") if claim.doubt else "")
+        figures.setdefault(row, {})[Column.of(claim)] = claim.text
+    by_name = {card.name: card for card in cards}
+    sizes = [name for name in COMPONENTS if any(_size(card, name) for card in by_name.values())]
     rows = []
-    for card in cards:
-        scores = [figures.get((card.name, column), NONE) for column in columns]
-        rows.append([card.title, *scores, *(_size(card, name) or NONE for name in sizes)])
-    return table(["Model", *columns.values(), *(COMPONENTS[name] for name in sizes)], rows)
+    for name, model in dict.fromkeys([*figures, *sized]):
+        if not model and (name, "") not in figures and any(card == name for card, _ in figures) and not sizes:
+            continue
+        scores = [figures.get((name, model), {}).get(column, NONE) for column in columns]
+        counted = [NONE if model else _size(by_name[name], part) or NONE for part in sizes]
+        rows.append([f"{model} ({shown[name]})" if model else shown[name], *scores, *counted])
+    return table(["Model", *_headings(columns), *(COMPONENTS[name] for name in sizes)], rows)
+
+
+def _headings(columns: dict[Column, str]) -> list[str]:
+    """Return a heading for each column: its label, and whatever else two of them need to be told apart."""
+    found = list(columns.values())
+    metrics, datasets = ({getattr(column, name) for column in columns} for name in ("metric", "dataset"))
+    mixed = len(metrics) > 1 and len(datasets) > 1
+    for name, form in (("dataset", "{}"), ("n", "{:,} images"), ("apart", "{}")):
+        if mixed or max(Counter(found).values(), default=1) > 1:
+            said = [value and form.format(value) for value in (getattr(column, name) for column in columns)]
+            found = [f"{text}, {word}" if word else text for text, word in zip(found, said, strict=True)]
+        mixed = False
+    return found
 
 
 def _size(card: Card, component: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.report.cells import (
     NETWORK,
@@ -46,13 +47,13 @@ def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
     calibration = [row for row in rows if row.test == "calibration"]
     parts.append(reasons(calibration))
     if broken := {row.card for row in rows if row.test not in (*NETWORK, "quality", "calibration")}:
-        parts.append(f"cannot be read: {', '.join(sorted(broken))}")
+        parts.append(f"cannot be read: {', '.join(map(plain, sorted(broken)))}")
     # Failures have a section of their own in pytest's output; what was skipped has its reason here.
     skipped = [row for row in rows if row.verdict not in ("pass", "fail", "error") and row not in calibration]
     parts.append(reasons(skipped))
     # Of what passed, too: prompts that were cut, images that were blacked out.
     known = {note: None for row in quality if row.verdict == "pass" for note in row.extra.get("notes", ())}
-    parts.append("\n".join(f"- note: {note}" for note in known))
+    parts.append("\n".join(f"- note: {plain(note)}" for note in known))
     if notes := untested(cards):
         parts.append(f"what the cards leave untested:\n{notes}")
     return "\n\n".join(part for part in parts if part)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_sdbench.base.environment import versions
-from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.errors import SdbenchError, first_line
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.report.results import Row, results_json
@@ -24,6 +24,25 @@ def read_cards(rows: Sequence[Row], files: Mapping[str, Path]) -> list[Card]:
         with contextlib.suppress(SdbenchError):
             cards.append(replace(read_card(file), name=name))
     return cards
+
+
+def printable(rows: Sequence[Row], cards: Sequence[Card]) -> list[Row]:
+    """Return the rows; in the place of one that no report can show, an error that says what it is."""
+    from pytest_sdbench.report.markdown import results_markdown
+    from pytest_sdbench.report.terminal import terminal_tables
+
+    found = []
+    for row in rows:
+        try:
+            mine = [card for card in cards if card.name == row.card]
+            _ = terminal_tables([row], mine), results_markdown(mine, [row]), results_json([row], {})
+            found.append(row)
+        except Exception as error:  # of whatever a figure, a metric or a file of results can be
+            what = f"{type(error).__name__}: {first_line(error)[:200]}"
+            reason = f"this result cannot be shown ({what}). It is {str(row)[:1000]}"
+            words = map(str, (row.node_id, row.card, row.test, row.name))
+            found.append(Row(*words, reason=reason))
+    return found
 
 
 def write_reports(

@@ -45,7 +45,7 @@ class CardModule(pytest.Module):
             if not isinstance(error, SdbenchError):
                 message = f"the card cannot be collected: {type(error).__name__}: {first_line(error)}"
                 error = CardError(message, file=self.path, remedy="Correct its front matter")
-            return [BrokenCard.from_parent(self, name=name, error=error) for name in self._asked()]
+            items = [BrokenCard.from_parent(self, name=name, error=error) for name in self._asked()]
         session = self.config.pluginmanager.get_plugin("sdbench-session")
         if session is None or session.settings.calibrate is None:
             # Calibration is made when it is asked for.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_sdbench.base.errors import MESSAGE, cut
+from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import card_name
 from pytest_sdbench.cards.cases import Case
 from pytest_sdbench.gate.ending import Ending, ending, outcome_of
@@ -32,6 +33,7 @@ def conclude(item: pytest.Item, verdict: Verdict, **figures: Any) -> None:
     item.user_properties.extend(properties(row, item))
     session = item.config.pluginmanager.get_plugin("sdbench-session")
     end, reason = ending(verdict, session.settings.inconclusive if session is not None else "fail")
+    reason = plain(reason)
     if end is Ending.SKIP:
         pytest.skip(reason)
     if end is Ending.XFAIL:
@@ -84,9 +86,9 @@ def properties(row: Row, item: pytest.Item) -> list[tuple[str, Any]]:
     module = card_of(item)
     assert module is not None
     return [
-        (PROPERTY + "file", file_text(module)),
+        (PROPERTY + "file", plain(file_text(module))),
         *(
-            (PROPERTY + key, json.dumps(value) if isinstance(value, dict) else value)
+            (PROPERTY + key, json.dumps(value) if isinstance(value, dict) else _shown(value))
             for key, value in row.to_dict().items()
             if value is not None
         ),
@@ -100,6 +102,11 @@ def file_text(module: pytest.Module) -> str:
     with suppress(ValueError, RuntimeError):
         return f"~/{module.path.relative_to(Path.home()).as_posix()}"
     return str(module.path)
+
+
+def _shown(value: Any) -> Any:
+    """Return a text as readers of junit files may show it; other values as they are."""
+    return plain(value) if isinstance(value, str) else value
 
 
 def row_of(pairs: Iterable[tuple[str, Any]]) -> Row | None:

@@ -15,6 +15,7 @@ from _pytest.junitxml import xml_key
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference, told
+from pytest_sdbench.base.text import plain
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import card_name, is_card, own_names, read_card
 from pytest_sdbench.gate.ending import compared
@@ -89,7 +90,10 @@ class SdbenchSession:
         if file_path.suffix.lower() != ".md":
             return None
         if parent.session.isinitpath(file_path) or is_card(file_path):
-            module: pytest.Collector = CardModule.from_parent(parent, path=file_path)
+            place = os.path.relpath(file_path, self.config.rootpath)
+            # pytest prints an id as it is.
+            more = {} if plain(place) == place else {"nodeid": plain(place)}
+            module: pytest.Collector = CardModule.from_parent(parent, path=file_path, **more)
             return module
         return None
 
@@ -135,11 +139,11 @@ class SdbenchSession:
             if not meant and typed:
                 known = ", ".join(sorted(self.names[path] for path in paths)) or "none"
                 text = f"{key!r} is none of the cards of this run ({known}); name a card or its file"
-                raise pytest.UsageError(f"--sdbench-weights: {text}")
+                raise pytest.UsageError(f"--sdbench-weights: {plain(text)}")
             if len(meant) > 1:
                 files = ", ".join(told(path) for path in meant)
                 text = f"{key!r} is the name of {len(meant)} cards: {files}. Give the file of one"
-                raise pytest.UsageError(f"--sdbench-weights: {text}")
+                raise pytest.UsageError(f"--sdbench-weights: {plain(text)}")
 
     def _means(self, key: str, path: Path) -> bool:
         """Return whether a card is named by its name, alone or as reports have it, or by its path."""
@@ -192,10 +196,10 @@ class SdbenchSession:
         error = call.excinfo.value
         if isinstance(error, Unavailable):
             report.outcome = "skipped"
-            report.longrepr = (file_text(module), 1, f"Skipped: {error}")
+            report.longrepr = (plain(file_text(module)), 1, f"Skipped: {error}")
         elif report.skipped and isinstance(report.longrepr, tuple):
             # What was skipped stands in the card, not in the suite.
-            report.longrepr = (file_text(module), 1, report.longrepr[2])
+            report.longrepr = (plain(file_text(module)), 1, report.longrepr[2])
         elif isinstance(error, SdbenchError):
             first = self.told.setdefault((module.path, str(error)), item.nodeid)
             report.longrepr = str(error) if first == item.nodeid else f"The same error as in {first}"
@@ -214,7 +218,10 @@ class SdbenchSession:
             self.rows = [known for known in self.rows if known.node_id != row.node_id] + [row]
             found = dict(report.user_properties)
             file = Path(str(found[PROPERTY + "file"])).expanduser()
-            path = self.files[row.node_id] = self.config.rootpath / file
+            named = self.config.rootpath / file
+            # A name that a report cannot show as it is stands there written out.
+            path = next((each for each in self.names if plain(each) == str(named)), named)
+            self.files[row.node_id] = path
             self.names[path] = row.card  # the controller of xdist collects nothing
 
     def _mark_inconclusive(self, report: pytest.TestReport) -> None:
@@ -233,10 +240,13 @@ class SdbenchSession:
     ) -> Generator[None, None, None]:
         """Write reports and records, in the controller alone; what is recorded, or cannot be, fails it."""
         if not hasattr(self.config, "workerinput") and not self.config.option.collectonly:
-            from pytest_sdbench.report.write import read_cards, write_reports
+            from pytest_sdbench.report.write import printable, read_cards, write_reports
             from pytest_sdbench.suite.recording import write_evidence_of, write_records_of
 
             cards = read_cards(self.rows, self.files)
+            if (rows := printable(self.rows, cards)) != self.rows and exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            self.rows = rows
             lines, whole = write_reports(self.settings.report, self.rows, cards)
             self.written += lines
             if not whole and session.exitstatus == pytest.ExitCode.OK:
@@ -282,7 +292,7 @@ class SdbenchSession:
         if chosen.budget:
             parts.append(f"budget {chosen.budget:,} images")
         parts += [f"{card} = {told(path)}" for card, path in chosen.weights.items()]
-        return "sdbench: " + ", ".join(parts)
+        return plain("sdbench: " + ", ".join(parts))
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -295,12 +305,12 @@ class SdbenchSession:
             terminalreporter.write_line(terminal_tables(self.rows, read_cards(self.rows, self.files)))
         for diff in self.diffs:
             terminalreporter.section("sdbench: recorded", sep="-")
-            terminalreporter.write_line(diff.rstrip())
+            terminalreporter.write_line("\n".join(map(plain, diff.rstrip().split("\n"))))
         if self.diffs:
             reason = "Records changed, so this run fails: review the diff, commit it, and run again."
             terminalreporter.write_line(reason)
         for line in self.written:
-            terminalreporter.write_line(f"sdbench: {told(line)}")
+            terminalreporter.write_line(f"sdbench: {plain(told(line))}")
 
 
 def _same(key: str, path: Path, config: pytest.Config) -> bool:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
 
+from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, read_card
-from pytest_sdbench.report.cells import NONE, billions
+from pytest_sdbench.report.cells import NONE, billions, link, markdown, table
+from pytest_sdbench.report.devices import device_tables
 from pytest_sdbench.report.markdown import results_markdown
 from pytest_sdbench.report.published import published_tables
 from pytest_sdbench.report.results import SCHEMA_VERSION, Row, read_results, results_json
 from pytest_sdbench.report.terminal import terminal_tables
+from pytest_sdbench.report.write import printable, write_reports
 
 # Typed from the published tables, row by row.
 BK_SDM = """
@@ -87,7 +94,14 @@ def test_figures_of_two_protocols_with_one_name_have_two_tables(cards: list[Card
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("0.860e+9", "0.860B"), ("0.05e+9", "0.05B"), ("1.04e+9", "1.04B"), ("860000000", "0.860000000B")],
+    [
+        ("0.860e+9", "0.860B"),
+        ("0.05e+9", "0.05B"),
+        ("1.04e+9", "1.04B"),
+        ("860000000", "0.860000000B"),
+        ("0x1BCF08", "0x1BCF08"),
+        ("many", "many"),
+    ],
 )
 def test_a_count_keeps_the_digits_it_was_printed_with(text: str, shown: str) -> None:
     assert billions(text) == shown
@@ -189,9 +203,9 @@ def test_what_a_card_leaves_untested_stands_in_every_report(tmp_path: Path) -> N
     hub.write_text("---\nlicense: mit\n---\n# Theirs\n", encoding="utf-8")
     card = read_card(hub)
     assert card.explained
-    for text in (terminal_tables(ROWS, [card]), results_markdown([card], ROWS)):
+    for text, show in ((terminal_tables(ROWS, [card]), plain), (results_markdown([card], ROWS), markdown)):
         for note in card.explained:
-            assert f"- hub: {note}" in text
+            assert f"- hub: {show(note)}" in text
     assert json.loads(results_json(ROWS, {}, {"hub": card.explained}))["untested"] == {
         "hub": list(card.explained)
     }
@@ -227,3 +241,178 @@ def test_a_score_that_is_predicted_from_fewer_images_says_so() -> None:
     assert "17.01 ± 0.10, predicted" in line
     assert "2,000 of 30,000" in line
     assert "predicted" not in terminal_tables(ROWS)
+
+
+FORGED = (
+    "a|b\n\n# Passed <script>alert(1)</script> [x](https://evil.example) ![y](//z) `c` **d** _e_ &lt; www.f"
+)
+HIDDEN = "\x1b[31mred\x1b]8;;https://evil.example\x07 \x9b2J\u202egnp \u2066\u200b\r\x08\x00\u2028"
+
+
+def rendered(text: str) -> str:
+    """Return the HTML that a reader sees."""
+    reader = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    html: str = reader.render(text)
+    return html
+
+
+def test_markdown_shows_the_words_of_others_as_words() -> None:
+    html = rendered(f"- {markdown(FORGED)}\n\n{table(['Model', FORGED], [[FORGED, 'clip_score']])}\n")
+    assert not re.findall(r"<(?:script|a|img|h1|code|strong|em)\b", html)
+    shown = unescape(re.sub(r"<[^>]+>", "", html))
+    assert shown.count(" ".join(FORGED.split())) == 3
+    assert "clip_score" in table(["a"], [["clip_score"]])
+    assert html.count("<li>") == html.count("<table>") == 1
+
+
+@pytest.mark.parametrize(
+    "text", [FORGED, HIDDEN, "a\\", "\\|", "\\<b>", "_", "*", "~~s~~", "$x$", "&amp;", "<!--"]
+)
+def test_a_text_comes_out_of_markdown_as_it_went_in(text: str) -> None:
+    cells = rendered(table(["a", "b"], [[text, "x"]]))
+    assert [unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", cells)] == [
+        plain(" ".join(text.split())),
+        "x",
+    ]
+
+
+def test_nothing_of_a_text_moves_a_terminal() -> None:
+    for text in (HIDDEN, FORGED):
+        assert all(char.isprintable() for char in plain(text))
+        assert all(char.isprintable() or char == "\n" for char in markdown(text))
+    for text in ("Größe 大きい\u3000図", "👩\u200d🚀 plain  two", "\u0645\u06cc\u200c"):
+        assert plain(text) == text
+    error = CardError(HIDDEN, file=f"a\n{HIDDEN}.md", key=HIDDEN, found=HIDDEN, remedy=HIDDEN)
+    assert all(char.isprintable() for char in str(error))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://e.org/a?b=c#d", "[N](https://e.org/a?b=c#d)"),
+        ("https://e.org/a_(b)", "[N](https://e.org/a_%28b%29)"),
+        ("https://e.org/) <script>", "[N](https://e.org/%29%20%3Cscript%3E)"),
+        ("javascript:alert(1)", "N"),
+        ("data:text/html,x", "N"),
+        (None, "N"),
+    ],
+)
+def test_a_source_leads_to_the_web_alone(url: str | None, shown: str) -> None:
+    assert link("N", url) == shown
+
+
+def test_every_string_of_a_run_is_shown_as_text(tmp_path: Path) -> None:
+    hub = tmp_path / "hub.md"
+    said = json.dumps(FORGED + HIDDEN)
+    figures = (
+        f"[{{type: fid, value: 3, name: {said}}}, {{type: {said}, value: 1}}, {{type: kid, value: {said}}}]"
+    )
+    dataset, source = f"{{type: {said}, name: {said}, config: {said}}}", f"{{name: {said}, url: {said}}}"
+    result = f"{{task: {{type: t}}, dataset: {dataset}, metrics: {figures}, source: {source}}}"
+    hub.write_text(f"---\nmodel-index:\n- {{name: {said}, results: [{result}]}}\n---\n", encoding="utf-8")
+    card = replace(read_card(hub), name=FORGED + HIDDEN)
+    words = dict.fromkeys(("name", "protocol", "reason", "kind", "claimed_text", "metric"), FORGED + HIDDEN)
+    tests = ("size", "compute", "speed", "memory", "quality", "calibration", FORGED + HIDDEN)
+    ends = ("fail", "error")
+    rows = [row(test, card=card.name, verdict=end, **words) for test in tests for end in ends]
+    beside = {"beside": {"card": HIDDEN, "difference": 1, "standard_error": None}}
+    rows += [replace(each, measured=1.0, claimed=2.0, extra=beside) for each in rows]
+    for text in (
+        results_markdown([card], rows, {"device": FORGED + HIDDEN}),
+        published_tables([card]),
+        device_tables([(FORGED, read_card(reference() / "cards" / "tiny-sd.md").devices)]),
+    ):
+        assert all(char.isprintable() or char == "\n" for char in text)
+        assert not re.findall(r"<(?:script|a|img|em)\b", rendered(text))
+        assert not re.search(r"<h1>(?!Results)", rendered(text))
+    text = terminal_tables(rows, [card])
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert not [line for line in text.splitlines() if line.startswith("# Passed")]
+
+
+# --- rows that cannot be shown -------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"measured": "many"},
+        {"claimed": [1], "measured": 2.0},
+        {"measured": 1.0, "standard_error": "little"},
+        {"measured": 1.0, "extra": {"beside": {}}},
+        {"measured": 1.0, "extra": {"requested": "x"}, "n": 5},
+        {"reason": 5},
+        {"claimed_text": 7, "measured": 1.0},
+        {"extra": {"x": {1, 2}, ("a",): math.nan}, "measured": 1.0, "margin": "wide"},
+        {"card": ["x"]},
+        {"test": None, "reason": "x"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("test", ["size", "compute", "speed", "memory", "quality"])
+def test_a_row_that_cannot_be_shown_is_an_error_that_shows_it(
+    test: str, values: dict[str, object], tmp_path: Path
+) -> None:
+    bad = Row.from_dict({"node_id": "x", "card": "c", "test": test, "metric": "fid", "name": "unet"} | values)
+    rows = [*ROWS, bad]
+    found = printable(rows, [])
+    assert found[:-1] == ROWS
+    if found[-1] != bad:
+        assert found[-1].verdict == "error"
+        assert "cannot be shown" in found[-1].reason
+        for value in values.values():
+            assert repr(value)[:20] in found[-1].reason
+    assert write_reports([tmp_path / "r.md", tmp_path / "r.json"], found, [])
+    assert "coco30k-bksdm" in (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert terminal_tables(found)
+    assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["results"]) == len(rows)
+
+
+# --- figures of several datasets, models and namesakes -------------------------------
+
+TWO = [
+    ("coco|MS-COCO 2014|fid, value: 13.05", "mjhq|MJHQ-30K|fid, value: 28.9"),
+    ("coco|MS-COCO 2014|fid, value: 13.05", "parti|PartiPrompts|clip_score, value: 0.31"),
+    ("coco|COCO 2014|fid, value: 13.05", "coco|COCO 2017|fid, value: 28.9"),
+    ("coco|COCO 2014|fid, value: 13.05", "coco|COCO 2017|clip_score, value: 0.31"),
+    ("coco|COCO, config: cfg-3|fid, value: 13.05", "coco|COCO, config: cfg-8|fid, value: 28.9"),
+    (
+        "coco|COCO, args: {num_samples: 30000}|fid, value: 13",
+        "coco|COCO, args: {num_samples: 5000}|fid, value: 28",
+    ),
+    ("coco|COCO|fid, value: 13.05", "coco|COCO|fid, verified: true, value: 28.9"),
+]
+
+
+@pytest.mark.parametrize("block", ["", "sdbench: {}\n"], ids=["hub", "ours"])
+@pytest.mark.parametrize("two", TWO, ids=str)
+def test_every_figure_stands_in_a_table_under_a_heading_of_its_own(
+    two: tuple[str, str], block: str, tmp_path: Path
+) -> None:
+    results = "".join(
+        f"  - {{task: {{type: t}}, dataset: {{type: {kind}, name: {name}}}, metrics: [{{type: {figure}}}]}}\n"
+        for kind, name, figure in (each.split("|") for each in two)
+    )
+    card = tmp_path / "card.md"
+    card.write_text(f"---\n{block}model-index:\n- name: M\n  results:\n{results}---\n", encoding="utf-8")
+    text = published_tables([read_card(card)])
+    figures = [each.rpartition("value: ")[2] for each in two]
+    rows = cells(text)
+    assert sorted(cell for line in rows for cell in line if cell not in ("M", NONE)) == sorted(figures)
+    kinds, names = ([each.split("|")[at].partition(",")[0] for each in two] for at in (0, 1))
+    headings = [line for line in text.splitlines() if line.startswith("| Model")]
+    assert len(rows) == len(set(kinds)) == len(headings)
+    assert all(name in text for name in names if len(set(names)) > 1)
+    for line in headings:
+        columns = [column.strip() for column in line.strip("|").split("|")]
+        assert len(set(columns)) == len(columns)
+
+
+def test_each_of_several_models_has_a_row(tmp_path: Path) -> None:
+    result = "{task: {type: t}, dataset: {type: a, name: A}, metrics: [{type: fid, value: %s}]}"
+    pairs = (("T", 13.05), ("S", 17.12))
+    models = "".join(f"- {{name: {name}, results: [{result % value}]}}\n" for name, value in pairs)
+    card = tmp_path / "both.md"
+    card.write_text(f"---\nmodel-index:\n{models}---\n# Both\n", encoding="utf-8")
+    assert cells(published_tables([read_card(card)])) == [["T (Both)", "13.05"], ["S (Both)", "17.12"]]

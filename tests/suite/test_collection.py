@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from tests.project import make_card, make_protocol
+from tests.report.test_report import FORGED, HIDDEN
 
 COLLECT = ("--sdbench", "--collect-only", "-q", "-p", "no:cacheprovider")
 
@@ -219,6 +221,45 @@ def test_whatever_stands_in_a_card_the_others_are_collected(pytester, card):
     for number in range(len(HOSTILE)):
         if f"hostile{number}.md" not in read:
             result.stdout.fnmatch_lines([f"FAILED cards/hostile{number}.md::card*"])
+
+
+def test_a_count_and_names_of_others_end_no_run_and_forge_no_report(pytester):
+    said = f"{FORGED}{HIDDEN}"
+    path = pytester.path / "cards" / "e\x1b[31m\u202evil\nx.md"
+    make_card(path, claims={}, title=said, protocols=[], architecture="bk-sdm-tiny", checkpoint=None)
+    text = path.read_text(encoding="utf-8")
+    text = text.replace("sdbench:\n", "sdbench:\n  size: {unet: {exact: 323384964, published: 0x13468D04}}\n")
+    figures = f"[{{type: fid, value: {json.dumps(said)}}}, {{type: {json.dumps(said)}, value: 1}}]"
+    result = f"{{task: {{type: t}}, dataset: {{type: a, name: {json.dumps(said)}}}, metrics: {figures}}}"
+    index = f"model-index: [{{name: {json.dumps(said)}, results: [{result}]}}]\n"
+    path.write_text(text.replace("sdbench:\n", f"{index}sdbench:\n", 1), encoding="utf-8")
+    reports = ("--sdbench-report=r.md", "--sdbench-report=r.json", "--junitxml=r.xml")
+    result = pytester.runpytest("--sdbench", "cards", "-m", "size or quality", "-v", "-rA", *reports)
+    result.assert_outcomes(passed=1, failed=1, skipped=4)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    report = (pytester.path / "r.md").read_text(encoding="utf-8")
+    assert "0x13468D04" in report
+    for text in (report, result.stdout.str(), result.stderr.str(), (pytester.path / "r.xml").read_text()):
+        assert all(char.isprintable() or char in "\n\t" for char in text)
+    assert not re.search(r"(?<!\\\\)<script", report)
+    assert not [line for line in report.splitlines() if line.startswith("# Passed")]
+
+
+@pytest.mark.parametrize("name", ["CARD.MD", "Readme.Md"])
+def test_a_named_file_is_a_card_however_its_ending_is_spelled(pytester, card, name):
+    named = card.with_name(name)
+    named.write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
+    assert len(collected(pytester.runpytest(*COLLECT, f"cards/{name}", "-m", "size"))) == 4
+
+
+def test_weights_of_a_broken_card_are_those_of_a_card_of_the_run(pytester, card, tiny_checkpoint):
+    make_card(card.with_name("wrong.md"), architecture="of-nobody")
+    for key in ("wrong", "cards/wrong.md"):
+        words = ("--sdbench", "cards", "-m", "memory", f"--sdbench-weights={key}={tiny_checkpoint}")
+        result = pytester.runpytest(*words)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        assert "unknown architecture" in result.stdout.str()
+        assert "none of the cards" not in result.stderr.str() + result.stdout.str()
 
 
 def namesakes(pytester):

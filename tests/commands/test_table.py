@@ -1,0 +1,74 @@
+"""Tables of cards: every figure, every card, and nothing that a card can forge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pytest_sdbench.commands.doctor import examine
+from pytest_sdbench.commands.main import main
+from pytest_sdbench.commands.plan_cost import plan
+from tests.project import make_card
+from tests.report.test_report import FORGED, HIDDEN
+
+
+def namesakes(folder: Path) -> list[Path]:
+    """Write two cards of one name and one title."""
+    paths = [folder / place / "v1" / "README.md" for place in ("x", "y")]
+    for path, fid in zip(paths, (9.5, 8.5), strict=True):
+        make_card(path, claims={"fid": fid}, checkpoint=None, protocols=[], protocol="coco5k")
+    return paths
+
+
+def test_namesakes_have_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", *map(str, namesakes(tmp_path))]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| Mini")]
+    assert [line.split("|")[1:3] for line in rows] == [
+        [" Mini (x/v1) ", "     9.5 "],
+        [" Mini (y/v1) ", "     8.5 "],
+    ]
+
+
+def test_doctor_tells_namesakes_apart(tmp_path: Path) -> None:
+    paths = namesakes(tmp_path)
+    paths[1].write_text("---\nsdbench: no\n---\n", encoding="utf-8")
+    findings = examine(paths)
+    assert {finding.card for finding in findings} == {"x/v1", "y/v1"}
+    assert [finding.card for finding in findings if finding.need == "card"] == ["y/v1"]
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
+def test_a_name_of_two_cards_gives_weights_to_neither(broken: bool, tmp_path: Path) -> None:
+    from pytest_sdbench.base.errors import CardError
+    from pytest_sdbench.base.workspace import Workspace
+
+    paths = namesakes(tmp_path)
+    if broken:
+        paths[0].write_text("---\nsdbench: no\n---\n", encoding="utf-8")
+    workspace, names = Workspace(tmp_path / "store", None, "cpu", None), "x/v1/README.md, .*y/v1/README.md"
+    with pytest.raises(CardError, match=rf"the name of 2 cards: .*{names}.*'v1'.*Give the file of one"):
+        plan(paths, workspace, weights={"v1": tmp_path}, timing=False)
+    with pytest.raises(CardError, match=r"no card of this run.*'v2'.*Name x/v1, y/v1"):
+        plan(paths, workspace, weights={"v2": tmp_path}, timing=False)
+    for key in ("x/v1", str(paths[0])):
+        found = plan(paths, workspace, weights={key: tmp_path}, timing=False)
+        assert list(dict.fromkeys(row.card for row in found.rows)) == ["x/v1", "y/v1"]
+
+
+def test_results_that_cannot_be_shown_are_told_and_end_in_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"node_id": "a", "card": "a", "test": "compute", "measured": 2e9, "verdict": "pass"},
+        {"node_id": "b", "card": FORGED, "test": "quality", "measured": "many", "verdict": HIDDEN},
+    ]
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"schema_version": 1, "environment": {}, "results": rows}))
+    assert main(["table", str(namesakes(tmp_path)[0]), "--results", str(results)]) == 1
+    told = capsys.readouterr()
+    assert "2.0 G" in told.out
+    assert "cannot be shown" in told.out
+    assert "<script>" not in told.out.replace("\\<script>", "")
+    assert all(char.isprintable() or char == "\n" for char in told.out + told.err)
