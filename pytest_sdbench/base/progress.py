@@ -9,6 +9,8 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
+from pytest_sdbench.base.text import plain
+
 T = TypeVar("T")
 
 _QUIET_SECONDS = 30.0
@@ -31,7 +33,7 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total, self._unit, self._description = total, unit, description
+        self._total, self._unit, self._description = total, unit, plain(description)
         self._stream, self._clock = stream or sys.stderr, clock
         self._done, self._spoke, self._start = 0, False, clock()
         self._due = self._start + _QUIET_SECONDS
@@ -40,7 +42,7 @@ class Progress:
             self._bar = tqdm(
                 total=total,
                 unit=f" {unit}",
-                desc=description,
+                desc=self._description,
                 file=self._stream,
                 dynamic_ncols=True,
                 leave=False,

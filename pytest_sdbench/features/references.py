@@ -20,6 +20,7 @@ from pytest_sdbench.base.environment import true_float32
 from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.base.files import sha256_of, write_atomically
 from pytest_sdbench.base.progress import progress
+from pytest_sdbench.base.text import plain
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.features.definition import FeatureNetwork
 from pytest_sdbench.features.extractors import known_fingerprint, open_extractor, width_of
@@ -216,7 +217,7 @@ def make_statistics(
         batches = (pixels for _, pixels in in_batches(decode(images, steps)))
         total, origin = len(images.pictures), images.origin
         if remark := images.remark():
-            print(f"{origin}: {remark}", file=sys.stderr)
+            print(plain(f"{origin}: {remark}"), file=sys.stderr)
     shown = progress(batches, total, "images", f"statistics of {origin}", count=len)
     with true_float32():
         made = compute_statistics(shown, network, total=total, keep=keep)

@@ -63,7 +63,7 @@ def write_reports(
             text = results_markdown(cards, rows, {"versions": versions()})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text.encode("utf-8"))
+            write_atomically(path, text.encode("utf-8", "backslashreplace"))
             lines.append(f"results written to {path}")
         except OSError as error:
             whole = False
