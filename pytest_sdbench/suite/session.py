@@ -220,7 +220,8 @@ class SdbenchSession:
             file = Path(str(found[PROPERTY + "file"])).expanduser()
             named = self.config.rootpath / file
             # A name that a report cannot show as it is stands there written out.
-            path = next((each for each in self.names if plain(each) == str(named)), named)
+            near = self.names if named not in self.names else ()
+            path = next((each for each in near if plain(each) == str(named)), named)
             self.files[row.node_id] = path
             self.names[path] = row.card  # the controller of xdist collects nothing
 
