@@ -69,7 +69,10 @@ class Search:
             except SdbenchError as error:
                 broken.append(Finding(card.name, "prompts", name, "broken", str(error)))
         # One that has changed since every claim of it was made needs nothing.
-        return (whole if names or broken else judged_protocols(card)), broken
+        needed = whole if names or broken else judged_protocols(card)
+        failing = (problem for problem in card.problems if problem.fails)
+        broken += [Finding(card.name, "card", each.id, "broken", str(each.error)) for each in failing]
+        return needed, broken
 
     def protocol(self, card: Card, protocol: Protocol) -> Iterator[Finding]:
         """Yield what a card needs for a protocol: prompts, reference statistics and extractors."""

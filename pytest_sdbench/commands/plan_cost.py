@@ -182,7 +182,7 @@ def plan(
 
 def _of_cards(names: Mapping[Path, str], weights: Mapping[str, Path]) -> dict[Path, Path]:
     """Return the folders of `weights` by the card that each key names; raises CardError for other keys."""
-    found = {}
+    found: dict[Path, Path] = {}
     for key, folder in weights.items():
         here = Path(key).absolute()
         meant = [

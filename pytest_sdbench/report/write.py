@@ -40,8 +40,8 @@ def printable(rows: Sequence[Row], cards: Sequence[Card]) -> list[Row]:
         except Exception as error:  # of whatever a figure, a metric or a file of results can be
             what = f"{type(error).__name__}: {first_line(error)[:200]}"
             reason = f"this result cannot be shown ({what}). It is {str(row)[:1000]}"
-            words = map(str, (row.node_id, row.card, row.test, row.name))
-            found.append(Row(*words, reason=reason))
+            words = {name: str(getattr(row, name)) for name in ("node_id", "card", "test", "name")}
+            found.append(Row.from_dict({**words, "reason": reason}))
     return found
 
 

@@ -92,7 +92,7 @@ class SdbenchSession:
         if parent.session.isinitpath(file_path) or is_card(file_path):
             place = os.path.relpath(file_path, self.config.rootpath)
             # pytest prints an id as it is.
-            more = {} if plain(place) == place else {"nodeid": plain(place)}
+            more: Any = {} if plain(place) == place else {"nodeid": plain(place)}
             module: pytest.Collector = CardModule.from_parent(parent, path=file_path, **more)
             return module
         return None
