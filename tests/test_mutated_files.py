@@ -51,9 +51,9 @@ LONGEST = 4000
 """Characters of a message."""
 
 WORDS = [
-    *b"&a *a [ ] { } : - ? | --- <<:*a !!bool !!set null true ~ \" ' \\ , ../ / <script> [a](b) \x1b[2J".split(),
+    *b"&a *a [ ] { } : - ? | --- <<:*a !!bool !!set null true ~ \" ' \\ , ../ / <script> [a](b)".split(),
     *b"nan .nan NaN Infinity -.inf 1e999 -1 0 0.0 -0 1_0 12e03 0x1BCF08 1:30 2026-13-45".split(),
-    *b"_class_name _use_default_values \x00 \xff \xef\xbb\xbf \xe2\x80\xa8 \xed\xa0\x80".split(),
+    *b"_class_name _use_default_values \x1b[2J \x00 \xff \xef\xbb\xbf \xe2\x80\xa8 \xed\xa0\x80".split(),
     *(b" ", b"\t", b"\n", b"\r", b"\r\n", b"9" * 400, b"[" * 3000, b'{"a":' * 3000),
 ]
 """What means something to one reader or another."""
