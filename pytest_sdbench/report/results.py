@@ -52,6 +52,14 @@ class Row:
         return cls(**{key: value for key, value in values.items() if key in known})
 
 
+@dataclass(frozen=True)
+class _Results:
+    """What is read of a ``results.json``."""
+
+    results: list[Row]
+    environment: dict[str, Any]
+
+
 def results_json(
     rows: Sequence[Row],
     environment: Mapping[str, Any],
@@ -73,18 +81,28 @@ def results_json(
 
 
 def read_results(text: str) -> tuple[list[Row], dict[str, Any]]:
-    """Return the rows and the environment of a ``results.json``.
+    """Return the rows and the environment of a ``results.json``; keys of a later version are left out.
 
     Raises ValueError if the text is not such a file, or one of another schema version.
     """
-    content = json.loads(text)
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("lists and mappings in each other, deeper than any that a run writes") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"not a results.json of schema version {SCHEMA_VERSION} (found {version!r}); "
             "write it anew with --sdbench-report results.json"
         )
-    return [Row.from_dict(row) for row in content["results"]], content["environment"]
+    try:
+        found = TypeAdapter(_Results).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return found.results, found.environment
 
 
 def _finite(value: Any) -> Any:

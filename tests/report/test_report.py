@@ -229,10 +229,27 @@ def test_json_has_no_nan_and_survives_later_keys() -> None:
     assert Row.from_dict(content["results"][0] | {"of a later version": 1}).card == "bk-sdm-small"
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"schema_version": 2, "results": []}'])
+@pytest.mark.parametrize("text", ["{}", "[]", '{"schema_version": 2, "results": []}', "null"])
 def test_another_file_is_not_taken_for_results(text: str) -> None:
     with pytest.raises(ValueError, match=r"schema version 1.*--sdbench-report results\.json"):
         read_results(text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"results": None}, {"results": [7]}, {"results": [{"node_id": "x"}]}, {"environment": []}],
+    ids=str,
+)
+def test_damaged_results_are_refused(damage: dict[str, Any]) -> None:
+    content = json.loads(results_json(ROWS, {})) | damage
+    with pytest.raises(ValueError, match=next(iter(damage))):
+        read_results(json.dumps(content))
+    rows = json.loads(results_json(ROWS, {}))
+    rows["results"][0]["measured"] = "many"
+    with pytest.raises(ValueError, match="measured"):
+        read_results(json.dumps(rows))
+    with pytest.raises(ValueError, match="in each other"):
+        read_results("[" * 100_000)
 
 
 def test_a_score_that_is_predicted_from_fewer_images_says_so() -> None:
