@@ -240,7 +240,7 @@ def test_another_file_is_not_taken_for_results(text: str) -> None:
     [{"results": None}, {"results": [7]}, {"results": [{"node_id": "x"}]}, {"environment": []}],
     ids=str,
 )
-def test_damaged_results_are_refused(damage: dict[str, Any]) -> None:
+def test_damaged_results_are_refused(damage: dict[str, object]) -> None:
     content = json.loads(results_json(ROWS, {})) | damage
     with pytest.raises(ValueError, match=next(iter(damage))):
         read_results(json.dumps(content))
