@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pytest_sdbench.base.files import json_mapping
+
 SCHEMA_VERSION = 1
 """Of ``results.json``; it rises when a reader of the old form would misread the new one."""
 
@@ -87,12 +89,8 @@ def read_results(text: str) -> tuple[list[Row], dict[str, Any]]:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    try:
-        content = json.loads(text)
-    except RecursionError:
-        raise ValueError("lists and mappings in each other, deeper than any that a run writes") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    content = json_mapping(text.encode())
+    if (version := content.get("schema_version")) != SCHEMA_VERSION:
         raise ValueError(
             f"not a results.json of schema version {SCHEMA_VERSION} (found {version!r}); "
             "write it anew with --sdbench-report results.json"
