@@ -128,7 +128,7 @@ def measure_latency(
     measure nothing but noise. At most two networks are in memory, and none afterwards. One lock per machine
     keeps timings of other processes apart.
 
-    The first call of each network warms up and tells how many rounds fit ``budget`` seconds (6 to 50).
+    The first calls of each network warm up and tell how many rounds fit ``budget`` seconds (6 to 50).
     Raise ``Unavailable`` where pytest-benchmark does not measure (``--benchmark-disable``, ``-n``) or where
     another process keeps the lock. ``progress`` shows the rounds as they go.
     """
@@ -181,13 +181,19 @@ def _interleave(
     benchmark: Any, candidate: UnetCall, baseline: UnetCall | None, budget: float, progress: bool
 ) -> Ratio:
     """Time ``candidate`` with pytest-benchmark; ``baseline`` runs and is timed in the setup of each round."""
-    # The first call of each allocates and picks kernels: it is not counted, but tells how long a round takes.
-    start = time.perf_counter()
-    for call in (baseline, candidate):
-        if call is not None:
-            call()
-    warm_up = time.perf_counter() - start
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int((budget - warm_up) / warm_up)))
+
+    def call_both() -> float:
+        start = time.perf_counter()
+        for call in (baseline, candidate):
+            if call is not None:
+                call()
+        return time.perf_counter() - start
+
+    # The first call of each allocates and picks kernels: it is not counted. Of small networks it takes many
+    # times as long as a round, so that a second one tells how many rounds there are time for.
+    warm_up = call_both()
+    a_round = min(warm_up, call_both()) if warm_up < budget / 10 else warm_up
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int((budget - warm_up) / a_round)))
     baseline_seconds: list[float] = []
 
     with Progress(rounds, "rounds", "latency of one U-Net call", shown=progress) as shower:

@@ -50,13 +50,15 @@ class Clock:
 
     def __init__(self, **seconds: float) -> None:
         self.seconds, self.now, self.calls = seconds, 0.0, list[str]()
+        self.first = 0.0
+        """Seconds more that the first call of each takes."""
 
     def perf_counter(self) -> float:
         return self.now
 
     def call(self, name: str) -> None:
+        self.now += self.seconds[name] + (0.0 if name in self.calls else self.first)
         self.calls.append(name)
-        self.now += self.seconds[name]
 
 
 @pytest.fixture
@@ -98,6 +100,11 @@ def test_the_number_of_rounds_has_bounds(clock: Clock, seconds: float, rounds: i
         label="1 s", largest=0.5, ratio=1.0, seconds=result.seconds, baseline_seconds=result.baseline_seconds
     )
     assert slow.outcome is Outcome.FAIL, "the fewest rounds tell a network that is far too slow"
+
+
+def test_a_slow_first_call_costs_a_small_network_no_rounds(clock: Clock) -> None:
+    clock.seconds, clock.first = {"student": 0.01, "teacher": 0.01}, 1.0
+    assert measure_latency(Benchmark, STUDENT, UNET).rounds == 50
 
 
 def test_the_ratio_is_the_median_of_the_rounds() -> None:
