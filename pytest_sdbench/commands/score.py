@@ -32,10 +32,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "how the prompt of an image is found: by the caption that comes with it, by its name in the file of "
     )
     told += "prompts, by the number at the end of its name, or by the order of names; default: the first of "
-    told += "these that the images have"
+    told += "these that the images have, but never their order"
     command.add_argument("--match", choices=("caption", "name", "index", "order"), help=told)
     command.add_argument("--card", metavar="CARD", help="show what this card (name or file) claims beside it")
-    share(command, "--protocol", "--data", "--device", "--download", "--json", device="cpu")
+    share(command, "--protocol", "--background", "--data", "--device", "--download", "--json", device="cpu")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
         stage=options.stage,
         match_by=options.match,
         card=options.card,
+        background=options.background,
     )
     show(score_table(found))
     write_figures(figures(found), options.json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from pytest_sdbench.base.environment import true_float32
-from pytest_sdbench.base.errors import DataError, Unavailable
+from pytest_sdbench.base.errors import DataError, SdbenchError
 from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
@@ -23,7 +24,9 @@ from pytest_sdbench.evaluation.evaluate import References
 from pytest_sdbench.features.definition import Rows
 from pytest_sdbench.features.extractors import Extractors, open_extractors
 from pytest_sdbench.features.images import ImageSet, decode, in_batches, open_images, size_of
+from pytest_sdbench.features.pixels import lossy, remarks
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import groups_of
 from pytest_sdbench.protocols.image_steps import Images
 from pytest_sdbench.protocols.load import load_protocol
@@ -49,7 +52,7 @@ class Scores:
     matched: str
     """How each image found its prompt."""
     estimates: Mapping[str, Estimate | Undefined]
-    lacking: Mapping[str, Unavailable]
+    lacking: Mapping[str, SdbenchError]
     """By metric: why it could not be computed here."""
     card: str | None
     claims: tuple[Claim, ...]
@@ -73,12 +76,14 @@ def score(
     stage: Stage | None = None,
     match_by: str | None = None,
     card: str | None = None,
+    background: str | None = None,
 ) -> Scores:
     """Score the images in folders, archives or shards under a protocol.
 
     `n` takes those of the first n prompts alone. `stage` says whether the images are as the sampler made them
     or have been through the protocol's image steps; without it their size tells. `match_by` is that of
-    `matching.match`, `card` a name or a file whose claims are shown beside the scores.
+    `matching.match`, `card` a name or a file whose claims are shown beside the scores, `background` a colour
+    to lay transparent images over. Images of no known prompt have no score with their prompts.
 
     Raises DataError for images that are damaged, of another size, or of no prompt; else as `evaluate`.
     """
@@ -95,19 +100,21 @@ def score(
     if measured.n < 2:
         raise DataError("scores need at least 2 images", file=images.pictures[0].where, found=measured.n)
     stage, size = _stage(protocol, images, stage)
+    wanted = _without(measured, lacking := {**references.lacking, **_unpaired(protocol, matching)})
     extractors = open_extractors(
-        measured, data_root=workspace.data_root, device=workspace.device, download=workspace.download
+        wanted, data_root=workspace.data_root, device=workspace.device, download=workspace.download
     )
     steps = protocol.image if stage == "sampled" else ()
-    batches = in_batches(decode(images, steps, order=matching.order, size=size))
+    seen = Counter[str]()
+    decoded = decode(images, steps, order=matching.order, size=size, background=background, seen=seen)
     with tempfile.TemporaryDirectory(prefix="sdbench-", ignore_cleanup_errors=True) as folder:
         rows = _Columns(Path(folder), measured.n)
         title = f"{images.origin}: {measured.name}"
         with Progress(measured.n, "images", title, shown=workspace.progress) as shower:
-            for count in _extract(batches, matching.order, prompts, extractors, rows):
+            for count in _extract(in_batches(decoded), matching.order, prompts, extractors, rows):
                 shower.update(count)
-        estimates = references.estimate(measured, rows, groups_of(prompts[: measured.n]))
-    claims = shown.claims if shown else ()
+        groups = None if matching.doubt else groups_of(prompts[: measured.n])
+        estimates = references.estimate(wanted, rows, groups)
     return Scores(
         origin=images.origin,
         protocol=measured,
@@ -115,10 +122,10 @@ def score(
         stage=stage,
         matched=matching.how,
         estimates=estimates,
-        lacking=references.lacking,
+        lacking=lacking,
         card=shown.name if shown else None,
-        claims=tuple(claim for claim in claims if claim.gate_protocol == protocol.name),
-        notes=tuple(_notes(images, matching, measured, stage, references)),
+        claims=tuple(c for c in (shown.claims if shown else ()) if c.gate_protocol == protocol.name),
+        notes=tuple(_notes(images, seen, measured, stage, references)),
     )
 
 
@@ -130,6 +137,21 @@ def _matched(
     whole = protocol.with_samples(max(protocol.n, min(len(images.pictures), protocol.prompts.rows)))
     prompts, files = load_prompts(whole, data_root), prompt_files(protocol, data_root)
     return prompts, match(images, prompts, files, n=n or protocol.n, all_of_them=n is not None, by=by)
+
+
+def _unpaired(protocol: Protocol, matching: Matching) -> dict[str, SdbenchError]:
+    """Return the metrics that images of no known prompt have no score of: those not of images alone."""
+    of_images = ("features", "logits")
+    metrics = [name for name in protocol.metrics if METRICS[name].output not in of_images]
+    return dict.fromkeys(metrics, matching.doubt) if matching.doubt else {}
+
+
+def _without(protocol: Protocol, lacking: Mapping[str, SdbenchError]) -> Protocol:
+    """Return a protocol without some metrics; raise why the first is lacking where none is left."""
+    metrics = {name: spec for name, spec in protocol.metrics.items() if name not in lacking}
+    if not metrics:
+        raise next(iter(lacking.values()))
+    return protocol.model_copy(update={"metrics": metrics})
 
 
 def _stage(protocol: Protocol, images: ImageSet, stage: Stage | None) -> tuple[Stage, int]:
@@ -209,17 +231,15 @@ class _Columns:
 
 
 def _notes(
-    images: ImageSet, matching: Matching, protocol: Protocol, stage: Stage, references: References
+    images: ImageSet, seen: Counter[str], protocol: Protocol, stage: Stage, references: References
 ) -> Iterator[str]:
     left = len(images.pictures) - protocol.n
     if left:
         yield f"{left:,} images of later prompts were left out"
-    lossy = sum(
-        images.pictures[number].name.lower().endswith((".jpg", ".jpeg", ".webp")) for number in matching.order
-    )
-    if lossy and stage == "sampled":
+    if (count := lossy(seen)) and stage == "sampled":
         again = "; they go through the protocol's codec once more" if protocol.image else ""
-        yield f"{lossy:,} images are JPEG or WebP files, whose pixels may not be the sampler's{again}"
+        yield f"{count:,} images are JPEG or WebP files, whose pixels may not be the sampler's{again}"
+    yield from remarks(seen)
     yield from references.unverified()
     if remark := images.remark():
         yield remark

@@ -22,6 +22,8 @@ class Matching:
     """The number of the image of each prompt, from prompt 0 on without a gap."""
     how: str
     """How they were matched, for people."""
+    doubt: DataError | None = None
+    """Why nobody knows which image is of which prompt: metrics that look at both then have no score."""
 
 
 def match(
@@ -37,20 +39,34 @@ def match(
 
     `prompts` are all that images may be of, `files` the file names that go with them, where there are such.
     With `all_of_them`, each of the `n` prompts needs its image, and images of later prompts are left out.
-    `by` says how: caption, name, index or order; default: the first of these that the images have.
+    `by` says how: caption, name, index or order; default: the first of these, but for order, that the images
+    have. Without any, and where something looks like captions and gives none, images are of no known prompt.
 
     Raises DataError, with the name of the file, for an image that no prompt belongs to, two images of one
     prompt, a prompt without an image, and a prompt beyond the first `n`.
     """
-    found, forced = None, by is not None
+    found, forced, doubt = None, by is not None, None
     if by in (None, "caption"):
-        found = _by_caption(images, prompts, forced=forced)
-    if found is None and by in (None, "name"):
+        try:
+            captions = read_captions(images)
+        except DataError as problem:
+            if forced:
+                raise
+            doubt = problem
+        else:
+            found = _by_caption(images, captions, prompts, forced=forced)
+    if (found, doubt) == (None, None) and by in (None, "name"):
         found = _by_name(images, files, forced=forced)
-    if found is None and by in (None, "index"):
+    if (found, doubt) == (None, None) and by in (None, "index"):
         found = _by_index(images, (n, len(prompts)), forced=forced)
+    if not found and not doubt and not forced:
+        message = "nothing says which prompt this image is of: no caption, no known name and no number"
+        remedy = "Write metadata.csv with file_name and text; or, if images are in the order of the prompts "
+        remedy += "when sorted by name: --match order"
+        doubt = DataError(message, file=images.pictures[0].where, remedy=remedy)
     indices, how = found or _by_order(images)
-    return Matching(_checked(images, indices, max(len(prompts), len(files)), n, all_of_them), how)
+    checked = _checked(images, indices, max(len(prompts), len(files)), n, all_of_them)
+    return Matching(checked, "in no way" if doubt else how, doubt)
 
 
 def _checked(
@@ -86,8 +102,9 @@ def _checked(
     return tuple(found[index] for index in range(count))
 
 
-def _by_caption(images: ImageSet, prompts: Sequence[str], *, forced: bool) -> tuple[list[int], str] | None:
-    captions = read_captions(images)
+def _by_caption(
+    images: ImageSet, captions: Sequence[Sequence[str]], prompts: Sequence[str], *, forced: bool
+) -> tuple[list[int], str] | None:
     if not forced and not any(captions):
         return None
     of_text: dict[str, deque[int]] = {}
@@ -95,16 +112,20 @@ def _by_caption(images: ImageSet, prompts: Sequence[str], *, forced: bool) -> tu
         of_text.setdefault(_plain(prompt), deque()).append(index)
     indices = []
     others = ", while others have one" if any(captions) else ""
-    for picture, caption in zip(images.pictures, captions, strict=True):
-        if not caption:
+    for picture, texts in zip(images.pictures, captions, strict=True):
+        if not texts:
             remedy = "Write it in metadata.csv or in a .txt beside it, or match otherwise: --match index"
             raise DataError(f"no caption comes with this image{others}", file=picture.where, remedy=remedy)
-        left = of_text.get(_plain(caption))
+        known = {plain for plain in map(_plain, texts) if plain in of_text}
+        if len(known) > 1:
+            message, found = "several prompts of the protocol are captions of this image", sorted(known)
+            raise DataError(message, file=picture.where, found=found[:2], remedy=_OTHERWISE)
+        left = of_text[known.pop()] if known else None
         if not left:
             message = "more images have this caption than the protocol has prompts of it"
             if left is None:
                 message = "the caption of this image is no prompt of the protocol"
-            raise DataError(message, file=picture.where, found=caption[:80], remedy=_OTHERWISE)
+            raise DataError(message, file=picture.where, found=texts[0][:80], remedy=_OTHERWISE)
         # Which of several equal prompts an image is of makes no difference to any pair.
         indices.append(left.popleft())
     return indices, "by the captions that come with them"
@@ -143,10 +164,7 @@ def _by_index(images: ImageSet, ends_at: tuple[int, ...], *, forced: bool) -> tu
 
 def _by_order(images: ImageSet) -> tuple[list[int], str]:
     first, last, count = images.pictures[0].stem, images.pictures[-1].stem, len(images.pictures)
-    how = (
-        f"by the order of their names ({first} is of prompt 0, {last} of prompt {count - 1}): nothing about "
-    )
-    return list(range(count)), f"{how}them says which prompt they are of"
+    return list(range(count)), f"by the order of their names: {first} is of prompt 0, {last} of {count - 1}"
 
 
 def _plain(text: str) -> str:

@@ -19,11 +19,30 @@ from pytest_sdbench.cards.card import Card, find_card, read_card
 from pytest_sdbench.cards.front_matter import is_card
 from pytest_sdbench.protocols.protocol import Protocol
 
+
+def colour(text: str) -> str:
+    """Return a colour as it was named; raises ArgumentTypeError for none, and for one that is transparent."""
+    from PIL import ImageColor
+
+    try:
+        opaque = len(ImageColor.getrgb(text)) == 3
+    except ValueError:
+        opaque = False
+    if not opaque:
+        raise argparse.ArgumentTypeError(f"no colour: {text!r}; give a name such as white, or #rrggbb")
+    return text
+
+
 _SHARED: dict[str, dict[str, Any]] = {
     "cards": {"nargs": "*", "type": Path, "metavar": "CARD", "help": "default: the packaged cards"},
     "--out": {"type": Path, "metavar": "FILE", "help": "where to write it; default: the terminal"},
     "--protocol": {"required": True, "metavar": "NAME", "help": "a protocol's name or file"},
     "--images": {"type": int, "metavar": "N", "help": "the first N images alone"},
+    "--background": {
+        "type": colour,
+        "metavar": "COLOUR",
+        "help": "lay transparent images over it; default: they are refused",
+    },
     "--json": {"type": Path, "metavar": "FILE", "help": "write the figures there as well"},
 }
 """Arguments that more than one command has, beside the options that pytest has too."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.commands.shared import share
+from pytest_sdbench.commands.shared import check_counts, share
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--features", type=int, default=0, metavar="N", help=told)
     told = "of a range of scenes, those of these layouts"
     command.add_argument("--layouts", nargs="+", default=[], metavar="NAME", help=told)
-    share(command, "--data", "--device", "--download", device="cpu")
+    share(command, "--background", "--data", "--device", "--download", device="cpu")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,6 +34,9 @@ def run(options: argparse.Namespace) -> int:
     from pytest_sdbench.features.references import make_statistics
     from pytest_sdbench.protocols.sections import Resize
 
+    check_counts(options, "resize")
+    if options.features < 0:
+        raise SdbenchError("give 0 or more", key="--features", found=options.features)
     steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
     source = _source(options.source)
     _check_layouts(options.layouts, source)
@@ -46,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
         steps=steps,
         layouts=options.layouts,
         keep=options.features,
+        background=options.background,
     )
     print(f"written to {options.out}: {made.n:,} images, {len(made.mu)} features")
     return 0

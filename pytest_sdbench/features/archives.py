@@ -5,35 +5,43 @@ Nothing is unpacked to the disk, and a name inside an archive is never taken for
 
 from __future__ import annotations
 
-import lzma
 import os
 import re
 import stat
-import struct
 import tarfile
 import threading
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-from PIL import Image
-
-from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.base.errors import DataError, SdbenchError, first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
-_TARS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz", ".tar.zst": "zst"}
+LARGEST = 2**27
+"""Bytes that one file of a source may have, as it comes out of its archive."""
+ENTRIES = 250_000
+"""Entries that one archive may have: a listing of more takes too long."""
+
+_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_MAGIC = {b"PK\3\4": "zip", b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}
+_MAGIC |= {b"\x28\xb5\x2f\xfd": "compression.zstd"}
+"""How archives begin, whatever their names say, and what reads them; a plain tar begins with a name."""
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+_KINDS |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+_POINTER = b"version https://git-lfs"
+_INDEX = 2**25
+"""Bytes that a zip's list of its entries may have, or what a tar has before an entry."""
+_EXPANSION, _FREE = 100, 2**27
+"""How many times its own size an archive may unpack to, and the bytes from which on that counts."""
+_LEAST, _FREE_ENTRIES = 64, 20_000
+"""The fewest bytes that an entry takes in an archive of images, and the entries from which on that counts."""
 _SOURCES = "a folder of images, a .zip or .tar archive (also .tar.gz), or shards such as data-{000..012}.tar"
-_BROKEN = (
-    *(OSError, EOFError, ValueError, NotImplementedError, struct.error, zlib.error, lzma.LZMAError),
-    *(tarfile.TarError, zipfile.BadZipFile, SyntaxError, Image.DecompressionBombError),
-)
-"""What the standard library and Pillow raise for damage."""
 
 T = TypeVar("T")
 Read = Callable[[str], bytes]
@@ -69,15 +77,18 @@ def open_sources(text: str | Path) -> Iterator[Source]:
     A folder without images that holds archives stands for these; `{000..012}` and `{a,b}` are written out.
     Raises DataError for a source that is missing or damaged.
     """
-    for name in [str(text)] if Path(text).exists() else braces(str(text)):
+    for name in [str(text)] if os.path.exists(text) else braces(str(text)):
         path = Path(name)
-        if not path.exists():
+        if "://" in name and not os.path.exists(path):
+            remedy = f"Download it, and give {_SOURCES}"
+            raise DataError("a URL: images are read from this machine alone", found=name, remedy=remedy)
+        if not os.path.exists(path):
             raise DataError("there is no such folder or archive", file=path, remedy=f"Give {_SOURCES}")
         if not path.is_dir():
             yield _archive(path)
             continue
         folder = _folder(path)
-        archives = [name for name in folder.files if name.lower().endswith((".zip", *_TARS))]
+        archives = [name for name in folder.files if name.lower().endswith(_ENDINGS)]
         if archives and not any(is_image(name) for name in folder.files):
             yield from (_archive(path / name) for name in archives)
         else:
@@ -100,51 +111,76 @@ def _folder(path: Path) -> Source:
         path,
         _in_order(path, files),
         +passed_over,
-        lambda: nullcontext(lambda name: (path / name).read_bytes()),
+        lambda: nullcontext(lambda name: _read(path / name)),
     )
 
 
 def _archive(path: Path) -> Source:
-    if path.name.lower().endswith(".zip"):
-        return _zip(path)
-    ending = next((ending for ending in _TARS if path.name.lower().endswith(ending)), None)
-    if ending is None:
+    if not path.name.lower().endswith(_ENDINGS):
         raise DataError("neither a folder nor an archive", file=path, remedy=f"Give {_SOURCES}")
-    if (_TARS[ending] or "tar") not in tarfile.TarFile.OPEN_METH:
-        raise DataError(
-            f"this version of Python does not read {ending}", file=path, remedy="Make it a plain .tar"
-        )
-    return _tar(path, _TARS[ending])
+    with readable(path), _regular(path).open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+        check_pointer(head)
+    module = "zip" if path.name.lower().endswith(".zip") else "io"
+    module = next((module for magic, module in _MAGIC.items() if head.startswith(magic)), module)
+    module = "io" if head[257:262] == b"ustar" else module
+    if module == "compression.zstd" and "zst" not in tarfile.TarFile.OPEN_METH:
+        remedy = "Make it a plain .tar"
+        raise DataError("this version of Python does not read .tar.zst", file=path, remedy=remedy)
+    return _zip(path) if module == "zip" else _tar(path, module)
 
 
 def _zip(path: Path) -> Source:
     names, inside, passed_over = [], {}, Counter[str]()
-    with readable(path), zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
+    with readable(path), path.open("rb") as file, zipfile.ZipFile(guarded(file, _INDEX)) as archive:
+        entries = archive.infolist()
+        size = path.stat().st_size
+        _check_bounds(path, size, len(entries), sum(entry.file_size for entry in entries))
+        for entry in entries:
             if entry.is_dir() or _is_hidden(entry.filename):
                 continue
             if entry.flag_bits & 1:
                 raise DataError("this entry has a password", file=path, key=entry.filename)
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # zipfile unpacks these to whatever size, before it looks at the one that they declare.
+                remedy = "Pack it again, with deflate or none"
+                raise DataError("packed with bzip2 or LZMA", file=path, key=entry.filename, remedy=remedy)
             if stat.S_ISLNK(entry.external_attr >> 16):
                 passed_over["links"] += 1
             else:
                 names.append(PurePosixPath(entry.filename).as_posix())  # without `./`
-                inside[names[-1]] = entry.filename
+                inside[names[-1]] = entry
 
     @contextmanager
     def opened() -> Iterator[Read]:
         with zipfile.ZipFile(path) as archive:
-            yield lambda name: archive.read(inside[name])
+
+            def read(name: str) -> bytes:
+                _check_size(inside[name].file_size)
+                # Without a size, it would unpack more than is declared.
+                with archive.open(inside[name]) as file:
+                    return file.read(LARGEST)
+
+            yield read
 
     return Source(path, _in_order(path, names), passed_over, opened)
 
 
-def _tar(path: Path, compression: str) -> Source:
-    mode: Any = f"r:{compression}"
-    names, members, passed_over = [], {}, Counter[str]()
-    archive: Any
-    with readable(path), tarfile.open(path, mode) as archive:
-        for member in archive:
+def _tar(path: Path, module: str) -> Source:
+    names, members, passed_over, before = [], {}, Counter[str](), -1
+    size = path.stat().st_size
+
+    @contextmanager
+    def unpacked(largest: int) -> Iterator[Any]:
+        with import_module(module).open(path, "rb") as stream:
+            yield tarfile.TarFile(path, fileobj=guarded(stream, largest))
+
+    with readable(path), unpacked(_INDEX) as archive:
+        for count, member in enumerate(archive, 1):
+            _check_bounds(path, size, count, archive.offset)
+            if archive.offset <= before:
+                raise ValueError("an entry of less than nothing")
+            before = archive.offset
             if member.isdir() or _is_hidden(member.name):
                 continue
             if member.isreg() and not member.issparse():
@@ -161,16 +197,16 @@ def _tar(path: Path, compression: str) -> Source:
     @contextmanager
     def opened() -> Iterator[Read]:
         lock = threading.Lock()
-        archive: Any
-        with tarfile.open(path, mode) as archive:
+        with unpacked(LARGEST) as archive:
 
             def read(name: str) -> bytes:
+                _check_size(members[name].size)
                 with lock:
                     return bytes(archive.extractfile(members[name]).read())
 
             yield read
 
-    places = {name: member.offset_data for name, member in members.items()} if compression else None
+    places = None if module == "io" else {name: member.offset_data for name, member in members.items()}
     return Source(path, _in_order(path, names), passed_over, opened, places)
 
 
@@ -179,9 +215,69 @@ def readable(place: Path | str, what: str = "archive") -> Iterator[None]:
     """Turn what is raised for damage into a DataError that names the archive, or what in it is damaged."""
     try:
         yield
-    except _BROKEN as problem:
+    except SdbenchError as known:
+        raise known if known.file else known.at(place) from known.__cause__
+    except Exception as problem:  # the decoders of so many formats raise errors of every kind
         remedy = "Remove it or fetch it again" if what == "image" else "Fetch it or write it again"
-        raise DataError(f"this {what} cannot be read: {problem}", file=place, remedy=remedy) from problem
+        message = f"this {what} cannot be read: {first_line(problem).rstrip('.')}"
+        raise DataError(message, file=place, remedy=remedy) from problem
+
+
+def check_pointer(content: bytes) -> None:
+    """Raise DataError for what Git LFS leaves in the place of a file."""
+    if content.startswith(_POINTER):
+        raise DataError("this is a Git LFS pointer, not the file", remedy="Fetch the file: git lfs pull")
+
+
+def guarded(file: BinaryIO, largest: int) -> Any:
+    """Return an open file that refuses to read more than so many bytes at once.
+
+    What a file declares of itself is only a claim, and the libraries allocate whatever it says.
+    """
+    return _Guard(file, largest)
+
+
+class _Guard:
+    def __init__(self, file: BinaryIO, largest: int) -> None:
+        self._file, self._largest = file, largest
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size if 0 <= size <= self._largest else self._largest + 1)
+        if len(content) > self._largest:
+            raise ValueError(f"a list or a header of more than {self._largest:,} bytes")
+        return content
+
+
+def _check_bounds(path: Path, size: int, entries: int, unpacked: int) -> None:
+    """Raise DataError for an archive of `size` bytes that holds more than so many bytes of images can be."""
+    remedy = "If it is what it should be, unpack it or split it into shards"
+    if entries > min(ENTRIES, _FREE_ENTRIES + size // _LEAST):
+        message = f"this archive of {size:,} bytes has {entries:,} entries or more"
+        raise DataError(message, file=path, remedy=remedy)
+    if unpacked > max(_FREE, _EXPANSION * size):
+        message = f"this archive of {size:,} bytes unpacks to {unpacked:,} or more, as no images do"
+        raise DataError(message, file=path, remedy=remedy)
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST:
+        raise ValueError(f"{size:,} bytes are more than {LARGEST:,}")
+
+
+def _regular(path: Path) -> Path:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        remedy = "Give regular files alone"
+        raise DataError(f"this is {_KINDS.get(stat.S_IFMT(mode), 'no file')}", file=path, remedy=remedy)
+    return path
+
+
+def _read(path: Path) -> bytes:
+    _check_size(_regular(path).stat().st_size)
+    return path.read_bytes()
 
 
 def _in_order(path: Path, names: Sequence[str]) -> tuple[str, ...]:

@@ -220,6 +220,7 @@ def _describe(name: str, data_root: Path | None) -> str:
 SCENES_CLASSIFIER = Extractor(
     name=NAME,
     outputs={"features": 64, "logits": len(scenes.SHAPES) * len(scenes.COLOURS)},
+    size=64,
     load=_load,
     weights=lambda name: sha256_of(_weights_file()),
     describe=_describe,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.metrics.definition import column
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Extractor:
     """Return that checksum without loading; None where it is known only then. Raises as `load`."""
     describe: Callable[[str, Path | None], str] = lambda name, data_root: "loads"
     """Say in one line which verified file would be used; raises as `load`."""
+    size: int | None = None
+    """Pixels that the sides of a picture must have; None where it takes any."""
     download: Callable[[str], tuple[str, int | None]] | None = None
     """Return what would be downloaded and its size in bytes; None where nothing can be."""
 
@@ -66,13 +69,22 @@ class FeatureNetwork:
     measure: Measure
     outputs: tuple[str, ...] = ("features",)
     """Those that are wanted."""
+    size: int | None = None
+    """Pixels that the sides of a picture must have; None where it takes any."""
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.name, self.weights)
 
     def __call__(self, images: Images, prompts: Sequence[str] = ()) -> dict[str, Rows]:
-        """Return float32 columns of uint8 [B, H, W, 3]; only some networks need the prompts."""
+        """Return float32 columns of uint8 [B, H, W, 3]; only some networks need the prompts.
+
+        Raises DataError for pictures of a size that the network does not take.
+        """
+        if self.size and images.shape[1:3] != (self.size, self.size):
+            what, (height, width) = f"it takes pictures of {self.size}x{self.size}", images.shape[1:3]
+            found, remedy = f"{width}x{height}", "Resize them: --resize, or image steps"
+            raise DataError(what, key=self.name, found=found, remedy=remedy)
         chunks = [slice(start, start + _CHUNK) for start in range(0, len(images), _CHUNK)]
         parts = [self.measure(images[chunk], prompts[chunk]) for chunk in chunks]
         return {

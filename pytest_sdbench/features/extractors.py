@@ -102,9 +102,12 @@ def open_extractor(
     download: bool = False,
 ) -> FeatureNetwork:
     """Load one extractor by name, for some of its outputs; raises as `open_extractors` does."""
-    load = extractor_of(name).load
-    measure, weights = load(name, data_root=data_root, device=str(device), download=download)
-    return FeatureNetwork(name, weights, measure, outputs)
+    known = extractor_of(name)
+    if absent := [output for output in outputs if output not in known.outputs]:
+        what = f"this extractor has {', '.join(known.outputs)}, and no {', '.join(absent)}"
+        raise ProtocolError(what, key="extractor", found=name, remedy="Name another one")
+    measure, weights = known.load(name, data_root=data_root, device=str(device), download=download)
+    return FeatureNetwork(name, weights, measure, outputs, known.size)
 
 
 def identity(name: str) -> str:

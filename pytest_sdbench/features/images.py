@@ -5,8 +5,6 @@ Pictures are decoded in threads, some ahead of the one that is asked for, and co
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,24 +12,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.features import captions
 from pytest_sdbench.features.archives import SUFFIXES, Read, Source, is_image, open_sources, readable
+from pytest_sdbench.features.pixels import open_picture, pixels_of
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
-from pytest_sdbench.protocols.prompts import parse_captions
 from pytest_sdbench.protocols.sections import Jpeg, Resize
 
-METADATA = "metadata.csv"
-CAPTION_KEYS = ("caption", "text", "prompt")
-"""Keys of a `.json` beside a picture that hold its caption."""
 BATCH = 64
 
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_LARGE = 2**22
+"""Pixels from which on pictures are decoded one at a time, and are a batch each: memory has its bounds."""
 _WORKERS = min(8, os.cpu_count() or 1)
+
+T = TypeVar("T")
+_Decoded = tuple[Images, Sequence[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,56 +84,49 @@ def open_images(sources: Sequence[str | Path]) -> ImageSet:
     for source in opened:
         mine = [name for name in source.files if is_image(name)]
         pictures += [Picture(source, name) for name in mine]
-        beside = {caption for name in mine for caption in _beside(name)}
+        beside = {caption for name in mine for caption in captions.beside(name)}
         passed_over += source.passed_over
         passed_over += Counter(
             PurePosixPath(name).suffix.lower() or "without an ending"
             for name in source.files
-            if not (is_image(name) or name in beside or PurePosixPath(name).name == METADATA)
+            if not (is_image(name) or name in beside or captions.is_table(name))
         )
     names = [source.path.name for source in opened]
     origin = ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]} ({len(names)})"
     found = ImageSet(tuple(pictures), passed_over, origin)
     if not pictures:
         what = "no images in this folder" if opened[0].path.is_dir() else "no images in this archive"
-        remedy = f"Images end in {', '.join(SUFFIXES)}"
+        remedy = f"Images end in {', '.join(SUFFIXES)}; archives inside archives are not opened"
         raise DataError(what, file=opened[0].path, found=found.remark() or None, remedy=remedy)
     return found
 
 
-def read_captions(images: ImageSet) -> list[str | None]:
-    """Return the caption that comes with each image; None where none does.
+def read_captions(images: ImageSet) -> list[list[str]]:
+    """Return the captions that come with each image, as `captions.captions_of` finds them.
 
-    It is that of a `metadata.csv` (`file_name,text`) in the folder of the image or above it, or else the text
-    of the `.txt`, or the `caption`, `text` or `prompt` of the `.json`, of the same name.
-    Raises DataError for one that cannot be read.
+    Raises DataError for a file of captions that cannot be read, and where something looks like captions while
+    no image has one.
     """
-    found: dict[Picture, str] = {}
-    groups: dict[Source, list[Picture]] = {}
+    groups: dict[Source, list[str]] = {}
     for picture in images.pictures:
-        groups.setdefault(picture.source, []).append(picture)
-    for source, pictures in groups.items():
-        contents = _texts(source, pictures)
-        tables = {}
-        for name, content in contents.items():
-            if PurePosixPath(name).name == METADATA:
-                remedy = "Correct it, or match images in another way"
-                rows = parse_captions(content, source.where(name), remedy)
-                tables[PurePosixPath(name).parent] = _by_name_and_stem(rows)
-        for picture in pictures:
-            caption = _listed(picture.name, tables)
-            for name in _beside(picture.name):
-                if caption is None and name in contents:
-                    caption = _caption(source, name, contents[name])
-            if caption is not None:
-                found[picture] = caption
-    return [found.get(picture) for picture in images.pictures]
+        groups.setdefault(picture.source, []).append(picture.name)
+    tables = {source: captions.captions_of(source, names) for source, names in groups.items()}
+    found = [tables[picture.source][picture.name] for picture in images.pictures]
+    if not any(found):
+        for source, names in groups.items():
+            if like := list(islice(captions.like_captions(source, names), 3)):
+                what = "this looks like captions, and gives none of the images one"
+                remedy = f"Captions are read from {', '.join(captions.TABLES)} with file_name and text, "
+                remedy += "caption or prompt, or from a .txt beside each image. If these are none, say how "
+                remedy += "images are matched: --match name, index or order"
+                raise DataError(what, file=source.where(like[0]), found=like[1:] or None, remedy=remedy)
+    return found
 
 
 def size_of(picture: Picture) -> tuple[int, int]:
     """Return width and height of an image; raises DataError for one that is damaged."""
     with readable(picture.source.path), picture.source.open() as read, readable(picture.where, "image"):
-        return Image.open(io.BytesIO(read(picture.name)), formats=_FORMATS).size
+        return open_picture(read(picture.name)).size
 
 
 def decode(
@@ -140,13 +135,16 @@ def decode(
     *,
     order: Sequence[int] | None = None,
     size: int | None = None,
+    background: str | None = None,
+    seen: Counter[str] | None = None,
 ) -> Iterator[tuple[int, Images]]:
     """Yield the number of each image in the set, and its pixels after the steps: uint8 [1, H, W, 3].
 
     They come source by source in the order of `order` (default: all, in their own), but for compressed tar
-    archives, which are read from beginning to end. Raises DataError for an image that is damaged, or that is
-    no square of `size` pixels.
+    archives, which are read from beginning to end. `background` and what `seen` counts are those of
+    `pixels.pixels_of`. Raises DataError for an image that is damaged, or that is no square of `size` pixels.
     """
+    seen = Counter() if seen is None else seen
     groups: dict[Source, list[int]] = {}
     for number in range(len(images.pictures)) if order is None else order:
         groups.setdefault(images.pictures[number].source, []).append(number)
@@ -156,11 +154,14 @@ def decode(
             pictures = [images.pictures[number] for number in numbers]
             with readable(source.path), source.open() as read:
                 tasks = (
-                    partial(_decode, picture, content, tuple(steps), size)
+                    partial(_decode, picture, content, tuple(steps), size, background)
                     for picture, content in zip(pictures, _contents(pictures, read), strict=True)
                 )
                 with closing(_ahead(pool, tasks)) as ready:
-                    yield from zip(numbers, ready, strict=True)
+                    for number, found in zip(numbers, ready, strict=True):
+                        pixels, told = found() if callable(found) else found
+                        seen.update(told)
+                        yield number, pixels
 
 
 def in_batches(decoded: Iterable[tuple[int, Images]]) -> Iterator[tuple[list[int], Images]]:
@@ -168,7 +169,8 @@ def in_batches(decoded: Iterable[tuple[int, Images]]) -> Iterator[tuple[list[int
     numbers: list[int] = []
     batch: list[Images] = []
     for number, image in decoded:
-        if batch and (len(batch) == BATCH or batch[0].shape != image.shape):
+        room = 1 if image[0, ..., 0].size > _LARGE else BATCH
+        if batch and (len(batch) >= room or batch[0].shape != image.shape):
             yield numbers, np.concatenate(batch)
             numbers, batch = [], []
         numbers.append(number)
@@ -192,23 +194,30 @@ def _contents(pictures: Sequence[Picture], read: Read) -> Iterator[Callable[[], 
 
 
 def _decode(
-    picture: Picture, content: Callable[[], bytes], steps: tuple[Jpeg | Resize, ...], size: int | None
-) -> Images:
-    with readable(picture.where, "image"), Image.open(io.BytesIO(content()), formats=_FORMATS) as file:
-        if file.mode[0] in "IF":
-            raise ValueError(f"more than 8 bits a channel (mode {file.mode})")  # Pillow would clip them
-        pixels = np.asarray(file.convert("RGB"))
-    height, width, _ = pixels.shape
-    if size is not None and (width, height) != (size, size):
-        raise DataError(
-            f"every image must have {size}x{size} pixels", file=picture.where, found=f"{width}x{height}"
-        )
-    return apply_image_steps(pixels[None], steps)
+    picture: Picture,
+    content: Callable[[], bytes],
+    steps: tuple[Jpeg | Resize, ...],
+    size: int | None,
+    background: str | None,
+) -> _Decoded | Callable[[], _Decoded]:
+    """Return the pixels of an image, or, of a large one, what decodes it when its turn comes."""
+
+    def decoded(opened: Image.Image | None) -> _Decoded:
+        with readable(picture.where, "image"), opened or open_picture(content()) as file:
+            pixels, told = pixels_of(file, background)
+        return apply_image_steps(pixels[None], steps), told
+
+    with readable(picture.where, "image"):
+        file = open_picture(content())
+    if size is not None and file.size != (size, size):
+        what, found = f"every image must have {size}x{size} pixels", f"{file.width}x{file.height}"
+        raise DataError(what, file=picture.where, found=found)
+    return decoded(file) if file.width * file.height <= _LARGE else lambda: decoded(None)
 
 
-def _ahead(pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], Images]]) -> Generator[Images, None, None]:
+def _ahead(pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
     """Yield the results of tasks in their order; those of the next batch are computed meanwhile."""
-    waiting: deque[Future[Images]] = deque()
+    waiting: deque[Future[T]] = deque()
     try:
         for task in tasks:
             waiting.append(pool.submit(task))
@@ -219,51 +228,3 @@ def _ahead(pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], Images]]) -> G
     finally:
         for future in waiting:
             future.cancel()
-
-
-# --- captions ---
-
-
-def _beside(name: str) -> list[str]:
-    """Return where the caption of an image may lie; the key of a WebDataset sample ends at its first dot."""
-    path = PurePosixPath(name)
-    stems = dict.fromkeys((path.stem, path.name.partition(".")[0]))
-    return [path.with_name(f"{stem}{ending}").as_posix() for ending in (".txt", ".json") for stem in stems]
-
-
-def _texts(source: Source, pictures: Sequence[Picture]) -> dict[str, bytes]:
-    """Return the files of a source that may hold captions."""
-    wanted = {name for picture in pictures for name in _beside(picture.name)}
-    names = [name for name in source.files if name in wanted or PurePosixPath(name).name == METADATA]
-    contents = {}
-    with readable(source.path), source.open() as read:
-        for name in source.in_reach(names, str):
-            with readable(source.where(name), "file"):
-                contents[name] = read(name)
-    return contents
-
-
-def _by_name_and_stem(rows: dict[str, str]) -> dict[str, str]:
-    """Return captions by file name, and by what is left of it without its ending: codecs change that."""
-    stems = {PurePosixPath(name).with_suffix("").as_posix(): text for name, text in rows.items()}
-    return {**stems, **{PurePosixPath(name).as_posix(): text for name, text in rows.items()}}
-
-
-def _listed(name: str, tables: dict[PurePosixPath, dict[str, str]]) -> str | None:
-    path = PurePosixPath(name)
-    for folder in path.parents:
-        table = tables.get(folder, {})
-        inside = path.relative_to(folder)
-        caption = table.get(inside.as_posix(), table.get(inside.with_suffix("").as_posix()))
-        if caption is not None:
-            return caption
-    return None
-
-
-def _caption(source: Source, name: str, content: bytes) -> str | None:
-    with readable(source.where(name), "caption"):
-        text = content.decode("utf-8-sig")
-        entry = json.loads(text) if name.endswith(".json") else text
-    if isinstance(entry, dict):
-        entry = next((entry[key] for key in CAPTION_KEYS if key in entry), None)
-    return entry.strip() or None if isinstance(entry, str) else None

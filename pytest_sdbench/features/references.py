@@ -7,8 +7,10 @@ and `provenance` (JSON). Files of pytorch-fid, which have the first two, are rea
 from __future__ import annotations
 
 import json
+import math
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,24 +19,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_sdbench.base.environment import true_float32
-from pytest_sdbench.base.errors import DataError, Unavailable
+from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable, first_line
 from pytest_sdbench.base.files import sha256_of, write_atomically
 from pytest_sdbench.base.progress import progress
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.features.archives import guarded
 from pytest_sdbench.features.definition import FeatureNetwork
 from pytest_sdbench.features.extractors import known_fingerprint, open_extractor, width_of
 from pytest_sdbench.features.images import BATCH, decode, in_batches, open_images
+from pytest_sdbench.features.pixels import remarks
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.image_steps import Images
 from pytest_sdbench.protocols.metric_specs import ReferencedSpec
+from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 if TYPE_CHECKING:
     from pytest_sdbench.protocols.protocol import Protocol
-    from pytest_sdbench.protocols.sections import Jpeg, Resize
+
+_LARGEST = 2**29
+"""Bytes that the arrays of a file of statistics may come to; those of 50,000 features take 400 MB."""
 
 
 # --- read ---
@@ -87,8 +94,8 @@ def load_reference(
     text = str(arrays.get("provenance", "{}"))
     try:
         made = dict(json.loads(text)).get("extractor_fingerprint")
-    except ValueError as problem:
-        raise fault("this is no JSON", "provenance", text[:80]) from problem
+    except (ValueError, TypeError, RecursionError) as problem:
+        raise fault("this is no JSON object", "provenance", text[:80]) from problem
     now = known_fingerprint(extractor) if extractor and made else None
     if now not in (None, made):
         what = f"these statistics were made with other weights of {extractor}, whose fingerprint is now {now}"
@@ -174,13 +181,42 @@ def _check(spec: ReferencedSpec, found: FeatureStatistics) -> FeatureStatistics:
 
 def _arrays(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise DataError("this is one array, not an npz", file=path, remedy=remedy)
-        with file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
-        raise DataError(f"this is no npz of plain arrays: {problem}", file=path, remedy=remedy) from problem
+        with path.open("rb") as file:
+            if file.read(6) == b"\x93NUMPY":
+                raise DataError("this is one array, not an npz", file=path, remedy=remedy)
+            with zipfile.ZipFile(guarded(file, 2**25)) as archive:
+                return dict(_unpacked(archive))
+    except SdbenchError:
+        raise
+    except Exception as problem:  # numpy and zipfile raise errors of every kind
+        what = f"this is no npz of plain arrays: {first_line(problem)}"
+        raise DataError(what, file=path, remedy=remedy) from problem
+
+
+def _unpacked(archive: zipfile.ZipFile) -> Iterator[tuple[str, Any]]:
+    """Yield the names of arrays, and ours themselves; raise ValueError for one that would fill the memory."""
+    left = _LARGEST
+    for entry in archive.infolist():
+        key = entry.filename.removesuffix(".npy")
+        if key not in ("mu", "sigma", "n", "features", "provenance"):
+            yield key, None
+            continue
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{key} is packed as numpy packs none")
+        with archive.open(entry) as file:
+            form = np.lib.format
+            first = form.read_magic(file) == (1, 0)
+            shape, _, dtype = (form.read_array_header_1_0 if first else form.read_array_header_2_0)(file)
+        if any(side < 0 for side in shape):
+            raise ValueError(f"{key} {list(shape)} holds no numbers")
+        if (size := math.prod(shape) * dtype.itemsize) > left:
+            raise ValueError(f"{key} {list(shape)} and what is before it take more than {_LARGEST:,} bytes")
+        left -= size
+        with archive.open(entry) as file:
+            array = form.read_array(file, allow_pickle=False)
+        if key == "n" and not (array.dtype.kind in "iuf" and np.isfinite(array).all()):
+            raise ValueError("n is no number of images")
+        yield key, array
 
 
 # --- make ---
@@ -195,17 +231,24 @@ def make_statistics(
     steps: Sequence[Jpeg | Resize] = (),
     layouts: Sequence[str] = (),
     keep: int = 0,
+    background: str | None = None,
 ) -> FeatureStatistics:
     """Compute the statistics of sets of images, or of a range of scenes, and write them to `out`.
 
     Images come in folders, archives and shards (`images.open_images`). `steps` are image steps (such as a
     resize to 256) that every picture goes through first; of a range of scenes, `layouts` takes those of these
-    layouts alone; the features of `keep` pictures stay for KID. Raises DataError for a source without images
-    or with one that is damaged.
+    layouts alone; the features of `keep` pictures stay for KID; transparent ones are laid over `background`.
+    Raises DataError for a source without images or with one that is damaged, transparent or of a size that
+    the extractor does not take.
     """
     network = open_extractor(
         extractor, data_root=workspace.data_root, device=workspace.device, download=workspace.download
     )
+    # Where images are resized, that decides their size.
+    resized = next((step.resize for step in reversed(steps) if isinstance(step, Resize)), None)
+    if network.size and resized not in (None, network.size):
+        raise DataError(f"{extractor} takes images of {network.size} pixels", key="resize", found=resized)
+    seen = Counter[str]()
     if isinstance(source, range):
         indices: Sequence[int] = list(scenes.indices_of(layouts, source)) if layouts else source
         batches: Iterator[Images] = scene_batches(indices)
@@ -214,18 +257,24 @@ def make_statistics(
         origin += f" of layout {', '.join(layouts)}" if layouts else ""
     else:
         images = open_images(source)
-        batches = (pixels for _, pixels in in_batches(decode(images, steps)))
+        size = None if resized else network.size
+        decoded = decode(images, steps, size=size, background=background, seen=seen)
+        batches = (pixels for _, pixels in in_batches(decoded))
         total, origin = len(images.pictures), images.origin
         if remark := images.remark():
             print(plain(f"{origin}: {remark}"), file=sys.stderr)
     shown = progress(batches, total, "images", f"statistics of {origin}", count=len)
     with true_float32():
         made = compute_statistics(shown, network, total=total, keep=keep)
+    notes = remarks(seen)
+    for note in notes:
+        print(f"{origin}: {note}", file=sys.stderr)
     about = {
         "images": origin,
         "extractor": extractor,
         "extractor_fingerprint": network.fingerprint,
         "steps": [step.model_dump() for step in steps],
+        **({"notes": notes} if notes else {}),
     }
     save_statistics(out, made, about)
     return replace(made, source=str(out))

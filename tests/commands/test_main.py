@@ -177,6 +177,33 @@ class TestStats:
         assert main(["stats", *words, "-o", str(tmp_path / "x.npz")]) == 2
         assert message in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("sizes", "words", "message"),
+        [
+            ((64, 64), (), None),
+            ((64, 32), (), "1.png: every image must have 64x64 pixels (found '32x32')"),
+            ((32, 32), (), "0.png: every image must have 64x64 pixels (found '32x32')"),
+            ((64, 32), ("--resize", "64"), None),
+            ((64, 64), ("--resize", "32"), "resize: scenes-classifier takes images of 64 pixels (found 32)"),
+            ((64, 64), ("--resize", "0"), "--resize: give 1 or more (found 0)"),
+            ((64, 64), ("--features", "-1"), "--features: give 0 or more (found -1)"),
+            ((64, 64), ("--extractor", "local:scenes-clip"), "this extractor has cosine, and no features"),
+        ],
+    )
+    def test_images_that_the_extractor_does_not_take_are_named(self, tmp_path, sizes, words, message, capsys):
+        for index, size in enumerate(sizes):
+            Image.new("RGB", (size, size), (90 * index, 0, 0)).save(tmp_path / f"{index}.png")
+        command = ["stats", str(tmp_path), "-o", str(tmp_path / "s.npz"), "--extractor", "scenes-classifier"]
+        assert main([*command, *words]) == (2 if message else 0)
+        assert (message or "") in capsys.readouterr().err
+
+    @pytest.mark.parametrize("colour", ["no colour", "#ffffff80", "rgba(1, 2, 3, 4)"])
+    def test_a_background_is_a_colour(self, colour, capsys):
+        with pytest.raises(SystemExit) as raised:
+            main(["stats", "x", "-o", "s.npz", "--background", colour])
+        assert raised.value.code == 2
+        assert f"no colour: {colour!r}" in capsys.readouterr().err
+
 
 class TestDoctor:
     def test_a_card_that_has_everything_is_healthy_and_a_folder_stands_for_its_cards(

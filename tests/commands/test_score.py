@@ -224,14 +224,58 @@ def test_captions_bring_shuffled_names_back_to_their_prompts(
     mixed = shuffled(some)
     place = folder(tmp_path / "mixed", mixed)
     found = run(place, few)
-    assert "nothing about them says which prompt they are of" in score_table(found)
+    assert set(found.estimates) == {"inception_score"}
+    assert "CLIP score: " in score_table(found)
+    assert "nothing says which prompt this image is of" in score_table(found)
     assert value(found, "inception_score") == pytest.approx(value(some_scores, "inception_score"), rel=1e-6)
-    # This is what a wrong pairing does, and why it is told.
+    # This is what a wrong pairing does, and why it has to be asked for.
+    found = run(place, few, match_by="order")
+    assert found.matched.startswith("by the order of their names: picture aa is of prompt 0")
     assert value(found, "clip_score") < value(some_scores, "clip_score") - 0.2
     table(list(mixed), prompts[:FEW], place / "metadata.csv")
     found = run(place, few)
     assert values(found.estimates) == values(some_scores.estimates)
     assert found.matched == "by the captions that come with them"
+
+
+def test_captions_are_never_passed_over_without_a_word(
+    some: dict[str, bytes], prompts: tuple[str, ...], few: Protocol, some_scores: Scores, tmp_path: Path
+) -> None:
+    # The numbers are those of other prompts: matching by them would be wrong.
+    rows = [{"file_name": name, "text": text} for name, text in zip(reversed(some), prompts, strict=False)]
+    turned = dict(zip(reversed(some), some.values(), strict=True))
+    table = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    found = run(folder(tmp_path / "a", {**turned, "metadata.jsonl": table}), few)
+    assert values(found.estimates) == values(some_scores.estimates)
+    found = run(folder(tmp_path / "b", {**turned, "metadata.tsv": table}), few)
+    assert set(found.estimates) == {"inception_score"}
+    assert "CLIP score: " in score_table(found)
+    assert "metadata.tsv: this looks like captions" in score_table(found)
+    assert "metadata.tsv" in figures(found)["metrics"]["clip_score"]["reason"]
+    assert figures(found)["matched"] == "in no way"
+
+
+def test_where_no_metric_is_left_without_prompts_the_error_is_theirs(
+    some: dict[str, bytes], few: Protocol, tmp_path: Path
+) -> None:
+    metrics = {"clip_score": {"model": "local:scenes-clip"}}
+    alone = load_protocol(make_protocol(tmp_path / "clip.yaml", n=FEW, metrics=metrics, margins={}))
+    with pytest.raises(DataError, match=r"aa\.png: nothing says which prompt this image is of"):
+        run(folder(tmp_path / "a", {name: some["00000.png"] for name in ("aa.png", "ab.png")}), alone)
+
+
+def test_transparent_images_are_scored_over_a_colour_that_the_report_names(
+    some: dict[str, bytes], few: Protocol, tmp_path: Path
+) -> None:
+    clear, white = io.BytesIO(), png(np.full((64, 64, 3), 255, np.uint8))
+    Image.new("RGBA", (64, 64), (9, 200, 9, 0)).save(clear, "PNG")
+    place = folder(tmp_path / "a", {**some, "00011.png": clear.getvalue()})
+    with pytest.raises(DataError, match=r"00011\.png: alpha: this image is transparent"):
+        run(place, few)
+    found = run(place, few, background="white")
+    assert found.notes == ("1 images are transparent in part and were laid over white",)
+    expected = run(folder(tmp_path / "b", {**some, "00011.png": white}), few)
+    assert values(found.estimates) == values(expected.estimates)
 
 
 def test_numbers_from_one_are_taken_as_such_and_it_is_said(
@@ -387,9 +431,11 @@ def test_equal_numbers_in_two_shards_are_refused_with_both_names(tmp_path: Path)
 
 
 def test_a_number_here_and_there_makes_no_index(tmp_path: Path) -> None:
-    found = match(listed(tmp_path, ["cat.png", "dog 2.png", "emu.png"]), TEXTS, n=4)
-    assert found.order == (0, 1, 2)
-    assert "by the order of their names (cat is of prompt 0, emu of prompt 2)" in found.how
+    images = listed(tmp_path, ["cat.png", "dog 2.png", "emu.png"])
+    assert "cat.png: nothing says which prompt" in str(match(images, TEXTS, n=4).doubt)
+    found = match(images, TEXTS, n=4, by="order")
+    assert (found.order, found.doubt) == ((0, 1, 2), None)
+    assert found.how == "by the order of their names: cat is of prompt 0, emu of 2"
 
 
 def test_captions_differ_by_white_space_at_most_and_share_out_prompts_that_repeat(tmp_path: Path) -> None:
@@ -469,10 +515,11 @@ def test_finished_images_score_what_the_protocols_own_steps_make_of_the_sampled_
 
 
 def test_sampled_images_in_jpeg_files_are_pointed_out(large: np.ndarray, tmp_path: Path) -> None:
-    protocol, names = coco(tmp_path)
+    protocol, _ = coco(tmp_path)
     (tmp_path / "a").mkdir()
-    for pixels, name in zip(large, names, strict=True):
-        Image.fromarray(pixels).save(tmp_path / "a" / name, quality=75)
+    for number, pixels in enumerate(large):
+        # What a file is called says nothing of it.
+        Image.fromarray(pixels).save(tmp_path / "a" / f"{number}.png", "JPEG", quality=75)
     (note,) = run(tmp_path / "a", protocol).notes
     assert note.startswith("12 images are JPEG or WebP files")
     assert "once more" in note

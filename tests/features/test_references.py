@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,6 +138,15 @@ def npz(**arrays: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def claiming(shape: tuple[int, ...], packed: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """An npz whose mu says that it has this shape."""
+    array, file = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(array, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(file, "w", packed) as archive:
+        archive.writestr("mu.npy", array.getvalue())
+    return file.getvalue()
+
+
 def npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
@@ -151,14 +161,34 @@ def npy(array: np.ndarray) -> bytes:
         (b"mu,sigma\n1,2\n", "no npz of plain arrays"),
         (npz(mu=np.array([{"a": 1}], dtype=object), sigma=np.eye(6)), "no npz of plain arrays"),
         (npy(np.zeros(3)), "one array"),
+        (claiming((10**12,)), r"mu \[1000000000000\] and what is before it take more than 536,870,912 bytes"),
+        (claiming((-1, -1)), r"mu \[-1, -1\] holds no numbers"),
+        (claiming((6,), zipfile.ZIP_BZIP2), "mu is packed as numpy packs none"),
+        (claiming((2**24,)), "no npz of plain arrays"),
+        (
+            npz(mu=np.zeros(6), sigma=np.eye(6), provenance=np.array("[" * 10**5)),
+            "provenance: this is no JSON",
+        ),
+        (
+            npz(mu=np.zeros(6), sigma=np.eye(6), provenance=np.array("5")),
+            "provenance: this is no JSON object",
+        ),
+        (npz(mu=np.zeros(6), sigma=np.eye(6), n=np.array("many")), "n is no number of images"),
+        (npz(mu=np.zeros(6), sigma=np.eye(6), n=np.array(np.inf)), "n is no number of images"),
     ],
-    ids=["empty", "cut", "csv", "pickle", "npy"],
+    ids=["empty", "cut", "csv", "pickle", "npy", "bomb", "negative", "bz2", "short", "deep", "5", "n", "inf"],
 )
 def test_no_npz_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "statistics.npz"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_reference(path, width=WIDTH)
+
+
+def test_a_packed_file_is_read(file: Path) -> None:
+    with np.load(file) as arrays:
+        np.savez_compressed(file, **arrays)
+    assert load_reference(file, width=WIDTH).n == 40
 
 
 # --- what a protocol means ---
@@ -324,6 +354,29 @@ def test_statistics_of_scenes(layouts: tuple[str, ...], tmp_path: Path) -> None:
 def test_too_few_images_are_refused(n: int) -> None:
     with pytest.raises(DataError, match="at least 2 images"):
         compute_statistics([np.zeros((1, 8, 8, 3), np.uint8)] * n, NET, total=n)
+
+
+def test_a_network_names_the_size_that_it_takes() -> None:
+    network = FeatureNetwork("net", "of a test", colours, size=8)
+    assert network(np.zeros((2, 8, 8, 3), np.uint8))["net"].shape == (2, WIDTH)
+    with pytest.raises(DataError, match=r"net: it takes pictures of 8x8 .found '9x8'"):
+        network(np.zeros((2, 8, 9, 3), np.uint8))
+
+
+@pytest.mark.usefixtures("_net")
+def test_what_was_done_to_transparent_images_stays_with_the_statistics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(3):
+        Image.new("RGBA", (8, 8), (200, 0, 0, 100 * number)).save(tmp_path / "a" / f"{number}.png")
+    with pytest.raises(DataError, match=r"0\.png: alpha: this image is transparent"):
+        make_statistics([tmp_path / "a"], tmp_path / "s.npz", Workspace(), extractor="net")
+    make_statistics([tmp_path / "a"], tmp_path / "s.npz", Workspace(), extractor="net", background="white")
+    note = "3 images are transparent in part and were laid over white"
+    assert f"a: {note}" in capsys.readouterr().err
+    with np.load(tmp_path / "s.npz") as arrays:
+        assert json.loads(str(arrays["provenance"]))["notes"] == [note]
 
 
 @pytest.mark.usefixtures("_net")

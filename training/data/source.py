@@ -72,6 +72,8 @@ def decode(key: str, content: bytes) -> Image.Image:
     """Decode a picture to RGB, turned upright as its EXIF data say. Raises BadSample."""
     try:
         with Image.open(io.BytesIO(content)) as image:
+            image.verify()  # damage may decode to other pixels, and only the checksums of a PNG tell
+        with Image.open(io.BytesIO(content)) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # Pillow's decoders raise errors of many kinds
         raise BadSample(key, f"not a readable picture: {error or type(error).__name__}") from error

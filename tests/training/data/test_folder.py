@@ -85,11 +85,17 @@ def test_a_corrupt_picture_is_named_with_the_reason(tmp_path):
     whole = encoded(picture(0))
     write_folder(
         tmp_path,
-        {"good.png": (whole, "a"), "cut.png": (whole[: len(whole) // 2], "b"), "empty.png": (b"", "c")},
+        {
+            "good.png": (whole, "a"),
+            "cut.png": (whole[: len(whole) // 2], "b"),
+            "empty.png": (b"", "c"),
+            # One bit in the checksum of the pixels: they would decode without an error.
+            "flipped.png": (whole[:-13] + bytes([whole[-13] ^ 1]) + whole[-12:], "d"),
+        },
     )
     source = FolderSource(tmp_path)
     source.read(0)
-    for row, name in ((1, "cut.png"), (2, "empty.png")):
+    for row, name in ((1, "cut.png"), (2, "empty.png"), (3, "flipped.png")):
         with pytest.raises(BadSample, match="not a readable picture") as caught:
             source.read(row)
         assert name in caught.value.key

@@ -1,0 +1,201 @@
+"""Find the captions that come with images: tables as the hub's ImageFolder reads them, and files beside.
+
+========================================== =============================================================
+``metadata.csv``, ``.jsonl``, ``.parquet`` a row an image: `file_name`, and `text`, `caption` or `prompt`
+``NAME.txt`` beside ``NAME.png``           the text
+``NAME.json`` beside ``NAME.png``          the `text`, `caption` or `prompt` of the object
+========================================== =============================================================
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.features.archives import Source, readable
+
+TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+CAPTION_KEYS = ("text", "caption", "prompt")
+
+_LARGEST = 2**26
+"""Bytes that a table of captions may have, and that those of a parquet file may come to."""
+_HEAD = 2**16
+"""Bytes of a file that are looked at for what it may be."""
+_ENDING = re.compile(
+    r"\.(csv|tsv|txt|jsonl?|ndjson|parquet|arrow|xlsx|ya?ml|xml|captions?|prompts?)(\.(gz|bz2|xz|zst|zip))?$"
+)
+_WORD = r"(?<![a-z])(captions?|prompts?|descriptions?|annotations?|sentences?|texts?)(?![a-z])"
+_NAME = re.compile(rf"{_WORD}|(?<![a-z])metadata(?![a-z])")
+_HEADER = re.compile(rf"\A[^\n]*{_WORD}".encode(), re.IGNORECASE)
+_KEY = re.compile(rf'"{_WORD}"\s*:'.encode(), re.IGNORECASE)
+_PROSE = re.compile(rb"[a-z]+ [a-z]+ [a-z]+", re.IGNORECASE)
+
+
+def beside(name: str) -> list[str]:
+    """Return where the caption of an image may lie; the key of a WebDataset sample ends at its first dot."""
+    path = PurePosixPath(name)
+    stems = dict.fromkeys((path.stem, path.name.partition(".")[0]))
+    return [path.with_name(f"{stem}{ending}").as_posix() for ending in (".txt", ".json") for stem in stems]
+
+
+def is_table(name: str) -> bool:
+    """Tell a table of captions by its name."""
+    return PurePosixPath(name).name in TABLES
+
+
+def captions_of(source: Source, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the captions that come with images of a source, by their names; several where its files differ.
+
+    Raises DataError for a table or a caption that cannot be read.
+    """
+    wanted = {each for name in names for each in beside(name)}
+    contents = dict(_read(source, [name for name in source.files if name in wanted or is_table(name)]))
+    tables: dict[PurePosixPath, dict[str, list[str]]] = {}
+    for name, content in contents.items():
+        if is_table(name):
+            table = tables.setdefault(PurePosixPath(name).parent, {})
+            for file, caption in _rows(source.where(name), PurePosixPath(name).suffix, content):
+                for key in (file, _stem(file)):  # codecs change the ending
+                    table.setdefault(key, []).append(caption)
+    found: dict[str, list[str]] = {}
+    for name in names:
+        captions = list(_listed(name, tables))
+        for each in beside(name):
+            captions += _alone(source.where(each), contents[each]) if each in contents else []
+        found[name] = list(dict.fromkeys(caption for caption in map(str.strip, captions) if caption))
+    return found
+
+
+def like_captions(source: Source, names: Sequence[str]) -> Iterator[str]:
+    """Yield the files of a source that look like captions of these images, by name or by what is in them."""
+    images = {part.encode() for path in map(PurePosixPath, names) for part in (path.name, path.stem)}
+    folders = {PurePosixPath(name).parent for name in names}
+    doubtful = []
+    for name in source.files:
+        path = PurePosixPath(name)
+        if _ENDING.search(path.name.lower()):
+            told = path.name if path.parent in folders else name
+            if _NAME.search(told.lower()) or (path.suffix == ".txt" and path.stem.encode() in images):
+                yield name
+            else:
+                doubtful.append(name)
+    yield from (name for name, content in _read(source, doubtful) if _tells(name, content, images))
+
+
+def _tells(name: str, content: bytes, images: set[bytes]) -> bool:
+    """Say whether a file has a column of captions, or prose after the name of an image."""
+    head = content[:_HEAD]
+    if b"\0" in head:  # binary tables name their columns at the end
+        return bool(re.search(_WORD.encode(), head + content[-_HEAD:], re.IGNORECASE))
+    if _KEY.search(head) or (name.lower().endswith((".csv", ".tsv")) and _HEADER.search(head)):
+        return True
+    after = ((word[0], head[word.end() : word.end() + 200]) for word in re.finditer(rb"[\w.-]+", head))
+    return any(word in images and _PROSE.search(rest) for word, rest in after)
+
+
+def _read(source: Source, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    with readable(source.path), source.open() as read:
+        for name in source.in_reach(names, str):
+            with readable(source.where(name), "file"):
+                content = read(name)
+            yield name, content
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0] + "."
+
+
+def _listed(name: str, tables: Mapping[PurePosixPath, Mapping[str, list[str]]]) -> list[str]:
+    path = PurePosixPath(name)
+    for folder in path.parents:
+        table, inside = tables.get(folder, {}), path.relative_to(folder).as_posix()
+        if found := table.get(inside) or table.get(_stem(inside)):
+            return found
+    return []
+
+
+def _alone(where: str, content: bytes) -> list[str]:
+    with readable(where, "caption"):
+        text = content.decode("utf-8-sig")
+        entry = json.loads(text) if where.endswith(".json") else text
+    entry = entry if isinstance(entry, dict) else {"text": entry}
+    return [entry[key] for key in CAPTION_KEYS if isinstance(entry.get(key), str)]
+
+
+# --- tables ---
+
+
+def _rows(where: str, ending: str, content: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the file names and captions of a table; raise DataError where it has none."""
+    described = False
+
+    def fault(message: str, key: str | None = None, found: object = None) -> DataError:
+        remedy = "Write it with the columns file_name and text, caption or prompt, or match in another way"
+        return DataError(message, file=where, key=key, found=found, remedy=remedy)
+
+    if len(content) > _LARGEST:
+        raise fault(f"a table of captions has at most {_LARGEST:,} bytes", found=len(content))
+    with readable(where, "table of captions"):
+        for key, row in {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[ending](content):
+            row = {name.strip(): value for name, value in row.items()}
+            files = [row["file_name"]] if "file_name" in row else [row[each] for each in _named(row)]
+            if len(files) != 1 or not isinstance(files[0], str) or not files[0].strip():
+                raise fault("this row does not name its image in file_name", key, sorted(row))
+            file = posixpath.normpath(files[0].strip().replace("\\", "/"))
+            for column in (column for column in CAPTION_KEYS if column in row):
+                described = True
+                if isinstance(row[column], str):
+                    yield file, row[column]
+                elif row[column] is not None:
+                    raise fault("this caption is no text", f"{key}, {column}", row[column])
+    if not described:
+        raise fault("this table holds no captions")
+
+
+def _named(row: Iterable[str]) -> list[str]:
+    return [column for column in row if column.endswith("_file_name")]
+
+
+def _csv(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
+    reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+    for row in reader:
+        line = reader.line_num
+        if any(map(str.strip, row.pop(None, ()))):
+            raise ValueError(f"line {line} has too many fields: a text with a comma needs quotes")
+        if any(value and value.strip() for value in row.values()):
+            yield f"line {line}", row
+
+
+def _jsonl(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
+    # JSON strings may hold the other line breaks that splitlines knows.
+    for number, line in enumerate(content.decode("utf-8-sig").split("\n"), 1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no JSON object")
+            yield f"line {number}", row
+
+
+def _parquet(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError("parquet needs pyarrow: pip install pyarrow") from None
+    names = parquet.read_schema(io.BytesIO(content)).names
+    columns = [name for name in names if name in ("file_name", *CAPTION_KEYS, *_named(names))]
+    # Equal texts stay one, and only the columns of text are unpacked: pictures may lie in the others.
+    file, total = parquet.ParquetFile(io.BytesIO(content), read_dictionary=columns), 0
+    for batch in file.iter_batches(batch_size=1024, columns=columns):
+        for number in range(batch.num_rows):
+            row = {name: batch.column(name)[number].as_py() for name in columns}
+            total += sum(len(value) for value in row.values() if isinstance(value, str))
+            if total > _LARGEST:
+                raise ValueError(f"its captions come to more than {_LARGEST:,} bytes")
+            yield f"row of {row.get('file_name')}", row

@@ -1,0 +1,172 @@
+"""Captions that come with images: every form that the hub's ImageFolder knows, and what only looks so."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.commands.score_matching import match
+from pytest_sdbench.features.images import open_images, read_captions
+from tests.features.test_images import SOURCES, folder
+
+ROWS = {"b.png": "a red cat, asleep", "a.png": "“two” dogs\u2028and a line", "c.png": "an owl"}
+"""Their order is neither that of the images nor that of the prompts."""
+PROMPTS = ("an owl", "a red cat, asleep", "“two” dogs\u2028and a line")
+ORDER = (2, 1, 0)
+"""The images of these prompts: c, b, a."""
+
+
+def csv(header: str, row: str, end: str = "\n") -> bytes:
+    return (header + end + end.join(row.format(name, text) for name, text in ROWS.items()) + end).encode()
+
+
+def jsonl(rows: Sequence[dict[str, Any]], end: str = "\n") -> bytes:
+    return (end.join(json.dumps(row, ensure_ascii=False) for row in rows) + end).encode()
+
+
+def columns(**more: Any) -> bytes:
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table({"file_name": list(ROWS), "text": list(ROWS.values()), **more}), file)
+    return file.getvalue()
+
+
+def rows(column: str = "text", **more: object) -> list[dict[str, Any]]:
+    return [{**more, column: text, "file_name": name} for name, text in ROWS.items()]
+
+
+BOM = b"\xef\xbb\xbf"
+READ = {
+    "csv": ("metadata.csv", csv("file_name,text", '{},"{}"')),
+    "csv of another order": ("metadata.csv", csv("seed,prompt,file_name", '7,"{1}",{0}')),
+    "csv of a spreadsheet": (
+        "metadata.csv",
+        BOM + csv("file_name,caption,", '{},"{}",', "\r\n") + b",,\r\n\n",
+    ),
+    "csv of Windows": ("metadata.csv", csv("file_name, text", '.\\{},"{}"')),
+    "csv of another codec": ("metadata.csv", csv("file_name,text", '{},"{}"').replace(b".png", b".jpg")),
+    "jsonl": ("metadata.jsonl", jsonl(rows())),
+    "jsonl with more": (
+        "metadata.jsonl",
+        BOM + jsonl(rows("prompt", seed=[1], mask_file_name="x.png"), "\r\n"),
+    ),
+    "jsonl, blank lines": ("metadata.jsonl", b"\n" + jsonl(rows("caption"), "\n\n") + b" \n"),
+    "jsonl of another name": (
+        "metadata.jsonl",
+        jsonl([{"x_file_name": n, "text": t} for n, t in ROWS.items()]),
+    ),
+    "jsonl of two": ("metadata.jsonl", jsonl(rows(prompt="tags, of no use"))),
+    "parquet": ("metadata.parquet", columns()),
+    "parquet with more": (
+        "metadata.parquet",
+        columns(picture=[b"\x00" * 999] * 3, caption=["an", "other", None]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("kind", ["folder", "images.zip", "images.tgz"])
+def test_a_table_of_captions_is_read_as_image_folder_reads_it(kind: str, name: str, tmp_path: Path) -> None:
+    file, content = READ[name]
+    images = open_images(
+        [SOURCES[kind](tmp_path / kind, {**dict.fromkeys(sorted(ROWS), b""), file: content})]
+    )
+    found = match(images, PROMPTS, n=3)
+    assert (found.order, found.doubt) == (ORDER, None)
+    assert images.remark() == ""
+
+
+NUMBERED = ("0.png", "1.png", "2.png")
+LIKE = {
+    "no table": ("metadata.json", b"[]"),
+    "tabs": ("metadata.tsv", b"file_name\ttext\n0.png\tan owl\n"),
+    "lines": ("prompts.txt", b"an owl\n"),
+    "a mapping": ("all.json", json.dumps({"0.png": "an owl in a tree"}).encode()),
+    "another header": ("labels.csv", b"image,sentence\n0.png,owl\n"),
+    "another folder": ("texts/x/0.txt", b"an owl"),
+    "the name alone": ("beside/0.txt", b"an owl"),
+    "another ending": ("0.caption", b"an owl"),
+    "keys of its own": ("0.json", b'{"TEXT": "an owl"}'),
+    "a whole dataset": ("train.parquet", columns()),
+    "compressed": ("metadata.csv.gz", b"\x1f\x8b"),
+    "other images": ("metadata.jsonl", jsonl(rows())),
+    "UTF-16": ("metadata.csv", "file_name,text\n0.png,an owl\n".encode("utf-16")),
+    "semicolons": ("metadata.csv", b"file_name;text\n0.png;an owl\n"),
+    "no caption": ("metadata.csv", b"file_name,seed\n0.png,1\n"),
+    "no text": ("metadata.jsonl", b'{"file_name": "0.png", "text": 7}\n'),
+    "no quotes": ("metadata.csv", b"file_name,text\n0.png,an owl, asleep\n"),
+    "no line an object": ("metadata.jsonl", b'[{"file_name": "0.png"}]'),
+    "deep": ("metadata.jsonl", b"[" * 100_000),
+    "cut short": ("metadata.parquet", columns()[:-9]),
+}
+
+
+@pytest.mark.parametrize("name", LIKE)
+@pytest.mark.parametrize("kind", ["folder", "images.tgz"])
+def test_what_looks_like_captions_and_is_not_understood_leaves_the_prompt_of_an_image_open(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    file, content = LIKE[name]
+    images = open_images([SOURCES[kind](tmp_path / kind, {**dict.fromkeys(NUMBERED, b""), file: content})])
+    found = match(images, PROMPTS, n=3)
+    assert found.how == "in no way"
+    assert f"{kind}/{file}: " in str(found.doubt)
+    with pytest.raises(DataError, match=file):
+        match(images, PROMPTS, n=3, by="caption")
+    assert match(images, PROMPTS, n=3, by="index").doubt is None
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("README.txt", b"Made with the prompts of another text."),
+        ("args.json", b'{"seed": 1, "prompt_file": "x"}'),
+        ("0.json", b'{"seed": 1}'),
+        ("sums.txt", b"abcdef  0.png\nfedcba  1.png\n"),
+        ("loss.csv", b"step,loss\n0,0.5\n"),
+        ("notes.md", b"captions"),
+    ],
+)
+def test_what_lies_beside_images_and_is_no_caption_does_not_matter(
+    file: str, content: bytes, tmp_path: Path
+) -> None:
+    images = open_images([folder(tmp_path, {**dict.fromkeys(NUMBERED, b""), file: content})])
+    assert match(images, PROMPTS, n=3).how.startswith("by the numbers")
+
+
+def test_files_of_captions_that_agree_are_one_and_others_are_refused(tmp_path: Path) -> None:
+    names = dict.fromkeys(ROWS, b"")
+    both = {
+        "metadata.jsonl": jsonl(rows()),
+        "metadata.csv": csv("file_name,text", '{},"{}"'),
+        "c.txt": b"an owl",
+    }
+    images = open_images([folder(tmp_path / "a", {**names, **both})])
+    assert match(images, PROMPTS, n=3).order == ORDER
+    other = {**both, "c.txt": ROWS["b.png"].encode()}
+    images = open_images([folder(tmp_path / "b", {**names, **other})])
+    with pytest.raises(DataError, match=r"c\.png: several prompts of the protocol are captions"):
+        match(images, PROMPTS, n=3)
+
+
+def test_captions_that_would_fill_the_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_sdbench.features.captions._LARGEST", 2**12)
+    file = io.BytesIO()
+    repeated = {"file_name": [f"{k}.png" for k in range(999)], "text": ["an owl" * 99] * 999}
+    parquet.write_table(pyarrow.table(repeated), file, compression="zstd")
+    for name, content in (
+        ("metadata.parquet", file.getvalue()[:]),
+        ("metadata.csv", b"file_name,text\n" * 999),
+    ):
+        images = open_images([folder(tmp_path / name, {"0.png": b"", name: content})])
+        with pytest.raises(DataError, match=rf"{name}.* 4,096 bytes"):
+            read_captions(images)
