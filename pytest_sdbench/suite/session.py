@@ -90,12 +90,15 @@ class SdbenchSession:
         if file_path.suffix.lower() != ".md":
             return None
         if parent.session.isinitpath(file_path) or is_card(file_path):
-            place = os.path.relpath(file_path, self.config.rootpath)
-            # pytest prints an id as it is.
-            more: Any = {} if plain(place) == place else {"nodeid": plain(place)}
-            module: pytest.Collector = CardModule.from_parent(parent, path=file_path, **more)
-            return module
+            return self._card_module(file_path, parent)
         return None
+
+    def _card_module(self, path: Path, parent: pytest.Collector) -> CardModule:
+        place = os.path.relpath(path, self.config.rootpath)
+        # pytest prints an id as it is.
+        more: Any = {} if plain(place) == place else {"nodeid": plain(place)}
+        module: CardModule = CardModule.from_parent(parent, path=path, **more)
+        return module
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_make_collect_report(
@@ -117,7 +120,7 @@ class SdbenchSession:
             if path.is_symlink() and not path.exists():
                 ignored = folder.ihook.pytest_ignore_collect(collection_path=path, config=self.config)
                 if not ignored:
-                    yield CardModule.from_parent(folder, path=path)
+                    yield self._card_module(path, folder)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None, None, None]:
