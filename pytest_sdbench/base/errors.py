@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.base.text import plain
-
 QUOTED = 300
 """Characters of what was found that a message repeats."""
 MESSAGE = 4000
@@ -37,6 +35,8 @@ class SdbenchError(Exception):
         super().__init__(f"{where}{what}" + (f". {cut(remedy, MESSAGE)}" if remedy else ""))
 
     def __str__(self) -> str:
+        from pytest_sdbench.base.text import plain  # which a plain pytest does not load
+
         # Names of files, keys and models are not ours: they break no line, and colour none.
         return plain(super().__str__())
 
