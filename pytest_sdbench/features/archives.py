@@ -294,14 +294,19 @@ def _in_order(path: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def braces(pattern: str) -> list[str]:
-    """Write out `{000..010}` (numbers, with their zeros) and `{a,b}`, as shells do."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
+    """Write out `{000..010}` (numbers of nine digits at most, with their zeros) and `{a,b}`, as shells do.
+
+    Raises DataError for more numbers than an archive may have entries.
+    """
+    match = re.search(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{}]*,[^{}]*)\}", pattern)
     if match is None:
         return [pattern]
     if match[3] is not None:
         parts = match[3].split(",")
     else:
         first, last = int(match[1]), int(match[2])
+        if abs(last - first) >= ENTRIES:
+            raise DataError("a pattern of too many shards", found=pattern, remedy=f"Give {ENTRIES:,} at most")
         padded = match[1].startswith("0") or match[2].startswith("0")
         width = max(len(match[1]), len(match[2])) if padded else 0
         step = 1 if first <= last else -1

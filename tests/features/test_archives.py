@@ -157,6 +157,12 @@ def test_a_url_is_refused_as_such(text: str) -> None:
         open_images([text])
 
 
+@pytest.mark.parametrize("text", ["a-{0..999999999}.tar", "a-{999999999..0}.tar"])
+def test_a_pattern_of_too_many_shards_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"a pattern of too many shards .*Give 250,000 at most"):
+        open_images([text])
+
+
 @pytest.mark.parametrize(("made", "name"), [("a.tgz", "b.tar"), ("a.zip", "b.tar.gz"), ("a.tar", "b.zip")])
 def test_an_archive_is_what_it_begins_with_whatever_its_name_says(
     made: str, name: str, tmp_path: Path
