@@ -59,6 +59,7 @@ def declared(content: bytes, size: int, packed: int = zipfile.ZIP_DEFLATED) -> b
         ("d.zip", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"),
         ("d.tar", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"),
     ],
+    ids=lambda value: "content" if isinstance(value, bytes) else None,
 )
 def test_an_archive_is_refused_by_what_it_declares(
     name: str, content: bytes, message: str, tmp_path: Path
