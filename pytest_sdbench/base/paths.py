@@ -38,11 +38,12 @@ def told(text: object) -> str:
     Absolute paths of other places stay: whoever reads a message has to find them.
     """
     said = str(text)
-    # What is a URL from its beginning on is one to its end, whatever its password holds.
-    said = without_secrets(said) if _URL.match(said) else _URL.sub(lambda url: without_secrets(url[0]), said)
+    # A URL alone is one to its end, whatever its password holds; one in a message ends at a space or a quote.
+    alone = _URL.match(said) and not re.search(r"\s", said)
+    said = without_secrets(said) if alone else _URL.sub(lambda url: without_secrets(url[0]), said)
     for place, within, itself in _own_places():
-        alone = rf"(?<![\w.~/-]){re.escape(place)}"  # not a part of a longer path or name
-        said = re.sub(rf"{alone}(?![\w./-])", itself, re.sub(f"{alone}/", within, said))
+        whole = rf"(?<![\w.~/-]){re.escape(place)}"  # not a part of a longer path or name
+        said = re.sub(rf"{whole}(?![\w./-])", itself, re.sub(f"{whole}/", within, said))
     return said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ MOST = 100_000
 
 _SURELY_TOO_DEEP = 1000
 """Brackets that are open at once; some may stand in quotes."""
+_MANY_DASHES = re.compile(rf"(?:[-?][ \t]+){{{_SURELY_TOO_DEEP}}}")
 _BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
@@ -51,8 +53,9 @@ def read_yaml(text: str) -> tuple[Any, Node | None]:
         message = f"{len(text):,} characters of YAML, and at most {LARGEST:,} are read"
         raise YamlFault(message, "Keep here what belongs here")
     # The library takes minutes to find out that brackets or dashes by the thousand are too many.
-    open_brackets = accumulate(_BRACKETS.get(char, 0) for char in text)
-    if max(open_brackets, default=0) > _SURELY_TOO_DEEP or "- " * _SURELY_TOO_DEEP in text:
+    steps = (_BRACKETS.get(char, 0) for char in text)
+    open_brackets = accumulate(steps, lambda count, step: max(0, count + step), initial=0)
+    if max(open_brackets) > _SURELY_TOO_DEEP or _MANY_DASHES.search(text):
         raise _too_deep()
     yaml = YAML(typ="safe", pure=True)
     try:

@@ -126,7 +126,7 @@ def _replace_entry(front: FrontMatter, item: Any, old: Mapping[str, Any], new: M
 def _alike(node: Any, old: Any, new: Any) -> bool:
     """Return whether two mappings have the same keys, all of which stand in the node: merged ones do not."""
     both = isinstance(old, Mapping) and isinstance(new, Mapping)
-    return both and old.keys() == new.keys() == below(node).keys()
+    return both and not getattr(node, "merge", None) and old.keys() == new.keys() == below(node).keys()
 
 
 def _exchange(text: str, offset: int, node: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

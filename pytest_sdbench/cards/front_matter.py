@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CardError
@@ -125,7 +126,7 @@ def is_card(path: str | Path) -> bool:
     block = find_block(text)
     # Front matter that is never closed is a broken card, to be told of, and no other file.
     front = block.group(2) if block else text if text.lstrip().startswith("---") else ""
-    return bool(_OURS.search(front))
+    return bool(_OURS.search(dedent(front)))
 
 
 def read_text(path: Path) -> str:

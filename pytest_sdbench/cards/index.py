@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.errors import CardError, cut
 from pytest_sdbench.base.schema import Keys, suggestion
 from pytest_sdbench.cards.claims import UNSTATED, Claim, Margins, check_protocol, margin_of
 from pytest_sdbench.cards.front_matter import FrontMatter, check_yaml_1_1
@@ -135,9 +135,9 @@ def _entry(context: _Context, at: Keys, place: Keys, model: str) -> Claim | Prob
         return Problem(error, not context.hub)
     metric = metric_name(figure.type)
     if metric is None:
-        return _foreign(front, (*place, "type"), figure.type)
+        return _foreign(front, (*place, "type"), figure.type, hub=context.hub)
     value_at = (*place, "value")
-    text = front.scalar(*value_at) or ("" if front.find(*value_at) is None else repr(figure.value))
+    text = cut(front.scalar(*value_at) or ("" if front.find(*value_at) is None else repr(figure.value)))
     claim = Claim(metric, math.nan, text, UNSTATED, label=figure.name or METRICS[metric].label)
     try:
         claim = _with_result(context, at, claim, figure, model)
@@ -153,12 +153,15 @@ def _entry(context: _Context, at: Keys, place: Keys, model: str) -> Claim | Prob
         return Problem(error, number or not context.hub, claim)
 
 
-def _foreign(front: FrontMatter, at: Keys, name: str) -> Problem:
-    """Return why a figure is none of ours: it is of another metric, or its metric is misspelt."""
+def _foreign(front: FrontMatter, at: Keys, name: str, *, hub: bool) -> Problem:
+    """Return why a figure is none of ours: it is of another metric (sFID, CLIP-I), or its metric is misspelt.
+
+    On a hub card nobody can tell which; a card with a block of ours means our metrics.
+    """
     near = get_close_matches(name.lower(), list(METRICS), n=1, cutoff=_NEAR)
     message = "unknown metric" if near else "not a metric of this suite, so nothing is compared with it"
     remedy = f"{suggestion(name, near)}Known metrics: {', '.join(METRICS)}"
-    return Problem(front.error(at, message, name, remedy), bool(near))
+    return Problem(front.error(at, message, name, remedy), bool(near) and not hub)
 
 
 def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, model: str) -> Claim:
@@ -174,6 +177,9 @@ def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, mode
     own = margins.get(UNSTATED, {}).get(claim.metric) if protocol == UNSTATED else None
     margin = own if own is not None else margin_of(margins, assumed or protocol, claim.metric)
     claim = replace(claim, protocol=protocol, assumed=assumed, n=n, margin=margin, dataset=dataset.name)
+    if protocol == UNSTATED and assumed is None and config not in (None, UNSTATED):
+        lacks = f"`config: {config}` is no protocol that is known here ({', '.join(known)})"
+        claim = replace(claim, doubt=f"{lacks}, so it is shown and not gated")
     if source is not None and (name := source.name or source.url):
         source = replace(source, name=name)
     else:

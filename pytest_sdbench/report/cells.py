@@ -31,8 +31,10 @@ NETWORK = ("size", "compute", "speed", "memory")
 """The tests of a network; those of scores are ``quality`` and ``calibration``."""
 # Within a word an underscore is one; a link needs its opening bracket, its colon or its dot.
 _MARKUP = re.compile(
-    r"[\\`*\[<|~$]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.", re.IGNORECASE
+    r"[\\`*\[\]<|~$]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.", re.IGNORECASE
 )
+# At the beginning of a line: a heading, a list, a quotation.
+_FIRST = re.compile(r"\A(\d*)(#+(?=\s|\Z)|[-+](?=\s|\Z)|>|(?<=\d)[.)](?=\s|\Z))")
 
 
 class Markup(str):
@@ -45,7 +47,8 @@ def markdown(text: str) -> Markup:
     """Return a text as GitHub Markdown shows it: one line, without markup, links and HTML of its own."""
     if isinstance(text, Markup):
         return text
-    return Markup(_MARKUP.sub(r"\\\g<0>", plain(" ".join(text.split()))))
+    said = _MARKUP.sub(r"\\\g<0>", plain(" ".join(text.split())))
+    return Markup(_FIRST.sub(r"\1\\\2", said))
 
 
 def bold(text: str) -> Markup:
@@ -55,7 +58,11 @@ def bold(text: str) -> Markup:
 
 def link(text: str, url: str | None) -> Markup:
     """Return a text that leads to a page of the web, or the text alone where that is none."""
-    if url is None or urlsplit(url).scheme not in ("http", "https"):
+    try:
+        leads = url is not None and urlsplit(url).scheme in ("http", "https")
+    except ValueError:  # a bracket in the place of a host
+        leads = False
+    if url is None or not leads:
         return markdown(text)
     return Markup(f"[{markdown(text)}]({quote(url, safe=':/?#@!$&+,;=%~')})")
 

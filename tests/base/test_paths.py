@@ -34,6 +34,7 @@ def test_a_url_is_told_without_user_password_query_and_fragment(url: str, shown:
     texts = [told(f"cannot reach {url!r}: refused"), str(SdbenchError("x", file=url, found=url, remedy=url))]
     texts.append(str(SdbenchError(f"no answer of {url}", key=url)))
     assert [text for text in texts if "hu" in text and "hush" not in shown] == []
+    assert told(f"{url} refused me@home? Try #2").endswith(" refused me@home? Try #2")
 
 
 def test_paths_are_told_from_the_working_folder_or_the_home_on(

@@ -40,6 +40,8 @@ def test_values_are_plain_and_nodes_know_their_places() -> None:
         ("a: " + "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), f"more than {DEEPEST} lists", None),
         ("[" * 100_000, f"more than {DEEPEST} lists", None),
         ("- " * 100_000, f"more than {DEEPEST} lists", None),
+        ("-  " * 100_000, f"more than {DEEPEST} lists", None),
+        ("# " + "]" * 100_000 + "\n" + "[" * 100_000, f"more than {DEEPEST} lists", None),
         ("? " * 900, f"more than {DEEPEST} lists", None),
         ("a: " + "{b: " * 3000 + "}" * 3000, f"more than {DEEPEST} lists", None),
         (bomb(9), "values with its aliases written out", None),

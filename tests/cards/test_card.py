@@ -405,6 +405,7 @@ def test_a_hub_card_without_figures_says_so(tmp_path: Path) -> None:
         ("# About\n\nmodel-index: none\n", False),
         ('---\n"sdbench": {}\n---\n', True),
         ("---\nmeta:\n  sdbench: {}\n---\n", False),
+        ("---\n  license: mit\n  sdbench: {}\n---\n", True),
         ("", False),
     ],
 )
@@ -486,7 +487,9 @@ parti, name: Parti | parti | results[1].dataset.name | | Add it | no
 13.05 | true | results[1].metrics[0].value | True | plain number | yes
 fid, value: 13.05 | clip_score, value: 29.58 | results[1].metrics[0].value | torchmetrics | write 0.2958 | yes
 fid, value: 13.05 | CLIP, value: 310 | results[1].metrics[0].value | 310 | cosine | yes
-type: fid | type: fidd | results[1].metrics[0].type | 'fidd' | Did you mean 'fid' | yes
+type: fid | type: fidd | results[1].metrics[0].type | 'fidd' | Did you mean 'fid' | no
+type: fid | type: sFID | results[1].metrics[0].type | 'sFID' | Known metrics | no
+type: fid | type: CLIP-I score | results[1].metrics[0].type | 'CLIP-I score' | Known metrics | no
 type: fid | type: wer | results[1].metrics[0].type | 'wer' | Known metrics | no
 type: fid | type: 5 | results[1].metrics[0].type | 5 | quotes | no
 type: fid, | | results[1].metrics[0].type | missing | Add it | no
@@ -541,6 +544,7 @@ def test_figures_that_a_card_tells_apart_are_claims_of_their_own(
     card = read_card(write(tmp_path, f"---\n{block}model-index:\n- name: M\n  results:\n{text}---\n"))
     assert not card.problems
     assert [claim.id for claim in card.claims] == [f"unstated-fid-{each}".strip("-") for each in ids]
+    assert ("`config: g3` is no protocol" in "\n".join(card.explained)) is ("g3" in ids)
 
 
 def test_the_same_figure_of_several_models_is_compared_with_none(tmp_path: Path) -> None:

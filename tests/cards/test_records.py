@@ -280,13 +280,14 @@ def test_of_the_versions_too_only_what_changed_is_written(tmp_path: Path) -> Non
     assert text == HEAD + "sdbench:\n" + OLD.replace("12.0", "12.5").replace("2.1.0", '"2.2.0"') + TAIL
 
 
-def test_keys_that_were_merged_in_are_written_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", ["metric: kid, value: 0.5", "metric: kid"])
+def test_keys_that_were_merged_in_are_written_out(tmp_path: Path, own: str) -> None:
     path = tmp_path / "x.md"
-    block = """sdbench:
+    block = f"""sdbench:
   protocols: [scenes-quick]
   records:
-  - &first {metric: fid, value: 12.0, n: 512, protocol: scenes-quick}
-  - {<<: *first, metric: kid, value: 0.5}
+  - &first {{metric: fid, value: 12.0, n: 512, protocol: scenes-quick}}
+  - {{<<: *first, {own}}}
 """
     path.write_text(HEAD + block + TAIL, encoding="utf-8")
     write_records(path, [score("kid", 0.25)])

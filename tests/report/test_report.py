@@ -283,7 +283,11 @@ def test_markdown_shows_the_words_of_others_as_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [FORGED, HIDDEN, "a\\", "\\|", "\\<b>", "_", "*", "~~s~~", "$x$", "&amp;", "<!--"]
+    "text",
+    [
+        *(FORGED, HIDDEN, "a\\", "\\|", "\\<b>", "_", "*", "~~s~~", "$x$", "&amp;", "<!--"),
+        *("# x", "## ", "1. x", "12) x", "- x", "+ x", "> x", "-0.3", "16.98 (x)", "a [b] c]"),
+    ],
 )
 def test_a_text_comes_out_of_markdown_as_it_went_in(text: str) -> None:
     cells = rendered(table(["a", "b"], [[text, "x"]]))
@@ -291,6 +295,25 @@ def test_a_text_comes_out_of_markdown_as_it_went_in(text: str) -> None:
         plain(" ".join(text.split())),
         "x",
     ]
+    (point,) = re.findall(r"<li>(.*?)</li>", rendered(f"- {markdown(text)}"))
+    assert unescape(point) == plain(" ".join(text.split()))
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "leads"),
+    [
+        ("Rombach et al. [2022]", "https://good.example/a(b)", True),
+        ("SD](http://evil.example)", "https://good.example", True),
+        ("x", "https://[x", False),
+        ("x", "javascript:alert(1)", False),
+    ],
+)
+def test_a_link_leads_where_it_says(text: str, url: str, leads: bool) -> None:
+    html = rendered(link(text, url))
+    assert re.findall(r'href="([^"]*)"', html) == (
+        [url.replace("(", "%28").replace(")", "%29")] if leads else []
+    )
+    assert unescape(re.sub(r"<[^>]+>", "", html)).strip() == text
 
 
 def test_nothing_of_a_text_moves_a_terminal() -> None:
