@@ -287,7 +287,7 @@ def _notes(block: Block, checkpoint: object, claims: Sequence[Claim]) -> list[st
     if block.baseline is None and block.base is not None:
         notes.append("speed: add `sdbench.baseline`, the card to compare with")
     return notes + [
-        f"{claim.id}: {claim.doubt or _NOT_STATED}" for claim in claims if claim.gate_protocol is None
+        f"{claim.id}: {claim.ungated or _NOT_STATED}" for claim in claims if claim.gate_protocol is None
     ]
 
 
@@ -300,7 +300,7 @@ def _hub_notes(
     return [
         f"{lacks}: the card has no `sdbench` block; `python -m pytest_sdbench draft FOLDER` writes one",
         *(
-            f"{claim.id}: {claim.doubt or f'{_UNSAID}: {names}'}"
+            f"{claim.id}: {claim.ungated or f'{_UNSAID}: {names}'}"
             for claim in claims
             if claim.gate_protocol is None
         ),

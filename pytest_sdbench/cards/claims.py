@@ -62,6 +62,14 @@ class Claim:
         return "-".join(part for part in parts if part)
 
     @property
+    def ungated(self) -> str:
+        """Return why the claim is shown only, as far as the card says more than no protocol at all."""
+        config = self.origin.get("config", UNSTATED)
+        if self.doubt or config in (UNSTATED, self.gate_protocol):
+            return self.doubt
+        return f"`config: {config}` is no protocol that is known here, so it is shown and not gated"
+
+    @property
     def gate_protocol(self) -> str | None:
         """Return the protocol under which the claim is gated, or None: it is shown only."""
         if self.doubt:

@@ -177,9 +177,6 @@ def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, mode
     own = margins.get(UNSTATED, {}).get(claim.metric) if protocol == UNSTATED else None
     margin = own if own is not None else margin_of(margins, assumed or protocol, claim.metric)
     claim = replace(claim, protocol=protocol, assumed=assumed, n=n, margin=margin, dataset=dataset.name)
-    if protocol == UNSTATED and assumed is None and config not in (None, UNSTATED):
-        lacks = f"`config: {config}` is no protocol that is known here ({', '.join(known)})"
-        claim = replace(claim, doubt=f"{lacks}, so it is shown and not gated")
     if source is not None and (name := source.name or source.url):
         source = replace(source, name=name)
     else:

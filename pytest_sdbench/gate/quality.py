@@ -74,7 +74,7 @@ def incomparable(case: Case, protocol: Protocol | None) -> Verdict | None:
             "no score is claimed; name protocols in sdbench.protocols, and --sdbench-update records theirs"
         )
     if protocol is None:
-        doubt = case.claim.doubt if case.claim is not None else ""
+        doubt = case.claim.ungated if case.claim is not None else ""
         return mismatch(doubt or "the source does not state the protocol of this figure")
     other = other_protocol(case.claim, protocol) if case.claim is not None else ""
     return mismatch(other) if other else None
