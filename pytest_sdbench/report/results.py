@@ -54,14 +54,6 @@ class Row:
         return cls(**{key: value for key, value in values.items() if key in known})
 
 
-@dataclass(frozen=True)
-class _Results:
-    """What is read of a ``results.json``."""
-
-    results: list[Row]
-    environment: dict[str, Any]
-
-
 def results_json(
     rows: Sequence[Row],
     environment: Mapping[str, Any],
@@ -87,20 +79,21 @@ def read_results(text: str) -> tuple[list[Row], dict[str, Any]]:
 
     Raises ValueError if the text is not such a file, or one of another schema version.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     content = json_mapping(text.encode())
     if (version := content.get("schema_version")) != SCHEMA_VERSION:
         raise ValueError(
             f"not a results.json of schema version {SCHEMA_VERSION} (found {version!r}); "
             "write it anew with --sdbench-report results.json"
         )
+    rows, environment = content.get("results"), content.get("environment")
+    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        raise ValueError("results: no list of rows")
+    if not isinstance(environment, dict):
+        raise ValueError("environment: not what it is of every run, an object")
     try:
-        found = TypeAdapter(_Results).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return found.results, found.environment
+        return [Row.from_dict(row) for row in rows], environment
+    except TypeError as error:
+        raise ValueError(f"results: a row without all that a row has ({error})") from None
 
 
 def _finite(value: Any) -> Any:

@@ -244,10 +244,6 @@ def test_damaged_results_are_refused(damage: dict[str, object]) -> None:
     content = json.loads(results_json(ROWS, {})) | damage
     with pytest.raises(ValueError, match=next(iter(damage))):
         read_results(json.dumps(content))
-    rows = json.loads(results_json(ROWS, {}))
-    rows["results"][0]["measured"] = "many"
-    with pytest.raises(ValueError, match="measured"):
-        read_results(json.dumps(rows))
     with pytest.raises(ValueError, match="nested too deeply"):
         read_results("[" * 100_000)
 
