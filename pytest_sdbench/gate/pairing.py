@@ -101,12 +101,21 @@ def read_recorded(path: Path) -> RecordedEvidence | None:
 
 
 def _description(described: Mapping[str, Any], array: Callable[[str], Any]) -> Description:
-    """Return the description of a checkpoint, whose arrays lie beside those of the images."""
+    """Return a checkpoint's description, whose arrays lie beside those of the images, or raise ValueError."""
+    configs, vocabulary = described["configs"], described["vocabulary"]
+    for key, kind, values in (("configs", dict, configs), ("vocabulary", str, vocabulary)):
+        if not (isinstance(values, dict) and all(isinstance(each, kind) for each in values.values())):
+            raise ValueError(f"the checkpoint's description has {key} of another form")
     arrays = {
         key: {name: array(f"checkpoint/{key}/{name}") for name in COMPONENTS}
         for key in ("checksums", "norms")
     }
-    return Description(dict(described["configs"]), dict(described["vocabulary"]), **arrays)
+    for name in COMPONENTS:
+        sums, norms = arrays["checksums"][name], arrays["norms"][name]
+        written = (sums.dtype, norms.dtype) == (np.uint32, np.float32)
+        if not (written and sums.ndim == 1 and sums.shape == norms.shape):
+            raise ValueError(f"the checkpoint's description has checksums and norms of another form: {name}")
+    return Description(configs, vocabulary, **arrays)
 
 
 def _estimate(metric: str, n: int, figures: Mapping[str, float | None], moved: Array) -> Estimate:
@@ -180,11 +189,13 @@ def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Pat
         scores = evaluate(checkpoint, protocol, workspace, samples=look.n, max_images=0).estimates
         found[look.n] = {metric: each for metric, each in scores.items() if isinstance(each, Estimate)}
     path = evidence_path(card.path, card.name, protocol.name)
-    recorded = RecordedEvidence(checkpoint.fingerprint, protocol.fingerprint, found, describe(checkpoint))
+    recorded = RecordedEvidence(checkpoint.fingerprint, protocol.fingerprint, found)
     known = read_recorded(path)
-    if known is not None and _says_the_same(known, recorded):
+    kept = known if known is not None and _says_the_same(known, recorded) else recorded
+    if kept.description is not None:
         return None
-    return path if write_recorded(path, recorded) else None
+    # Images of the format before descriptions stay as they are, and gain one.
+    return path if write_recorded(path, replace(kept, description=describe(checkpoint))) else None
 
 
 def _says_the_same(known: RecordedEvidence, new: RecordedEvidence) -> bool:

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,13 @@ from numpy.typing import NDArray
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.models.integrity import stored_parameters
 from pytest_sdbench.models.layout import COMPONENTS
-from pytest_sdbench.models.weights import Tensor, read_shapes, read_tensor, read_tensors
+from pytest_sdbench.models.weights import Tensor, open_tensors, read_shapes, read_tensors
 
 if TYPE_CHECKING:
     import torch
 
-_MOST = 8
-"""Lines on one component."""
+_MOST, _LONG = 8, 80
+"""Lines on one component, and characters of a value."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,15 @@ class Description:
     """By component, in the same order."""
 
 
+_described: dict[str, Description] = {}
+
+
 def describe(checkpoint: Checkpoint) -> Description:
-    """Return the description of a checkpoint; every weight is read."""
+    """Return the description of a checkpoint; every weight is read, once in a process."""
     import torch
 
+    if checkpoint.fingerprint in _described:
+        return _described[checkpoint.fingerprint]
     checksums, norms = {}, {}
     for name in COMPONENTS:
         found = {
@@ -53,7 +59,8 @@ def describe(checkpoint: Checkpoint) -> Description:
         rows = [found[known] for known in sorted(found)]
         checksums[name] = np.array([row[0] for row in rows], np.uint32)
         norms[name] = np.array([row[1] for row in rows], np.float32)
-    return Description(_configs(checkpoint), checkpoint.vocabulary, checksums, norms)
+    description = Description(_configs(checkpoint), checkpoint.vocabulary, checksums, norms)
+    return _described.setdefault(checkpoint.fingerprint, description)
 
 
 def changes(ours: Checkpoint, theirs: Checkpoint | Description, *, whose: str = "recorded") -> list[str]:
@@ -91,22 +98,30 @@ def _configs(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
 
 def _of_config(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], whose: str) -> Iterator[str]:
     for key in dict.fromkeys([*ours, *theirs]):
-        pair = [_text(each[key]) if key in each else "not given" for each in (ours, theirs)]
-        if pair[0] != pair[1]:
-            yield f"{name.removesuffix('.json')}.{_text(key)}: {pair[0]}, {whose} {pair[1]}"
+        forms = [json.dumps(each[key], sort_keys=True) if key in each else "" for each in (ours, theirs)]
+        if forms[0] != forms[1]:
+            at = next(i for i, (one, two) in enumerate(zip_longest(*forms)) if one != two)
+            mine, other = (_text(each[key], at) if key in each else "not given" for each in (ours, theirs))
+            where = f", from character {at + 1:,} on" if at and max(map(len, forms)) > _LONG else ""
+            yield f"{_text(name.removesuffix('.json'))}.{_text(key)}: {mine}, {whose} {other}{where}"
 
 
 def _cut(lines: Iterator[str], name: str) -> list[str]:
     found = list(lines)
     more = len(found) - _MOST
-    return found if more <= 0 else [*found[:_MOST], f"{name}: {more} more keys differ"]
+    return found if more <= 0 else [*found[:_MOST], f"{_text(name)}: {more} more keys differ"]
 
 
-def _text(value: Any) -> str:
-    """Return a value of somebody else's file in one short line."""
-    plain = isinstance(value, str) and re.fullmatch(r"[\w./+-]+", value, re.ASCII)
-    text = str(value) if plain else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
+def _text(value: Any, at: int = 0) -> str:
+    """Return a value of somebody else's file in one short line: of a long one what is around a position."""
+    text, start = json.dumps(value, sort_keys=True), max(0, at - 20)
+    if len(text) > _LONG:
+        end = start + 60
+        part = "..." * (start > 0) + text[start:end] + "..." * (end < len(text))
+        return f"{part} ({len(text):,} characters)"
+    # Quoted is what would read like a number or a constant.
+    plain = r"(?!(true|false|null|NaN|Infinity)$)[A-Za-z_./][\w./+-]*"
+    return value if isinstance(value, str) and re.fullmatch(plain, value, re.ASCII) else text
 
 
 def _parameters(checkpoint: Checkpoint, component: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -130,7 +145,7 @@ def _stored(checkpoint: Checkpoint, component: str) -> dict[str, tuple[Tensor, s
 def _of_tensors(component: str, ours: Checkpoint, theirs: Checkpoint) -> list[str]:
     import torch
 
-    known, weights = _stored(theirs, component), theirs.weights(component)
+    known, read = _stored(theirs, component), open_tensors(theirs.weights(component))
     lines, differ, total, whole = [], {}, 0, 0.0
     mine = _stored(ours, component)
     common = {name for name in mine if name in known and mine[name][0].shape == known[name][0].shape}
@@ -144,7 +159,7 @@ def _of_tensors(component: str, ours: Checkpoint, theirs: Checkpoint) -> list[st
     for name, value in _parameters(ours, component):
         if name not in common:
             continue
-        other = read_tensor(weights, known[name][0].file, known[name][1]).double()
+        other = read(known[name][0].file, known[name][1]).double()
         total, whole = total + 1, whole + float(torch.linalg.vector_norm(other)) ** 2
         if less := float(torch.linalg.vector_norm(value.double() - other)):
             differ[name] = less

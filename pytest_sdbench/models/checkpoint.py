@@ -19,6 +19,7 @@ from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot
 from pytest_sdbench.models.layout import (
     CLASSES,
     COMPONENTS,
+    FUSE,
     UNUSED,
     check_pipeline,
     holds_unet,
@@ -64,7 +65,11 @@ class Checkpoint:
         return _obeyed(self, name, read_json(self.config_file(name)))
 
     def weights(self, name: str) -> Weights:
-        """Find the weight files of a component."""
+        """Find the weight files of a component; raise ``CheckpointError`` for an adapter beside them."""
+        # transformers loads it on top, unasked, wherever peft is installed: the files are not the model.
+        if (adapter := self.part(name) / "adapter_config.json").is_file():
+            what = f"an adapter on the {name}, which is not supported (yet)"
+            raise CheckpointError(what, file=adapter, remedy=f"{FUSE}. Or delete the file")
         return find_weights(self.part(name), name)
 
     @property

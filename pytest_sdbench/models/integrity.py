@@ -18,8 +18,8 @@ from pytest_sdbench.models.weights import (
     Tensor,
     Weights,
     incomplete,
+    open_tensors,
     read_shapes,
-    read_tensor,
     read_tensors,
 )
 
@@ -190,10 +190,10 @@ def _check_tensors(component: str, weights: Weights) -> None:
     """Raise ``CheckpointError`` for values that are not finite, not floats, or twice there and different."""
     import torch
 
-    places: dict[str, tuple[Path, str]] = {}
+    places, read = dict[str, tuple[Path, str]](), open_tensors(weights)
     for name, file, value in read_tensors(weights):
         known = canonical_name(component, name)
-        if known in places and not torch.equal(value, read_tensor(weights, *places[known])):
+        if known in places and not torch.equal(value, read(*places[known])):
             other, called = places[known]
             what = f"stored twice with different values: as {called} in {other.name} too"
             raise CheckpointError(

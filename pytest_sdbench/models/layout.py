@@ -23,13 +23,13 @@ CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder
 
 _PIPELINE = "StableDiffusionPipeline"
 _SUPPORTED = f"Supported is what {_PIPELINE} loads: SD v1 and v2, and their students"
-_FUSE = (
+FUSE = (
     "Fuse it into its base and save that: pipeline.load_lora_weights(...), fuse_lora(), save_pretrained(...)"
 )
 _CONVERT = f"Convert it: {_PIPELINE}.from_single_file(FILE).save_pretrained(FOLDER), and give that folder"
 _KINDS = (
-    ("*lora*.safetensors", "a LoRA, which is an addition to a U-Net", _FUSE),
-    ("adapter_config.json", "a LoRA, which is an addition to a U-Net", _FUSE),
+    ("*lora*.safetensors", "a LoRA, which is an addition to a U-Net", FUSE),
+    ("adapter_config.json", "a LoRA, which is an addition to a U-Net", FUSE),
     ("learned_embeds.*", "a textual inversion, which is an addition to a text encoder", _SUPPORTED),
     ("transformer", "a pipeline with a transformer (Flux, SD 3, PixArt)", _SUPPORTED),
     ("text_encoder_2", "a pipeline with two text encoders (SDXL)", _SUPPORTED),
@@ -139,7 +139,7 @@ def _no_folder(path: Path, key: str | None) -> CheckpointError:
         names = read_shapes(Weights((path,), None, True, None))
         lora = any("lora" in name for name in names)
         what = "a LoRA, which is an addition to a U-Net" if lora else "a single file of weights"
-        remedy = _FUSE if lora else _CONVERT
+        remedy = FUSE if lora else _CONVERT
     elif path.suffix in WEIGHT_FILES:
         what, remedy = "a single file of weights", _CONVERT
     elif path.suffix in (".zip", ".tar", ".gz", ".7z"):

@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,14 +105,15 @@ def find_weights(folder: Path, component: str) -> Weights:
             files = (folder / each.name,) if index is None else _shards(index)
             return Weights(files, each.variant, each.safetensors, index)
     what, stem = f"no weights of the {component}", STEMS[component][0]
-    found = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
-    others = [name for name in found if re.match(rf"{stem}\.[^.]+[^/]*\.(safetensors|bin)", name)]
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    form = rf"({'|'.join(STEMS[component])})(-\d+-of-\d+)?\..+\.(safetensors|bin)"
+    # Shards of a form that is supported lack their index alone.
+    ours = [each.shards for each in candidates(component) if each.shards]
+    others = [name for name in names if re.fullmatch(form, name) and not any(s.fullmatch(name) for s in ours)]
+    found = (others or names)[:8] if folder.is_dir() else "no such folder"
     remedy = f"It needs {stem}.safetensors. {COPY_AGAIN}"
-    if others and folder.is_dir():
-        what, found = (
-            f"only a variant of the weights of the {component}, which is not supported (yet)",
-            others,
-        )
+    if others:
+        what = f"only a variant of the weights of the {component}, which is not supported (yet)"
         remedy = f"from_pretrained loads none unasked. Save it as {stem}.safetensors, if it is the one to use"
     raise CheckpointError(what, file=folder, key=component, found=found, remedy=remedy)
 
@@ -134,11 +136,14 @@ def read_tensors(weights: Weights) -> Iterator[tuple[str, Path, torch.Tensor]]:
         yield name, file, load(name)
 
 
-def read_tensor(weights: Weights, file: Path, name: str) -> torch.Tensor:
-    """Return one tensor of one of the files."""
-    content = _open(file).get_tensor(name) if weights.safetensors else _load_bin(file)[name]
-    found: torch.Tensor = content
-    return found
+def open_tensors(weights: Weights) -> Callable[[Path, str], torch.Tensor]:
+    """Return what reads one tensor of one of the files; each file is opened once."""
+
+    @cache
+    def opened(file: Path) -> Any:
+        return _open(file).get_tensor if weights.safetensors else _load_bin(file).__getitem__
+
+    return lambda file, name: opened(file)(name)
 
 
 def _stored(weights: Weights) -> Iterator[tuple[str, Path, tuple[int, ...], Callable[[str], torch.Tensor]]]:

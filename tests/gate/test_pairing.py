@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.gate.pairing import RecordedEvidence, evidence_path, read_recorded, write_recorded
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.gate.pairing import (
+    RecordedEvidence,
+    evidence_path,
+    read_recorded,
+    record_evidence,
+    write_recorded,
+)
 from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.models.changes import Description
+from pytest_sdbench.models.layout import COMPONENTS
 from tests.gate.helpers import Run, report
 from tests.project import IMAGES, make_card, make_project
 
@@ -30,7 +40,9 @@ def reasons(pytester: pytest.Pytester) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_an_update_fails_until_nothing_is_new(run: Run, project: Path, pytester: pytest.Pytester) -> None:
+def test_an_update_fails_until_nothing_is_new(
+    run: Run, project: Path, pytester: pytest.Pytester, store: Path
+) -> None:
     place = pytester.path / "evidence" / "mini" / "mini.safetensors"
     first = run("--sdbench-update")
     assert first.ret == pytest.ExitCode.TESTS_FAILED
@@ -50,6 +62,10 @@ def test_an_update_fails_until_nothing_is_new(run: Run, project: Path, pytester:
     second.assert_outcomes(passed=len(METRICS))
     assert (place.read_bytes(), project.read_bytes()) == (content, card)
     second.stdout.no_fnmatch_line("*recorded in*")
+    # Evidence of the format before descriptions gains one, and nothing else.
+    assert write_recorded(place, replace(found, description=None))
+    assert record_evidence(read_card(project), "mini", Workspace(store)) == place
+    assert place.read_bytes() == content
     # These margins are far below the noise: only images that are paired can be told so finely.
     for reason in reasons(pytester).values():
         assert "paired with the recorded images" in reason
@@ -148,6 +164,33 @@ class TestFile:
         wrong = replace(recorded.looks[256]["clip_score"], **figure)
         looks = {**recorded.looks, 256: {**recorded.looks[256], "clip_score": wrong}}
         write_recorded(place, replace(recorded, looks=looks))
+        with pytest.raises(EvidenceError, match=told):
+            read_recorded(place)
+
+    @pytest.mark.parametrize(
+        ("damage", "told"),
+        [
+            ({"configs": {"unet": None}}, "configs of another form"),
+            ({"configs": [["unet", {}]]}, "configs of another form"),
+            ({"vocabulary": {"merges.txt": 3}}, "vocabulary of another form"),
+            ({"checksums": dict.fromkeys(COMPONENTS, np.zeros((), np.uint32))}, "another form: unet"),
+            ({"checksums": dict.fromkeys(COMPONENTS, np.zeros(2, np.int64))}, "another form: unet"),
+            ({"norms": dict.fromkeys(COMPONENTS, np.zeros(3, np.float32))}, "another form: unet"),
+        ],
+    )
+    def test_a_damaged_description_is_named(
+        self, recorded: RecordedEvidence, tmp_path: Path, damage: dict[str, Any], told: str
+    ) -> None:
+        place = tmp_path / "p.safetensors"
+        sums, norms = np.zeros(2, np.uint32), np.zeros(2, np.float32)
+        each = dict.fromkeys(COMPONENTS, sums), dict.fromkeys(COMPONENTS, norms)
+        whole = Description({"unet": {"a": 1}}, {"merges.txt": "ab"}, *each)
+        write_recorded(place, replace(recorded, description=whole))
+        found = read_recorded(place)
+        assert found is not None
+        assert found.description is not None
+        assert found.description.configs == whole.configs
+        write_recorded(place, replace(recorded, description=replace(whole, **damage)))
         with pytest.raises(EvidenceError, match=told):
             read_recorded(place)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pytest_sdbench.models import weights
 from pytest_sdbench.models.changes import changes, describe
 from pytest_sdbench.models.checkpoint import resolve
 from tests.tiny_checkpoint import make_checkpoint
@@ -81,6 +84,36 @@ def test_configurations_and_vocabulary_are_compared_key_by_key(
     assert changes(ours, describe(theirs)) == says
 
 
+@pytest.mark.parametrize(
+    ("mine", "other", "says"),
+    [
+        ("1", 1, '"1", recorded 1'),
+        (True, "true", 'true, recorded "true"'),
+        (1, 1.0, "1, recorded 1.0"),
+        (
+            [0] * 99 + [1],
+            [0] * 99 + [2],
+            "..., 0, 0, 0, 0, 0, 0, 1] (300 characters), recorded ..., 0, 0, 0, 0, 0, 0, 2] "
+            "(300 characters), from character 299 on",
+        ),
+        (
+            "x" * 499 + "1",
+            "x" * 499 + "12",
+            f'...{"x" * 19}1" (502 characters), recorded ...{"x" * 19}12" (503 characters), '
+            "from character 502 on",
+        ),
+    ],
+)
+def test_values_are_compared_whole_and_shortened_to_be_shown(
+    tiny_checkpoint: Path, tmp_path: Path, mine: Any, other: Any, says: str
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "theirs")
+    config(SCHEDULER, note=mine)(tiny_checkpoint)
+    config(SCHEDULER, note=other)(tmp_path / "theirs")
+    ours, theirs = resolve(str(tiny_checkpoint)), resolve(str(tmp_path / "theirs"))
+    assert changes(ours, theirs) == changes(ours, describe(theirs)) == [f"scheduler.note: {says}"]
+
+
 def test_tensors_are_counted_measured_and_the_largest_named(
     tiny_checkpoint: Path, pristine_checkpoint: Path
 ) -> None:
@@ -94,6 +127,21 @@ def test_tensors_are_counted_measured_and_the_largest_named(
         f"{head}, by {less / norm:.2g} of the norm of all; most: conv_in.weight, conv_out.bias"
     ]
     assert changes(ours, describe(theirs)) == [f"{head}; most: conv_in.weight, conv_out.bias"]
+
+
+def test_each_file_of_the_other_checkpoint_is_opened_once_for_names_and_once_for_values(
+    tmp_path: Path, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, load = Counter[Path](), weights._load_bin
+
+    def counted(file: Path) -> Any:
+        opened[file] += 1
+        return load(file)
+
+    monkeypatch.setattr(weights, "_load_bin", counted)
+    pickled = resolve(str(make_checkpoint(tmp_path / "bin", safe_serialization=False)))
+    assert changes(resolve(str(pristine_checkpoint)), pickled)
+    assert sorted(opened.values()) == [2, 2], "transformers writes safetensors alone"
 
 
 def test_other_forms_of_the_same_values_and_other_networks(tmp_path: Path, pristine_checkpoint: Path) -> None:

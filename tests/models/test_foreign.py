@@ -58,10 +58,13 @@ def prefixed(prefix: str) -> Damage:
     return tensors(lambda name, value: (prefix + name, value))
 
 
-def without_weights(variant: str) -> Damage:
-    return lambda folder: (folder / UNET_WEIGHTS).rename(
-        folder / UNET_WEIGHTS.replace(".safetensors", f".{variant}.safetensors")
-    )
+def renamed(to: str, *, file: str = UNET_WEIGHTS, beside: int = 0) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / file).rename((folder / file).with_name(to))
+        for i in range(beside):
+            (folder / file).with_name(f"a{i}.txt").touch()
+
+    return damage
 
 
 def merges(folder: Path) -> None:
@@ -80,6 +83,7 @@ def swapped_tokens(folder: Path) -> None:
 XL = {"text_encoder_2": ["transformers", "CLIPTextModel"], "tokenizer_2": ["transformers", "CLIPTokenizer"]}
 FLUX = {"unet": [None, None], "transformer": ["diffusers", "FluxTransformer2DModel"]}
 UPSCALER = {"low_res_scheduler": ["diffusers", "DDPMScheduler"]}
+VARIANT = "only a variant of the weights.*not supported.*from_pretrained loads none unasked"
 DEEP = '{"a":' * 500 + "1" + "}" * 500
 CASES: dict[str, tuple[Damage, str]] = {
     # other pipelines
@@ -103,8 +107,18 @@ CASES: dict[str, tuple[Damage, str]] = {
         "layers of a LoRA",
     ),
     # variants
-    "bf16": (without_weights("bf16"), "only a variant of the weights.*not supported"),
-    "non_ema": (without_weights("non_ema"), "only a variant of the weights.*not supported"),
+    "bf16": (renamed("diffusion_pytorch_model.bf16.safetensors"), VARIANT),
+    "non_ema": (renamed("diffusion_pytorch_model.non_ema.safetensors", beside=9), VARIANT),
+    "bf16 bin": (renamed("pytorch_model.bf16.bin", file="text_encoder/model.safetensors"), VARIANT),
+    "bf16 shard": (renamed("diffusion_pytorch_model.bf16-00001-of-00002.safetensors"), VARIANT),
+    "older bf16 shard": (renamed("diffusion_pytorch_model-00001-of-00002.bf16.safetensors"), VARIANT),
+    "no index": (
+        renamed("diffusion_pytorch_model.fp16-00001-of-00002.safetensors"),
+        "no weights of the unet.*Copy or download",
+    ),
+    # adapters, which are no part of the fingerprint: a checkpoint that was checked before has the same
+    "adapter": (text("text_encoder/adapter_config.json", "{}"), "an adapter on the text_encoder.*fuse_lora"),
+    "unet adapter": (text("unet/adapter_config.json", "{}"), "an adapter on the unet.*fuse_lora"),
     # values of tensors
     "int8": (
         tensors(lambda name, value: (name, (value * 9).to(torch.int8))),
