@@ -98,6 +98,11 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
+def is_pointer(head: bytes) -> bool:
+    """Tell what Git LFS leaves in the place of a file by how it begins."""
+    return head.startswith(b"version https://git-lfs")
+
+
 def read_bounded(path: Path, most: int) -> bytes:
     """Return the content of a regular file; raise OSError, also for one of more than `most` bytes."""
     with open_regular(path) as file:

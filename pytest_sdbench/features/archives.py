@@ -14,19 +14,20 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 from pytest_sdbench.base.errors import DataError, SdbenchError, first_line
+from pytest_sdbench.base.files import is_pointer
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 LARGEST = 2**27
 """Bytes that one file of a source may have, as it comes out of its archive."""
-ENTRIES = 250_000
-"""Entries that one archive may have: a listing of more takes too long."""
+ENTRIES = 1_500_000
+"""Entries that one archive may have, whose listing stays below 1 GB, and shards of one pattern."""
 
 _ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"PK\3\4": "zip", b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}
@@ -34,13 +35,13 @@ _MAGIC |= {b"\x28\xb5\x2f\xfd": "compression.zstd"}
 """How archives begin, whatever their names say, and what reads them; a plain tar begins with a name."""
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 _KINDS |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-_POINTER = b"version https://git-lfs"
 _INDEX = 2**25
-"""Bytes that a zip's list of its entries may have, or what a tar has before an entry."""
+"""Bytes that a zip's list of its entries may have, which take 1 GB when read, or a tar's before an entry."""
 _EXPANSION, _FREE = 100, 2**27
 """How many times its own size an archive may unpack to, and the bytes from which on that counts."""
 _LEAST, _FREE_ENTRIES = 64, 20_000
 """The fewest bytes that an entry takes in an archive of images, and the entries from which on that counts."""
+_SPLIT = "If it is what it should be, split it into shards, or unpack it and give the folder"
 _SOURCES = "a folder of images, a .zip or .tar archive (also .tar.gz), or shards such as data-{000..012}.tar"
 
 T = TypeVar("T")
@@ -60,6 +61,8 @@ class Source:
     """Returns what reads an entry, from any thread."""
     places: dict[str, int] | None = None
     """Of an archive that can only be read from its beginning: where each entry lies."""
+    beside: tuple[Path, bool] | None = None
+    """Of an archive: the folder that it lies in, and whether that was given, with all that is below it."""
 
     def in_reach(self, entries: Sequence[T], name: Callable[[T], str]) -> list[T]:
         """Return entries in the order in which they are best read: their own, where any can be reached."""
@@ -85,17 +88,23 @@ def open_sources(text: str | Path) -> Iterator[Source]:
         if not os.path.exists(path):
             raise DataError("there is no such folder or archive", file=path, remedy=f"Give {_SOURCES}")
         if not path.is_dir():
-            yield _archive(path)
+            yield replace(_archive(path), beside=(path.parent, False))
             continue
         folder = _folder(path)
         archives = [name for name in folder.files if name.lower().endswith(_ENDINGS)]
         if archives and not any(is_image(name) for name in folder.files):
-            yield from (_archive(path / name) for name in archives)
+            yield from (replace(_archive(path / name), beside=(path, True)) for name in archives)
         else:
             yield folder
 
 
-def _folder(path: Path) -> Source:
+def around(folder: Path, deep: bool) -> Source:
+    """Return what lies in a folder and is no archive, `deep` also what is in the folders below it."""
+    found = _folder(folder, deep)
+    return replace(found, files=tuple(name for name in found.files if not name.lower().endswith(_ENDINGS)))
+
+
+def _folder(path: Path, deep: bool = True) -> Source:
     files, passed_over = [], Counter[str]()
 
     def refuse(error: OSError) -> None:
@@ -105,7 +114,7 @@ def _folder(path: Path) -> Source:
         here = Path(folder).relative_to(path)
         linked = [name for name in inner if Path(folder, name).is_symlink() and not _is_hidden(name)]
         passed_over["linked folders"] += len(linked)
-        inner[:] = [name for name in inner if not _is_hidden(name)]
+        inner[:] = [name for name in inner if deep and not _is_hidden(name)]
         files += [(here / name).as_posix() for name in names if not _is_hidden(name)]
     return Source(
         path,
@@ -143,8 +152,9 @@ def _zip(path: Path) -> Source:
                 raise DataError("this entry has a password", file=path, key=entry.filename)
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 # zipfile unpacks these to whatever size, before it looks at the one that they declare.
+                what = f"packed in a way that is not read (method {entry.compress_type})"
                 remedy = "Pack it again, with deflate or none"
-                raise DataError("packed with bzip2 or LZMA", file=path, key=entry.filename, remedy=remedy)
+                raise DataError(what, file=path, key=entry.filename, remedy=remedy)
             if stat.S_ISLNK(entry.external_attr >> 16):
                 passed_over["links"] += 1
             else:
@@ -167,16 +177,17 @@ def _zip(path: Path) -> Source:
 
 
 def _tar(path: Path, module: str) -> Source:
-    names, members, passed_over, before = [], {}, Counter[str](), -1
+    places, passed_over, before = dict[str, tuple[int, int]](), Counter[str](), -1
+    names = []
     size = path.stat().st_size
 
-    @contextmanager
-    def unpacked(largest: int) -> Iterator[Any]:
-        with import_module(module).open(path, "rb") as stream:
-            yield tarfile.TarFile(path, fileobj=guarded(stream, largest))
+    def unpacked() -> Any:
+        return import_module(module).open(path, "rb")
 
-    with readable(path), unpacked(_INDEX) as archive:
+    with readable(path), unpacked() as stream:
+        archive: Any = tarfile.TarFile(path, fileobj=guarded(stream, _INDEX))
         for count, member in enumerate(archive, 1):
+            archive.members.clear()  # it keeps them all, at 500 bytes each or more
             _check_bounds(path, size, count, archive.offset)
             if archive.offset <= before:
                 raise ValueError("an entry of less than nothing")
@@ -185,7 +196,7 @@ def _tar(path: Path, module: str) -> Source:
                 continue
             if member.isreg() and not member.issparse():
                 names.append(PurePosixPath(member.name).as_posix())
-                members[names[-1]] = member
+                places[names[-1]] = member.offset_data, member.size
             else:
                 passed_over["links and other special entries"] += 1
         archive.fileobj.seek(archive.offset)
@@ -197,17 +208,22 @@ def _tar(path: Path, module: str) -> Source:
     @contextmanager
     def opened() -> Iterator[Read]:
         lock = threading.Lock()
-        with unpacked(LARGEST) as archive:
+        with unpacked() as stream:
 
             def read(name: str) -> bytes:
-                _check_size(members[name].size)
+                offset, size = places[name]
+                _check_size(size)
                 with lock:
-                    return bytes(archive.extractfile(members[name]).read())
+                    stream.seek(offset)
+                    content = bytes(stream.read(size))
+                if len(content) < size:
+                    raise EOFError("it was cut short")
+                return content
 
             yield read
 
-    places = None if module == "io" else {name: member.offset_data for name, member in members.items()}
-    return Source(path, _in_order(path, names), passed_over, opened, places)
+    in_reach = None if module == "io" else {name: offset for name, (offset, _) in places.items()}
+    return Source(path, _in_order(path, names), passed_over, opened, in_reach)
 
 
 @contextmanager
@@ -225,7 +241,7 @@ def readable(place: Path | str, what: str = "archive") -> Iterator[None]:
 
 def check_pointer(content: bytes) -> None:
     """Raise DataError for what Git LFS leaves in the place of a file."""
-    if content.startswith(_POINTER):
+    if is_pointer(content):
         raise DataError("this is a Git LFS pointer, not the file", remedy="Fetch the file: git lfs pull")
 
 
@@ -247,19 +263,18 @@ class _Guard:
     def read(self, size: int = -1) -> bytes:
         content = self._file.read(size if 0 <= size <= self._largest else self._largest + 1)
         if len(content) > self._largest:
-            raise ValueError(f"a list or a header of more than {self._largest:,} bytes")
+            raise DataError(f"a list or a header of more than {self._largest:,} bytes", remedy=_SPLIT)
         return content
 
 
 def _check_bounds(path: Path, size: int, entries: int, unpacked: int) -> None:
     """Raise DataError for an archive of `size` bytes that holds more than so many bytes of images can be."""
-    remedy = "If it is what it should be, unpack it or split it into shards"
     if entries > min(ENTRIES, _FREE_ENTRIES + size // _LEAST):
         message = f"this archive of {size:,} bytes has {entries:,} entries or more"
-        raise DataError(message, file=path, remedy=remedy)
+        raise DataError(message, file=path, remedy=_SPLIT)
     if unpacked > max(_FREE, _EXPANSION * size):
         message = f"this archive of {size:,} bytes unpacks to {unpacked:,} or more, as no images do"
-        raise DataError(message, file=path, remedy=remedy)
+        raise DataError(message, file=path, remedy=_SPLIT)
 
 
 def _check_size(size: int) -> None:
@@ -286,9 +301,13 @@ def _in_order(path: Path, names: Sequence[str]) -> tuple[str, ...]:
         if count > 1:
             raise DataError(f"this entry stands {count} times in the archive", file=path, key=name)
 
-    def key(name: str) -> tuple[Any, str]:
-        parts = [re.split(r"([0-9]+)", part) for part in name.split("/")]
-        return [[int(text) if k % 2 else text for k, text in enumerate(part)] for part in parts], name
+    def number(match: re.Match[str]) -> str:
+        digits = match[0].lstrip("0")
+        return f"\1{len(digits):06}{digits}"
+
+    def key(name: str) -> tuple[str, str]:
+        # One text for each: a million lists of numbers would take more memory than the archive's own.
+        return re.sub(r"[0-9]+", number, name.replace("/", "\0")), name
 
     return tuple(sorted(names, key=key))
 
@@ -298,21 +317,21 @@ def braces(pattern: str) -> list[str]:
 
     Raises DataError for more numbers than an archive may have entries.
     """
-    match = re.search(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{}]*,[^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    if match[3] is not None:
-        parts = match[3].split(",")
-    else:
-        first, last = int(match[1]), int(match[2])
-        if abs(last - first) >= ENTRIES:
+    made, end = [""], 0
+    for match in re.finditer(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{}]*,[^{}]*)\}", pattern):
+        if match[3] is not None:
+            parts: Sequence[object] = match[3].split(",")
+            width = 0
+        else:
+            first, last = int(match[1]), int(match[2])
+            padded = match[1].startswith("0") or match[2].startswith("0")
+            width = max(len(match[1]), len(match[2])) if padded else 0
+            parts = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+        if len(made) * len(parts) > ENTRIES:
             raise DataError("a pattern of too many shards", found=pattern, remedy=f"Give {ENTRIES:,} at most")
-        padded = match[1].startswith("0") or match[2].startswith("0")
-        width = max(len(match[1]), len(match[2])) if padded else 0
-        step = 1 if first <= last else -1
-        parts = [f"{number:0{width}}" for number in range(first, last + step, step)]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [before + part + rest for part in parts for rest in braces(after)]
+        before, end = pattern[end : match.start()], match.end()
+        made = [f"{start}{before}{str(part).zfill(width)}" for start in made for part in parts]
+    return [start + pattern[end:] for start in made]
 
 
 def is_image(name: str) -> bool:

@@ -56,7 +56,11 @@ def captions_of(source: Source, names: Sequence[str]) -> dict[str, list[str]]:
     Raises DataError for a table or a caption that cannot be read.
     """
     wanted = {each for name in names for each in beside(name)}
-    contents = dict(_read(source, [name for name in source.files if name in wanted or is_table(name)]))
+    folders = {PurePosixPath(name).parent for name in names}
+    wanted |= {
+        (each / table).as_posix() for path in folders for each in (path, *path.parents) for table in TABLES
+    }
+    contents = dict(_read(source, [name for name in source.files if name in wanted]))
     tables: dict[PurePosixPath, dict[str, list[str]]] = {}
     for name, content in contents.items():
         if is_table(name):
@@ -73,7 +77,7 @@ def captions_of(source: Source, names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def like_captions(source: Source, names: Sequence[str]) -> Iterator[str]:
+def like_captions(source: Source, names: Sequence[str], by_content: bool = True) -> Iterator[str]:
     """Yield the files of a source that look like captions of these images, by name or by what is in them."""
     images = {part.encode() for path in map(PurePosixPath, names) for part in (path.name, path.stem)}
     folders = {PurePosixPath(name).parent for name in names}
@@ -84,7 +88,7 @@ def like_captions(source: Source, names: Sequence[str]) -> Iterator[str]:
             told = path.name if path.parent in folders else name
             if _NAME.search(told.lower()) or (path.suffix == ".txt" and path.stem.encode() in images):
                 yield name
-            else:
+            elif by_content:
                 doubtful.append(name)
     yield from (name for name, content in _read(source, doubtful) if _tells(name, content, images))
 
@@ -133,8 +137,7 @@ def _alone(where: str, content: bytes) -> list[str]:
 
 
 def _rows(where: str, ending: str, content: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the file names and captions of a table; raise DataError where it has none."""
-    described = False
+    """Yield the file names and captions of a table, of rows that have one; raise DataError for damage."""
 
     def fault(message: str, key: str | None = None, found: object = None) -> DataError:
         remedy = "Write it with the columns file_name and text, caption or prompt, or match in another way"
@@ -145,18 +148,17 @@ def _rows(where: str, ending: str, content: bytes) -> Iterator[tuple[str, str]]:
     with readable(where, "table of captions"):
         for key, row in {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[ending](content):
             row = {name.strip(): value for name, value in row.items()}
+            if not (columns := [column for column in CAPTION_KEYS if column in row]):
+                continue
             files = [row["file_name"]] if "file_name" in row else [row[each] for each in _named(row)]
             if len(files) != 1 or not isinstance(files[0], str) or not files[0].strip():
                 raise fault("this row does not name its image in file_name", key, sorted(row))
             file = posixpath.normpath(files[0].strip().replace("\\", "/"))
-            for column in (column for column in CAPTION_KEYS if column in row):
-                described = True
+            for column in columns:
                 if isinstance(row[column], str):
                     yield file, row[column]
                 elif row[column] is not None:
                     raise fault("this caption is no text", f"{key}, {column}", row[column])
-    if not described:
-        raise fault("this table holds no captions")
 
 
 def _named(row: Iterable[str]) -> list[str]:

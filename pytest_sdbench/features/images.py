@@ -21,7 +21,7 @@ from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.features import captions
-from pytest_sdbench.features.archives import SUFFIXES, Read, Source, is_image, open_sources, readable
+from pytest_sdbench.features.archives import SUFFIXES, Read, Source, around, is_image, open_sources, readable
 from pytest_sdbench.features.pixels import open_picture, pixels_of
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.sections import Jpeg, Resize
@@ -105,7 +105,7 @@ def read_captions(images: ImageSet) -> list[list[str]]:
     """Return the captions that come with each image, as `captions.captions_of` finds them.
 
     Raises DataError for a file of captions that cannot be read, and where something looks like captions while
-    no image has one.
+    no image has one: among the images, or around the archive that they are in.
     """
     groups: dict[Source, list[str]] = {}
     for picture in images.pictures:
@@ -113,12 +113,19 @@ def read_captions(images: ImageSet) -> list[list[str]]:
     tables = {source: captions.captions_of(source, names) for source, names in groups.items()}
     found = [tables[picture.source][picture.name] for picture in images.pictures]
     if not any(found):
-        for source, names in groups.items():
-            if like := list(islice(captions.like_captions(source, names), 3)):
+        # Of files around an archive that was named itself, which may be anybody's, the names have to say it.
+        places = [(source, names, True) for source, names in groups.items()]
+        every = [name for names in groups.values() for name in names]
+        beside = dict.fromkeys(source.beside for source in groups if source.beside)
+        places += [(around(folder, given), every, given) for folder, given in beside]
+        for source, names, by_content in places:
+            if like := list(islice(captions.like_captions(source, names, by_content), 3)):
                 what = "this looks like captions, and gives none of the images one"
                 remedy = f"Captions are read from {', '.join(captions.TABLES)} with file_name and text, "
-                remedy += "caption or prompt, or from a .txt beside each image. If these are none, say how "
-                remedy += "images are matched: --match name, index or order"
+                remedy += (
+                    "caption or prompt, or from a .txt beside each image; of an archive, from inside it. "
+                )
+                remedy += "If these are none, say how images are matched: --match name, index or order"
                 raise DataError(what, file=source.where(like[0]), found=like[1:] or None, remedy=remedy)
     return found
 

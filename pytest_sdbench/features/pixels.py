@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.features.archives import check_pointer
@@ -17,6 +17,8 @@ LARGEST = 2**25
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _ORIENTATION = 0x0112
+_TURNS = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))
+"""What turns a picture of each orientation upright."""
 _CODECS = ("JPEG", "MPO", "WEBP")
 """Pillow's names of formats that lose something; MPO is JPEG with more pictures after the first."""
 
@@ -50,6 +52,7 @@ def pixels_of(file: Image.Image, background: str | None = None) -> tuple[npt.NDA
     A picture is laid over `background`, a colour, where it is transparent, and turned upright. Raises
     DataError for one that is transparent where there is no background, and what Pillow raises for damage.
     """
+    file.load()  # damaged pixels are no damaged EXIF data
     told, image = [str(file.format)], file
     if "A" in file.getbands() or "transparency" in file.info:
         image = file.convert("RGBA")
@@ -64,8 +67,13 @@ def pixels_of(file: Image.Image, background: str | None = None) -> tuple[npt.NDA
     elif file.mode == "CMYK":
         told.append("are CMYK, and were converted without their colour profile")
     image = image if image.mode == "RGB" else image.convert("RGB")
-    if file.getexif().get(_ORIENTATION, 1) in range(2, 9):
-        image = ImageOps.exif_transpose(image)
+    try:
+        turn = _TURNS.get(file.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises errors of every kind, and no pixel depends on it
+        turn = None
+        told.append("have EXIF data that cannot be read, and were not turned")
+    if turn is not None:
+        image = image.transpose(turn)
         told.append("were turned upright as their EXIF data say")
     return np.asarray(image), told
 

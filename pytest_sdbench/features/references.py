@@ -186,8 +186,8 @@ def _arrays(path: Path, remedy: str) -> dict[str, Any]:
                 raise DataError("this is one array, not an npz", file=path, remedy=remedy)
             with zipfile.ZipFile(guarded(file, 2**25)) as archive:
                 return dict(_unpacked(archive))
-    except SdbenchError:
-        raise
+    except SdbenchError as known:
+        raise DataError(known.message, file=path, remedy=remedy) from None
     except Exception as problem:  # numpy and zipfile raise errors of every kind
         what = f"this is no npz of plain arrays: {first_line(problem)}"
         raise DataError(what, file=path, remedy=remedy) from problem
@@ -268,7 +268,7 @@ def make_statistics(
         made = compute_statistics(shown, network, total=total, keep=keep)
     notes = remarks(seen)
     for note in notes:
-        print(f"{origin}: {note}", file=sys.stderr)
+        print(plain(f"{origin}: {note}"), file=sys.stderr)
     about = {
         "images": origin,
         "extractor": extractor,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, first_line
+from pytest_sdbench.base.files import is_pointer
 
 if TYPE_CHECKING:
     import torch
@@ -245,6 +246,6 @@ def _what(file: Path, error: Exception) -> str:
     """Say what a file is that cannot be read: the usual case is a Git LFS pointer in place of the content."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        if stream.read(23) == b"version https://git-lfs":
+        if is_pointer(stream.read(64)):
             return "a Git LFS pointer, not the weights: run `git lfs pull`"
     return f"{size:,} bytes: {first_line(error)}"

@@ -123,6 +123,31 @@ def test_what_looks_like_captions_and_is_not_understood_leaves_the_prompt_of_an_
     assert match(images, PROMPTS, n=3, by="index").doubt is None
 
 
+@pytest.mark.parametrize("kind", ["images.zip", "images.tgz"])
+@pytest.mark.parametrize(
+    ("file", "doubtful"),
+    [
+        ("metadata.jsonl", (True, True)),
+        ("prompts.txt", (True, True)),
+        ("0.txt", (True, True)),
+        ("all.json", (True, False)),  # it may be anybody's
+        ("texts/captions.csv", (True, False)),
+        ("README.txt", (False, False)),
+    ],
+)
+def test_what_looks_like_captions_beside_an_archive_leaves_them_open(
+    kind: str, file: str, doubtful: tuple[bool, bool], tmp_path: Path
+) -> None:
+    archive = SOURCES[kind](tmp_path / kind, dict.fromkeys(NUMBERED, b""))
+    content = b"Ours" if file == "README.txt" else b'{"file_name": "0.png", "text": "an owl"}'
+    folder(tmp_path, {file: content})
+    for source, doubt in zip((tmp_path, archive), doubtful, strict=True):
+        found = match(open_images([source]), PROMPTS, n=3)
+        assert (
+            (f"{file}: this looks like captions" in str(found.doubt)) == (found.how == "in no way") == doubt
+        )
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -154,6 +179,17 @@ def test_files_of_captions_that_agree_are_one_and_others_are_refused(tmp_path: P
     images = open_images([folder(tmp_path / "b", {**names, **other})])
     with pytest.raises(DataError, match=r"c\.png: several prompts of the protocol are captions"):
         match(images, PROMPTS, n=3)
+
+
+@pytest.mark.parametrize("key", ["file_name", "id"])
+@pytest.mark.parametrize("where", ["", "x/"])
+def test_a_table_without_captions_takes_none_from_images_that_have_one(
+    where: str, key: str, tmp_path: Path
+) -> None:
+    beside = {f"{name[0]}.txt": text.encode() for name, text in ROWS.items()}
+    table = jsonl([{key: name, "seed": 1} for name in ROWS])
+    files = {**dict.fromkeys(ROWS, b""), **beside, f"{where}metadata.jsonl": table}
+    assert match(open_images([folder(tmp_path, files)]), PROMPTS, n=3).order == ORDER
 
 
 def test_captions_that_would_fill_the_memory_are_refused(

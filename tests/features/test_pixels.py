@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.features import pixels
@@ -149,17 +149,35 @@ def test_the_format_is_that_of_the_content(tmp_path: Path) -> None:
         assert (pixels.lossy(told), told[form]) == (lossy, 1)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "clear PNG"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_a_picture_is_turned_upright_and_it_is_said(form: str, orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    plain = saved(Image.fromarray(RGB), form, quality=95)
-    found, told = seen(tmp_path, saved(Image.fromarray(RGB), form, quality=95, exif=exif))
-    expected = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
+    image = Image.fromarray(RGB) if form in Image.SAVE else faded("RGB", 0)
+    expected, before = seen(tmp_path, saved(image, form.split()[-1], quality=95), "white")
+    found, told = seen(tmp_path, saved(image, form.split()[-1], quality=95, exif=exif), "white")
     np.testing.assert_array_equal(found, np.rot90(expected, {1: 0, 3: 2, 6: -1}[orientation]))
     turned = ["1 images were turned upright as their EXIF data say"]
-    assert pixels.remarks(told) == (turned if orientation > 1 else [])
+    assert pixels.remarks(told) == pixels.remarks(before) + (turned if orientation > 1 else [])
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF at all", b"Exif\0\0II"])
+def test_damaged_exif_data_cost_no_picture_and_it_is_said(form: str, exif: bytes, tmp_path: Path) -> None:
+    expected, _ = seen(tmp_path, saved(Image.fromarray(RGB), form))
+    found, told = seen(tmp_path, saved(Image.fromarray(RGB), form, exif=exif))
+    np.testing.assert_array_equal(found, expected)
+    assert pixels.remarks(told) == ["1 images have EXIF data that cannot be read, and were not turned"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_does(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = saved(Image.fromarray(RGB), exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(seen(tmp_path, content)[0], np.asarray(expected))
 
 
 def test_colours_of_print_are_converted_and_it_is_said(tmp_path: Path) -> None:
