@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pytest_sdbench.base.errors import DataError
-from pytest_sdbench.features.images import ImageSet, read_captions
+from pytest_sdbench.features.images import ImageSet, check_around, read_captions
 
 _OTHERWISE = "Remove it, or match in another way: --match caption, name, index or order"
 
@@ -40,7 +40,8 @@ def match(
     `prompts` are all that images may be of, `files` the file names that go with them, where there are such.
     With `all_of_them`, each of the `n` prompts needs its image, and images of later prompts are left out.
     `by` says how: caption, name, index or order; default: the first of these, but for order, that the images
-    have. Without any, and where something looks like captions and gives none, images are of no known prompt.
+    have. Without any, and where something looks like captions and gives none, images are of no known prompt;
+    where it lies around their archive, names in the file of prompts count still, and mere numbers do not.
 
     Raises DataError, with the name of the file, for an image that no prompt belongs to, two images of one
     prompt, a prompt without an image, and a prompt beyond the first `n`.
@@ -57,6 +58,11 @@ def match(
             found = _by_caption(images, captions, prompts, forced=forced)
     if (found, doubt) == (None, None) and by in (None, "name"):
         found = _by_name(images, files, forced=forced)
+    if (found, doubt, by) == (None, None, None):
+        try:
+            check_around(images)
+        except DataError as problem:
+            doubt = problem
     if (found, doubt) == (None, None) and by in (None, "index"):
         found = _by_index(images, (n, len(prompts)), forced=forced)
     if not found and not doubt and not forced:

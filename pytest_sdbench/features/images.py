@@ -105,7 +105,7 @@ def read_captions(images: ImageSet) -> list[list[str]]:
     """Return the captions that come with each image, as `captions.captions_of` finds them.
 
     Raises DataError for a file of captions that cannot be read, and where something looks like captions while
-    no image has one: among the images, or around the archive that they are in.
+    no image has one.
     """
     groups: dict[Source, list[str]] = {}
     for picture in images.pictures:
@@ -113,21 +113,27 @@ def read_captions(images: ImageSet) -> list[list[str]]:
     tables = {source: captions.captions_of(source, names) for source, names in groups.items()}
     found = [tables[picture.source][picture.name] for picture in images.pictures]
     if not any(found):
-        # Of files around an archive that was named itself, which may be anybody's, the names have to say it.
-        places = [(source, names, True) for source, names in groups.items()]
-        every = [name for names in groups.values() for name in names]
-        beside = dict.fromkeys(source.beside for source in groups if source.beside)
-        places += [(around(folder, given), every, given) for folder, given in beside]
-        for source, names, by_content in places:
-            if like := list(islice(captions.like_captions(source, names, by_content), 3)):
-                what = "this looks like captions, and gives none of the images one"
-                remedy = f"Captions are read from {', '.join(captions.TABLES)} with file_name and text, "
-                remedy += (
-                    "caption or prompt, or from a .txt beside each image; of an archive, from inside it. "
-                )
-                remedy += "If these are none, say how images are matched: --match name, index or order"
-                raise DataError(what, file=source.where(like[0]), found=like[1:] or None, remedy=remedy)
+        for source, names in groups.items():
+            _refuse(source, captions.like_captions(source, names))
     return found
+
+
+def check_around(images: ImageSet) -> None:
+    """Raise DataError where something around the archives that images are in looks like their captions."""
+    names = [picture.name for picture in images.pictures]
+    for folder, given in dict.fromkeys(each.source.beside for each in images.pictures if each.source.beside):
+        source = around(folder, given)
+        # Files around an archive that was named itself may be anybody's: their names have to say it.
+        _refuse(source, captions.like_captions(source, names, by_content=given))
+
+
+def _refuse(source: Source, alike: Iterator[str]) -> None:
+    if like := list(islice(alike, 3)):
+        what = "this looks like captions, and gives none of the images one"
+        remedy = f"Captions are read from {', '.join(captions.TABLES)} with file_name and text, "
+        remedy += "caption or prompt, or from a .txt beside each image; of an archive, from inside it. "
+        remedy += "If these are none, say how images are matched: --match name, index or order"
+        raise DataError(what, file=source.where(like[0]), found=like[1:] or None, remedy=remedy)
 
 
 def size_of(picture: Picture) -> tuple[int, int]:
