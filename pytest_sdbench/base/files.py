@@ -124,15 +124,20 @@ def json_mapping(content: bytes) -> dict[str, Any]:
     return found
 
 
-def why_unwritable(path: Path) -> str:
-    """Return why a file cannot be written, in folders that may have to be made; empty where it can be."""
-    there = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+def why_unwritable(path: Path, *, in_place: bool = False) -> str:
+    """Return why a file cannot be written, in folders that may have to be made; empty where it can be.
+
+    What replaces a file, as `write_atomically` does, needs its folder; what writes `in_place` needs the file.
+    """
     if path.is_dir():
         return "it is a folder"
+    if in_place and path.exists():
+        return "" if os.access(path, os.W_OK) else "it is not writable"
+    # A link stays one: the folder is that of its target.
+    there = next(parent for parent in Path(os.path.realpath(path)).parents if os.path.lexists(parent))
     if not there.is_dir():
         return f"{there} is no folder"
-    own = path.exists() and os.access(path, os.W_OK)
-    return "" if own or os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 
 
 def sha256_of(path: Path) -> str:

@@ -75,8 +75,9 @@ def _check_outputs(options: argparse.Namespace) -> None:
     for name in ("out", "json"):
         path = vars(options).get(name)
         if isinstance(path, Path):
-            reason = why_unwritable(path)
-            if not path.parent.is_dir() and options.command != "stats":  # which makes it
+            in_place = options.command != "stats"  # which replaces the file, and makes its folder
+            reason = why_unwritable(path, in_place=in_place)
+            if in_place and not path.parent.is_dir():
                 reason = f"there is no folder {path.parent}"
             if reason:
                 remedy = "Name a file in a folder that exists"

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pytest
 
-from pytest_sdbench.base.files import write_atomically
+from pytest_sdbench.base.files import why_unwritable, write_atomically
 
 
 def test_bytes_and_writers_make_the_same_file(tmp_path: Path) -> None:
@@ -59,3 +59,26 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
         write_atomically(path, write)
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("locked", "in_place", "reason"),
+    [
+        ("folder", False, "folder is not writable"),
+        ("folder", True, ""),
+        ("file", False, ""),
+        ("file", True, "it is not writable"),
+    ],
+)
+def test_what_replaces_a_file_needs_its_folder_and_what_writes_in_place_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str, in_place: bool, reason: str
+) -> None:
+    file, link = tmp_path / "folder" / "file", tmp_path / "link"
+    file.parent.mkdir()
+    file.write_bytes(b"old")
+    link.symlink_to(file)
+    # Whoever runs this may be allowed everything.
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).resolve().name != locked)
+    for path in (file, link):
+        assert why_unwritable(path, in_place=in_place).endswith(reason)
+        assert bool(why_unwritable(path, in_place=in_place)) is bool(reason)
