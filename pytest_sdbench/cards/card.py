@@ -7,6 +7,7 @@ lists what cannot be tested, and how to make it testable.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError, first_line
-from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.cards.claims import (
     Claim,
@@ -192,15 +193,20 @@ def find_card(name: str, near: str | Path, *, search: Sequence[Path] = ()) -> Pa
     """Return the file of a card by its name.
 
     It is looked for beside `near` (a card or a folder), in `search`, and among the packaged ones. Raises
-    CardError, with the names there are, if no such card exists.
+    CardError, with the names there are, if no such card exists, and with the files of several.
     """
     near = Path(near)
     here = near if near.is_dir() else near.parent
     folders = [here, *([here.parent] if near.name == "README.md" else []), *search, reference() / "cards"]
     for folder in folders:
-        for path in (folder / f"{name}.md", folder / name / "README.md"):
-            if path.is_file():
-                return path
+        files = [path for path in (folder / f"{name}.md", folder / name / "README.md") if path.is_file()]
+        # A README.md beside weights may be no card, or a link to the other one.
+        cards = {path.resolve(): path for path in reversed(files) if is_card(path)}
+        if len(cards) > 1:
+            message = f"the name of {len(cards)} cards: {', '.join(map(str, files))}"
+            raise CardError(message, file=near, found=name, remedy="Rename one, or give the file of one")
+        if files:
+            return next(iter(cards.values()), files[0])
     names = sorted({path.stem for folder in folders for path in folder.glob("*.md") if is_card(path)})
     remedy = f"{suggestion(name, names)}Put {name}.md beside this card, or name one of: {', '.join(names)}"
     raise CardError("there is no such card", file=near, found=name, remedy=remedy)
@@ -214,8 +220,8 @@ def check_lineage(card: Card, *, search: Sequence[Path] = ()) -> None:
             try:
                 path = find_card(name, current.path, search=search)
             except CardError as error:
-                message, file, remedy = f"the {key} names no card", current.path, error.remedy
-                raise CardError(message, file=file, key=place, found=name, remedy=remedy) from None
+                where, remedy = current.path, error.remedy
+                raise CardError(error.message, file=where, key=place, found=name, remedy=remedy) from None
             chain.append(name)
             if name in chain[:-1]:
                 message, remedy = (
@@ -232,6 +238,15 @@ def card_name(path: Path) -> str:
     return path.resolve().parent.name if path.name.lower() == "readme.md" else path.stem
 
 
+def means(key: str, path: Path, name: str | None, *folders: Path) -> bool:
+    """Return whether a key names a card: by its name, alone or as `own_names` has it, or by its path.
+
+    The path is one from any of the folders on.
+    """
+    own = os.path.normpath(path.absolute())
+    return key in (card_name(path), name) or any(os.path.normpath(each / key) == own for each in folders)
+
+
 def own_names(paths: Iterable[Path]) -> dict[Path, str]:
     """Return what each of some cards is called: its name, behind the folders that tell it from namesakes.
 
@@ -244,7 +259,7 @@ def own_names(paths: Iterable[Path]) -> dict[Path, str]:
         ends = (parts[-depth:] for depth in range(1, len(parts) + 1))
         own = (end for end in ends if not any(other[-len(end) :] == end for other in others))
         # A file and a folder of one name, side by side, have nothing but their whole paths.
-        found[path] = "/".join(next(own, ())) or str(path)
+        found[path] = "/".join(next(own, ())) or told(path)
     return found
 
 

@@ -129,6 +129,11 @@ def is_card(path: str | Path) -> bool:
     return bool(_OURS.search(dedent(front)))
 
 
+def is_lost(path: Path) -> bool:
+    """Return whether a card's file is a link that leads nowhere; an editor's lock, ``.#x.md``, is no card."""
+    return path.is_symlink() and not path.exists() and not path.name.startswith(".")
+
+
 def read_text(path: Path) -> str:
     """Return a card's text with its line endings untouched."""
     try:

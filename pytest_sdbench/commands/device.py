@@ -16,7 +16,7 @@ from pytest_sdbench.base.errors import SdbenchError, first_line
 from pytest_sdbench.base.options import DTYPES
 from pytest_sdbench.cards.network import named_network
 from pytest_sdbench.cards.records import DeviceRecord
-from pytest_sdbench.commands.shared import cards_of, share, show
+from pytest_sdbench.commands.shared import named_cards, share, show
 from pytest_sdbench.models.architectures import Config
 from pytest_sdbench.models.counts import unet_macs
 from pytest_sdbench.models.latency import UnetCall
@@ -46,15 +46,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from pytest_sdbench.base.environment import torch_device
-    from pytest_sdbench.cards.card import read_card, write_records
+    from pytest_sdbench.cards.card import write_records
     from pytest_sdbench.report.devices import device_tables
 
     for key, value in (("--largest-batch", options.largest_batch), ("--seconds", options.seconds)):
         if not value > 0:
             raise SdbenchError("give more than 0", key=key, found=value)
-    cards = [read_card(path) for path in cards_of(options.cards)]
     measuring = measure(
-        cards,
+        named_cards(options.cards),
         device=torch_device(options.device, option="--device"),
         dtypes=options.dtype,
         modes=options.mode,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
+from pytest_sdbench.base.paths import told
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, own_names
 from pytest_sdbench.cards.cases import judged_protocols
@@ -91,7 +92,7 @@ class Search:
             here.append(checkpoint_of(card, weights))
             return "; ".join([f"verified, fingerprint {here[0].fingerprint}", *here[0].choices])
 
-        name = str(weights or card.checkpoint or f"of {card.name}")
+        name = told(weights or card.checkpoint or f"of {card.name}")
         finding = Finding(card.name, "weights", name, *_look(look))
         return (here[0] if finding.found else None), finding
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from pytest_sdbench.base.errors import CardError, EvidenceError, SdbenchError, Unavailable
+from pytest_sdbench.base.errors import EvidenceError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import told
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import Card, card_name, own_names
+from pytest_sdbench.cards.card import Card, own_names
 from pytest_sdbench.cards.network import network_of
 from pytest_sdbench.commands.doctor import Finding, Search
 from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download
 from pytest_sdbench.commands.plan_time import Stopwatch
-from pytest_sdbench.commands.shared import named_card
+from pytest_sdbench.commands.shared import named_card, weights_of
 from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
 from pytest_sdbench.features.extractors import column_widths, extractor_of
 from pytest_sdbench.protocols.protocol import Protocol
@@ -164,7 +164,7 @@ def plan(
     """
     planner = _Planner(workspace, images, Stopwatch(workspace.device, tell) if timing else None)
     names = own_names(cards)
-    given = _of_cards(names, weights or {})
+    given = weights_of(names, weights or {})
     rows: list[Row] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DamagedEvidence)
@@ -178,24 +178,6 @@ def plan(
             rows += planner.rows(card, given.get(path), protocols)
     said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DamagedEvidence))
     return Plan(tuple(rows), workspace.device, workspace.store, tuple(said))
-
-
-def _of_cards(names: Mapping[Path, str], weights: Mapping[str, Path]) -> dict[Path, Path]:
-    """Return the folders of `weights` by the card that each key names; raises CardError for other keys."""
-    found: dict[Path, Path] = {}
-    for key, folder in weights.items():
-        here = Path(key).absolute()
-        meant = [
-            path for path, name in names.items() if key in (name, card_name(path)) or here == path.absolute()
-        ]
-        if not meant:
-            remedy = f"Name {', '.join(names.values())}"
-            raise CardError("no card of this run has that name", key="--weights", found=key, remedy=remedy)
-        if len(meant) > 1:
-            message = f"the name of {len(meant)} cards: {', '.join(map(str, meant))}"
-            raise CardError(message, key="--weights", found=key, remedy="Give the file of one")
-        found.setdefault(meant[0], folder)
-    return found
 
 
 def figures(made: Plan) -> dict[str, Any]:
@@ -319,7 +301,7 @@ class _Planner:
             size = None
         extractors = [each.name for each in findings if (each.need, each.state) == ("extractor", "missing")]
         fetched = [each for each in map(extractor_download, extractors) if each is not None]
-        of = checkpoint.fingerprint if checkpoint is not None else card.checkpoint or card.name
+        of = checkpoint.fingerprint if checkpoint is not None else told(card.checkpoint or card.name)
         return Row(
             card=card.name,
             protocol=drawn.name,

@@ -18,9 +18,17 @@ from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.options import weights_by_card
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import card_name, read_card
+from pytest_sdbench.cards.card import own_names
 from pytest_sdbench.cards.network import checkpoint_of
-from pytest_sdbench.commands.shared import cards_of, check_counts, own_words, share, show
+from pytest_sdbench.commands.shared import (
+    cards_of,
+    check_counts,
+    named_card,
+    own_words,
+    share,
+    show,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
@@ -94,7 +102,7 @@ def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
 
 
 def sample_card(
-    path: Path,
+    card: Card,
     workspace: Workspace,
     *,
     names: Sequence[str] = (),
@@ -105,12 +113,11 @@ def sample_card(
 ) -> list[str]:
     """Make what the store lacks of a card, and return a line for each protocol.
 
-    Raises Unavailable, CardError, CheckpointError, DataError and EvidenceError, as an evaluation does.
+    Raises Unavailable, CheckpointError, DataError and EvidenceError, as an evaluation does.
     """
     from pytest_sdbench.evaluation.evaluate import make_evidence
 
     world = world or World()
-    card = read_card(path)
     protocols = protocols_of(card, names)
     checkpoint = checkpoint_of(card, weights, download=workspace.download)
     workspace, start_at = replace(workspace, progress=world.rank == 0), world.rank / world.size
@@ -128,31 +135,28 @@ def run(options: argparse.Namespace) -> int:
     from pytest_sdbench.evaluation.tuning import Tuning
 
     check_counts(options, "images", "batch_size", "workers")
-    cards, world = cards_of(options.cards), World.from_environment()
+    names, world = own_names(cards_of(options.cards)), World.from_environment()
     world.share_cores()
     device = torch_device(options.device, option="--device", index=world.local_rank)
     workspace = Workspace(options.store, options.data, device, download=options.download)
-    weights, names = weights_by_card(options.weights), sorted(card_name(path) for path in cards)
-    if strange := [card for card in weights if card not in names]:
-        message, remedy = "no card of this run has that name", f"Cards are {', '.join(names)}"
-        raise SdbenchError(message, key="--weights", found=strange[0], remedy=remedy)
+    weights = weights_of(names, weights_by_card(options.weights))
     # A process of this command makes images and ends: it may keep its memory.
     tuning = Tuning(batch_size=options.batch_size, workers=options.workers, keep_memory=True)
     failed = 0
-    for path in cards:
+    for path, name in names.items():
         try:
             lines = sample_card(
-                path,
+                named_card(path, name),
                 workspace,
                 names=options.protocol,
                 images=options.images,
-                weights=weights.get(card_name(path)),
+                weights=weights.get(path),
                 tuning=tuning,
                 world=world,
             )
         except SdbenchError as error:
             failed += 1
-            show(f"{card_name(path)}: not sampled: {own_words(error, options)}", sys.stderr)
+            show(f"{name}: not sampled: {own_words(error, options)}", sys.stderr)
             continue
         for line in lines:
             show(line if world.size == 1 else f"[{world.rank}] {line}")

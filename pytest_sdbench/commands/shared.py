@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.errors import CardError, SdbenchError
 from pytest_sdbench.base.options import OPTIONS
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import plain
-from pytest_sdbench.cards.card import Card, find_card, read_card
-from pytest_sdbench.cards.front_matter import is_card
+from pytest_sdbench.cards.card import Card, find_card, means, own_names, read_card
+from pytest_sdbench.cards.front_matter import is_card, is_lost
 from pytest_sdbench.protocols.protocol import Protocol
 
 
@@ -65,14 +65,37 @@ def cards_of(named: Sequence[Path]) -> list[Path]:
     """Return the files of the cards that were named: those of a folder, or the packaged ones."""
     cards: list[Path] = []
     for path in named or [reference() / "cards"]:
-        files = (file for file in path.glob("*.[mM][dD]") if is_card(file) or not file.exists())
+        files = (file for file in path.glob("*.[mM][dD]") if is_card(file) or is_lost(file))
         cards += sorted(files) if path.is_dir() else [path]
-    return cards
+    return list({path.absolute(): path for path in cards}.values())  # a card is its file
 
 
 def named_card(path: Path, name: str) -> Card:
     """Return the card in a file under the name that `own_names` gives it among others of a command."""
     return replace(read_card(path), name=name)
+
+
+def named_cards(named: Sequence[Path]) -> list[Card]:
+    """Return the cards of `cards_of` under their own names; raises CardError for one that cannot be read."""
+    return [named_card(path, name) for path, name in own_names(cards_of(named)).items()]
+
+
+def weights_of(names: Mapping[Path, str], weights: Mapping[str, Path]) -> dict[Path, Path]:
+    """Return the folders of `weights` by the card that each key means; raises CardError for other keys.
+
+    `names` are those of `own_names`.
+    """
+    found: dict[Path, Path] = {}
+    for key, folder in weights.items():
+        meant = [path for path, name in names.items() if means(key, path, name, Path.cwd())]
+        if not meant:
+            remedy = f"Name {', '.join(names.values())}"
+            raise CardError("no card of this run has that name", key="--weights", found=key, remedy=remedy)
+        if len(meant) > 1:
+            message = f"the name of {len(meant)} cards: {', '.join(map(str, meant))}"
+            raise CardError(message, key="--weights", found=key, remedy="Give the file of one")
+        found.setdefault(meant[0], folder)
+    return found
 
 
 def find_card_of(text: str) -> Path:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.commands.shared import cards_of, named_card, share, write_text
+from pytest_sdbench.commands.shared import named_cards, share, write_text
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -18,7 +18,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    from pytest_sdbench.cards.card import own_names
     from pytest_sdbench.report.cells import titles
     from pytest_sdbench.report.devices import device_tables
     from pytest_sdbench.report.markdown import results_markdown
@@ -26,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from pytest_sdbench.report.results import Row, read_results
     from pytest_sdbench.report.write import printable
 
-    cards = [named_card(path, name) for path, name in own_names(cards_of(options.cards)).items()]
+    cards = named_cards(options.cards)
     text, shown = published_tables(cards), titles(cards)
     if any(card.devices for card in cards):
         text += "\n" + device_tables([(shown[card.name], card.devices) for card in cards])

@@ -338,6 +338,23 @@ def test_readme_cards_of_neighbouring_folders_are_found(tmp_path: Path) -> None:
     assert found == tmp_path / "teacher" / "README.md"
 
 
+@pytest.mark.parametrize("kind", ["two cards", "a link", "no card"])
+def test_a_name_of_a_file_and_of_a_folder_is_that_of_no_card(tmp_path: Path, kind: str) -> None:
+    file, folder = card_of(tmp_path, "v1"), tmp_path / "v1"
+    folder.mkdir()
+    if kind == "a link":
+        (folder / "README.md").symlink_to(file)
+    else:
+        write(folder, CARD if kind == "two cards" else "# Weights\n", "README.md")
+    if kind != "two cards":
+        assert find_card("v1", tmp_path) == file
+        return
+    student = card_of(tmp_path, "student", base="v1")
+    for look in (lambda: find_card("v1", tmp_path), lambda: check_lineage(read_card(student))):
+        with pytest.raises(CardError, match=r"the name of 2 cards: .*v1\.md, .*v1/README\.md .found 'v1'"):
+            look()
+
+
 # --- hub cards without our block ----------------------------------------
 
 HUB = """---

@@ -156,10 +156,11 @@ def test_the_command_shows_and_records(card: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.slow
-def test_cards_of_one_name_keep_their_own_figures(card: Path) -> None:
+def test_cards_of_one_name_keep_their_own_figures(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
     narrow = UNET | {"layers_per_block": 1}
     other = network_card(card.parent / "beside" / card.name, architecture=narrow)
     assert main(["device", str(card), str(other), *QUICKLY, "--update"]) == 0
+    assert "| beside/one " in capsys.readouterr().out
     for path, network in ((card, UNET), (other, narrow)):
         latency = read_card(path).devices[0]
         macs = latency.macs_per_second * latency.seconds

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.network import checkpoint_of
+from pytest_sdbench.commands import sample
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.sample import protocols_of
 from pytest_sdbench.evaluation.evaluate import evaluate
@@ -126,8 +128,20 @@ class TestSample:
         card, store = make_card(tmp_path / "one.md"), tmp_path / "store"
         arguments = ["sample", str(card), "--store", str(store), "--weights"]
         assert main([*arguments, f"two={tmp_path}"]) == 2
-        assert "Cards are one" in capsys.readouterr().err
+        assert "Name one" in capsys.readouterr().err
         assert not store.exists()
+
+    @pytest.mark.parametrize("key", ["v1", "x/v1", "x/v1/README.md", "./x/v1/README.md"])
+    def test_weights_are_of_the_one_card_that_their_key_means(self, tmp_path, key, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        cards = [str(make_card(Path(place, "v1", "README.md"), protocol="scenes-quick")) for place in "xy"]
+        given = {}
+        monkeypatch.setattr(
+            sample, "sample_card", lambda card, _, weights, **__: given.update({card.name: weights}) or []
+        )
+        status = main(["sample", *cards, "--store=store", f"--weights={key}=folder"])
+        assert (status, given) == ((2, {}) if key == "v1" else (0, {"x/v1": Path("folder"), "y/v1": None}))
+        assert ("the name of 2 cards" in capsys.readouterr().err) is (key == "v1")
 
 
 class TestStats:
@@ -211,6 +225,7 @@ class TestDoctor:
     ):
         card = make_project(tmp_path, pristine_checkpoint)
         (card.parent / "notes.md").write_text("# Notes")
+        (card.parent / ".#mini.md").symlink_to("me@host.42:1700000000")  # the lock of an editor
         for place in (card, card.parent):
             assert main(["doctor", str(place)]) == 0
             text = capsys.readouterr().out

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pytest_sdbench.base.errors import CardError
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.doctor import examine
 from pytest_sdbench.commands.main import main
-from pytest_sdbench.commands.plan_cost import plan
+from pytest_sdbench.commands.plan_cost import figures, plan
 from tests.project import make_card
 from tests.report.test_report import FORGED, HIDDEN
 
@@ -41,9 +43,6 @@ def test_doctor_tells_namesakes_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
 def test_a_name_of_two_cards_gives_weights_to_neither(broken: bool, tmp_path: Path) -> None:
-    from pytest_sdbench.base.errors import CardError
-    from pytest_sdbench.base.workspace import Workspace
-
     paths = namesakes(tmp_path)
     if broken:
         paths[0].write_text("---\nsdbench: no\n---\n", encoding="utf-8")
@@ -55,6 +54,19 @@ def test_a_name_of_two_cards_gives_weights_to_neither(broken: bool, tmp_path: Pa
     for key in ("x/v1", str(paths[0])):
         found = plan(paths, workspace, weights={key: tmp_path}, timing=False)
         assert list(dict.fromkeys(row.card for row in found.rows)) == ["x/v1", "y/v1"]
+
+
+def test_the_figures_of_a_plan_do_not_tell_whose_home_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    about = {"protocol": "scenes-quick", "checkpoint": str(tmp_path / "nowhere")}
+    cards = [make_card(tmp_path / place, **about) for place in ("v1.md", "v1/README.md")]
+    for weights in ({}, {str(path): tmp_path / "weights" for path in cards}):
+        made = plan(cards, Workspace(tmp_path / "store"), weights=weights, timing=False)
+        told = json.dumps(figures(made))
+        assert "~/v1/README.md" in told
+        assert str(tmp_path) not in told
 
 
 def test_results_that_cannot_be_shown_are_told_and_end_in_1(
