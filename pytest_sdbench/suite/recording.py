@@ -25,14 +25,16 @@ def write_records_of(
     finished: bool,
     files: Mapping[str, Path],
     replaced: frozenset[str] = frozenset(),
-) -> tuple[list[str], list[str]]:
-    """Write what was measured into the cards; return the diffs, and a line for each figure that was refused.
+) -> tuple[list[str], list[str], list[str]]:
+    """Write what was measured into the cards; return the diffs, and lines of what was refused, and failed.
 
-    Refused are figures of a run that was interrupted, of fewer images than the protocol has, and of a
-    checkpoint that stood in for the card's own (`replaced` names these cards).
+    Refused are figures of a run that was interrupted, of fewer images than the protocol has, of a checkpoint
+    that stood in for the card's own (`replaced` names these cards), and those that cannot be a reference.
+    Failed is a card that cannot be read, edited or written.
     """
     diffs: list[str] = []
     refused: list[str] = []
+    failed: list[str] = []
     records: dict[Path, dict[tuple[str, ...], Record]] = {}
     for row in rows:
         if row.test != "quality" or row.measured is None:
@@ -58,11 +60,11 @@ def write_records_of(
                 changed.append(record)
             diff = write_records(path, changed)
         except SdbenchError as error:
-            refused.append(f"not recorded: {error}")
+            failed.append(f"not recorded: {error}")
             continue
         if diff:
             diffs.append(diff)
-    return diffs, refused
+    return diffs, refused, failed
 
 
 def _foreign(row: Row, finished: bool, replaced: frozenset[str]) -> str | None:

@@ -96,9 +96,10 @@ def properties(row: Row, item: pytest.Item) -> list[tuple[str, Any]]:
 
 
 def file_text(module: pytest.Module) -> str:
-    """Return the file of a card as reports have it: from the rootdir on, or from `~`, where it is in one."""
+    """Return the file of a card as reports have it: from the rootdir on, or from `~/`, where it is in one."""
     with suppress(ValueError):
-        return module.path.relative_to(module.config.rootpath).as_posix()
+        place = module.path.relative_to(module.config.rootpath).as_posix()
+        return f"./{place}" if place.startswith("~") else place  # a name like any other
     with suppress(ValueError, RuntimeError):
         return f"~/{module.path.relative_to(Path.home()).as_posix()}"
     return str(module.path)

@@ -17,7 +17,8 @@ from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import card_name, is_card, own_names, read_card
+from pytest_sdbench.cards.card import is_card, means, own_names, read_card
+from pytest_sdbench.cards.front_matter import is_lost
 from pytest_sdbench.gate.ending import compared
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
@@ -108,8 +109,10 @@ class SdbenchSession:
         report = yield
         if report.outcome != "passed":
             return report
-        if isinstance(collector, CardModule) and not report.result:
-            report.result = [item for item in collector.collect() if is_broken(item)]
+        if isinstance(collector, CardModule) and self.config.getoption("lf", False):
+            known = {item.nodeid for item in report.result}
+            lost = (item for item in collector.collect() if is_broken(item) and item.nodeid not in known)
+            report.result = [*report.result, *lost]
         if isinstance(collector, pytest.Directory):
             report.result = [*report.result, *self._lost_cards(collector)]
         return report
@@ -117,7 +120,7 @@ class SdbenchSession:
     def _lost_cards(self, folder: pytest.Directory) -> Iterator[CardModule]:
         """Yield the cards of a folder whose links lead nowhere, as one into a cache that was emptied."""
         for path in sorted(folder.path.glob("*.[mM][dD]")):
-            if path.is_symlink() and not path.exists():
+            if is_lost(path):
                 ignored = folder.ihook.pytest_ignore_collect(collection_path=path, config=self.config)
                 if not ignored:
                     yield self._card_module(path, folder)
@@ -149,8 +152,8 @@ class SdbenchSession:
                 raise pytest.UsageError(f"--sdbench-weights: {plain(text)}")
 
     def _means(self, key: str, path: Path) -> bool:
-        """Return whether a card is named by its name, alone or as reports have it, or by its path."""
-        return key in (card_name(path), self.names.get(path)) or _same(key, path, self.config)
+        """Return whether a key names a card, by its path from the working folder or the rootdir on too."""
+        return means(key, path, self.names.get(path), self.config.invocation_params.dir, self.config.rootpath)
 
     def weights_for(self, path: Path) -> Path | None:
         """Return the checkpoint that replaces a card's own in this run, if any."""
@@ -220,8 +223,8 @@ class SdbenchSession:
         if row is not None and (report.when == "call" or report.outcome != "passed"):
             self.rows = [known for known in self.rows if known.node_id != row.node_id] + [row]
             found = dict(report.user_properties)
-            file = Path(str(found[PROPERTY + "file"])).expanduser()
-            named = self.config.rootpath / file
+            file = str(found[PROPERTY + "file"])
+            named = self.config.rootpath / (os.path.expanduser(file) if file.startswith("~/") else file)
             # A name that a report cannot show as it is stands there written out.
             near = self.names if named not in self.names else ()
             path = next((each for each in near if plain(each) == str(named)), named)
@@ -258,7 +261,7 @@ class SdbenchSession:
             if self.settings.update:
                 finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
                 finished = finished and not (session.shouldstop or session.shouldfail)  # -x, --maxfail
-                diffs, refused = write_records_of(
+                diffs, refused, unwritten = write_records_of(
                     self.rows, finished=finished, files=self.files, replaced=self._replaced()
                 )
                 self.diffs += diffs
@@ -269,8 +272,8 @@ class SdbenchSession:
                     files=self.files,
                     replaced=self._replaced(),
                 )
-                self.written += [*refused, *lines]
-                if diffs or lines:
+                self.written += [*refused, *unwritten, *lines]
+                if diffs or unwritten or lines:
                     session.exitstatus = pytest.ExitCode.TESTS_FAILED
             unjudged = self._unjudged()
             instead = "was compared with the checkpoint that replaces its own. This is no success"
@@ -315,9 +318,3 @@ class SdbenchSession:
             terminalreporter.write_line(reason)
         for line in self.written:
             terminalreporter.write_line(f"sdbench: {plain(told(line))}")
-
-
-def _same(key: str, path: Path, config: pytest.Config) -> bool:
-    """Return whether a card is named by its path, from the working folder or from the rootdir."""
-    named = (config.invocation_params.dir / key).absolute()
-    return named == path or key == os.path.relpath(path, config.rootpath)

@@ -385,9 +385,9 @@ def test_a_figure_that_cannot_be_a_reference_keeps_no_other_from_being_one(tmp_p
         )
         for metric, value in (("clip_score", -0.2361), ("fid", 12.5))
     ]
-    diffs, refused = write_records_of(rows, finished=True, files={row.node_id: card for row in rows})
+    diffs, refused, failed = write_records_of(rows, finished=True, files={row.node_id: card for row in rows})
     assert len(diffs) == 1
     assert [record.metric for record in read_card(card).records] == ["fid"]
-    (line,) = refused
+    (line,), () = refused, failed
     assert "CLIP score is negative" in line
     assert "-0.2361" in line

@@ -91,6 +91,7 @@ def break_cards(cards: Path) -> set[str]:
     (cards / "folder.md").mkdir()
     (cards / "empty.md").write_bytes(b"")
     os.mkfifo(cards / "fifo.md")
+    (cards / ".#good.md").symlink_to("me@host.42:1700000000")  # the lock of an editor
     return {*FRONT, *(write.__name__ for write in FILES), "LOUD"}
 
 
@@ -153,9 +154,11 @@ def test_no_other_way_to_select_leaves_a_broken_card_out(pytester, words):
     about = {"architecture": "bk-sdm-tiny", "checkpoint": "nobody/nothing"}
     make_card(cards / "good.md", claims={}, **about)
     named = [] if "::test" in words[0] else ["cards"]
-    if "--lf" in words:  # of a card that fails, and another one that breaks only now
-        make_card(cards / "fails.md", claims={}, size={"unet": {"exact": 5}}, **about)
+    if "--lf" in words:  # of a card that fails, of which a figure breaks only now, and another one
+        fails = {"size": {"unet": {"exact": 5}}, **about}
+        make_card(cards / "fails.md", claims={}, **fails)
         pytester.runpytest("--sdbench", "cards", "-m", "size").assert_outcomes(failed=1, skipped=7)
+        make_card(cards / "fails.md", claims={"fid": 0.0}, **fails)
     (cards / "flow.md").write_text(FRONT["flow"])
     result = pytester.runpytest("--sdbench", *named, *words)
     assert result.ret not in (
@@ -163,7 +166,7 @@ def test_no_other_way_to_select_leaves_a_broken_card_out(pytester, words):
         pytest.ExitCode.NO_TESTS_COLLECTED,
         pytest.ExitCode.USAGE_ERROR,
     )
-    assert result.parseoutcomes()["failed"] == 1 + ("--lf" in words)
+    assert result.parseoutcomes()["failed"] == 1 + 2 * ("--lf" in words)
     result.stdout.fnmatch_lines(["*cannot be read: flow*"])
 
 

@@ -252,6 +252,17 @@ def test_a_named_file_is_a_card_however_its_ending_is_spelled(pytester, card, na
     assert len(collected(pytester.runpytest(*COLLECT, f"cards/{name}", "-m", "size"))) == 4
 
 
+def test_a_tilde_in_a_name_is_a_sign_like_any_other(pytester):
+    names = ["~x.md", "~/y.md", "~root/z.md", "~nobody/README.md"]
+    for name in names:
+        block = {"architecture": "bk-sdm-tiny", "checkpoint": None, "protocols": []}
+        make_card(pytester.path / name, claims={}, title=f"Title of {name}", **block)
+    result = pytester.runpytest("--sdbench", ".", "-m", "compute", "--sdbench-report=r.md")
+    result.assert_outcomes(skipped=4)
+    table = (pytester.path / "r.md").read_text(encoding="utf-8").replace("\\", "")
+    assert [name for name in names if f"Title of {name}" not in table] == []
+
+
 def test_weights_of_a_broken_card_are_those_of_a_card_of_the_run(pytester, card, tiny_checkpoint):
     make_card(card.with_name("wrong.md"), architecture="of-nobody")
     for key in ("wrong", "cards/wrong.md"):

@@ -84,6 +84,20 @@ def test_an_update_that_finds_no_images_fails_the_run(pytester, pristine_checkpo
     result.stdout.fnmatch_lines(["sdbench: images of mini.md under mini not recorded: *not in the store*"])
 
 
+def test_a_record_that_cannot_be_written_fails_the_run(pytester, pristine_checkpoint, monkeypatch):
+    card = make_project(pytester.path, pristine_checkpoint, claims={"clip_score": 0.3}, protocols=[])
+    make_protocol(pytester.path / "cards" / "protocols" / "mini.yaml", n=2, margins={"clip_score": 0.9})
+    text = card.read_text(encoding="utf-8").replace("records: []", "records: *none")
+    card.write_text(text.replace("---\n", "---\ntags: &none []\n", 1), encoding="utf-8")
+    # What each image adds is no news either.
+    monkeypatch.setattr("pytest_sdbench.suite.recording.write_evidence_of", lambda *_, **__: [])
+    words = ("--sdbench", "cards", "-k", "clip_score", "--sdbench-update", "--sdbench-inconclusive=xfail")
+    result = pytester.runpytest(*words)
+    assert result.parseoutcomes().get("failed") is None
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["sdbench: not recorded: *cannot be edited in place*"])
+
+
 @pytest.mark.parametrize("about", [{"checkpoint": "nobody/nothing"}, {"checkpoint": "./nowhere"}])
 def test_a_download_is_offered_where_the_hub_would_answer(pytester, card, about):
     make_card(card, claims={}, **about)
