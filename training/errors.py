@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.text import plain
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the errors of a full disk, a full quota, and a file that may not grow."""
@@ -15,6 +16,13 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class TrainingError(SdbenchError):
     """A recipe, training data or run that cannot be used as it is."""
+
+
+class TrainingErrors(TrainingError):
+    """Several of them, a line each."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(plain, str(self.args[0]).split("\n")))
 
 
 @contextmanager

@@ -102,7 +102,9 @@ class Watch:
             outer = getattr(self._inside, "stage", None)
             # A stage within itself (a compiled network calls the plain one) counts once, and no clock is to
             # be compiled into a network.
-            if torch.compiler.is_compiling() or outer == stage:
+            inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+            tried = any(value.is_meta for value in inputs)  # what loading tries, without any number
+            if torch.compiler.is_compiling() or outer == stage or tried:
                 return call(*args, **kwargs)
             self._inside.stage = stage
             span = Span(stage, threading.get_ident(), time.perf_counter())

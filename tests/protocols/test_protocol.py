@@ -309,10 +309,10 @@ def test_a_broken_protocol_names_file_key_and_remedy(
     [
         (b"", r"a protocol is a mapping of keys \(found 'NoneType'\)"),
         (b"- 1\n", r"found 'list'"),
-        (b"n: [1\n", r"not valid YAML.*line 2"),
-        (b"n: 1\nn: 2\n", r"not valid YAML.*duplicate key"),
+        (b"n: [1\n", r"line 2: .*not valid YAML"),
+        (b"n: 1\nn: 2\n", r"line 2: .*a key stands twice.*'n'"),
         (b"n: !!python/object/apply:os.getcwd []\n", r"not valid YAML"),
-        ("title: é".encode("latin-1"), "not valid YAML"),
+        ("title: é".encode("latin-1"), "not UTF-8"),
         (None, r"no such protocol file.*Known names: coco30k-bksdm"),
     ],
 )

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pytest_sdbench.base.schema import Fault, faults, suggestion
 from pytest_sdbench.base.yaml import DEEPEST, YamlFault, read_yaml, read_yaml_file
-from training.errors import TrainingError
+from training.errors import TrainingError, TrainingErrors
 from training.recipes.checks import contradictions
 from training.recipes.schema import Recipe
 
@@ -103,7 +103,7 @@ def _raise_all(faults: Sequence[Fault], file: str | Path, given: Sequence[str]) 
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise TrainingError(
+        raise TrainingErrors(
             f"{len(errors)} errors in a recipe:\n" + "\n".join(f"  {error}" for error in errors)
         )
 
