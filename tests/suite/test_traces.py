@@ -122,9 +122,13 @@ def test_an_interrupted_run_ends_in_a_line_and_with_the_usual_status(
     make_protocol(card.parent / "protocols" / "mini.yaml", **SLOW)
     words = [*words, "--sdbench-max-images=all"] if "pytest" in words else words
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.Popen(
-        [sys.executable, *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=variables
-    )
+    # What a shell starts in the background ignores this signal, and so would all that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        command, pipe = [sys.executable, *words], subprocess.PIPE
+        run = subprocess.Popen(command, text=True, stdout=pipe, stderr=subprocess.STDOUT, env=variables)
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not list(pytester.path.glob("store/*/shard-*")) and run.poll() is None:
         time.sleep(0.1)
     run.send_signal(signal.SIGINT)
