@@ -102,8 +102,8 @@ class Watch:
             outer = getattr(self._inside, "stage", None)
             # A stage within itself (a compiled network calls the plain one) counts once, and no clock is to
             # be compiled into a network.
-            inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-            tried = any(value.is_meta for value in inputs)  # what loading tries, without any number
+            # What loading tries has no numbers, and is no work.
+            tried = any(getattr(value, "is_meta", False) for value in (*args, *kwargs.values()))
             if torch.compiler.is_compiling() or outer == stage or tried:
                 return call(*args, **kwargs)
             self._inside.stage = stage

@@ -68,9 +68,8 @@ def pixels_of(file: Image.Image, background: str | None = None) -> tuple[npt.NDA
         told.append("are CMYK, and were converted without their colour profile")
     image = image if image.mode == "RGB" else image.convert("RGB")
     try:
-        Image.Exif().load(
-            file.info.get("exif", b"")
-        )  # getexif raises once alone, when a JPEG is opened perhaps
+        # getexif raises but once, and perhaps did so when a JPEG was opened.
+        Image.Exif().load(file.info.get("exif", b""))
         turn = _TURNS.get(file.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow raises errors of every kind, and no pixel depends on it
         turn = None

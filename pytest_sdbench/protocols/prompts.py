@@ -42,8 +42,8 @@ def prompt_files(protocol: Protocol, data_root: Path | None = None) -> tuple[str
     return tuple(_read_csv(protocol, protocol.prompts, data_root))
 
 
-def parse_captions(content: bytes, path: Path | str, remedy: str = "") -> dict[str, str]:
-    """Return the captions of a `metadata.csv` by file name, in its order; `path` is what messages call it.
+def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:
+    """Return the captions of a `metadata.csv` by file name, in its order.
 
     Raises DataError for what is empty, no UTF-8, or malformed.
     """
@@ -127,7 +127,7 @@ def _read_csv(protocol: Protocol, prompts: CsvPrompts, data_root: Path | None) -
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"the prompts cannot be read: {error.strerror}", file=path) from error
-    captions = parse_captions(content, path, remedy)
+    captions = _parse(content, path, remedy)
     if len(captions) != prompts.rows:
         raise DataError(f"{prompts.rows} prompts are expected", file=path, found=len(captions), remedy=remedy)
     checksum = hashlib.sha256(content).hexdigest()
