@@ -35,6 +35,7 @@ from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.report.results import Row, results_json
+from pytest_sdbench.store.pictures import format_pictures, parse_pictures
 from pytest_sdbench.store.shard_format import Damage, format_shard, parse_shard
 from tests.project import make_protocol
 from tests.tiny_checkpoint import make_checkpoint
@@ -117,6 +118,18 @@ def read_shard(path: Path) -> None:
         parse_shard(path.read_bytes())
 
 
+def pictures() -> bytes:
+    images = np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3)
+    return format_pictures(images, range(64, 67), [1, 2, 3], ["a", "b, c", ""], of="x", writer="{}")
+
+
+def read_pictures(path: Path) -> None:
+    """Read them as one who does not look at the checksum, too: it would hide all that comes after it."""
+    for check in (True, False):
+        with suppress(Damage):
+            parse_pictures(path.read_bytes(), check=check)
+
+
 def picture(kind: str) -> Callable[[], bytes]:
     def draw() -> bytes:
         from PIL import Image
@@ -176,6 +189,7 @@ KINDS = {
     "recorded-evidence": Kind("mini.safetensors", in_folder(RECORDED), read_recorded),
     "statistics": Kind("mine.npz", statistics, lambda path: load_reference(path, width=4)),
     "shard": Kind("shard", shard, read_shard),
+    "pictures": Kind("pictures.tar", pictures, read_pictures),
     "png": Kind("a.png", picture("png"), images_of),
     "jpeg": Kind("a.jpg", picture("jpeg"), images_of),
     "metadata-csv": Kind("metadata.csv", lambda: b'file_name,text\na.png,"a, b"\nb.png,c\n', captions_of),
