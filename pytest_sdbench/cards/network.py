@@ -51,7 +51,8 @@ def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
         return Network(checkpoint.unet_config, checkpoint)
     if card.architecture is None:
         message = "the checkpoint is not on this machine, and the card does not name its architecture"
-        named = () if card.checkpoint is None else split_pair(card.checkpoint) or (str(card.checkpoint),)
+        pair = split_pair(card.checkpoint) if card.checkpoint is not None else None
+        named = (pair[0], pair[2]) if pair else (str(card.checkpoint or ""),)
         fetch = "Fetch the checkpoint: --sdbench-download. Or "
         remedy = fetch if any(re.fullmatch(HUB_ID, spec) for spec in named) else ""
         remedy += "add the architecture (`python -m pytest_sdbench draft FOLDER` finds it), or give "

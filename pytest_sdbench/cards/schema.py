@@ -26,6 +26,7 @@ from pytest_sdbench.cards.front_matter import FrontMatter
 from pytest_sdbench.cards.records import DeviceRecord, Part, Record
 from pytest_sdbench.metrics.registry import METRICS, metric_name
 from pytest_sdbench.models.architectures import ARCHITECTURES
+from pytest_sdbench.models.layout import JOINED
 
 COMPONENTS = ("unet", "text_encoder", "image_decoder", "whole")
 Component = Annotated[str, one_of(*COMPONENTS)]
@@ -208,8 +209,8 @@ def _check_network(front: FrontMatter, block: Block) -> None:
     if isinstance(found, dict) and "block_out_channels" not in found:
         remedy = "Give the keys of the U-Net's config.json, `block_out_channels` among them"
         raise front.error(at, "not the configuration of a U-Net", ", ".join(found), remedy)
-    if isinstance(checkpoint, dict) and set(checkpoint) != {"base", "unet"}:
-        at, remedy = ("sdbench", "checkpoint"), "Write {base: CHECKPOINT, unet: FOLDER}"
+    if isinstance(checkpoint, dict) and set(checkpoint) not in ({"base", kind} for kind in JOINED):
+        at, remedy = ("sdbench", "checkpoint"), "Write {base: CHECKPOINT, unet: FOLDER}, or file: FILE"
         raise front.error(at, "a joined checkpoint has two parts", ", ".join(checkpoint), remedy)
     if block.speed.unet_ratio and not block.baseline:
         at, remedy = ("sdbench", "baseline"), "Name the baseline's card, or remove sdbench.speed"

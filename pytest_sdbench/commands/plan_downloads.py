@@ -12,7 +12,7 @@ from pytest_sdbench.features.extractors import extractor_of
 from pytest_sdbench.models.checkpoint import split_pair
 from pytest_sdbench.models.counts import parameter_count
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot
-from pytest_sdbench.models.layout import COMPONENTS
+from pytest_sdbench.models.layout import COMPONENTS, JOINED
 
 _WIDTH = 4
 """Bytes of a parameter: the hub client fetches full precision where a repository has it."""
@@ -40,7 +40,10 @@ def checkpoint_downloads(card: Card, weights: Path | None = None) -> tuple[Downl
     pair = split_pair(card.checkpoint)
     wanted: list[tuple[str, tuple[str, ...]]] = [(str(card.checkpoint), COMPONENTS)]
     if pair is not None:
-        wanted = [(pair[0], ("text_encoder", "vae")), (pair[1], ("unet",))]
+        base, kind, other = pair
+        wanted = [(base, JOINED[kind])]
+        if kind == "unet":
+            wanted.append((other, ("unet",)))
     if weights is not None:
         wanted = wanted[:1]  # the base of another U-Net
     found = []

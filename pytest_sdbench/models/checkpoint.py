@@ -8,21 +8,27 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.models.conversion import convert_single_file
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot
 from pytest_sdbench.models.layout import (
     CLASSES,
     COMPONENTS,
     FUSE,
+    JOINED,
+    PARTS,
+    SINGLE_FILES,
     UNUSED,
     check_pipeline,
+    holds_lora,
     holds_unet,
+    is_single_file,
     is_unet,
     no_checkpoint,
 )
@@ -33,8 +39,8 @@ _DIFFUSERS = {name: CLASSES[name] for name in ("unet", "vae")}
 EMBEDDED = "embedded:"
 """How the spec begins of a checkpoint that ships with this package."""
 _FORMS = (
-    "Write org/name@revision, embedded:NAME, ./folder (relative to the card), or a base and the folder of a "
-    "U-Net: {base: ..., unet: ...}"
+    "Write org/name@revision, embedded:NAME, ./folder (relative to the card), or a base with the folder of a "
+    "U-Net or a single file: {base: ..., unet: ...}, {base: ..., file: ...}"
 )
 
 
@@ -50,6 +56,8 @@ class Checkpoint:
     """The folder of another U-Net that takes the place of ``folder/unet``."""
     scheduler_folder: Path | None = None
     """The folder of the scheduler published together with that U-Net."""
+    notes: tuple[str, ...] = ()
+    """What the folder was made of, where it is not what was published."""
 
     def part(self, name: str) -> Path:
         """Return the folder of ``unet``, ``text_encoder``, ``vae``, ``tokenizer`` or ``scheduler``."""
@@ -80,7 +88,7 @@ class Checkpoint:
     @cached_property
     def choices(self) -> tuple[str, ...]:
         """Which weights are those of the checkpoint where there are several, and what was not looked at."""
-        notes = []
+        notes = list(self.notes)
         for name in COMPONENTS:
             weights = self.weights(name)
             judged = (weights.index or weights.files[0]).name
@@ -155,10 +163,11 @@ def resolve(
     """Find the checkpoint that a card names.
 
     ``spec`` is ``org/name@revision``, ``embedded:NAME``, a folder (``./folder``, relative to ``near``, the
-    folder of the card), or a base and a U-Net (a mapping, or ``"base: X, unet: Y"``). ``weights`` replaces
-    it: a complete folder, or that of a U-Net, which then stands on the components of ``spec``. Nothing is
-    fetched from the hub without ``download``. Raise ``Unavailable`` where the checkpoint is not on this
-    machine, and ``CheckpointError`` where a folder is named that is none.
+    folder of the card), or a base and what stands on it (a mapping, or ``"base: X, unet: Y"``): a U-Net, or
+    a single file. ``weights`` replaces it: a complete folder, or that of a U-Net, which then stands on the
+    components of ``spec``, or a single file, which has its configuration from there. Nothing is fetched
+    from the hub without ``download``. Raise ``Unavailable`` where the checkpoint is not on this machine, and
+    ``CheckpointError`` where a folder is named that is none.
     """
     if weights is not None:
         return _override(spec, Path(weights).expanduser().resolve(), card, near, download)
@@ -168,11 +177,13 @@ def resolve(
     pair = split_pair(spec)
     if pair is None:
         return Checkpoint(str(spec), _complete(_locate(str(spec), card, near, download)))
-    base, unet = pair
-    own = _unet_parts(_locate(unet, card, near, download, components=("unet",)))
-    # Every component but the U-Net is needed of the base; a cached copy often has them all.
-    folder = _locate(base, card, near, download, components=("text_encoder", "vae"))
-    return Checkpoint(f"base: {base}, unet: {unet}", _complete(folder), *own)
+    base, kind, other = pair
+    # Not every component is needed of the base; a cached copy often has them all.
+    folder = partial(_locate, base, card, near, download, components=JOINED[kind])
+    if kind == "file":
+        return _of_file(_file(other, near), Checkpoint(base, _complete(folder())))
+    own = _unet_parts(_locate(other, card, near, download, components=("unet",)))
+    return Checkpoint(f"base: {base}, unet: {other}", _complete(folder()), *own)
 
 
 def scheduler_class(checkpoint: Checkpoint) -> str:
@@ -253,16 +264,47 @@ def _text_digest(config: Mapping[str, Any]) -> str:
 
 
 def _override(
-    spec: str | Mapping[str, str] | None, folder: Path, card: str, near: Path | None, download: bool
+    spec: str | Mapping[str, str] | None, path: Path, card: str, near: Path | None, download: bool
 ) -> Checkpoint:
-    if not folder.is_dir():
-        raise no_checkpoint(folder, key=f"--sdbench-weights {card}")
-    if (folder / "model_index.json").is_file():
-        return Checkpoint(str(folder), _complete(folder))
-    own = _unet_parts(folder)
-    pair = split_pair(spec) if spec is not None else None
-    base = resolve(pair[0] if pair else spec, card=card, near=near, download=download)
-    return Checkpoint(f"base: {base.spec}, unet: {folder}", base.folder, *own)
+    kind = (
+        "file"
+        if is_single_file(path) and not (path.suffix == ".safetensors" and holds_lora(path))
+        else "unet"
+    )
+    if kind == "unet" and not path.is_dir():
+        raise no_checkpoint(path, key=f"--sdbench-weights {card}")
+    if (path / "model_index.json").is_file():
+        return Checkpoint(str(path), _complete(path))
+    own = _unet_parts(path) if kind == "unet" else None
+    if spec is None:
+        what = "this stands on a checkpoint, and the card names none"
+        remedy = "Name the one that it was made of: `checkpoint:` in the card"
+        raise Unavailable(what, file=path, key="sdbench.checkpoint", remedy=remedy)
+    pair = split_pair(spec)
+    if pair is not None and pair[1] != kind:
+        base = resolve(spec, card=card, near=near, download=download)
+    else:
+        name = pair[0] if pair else str(spec)
+        components = JOINED[kind] if kind == "file" else COMPONENTS
+        base = Checkpoint(name, _complete(_locate(name, card, near, download, components)))
+    if own is None:
+        return _of_file(path, base)
+    return Checkpoint(f"base: {base.spec}, unet: {path}", base.folder, *own)
+
+
+def _file(spec: str, near: Path | None) -> Path:
+    file = ((near or Path.cwd()) / Path(spec).expanduser()).resolve()
+    if not is_single_file(file):
+        what, remedy = "no such file of weights", f"Name a file that ends in {' or '.join(SINGLE_FILES)}"
+        raise CheckpointError(what, key="sdbench.checkpoint", found=f"{spec} -> {file}", remedy=remedy)
+    return file
+
+
+def _of_file(file: Path, base: Checkpoint) -> Checkpoint:
+    """Return the checkpoint of a single file, with the configuration of another one."""
+    parts = {name: base.part(name) for name in PARTS}
+    folder, notes = convert_single_file(file, parts, scheduler_class(base))
+    return Checkpoint(f"base: {base.spec}, file: {file}", folder, notes=notes)
 
 
 def embedded_folder(spec: str) -> Path:
@@ -270,16 +312,17 @@ def embedded_folder(spec: str) -> Path:
     return reference() / "checkpoints" / spec.removeprefix(EMBEDDED)
 
 
-def split_pair(spec: str | Mapping[str, str]) -> tuple[str, str] | None:
-    """Split a spec into base and U-Net; None where it is a single one."""
+def split_pair(spec: str | Mapping[str, str]) -> tuple[str, str, str] | None:
+    """Split a spec into base, kind of what stands on it, and that; None where it is a single one."""
+    kinds = "|".join(JOINED)
     if isinstance(spec, str):
-        match = re.fullmatch(r"\s*base:\s*(\S+?)\s*,\s*unet:\s*(\S+)\s*", spec)
-        return (match[1], match[2]) if match else None
-    if set(spec) != {"base", "unet"}:
-        raise CheckpointError(
-            "not a checkpoint", key="sdbench.checkpoint", found=", ".join(sorted(spec)), remedy=_FORMS
-        )
-    return spec["base"], spec["unet"]
+        match = re.fullmatch(rf"\s*base:\s*(\S+?)\s*,\s*({kinds}):\s*(\S+)\s*", spec)
+        return (match[1], match[2], match[3]) if match else None
+    kind = next((kind for kind in JOINED if set(spec) == {"base", kind}), None)
+    if kind is None:
+        found = ", ".join(sorted(spec))
+        raise CheckpointError("not a checkpoint", key="sdbench.checkpoint", found=found, remedy=_FORMS)
+    return spec["base"], kind, spec[kind]
 
 
 def _locate(

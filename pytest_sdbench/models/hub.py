@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
-from pytest_sdbench.models.layout import check_pipeline
+from pytest_sdbench.models.layout import COMPONENTS, check_pipeline
 from pytest_sdbench.models.weights import candidates, find_weights
 
 HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
@@ -93,6 +93,8 @@ def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:
     wanted += [
         file for file in files if re.fullmatch(r"scheduler/[^/]*\.json|tokenizer/[^/]*\.(json|txt)", file)
     ]
+    if not components:  # a single file has its configuration from here
+        wanted += [file for file in files if file in {f"{name}/config.json" for name in COMPONENTS}]
     for component in components:
         # A repository may be a U-Net alone, with its files at the top.
         alone = component == "unet" and "unet/config.json" not in files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,28 @@ from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.models.weights import (
     COPY_AGAIN,
     WEIGHT_FILES,
-    Weights,
     incomplete,
     read_json,
-    read_shapes,
+    shapes_of_file,
 )
 
 COMPONENTS = ("unet", "text_encoder", "vae")
 PARTS = (*COMPONENTS, "tokenizer", "scheduler")
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """What a pipeline may have besides, and text to image needs none of."""
+JOINED: Mapping[str, tuple[str, ...]] = {"unet": ("text_encoder", "vae"), "file": ()}
+"""What may stand on a base, and of which components the base lends the weights."""
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 
+SINGLE_FILES = (".safetensors", ".ckpt")
+"""How files end that may hold a whole checkpoint in the original layout."""
 _PIPELINE = "StableDiffusionPipeline"
 _SUPPORTED = f"Supported is what {_PIPELINE} loads: SD v1 and v2, and their students"
 FUSE = (
     "Fuse it into its base and save that: pipeline.load_lora_weights(...), fuse_lora(), save_pretrained(...)"
 )
 _CONVERT = f"Convert it: {_PIPELINE}.from_single_file(FILE).save_pretrained(FOLDER), and give that folder"
+_STAND = "Name the checkpoint that it was made of, for the configuration: {base: ..., file: ...}"
 _KINDS = (
     ("*lora*.safetensors", "a LoRA, which is an addition to a U-Net", FUSE),
     ("adapter_config.json", "a LoRA, which is an addition to a U-Net", FUSE),
@@ -39,7 +44,7 @@ _KINDS = (
     ("*.onnx", "a network for another program", _SUPPORTED),
     ("*/*.onnx", "a network for another program", _SUPPORTED),
     ("flax_model.msgpack", "a network for another program", _SUPPORTED),
-    ("*.ckpt", "a single file of weights, not a checkpoint in diffusers layout", _CONVERT),
+    ("*.ckpt", "a folder with a single file of weights", "Give the file itself"),
 )
 """What else people publish, by what lies in its folder: pattern, what it is, what to do."""
 
@@ -135,13 +140,24 @@ def _no_folder(path: Path, key: str | None) -> CheckpointError:
         remedy = "Give a checkpoint in diffusers layout, or the folder of its U-Net"
         return CheckpointError("no such folder", key=key, found=str(path), remedy=remedy)
     what, remedy = "a file, not a checkpoint in diffusers layout", "Give the folder of the checkpoint"
-    if path.suffix == ".safetensors":
-        names = read_shapes(Weights((path,), None, True, None))
-        lora = any("lora" in name for name in names)
-        what = "a LoRA, which is an addition to a U-Net" if lora else "a single file of weights"
-        remedy = FUSE if lora else _CONVERT
+    if path.suffix == ".safetensors" and holds_lora(path):
+        what, remedy = "a LoRA, which is an addition to a U-Net", FUSE
+    elif path.suffix in SINGLE_FILES:
+        # With a base it is supported, and as what replaces a card's checkpoint.
+        what = "this is a single file of weights, which says nothing of its configuration"
+        return CheckpointError(what, file=path, key=key, remedy=_STAND)
     elif path.suffix in WEIGHT_FILES:
         what, remedy = "a single file of weights", _CONVERT
     elif path.suffix in (".zip", ".tar", ".gz", ".7z"):
         what, remedy = "an archive", "Unpack it, and give the folder"
     return CheckpointError(f"this is {what}; it is not supported (yet)", file=path, key=key, remedy=remedy)
+
+
+def holds_lora(file: Path) -> bool:
+    """Return whether a file of safetensors holds low-rank additions, as their names tell."""
+    return any("lora" in name for name in shapes_of_file(file))
+
+
+def is_single_file(path: Path) -> bool:
+    """Return whether this is a file that may hold a whole checkpoint in the original layout."""
+    return path.is_file() and path.suffix in SINGLE_FILES

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, first_line
 from pytest_sdbench.models.checkpoint import Checkpoint
+from pytest_sdbench.models.conversion import quiet
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.values import check_calls, make_scheduler
 from pytest_sdbench.models.weights import COPY_AGAIN, incomplete
@@ -32,7 +31,7 @@ def load_pipeline(
     check_calls(checkpoint)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     tokenizer = _load_tokenizer(checkpoint)
-    with _quiet():
+    with quiet():
         pipeline = StableDiffusionPipeline(
             unet=_load_model(UNet2DConditionModel, "unet", checkpoint, dtype),
             text_encoder=_load_model(CLIPTextModel, "text_encoder", checkpoint, dtype),
@@ -96,23 +95,3 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Any:
             remedy="Take tokenizer and text encoder from the same checkpoint",
         )
     return tokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' own progress bars and notices out of test output."""
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    libraries = (diffusers_logging, transformers_logging)
-    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, (verbosity, bar) in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-            if bar:
-                library.enable_progress_bar()

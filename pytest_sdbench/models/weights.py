@@ -62,6 +62,8 @@ class Tensor:
 
     shape: tuple[int, ...]
     file: Path
+    floats: bool = True
+    """Whether its values are floating point; only `shapes_of_file` tells."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,29 @@ def _open(file: Path) -> Any:
         raise incomplete("damaged or truncated weights", file, found=_what(file, error)) from error
 
 
+def shapes_of_file(file: Path) -> dict[str, Tensor]:
+    """Return every tensor's shape of a file that stands for itself: safetensors, or a pickle of tensors."""
+    if file.suffix == ".safetensors":
+        with _open(file) as handle:
+            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            return {
+                name: Tensor(tuple(part.get_shape()), file, part.get_dtype().startswith(("F", "BF")))
+                for name, part in slices.items()
+            }
+    content = _unpickle(file)
+    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    return {
+        name: Tensor(tuple(value.shape), file, value.dtype.is_floating_point)
+        for name, value in _flat(content, file).items()
+    }
+
+
 def _load_bin(file: Path) -> dict[str, torch.Tensor]:
+    return _flat(_unpickle(file), file)
+
+
+def _unpickle(file: Path) -> Any:
     import torch
 
     try:
@@ -216,16 +240,21 @@ def _load_bin(file: Path) -> dict[str, torch.Tensor]:
                 if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
                     raise ValueError("compressed, as torch.save writes nothing")
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:
             # Files of torch < 1.6 are no zip archives and cannot be mapped.
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = "refused: not a plain pickle of tensors"
-        remedy = "Convert it to safetensors if you trust it; .bin is read with weights_only=True alone"
+        remedy = (
+            f"Convert it to safetensors if you trust it; {file.suffix} is read with weights_only=True alone"
+        )
         raise CheckpointError(what, file=file, found=first_line(error), remedy=remedy) from error
     except Exception as error:  # unpickling fails in as many ways as a file can be damaged
         raise incomplete("damaged or truncated weights", file, found=_what(file, error)) from error
+
+
+def _flat(content: Any, file: Path) -> dict[str, torch.Tensor]:
     if isinstance(content, dict) and all(map(_is_plain, content.items())):
         return content
     what, remedy = "not a flat mapping of names to tensors", "Save it with diffusers' save_pretrained"

@@ -82,10 +82,10 @@ class Settings:
         except SdbenchError as error:
             raise pytest.UsageError(f"--sdbench-weights: {error}") from None
         weights = {card: place("sdbench_weights", folder) for card, folder in weights.items()}
-        from pytest_sdbench.models.layout import no_checkpoint
+        from pytest_sdbench.models.layout import is_single_file, no_checkpoint
 
         for card, folder in weights.items():
-            if not folder.is_dir():
+            if not folder.is_dir() and not is_single_file(folder):
                 raise pytest.UsageError(str(no_checkpoint(folder, key=f"--sdbench-weights {card}")))
         store = place_of(told["store"], start("sdbench_store"))
         report = tuple(place("sdbench_report", path) for path in told["report"])
