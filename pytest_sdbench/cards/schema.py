@@ -269,9 +269,8 @@ def check_value(path: Path, keys: Keys, metric: str, value: Any, *, recorded: bo
         wrong = "is negative" if value else "is zero"
     elif not low <= value <= high:
         wrong, remedy = "has the wrong scale", known.scale[:1].upper() + known.scale[1:]
-        divided = value / known.often_multiplied_by if known.often_multiplied_by else math.inf
-        if divided <= high < value:
-            remedy += f"; write {divided:.6g}"
+        if (meant := known.rescaled(value)) is not None:
+            remedy += f"; write {meant:.6g}"
     else:
         return float(value)
     message = f"the {known.label} {wrong}"

@@ -6,6 +6,11 @@
 ``scenes-classifier``        the classifier of the embedded dataset: 64 features, 56 logits
 ``open_clip:MODEL/TAG``      a pretrained open_clip model: cosine of picture and caption
 ``local:NAME``               an open_clip model in a folder, such as ``local:scenes-clip``
+``hpsv2.1``                  HPS v2.1: what people would prefer, one number for picture and caption
+``pickscore``                PickScore: the same of another model
+``laion-aesthetic-v2``       LAION's aesthetic predictor: one number a picture
+``clip-vit-l14-336``         CLIP ViT-L/14 at 336 pixels: 768 features of length one
+``dinov2-vitl14``            DINOv2 ViT-L/14: 1024 features
 =========================== ==========================================================================
 """
 
@@ -38,6 +43,11 @@ EXTRACTORS: Registry[Extractor] = Registry(
         "scenes-classifier": "pytest_sdbench.features.classifier:SCENES_CLASSIFIER",
         "open_clip:": "pytest_sdbench.features.clip:OPEN_CLIP",
         "local:": "pytest_sdbench.features.clip:LOCAL_CLIP",
+        "hpsv2.1": "pytest_sdbench.features.pretrained.hpsv2:HPSV2_1",
+        "pickscore": "pytest_sdbench.features.pretrained.pickscore:PICKSCORE",
+        "laion-aesthetic-v2": "pytest_sdbench.features.pretrained.aesthetic:LAION_AESTHETIC",
+        "clip-vit-l14-336": "pytest_sdbench.features.pretrained.clip_image:CLIP_VIT_L_14_336",
+        "dinov2-vitl14": "pytest_sdbench.features.pretrained.dinov2:DINOV2",
     },
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -71,8 +72,8 @@ class Metric:
     """Whether an unbiased estimate may fall to zero or below it."""
     scale: str = ""
     """What the reader of a value out of bounds should know."""
-    often_multiplied_by: float | None = None
-    """A factor that other tools print the metric with."""
+    often_multiplied_by: float | tuple[float, ...] | None = None
+    """Factors that other tools print the metric with, the usual one first."""
 
     def column(self, extractor: str) -> str:
         """Return the column of evidence that the metric reads."""
@@ -81,6 +82,14 @@ class Metric:
     def options_of(self, spec: object) -> Any:
         """Return the options of a protocol's entry, which has them as attributes."""
         return self.options(**{each.name: getattr(spec, each.name) for each in fields(self.options)})
+
+    def rescaled(self, value: float) -> float | None:
+        """Return what a value out of bounds means, by a usual factor; None where that is none within them."""
+        usual = self.often_multiplied_by or ()
+        low = -math.inf if self.minimum is None else self.minimum
+        high = math.inf if self.maximum is None else self.maximum
+        meant = [value / each for each in (usual if isinstance(usual, tuple) else (usual,))]
+        return next((each for each in meant if low <= each <= high), None)
 
     def room(self, score: float) -> float:
         """Return how far a score is from the worst there is; a distance has no worst, and is its own room."""

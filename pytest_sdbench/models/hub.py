@@ -8,8 +8,8 @@ diffusers' knows no repository that is a U-Net alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
@@ -51,15 +51,44 @@ def download_snapshot(name: str, revision: str | None, components: Sequence[str]
         # A commit never changes: a complete copy of one needs no network.
         with suppress(Unavailable):
             return cached_snapshot(name, revision, components)
-    what, remedy = "cannot be fetched from the hub", "Check network, access (`hf auth login`) and disk space"
-    if _unreachable:
-        # A machine without network waits and retries for each repository anew: once is enough.
-        raise Unavailable(what, found=_unreachable[0], remedy=remedy)
-    files = None
-    try:
-        files = huggingface_hub.list_repo_files(name, revision=revision)
+    files: list[str] = []
+    with _asked_once(files):
+        files += huggingface_hub.list_repo_files(name, revision=revision)
         wanted = wanted_files(files, components)
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+    if missing := _missing(folder, components):
+        found, remedy = f"no {', '.join(missing)}", "Name another repository"
+        raise CheckpointError("the repository lacks a part", file=folder, found=found, remedy=remedy)
+    return folder
+
+
+def cached_file(name: str, revision: str, file: str) -> Path | None:
+    """Return where the cache holds a file of a repository at a commit; no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def download_file(name: str, revision: str, file: str) -> Path:
+    """Fetch a file of a repository to the hub cache; raise ``Unavailable`` as `download_snapshot`."""
+    import huggingface_hub
+
+    with _asked_once():
+        return Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
+
+
+@contextmanager
+def _asked_once(answers: Sequence[str] = ()) -> Iterator[None]:
+    """Raise ``Unavailable`` for what the client raises, and at once where the hub is known not to answer.
+
+    A machine without network waits and retries for each repository anew. `answers` fill once it has answered.
+    """
+    what, remedy = "cannot be fetched from the hub", "Check network, access (`hf auth login`) and disk space"
+    if _unreachable:
+        raise Unavailable(what, found=_unreachable[0], remedy=remedy)
+    try:
+        yield
     except Exception as error:
         # The client lets errors of its transport, of the file system and of its own through; for the card
         # they all mean the same. A full disk shows in the text.
@@ -67,13 +96,9 @@ def download_snapshot(name: str, revision: str | None, components: Sequence[str]
         # The client's transport is httpx or requests, by its version: both have these names for a hub that
         # does not answer. An error of its own is about one repository alone.
         names = {kind.__name__ for kind in type(error).__mro__}
-        if files is None and names & {"TransportError", "ConnectionError", "Timeout"}:
+        if not answers and names & {"TransportError", "ConnectionError", "Timeout"}:
             _unreachable.append(found)
         raise Unavailable(what, found=found, remedy=remedy) from error
-    if missing := _missing(folder, components):
-        found, remedy = f"no {', '.join(missing)}", "Name another repository"
-        raise CheckpointError("the repository lacks a part", file=folder, found=found, remedy=remedy)
-    return folder
 
 
 _unreachable: list[str] = []

@@ -139,6 +139,18 @@ def read_tensors(weights: Weights) -> Iterator[tuple[str, Path, torch.Tensor]]:
         yield name, file, load(name)
 
 
+def read_file(file: Path, inside: str | None = None) -> dict[str, torch.Tensor]:
+    """Return the tensors of one file by name; of what torch has saved, those under the key `inside`.
+
+    Raise ``CheckpointError`` for a damaged file and for one that holds more than tensors.
+    """
+    if inside is not None:
+        content = _unpickle(file)
+        return _flat(content.get(inside) if isinstance(content, dict) else content, file)
+    alone = Weights((file,), None, file.suffix == ".safetensors", None)
+    return {name: value for name, _, value in read_tensors(alone)}
+
+
 def open_tensors(weights: Weights) -> Callable[[Path, str], torch.Tensor]:
     """Return what reads one tensor of one of the files; each file is opened once."""
 

@@ -1,0 +1,1 @@
+"""Extractors with weights that others publish: preference models, CLIP's and DINOv2's features."""

@@ -1,0 +1,30 @@
+"""Average LAION's aesthetic score (version 2), which people's ratings from 1 to 10 have trained."""
+
+from __future__ import annotations
+
+from pytest_sdbench.metrics.definition import Metric, NoOptions, Sample
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.mean import estimate_mean
+from pytest_sdbench.metrics.moments import FeatureStatistics
+
+
+def estimate(sample: Sample, _: FeatureStatistics | None, __: NoOptions) -> Estimate | Undefined:
+    """Return the mean of scores, [n]; undefined without images."""
+    return estimate_mean("aesthetic", sample)
+
+
+AESTHETIC = Metric(
+    name="aesthetic",
+    label="Aesthetic score",
+    decimals=3,
+    recorded_decimals=5,
+    higher_is_better=True,
+    estimate=estimate,
+    output="aesthetic",
+    aliases=("aesthetic_score", "aesthetics", "aesthetics_score", "laion_aesthetic", "laion_aesthetics"),
+    minimum=1.0,
+    maximum=10.0,
+    scale="the aesthetic score of LAION's predictor lies between 1 and 10, for most pictures near 5.5; "
+    "some tools print a tenth of it",
+    often_multiplied_by=1 / 10,
+)
