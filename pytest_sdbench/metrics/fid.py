@@ -39,9 +39,9 @@ def fid_estimate(
     blocks, places = _blocks(rows, reference.width, groups)
     n = len(places)
     if n <= reference.width:
-        instead = "KID" if reference.features is not None else "the CLIP score"
+        instead = "a kernel distance (KID)" if reference.features is not None else "the CLIP score"
         return Undefined(
-            "fid", f"FID needs more images than its {reference.width} features; {instead} does not", n
+            "fid", f"it needs more images than its {reference.width} features; {instead} does not", n
         )
     sample = joined(blocks)
     if n < FEWEST * reference.width:

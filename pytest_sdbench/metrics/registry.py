@@ -16,6 +16,9 @@ METRICS: Registry[Metric] = Registry(
         "hpsv2": "pytest_sdbench.metrics.preference.hpsv2:HPSV2",
         "pickscore": "pytest_sdbench.metrics.preference.pickscore:PICKSCORE",
         "aesthetic": "pytest_sdbench.metrics.preference.aesthetic:AESTHETIC",
+        "fd_dinov2": "pytest_sdbench.metrics.distances.fd_dinov2:FD_DINOV2",
+        "kd_dinov2": "pytest_sdbench.metrics.distances.kd_dinov2:KD_DINOV2",
+        "cmmd": "pytest_sdbench.metrics.distances.cmmd:CMMD",
     },
 )
 

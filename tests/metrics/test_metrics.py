@@ -151,7 +151,7 @@ class TestKid:
     def test_does_not_depend_on_the_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x, y = features(100, 5, 3), features(77, 5, 4)
         whole = kid(x, y)
-        monkeypatch.setattr("pytest_sdbench.metrics.kid._BLOCK", 13)
+        monkeypatch.setattr("pytest_sdbench.metrics.distances.mmd._BLOCK", 13)
         assert kid(x, y) == pytest.approx(whole, rel=1e-10)
 
     @pytest.mark.parametrize(("n", "subsets", "size"), [(400, 1, 400), (500, 20, 100)])

@@ -12,12 +12,13 @@ import pytest
 from scipy.linalg import sqrtm
 
 from pytest_sdbench.evaluation.estimate import estimate
+from pytest_sdbench.metrics.distances.mmd import cubic, mmd_estimate
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.fid import fid_estimate
 from pytest_sdbench.metrics.fid_bias import degenerate_variance, sum_of_roots
 from pytest_sdbench.metrics.frechet import fid, fid_influence
 from pytest_sdbench.metrics.inception_score import inception_score
-from pytest_sdbench.metrics.kid import kid, kid_estimate
+from pytest_sdbench.metrics.kid import kid
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.metrics.standard_error import groups_of, standard_error
 from tests.metrics.populations import Array, eigenvalues, exact, moments, off, power_law, root_mean_square
@@ -465,7 +466,7 @@ class TestKid:
     def test_influence_is_what_leaving_an_image_out_changes(self) -> None:
         rng = np.random.default_rng(23)
         rows, reference = rng.normal(0.5, 1, (150, 4)), self.reference().features
-        found = kid_estimate(rows, reference)
+        found = mmd_estimate("kid", rows, reference, cubic)
         left = np.array([kid(np.delete(rows, i, axis=0), reference) for i in range(150)])
         changed = 149 * (found.value - left)
         changed -= changed.mean()
