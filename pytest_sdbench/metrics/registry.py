@@ -19,6 +19,11 @@ METRICS: Registry[Metric] = Registry(
         "fd_dinov2": "pytest_sdbench.metrics.distances.fd_dinov2:FD_DINOV2",
         "kd_dinov2": "pytest_sdbench.metrics.distances.kd_dinov2:KD_DINOV2",
         "cmmd": "pytest_sdbench.metrics.distances.cmmd:CMMD",
+        "precision": "pytest_sdbench.metrics.distances.neighbours:PRECISION",
+        "recall": "pytest_sdbench.metrics.distances.neighbours:RECALL",
+        "density": "pytest_sdbench.metrics.distances.neighbours:DENSITY",
+        "coverage": "pytest_sdbench.metrics.distances.neighbours:COVERAGE",
+        "diversity": "pytest_sdbench.metrics.distances.diversity:DIVERSITY",
     },
 )
 

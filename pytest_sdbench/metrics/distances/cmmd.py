@@ -29,7 +29,7 @@ def kernel(x: Array, y: Array) -> Array:
 
 
 def cmmd_estimate(features: Rows, reference: Rows, groups: Groups | None = None) -> Estimate:
-    """Return CMMD as its source prints it, [n, D] and [m, D]: biased, times 1000; `corrected` is without bias.
+    """Return CMMD of [n, D] and [m, D] as its source prints it, biased and times 1000; `corrected` is not.
 
     Rows are divided by their lengths first. Raises ValueError as `mmd_estimate`, and for a row of length 0.
     """

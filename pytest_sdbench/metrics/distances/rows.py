@@ -1,10 +1,16 @@
-"""Lengths and distances of rows of features, in float64."""
+"""Lengths and distances of rows of features, in float64; distances block by block."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import numpy.typing as npt
 
 from pytest_sdbench.metrics.moments import Array, Rows
+
+_BLOCK = 512
+"""Rows whose distances from all others exist at one time."""
 
 
 def unit(rows: Rows) -> Array:
@@ -16,13 +22,39 @@ def unit(rows: Rows) -> Array:
     return np.asarray(wide / lengths)
 
 
-def squared_distances(x: Array, y: Array) -> Array:
-    """Return the squared distance of each of the rows x [n, D] from each of the rows y [m, D], [n, m].
+def distance_blocks(rows: Rows, others: Rows) -> Iterator[tuple[slice, Array]]:
+    """Yield some rows of [n, D], and their squared distances from all others [m, D]: [B, m].
 
-    Of equal rows rounding leaves some 1e-16 of their squared lengths: it is 0 or more, and may be above 0.
+    Raises ValueError for different widths.
     """
-    squares = x @ y.T
-    squares *= -2.0
-    squares += np.einsum("ij,ij->i", x, x)[:, None]
-    squares += np.einsum("ij,ij->i", y, y)
-    return np.asarray(np.maximum(squares, 0.0, out=squares))
+    if rows.ndim != 2 or others.ndim != 2 or rows.shape[1] != others.shape[1]:
+        raise ValueError(f"features {list(rows.shape)} and {list(others.shape)} do not match")
+    for part in _parts(len(rows)):
+        x = np.asarray(rows[part], np.float64)
+        squares = np.empty((len(x), len(others)))
+        for at in _parts(len(others)):
+            y = np.asarray(others[at], np.float64)
+            squares[:, at] = np.einsum("ij,ij->i", x, x)[:, None] + np.einsum("ij,ij->i", y, y) - 2 * x @ y.T
+        yield part, np.maximum(squares, 0.0, out=squares)
+
+
+def nearest(rows: Rows, count: int) -> tuple[Array, npt.NDArray[np.intp]]:
+    """Return the squared distances of each row from the `count` nearest others, ascending, and their places.
+
+    Both are [n, count]; raises ValueError for no more rows than that.
+    """
+    if not 1 <= count < len(rows):
+        raise ValueError(f"{len(rows)} rows have no {count} neighbours each")
+    squares, places = np.empty((len(rows), count)), np.empty((len(rows), count), np.intp)
+    for part, block in distance_blocks(rows, rows):
+        np.fill_diagonal(block[:, part], np.inf)  # no row is a neighbour of itself
+        found = np.argpartition(block, count - 1, axis=1)[:, :count]
+        values = np.take_along_axis(block, found, axis=1)
+        order = np.argsort(values, axis=1, kind="stable")
+        squares[part] = np.take_along_axis(values, order, axis=1)
+        places[part] = np.take_along_axis(found, order, axis=1)
+    return squares, places
+
+
+def _parts(n: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]

@@ -1,0 +1,89 @@
+"""Measure how much the pictures of one prompt differ, which distillation costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pytest_sdbench.metrics.definition import Metric, Sample
+from pytest_sdbench.metrics.distances.rows import unit
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Rows
+from pytest_sdbench.metrics.standard_error import Groups, standard_error
+
+
+@dataclass(frozen=True)
+class Distance:
+    """What a protocol may set of the diversity."""
+
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    """1 - cosine of two rows of features, or their Euclidean distance."""
+
+
+def diversity_estimate(features: Rows, groups: Groups, distance: str = "cosine") -> Estimate | Undefined:
+    """Return the mean distance of two pictures of one prompt, averaged over the prompts; [n, D] -> Estimate.
+
+    Over pairs of different pictures, so there is no bias, however few a prompt has; prompts with one picture
+    say nothing. The part of a picture is its mean distance from the others of its prompt, and the standard
+    error that of a mean over prompts. Undefined where no prompt has two pictures. Raises ValueError for
+    features of length 0.
+    """
+    n, (order, borders) = len(features), _order(groups)
+    parts, sizes = np.full(n, np.nan), np.zeros(n)
+    for members in np.split(order, borders):
+        if len(members) > 1:
+            parts[members] = _mean_distances(features[members], distance)
+            sizes[members] = len(members)
+    some = sizes > 0
+    if not some.any():
+        return Undefined("diversity", "no prompt has two pictures among these", n)
+    # Each prompt counts once, whatever its number of pictures.
+    weights = np.divide(1.0, sizes, out=np.zeros(n), where=some)
+    prompts = round(float(weights.sum()))
+    value = float((weights[some] * parts[some]).sum()) / prompts
+    influence = np.where(some, weights * (parts - value), 0.0) * n / prompts
+    error = standard_error(influence, groups) if prompts > 1 else None
+    return Estimate("diversity", value, error, n, value, influence=influence if prompts > 1 else None)
+
+
+def _order(groups: Groups) -> tuple[Groups, Groups]:
+    """Return the pictures prompt by prompt, and where the next prompt begins."""
+    order = np.argsort(groups, kind="stable")
+    return order, np.flatnonzero(np.diff(groups[order])) + 1
+
+
+def _mean_distances(rows: Rows, distance: str) -> Array:
+    """Return the mean distance of each row from the others, [k, D] -> [k]."""
+    if distance == "cosine":
+        directions = unit(rows)
+        distances = 1.0 - directions @ directions.T
+    else:
+        wide = np.asarray(rows, np.float64)
+        distances = np.stack([np.linalg.norm(wide - row, axis=1) for row in wide])
+    np.fill_diagonal(distances, 0.0)
+    return np.asarray(distances.sum(axis=1) / (len(rows) - 1))
+
+
+def estimate(sample: Sample, _: FeatureStatistics | None, options: Distance) -> Estimate | Undefined:
+    """Return the diversity of features, [n, D]; undefined where no prompt repeats."""
+    if sample.groups is None:
+        reason = "no prompt has two pictures; a protocol whose prompts repeat tells how much they differ"
+        return Undefined("diversity", reason, sample.n)
+    return diversity_estimate(sample.rows(), sample.groups, options.distance)
+
+
+DIVERSITY = Metric(
+    name="diversity",
+    label="Diversity",
+    decimals=4,
+    recorded_decimals=6,
+    higher_is_better=True,
+    estimate=estimate,
+    output="features",
+    options=Distance,
+    aliases=("pairwise_distance", "mean_pairwise_distance", "intra_prompt_diversity"),
+    minimum=0.0,
+    scale="the diversity is a mean distance: 1 - cosine, not the cosine itself, which is a similarity",
+)

@@ -1,0 +1,215 @@
+"""Measure precision, recall, density and coverage: whether images and real ones lie among each other.
+
+Real images are reference features, [m, D]. A ball around each reaches to its k-th nearest real image, and one
+around each image of the checkpoint to its k-th nearest such image.
+
+* precision: share of images that lie in some ball of a real one (Kynkaanniemi et al. 2019)
+* recall: share of real images that lie in some ball of an image of the checkpoint (the same)
+* density: balls of real images around an image, over k, on average (Naeem et al. 2020)
+* coverage: share of the balls of real images that hold an image (the same)
+
+Distances are Euclidean and balls are closed. The reference is taken as given. Precision and density are means
+over images. Recall and coverage depend on the number of images: they stand for this very number alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from pydantic import PositiveInt
+
+from pytest_sdbench.metrics.definition import Metric, Sample
+from pytest_sdbench.metrics.distances.balls import Coverage, Recall, units_of
+from pytest_sdbench.metrics.distances.mmd import features_of
+from pytest_sdbench.metrics.distances.rows import distance_blocks, nearest
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.moments import Array, FeatureStatistics
+from pytest_sdbench.metrics.standard_error import standard_error
+
+
+@dataclass(frozen=True)
+class Three:
+    """What a protocol may set of precision and recall."""
+
+    neighbours: PositiveInt = 3
+    """The neighbour that a ball reaches to."""
+
+
+@dataclass(frozen=True)
+class Five:
+    """What a protocol may set of density and coverage."""
+
+    neighbours: PositiveInt = 5
+    """The neighbour that a ball reaches to."""
+
+
+_KNOWN: WeakKeyDictionary[FeatureStatistics, Array] = WeakKeyDictionary()
+"""Squared distances of references from their neighbours: the same for all four, and for all checkpoints."""
+
+
+def precision(sample: Sample, reference: FeatureStatistics | None, options: Three) -> Estimate | Undefined:
+    """Return the share of images among real ones, of features [n, D]."""
+    found = _balls_around("precision", sample, reference, options.neighbours)
+    if isinstance(found, Undefined):
+        return found
+    return _mean("precision", (found > 0).astype(np.float64), sample, share=True)
+
+
+def density(sample: Sample, reference: FeatureStatistics | None, options: Five) -> Estimate | Undefined:
+    """Return how dense real images are around the images, of features [n, D]; about 1 where both agree."""
+    found = _balls_around("density", sample, reference, options.neighbours)
+    if isinstance(found, Undefined):
+        return found
+    return _mean("density", found / options.neighbours, sample, share=False)
+
+
+def recall(sample: Sample, reference: FeatureStatistics | None, options: Three) -> Estimate | Undefined:
+    """Return the share of real images among the images, of features [n, D]."""
+    k = options.neighbours
+    found = features_of("recall", sample, reference, fewest=k + 1)
+    if isinstance(found, Undefined):
+        return found
+    features, real = found
+    balls = Recall.around(features, k, units_of(sample.groups, len(features)))
+    for _, squares in distance_blocks(real, features):
+        balls.update(squares)
+    return _estimate("recall", balls, sample)
+
+
+def coverage(sample: Sample, reference: FeatureStatistics | None, options: Five) -> Estimate | Undefined:
+    """Return the share of real images that have an image near, of features [n, D]."""
+    found = features_of("coverage", sample, reference, fewest=options.neighbours + 1)
+    if isinstance(found, Undefined):
+        return found
+    assert reference is not None
+    features, real = found
+    radii = _radii(reference, options.neighbours)
+    balls = Coverage(units_of(sample.groups, len(features)))
+    for part, squares in distance_blocks(real, features):
+        balls.update(squares <= radii[part, None])
+    return _estimate("coverage", balls, sample)
+
+
+def _radii(reference: FeatureStatistics, k: int) -> Array:
+    """Return the squared radius of the ball around each real image, [m]."""
+    assert reference.features is not None
+    known = _KNOWN.get(reference)
+    if known is None or known.shape[1] < k:
+        count = min(max(k, Five.neighbours), len(reference.features) - 1)
+        _KNOWN[reference] = known = nearest(reference.features, count)[0]
+    return np.asarray(known[:, k - 1])
+
+
+def _balls_around(
+    metric: str, sample: Sample, reference: FeatureStatistics | None, k: int
+) -> Array | Undefined:
+    """Return how many balls of real images hold each image, [n]."""
+    found = features_of(metric, sample, reference, fewest=k + 1)
+    if isinstance(found, Undefined):
+        return found
+    assert reference is not None
+    features, real = found
+    radii, counts = _radii(reference, k), np.empty(len(features))
+    for part, squares in distance_blocks(features, real):
+        counts[part] = np.count_nonzero(squares <= radii, axis=1)
+    return counts
+
+
+def _mean(metric: str, values: Array, sample: Sample, *, share: bool) -> Estimate:
+    """Return a mean over images; it has no bias, whatever their number is."""
+    value = float(values.mean())
+    influence = values - value
+    error = standard_error(influence, sample.groups)
+    if share and error is not None:
+        # As if two images were otherwise (after Agresti and Coull 1998): a share of 1 is not certain.
+        error = math.hypot(
+            error, math.sqrt(2) / (sample.n if sample.groups is None else sample.groups.max() + 1)
+        )
+    return Estimate(metric, value, error, sample.n, value, influence=influence)
+
+
+def _estimate(metric: str, balls: Recall | Coverage, sample: Sample) -> Estimate:
+    """Return a share of real images, with the influence of each image, scaled to its standard error."""
+    variance = balls.variance()
+    if variance is None:
+        return Estimate(metric, balls.share, None, sample.n)
+    sizes = np.bincount(balls.units)
+    moved = sample.n * balls.changes / balls.real / sizes
+    influence = moved[balls.units]
+    influence -= influence.mean()
+    counted = standard_error(influence, sample.groups)
+    if counted:
+        influence *= math.sqrt(variance) / counted
+    # As if two real images were otherwise: where all of them agree, nothing varies.
+    error = max(math.sqrt(variance), 2 / balls.real)
+    return Estimate(metric, balls.share, error, sample.n, influence=influence)
+
+
+PRECISION = Metric(
+    name="precision",
+    label="Precision",
+    decimals=3,
+    recorded_decimals=5,
+    higher_is_better=True,
+    estimate=precision,
+    output="features",
+    reference="features",
+    options=Three,
+    aliases=("improved_precision", "prdc_precision", "kynkaanniemi_precision"),
+    minimum=0.0,
+    maximum=1.0,
+    scale="the precision is a share between 0 and 1, not a percentage",
+    often_multiplied_by=100,
+)
+
+RECALL = Metric(
+    name="recall",
+    label="Recall",
+    decimals=3,
+    recorded_decimals=5,
+    higher_is_better=True,
+    estimate=recall,
+    output="features",
+    reference="features",
+    options=Three,
+    aliases=("improved_recall", "prdc_recall", "kynkaanniemi_recall"),
+    minimum=0.0,
+    maximum=1.0,
+    scale="the recall is a share between 0 and 1, not a percentage",
+    often_multiplied_by=100,
+)
+
+DENSITY = Metric(
+    name="density",
+    label="Density",
+    decimals=3,
+    recorded_decimals=5,
+    higher_is_better=True,
+    estimate=density,
+    output="features",
+    reference="features",
+    options=Five,
+    aliases=("prdc_density",),
+    minimum=0.0,
+    scale="the density is about 1 where images and real ones agree, not a percentage, and may be above 1",
+)
+
+COVERAGE = Metric(
+    name="coverage",
+    label="Coverage",
+    decimals=3,
+    recorded_decimals=5,
+    higher_is_better=True,
+    estimate=coverage,
+    output="features",
+    reference="features",
+    options=Five,
+    aliases=("prdc_coverage",),
+    minimum=0.0,
+    maximum=1.0,
+    scale="the coverage is a share between 0 and 1, not a percentage",
+    often_multiplied_by=100,
+)
