@@ -35,19 +35,17 @@ def mmd_estimate(
     The U-statistic over all pairs (Gretton et al. 2012, equation 3), which may be slightly negative; `biased`
     is the V-statistic (equation 5), in which rows count with themselves, and which is never negative. Its
     `corrected` value lacks that of the images; the reference is taken as given, and keeps it.
-
     By Hoeffding's decomposition (1948) an image moves the U-statistic by h(x) = 2 (E k(x, x') - E k(x, y)),
     centred, and the remainder has the variance 2 / n (n - 1) of the kernel centred on both sides. `groups`
     tell which images share a prompt: images of one prompt are alike, and `corrected` is the value over pairs
     of different prompts alone. Where a few images outweigh the rest the standard error is not known.
 
-    The kernel matrix is visited block by block: memory is that of the features. Raises ValueError for fewer
-    than two rows on a side or for different widths.
+    Kernels are visited block by block: memory is that of the features. Raises ValueError for fewer than two
+    rows on a side or for different widths.
     """
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
-        raise ValueError(
-            f"features {list(features.shape)} and reference features {list(reference.shape)} do not match"
-        )
+        shapes = f"features {list(features.shape)} and reference features {list(reference.shape)}"
+        raise ValueError(f"{shapes} do not match")
     if min(len(features), len(reference)) < 2:
         raise ValueError("there must be at least 2 images and 2 references")
     n, m = len(features), len(reference)
