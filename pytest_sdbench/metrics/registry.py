@@ -12,7 +12,7 @@ METRICS: Registry[Metric] = Registry(
         "fid": "pytest_sdbench.metrics.fid:FID",
         "inception_score": "pytest_sdbench.metrics.inception_score:INCEPTION_SCORE",
         "clip_score": "pytest_sdbench.metrics.clip_score:CLIP_SCORE",
-        "kid": "pytest_sdbench.metrics.kid:KID",
+        "kid": "pytest_sdbench.metrics.distances.kid:KID",
         "hpsv2": "pytest_sdbench.metrics.preference.hpsv2:HPSV2",
         "pickscore": "pytest_sdbench.metrics.preference.pickscore:PICKSCORE",
         "aesthetic": "pytest_sdbench.metrics.preference.aesthetic:AESTHETIC",

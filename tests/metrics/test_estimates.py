@@ -11,10 +11,10 @@ import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.evaluation.estimate import estimate
+from pytest_sdbench.metrics.distances.kid import kid
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.frechet import fid, fid_influence
 from pytest_sdbench.metrics.inception_score import inception_score
-from pytest_sdbench.metrics.kid import kid
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
 
 N, WIDTH = 120, 6

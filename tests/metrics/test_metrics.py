@@ -16,9 +16,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from pytest_sdbench.metrics.clip_score import clip_score
+from pytest_sdbench.metrics.distances.kid import kid
 from pytest_sdbench.metrics.frechet import fid, fid_influence
 from pytest_sdbench.metrics.inception_score import InceptionScore, inception_score
-from pytest_sdbench.metrics.kid import kid
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
 
 

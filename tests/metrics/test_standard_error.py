@@ -12,13 +12,13 @@ import pytest
 from scipy.linalg import sqrtm
 
 from pytest_sdbench.evaluation.estimate import estimate
+from pytest_sdbench.metrics.distances.kid import kid
 from pytest_sdbench.metrics.distances.mmd import cubic, mmd_estimate
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.fid import fid_estimate
 from pytest_sdbench.metrics.fid_bias import degenerate_variance, sum_of_roots
 from pytest_sdbench.metrics.frechet import fid, fid_influence
 from pytest_sdbench.metrics.inception_score import inception_score
-from pytest_sdbench.metrics.kid import kid
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.metrics.standard_error import groups_of, standard_error
 from tests.metrics.populations import Array, eigenvalues, exact, moments, off, power_law, root_mean_square

@@ -189,7 +189,7 @@ def test_the_captions_of_scenes_move_the_draw(tmp_path: Path) -> None:
 def test_a_metric_moves_the_draw_only_by_what_it_has_measured(tmp_path: Path) -> None:
     """KID reads the features that FID reads; the Inception score reads logits, which nothing else does."""
     before = load_protocol("scenes-quick")
-    without_kid = {"metrics.kid": "DELETE", "margins.kid": "DELETE"}
+    without_kid = {"metrics.distances.kid": "DELETE", "margins.kid": "DELETE"}
     without_score = {"metrics.inception_score": "DELETE", "margins.inception_score": "DELETE"}
     after = load_protocol(edited(tmp_path, without_kid, "scenes-quick"))
     assert after.draw_fingerprint == before.draw_fingerprint

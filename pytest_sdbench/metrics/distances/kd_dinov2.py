@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pytest_sdbench.metrics.definition import NoOptions, Sample
+from pytest_sdbench.metrics.distances.kid import KID
 from pytest_sdbench.metrics.distances.mmd import cubic, kernel_distance
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.metrics.kid import KID
 from pytest_sdbench.metrics.moments import FeatureStatistics
 
 
