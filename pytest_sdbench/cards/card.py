@@ -41,6 +41,7 @@ from pytest_sdbench.cards.schema import (
     read_block,
 )
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.models.layout import LORA
 from pytest_sdbench.protocols.load import protocol_names
 
 __all__ = [
@@ -83,7 +84,7 @@ class Card:
     title: str
     license: str | None = None
     checkpoint: str | Mapping[str, str] | None = None
-    """Where the weights are; a mapping ``{base, unet}`` joins a base checkpoint and another U-Net."""
+    """Where the weights are; a mapping joins a base checkpoint and what stands on it, as ``{base, unet}``."""
     base: str | None = None
     """The card of the model it was built from."""
     baseline: str | None = None
@@ -156,7 +157,7 @@ def read_card_text(path: Path, text: str, *, search: Sequence[Path] = ()) -> Car
     check_claims(front, claims, unread, block.sources if len(unread) == len(problems) else {})
     if front.hidden is not None:
         problems.insert(0, Problem(front.hidden, True))
-    checkpoint = block.checkpoint or _own_folder(path)
+    checkpoint = block.checkpoint or _own_folder(path, front)
     lacks = _hub_notes(checkpoint, claims, unread, known) if hub else _notes(block, checkpoint, claims)
     return Card(
         path=path,
@@ -287,9 +288,16 @@ def _check_keys(front: FrontMatter) -> None:
             raise front.error((key,), "unknown key", key, f"Did you mean {meant!r}?")
 
 
-def _own_folder(path: Path) -> str | None:
-    """Return the checkpoint that a card lies in: a README.md of a diffusers folder speaks of that folder."""
-    return "./" if (path.parent / "model_index.json").is_file() else None
+def _own_folder(path: Path, front: FrontMatter) -> str | Mapping[str, str] | None:
+    """Return the checkpoint that a card lies in: a README.md of a diffusers folder speaks of that folder.
+
+    That of a LoRA speaks of it on its base, the hub's `base_model`.
+    """
+    if (path.parent / "model_index.json").is_file():
+        return "./"
+    base = front.data.get("base_model")
+    lora = any((path.parent / f"{LORA}{suffix}").is_file() for suffix in (".safetensors", ".bin"))
+    return {"base": base, "lora": "./"} if lora and isinstance(base, str) else None
 
 
 def _notes(block: Block, checkpoint: object, claims: Sequence[Claim]) -> list[str]:

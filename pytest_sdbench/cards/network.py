@@ -44,8 +44,8 @@ def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
 
     Raises Unavailable if the card names no architecture either.
     """
-    from pytest_sdbench.models.checkpoint import split_pair
     from pytest_sdbench.models.hub import HUB_ID
+    from pytest_sdbench.models.specs import split_pair
 
     if checkpoint is not None:
         return Network(checkpoint.unet_config, checkpoint)

@@ -210,7 +210,7 @@ def _check_network(front: FrontMatter, block: Block) -> None:
         remedy = "Give the keys of the U-Net's config.json, `block_out_channels` among them"
         raise front.error(at, "not the configuration of a U-Net", ", ".join(found), remedy)
     if isinstance(checkpoint, dict) and set(checkpoint) not in ({"base", kind} for kind in JOINED):
-        at, remedy = ("sdbench", "checkpoint"), "Write {base: CHECKPOINT, unet: FOLDER}, or file: FILE"
+        at, remedy = ("sdbench", "checkpoint"), "Write {base: CHECKPOINT, unet: FOLDER}, or lora or file"
         raise front.error(at, "a joined checkpoint has two parts", ", ".join(checkpoint), remedy)
     if block.speed.unet_ratio and not block.baseline:
         at, remedy = ("sdbench", "baseline"), "Name the baseline's card, or remove sdbench.speed"

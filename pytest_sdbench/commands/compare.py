@@ -22,9 +22,10 @@ from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import groups_of
 from pytest_sdbench.models.changes import changes
-from pytest_sdbench.models.checkpoint import EMBEDDED, Checkpoint, embedded_folder, resolve
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.integrity import verify
-from pytest_sdbench.models.layout import holds_unet, no_checkpoint
+from pytest_sdbench.models.layout import holds_unet, no_checkpoint, replaces
+from pytest_sdbench.models.specs import EMBEDDED, embedded_folder
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
@@ -85,14 +86,14 @@ def compare(
     """Score two checkpoints on the same prompts and seeds and return their difference, image by image.
 
     A card whose images are recorded for the protocol is not drawn again. Each checkpoint is a card (its name
-    or its file), a folder, or a name such as ``embedded:scenes-small``; a folder that holds a U-Net alone is
-    joined to the base of the other one. Raises SdbenchError as `evaluate` and `resolve`.
+    or its file), a folder, or a name such as ``embedded:scenes-small``; a U-Net alone, a LoRA and a single
+    file stand on the other one. Raises SdbenchError as `evaluate` and `resolve`.
     """
     protocol = load_protocol(protocol_name, search=(Path.cwd(), Path.cwd() / "cards"))
     if images is not None:
         protocol = first_images(protocol, images)
     # A whole checkpoint comes first: it may be the base of the other.
-    if _lone_unet(second) is None:
+    if _lone(second) is None:
         right = _side(second, protocol, None, workspace.download)
         left = _side(first, protocol, right, workspace.download)
     else:
@@ -187,11 +188,13 @@ def _call(metric: Metric, low: float, high: float, names: tuple[str, str]) -> st
     return f"{names[0] if (low > 0) == metric.higher_is_better else names[1]} is better"
 
 
-def _lone_unet(text: str) -> Path | None:
-    """Return the folder of what is a U-Net alone; None for anything else."""
+def _lone(text: str) -> Path | None:
+    """Return the path of what stands on a base: a U-Net alone, a LoRA, a single file; None for others."""
     embedded = text.startswith(EMBEDDED)
-    folder = embedded_folder(text) if embedded else Path(text)
-    return folder if folder.is_dir() and holds_unet(folder) else None
+    path = embedded_folder(text) if embedded else Path(text)
+    if path.is_dir() and holds_unet(path):
+        return path
+    return path if path.exists() and replaces(path) in ("lora", "file") else None
 
 
 def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) -> _Side:
@@ -203,14 +206,18 @@ def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) ->
         card = read_card(find_card_of(text))
         evidence = evidence_path(card.path, card.name, protocol.name)
         return _Side(card.name, checkpoint_of(card, download=download), evidence)
-    if path.is_file():
+    lone = _lone(text)
+    if path.is_file() and lone is None:
         raise no_checkpoint(path)
     weights = path if path.is_dir() else None
-    if (lone := _lone_unet(text)) is not None:
+    if lone is not None:
         if other is None:
             remedy = "Compare it with a whole checkpoint, which lends the other parts, or give its card"
-            raise SdbenchError("this is a U-Net alone", file=text, remedy=remedy)
-        checkpoint = resolve(str(other.checkpoint.folder), card=text, weights=lone, download=download)
+            kind = {"lora": "LoRA", "file": "single file"}.get(replaces(lone) or "", "U-Net")
+            raise SdbenchError(f"this is a {kind} alone", file=text, remedy=remedy)
+        whole, unet = str(other.checkpoint.folder), other.checkpoint.unet_folder
+        base = whole if unet is None else {"base": whole, "unet": str(unet)}
+        checkpoint = resolve(base, card=text, weights=lone, download=download)
     else:
         checkpoint = resolve(None if weights else text, card=text, weights=weights, download=download)
     verify(checkpoint)

@@ -9,10 +9,10 @@ from pathlib import Path
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.features.extractors import extractor_of
-from pytest_sdbench.models.checkpoint import split_pair
 from pytest_sdbench.models.counts import parameter_count
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot
 from pytest_sdbench.models.layout import COMPONENTS, JOINED
+from pytest_sdbench.models.specs import split_pair
 
 _WIDTH = 4
 """Bytes of a parameter: the hub client fetches full precision where a repository has it."""
@@ -37,6 +37,7 @@ def checkpoint_downloads(card: Card, weights: Path | None = None) -> tuple[Downl
     """
     if card.checkpoint is None or (weights is not None and (weights / "model_index.json").is_file()):
         return ()
+    found: list[Download] = []
     pair = split_pair(card.checkpoint)
     wanted: list[tuple[str, tuple[str, ...]]] = [(str(card.checkpoint), COMPONENTS)]
     if pair is not None:
@@ -44,9 +45,10 @@ def checkpoint_downloads(card: Card, weights: Path | None = None) -> tuple[Downl
         wanted = [(base, JOINED[kind])]
         if kind == "unet":
             wanted.append((other, ("unet",)))
+        elif kind == "lora" and weights is None and not other.startswith((".", "/", "~")):
+            found.append(Download("weights", other, None))
     if weights is not None:
         wanted = wanted[:1]  # the base of another U-Net
-    found = []
     for spec, components in wanted:
         match = re.fullmatch(HUB_ID, spec)
         if match is None or spec.startswith((".", "/", "~")):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -14,34 +13,24 @@ from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import sha256_of
-from pytest_sdbench.base.paths import reference
 from pytest_sdbench.models.conversion import convert_single_file
-from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot
 from pytest_sdbench.models.layout import (
     CLASSES,
     COMPONENTS,
     FUSE,
     JOINED,
     PARTS,
-    SINGLE_FILES,
     UNUSED,
-    check_pipeline,
-    holds_lora,
-    holds_unet,
-    is_single_file,
-    is_unet,
+    lora_file,
     no_checkpoint,
+    replaces,
 )
+from pytest_sdbench.models.lora import Base, fuse_lora
 from pytest_sdbench.models.skeleton import known_keys
-from pytest_sdbench.models.weights import COPY_AGAIN, WEIGHT_FILES, Weights, find_weights, read_json, unread
+from pytest_sdbench.models.specs import complete, local, locate, locate_lora, split_pair, unet_parts
+from pytest_sdbench.models.weights import WEIGHT_FILES, Weights, find_weights, read_json, unread
 
 _DIFFUSERS = {name: CLASSES[name] for name in ("unet", "vae")}
-EMBEDDED = "embedded:"
-"""How the spec begins of a checkpoint that ships with this package."""
-_FORMS = (
-    "Write org/name@revision, embedded:NAME, ./folder (relative to the card), or a base with the folder of a "
-    "U-Net or a single file: {base: ..., unet: ...}, {base: ..., file: ...}"
-)
 
 
 @dataclass(frozen=True)
@@ -176,14 +165,17 @@ def resolve(
         raise Unavailable("the card names no checkpoint", key="sdbench.checkpoint", remedy=remedy)
     pair = split_pair(spec)
     if pair is None:
-        return Checkpoint(str(spec), _complete(_locate(str(spec), card, near, download)))
+        return Checkpoint(str(spec), complete(locate(str(spec), card, near, download)))
     base, kind, other = pair
     # Not every component is needed of the base; a cached copy often has them all.
-    folder = partial(_locate, base, card, near, download, components=JOINED[kind])
+    folder = partial(locate, base, card, near, download, components=JOINED[kind])
     if kind == "file":
-        return _of_file(_file(other, near), Checkpoint(base, _complete(folder())))
-    own = _unet_parts(_locate(other, card, near, download, components=("unet",)))
-    return Checkpoint(f"base: {base}, unet: {other}", _complete(folder()), *own)
+        return _of_file(local(other, near), Checkpoint(base, complete(folder())))
+    if kind == "lora":
+        file = locate_lora(other, card, near, download)
+        return _of_lora(file, other, Checkpoint(base, complete(folder())))
+    own = unet_parts(locate(other, card, near, download, components=("unet",)))
+    return Checkpoint(f"base: {base}, unet: {other}", complete(folder()), *own)
 
 
 def scheduler_class(checkpoint: Checkpoint) -> str:
@@ -266,38 +258,26 @@ def _text_digest(config: Mapping[str, Any]) -> str:
 def _override(
     spec: str | Mapping[str, str] | None, path: Path, card: str, near: Path | None, download: bool
 ) -> Checkpoint:
-    kind = (
-        "file"
-        if is_single_file(path) and not (path.suffix == ".safetensors" and holds_lora(path))
-        else "unet"
-    )
-    if kind == "unet" and not path.is_dir():
+    if (kind := replaces(path)) is None:
         raise no_checkpoint(path, key=f"--sdbench-weights {card}")
     if (path / "model_index.json").is_file():
-        return Checkpoint(str(path), _complete(path))
-    own = _unet_parts(path) if kind == "unet" else None
+        return Checkpoint(str(path), complete(path))
+    own = unet_parts(path) if kind == "unet" else None
     if spec is None:
         what = "this stands on a checkpoint, and the card names none"
         remedy = "Name the one that it was made of: `checkpoint:` in the card"
         raise Unavailable(what, file=path, key="sdbench.checkpoint", remedy=remedy)
     pair = split_pair(spec)
-    if pair is not None and pair[1] != kind:
+    # A LoRA gives way to whatever takes its place on the base.
+    if pair is not None and pair[1] not in (kind, "lora"):
         base = resolve(spec, card=card, near=near, download=download)
     else:
         name = pair[0] if pair else str(spec)
-        components = JOINED[kind] if kind == "file" else COMPONENTS
-        base = Checkpoint(name, _complete(_locate(name, card, near, download, components)))
-    if own is None:
-        return _of_file(path, base)
-    return Checkpoint(f"base: {base.spec}, unet: {path}", base.folder, *own)
-
-
-def _file(spec: str, near: Path | None) -> Path:
-    file = ((near or Path.cwd()) / Path(spec).expanduser()).resolve()
-    if not is_single_file(file):
-        what, remedy = "no such file of weights", f"Name a file that ends in {' or '.join(SINGLE_FILES)}"
-        raise CheckpointError(what, key="sdbench.checkpoint", found=f"{spec} -> {file}", remedy=remedy)
-    return file
+        components = () if kind == "file" else COMPONENTS
+        base = Checkpoint(name, complete(locate(name, card, near, download, components)))
+    if own is not None:
+        return Checkpoint(f"base: {base.spec}, unet: {path}", base.folder, *own)
+    return _of_file(path, base) if kind == "file" else _of_lora(path, str(path), base)
 
 
 def _of_file(file: Path, base: Checkpoint) -> Checkpoint:
@@ -307,81 +287,14 @@ def _of_file(file: Path, base: Checkpoint) -> Checkpoint:
     return Checkpoint(f"base: {base.spec}, file: {file}", folder, notes=notes)
 
 
-def embedded_folder(spec: str) -> Path:
-    """Return where a checkpoint lies that ships with this package, or would."""
-    return reference() / "checkpoints" / spec.removeprefix(EMBEDDED)
-
-
-def split_pair(spec: str | Mapping[str, str]) -> tuple[str, str, str] | None:
-    """Split a spec into base, kind of what stands on it, and that; None where it is a single one."""
-    kinds = "|".join(JOINED)
-    if isinstance(spec, str):
-        match = re.fullmatch(rf"\s*base:\s*(\S+?)\s*,\s*({kinds}):\s*(\S+)\s*", spec)
-        return (match[1], match[2], match[3]) if match else None
-    kind = next((kind for kind in JOINED if set(spec) == {"base", kind}), None)
-    if kind is None:
-        found = ", ".join(sorted(spec))
-        raise CheckpointError("not a checkpoint", key="sdbench.checkpoint", found=found, remedy=_FORMS)
-    return spec["base"], kind, spec[kind]
-
-
-def _locate(
-    spec: str, card: str, near: Path | None, download: bool, components: tuple[str, ...] = COMPONENTS
-) -> Path:
-    """Return the folder that a single spec means."""
-    if spec.startswith(EMBEDDED):
-        folder = embedded_folder(spec)
-        known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
-        remedy = f"Embedded checkpoints: {', '.join(known)}"
-    elif spec.startswith((".", "/", "~")):
-        folder = ((near or Path.cwd()) / Path(spec).expanduser()).resolve()
-        remedy = f"Put the checkpoint there, or give another: --sdbench-weights {card}=PATH"
-    elif match := re.fullmatch(HUB_ID, spec):
-        find = download_snapshot if download else cached_snapshot
-        try:
-            return find(match["name"], match["revision"], components)
-        except Unavailable as error:
-            remedy = f"{error.remedy or 'Fetch it: --sdbench-download'}, or give a local copy: "
-            remedy += f"--sdbench-weights {card}=PATH"
-            raise Unavailable(error.message, file=spec, found=error.found, remedy=remedy) from error
-    else:
-        raise CheckpointError("not a checkpoint", key="sdbench.checkpoint", found=spec, remedy=_FORMS)
-    if folder.is_file():
-        raise no_checkpoint(folder, key="sdbench.checkpoint")
-    if not folder.is_dir():
-        found = f"{spec} -> {folder}"
-        raise CheckpointError("no such folder", key="sdbench.checkpoint", found=found, remedy=remedy)
-    return folder
-
-
-def _complete(folder: Path) -> Path:
-    """Return ``folder`` if it is a pipeline of ours."""
-    if holds_unet(folder):
-        what = "this folder holds a U-Net alone"
-        remedy = "As `base`, name a whole checkpoint, which lends the other parts: {base: ..., unet: ...}"
-        raise CheckpointError(what, file=folder, key="sdbench.checkpoint", remedy=remedy)
-    if not (folder / "model_index.json").is_file():
-        raise no_checkpoint(folder)
-    check_pipeline(folder)
-    return folder
-
-
-def _unet_parts(folder: Path) -> tuple[Path, Path | None]:
-    """Return the U-Net in ``folder``, and the scheduler beside it if the folder is no whole checkpoint."""
-    whole = (folder / "model_index.json").is_file()
-    if whole:
-        check_pipeline(folder)
-    if is_unet(folder) and not whole:
-        return folder, None
-    if (folder / "unet" / "config.json").is_file():
-        brings = not whole and (folder / "scheduler" / "scheduler_config.json").is_file()
-        return folder / "unet", folder / "scheduler" if brings else None
-    error = no_checkpoint(folder)
-    if error.remedy != COPY_AGAIN:
-        raise error
-    raise CheckpointError(
-        "no U-Net: neither config.json nor unet/config.json",
-        file=folder,
-        found=error.found,
-        remedy="Give a checkpoint in diffusers layout, or the folder of its U-Net",
-    )
+def _of_lora(path: Path, spec: str, base: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with a LoRA fused into another one."""
+    if (file := lora_file(path)) is None:
+        raise no_checkpoint(path, key="lora")
+    parts = {name: base.part(name) for name in PARTS}
+    if (own := path / "scheduler" / "scheduler_config.json").is_file():
+        parts["scheduler"] = own.parent
+    weights = {name: base.weights(name) for name in COMPONENTS}
+    scheduler = str(read_json(own).get("_class_name")) if own.is_file() else scheduler_class(base)
+    folder, notes = fuse_lora(file, Base(base.spec, parts, weights, scheduler))
+    return Checkpoint(f"base: {base.spec}, lora: {spec}", folder, notes=(*base.notes, *notes))

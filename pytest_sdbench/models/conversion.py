@@ -19,6 +19,7 @@ from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
 from pytest_sdbench.models.layout import CLASSES, COMPONENTS, PARTS
+from pytest_sdbench.models.loading import quiet
 from pytest_sdbench.models.weights import Tensor, read_json, shapes_of_file
 
 Parts = Mapping[str, Path]
@@ -60,8 +61,8 @@ def convert_single_file(file: Path, parts: Parts, scheduler: str) -> tuple[Path,
     def make(folder: Path) -> None:
         from diffusers import StableDiffusionPipeline
 
-        _copy_settings(parts, scheduler, folder)
-        with _explained(file, "StableDiffusionPipeline.from_single_file"):
+        copy_settings(parts, scheduler, folder)
+        with explained(file, "StableDiffusionPipeline.from_single_file"):
             pipeline = StableDiffusionPipeline.from_single_file(
                 str(file), config=str(folder), local_files_only=True
             )
@@ -69,9 +70,9 @@ def convert_single_file(file: Path, parts: Parts, scheduler: str) -> tuple[Path,
             model = getattr(pipeline, name)
             _check_loaded(file, name, model, held[name])
             with quiet():
-                _save(model, folder / name)
+                save(model, folder / name)
 
-    return _once(("file", file, scheduler), [file, *parts.values()], make), tuple(notes)
+    return once(("file", file, scheduler), [file, *parts.values()], make), tuple(notes)
 
 
 def _unsupported(file: Path, shapes: Mapping[str, Tensor], lacking: list[str]) -> CheckpointError:
@@ -114,7 +115,7 @@ def _check_loaded(file: Path, component: str, model: Any, held: int) -> None:
 # --- folders ---
 
 
-def _copy_settings(parts: Parts, scheduler: str, folder: Path) -> None:
+def copy_settings(parts: Parts, scheduler: str, folder: Path) -> None:
     """Write a checkpoint without weights: the configurations and the vocabulary of another one."""
     for name in PARTS:
         (folder / name).mkdir(parents=True)
@@ -134,7 +135,7 @@ def _copy_settings(parts: Parts, scheduler: str, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def _save(model: Any, folder: Path) -> None:
+def save(model: Any, folder: Path) -> None:
     """Save a network in the folder that its configuration came from, and leave that as it was."""
     config = (folder / "config.json").read_bytes()
     model.save_pretrained(folder)
@@ -142,42 +143,22 @@ def _save(model: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _explained(file: Path, what: str) -> Iterator[None]:
+def explained(file: Path, what: str) -> Iterator[None]:
     """Turn what a loader raises into one of our errors; it fails in as many ways as there are values."""
     try:
         with quiet():
             yield
     except Exception as error:
         found = f"{type(error).__name__}: {first_line(error)}"
-        remedy = "Give it with the checkpoint that it was made of: {base: ..., file: ...}"
+        remedy = "Give it with the checkpoint that it was made of"
         message = f"{what} cannot read it with the configuration of this checkpoint"
         raise CheckpointError(message, file=file, found=found, remedy=remedy) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' own progress bars and notices out of test output."""
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    libraries = (diffusers_logging, transformers_logging)
-    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, (verbosity, bar) in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-            if bar:
-                library.enable_progress_bar()
 
 
 _made: dict[Hashable, Path] = {}
 
 
-def _once(key: Hashable, sources: list[Path], make: Callable[[Path], None]) -> Path:
+def once(key: Hashable, sources: list[Path], make: Callable[[Path], None]) -> Path:
     """Return the folder that was made of ``sources`` as they are now; make it once in a process."""
     files = [each for path in sources for each in ([path] if path.is_file() else sorted(path.glob("*")))]
     state = tuple((str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files)

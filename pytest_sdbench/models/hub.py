@@ -62,7 +62,7 @@ def download_snapshot(name: str, revision: str | None, components: Sequence[str]
     return folder
 
 
-def cached_file(name: str, revision: str, file: str) -> Path | None:
+def cached_file(name: str, revision: str | None, file: str) -> Path | None:
     """Return where the cache holds a file of a repository at a commit; no network."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -70,7 +70,7 @@ def cached_file(name: str, revision: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def download_file(name: str, revision: str, file: str) -> Path:
+def download_file(name: str, revision: str | None, file: str) -> Path:
     """Fetch a file of a repository to the hub cache; raise ``Unavailable`` as `download_snapshot`."""
     import huggingface_hub
 
@@ -99,6 +99,28 @@ def _asked_once(answers: Sequence[str] = ()) -> Iterator[None]:
         if not answers and names & {"TransportError", "ConnectionError", "Timeout"}:
             _unreachable.append(found)
         raise Unavailable(what, found=found, remedy=remedy) from error
+
+
+def hub_file(name: str, revision: str | None, files: Sequence[str], *, download: bool) -> Path:
+    """Return the first of some files that the cached copy of a repository has, or fetch it.
+
+    Raise ``Unavailable`` where none is cached, or none can be fetched.
+    """
+    import huggingface_hub
+
+    for file in files:
+        if (found := cached_file(name, revision, file)) is not None:
+            return found
+    if not download:
+        raise Unavailable("not in the hub cache")
+    listed: list[str] = []
+    with _asked_once(listed):
+        listed += huggingface_hub.list_repo_files(name, revision=revision)
+    for file in files:
+        if file in listed:
+            return download_file(name, revision, file)
+    remedy = "Name another repository"
+    raise CheckpointError("the repository lacks the file", file=name, found=f"no {files[0]}", remedy=remedy)
 
 
 _unreachable: list[str] = []

@@ -19,7 +19,7 @@ COMPONENTS = ("unet", "text_encoder", "vae")
 PARTS = (*COMPONENTS, "tokenizer", "scheduler")
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """What a pipeline may have besides, and text to image needs none of."""
-JOINED: Mapping[str, tuple[str, ...]] = {"unet": ("text_encoder", "vae"), "file": ()}
+JOINED: Mapping[str, tuple[str, ...]] = {"unet": ("text_encoder", "vae"), "lora": COMPONENTS, "file": ()}
 """What may stand on a base, and of which components the base lends the weights."""
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 
@@ -27,14 +27,16 @@ SINGLE_FILES = (".safetensors", ".ckpt")
 """How files end that may hold a whole checkpoint in the original layout."""
 _PIPELINE = "StableDiffusionPipeline"
 _SUPPORTED = f"Supported is what {_PIPELINE} loads: SD v1 and v2, and their students"
+LORA = "pytorch_lora_weights"
+"""What diffusers calls the file of a LoRA, with .safetensors or .bin at its end."""
 FUSE = (
     "Fuse it into its base and save that: pipeline.load_lora_weights(...), fuse_lora(), save_pretrained(...)"
 )
+_ON = "Name the checkpoint that it was trained on: {base: ..., lora: ...}"
 _CONVERT = f"Convert it: {_PIPELINE}.from_single_file(FILE).save_pretrained(FOLDER), and give that folder"
 _STAND = "Name the checkpoint that it was made of, for the configuration: {base: ..., file: ...}"
 _KINDS = (
-    ("*lora*.safetensors", "a LoRA, which is an addition to a U-Net", FUSE),
-    ("adapter_config.json", "a LoRA, which is an addition to a U-Net", FUSE),
+    ("adapter_config.json", "an adapter in peft's own form, which is an addition to a network", FUSE),
     ("learned_embeds.*", "a textual inversion, which is an addition to a text encoder", _SUPPORTED),
     ("transformer", "a pipeline with a transformer (Flux, SD 3, PixArt)", _SUPPORTED),
     ("text_encoder_2", "a pipeline with two text encoders (SDXL)", _SUPPORTED),
@@ -111,6 +113,8 @@ def _kind_of(folder: Path) -> Any:
 
 def no_checkpoint(path: Path, *, key: str | None = None) -> CheckpointError:
     """Return the error of a file or folder that is no checkpoint in diffusers layout: what it is instead."""
+    if lora_file(path) is not None:
+        return CheckpointError("this is a LoRA, which stands on a base", file=path, key=key, remedy=_ON)
     if not path.is_dir():
         return _no_folder(path, key)
     for pattern, what, remedy in _KINDS:
@@ -140,9 +144,7 @@ def _no_folder(path: Path, key: str | None) -> CheckpointError:
         remedy = "Give a checkpoint in diffusers layout, or the folder of its U-Net"
         return CheckpointError("no such folder", key=key, found=str(path), remedy=remedy)
     what, remedy = "a file, not a checkpoint in diffusers layout", "Give the folder of the checkpoint"
-    if path.suffix == ".safetensors" and holds_lora(path):
-        what, remedy = "a LoRA, which is an addition to a U-Net", FUSE
-    elif path.suffix in SINGLE_FILES:
+    if path.suffix in SINGLE_FILES:
         # With a base it is supported, and as what replaces a card's checkpoint.
         what = "this is a single file of weights, which says nothing of its configuration"
         return CheckpointError(what, file=path, key=key, remedy=_STAND)
@@ -153,11 +155,31 @@ def _no_folder(path: Path, key: str | None) -> CheckpointError:
     return CheckpointError(f"this is {what}; it is not supported (yet)", file=path, key=key, remedy=remedy)
 
 
-def holds_lora(file: Path) -> bool:
-    """Return whether a file of safetensors holds low-rank additions, as their names tell."""
-    return any("lora" in name for name in shapes_of_file(file))
+def lora_file(path: Path) -> Path | None:
+    """Return the file of a LoRA, given it or its folder; None where this is something else.
+
+    Raise ``CheckpointError`` where a folder holds several of them.
+    """
+    if path.is_dir():
+        named = [path / f"{LORA}{suffix}" for suffix in (".safetensors", ".bin")]
+        found = [each for each in named if each.is_file()][:1] or sorted(path.glob("*lora*.safetensors"))
+        if len(found) > 1:
+            names = ", ".join(each.name for each in found)
+            raise CheckpointError("a folder of several LoRAs", file=path, found=names, remedy="Give one file")
+        return found[0] if found else None
+    if path.is_file() and path.suffix == ".safetensors":
+        return path if any("lora" in name for name in shapes_of_file(path)) else None
+    return path if path.is_file() and path.name == f"{LORA}.bin" else None
 
 
-def is_single_file(path: Path) -> bool:
-    """Return whether this is a file that may hold a whole checkpoint in the original layout."""
-    return path.is_file() and path.suffix in SINGLE_FILES
+def replaces(path: Path) -> str | None:
+    """Return what of ``lora``, ``file`` and ``unet`` a path holds; None for any other file.
+
+    A folder that is neither is taken for a U-Net's, or a whole checkpoint's.
+    """
+    if path.is_dir():
+        whole = (path / "model_index.json").is_file() or is_unet(path)
+        return "unet" if whole or lora_file(path) is None else "lora"
+    if lora_file(path) is not None:
+        return "lora"
+    return "file" if path.is_file() and path.suffix in SINGLE_FILES else None

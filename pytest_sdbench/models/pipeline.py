@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, first_line
 from pytest_sdbench.models.checkpoint import Checkpoint
-from pytest_sdbench.models.conversion import quiet
 from pytest_sdbench.models.integrity import verify
+from pytest_sdbench.models.layout import COMPONENTS
+from pytest_sdbench.models.loading import load_model, quiet
 from pytest_sdbench.models.values import check_calls, make_scheduler
 from pytest_sdbench.models.weights import COPY_AGAIN, incomplete
 
@@ -24,18 +25,18 @@ def load_pipeline(
     mode, on ``device``, in ``dtype``; the scheduler is the checkpoint's own.
     """
     import torch
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    from diffusers import StableDiffusionPipeline
 
     verify(checkpoint)
     check_calls(checkpoint)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     tokenizer = _load_tokenizer(checkpoint)
+    networks = {
+        name: load_model(name, checkpoint.part(name), checkpoint.weights(name), dtype) for name in COMPONENTS
+    }
     with quiet():
         pipeline = StableDiffusionPipeline(
-            unet=_load_model(UNet2DConditionModel, "unet", checkpoint, dtype),
-            text_encoder=_load_model(CLIPTextModel, "text_encoder", checkpoint, dtype),
-            vae=_load_model(AutoencoderKL, "vae", checkpoint, dtype),
+            **networks,
             tokenizer=tokenizer,
             scheduler=make_scheduler(checkpoint),
             safety_checker=None,
@@ -43,33 +44,7 @@ def load_pipeline(
             requires_safety_checker=False,
         )
     pipeline.set_progress_bar_config(disable=True)
-    for model in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
-        model.eval().requires_grad_(False)
     return pipeline.to(device)
-
-
-def _load_model(kind: Any, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """Load one network with its library's own loader, and do not trust that everything arrived."""
-    weights = checkpoint.weights(name)
-    try:
-        model, info = kind.from_pretrained(
-            checkpoint.part(name),
-            torch_dtype=dtype,
-            variant=weights.variant,
-            use_safetensors=weights.safetensors,
-            local_files_only=True,
-            output_loading_info=True,
-            # A configuration may name another implementation of attention, code from the hub included.
-            **({"attn_implementation": "sdpa"} if name == "text_encoder" else {}),
-        )
-    except Exception as error:  # loaders fail in as many ways as there are wrong values
-        what, folder = f"{kind.__name__} cannot be loaded", checkpoint.part(name)
-        raise incomplete(what, folder, found=f"{type(error).__name__}: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        what = f"{kind.__name__} left {len(missing)} tensors at random values"
-        remedy = "Save the checkpoint again with the installed versions of diffusers and transformers"
-        raise CheckpointError(what, file=weights.files[0], key=missing[0], remedy=remedy)
-    return model
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Any:

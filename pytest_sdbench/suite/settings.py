@@ -82,11 +82,14 @@ class Settings:
         except SdbenchError as error:
             raise pytest.UsageError(f"--sdbench-weights: {error}") from None
         weights = {card: place("sdbench_weights", folder) for card, folder in weights.items()}
-        from pytest_sdbench.models.layout import is_single_file, no_checkpoint
+        from pytest_sdbench.models.layout import no_checkpoint, replaces
 
         for card, folder in weights.items():
-            if not folder.is_dir() and not is_single_file(folder):
-                raise pytest.UsageError(str(no_checkpoint(folder, key=f"--sdbench-weights {card}")))
+            try:
+                if replaces(folder) is None:
+                    raise no_checkpoint(folder, key=f"--sdbench-weights {card}")
+            except SdbenchError as error:
+                raise pytest.UsageError(str(error)) from None
         store = place_of(told["store"], start("sdbench_store"))
         report = tuple(place("sdbench_report", path) for path in told["report"])
         for path in report:

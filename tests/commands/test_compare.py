@@ -18,7 +18,7 @@ from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.gate.pairing import record_evidence
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.models import checkpoint as checkpoint_module
+from pytest_sdbench.models import specs
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
 from tests.project import IMAGES, make_card, make_project
@@ -147,7 +147,7 @@ def test_a_unet_alone_is_joined_to_the_base_of_the_other_and_is_none_itself(
     compare: Compare, cards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(cards / "noisy-sd" / "unet", cards / "checkpoints" / "alone" / "unet")
-    monkeypatch.setattr(checkpoint_module, "reference", lambda: cards)
+    monkeypatch.setattr(specs, "reference", lambda: cards)
     whole = compare("noisy", "mini")
     for alone in (
         "embedded:alone",

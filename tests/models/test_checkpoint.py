@@ -18,8 +18,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
-from pytest_sdbench.models import checkpoint as checkpoint_module
-from pytest_sdbench.models import hub
+from pytest_sdbench.models import hub, specs
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.hub import forget_failures
@@ -490,7 +489,7 @@ def test_an_embedded_checkpoint_is_found(
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
     tiny_checkpoint.rename(tmp_path / "checkpoints" / "tiny-sd")
-    monkeypatch.setattr(checkpoint_module, "reference", lambda: tmp_path)
+    monkeypatch.setattr(specs, "reference", lambda: tmp_path)
     assert resolve("embedded:tiny-sd").folder == tmp_path / "checkpoints" / "tiny-sd"
 
 

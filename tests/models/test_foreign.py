@@ -186,9 +186,8 @@ def touch(*names: str) -> Damage:
 
 
 FOLDERS: dict[str, tuple[Damage, str, str]] = {
-    "lora": (touch("pytorch_lora_weights.safetensors"), "", "a LoRA.*fuse_lora"),
-    "lora file": (touch("style.safetensors"), "style.safetensors", "a LoRA.*fuse_lora"),
-    "adapter": (touch("adapter_config.json"), "", "a LoRA"),
+    "loras": (touch("a_lora.safetensors", "b_lora.safetensors"), "", "several LoRAs.*Give one file"),
+    "adapter": (touch("adapter_config.json"), "", "an adapter in peft's own form.*fuse_lora"),
     "folder of a ckpt": (touch("v1.ckpt"), "", "a folder with a single file.*Give the file itself"),
     "bin": (touch("v1.bin"), "v1.bin", "a single file of weights.*from_single_file"),
     "bare weights": (touch("model.safetensors"), "", "weights, and without a configuration"),

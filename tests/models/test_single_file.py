@@ -136,7 +136,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "integers": (integers, "integers in the place of weights"),
     "sdxl": (renamed("cond_stage_model.", "conditioner.embedders.0."), "a single file of SDXL"),
     "a component": (renamed("", "a."), "not a single file in the layout"),
-    "lora": (renamed("model.diffusion_model.", "lora_unet_"), "a LoRA"),
+    "lora": (renamed("model.diffusion_model.", "lora_unet_"), "not a LoRA that diffusers reads whole"),
 }
 
 
@@ -213,7 +213,7 @@ def test_it_needs_the_configuration_of_a_checkpoint(
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(conversion, "_copy_settings", lambda *_: full(tmp_path))
+    monkeypatch.setattr(conversion, "copy_settings", lambda *_: full(tmp_path))
     with pytest.raises(Unavailable, match=r"no room.*TMPDIR"):
         resolve(str(pristine_checkpoint), weights=file)
 
@@ -233,5 +233,5 @@ def test_a_card_may_name_one(pristine_checkpoint: Path, tmp_path: Path, relative
     )
     assert checkpoint_of(read_card(path)).spec.startswith(f"base: {pristine_checkpoint}, file: ")
     make_card(path, checkpoint={"base": "x", "folder": "y"}, protocols=[], claims={})
-    with pytest.raises(SdbenchError, match=re.escape("{base: CHECKPOINT, unet: FOLDER}, or file: FILE")):
+    with pytest.raises(SdbenchError, match=re.escape("{base: CHECKPOINT, unet: FOLDER}, or lora or file")):
         read_card(path)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
-from pytest_sdbench.models.checkpoint import EMBEDDED, resolve
+from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.models.specs import EMBEDDED
 from training.recipes.load import load_recipe, recipe_names
 from training.recipes.schema import Recipe
 

@@ -15,8 +15,9 @@ from pytest_sdbench.cards.card import find_card, read_card
 from pytest_sdbench.cards.draft import base_card, is_of_scenes, sdbench_block
 from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.cards.front_matter import BLOCK, parse, read_text
-from pytest_sdbench.models.checkpoint import EMBEDDED, Checkpoint, resolve, scheduler_class
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve, scheduler_class
 from pytest_sdbench.models.hub import HUB_ID
+from pytest_sdbench.models.specs import EMBEDDED
 from training.export.facts import Run, facts, is_local, log_table, shown_name
 from training.recipes.schema import Recipe
 from training.students.networks import Parts

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from pytest_sdbench.base.errors import CheckpointError, first_line
-from pytest_sdbench.models.conversion import quiet
+from pytest_sdbench.models.loading import quiet
 from pytest_sdbench.protocols.image_steps import Images
 
 if TYPE_CHECKING:

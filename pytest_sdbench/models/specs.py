@@ -1,0 +1,137 @@
+"""Find the folder or the file that a card's ``checkpoint`` means, and say what it is instead of one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pytest_sdbench.base.errors import CheckpointError, Unavailable
+from pytest_sdbench.base.paths import reference
+from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot, hub_file
+from pytest_sdbench.models.layout import (
+    COMPONENTS,
+    JOINED,
+    LORA,
+    check_pipeline,
+    holds_unet,
+    is_unet,
+    no_checkpoint,
+    replaces,
+)
+from pytest_sdbench.models.weights import COPY_AGAIN
+
+EMBEDDED = "embedded:"
+"""How the spec begins of a checkpoint that ships with this package."""
+_FORMS = (
+    "Write org/name@revision, embedded:NAME, ./folder (relative to the card), or a base with the folder of a "
+    "U-Net, a LoRA or a single file: {base: ..., unet: ...}, {base: ..., lora: ...}, {base: ..., file: ...}"
+)
+
+
+def embedded_folder(spec: str) -> Path:
+    """Return where a checkpoint lies that ships with this package, or would."""
+    return reference() / "checkpoints" / spec.removeprefix(EMBEDDED)
+
+
+def split_pair(spec: str | Mapping[str, str]) -> tuple[str, str, str] | None:
+    """Split a spec into base, kind of what stands on it, and that; None where it is a single one."""
+    kinds = "|".join(JOINED)
+    if isinstance(spec, str):
+        match = re.fullmatch(rf"\s*base:\s*(\S+?)\s*,\s*({kinds}):\s*(\S+)\s*", spec)
+        return (match[1], match[2], match[3]) if match else None
+    kind = next((kind for kind in JOINED if set(spec) == {"base", kind}), None)
+    if kind is None:
+        found = ", ".join(sorted(spec))
+        raise CheckpointError("not a checkpoint", key="sdbench.checkpoint", found=found, remedy=_FORMS)
+    return spec["base"], kind, spec[kind]
+
+
+def locate(
+    spec: str, card: str, near: Path | None, download: bool, components: tuple[str, ...] = COMPONENTS
+) -> Path:
+    """Return the folder that a single spec means."""
+    if spec.startswith(EMBEDDED):
+        folder = embedded_folder(spec)
+        known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
+        remedy = f"Embedded checkpoints: {', '.join(known)}"
+    elif spec.startswith((".", "/", "~")):
+        folder = ((near or Path.cwd()) / Path(spec).expanduser()).resolve()
+        remedy = f"Put the checkpoint there, or give another: --sdbench-weights {card}=PATH"
+    elif match := re.fullmatch(HUB_ID, spec):
+        find = download_snapshot if download else cached_snapshot
+        try:
+            return find(match["name"], match["revision"], components)
+        except Unavailable as error:
+            raise _elsewhere(error, spec, card) from error
+    else:
+        raise CheckpointError("not a checkpoint", key="sdbench.checkpoint", found=spec, remedy=_FORMS)
+    if folder.is_file():
+        raise no_checkpoint(folder, key="sdbench.checkpoint")
+    if not folder.is_dir():
+        found = f"{spec} -> {folder}"
+        raise CheckpointError("no such folder", key="sdbench.checkpoint", found=found, remedy=remedy)
+    return folder
+
+
+def local(spec: str, near: Path | None) -> Path:
+    """Return a file, or the folder of a LoRA; raise ``CheckpointError`` for a file that is no weights."""
+    path = ((near or Path.cwd()) / Path(spec).expanduser()).resolve()
+    if not path.exists():
+        what, remedy = "no such file of weights", "Put it there, or name another"
+        raise CheckpointError(what, key="sdbench.checkpoint", found=f"{spec} -> {path}", remedy=remedy)
+    if path.is_file() and replaces(path) is None:
+        raise no_checkpoint(path, key="sdbench.checkpoint")
+    return path
+
+
+def locate_lora(spec: str, card: str, near: Path | None, download: bool) -> Path:
+    """Return the file of a LoRA, or its folder: here or in the hub's cache."""
+    match = None if spec.startswith((".", "/", "~")) else re.fullmatch(HUB_ID, spec)
+    if match is None:
+        return local(spec, near)
+    names = [f"{LORA}.safetensors", f"{LORA}.bin"]
+    try:
+        return hub_file(match["name"], match["revision"], names, download=download)
+    except Unavailable as error:
+        raise _elsewhere(error, spec, card) from error
+
+
+def _elsewhere(error: Unavailable, spec: str, card: str) -> Unavailable:
+    remedy = f"{error.remedy or 'Fetch it: --sdbench-download'}, or give a local copy: "
+    return Unavailable(
+        error.message, file=spec, found=error.found, remedy=f"{remedy}--sdbench-weights {card}=PATH"
+    )
+
+
+def complete(folder: Path) -> Path:
+    """Return ``folder`` if it is a pipeline of ours."""
+    if holds_unet(folder):
+        what = "this folder holds a U-Net alone"
+        remedy = "As `base`, name a whole checkpoint, which lends the other parts: {base: ..., unet: ...}"
+        raise CheckpointError(what, file=folder, key="sdbench.checkpoint", remedy=remedy)
+    if not (folder / "model_index.json").is_file():
+        raise no_checkpoint(folder)
+    check_pipeline(folder)
+    return folder
+
+
+def unet_parts(folder: Path) -> tuple[Path, Path | None]:
+    """Return the U-Net in ``folder``, and the scheduler beside it if the folder is no whole checkpoint."""
+    whole = (folder / "model_index.json").is_file()
+    if whole:
+        check_pipeline(folder)
+    if is_unet(folder) and not whole:
+        return folder, None
+    if (folder / "unet" / "config.json").is_file():
+        brings = not whole and (folder / "scheduler" / "scheduler_config.json").is_file()
+        return folder / "unet", folder / "scheduler" if brings else None
+    error = no_checkpoint(folder)
+    if error.remedy != COPY_AGAIN:
+        raise error
+    raise CheckpointError(
+        "no U-Net: neither config.json nor unet/config.json",
+        file=folder,
+        found=error.found,
+        remedy="Give a checkpoint in diffusers layout, or the folder of its U-Net",
+    )

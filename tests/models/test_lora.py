@@ -1,0 +1,218 @@
+"""A LoRA on its base is the checkpoint that diffusers makes of the two by fusing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LCMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from pytest_sdbench.base.errors import CheckpointError, Unavailable
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.cards.network import checkpoint_of
+from pytest_sdbench.commands.plan_downloads import checkpoint_downloads
+from pytest_sdbench.models.changes import changes
+from pytest_sdbench.models.checkpoint import resolve, scheduler_class
+from pytest_sdbench.models.counts import component_sizes
+from pytest_sdbench.models.integrity import verify
+from pytest_sdbench.models.layout import LORA
+from tests.models.test_single_file import pictures
+from tests.project import make_card
+
+FILE = f"{LORA}.safetensors"
+ALPHA = 8.0
+TARGETS = {
+    "unet": ["to_q", "to_k", "to_v", "to_out.0"],
+    "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
+}
+
+
+@pytest.fixture(scope="module")
+def lora(pristine_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a LoRA of U-Net and text encoder, trained by nobody, as the training saves one."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipeline, found = StableDiffusionPipeline.from_pretrained(pristine_checkpoint), dict[str, Any]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, modules in TARGETS.items():
+            network = getattr(pipeline, name)
+            network.add_adapter(
+                LoraConfig(r=4, lora_alpha=int(ALPHA), init_lora_weights=False, target_modules=modules)
+            )
+            state = get_peft_model_state_dict(network)
+            found[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(state)
+            found[f"{name}_lora_adapter_metadata"] = {
+                "r": 4,
+                "lora_alpha": int(ALPHA),
+                "target_modules": modules,
+            }
+    folder = tmp_path_factory.mktemp("lora")
+    StableDiffusionPipeline.save_lora_weights(folder, **found)
+    return folder
+
+
+def delta(tensors: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
+    """Return what the LoRA adds to a layer: alpha / r, times up, times down (Hu et al. 2021, section 4.1)."""
+    down, up = tensors[f"{layer}.down.weight"], tensors[f"{layer}.up.weight"]
+    return ALPHA / down.shape[0] * (up.double() @ down.double())
+
+
+@pytest.mark.slow
+def test_it_is_the_folder_that_a_user_would_fuse_and_save(
+    pristine_checkpoint: Path, lora: Path, tmp_path: Path
+) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(pristine_checkpoint)
+    pipeline.load_lora_weights(lora)
+    pipeline.fuse_lora(components=list(TARGETS))
+    pipeline.unload_lora_weights()
+    pipeline.save_pretrained(tmp_path / "fused")
+    mine, theirs = resolve(str(pristine_checkpoint), weights=lora), resolve(str(tmp_path / "fused"))
+    for name in TARGETS:
+        assert mine.file_digests(name) == theirs.file_digests(name)
+    assert np.array_equal(pictures(mine), pictures(theirs))
+    base = resolve(str(pristine_checkpoint))
+    assert mine.fingerprint != base.fingerprint
+    assert component_sizes(mine) == component_sizes(base)
+    # By the formula, not by the library.
+    tensors, layer = load_file(lora / FILE), "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
+    stored = "unet/diffusion_pytorch_model.safetensors"
+    one, two = (load_file(each.folder / stored)[f"{layer}.weight"] for each in (mine, base))
+    assert torch.allclose((one - two).double(), delta(tensors, f"unet.{layer}.lora"), atol=1e-6)
+    # What it does not change is not copied.
+    assert (mine.folder / "vae" / "diffusion_pytorch_model.safetensors").is_symlink()
+
+
+def test_verdicts_say_what_it_is_and_what_it_changed(pristine_checkpoint: Path, lora: Path) -> None:
+    mine, base = resolve(str(pristine_checkpoint), weights=lora), resolve(str(pristine_checkpoint))
+    layers = sum(".down.weight" in name for name in load_file(lora / FILE))
+    assert mine.choices == (
+        f"LoRA on {pristine_checkpoint}: {FILE}, {layers} layers of rank 4, fused at scale 1",
+    )
+    assert mine.spec == f"base: {pristine_checkpoint}, lora: {lora}"
+    unet, text = changes(mine, base)
+    assert unet.startswith("unet: 128 of 684 tensors differ")
+    assert text.startswith("text_encoder: 8 of 36")
+
+
+def kohya(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a LoRA by the names of kohya's scripts, each layer with its alpha."""
+    found = {}
+    for name, value in tensors.items():
+        component, rest = name.split(".", 1)
+        layer = rest.replace(".lora_linear_layer", "").replace(".lora", "").rsplit(".", 2)[0]
+        prefix = "lora_unet_" if component == "unet" else "lora_te_text_model_"
+        known = prefix + layer.replace(".", "_")
+        found[f"{known}.lora_{'up' if '.up.' in rest else 'down'}.weight"] = value
+        found[f"{known}.alpha"] = torch.tensor(ALPHA)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["kohya", "bin"])
+def test_other_forms_of_one_lora_are_one_checkpoint(
+    pristine_checkpoint: Path, lora: Path, tmp_path: Path, form: str
+) -> None:
+    tensors = kohya(load_file(lora / FILE))
+    path = tmp_path / ("style.safetensors" if form == "kohya" else f"{LORA}.bin")
+    save_file(tensors, path) if form == "kohya" else torch.save(tensors, path)
+    mine = resolve(str(pristine_checkpoint), weights=path)
+    assert mine.fingerprint == resolve(str(pristine_checkpoint), weights=lora).fingerprint
+
+
+Change = Callable[[dict[str, torch.Tensor]], Any]
+
+
+def elsewhere(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in tensors if "mid_block" in name]:
+        tensors[name.replace("mid_block", "side_block")] = tensors.pop(name)
+
+
+def wider(tensors: dict[str, torch.Tensor]) -> None:
+    name = next(name for name in tensors if "mid_block" in name and "down" in name)
+    tensors[name] = torch.cat([tensors[name]] * 2, dim=1)
+
+
+def nan(tensors: dict[str, torch.Tensor]) -> None:
+    next(iter(tensors.values()))[0] = torch.nan
+
+
+BAD: dict[str, tuple[Change, str]] = {
+    "dora": (lambda tensors: tensors.update({"unet.a.lora.dora_scale": torch.ones(1)}), "other tensors than"),
+    "no matrix": (
+        lambda tensors: tensors.update({"unet.a.lora_B.bias": torch.ones(1)}),
+        "other tensors than",
+    ),
+    "integers": (
+        lambda tensors: tensors.update({name: value.to(torch.int8) for name, value in tensors.items()}),
+        "integers in the place",
+    ),
+    "of another base": (elsewhere, "of the .* layers of the LoRA are of no layer of its base"),
+    "another shape": (wider, "load_lora_weights cannot read it"),
+    "nan": (nan, "NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), BAD.values(), ids=BAD)
+def test_what_would_be_left_out_is_an_error(
+    pristine_checkpoint: Path, lora: Path, tmp_path: Path, change: Change, says: str
+) -> None:
+    tensors = load_file(lora / FILE)
+    change(tensors)
+    save_file(tensors, tmp_path / FILE)
+    with pytest.raises(CheckpointError, match=says):
+        verify(resolve(str(pristine_checkpoint), weights=tmp_path))
+
+
+def test_what_is_lacking_is_named(
+    tiny_checkpoint: Path, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CheckpointError, match=r"a LoRA, which stands on a base.*\{base: .*, lora: "):
+        resolve(str(lora))
+    with pytest.raises(Unavailable, match="the card names none"):
+        resolve(None, weights=lora)
+    with pytest.raises(Unavailable, match=r"not in the hub cache.*--sdbench-download"):
+        resolve({"base": str(tiny_checkpoint), "lora": "nobody/no-lora"})
+    config = tiny_checkpoint / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"a": 1}}))
+    with pytest.raises(CheckpointError, match="cannot be fused into quantised weights"):
+        resolve(str(tiny_checkpoint), weights=lora)
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(Unavailable, match=r"peft, which is not installed here.*\[training\]"):
+            resolve(str(tiny_checkpoint), weights=lora)
+
+
+def test_a_scheduler_that_is_published_beside_it_is_its_own(
+    pristine_checkpoint: Path, lora: Path, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).symlink_to(lora / FILE)
+    config = json.loads((pristine_checkpoint / "scheduler" / "scheduler_config.json").read_text())
+    LCMScheduler.from_config(config).save_pretrained(tmp_path / "scheduler")
+    assert scheduler_class(resolve(str(pristine_checkpoint), weights=tmp_path)) == "LCMScheduler"
+    assert scheduler_class(resolve(str(pristine_checkpoint), weights=tmp_path / FILE)) == "PNDMScheduler"
+
+
+def test_a_card_may_name_one_or_lie_beside_it(pristine_checkpoint: Path, lora: Path, tmp_path: Path) -> None:
+    joined = {"base": str(pristine_checkpoint), "lora": str(lora)}
+    card = read_card(make_card(tmp_path / "named.md", checkpoint=joined, protocols=[], claims={}))
+    fingerprint = checkpoint_of(card).fingerprint
+    # Another LoRA takes its place on the base, and does not come on top of it.
+    assert checkpoint_of(card, lora / FILE).fingerprint == fingerprint
+    (tmp_path / FILE).symlink_to(lora / FILE)
+    beside = tmp_path / "README.md"
+    beside.write_text(f"---\nbase_model: {pristine_checkpoint}\nsdbench: {{}}\n---\n")
+    assert read_card(beside).checkpoint == {"base": str(pristine_checkpoint), "lora": "./"}
+    assert checkpoint_of(read_card(beside)).fingerprint == fingerprint
+    hub = {"base": str(pristine_checkpoint), "lora": "nobody/no-lora"}
+    card = read_card(make_card(tmp_path / "hub.md", checkpoint=hub, protocols=[], claims={}))
+    assert [each.what for each in checkpoint_downloads(card)] == ["nobody/no-lora"]
