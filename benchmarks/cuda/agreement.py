@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.cuda.measurement import Measurement
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.evaluate import evaluate, make_evidence
+from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.evaluation.evidence import make_evidence
 from pytest_sdbench.evaluation.sampler import Sampler
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.metrics.estimates import Estimate, Undefined

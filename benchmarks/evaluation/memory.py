@@ -19,7 +19,8 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.turns import in_a_process
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.evaluate import evaluate, open_evidence
+from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.evaluation.evidence import open_evidence
 from pytest_sdbench.features.inception import WIDTH
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.moments import Array
@@ -30,11 +31,12 @@ from pytest_sdbench.store.shard_format import SHARD
 
 CHECKPOINT = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny"}
 PYTORCH_FID, TORCH_FIDELITY = "inception-pytorch-fid", "inception-torch-fidelity"
+CLIP = "open_clip:ViT-g-14/laion2b_s34b_b88k"
 COCO_COLUMNS = {
     PYTORCH_FID: WIDTH,
     TORCH_FIDELITY: WIDTH,
     column(TORCH_FIDELITY, "logits"): 1008,
-    "clip_score": 0,
+    column(CLIP, "cosine"): 0,
 }
 """Widths of the columns of an image; 0 for a single number."""
 LIMIT = 300e6
@@ -54,7 +56,7 @@ def coco_like(folder: Path, images: int) -> Protocol:
         "metrics": {
             "fid": {"extractor": PYTORCH_FID, "statistics": {"file": "./real.npz", "images": 40504}},
             "inception_score": {"extractor": TORCH_FIDELITY, "splits": 10, "shuffle_seed": 2020},
-            "clip_score": {"model": "open_clip:ViT-g-14/laion2b_s34b_b88k"},
+            "clip_score": {"model": CLIP},
         },
     }
     path = folder / "coco-like.yaml"

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_sdbench.evaluation.estimate import estimate
+from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.fid import fid_estimate
 from pytest_sdbench.metrics.moments import FeatureStatistics
@@ -221,7 +222,7 @@ def clip_cells() -> list[Cell]:
             prompts = np.tile(np.arange(n // times), times)
             cosines = truth + 0.02 * (of_prompts[prompts] + noise(rng, tail, n, 1)[:, 0])
             groups = prompts if times > 1 else None
-            return estimate(asked, [{"clip_score": cosines}], {}, groups)["clip_score"]
+            return estimate(asked, [{column("net", "cosine"): cosines}], {}, groups)["clip_score"]
 
         return Cell(f"clip-{tail}-{times}-a-prompt-{n}", lambda: truth, measure)
 

@@ -15,7 +15,7 @@ from benchmarks import options
 from benchmarks.family.members import spec
 from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.evaluate import make_evidence
+from pytest_sdbench.evaluation.evidence import make_evidence
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol

@@ -18,7 +18,7 @@ from benchmarks.family.members import spec
 from benchmarks.gate.pools import STORE
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.estimate import estimate
-from pytest_sdbench.evaluation.evaluate import open_evidence
+from pytest_sdbench.evaluation.evidence import open_evidence
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.estimates import Estimate
@@ -33,6 +33,7 @@ Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 METRICS = ("fid", "kid", "inception_score", "clip_score")
 _NET = "scenes-classifier"
+_CLIP = column("local:scenes-clip", "cosine")
 _CHUNK = 1000
 """Images whose kernel with all others is held at once."""
 
@@ -55,7 +56,7 @@ class Population:
         found = {
             "fid": fid(moments, self.reference),
             "inception_score": inception_score(self.rows[column(_NET, "logits")], splits=1),
-            "clip_score": float(self.rows["clip_score"].astype(np.float64).mean()),
+            "clip_score": float(self.rows[_CLIP].astype(np.float64).mean()),
         }
         if "kid" in self.metrics:
             across, among, _ = self._apart
@@ -142,7 +143,7 @@ def load_population(member: str, protocol: Protocol, store: Path = STORE) -> Pop
             f"{member}: {lacking:,} images are missing; run python -m benchmarks.gate.pools first"
         )
     batches = list(evidence.rows(protocol.n))
-    names = (_NET, column(_NET, "logits"), "clip_score")
+    names = (_NET, column(_NET, "logits"), _CLIP)
     rows = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
     reference = load_references(protocol)["fid"]
     assert isinstance(reference, FeatureStatistics), reference

@@ -55,7 +55,7 @@ def other_protocol(claim: Claim, protocol: Protocol) -> str:
     if claim.n not in (None, protocol.n):
         return f"the claim is of {claim.n:,} images, and {protocol.name} has {protocol.n:,}{renew}"
     made = claim.record.protocol_fingerprint if claim.record else None
-    if made not in (None, protocol.fingerprint):
+    if made is not None and not protocol.covers(made, claim.metric):
         now = protocol.fingerprint
         return f"{protocol.name} has changed since this was recorded ({made}, now {now}){renew}"
     return ""

@@ -20,11 +20,13 @@ from pytest_sdbench.commands.doctor import Finding, Search
 from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.commands.shared import named_card, weights_of
-from pytest_sdbench.evaluation.evaluate import on_this_device, open_evidence
+from pytest_sdbench.evaluation.evidence import on_this_device, open_evidence
 from pytest_sdbench.features.extractors import column_widths, extractor_of
 from pytest_sdbench.protocols.protocol import Protocol
-from pytest_sdbench.store.shard_format import SHARD, Rows
-from pytest_sdbench.store.shards import DamagedEvidence, Evidence, Store
+from pytest_sdbench.store.gap import Gap
+from pytest_sdbench.store.shard_folder import DamagedEvidence, in_grid
+from pytest_sdbench.store.shard_format import Rows
+from pytest_sdbench.store.shards import Evidence, Store
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
@@ -216,32 +218,36 @@ def figures(made: Plan) -> dict[str, Any]:
     }
 
 
-def evidence_bytes(protocol: Protocol, missing: Iterable[range], manifest: Mapping[str, Any]) -> int:
-    """Return the bytes that the evidence of missing shards takes: a shard of each length is tried out.
+def evidence_bytes(protocol: Protocol, gaps: Iterable[Gap], manifest: Mapping[str, Any]) -> int:
+    """Return the bytes that the evidence of missing shards takes: one of each length and set is tried out.
 
     It is written by the store itself, to a temporary folder. Raises ProtocolError for an extractor that does
     not exist.
     """
-    sizes: dict[int, int] = {}
+    sizes: dict[tuple[int, frozenset[str]], int] = {}
     total = beside = 0
-    for shard in missing:
-        count = len(shard)
-        if count not in sizes:
+    for gap in gaps:
+        if not (gap.rows or gap.columns):
+            continue
+        which = len(gap.images), gap.columns
+        if which not in sizes:
             with tempfile.TemporaryDirectory() as folder:
-                Store(Path(folder)).open("0" * 16, "0" * 16, manifest).write(0, _zeros(protocol, count))
+                Store(Path(folder)).open("0" * 16, "0" * 16, manifest).write(0, _zeros(protocol, gap))
                 files = [file for file in Path(folder).rglob("*") if file.is_file()]
-                sizes[count] = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
-                beside = sum(file.stat().st_size for file in files) - sizes[count]
-        total += sizes[count]
+                sizes[which] = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
+                beside = sum(file.stat().st_size for file in files) - sizes[which]
+        total += sizes[which]
     return total + beside
 
 
-def _zeros(protocol: Protocol, count: int) -> Rows:
+def _zeros(protocol: Protocol, gap: Gap) -> Rows:
     """Return rows of the form that the engine writes."""
+    count = len(gap.images)
     rows: Rows = {name: np.zeros(count, np.bool_) for name in ("blacked_out", "truncated")}
     rows["seed"] = np.zeros(count, np.int64)
     for column, width in column_widths(protocol).items():
-        rows[column] = np.zeros(count if width == 1 else (count, width), np.float32)
+        if column in gap.columns:
+            rows[column] = np.zeros(count if width == 1 else (count, width), np.float32)
     return rows
 
 
@@ -275,17 +281,17 @@ class _Planner:
     ) -> Row:
         drawn = on_this_device(protocol, self._workspace.device)
         evidence: Evidence | None = None
-        missing = [range(start, min(start + SHARD, drawn.n)) for start in range(0, drawn.n, SHARD)]
+        gaps: list[Gap] | None = None
         try:
             if checkpoint is not None:
                 evidence = open_evidence(self._workspace, checkpoint, drawn)
-                missing = evidence.missing(drawn.n)
+                gaps = evidence.gaps(drawn.n)
         except Unavailable:
             evidence = None  # an extractor is not here: it is among the findings
         except EvidenceError as error:
             evidence = None
             findings += (Finding(card.name, "store", told(self._workspace.store), "broken", str(error)),)
-        count = sum(map(len, missing))
+        count = drawn.n if gaps is None else sum(len(gap.images) for gap in gaps if gap.draws)
         pace, basis, untimed, timed_in = evidence.pace() if evidence is not None else None, MEASURED, "", ""
         if count and pace is None and self._stopwatch is not None:
             basis = ESTIMATED
@@ -296,7 +302,9 @@ class _Planner:
             except SdbenchError as error:
                 untimed = str(error)
         try:
-            size = evidence_bytes(drawn, missing, evidence.manifest if evidence is not None else {})
+            if gaps is None:
+                gaps = [Gap.of_all(images, column_widths(drawn)) for images in in_grid(drawn.n)]
+            size = evidence_bytes(drawn, gaps, evidence.manifest if evidence is not None else {})
         except SdbenchError:  # an extractor that does not exist: it is among the findings
             size = None
         extractors = [each.name for each in findings if (each.need, each.state) == ("extractor", "missing")]

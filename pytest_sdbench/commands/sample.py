@@ -115,7 +115,7 @@ def sample_card(
 
     Raises Unavailable, CheckpointError, DataError and EvidenceError, as an evaluation does.
     """
-    from pytest_sdbench.evaluation.evaluate import make_evidence
+    from pytest_sdbench.evaluation.evidence import make_evidence
 
     world = world or World()
     protocols = protocols_of(card, names)

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.base.files import TEMPORARY, json_mapping
+from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.text import size_text
 from pytest_sdbench.commands.shared import share, show
 from pytest_sdbench.report.cells import plain_table
 from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage
+from pytest_sdbench.store.kept import holds_pictures
 from pytest_sdbench.store.leases import PREFIX
-from pytest_sdbench.store.shard_format import SHARD, range_of
-from pytest_sdbench.store.shards import Evidence, Store
+from pytest_sdbench.store.older import manifests
+from pytest_sdbench.store.pictures import pictures_range
+from pytest_sdbench.store.shard_folder import ShardFolder
+from pytest_sdbench.store.shard_format import SHARD, read_shard_name
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -77,12 +80,14 @@ class Holding:
     """As its writers named it; empty if no manifest says."""
     checkpoint_fingerprint: str
     draw: str
-    """Fingerprint, with that of the extractors' weights."""
+    """Fingerprint of the draw; in the folder of an older version with that of the extractors' weights."""
     protocols: tuple[str, ...]
     """Known ones with this draw."""
     whole: int
     """Images from the first one on without a gap."""
     images: int
+    pictures: int
+    """Images whose pictures are kept."""
     size: int
     """Bytes of all files."""
     changed: float
@@ -124,22 +129,23 @@ def inventory(store: Path | str) -> list[Holding]:
         if not files:
             continue
         checkpoint, _, draw = folder.rpartition("-")
-        manifests = list(_manifests(inside, files))
+        said = list(manifests(inside, files))
         longest, whole = _longest(files), 0
         while whole % SHARD == 0 and whole in longest:
             whole = longest[whole].stop
         found.append(
             Holding(
                 folder,
-                next((str(each["checkpoint_spec"]) for each in manifests if "checkpoint_spec" in each), ""),
+                next((str(each["checkpoint_spec"]) for each in said if "checkpoint_spec" in each), ""),
                 checkpoint,
                 draw,
-                tuple(names.get(draw, ())),
+                tuple(names.get(_draw_of(said) or draw, ())),
                 whole,
                 sum(map(len, longest.values())),
+                sum(map(len, _longest(files, pictures=True).values())),
                 sum(stamp.size for stamp in files.values()),
                 _changed(files),
-                tuple(dict.fromkeys(str(each.get("device", "unknown")) for each in manifests)),
+                tuple(dict.fromkeys(str(each.get("device", "unknown")) for each in said)),
             )
         )
     return found
@@ -149,7 +155,8 @@ def leftovers(store: Path | str, *, older_than: float | None = None) -> Iterator
     """Yield what nothing needs: of each folder, or with `older_than`, in days, folders not written to since.
 
     Files set aside as damaged. Files that were never finished, and leases, of more than a day ago. Shards
-    whose images are all in a longer one that is sound. Raises EvidenceError.
+    whose images are all in a longer one of the same columns that is sound, and pictures likewise. Raises
+    EvidenceError.
     """
     root, now = open_storage(store), time.time()
     for folder in _folders(root):
@@ -161,9 +168,7 @@ def leftovers(store: Path | str, *, older_than: float | None = None) -> Iterator
             size = sum(stamp.size for stamp in files.values())
             yield Leftover(storage, None, size, f"not written to for {days:.0f} days")
             continue
-        checkpoint, _, draw = folder.rpartition("-")
-        evidence = Store(store).open(checkpoint, draw, {})
-        for name, reason in _unneeded(evidence, files, now):
+        for name, reason in _unneeded(ShardFolder(storage, folder), files, now):
             yield Leftover(storage, name, files[name].size, reason)
 
 
@@ -178,15 +183,16 @@ def inventory_table(found: list[Holding]) -> str:
                 ", ".join(each.protocols) or each.draw,
                 f"{each.whole:,}",
                 f"{each.images:,}",
+                f"{each.pictures:,}",
                 size_text(each.size),
                 f"{changed:%Y-%m-%d %H:%M}" if each.changed else "unknown",
                 ", ".join(each.devices) or "unknown",
             ]
         )
-    heading = ["checkpoint", "draw", "whole", "images", "size", "last change", "device"]
+    heading = ["checkpoint", "draw", "whole", "images", "pictures", "size", "last change", "device"]
     total = size_text(sum(each.size for each in found))
     about = f"{total} in all; whole: images from the first one on without a gap"
-    return f"{plain_table(heading, rows, 'llrrrll')}\n\n{about}"
+    return f"{plain_table(heading, rows, 'llrrrrll')}\n\n{about}"
 
 
 def _folders(storage: Storage) -> list[str]:
@@ -195,38 +201,49 @@ def _folders(storage: Storage) -> list[str]:
 
 
 def _draws() -> dict[str, list[str]]:
-    """Return the names of the known protocols by what keys their evidence."""
-    from pytest_sdbench.evaluation.evaluate import evidence_key
+    """Return the names of the known protocols by the fingerprint of their draw."""
     from pytest_sdbench.protocols.load import load_protocol
     from pytest_sdbench.protocols.sections import SequentialSeeds
 
     found: dict[str, list[str]] = {}
     folders = [reference() / "protocols", Path.cwd() / "protocols", Path.cwd() / "cards" / "protocols"]
     for path in (path for folder in folders for path in sorted(folder.glob("*.yaml"))):
-        # One that is broken, or whose extractor is not here, names nothing that could be in the store.
+        # One that is broken names nothing that could be in the store.
         with contextlib.suppress(SdbenchError):
             protocol = load_protocol(path)
-            found.setdefault(evidence_key(protocol), []).append(protocol.name)
+            found.setdefault(protocol.draw_fingerprint, []).append(protocol.name)
             if isinstance(protocol.seeds, SequentialSeeds) and protocol.seeds.device != "cpu":
-                elsewhere = evidence_key(protocol.with_seeds_on("cpu"))
+                elsewhere = protocol.with_seeds_on("cpu").draw_fingerprint
                 found.setdefault(elsewhere, []).append(f"{protocol.name} (on the cpu)")
     return {key: list(dict.fromkeys(names)) for key, names in found.items()}
 
 
-def _manifests(storage: Storage, files: Mapping[str, Stamp]) -> Iterator[dict[str, Any]]:
-    for name in files:
-        if name.startswith("manifest-") and name.endswith(".json"):
-            # It is said to be unknown.
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                yield json_mapping(storage.read(name))
+def _draw_of(said: list[dict[str, Any]]) -> str | None:
+    """Return the fingerprint of the draw that manifests tell of, if one does: folders may have old keys."""
+    from pytest_sdbench.protocols.protocol import draw_fingerprint
+
+    for each in said:
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            return draw_fingerprint(each["protocol"])
+    return None
 
 
-def _longest(files: Mapping[str, Stamp]) -> dict[int, range]:
-    """Return the longest shard at each start."""
+_PICTURES = "pictures"
+
+
+def _content(name: str) -> tuple[str, range] | None:
+    """Return what a file holds, a set of columns or the pictures, and of which images; None if nothing."""
+    if (shard := read_shard_name(name)) is not None:
+        return shard[1], shard[0]
+    images = pictures_range(name)
+    return None if images is None else (_PICTURES, images)
+
+
+def _longest(files: Mapping[str, Stamp], *, pictures: bool = False) -> dict[int, range]:
+    """Return the longest shard at each start, of whichever columns, or of the pictures."""
     found: dict[int, range] = {}
-    for name in files:
-        images = range_of(name)
-        if images is not None and len(images) > len(found.get(images.start, ())):
+    for kind, images in filter(None, map(_content, files)):
+        if (kind == _PICTURES) == pictures and len(images) > len(found.get(images.start, ())):
             found[images.start] = images
     return found
 
@@ -235,13 +252,19 @@ def _changed(files: Mapping[str, Stamp]) -> float:
     return max((stamp.modified for stamp in files.values()), default=0.0)
 
 
-def _unneeded(evidence: Evidence, files: Mapping[str, Stamp], now: float) -> Iterator[tuple[str, str]]:
-    longest = _longest(files)
+def _unneeded(folder: ShardFolder, files: Mapping[str, Stamp], now: float) -> Iterator[tuple[str, str]]:
+    alike: dict[tuple[str, int], list[tuple[range, str]]] = {}
+    for name in files:
+        if (content := _content(name)) is not None:
+            alike.setdefault((content[0], content[1].start), []).append((content[1], name))
     for name, stamp in sorted(files.items()):
-        images = range_of(name)
         if name.endswith(DAMAGED):
             yield name, "damaged, and set aside"
         elif name.startswith((TEMPORARY, PREFIX)) and 0 < stamp.modified < now - _DAY:
             yield name, "never finished" if name.startswith(TEMPORARY) else "a lease that nobody renews"
-        elif images is not None and (longer := longest[images.start]) != images and evidence.holds(longer):
-            yield name, f"in the shard of images {longer.start} to {longer.stop - 1}"
+        elif (content := _content(name)) is not None:
+            kind, images = content
+            longer, other = max(alike[kind, images.start], key=lambda each: len(each[0]))
+            is_sound = holds_pictures if kind == _PICTURES else ShardFolder.holds
+            if longer != images and is_sound(folder, other):
+                yield name, f"in the shard of images {longer.start} to {longer.stop - 1}"

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_sdbench.base.environment import halve_to_fit, shared_threads, true_float32
+from pytest_sdbench.evaluation.measuring import references_of
 from pytest_sdbench.evaluation.tuning import (
     Tuning,
     arranged,
@@ -33,11 +34,13 @@ from pytest_sdbench.evaluation.tuning import (
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.gap import Gap
+from pytest_sdbench.store.pictures import Pictures
 from pytest_sdbench.store.shard_format import Rows
 from pytest_sdbench.store.shards import Evidence
 
 if TYPE_CHECKING:
-    from pytest_sdbench.evaluation.sampler import Latents, Sampler
+    from pytest_sdbench.evaluation.sampler import Batch, Latents, Sampler
 
 _AHEAD = 2
 """Batches that may wait to be decoded: a device is never idle then, and memory stays bounded."""
@@ -51,6 +54,8 @@ class Setup:
     extractors: Extractors
     device: str = "cpu"
     tuning: Tuning = field(default_factory=Tuning)
+    reference: Evidence | None = None
+    """Whose kept pictures paired extractors compare with."""
 
     @property
     def on_cpu(self) -> bool:
@@ -70,6 +75,7 @@ def make(
 ) -> int:
     """Make the shards that `work` yields, write each when it is whole, and return the number of images.
 
+    Of each shard those columns alone are made that lack, and the pictures where they are to be kept.
     `n` is the number of images of the whole run, of which `work` yields the missing ones: how many threads
     compute an image depends on `n` alone, so that a run that goes on makes the bits of an undisturbed one.
     `count` is told of images as they are made. Raises what the sampler, the extractors and the store raise;
@@ -158,11 +164,14 @@ def _work(run: _Run, sampler: Sampler) -> None:
     """Make shards until there are none left."""
     with _Finisher(run, sampler) as finisher:
         for images in run.shards():
-            left = list(images)
+            gap = run.evidence.gap(images)
+            left = list(images) if gap else []
+            if not gap:  # somebody has filled it
+                run.evidence.leases.release(images)
             while left and not run.stop.is_set():
                 latents = _draw(run, sampler, left)
                 left = left[len(latents.indices) :]
-                finisher.take(latents, images)
+                finisher.take(latents, gap)
 
 
 def _draw(run: _Run, sampler: Sampler, left: Sequence[int]) -> Latents:
@@ -179,7 +188,10 @@ class _Finisher:
 
     def __init__(self, run: _Run, sampler: Sampler) -> None:
         self._run, self._sampler = run, sampler
-        self._parts: list[Rows] = []
+        self._rows: list[Rows] = []
+        self._batches: list[Batch] = []
+        """Those whose pictures are to be kept."""
+        self._measured: tuple[Gap, Extractors, Images | None] | None = None
         self._broken = False
         self._waiting: deque[Future[None]] = deque()
         overlaps = run.setup.tuning.overlap
@@ -201,16 +213,16 @@ class _Finisher:
                 if pool is not None:
                     pool.shutdown(cancel_futures=True)
 
-    def take(self, latents: Latents, images: range) -> None:
-        """Finish a batch of the shard of these images; the last one completes it."""
+    def take(self, latents: Latents, gap: Gap) -> None:
+        """Finish a batch of the shard that fills a gap; the last one completes it."""
         if self._beside is None:
-            self._finish(latents, images)
+            self._finish(latents, gap)
             return
-        self._waiting.append(self._beside.submit(self._finish, latents, images))
+        self._waiting.append(self._beside.submit(self._finish, latents, gap))
         if len(self._waiting) > _AHEAD:
             self._waiting.popleft().result()
 
-    def _finish(self, latents: Latents, images: range) -> None:
+    def _finish(self, latents: Latents, gap: Gap) -> None:
         if self._broken:  # a batch before this one is lost: its shard cannot become whole
             return
         self._broken = True
@@ -220,15 +232,44 @@ class _Finisher:
         )
         if chunk < wanted:
             run.chunk = chunk
-        rows = run.setup.extractors.extract(self._through_codec(batch.images), batch.prompts)
+        extractors, references = self._measuring(gap)
+        part = slice(int(batch.indices[0]) - gap.images.start, int(batch.indices[-1]) + 1 - gap.images.start)
+        beside = None if references is None else references[part]
+        rows = extractors.extract(self._through_codec(batch.images), batch.prompts, beside)
         own = {"seed": batch.seeds, "blacked_out": batch.blacked_out, "truncated": batch.truncated}
-        self._parts.append({**rows, **own})
-        if latents.indices[-1] == images[-1]:
-            parts, self._parts = self._parts, []
-            shard = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            run.evidence.write(images.start, shard)
+        self._rows.append({**rows, **own})
+        if gap.pictures:
+            self._batches.append(batch)
+        if latents.indices[-1] == gap.images[-1]:
+            self._write(gap)
         run.add(len(latents.indices))
         self._broken = False
+
+    def _measuring(self, gap: Gap) -> tuple[Extractors, Images | None]:
+        """Return the extractors that fill a gap, and what paired ones compare its pictures with."""
+        if self._measured is None or self._measured[0] != gap:
+            run = self._run
+            extractors = run.setup.extractors
+            if run.evidence.columns:
+                extractors = extractors.only(gap.columns)
+            references = references_of(run.setup.reference, run.protocol, extractors, gap.images)
+            self._measured = gap, extractors, references
+        return self._measured[1:]
+
+    def _write(self, gap: Gap) -> None:
+        """Write the shard whose batches are all finished."""
+        (rows, self._rows), (batches, self._batches) = (self._rows, []), (self._batches, [])
+        shard = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
+        pictures = None
+        if gap.pictures:
+            pictures = Pictures(
+                np.concatenate([batch.indices for batch in batches]),
+                np.concatenate([batch.seeds for batch in batches]),
+                tuple(prompt for batch in batches for prompt in batch.prompts),
+                np.concatenate([batch.images for batch in batches]),
+            )
+        wanted = gap.rows or gap.columns
+        self._run.evidence.write(gap.images.start, shard if wanted else {}, pictures=pictures)
 
     def _through_codec(self, images: Images) -> Images:
         steps = self._run.protocol.image

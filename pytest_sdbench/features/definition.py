@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.float32]
 
-Measure = Callable[["Images", Sequence[str]], Mapping[str, Any]]
-"""Looks at uint8 [B, H, W, 3] and their captions; gives each output by name, tensor or array."""
+Measure = Callable[["Images", Any], Mapping[str, Any]]
+"""Looks at uint8 [B, H, W, 3] and their captions, or their references where the extractor is paired; gives
+each output by name, tensor or array."""
 
 _CHUNK = 32
 """Pictures in one forward pass: bounds the memory at 299 pixels, whatever batches the sampler makes."""
@@ -58,6 +59,9 @@ class Extractor:
     """Pixels that the sides of a picture must have; None where it takes any."""
     download: Callable[[str], tuple[str, int | None]] | None = None
     """Return what would be downloaded and its size in bytes; None where nothing can be."""
+    paired: bool = False
+    """Whether it measures pairs: of a picture and the reference's picture of the same prompt and noise, which
+    `measure` gets in place of the captions, uint8 [B, H, W, 3] as well."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +75,32 @@ class FeatureNetwork:
     """Those that are wanted."""
     size: int | None = None
     """Pixels that the sides of a picture must have; None where it takes any."""
+    paired: bool = False
+    """Whether it measures pairs."""
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.name, self.weights)
 
-    def __call__(self, images: Images, prompts: Sequence[str] = ()) -> dict[str, Rows]:
-        """Return float32 columns of uint8 [B, H, W, 3]; only some networks need the prompts.
+    def __call__(
+        self, images: Images, prompts: Sequence[str] = (), references: Images | None = None
+    ) -> dict[str, Rows]:
+        """Return float32 columns of uint8 [B, H, W, 3]; only some networks need prompts, or references.
 
-        Raises DataError for pictures of a size that the network does not take.
+        Raises DataError for pictures of a size that the network does not take, and for pairs without
+        references.
         """
+        if self.paired and (references is None or references.shape != images.shape):
+            what = "it compares each picture with the reference's of the same prompt and noise"
+            found = "none" if references is None else f"shape {list(references.shape)}"
+            raise DataError(what, key=self.name, found=found, remedy="Keep the reference's pictures")
         if self.size and images.shape[1:3] != (self.size, self.size):
             what, (height, width) = f"it takes pictures of {self.size}x{self.size}", images.shape[1:3]
             found, remedy = f"{width}x{height}", "Resize them: --resize, or image steps"
             raise DataError(what, key=self.name, found=found, remedy=remedy)
         chunks = [slice(start, start + _CHUNK) for start in range(0, len(images), _CHUNK)]
-        parts = [self.measure(images[chunk], prompts[chunk]) for chunk in chunks]
+        beside: Any = references if self.paired else prompts
+        parts = [self.measure(images[chunk], beside[chunk]) for chunk in chunks]
         return {
             column(self.name, output): np.concatenate([_array(part[output]) for part in parts])
             for output in self.outputs

@@ -16,8 +16,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,24 +73,42 @@ class Extractors:
 
     networks: tuple[FeatureNetwork, ...]
 
-    def extract(self, images: Images, prompts: Sequence[str]) -> dict[str, Rows]:
+    def extract(
+        self, images: Images, prompts: Sequence[str], references: Images | None = None
+    ) -> dict[str, Rows]:
         """Return the columns of every network: float32 [B, D] of features and logits, [B] of the CLIP score.
 
-        `images` are uint8 [B, H, W, 3] after the protocol's image steps, `prompts` their captions.
+        `images` are uint8 [B, H, W, 3] after the protocol's image steps, `prompts` their captions, and
+        `references` the pictures that paired networks compare them with, after the same steps.
         """
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images and {len(prompts)} prompts")
-        return {key: rows for network in self.networks for key, rows in network(images, prompts).items()}
+        found = [network(images, prompts, references) for network in self.networks]
+        return {key: rows for each in found for key, rows in each.items()}
+
+    def only(self, columns: Collection[str]) -> Extractors:
+        """Return the networks that fill some of these columns, for these alone."""
+        wanted = [
+            (network, tuple(each for each in network.outputs if column(network.name, each) in columns))
+            for network in self.networks
+        ]
+        return Extractors(tuple(replace(network, outputs=outputs) for network, outputs in wanted if outputs))
+
+    @property
+    def paired(self) -> bool:
+        """Whether a network needs references."""
+        return any(network.paired for network in self.networks)
 
 
 def open_extractors(
     protocol: Protocol,
     *,
+    columns: Collection[str] | None = None,
     data_root: Path | None = None,
     device: torch.device | str = "cpu",
     download: bool = False,
 ) -> Extractors:
-    """Load every network that the protocol's metrics need, each once.
+    """Load every network that the protocol's metrics need, each once, or those that fill some `columns`.
 
     Raises Unavailable for weights that are not on this machine, CheckpointError for damaged ones,
     ProtocolError for an extractor that does not exist or lacks what a metric reads.
@@ -99,6 +117,7 @@ def open_extractors(
     networks = [
         open_extractor(name, outputs, data_root=data_root, device=device, download=download)
         for name, outputs in outputs_of(protocol).items()
+        if columns is None or any(column(name, output) in columns for output in outputs)
     ]
     return Extractors(tuple(networks))
 
@@ -117,7 +136,7 @@ def open_extractor(
         what = f"this extractor has {', '.join(known.outputs)}, and no {', '.join(absent)}"
         raise ProtocolError(what, key="extractor", found=name, remedy="Name another one")
     measure, weights = known.load(name, data_root=data_root, device=str(device), download=download)
-    return FeatureNetwork(name, weights, measure, outputs, known.size)
+    return FeatureNetwork(name, weights, measure, outputs, known.size, known.paired)
 
 
 def identity(name: str) -> str:
@@ -173,6 +192,19 @@ def column_widths(protocol: Protocol) -> dict[str, int]:
     """
     return {
         column(name, output): extractor_of(name).outputs[output]
+        for name, outputs in outputs_of(protocol).items()
+        for output in outputs
+    }
+
+
+def column_keys(protocol: Protocol) -> dict[str, str]:
+    """Return under which key a store keeps each column that a protocol's metrics read, by its name in rows.
+
+    Nothing is loaded. Raises Unavailable where the weights of an extractor are not on this machine, and else
+    as `outputs_of`.
+    """
+    return {
+        column(name, output): f"{identity(name)}/{output}"
         for name, outputs in outputs_of(protocol).items()
         for output in outputs
     }

@@ -170,6 +170,8 @@ def calibration_path(protocol: Protocol) -> Path:
 def read_calibration(protocol: Protocol) -> Calibration | None:
     """Return the calibration of a protocol, or None where there is none or the protocol has changed since.
 
+    Metrics that the protocol has gained since change nothing of the others.
+
     Raises DataError for a file that is none.
     """
     path = calibration_path(protocol)
@@ -189,7 +191,7 @@ def read_calibration(protocol: Protocol) -> Calibration | None:
             file=path,
             remedy="Delete it, and measure it again with --sdbench-calibrate",
         ) from None
-    return found if found.protocol_fingerprint == protocol.fingerprint else None
+    return found if protocol.covers(found.protocol_fingerprint) else None
 
 
 def write_calibration(protocol: Protocol, calibration: Calibration) -> Path:

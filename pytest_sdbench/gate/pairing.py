@@ -234,13 +234,14 @@ class Pairing:
     def of(cls, card: Card, protocol: Protocol, recorded: RecordedEvidence | None = None) -> Pairing:
         """Return the pairing with `recorded`, or with what lies beside the card."""
         recorded = recorded or read_recorded(evidence_path(card.path, card.name, protocol.name))
-        fits = recorded is not None and recorded.protocol_fingerprint == protocol.fingerprint
+        fits = recorded is not None and protocol.covers(recorded.protocol_fingerprint)
         return cls(card, protocol, recorded if fits else None, recorded is not None and not fits)
 
     def record(self, metric: str) -> Record | None:
         """Return the record of a score under the protocol as it is."""
         for record in self.card.records:
-            current = record.protocol_fingerprint in (None, self.protocol.fingerprint)
+            made = record.protocol_fingerprint
+            current = made is None or self.protocol.covers(made, metric)
             if record.key == (self.protocol.name, metric) and current and record.n == self.protocol.n:
                 return record
         return None

@@ -349,7 +349,7 @@ def beside(baseline: Card, protocol: Protocol, judgement: Judgement) -> Differen
     teacher) has no images that compare.
     """
     recorded = read_recorded(evidence_path(baseline.path, baseline.name, protocol.name))
-    if recorded is None or recorded.protocol_fingerprint != protocol.fingerprint:
+    if recorded is None or not protocol.covers(recorded.protocol_fingerprint):
         return None
     estimate, measured = judgement.estimate, judgement.evaluation.protocol
     if not isinstance(estimate, Estimate) or measured != protocol.with_samples(estimate.n):

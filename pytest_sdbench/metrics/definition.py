@@ -102,5 +102,5 @@ class Metric:
 
 
 def column(extractor: str, output: str) -> str:
-    """Return the column of evidence that holds an output of an extractor."""
-    return {"features": extractor, "cosine": "clip_score"}.get(output, f"{extractor}-{output}")
+    """Return the name in rows of the column that holds an output of an extractor."""
+    return extractor if output == "features" else f"{extractor}-{output}"

@@ -1,9 +1,10 @@
 """Read protocols: everything that fixes a score besides the weights, in one named YAML file.
 
-A protocol has two fingerprints. The *draw* fingerprint covers what makes one row of evidence: prompts, seeds,
-sampling, the way of the image and what the extractors say of it. It keys the evidence, so that runs of
-512, 5,000 and 30,000 images share theirs. The *protocol* fingerprint adds N, the reference statistics and the
-options that act on finished rows (splits, shuffling); it identifies what a claim claims. Neither covers
+A protocol has two fingerprints. The *draw* fingerprint covers what makes a picture: prompts, seeds, sampling
+and the way of the image. It keys the evidence: runs of 512, 5,000 and 30,000 images share theirs, and a
+metric can be added to it. The *protocol* fingerprint adds N and the metrics, with their extractors, reference
+statistics and the options that act on finished rows (splits, shuffling); it identifies what a claim claims.
+What was recorded before a protocol gained a metric is known by `Protocol.covers`. Neither fingerprint covers
 margins and prose.
 """
 
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -39,6 +41,10 @@ EMBEDDED = "embedded:"
 
 _FORMAT = 1
 """Counts changes of what a fingerprint covers; old evidence is then no longer taken for new."""
+
+
+DRAWN = {"prompts", "seeds", "sampling", "image"}
+"""Parts of a protocol that say how its pictures are made."""
 
 
 class Protocol(StrictModel):
@@ -89,14 +95,25 @@ class Protocol(StrictModel):
 
     @property
     def draw_fingerprint(self) -> str:
-        """What makes one row of evidence, as 16 hex digits."""
-        return _fingerprint(self._draw())
+        """What makes a picture, as 16 hex digits."""
+        return draw_fingerprint(self.model_dump(mode="json", include=DRAWN))
 
     @property
     def fingerprint(self) -> str:
         """What a claim under this protocol claims, as 16 hex digits."""
-        metrics = {key: spec.identity() for key, spec in self.metrics.items()}
-        return _fingerprint({"draw": self._draw(), "n": self.n, "metrics": metrics})
+        return next(self._fingerprints())[0]
+
+    def covers(self, fingerprint: str, metric: str | None = None) -> bool:
+        """Return whether a fingerprint is of this protocol, or was before it had all of its metrics.
+
+        It must have had `metric` by then. Of 65,536 parts of a protocol at most, the largest, this is known:
+        of all that lack any of 16 metrics.
+        """
+        own = self.fingerprint
+        if fingerprint != own and own not in _parts:
+            _parts[own] = dict(islice(self._fingerprints(), _PARTS))
+        metrics = frozenset(self.metrics) if fingerprint == own else _parts[own].get(fingerprint)
+        return metrics is not None and metric in (None, *metrics)
 
     def with_samples(self, n: int) -> Protocol:
         """Return this protocol with another N: the same draw, another claim."""
@@ -122,16 +139,22 @@ class Protocol(StrictModel):
             return self.path.parent / file
         return None if data_root is None else data_root / file
 
-    def _draw(self) -> dict[str, Any]:
-        # The checksum says what the prompts are; where they lie and how many more follow does not move a row.
-        prompts = self.prompts.model_dump(exclude={"file", "rows"})
-        return {
-            "prompts": prompts,
-            "seeds": self.seeds.model_dump(),
-            "sampling": self.sampling.model_dump(),
-            "image": [step.model_dump() for step in self.image],
-            "columns": sorted({spec.column for spec in self.metrics.values()}),
+    def _fingerprints(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """Yield the fingerprint of this protocol, then of it with ever fewer metrics, and those metrics."""
+        # Each part is encoded once, as `_canonical` would: there are thousands of ways to put them together.
+        draw = _canonical(_draw(self.model_dump(mode="json", include=DRAWN))).removeprefix("{")
+        columns = {spec.column: _canonical(spec.column) for spec in self.metrics.values()}
+        specs = {
+            name: f'"{name}":{_canonical(self.metrics[name].identity())}' for name in sorted(self.metrics)
         }
+        for size in range(len(specs), 0, -1):
+            for names in combinations(specs, size):
+                read = ",".join(
+                    columns[each] for each in sorted({self.metrics[name].column for name in names})
+                )
+                said = ",".join(specs[name] for name in names)
+                content = f'{{"draw":{{"columns":[{read}],{draw},"metrics":{{{said}}},"n":{self.n}}}'
+                yield _digest(content), frozenset(names)
 
     def _changed(self, **fields: object) -> Protocol:
         return validate({**self.model_dump(), **fields}, self.path)
@@ -157,6 +180,25 @@ def _shape() -> type[Protocol]:
 SEE = "See reference/protocols/coco30k-bksdm.yaml for a complete protocol."
 
 
-def _fingerprint(content: object) -> str:
-    canonical = json.dumps([_FORMAT, content], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+_PARTS = 1 << 16
+_parts: dict[str, dict[str, frozenset[str]]] = {}
+"""By the fingerprint of a protocol: that of each of its parts, and the metrics that are in it."""
+
+
+def draw_fingerprint(content: Mapping[str, Any]) -> str:
+    """Return the fingerprint of a draw, given a protocol, or what a manifest says of one, as plain data."""
+    return _digest(_canonical(_draw(content)))
+
+
+def _draw(content: Mapping[str, Any]) -> dict[str, Any]:
+    # The checksum says what the prompts are; where they lie and how many more follow does not move a row.
+    prompts = {key: value for key, value in content["prompts"].items() if key not in ("file", "rows")}
+    return {"prompts": prompts, **{key: content[key] for key in ("seeds", "sampling", "image")}}
+
+
+def _canonical(content: object) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def _digest(canonical: str) -> str:
+    return hashlib.sha256(f"[{_FORMAT},{canonical}]".encode()).hexdigest()[:16]

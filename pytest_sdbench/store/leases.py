@@ -147,9 +147,13 @@ class Work(Iterator[range]):
     """
 
     def __init__(
-        self, wanted: Sequence[range], leases: Leases, is_made: Callable[[range, Mapping[str, Stamp]], bool]
+        self,
+        wanted: Sequence[range],
+        leases: Leases,
+        left: Callable[[Sequence[range], Mapping[str, Stamp]], list[range]],
     ) -> None:
-        self._wanted, self._leases, self._is_made = list(wanted), leases, is_made
+        """`left` returns those of some shards that are not made yet, given a listing of the folder."""
+        self._wanted, self._leases, self._left = list(wanted), leases, left
         self._given: list[range] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -160,9 +164,7 @@ class Work(Iterator[range]):
             while not self._closed:
                 files = self._leases.storage.files()
                 self._wanted = [
-                    images
-                    for images in self._wanted
-                    if not self._is_made(images, files) and not self._leases.holds(images)
+                    images for images in self._left(self._wanted, files) if not self._leases.holds(images)
                 ]
                 # Those that nobody has leased first: whether an owner is gone costs a request.
                 for images in sorted(self._wanted, key=lambda images: lease_name(images) in files):
@@ -171,7 +173,7 @@ class Work(Iterator[range]):
                     self._wanted.remove(images)
                     self._given.append(images)
                     # Its last owner may have written it, and let it go, since the listing.
-                    if not (self._closed or self._is_made(images, self._leases.storage.files())):
+                    if not self._closed and self._left([images], self._leases.storage.files()):
                         return images
                     self._leases.release(images)
                 if not self._wanted:

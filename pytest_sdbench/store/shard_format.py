@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,27 +28,45 @@ class Damage(Exception):
     """What is wrong with a shard."""
 
 
-def shard_name(images: range) -> str:
-    return f"shard-{images.start:08d}-{images.stop:08d}.safetensors"
+DRAW = frozenset({"index", "seed", "blacked_out", "truncated"})
+"""Arrays of every shard: they are of the draw, and no extractor's column."""
 
 
-def range_of(name: str) -> range | None:
-    """Return the images of the shard of this file name, or None if it is of something else."""
-    found = re.fullmatch(r"shard-(\d{8,})-(\d{8,})\.safetensors", name)
-    return range(int(found[1]), int(found[2])) if found else None
+def columns_in(names: Iterable[str]) -> frozenset[str]:
+    """Return those of a shard's arrays that are columns."""
+    return frozenset(names) - DRAW
 
 
-def names_of(wanted: range, files: Container[str]) -> list[str]:
-    """Return the files that hold these images, the largest first: longer runs leave the shorter ones'."""
-    stops = range(wanted.start + SHARD, wanted.stop - 1, -1)
-    return [name for stop in stops if (name := shard_name(range(wanted.start, stop))) in files]
+def set_of(columns: Iterable[str]) -> str:
+    """Return what stands for a set of columns in the name of a shard, as 8 hex digits."""
+    return hashlib.sha256("\n".join(sorted(columns)).encode()).hexdigest()[:8]
 
 
-def format_shard(rows: Mapping[str, npt.NDArray[Any]], images: range, *, of: str, writer: str) -> bytes:
-    """Return the bytes of a shard: of equal rows of an equal writer, the same."""
+def shard_name(images: range, columns: Iterable[str]) -> str:
+    return f"shard-{images.start:08d}-{images.stop:08d}-{set_of(columns)}.safetensors"
+
+
+def read_shard_name(name: str) -> tuple[range, str] | None:
+    """Return images and set of columns of the shard of this file name, or None if it is of something else.
+
+    Shards of old stores have no set.
+    """
+    found = re.fullmatch(r"shard-(\d{8,})-(\d{8,})(?:-([0-9a-f]{8}))?\.safetensors", name)
+    return (range(int(found[1]), int(found[2])), found[3] or "") if found else None
+
+
+def format_shard(
+    rows: Mapping[str, npt.NDArray[Any]], images: range, *, of: str, writer: str, artist: str | None = None
+) -> bytes:
+    """Return the bytes of a shard: of equal rows of an equal writer, the same.
+
+    `artist` is who drew the pictures, where that was another writer.
+    """
     arrays = {name: np.ascontiguousarray(values) for name, values in rows.items()}
     arrays["index"] = np.array(images, np.int64)
     about = {"format": FORMAT, "of": of, "start": images.start, "stop": images.stop, "writer": writer}
+    if artist not in (None, writer):
+        about["artist"] = artist
     about["sha256"] = _checksum(arrays, about)
     # One entry: safetensors keeps metadata in an unordered map, and equal shards are to be equal files.
     return format_safetensors(arrays, {_META: json.dumps(about, sort_keys=True)})

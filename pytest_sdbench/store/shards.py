@@ -1,16 +1,21 @@
-"""Keep evidence: the per-image rows of one checkpoint under one draw, in immutable shards with checksums.
+"""Keep evidence: what is known of the images of one checkpoint under one draw, in files with checksums.
 
 A store is a folder on a disk or behind a URL. Each pair of checkpoint and draw has a folder of its own in it:
 
     <checkpoint>-<draw>/
-        manifest-<writer>.json                what was drawn; on which device, with which versions and options
-        shard-00000000-00000064.safetensors   rows of images 0 to 63; its header says whose they are and who
-                                              wrote them, and holds a checksum
-        pace-<writer>.json                    seconds an image: what the missing ones would take
+        manifest-<writer>.json      what was drawn; on which device, with which versions and options
+        shard-00000000-00000064-<set>.safetensors
+                                    columns of images 0 to 63 that were made together; its header says whose
+                                    they are and who wrote them, and holds a checksum
+        pictures-00000000-00000064.tar
+                                    the pictures themselves, where they are kept
+        pace-<writer>.json          seconds an image: what the missing ones would take
 
-Shards lie on a fixed grid, so that their borders do not depend on where a run was killed. Nothing is ever
-written in place (see `folders`): a reader finds a whole file or none, and of two writers of one shard the
-last wins, with the same rows.
+A column is what one extractor says of each image. Its key, ``IDENTITY/OUTPUT``, names the extractor with its
+weights, so that metrics can be added to a draw: what another one reads lies in further shards. Shards lie on
+a fixed grid, so that their borders do not depend on where a run was killed. Nothing is ever written in place
+(see `folders`): a reader finds a whole file or none, and of two writers of one shard the last wins, with the
+same rows.
 """
 
 from __future__ import annotations
@@ -19,11 +24,10 @@ import contextlib
 import hashlib
 import json
 import math
-import sys
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +35,28 @@ import numpy.typing as npt
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.files import TEMPORARY, json_mapping
-from pytest_sdbench.base.paths import told
 from pytest_sdbench.store.folders import ELSEWHERE, Stamp, Storage, open_storage
+from pytest_sdbench.store.gap import Gap
+from pytest_sdbench.store.kept import are_kept, read_pictures, write_pictures
 from pytest_sdbench.store.leases import BEAT, SECONDS, Leases, Work
 from pytest_sdbench.store.mirror import Mirror
+from pytest_sdbench.store.older import older_folders
+from pytest_sdbench.store.pictures import Pictures
+from pytest_sdbench.store.shard_folder import Listing, ShardFolder, in_grid, joined
 from pytest_sdbench.store.shard_format import (
+    DRAW,
     FORMAT,
     SHARD,
     Damage,
     Rows,
+    columns_in,
     format_shard,
-    names_of,
-    parse_shard,
-    range_of,
     shard_name,
 )
 
 _REMARKS = ("command", "options", "checkpoint_spec")
 """What a manifest says for people, and what does not make another writer."""
 _STALE = 24 * 3600
-
-
-class DamagedEvidence(UserWarning):
-    """A shard that was damaged and has been set aside; it will be made again."""
 
 
 @dataclass(frozen=True)
@@ -67,39 +70,57 @@ class Store:
     beat: float = BEAT
     """Seconds after which a process renews its leases."""
 
-    def open(self, checkpoint: str, draw: str, manifest: Mapping[str, Any]) -> Evidence:
+    def open(
+        self,
+        checkpoint: str,
+        draw: str,
+        manifest: Mapping[str, Any],
+        columns: Mapping[str, str] | None = None,
+        *,
+        keep: int = 0,
+    ) -> Evidence:
         """Open the evidence of a checkpoint under a draw, both given by fingerprint.
 
         `manifest` is what this process would write down with its shards: device, versions, options and so on.
-        Nothing is written until the first shard is, so that a finished store may be read-only.
+        `columns` are the wanted ones: the key of each by its name in rows. Of the first `keep` images the
+        pictures are wanted too. Nothing is written until the first shard is, so that a finished store may be
+        read-only.
         """
         storage = open_storage(self.root)
         if isinstance(storage.root, Path) and storage.root.exists() and not storage.root.is_dir():
             raise EvidenceError("the evidence store is not a folder", file=storage.root, remedy=ELSEWHERE)
-        folder = storage.within(f"{checkpoint}-{draw}")
+        name = f"{checkpoint}-{draw}"
+        mirror = None if isinstance(storage.root, Path) else Mirror()
+        folder = storage.within(name)
         return Evidence(
-            folder,
+            ShardFolder(folder, name, mirror),
             {"checkpoint": checkpoint, "draw": draw, **manifest},
             Leases(folder, seconds=self.lease_seconds, beat=self.beat),
-            None if isinstance(storage.root, Path) else Mirror(),
+            dict(columns or {}),
+            keep,
+            storage,
         )
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The rows of one checkpoint under one draw."""
+    """What is known of one checkpoint under one draw."""
 
-    storage: Storage
+    shards: ShardFolder
     manifest: Mapping[str, Any]
     leases: Leases = field(repr=False)
-    mirror: Mirror | None = None
-    """Copies of a remote store's shards; None where the store is as near."""
-    _sound: dict[str, tuple[Stamp, str]] = field(default_factory=dict, repr=False)
-    """Stamp and writer of each shard whose checksum was right: it is not read again for each question."""
-    _damaged: dict[str, Stamp] = field(default_factory=dict, repr=False)
-    """Shards that could not be set aside, in a store that is not quite ours."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The key of each wanted column, by its name in rows. Where none is wanted, any shard will do."""
+    keep: int = 0
+    """The pictures of so many images, from the first one on and in whole shards, are wanted too."""
+    _store: Storage | None = field(default=None, repr=False)
+    """Where older folders may lie."""
     _prepared: set[str] = field(default_factory=set, repr=False)
     """Manifests of a remote store that were found or written."""
+
+    @property
+    def storage(self) -> Storage:
+        return self.shards.storage
 
     @property
     def folder(self) -> Path | str:
@@ -111,65 +132,92 @@ class Evidence:
         content = {key: value for key, value in self.manifest.items() if key not in _REMARKS}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
-    @property
-    def _of(self) -> str:
-        """Whose rows these are: shards that were copied together from several stores must not mix."""
-        return f"{self.manifest['checkpoint']}-{self.manifest['draw']}"
-
     def missing(self, n: int) -> list[range]:
         """Return the shards that the first `n` images still need, each as the range of its images.
 
-        A damaged shard is set aside with a warning, and is missing.
+        That is where a wanted column lacks, or the pictures do. A damaged shard is set aside with a warning,
+        and its columns lack.
         """
-        files = self.storage.files()
-        return [wanted for wanted in _grid(n) if self._find(wanted, files) is None]
+        return [gap.images for gap in self.gaps(n)]
 
-    def holds(self, images: range) -> bool:
-        """Return whether the shard of exactly these images is there and sound; nothing is changed."""
-        try:
-            _, about = parse_shard(self.storage.read(shard_name(images)))
-            self._check(about, images)
-        except (FileNotFoundError, Damage):
-            return False
-        return True
+    def gaps(self, n: int) -> list[Gap]:
+        """Return what the first `n` images still need, by shard; see `missing`."""
+        look = _Look(self)
+        return [gap for images in in_grid(n) if (gap := self._gap(images, look))]
 
-    def work(self, n: int, *, start_at: float = 0.0) -> Work:
+    def gap(self, images: range) -> Gap:
+        """Return what the images of one shard still need, if anything."""
+        return self._gap(images, _Look(self))
+
+    def work(self, n: int, *, start_at: float = 0.0, only: Callable[[Gap], bool] = lambda gap: True) -> Work:
         """Return an iterator over the shards that the first `n` images still need, for this process to make.
 
         Each is leased before it is given out, so that processes and hosts that share the store do not make
         the same; `write` lets it go. At the end it waits for those that others are making, and takes over
         those of owners that are gone. `start_at` is the fraction of the missing ones at which to begin:
         processes that begin apart seldom meet. Several threads may call `next`. Close it if it is left before
-        its end.
+        its end. `only` chooses among what is missing.
         """
-        missing = self.missing(n)
+        missing = [gap.images for gap in self.gaps(n) if only(gap)]
         first = int(start_at * len(missing))
+        older = [(folder, folder.listing()) for folder in self.older] if missing else []
 
-        def is_made(images: range, files: Mapping[str, Stamp]) -> bool:
-            return any(files[name] != self._damaged.get(name) for name in names_of(images, files))
+        def left(wanted: Sequence[range], files: Mapping[str, Stamp]) -> list[range]:
+            listings = [(self.shards, self.shards.listing(files)), *older]
+            return [images for images in wanted if not self._is_made(images, listings)]
 
-        return Work(missing[first:] + missing[:first], self.leases, is_made)
+        return Work(missing[first:] + missing[:first], self.leases, left)
 
-    def write(self, start: int, rows: Mapping[str, npt.NDArray[Any]]) -> Path | str:
+    def write(
+        self,
+        start: int,
+        rows: Mapping[str, npt.NDArray[Any]],
+        *,
+        pictures: Pictures | None = None,
+        artist: str | None = None,
+    ) -> Path | str:
         """Write the rows of consecutive images from `start` on as one shard, and return its path or URL.
 
         `start` lies on the grid; there are at most `SHARD` rows; the first axis of every array is the image.
+        Then come the `pictures`, so that a disk that they fill up loses no row; without `rows` they come
+        alone. `artist` is the writer of the pictures that were measured, where they were not drawn just now.
         Raises EvidenceError if the store cannot take them; nothing half-written is left then.
         """
         counts = {name: len(values) for name, values in rows.items()}
+        if pictures is not None:
+            counts["pictures"] = len(pictures.images)
         count = next(iter(counts.values()), 0)
         if start % SHARD or not 0 < count <= SHARD or set(counts.values()) != {count}:
             raise ValueError(f"not a shard: start {start}, rows {counts}; the grid is {SHARD}")
         self.prepare()
-        images = range(start, start + count)
-        name, content = shard_name(images), format_shard(rows, images, of=self._of, writer=self.writer)
-        stamp = self.storage.write(name, content)
-        if stamp is not None:
-            self._sound[name] = (stamp, self.writer)
-            if self.mirror is not None:
-                self.mirror.put(str(self.storage.where(name)), stamp, content)
+        images, where = range(start, start + count), self.folder
+        if rows:
+            arrays = {self.columns.get(name, name): values for name, values in rows.items()}
+            columns, writer = columns_in(arrays), self.writer
+            name = shard_name(images, columns)
+            content = format_shard(arrays, images, of=self.shards.of, writer=writer, artist=artist)
+            self.shards.put(name, content, columns, tuple(dict.fromkeys([artist or writer, writer])))
+            where = self.storage.where(name)
+        if pictures is not None:
+            where = write_pictures(self.shards, pictures, self.writer)
         self.leases.release(images)
-        return self.storage.where(name)
+        return where
+
+    def pictures(self, images: range) -> tuple[Pictures, str] | None:
+        """Return the pictures of some images of one shard, and who drew them; None where they are not kept.
+
+        They are read, and checked, each time: damaged ones are set aside with a warning, and are missing.
+        """
+        return read_pictures(self.shards, images)
+
+    def flags(self, images: range) -> Rows | None:
+        """Return seeds and flags of the images of a shard; None where there is no sound one."""
+        parts, _ = self._parts(images, frozenset(), _Look(self))
+        with contextlib.suppress(FileNotFoundError, Damage):
+            for folder, name, stamp in parts:
+                rows = folder.open(name, stamp)
+                return {name: rows[name][: len(images)] for name in DRAW if name in rows and name != "index"}
+        return None
 
     def prepare(self) -> None:
         """Make the folder and write this process's manifest, unless they are there.
@@ -186,7 +234,7 @@ class Evidence:
                 if left.startswith(TEMPORARY) and time.time() - stamp.modified > _STALE:
                     self.storage.remove(left)
             self.storage.write(name, _json({"format": FORMAT, **self.manifest}, indent=2))
-        if self.mirror is not None:  # a folder on a disk may be gone at the next shard
+        if self.shards.mirror is not None:  # a folder on a disk may be gone at the next shard
             self._prepared.add(name)
 
     def pace(self) -> float | None:
@@ -211,28 +259,33 @@ class Evidence:
 
         Every shard has `index`; all have the same columns. Raises EvidenceError if one is missing or damaged.
         """
-        # `_find` has checked the checksum of this very file, so that further passes need not hash it again.
-        columns: dict[str, tuple[int, ...]] | None = None
-        files = self.storage.files()
-        for wanted in _grid(n):
-            name = self._find(wanted, files)
-            if name is None:
-                raise EvidenceError(
-                    f"images {wanted.start} to {wanted.stop - 1} are missing", file=self.folder, remedy=_AGAIN
-                )
-            path = self.storage.where(name)
-            try:
-                rows, _ = self._open(name, files[name], check=False)
-            except (FileNotFoundError, Damage) as error:
-                what = "removed" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
-                raise EvidenceError(f"{what} since it was opened", file=path, remedy=_AGAIN) from None
-            rows = {name: values[: len(wanted)] for name, values in rows.items()}
-            form = {name: values.shape[1:] for name, values in rows.items()}
-            if columns is not None and form != columns:
-                raise EvidenceError(
-                    "other columns than the shards before", file=path, found=form, remedy=_AGAIN
-                )
-            columns = form
+        # `_parts` has checked the checksums of these very files: further passes need not hash them again.
+        names = {key: name for name, key in self.columns.items()}
+        form: dict[str, tuple[int, ...]] | None = None
+        look = _Look(self)
+        for wanted in in_grid(n):
+            parts, lacking = self._parts(wanted, frozenset(names), look)
+            if lacking or not parts:
+                what = f"images {wanted.start} to {wanted.stop - 1} are missing"
+                raise EvidenceError(what, file=self.folder, remedy=_AGAIN)
+            found = []
+            for folder, name, stamp in parts:
+                path = folder.storage.where(name)
+                try:
+                    found.append(folder.open(name, stamp))
+                except (FileNotFoundError, Damage) as error:
+                    what = "removed" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+                    raise EvidenceError(f"{what} since it was opened", file=path, remedy=_AGAIN) from None
+            rows = {
+                names.get(key, key): values[: len(wanted)]
+                for key, values in joined(found).items()
+                if key in names or key in DRAW or not names
+            }
+            shape = {name: values.shape[1:] for name, values in rows.items()}
+            if form not in (None, shape):
+                what = "other columns than the shards before"
+                raise EvidenceError(what, file=path, found=shape, remedy=_AGAIN)
+            form = shape
             yield rows
 
     def rows(self, n: int) -> Iterable[Rows]:
@@ -240,72 +293,67 @@ class Evidence:
         return _Rows(self, n)
 
     def writers(self, n: int) -> list[dict[str, Any]]:
-        """Return the manifests of all who wrote the first `n` images, in the order of their first image."""
-        files = self.storage.files()
-        names = [self._find(wanted, files) for wanted in _grid(n)]
-        found = []
-        for writer in dict.fromkeys(self._sound[name][1] for name in names if name is not None):
-            try:
-                found.append(json_mapping(self.storage.read(f"manifest-{writer}.json")))
-            except (FileNotFoundError, ValueError):
-                # Rows are sound without it; only who wrote them is not known any more.
-                found.append({"writer": writer, "device": "unknown"})
-        return found
+        """Return the manifests of all who drew or measured the first `n` images, in the order of these."""
+        look, wanted = _Look(self), frozenset(self.columns.values())
+        found: dict[tuple[Path | str, str], dict[str, Any]] = {}
+        for images in in_grid(n):
+            for folder, name, _ in self._parts(images, wanted, look)[0]:
+                for writer in folder.writers(name):
+                    where = folder.storage.root, writer
+                    if where not in found:
+                        found[where] = _manifest(folder.storage, writer)
+        return list(found.values())
 
-    def _find(self, wanted: range, files: Mapping[str, Stamp]) -> str | None:
-        """Return the shard among these files that holds these images, checked; set damaged ones aside."""
-        return next((name for name in names_of(wanted, files) if self._is_sound(name, files[name])), None)
+    @cached_property
+    def older(self) -> list[ShardFolder]:
+        """Folders of old stores with rows of this draw; looked for once, and only where something lacks."""
+        if self._store is None:
+            return []
+        keys, mirror = self.columns.values(), self.shards.mirror
+        return list(older_folders(self._store, self.shards.of, self.manifest, keys, mirror))
 
-    def _open(self, name: str, stamp: Stamp, *, check: bool) -> tuple[Rows, dict[str, Any]]:
-        """Parse a shard, from the mirror if it has it; what is remote is always checked."""
-        if self.mirror is None:
-            return parse_shard(self.storage.read(name), check=check)
-        where = str(self.storage.where(name))
-        copy = self.mirror.get(where, stamp)
-        if copy is not None:
-            try:
-                return parse_shard(copy)
-            except Damage:
-                self.mirror.forget(where, stamp)
-        content = self.storage.read(name)
-        shard = parse_shard(content)
-        self.mirror.put(where, stamp, content)
-        return shard
+    def _parts(
+        self, wanted: range, keys: frozenset[str], look: _Look
+    ) -> tuple[list[tuple[ShardFolder, str, Stamp]], frozenset[str]]:
+        """Return sound shards that hold these columns of these images, and the keys of those that lack."""
+        found: list[tuple[ShardFolder, str, Stamp]] = []
+        for folder, listing in look:
+            names, left = folder.covering(wanted, keys, listing)
+            if left != keys or not found:
+                found += [(folder, name, listing.files[name]) for name in names]
+            keys = left
+            if found and not keys:
+                break
+        return found, keys
 
-    def _is_sound(self, name: str, stamp: Stamp) -> bool:
-        if name in self._sound and self._sound[name][0] == stamp:
-            return True
-        try:
-            _, about = self._open(name, stamp, check=True)
-            self._check(about, range_of(name))
-        except FileNotFoundError:
+    def _gap(self, images: range, look: _Look) -> Gap:
+        parts, lacking = self._parts(images, frozenset(self.columns.values()), look)
+        columns = frozenset(name for name, key in self.columns.items() if key in lacking)
+        kept = are_kept(images, look.own.files)
+        return Gap(images, columns, not parts, images.start < self.keep and not kept, kept)
+
+    def _is_made(self, images: range, listings: Sequence[tuple[ShardFolder, Listing]]) -> bool:
+        """Return whether nothing of these images is missing any more, as listings tell it."""
+        known = [folder.known(images, listing) for folder, listing in listings]
+        there = [each for each in known if each is not None]
+        if not there or not frozenset(self.columns.values()) <= frozenset().union(*there):
             return False
-        except Damage as damage:
-            if self.storage.files().get(name) == stamp:  # else another process has made it again by now
-                self._set_aside(name, stamp, damage)
-            return False
-        self._sound[name] = (stamp, str(about["writer"]))
-        return True
+        return images.start >= self.keep or are_kept(images, listings[0][1].files)
 
-    def _check(self, about: Mapping[str, Any], images: range | None) -> None:
-        """Raise Damage for a shard of other images than its name says, or of another checkpoint or draw."""
-        if range(about["start"], about["stop"]) != images:
-            raise Damage("its name is not that of its images")
-        if about.get("of", self._of) != self._of:  # shards had no such mark once
-            raise Damage(f"it is of {about['of']}")
 
-    def _set_aside(self, name: str, stamp: Stamp, damage: Damage) -> None:
-        try:
-            kept = f"moved to {self.storage.set_aside(name)}"
-        except EvidenceError as error:
-            self._damaged[name] = stamp
-            kept = f"left in place: {error.message}"
-        where = self.storage.where(name)
-        text = told(f"{where}: damaged evidence ({damage}), {kept}; its images are missing now")
-        try:
-            warnings.warn(text, DamagedEvidence, stacklevel=4)
-        except DamagedEvidence:  # `-W error`: the images are made again all the same
-            print(text, file=sys.stderr)
+class _Look:
+    """The folders of evidence with their listings of one moment; old ones are listed where asked for."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence, self.own = evidence, evidence.shards.listing()
+
+    def __iter__(self) -> Iterator[tuple[ShardFolder, Listing]]:
+        yield self._evidence.shards, self.own
+        yield from self._older
+
+    @cached_property
+    def _older(self) -> list[tuple[ShardFolder, Listing]]:
+        return [(folder, folder.listing()) for folder in self._evidence.older]
 
 
 @dataclass(frozen=True)
@@ -320,8 +368,12 @@ class _Rows:
 _AGAIN = "Run again: missing images are made anew."
 
 
-def _grid(n: int) -> Iterator[range]:
-    return (range(start, min(start + SHARD, n)) for start in range(0, n, SHARD))
+def _manifest(storage: Storage, writer: str) -> dict[str, Any]:
+    try:
+        return json_mapping(storage.read(f"manifest-{writer}.json"))
+    except (FileNotFoundError, ValueError):
+        # Rows are sound without it; only who wrote them is not known any more.
+        return {"writer": writer, "device": "unknown"}
 
 
 def _json(content: Mapping[str, Any], indent: int | None = None) -> bytes:

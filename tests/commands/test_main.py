@@ -113,7 +113,7 @@ class TestSample:
     ):
         card, store = make_project(tmp_path, pristine_checkpoint), tmp_path / "store"
         # Whoever removes a store does so while images are made.
-        monkeypatch.setattr("pytest_sdbench.evaluation.evaluate.make", lambda *_, n, **__: n)
+        monkeypatch.setattr("pytest_sdbench.evaluation.evidence.make", lambda *_, n, **__: n)
         words = ["sample", str(card), "--store", str(store), "--images", "2"]
         assert main(words) == 1
         told = capsys.readouterr()

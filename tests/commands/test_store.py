@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.commands.main import main
-from pytest_sdbench.evaluation.evaluate import evidence_key
 from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.store.shard_format import shard_name
 from pytest_sdbench.store.shards import Evidence, Store
 from tests.store.remote import s3_server
 
@@ -64,7 +64,7 @@ def age(evidence: Evidence, days: float, prefix: str = "") -> None:
 
 def test_ls_tells_what_is_there(root: str, run: Run) -> None:
     quick = load_protocol("scenes-quick")
-    fill(root, 150, draw=evidence_key(quick))
+    fill(root, 150, draw=quick.draw_fingerprint)
     gap = fill(root, 64)
     gap.write(128, {"value": np.zeros(64, np.float32)})
     quick_row, gap_row = run("ls", "--store", root).splitlines()[2:4]
@@ -76,8 +76,8 @@ def test_ls_tells_what_is_there(root: str, run: Run) -> None:
     assert "a device" in quick_row
     assert "d" * 16 in gap_row
     listed = {each["draw"]: each for each in json.loads(run("ls", "--json", "--store", root))}
-    assert set(listed) == {evidence_key(quick), "d" * 16}
-    assert "scenes-quick" in listed[evidence_key(quick)]["protocols"]
+    assert set(listed) == {quick.draw_fingerprint, "d" * 16}
+    assert "scenes-quick" in listed[quick.draw_fingerprint]["protocols"]
     assert (listed["d" * 16]["whole"], listed["d" * 16]["images"]) == (64, 128)
     assert listed["d" * 16]["size"] == sum(len(gap.storage.read(name)) for name in names(gap))
     assert abs(listed["d" * 16]["changed"] - time.time()) < 600
@@ -103,8 +103,8 @@ def test_gc_keeps_what_a_run_needs(root: str, run: Run) -> None:
     before = names(evidence)
     gone = {
         "shard-00000000-00000064.safetensors.damaged",
-        "shard-00000000-00000030.safetensors",
-        "shard-00000064-00000100.safetensors",
+        shard_name(range(30), ["value"]),
+        shard_name(range(64, 100), ["value"]),
     }
     assert gone < before
     said = run("gc", "--dry-run", "--store", root)
@@ -120,7 +120,7 @@ def test_gc_keeps_what_a_run_needs(root: str, run: Run) -> None:
 
 def test_gc_keeps_a_short_shard_where_the_longer_one_is_damaged(root: str, run: Run) -> None:
     evidence = fill(root, 30, 64)
-    evidence.storage.write("shard-00000000-00000064.safetensors", b"bad")
+    evidence.storage.write(shard_name(range(64), ["value"]), b"bad")
     before = names(evidence)
     assert run("gc", "--store", root) == f"0 B removed from {root}\n"
     assert names(evidence) == before

@@ -46,7 +46,7 @@ class Pixels(Extractors):
         super().__init__(())
         self.breaks_at, self.ready = breaks_at, ready
 
-    def extract(self, images: Images, prompts: Any) -> dict[str, Any]:
+    def extract(self, images: Images, prompts: Any, references: Any = None) -> dict[str, Any]:
         assert len(images) == len(prompts)
         if self.breaks_at is not None and prompts[0] == PROMPTS[self.breaks_at]:
             self.ready()

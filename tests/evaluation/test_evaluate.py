@@ -21,9 +21,11 @@ from safetensors.numpy import load_file
 from pytest_sdbench.base.errors import CheckpointError, DataError, EvidenceError, ProtocolError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation import evaluate as evaluation
-from pytest_sdbench.evaluation.evaluate import evaluate, evidence_key
+from pytest_sdbench.evaluation import evidence as making
+from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning, arranged
-from pytest_sdbench.features.extractors import open_extractor, open_extractors
+from pytest_sdbench.features import extractors
+from pytest_sdbench.features.extractors import column_keys, open_extractor, open_extractors
 from pytest_sdbench.features.references import (
     compute_statistics,
     load_references,
@@ -35,7 +37,8 @@ from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.image_steps import apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol
-from pytest_sdbench.store.shards import DamagedEvidence
+from pytest_sdbench.store.shard_folder import DamagedEvidence
+from pytest_sdbench.store.shard_format import shard_name
 from tests.evaluation.helpers import CLIP, PER_IMAGE, SEQUENTIAL, own_protocol, sample
 from tests.training.helpers import begin, finish
 
@@ -149,9 +152,8 @@ def test_every_metric_is_estimated(
     assert found.checkpoint_fingerprint == checkpoint.fingerprint
     assert found.difference(protocol) == ""
     assert (found.blacked_out, found.truncated) == (0, 0)
-    assert list(shards(store)) == [
-        f"shard-{span}.safetensors" for span in ("00000000-00000064", "00000064-00000080")
-    ]
+    columns = column_keys(protocol).values()
+    assert list(shards(store)) == [shard_name(span, columns) for span in (range(64), range(64, 80))]
     provenance = found.provenance()
     assert provenance["complete"] is True
     assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -168,11 +170,12 @@ def test_evidence_is_what_the_extractors_say_of_each_image_after_the_codec(
     stored = load_file(path)
     assert stored["index"].tolist() == list(range(64, N))
     assert stored["seed"].tolist() == batch.seeds.tolist()
+    keys = column_keys(protocol)
     for name, expected in rows.items():
-        assert stored[name].dtype == np.float32
+        assert stored[keys[name]].dtype == np.float32
         # The pictures differ by a byte here and there: the U-Net is laid out differently.
-        np.testing.assert_allclose(stored[name], expected, rtol=0, atol=0.05 * np.abs(expected).max())
-    assert set(stored) == {*rows, "index", "seed", "blacked_out", "truncated"}
+        np.testing.assert_allclose(stored[keys[name]], expected, rtol=0, atol=0.05 * np.abs(expected).max())
+    assert set(stored) == {*keys.values(), "index", "seed", "blacked_out", "truncated"}
 
 
 @pytest.mark.parametrize("samples", [None, 1000])
@@ -185,7 +188,7 @@ def test_with_all_evidence_there_nothing_is_loaded(
 ) -> None:
     """More samples than the protocol has are the protocol."""
     store, first = undisturbed
-    monkeypatch.setattr(evaluation, "open_extractors", never)
+    monkeypatch.setattr(making, "open_extractors", never)
     again = score(protocol, store, samples=samples, load=never)
     assert values(again) == values(first)
     assert (again.n, again.complete, again.images_made) == (N, True, 0)
@@ -307,7 +310,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
 ) -> None:
     run = begin(score_and_die, checkpoint.folder, protocol, tmp_path, moment)
     assert finish([run], 900) == [-signal.SIGKILL]
-    assert list(shards(tmp_path)) == ["shard-00000000-00000064.safetensors"]
+    assert list(shards(tmp_path)) == [shard_name(range(64), column_keys(protocol).values())]
     assert bool(list(tmp_path.glob("*/.tmp-*"))) == (moment == "writing")
 
     resumed = score(protocol, tmp_path)
@@ -359,7 +362,7 @@ def test_a_cuda_draw_on_a_cpu_is_another_draw_of_the_same_claim(
     assert any("sequential generator is on the cpu" in note for note in found.notes)
     # It must never be taken for evidence of the CUDA draw.
     (folder,) = tmp_path.iterdir()
-    assert folder.name == f"{checkpoint.fingerprint}-{evidence_key(cuda.with_seeds_on('cpu'))}"
+    assert folder.name == f"{checkpoint.fingerprint}-{cuda.with_seeds_on('cpu').draw_fingerprint}"
     (manifest,) = folder.glob("manifest-*.json")
     assert json.loads(manifest.read_text())["protocol"]["seeds"]["device"] == "cpu"
 
@@ -413,9 +416,11 @@ def test_statistics_of_another_extractor_are_refused(score: Score, data_root: Pa
 def test_other_weights_of_an_extractor_are_other_evidence(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = evidence_key(protocol)
-    monkeypatch.setattr(evaluation, "identity", lambda name: f"{name}@retrained")
-    assert evidence_key(protocol) != before
+    before = column_keys(protocol)
+    monkeypatch.setattr(extractors, "identity", lambda name: f"{name}@retrained")
+    after = column_keys(protocol)
+    assert set(after) == set(before)
+    assert not set(after.values()) & set(before.values())
 
 
 def test_evidence_from_elsewhere_is_used_and_every_set_up_is_named(
@@ -424,8 +429,8 @@ def test_evidence_from_elsewhere_is_used_and_every_set_up_is_named(
     protocol = protocol_of(data_root, "quick", metrics=CLIP)
     here = score(protocol, tmp_path, samples=64)
     assert not any("set-ups" in note or "other" in note for note in here.notes)
-    monkeypatch.setattr(evaluation, "device_name", lambda device: "Another Device")
-    monkeypatch.setattr(evaluation, "versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(making, "device_name", lambda device: "Another Device")
+    monkeypatch.setattr(making, "versions", lambda: {"torch": "9.9"})
     there = score(protocol, tmp_path, samples=64, load=never)
     assert (there.device, there.versions) == (here.device, here.versions)
     assert "images were made with other device than here" in there.notes

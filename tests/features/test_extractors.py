@@ -331,7 +331,7 @@ def directly(folder: Path, images: np.ndarray, captions: list[str]) -> np.ndarra
 class TestClip:
     def test_score_equals_open_clip_called_directly(self, clip_folder: Path) -> None:
         images, captions = pictures(5, 48), [*CAPTIONS, LONG]
-        scores = open_extractor_of_clip(clip_folder).extract(images, captions)["clip_score"]
+        scores = open_extractor_of_clip(clip_folder).extract(images, captions)[f"local:{clip_folder}-cosine"]
         assert (scores.shape, scores.dtype) == ((5,), np.float32)
         assert np.ptp(scores) > 0.01
         np.testing.assert_allclose(scores, directly(clip_folder, images, captions), atol=1e-5)
@@ -339,9 +339,10 @@ class TestClip:
     def test_batch_size_does_not_matter(self, clip_folder: Path) -> None:
         images, captions = pictures(32, 48), [f"{caption} {i}" for i in range(8) for caption in CAPTIONS]
         extractors = open_extractor_of_clip(clip_folder)
-        whole = extractors.extract(images, captions)["clip_score"]
+        name = f"local:{clip_folder}-cosine"
+        whole = extractors.extract(images, captions)[name]
         parts = [slice(i, i + 1) for i in range(32)]
-        alone = [extractors.extract(images[part], captions[part])["clip_score"][0] for part in parts]
+        alone = [extractors.extract(images[part], captions[part])[name][0] for part in parts]
         np.testing.assert_allclose(alone, whole, atol=1e-4)
 
     def test_long_captions_keep_the_end_token_of_either_tokenizer(

@@ -37,7 +37,7 @@ def table(n: int = N) -> dict[str, np.ndarray]:
     return {
         "net": rng.normal(size=(n, WIDTH)).astype(np.float32),
         "net-logits": rng.normal(0, 2, (n, 9)).astype(np.float32),
-        "clip_score": rng.uniform(0.1, 0.4, n).astype(np.float32),
+        "local:clip-cosine": rng.uniform(0.1, 0.4, n).astype(np.float32),
     }
 
 
@@ -71,7 +71,7 @@ def test_every_metric_is_that_of_its_column(references: dict[str, FeatureStatist
     assert got["kid"].value == kid(rows["net"], reference.features)
     score = inception_score(rows["net-logits"])
     assert got["inception_score"].value == pytest.approx(score, rel=1e-12)
-    clip = rows["clip_score"].astype(np.float64)
+    clip = rows["local:clip-cosine"].astype(np.float64)
     assert got["clip_score"].value == pytest.approx(clip.mean(), rel=1e-12)
     assert got["clip_score"].standard_error == pytest.approx(clip.std(ddof=1) / math.sqrt(N), rel=1e-12)
 
@@ -116,7 +116,7 @@ def test_too_few_images_leave_it_undefined(
             np.where(np.arange(N)[:, None] == 70, np.nan, 1.0),
             "net: NaN or infinity among images 64 to 95",
         ),
-        ("clip_score", np.full(N - 1, 0.2), "different lengths"),
+        ("local:clip-cosine", np.full(N - 1, 0.2), "different lengths"),
         ("net", np.ones((N, 7)), r"fid cannot be computed: features must be \[B, 6\], not \[32, 7\]"),
     ],
     ids=["missing", "NaN", "short", "wide"],

@@ -38,7 +38,7 @@ def one(
     splits: int = 1,
     batch: int = 10_000,
 ) -> Estimate:
-    column = {"inception_score": "net-logits", "clip_score": "clip_score"}.get(metric, "net")
+    column = {"inception_score": "net-logits", "clip_score": "net-cosine"}.get(metric, "net")
     batches = [{column: rows[start : start + batch]} for start in range(0, len(rows), batch)]
     references = {} if reference is None else {metric: reference}
     found = estimate(protocol(metric, splits), batches, references, groups)[metric]

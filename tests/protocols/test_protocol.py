@@ -18,6 +18,7 @@ from pytest_sdbench.metrics.inception_score import Splits
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol, protocol_names
 from pytest_sdbench.protocols.metric_specs import ReferencedSpec
+from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 SHIPPED = {
@@ -140,6 +141,9 @@ MOVES_THE_CLAIM = {
     "metrics.fid.statistics.images": 30000,
     "metrics.inception_score.splits": 1,
     "metrics.inception_score.shuffle_seed": None,
+    "metrics.fid.extractor": "inception-torch-fidelity",
+    "metrics.inception_score.extractor": "other",
+    "metrics.clip_score.model": "open_clip:ViT-B-32/openai",
 }
 MOVES_THE_DRAW = {
     "prompts.sha256": CHECKSUM,
@@ -158,9 +162,6 @@ MOVES_THE_DRAW = {
     "image.1.filter": "pil-lanczos",
     "image.1.resize": 299,
     "image.2": "DELETE",
-    "metrics.fid.extractor": "inception-torch-fidelity",
-    "metrics.inception_score.extractor": "other",
-    "metrics.clip_score.model": "open_clip:ViT-B-32/openai",
 }
 
 
@@ -186,22 +187,39 @@ def test_the_captions_of_scenes_move_the_draw(tmp_path: Path) -> None:
     assert (more.draw_fingerprint, more.fingerprint) == (before.draw_fingerprint, before.fingerprint)
 
 
-def test_a_metric_moves_the_draw_only_by_what_it_has_measured(tmp_path: Path) -> None:
-    """KID reads the features that FID reads; the Inception score reads logits, which nothing else does."""
-    before = load_protocol("scenes-quick")
-    without_kid = {"metrics.distances.kid": "DELETE", "margins.kid": "DELETE"}
-    without_score = {"metrics.inception_score": "DELETE", "margins.inception_score": "DELETE"}
-    after = load_protocol(edited(tmp_path, without_kid, "scenes-quick"))
-    assert after.draw_fingerprint == before.draw_fingerprint
-    assert after.fingerprint != before.fingerprint
-    after = load_protocol(edited(tmp_path, without_score, "scenes-quick"))
-    assert after.draw_fingerprint != before.draw_fingerprint
+def without(folder: Path, *metrics: str, **changes: Any) -> Protocol:
+    """Return scenes-quick before it had some of its metrics, under other changes."""
+    gone = {f"{key}.{metric}": "DELETE" for metric in metrics for key in ("metrics", "margins")}
+    return load_protocol(edited(folder, gone | changes, "scenes-quick"))
+
+
+@pytest.mark.parametrize("lacking", [(), ("kid",), ("inception_score",), ("fid", "kid", "clip_score")])
+def test_a_metric_is_added_to_a_draw_and_what_was_recorded_before_stays(
+    lacking: tuple[str, ...], tmp_path: Path
+) -> None:
+    protocol, before = load_protocol("scenes-quick"), without(tmp_path, *lacking)
+    assert before.draw_fingerprint == protocol.draw_fingerprint
+    assert (before.fingerprint == protocol.fingerprint) == (not lacking)
+    assert protocol.covers(before.fingerprint)
+    for metric in protocol.metrics:
+        assert protocol.covers(before.fingerprint, metric) == (metric not in lacking)
+    # What has more metrics, or is of other images, is another claim.
+    assert before.covers(protocol.fingerprint) == (not lacking)
+    for changes in ({"n": 511}, {"seeds.seed": 7}):
+        assert not protocol.covers(without(tmp_path, *lacking, **changes).fingerprint)
+
+
+def test_a_metric_that_has_changed_covers_nothing_of_itself(tmp_path: Path) -> None:
+    splits = {"metrics.inception_score.splits": 2}
+    changed = without(tmp_path, **splits)
+    assert not changed.covers(load_protocol("scenes-quick").fingerprint)
+    assert changed.covers(without(tmp_path, "inception_score").fingerprint, "fid")
 
 
 def test_fingerprints_do_not_change_between_versions() -> None:
     """Recorded figures and stored evidence are found by them: a change here is a change of format."""
     protocol = load_protocol("coco30k-bksdm")
-    assert (protocol.draw_fingerprint, protocol.fingerprint) == ("08274569ce9c3142", "99c16d51c3c06041")
+    assert (protocol.draw_fingerprint, protocol.fingerprint) == ("71490174fa79b084", "99c16d51c3c06041")
     with pytest.raises(Exception, match="frozen"):
         protocol.n = 5  # type: ignore[misc]
     assert pickle.loads(pickle.dumps(protocol)) == protocol

@@ -18,8 +18,9 @@ import pytest
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.commands.store import inventory
 from pytest_sdbench.store.leases import lease_name
+from pytest_sdbench.store.shard_folder import DamagedEvidence
 from pytest_sdbench.store.shard_format import SHARD, format_shard
-from pytest_sdbench.store.shards import DamagedEvidence, Evidence, Store
+from pytest_sdbench.store.shards import Evidence, Store
 from tests.training.helpers import files_no_longer_than
 
 MANIFEST = {"device": "a device", "versions": {"torch": "2.0"}, "command": "pytest --sdbench"}
@@ -29,6 +30,9 @@ def rows_of(images: range) -> dict[str, np.ndarray]:
     """Return rows that depend on the index of each image alone."""
     index = np.array(images, np.float32)
     return {"features": np.outer(index, [1.0, 0.5, -2.0]).astype(np.float32), "clip_score": index / 100}
+
+
+COLUMNS = ("features", "clip_score")
 
 
 def evidence_of(root: Path | str, **manifest: Any) -> Evidence:

@@ -13,10 +13,11 @@ import pytest
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.folders import Stamp, open_storage
 from pytest_sdbench.store.mirror import Mirror
-from pytest_sdbench.store.shard_format import SHARD
-from pytest_sdbench.store.shards import DamagedEvidence
+from pytest_sdbench.store.shard_folder import DamagedEvidence
+from pytest_sdbench.store.shard_format import SHARD, shard_name
 from tests.store.remote import in_threads, s3_server
 from tests.store.test_shards import (
+    COLUMNS,
     MANIFEST,
     evidence_of,
     fill,
@@ -76,7 +77,7 @@ def empty(_content: bytes) -> bytes:
 @pytest.mark.parametrize("damage", [torn, headless, flipped, misnamed, renumbered, empty])
 def test_a_damaged_shard_is_set_aside_and_made_again(damage: Callable[[bytes], bytes], root: str) -> None:
     storage = fill(evidence_of(root), 150).storage
-    name = "shard-00000064-00000128.safetensors"
+    name = shard_name(range(64, 128), COLUMNS)
     good = storage.read(name)
     bad = damage(good)
     assert bad != good
@@ -99,7 +100,7 @@ def test_a_damaged_shard_that_cannot_be_set_aside_is_made_again(
 ) -> None:
     """As where one may write and read, and not remove."""
     evidence = fill(evidence_of(root), 64)
-    name = "shard-00000000-00000064.safetensors"
+    name = shard_name(range(64), COLUMNS)
     evidence.storage.write(name, b"bad")
 
     def refuse(*_: object) -> str:
@@ -131,7 +132,7 @@ def test_writers_beside_each_other_do_not_hurt(root: str, tmp_path: Path) -> Non
 WRITER = f"""
 import sys
 import numpy as np
-from pytest_sdbench.store.shard_format import SHARD
+from pytest_sdbench.store.shard_format import SHARD, shard_name
 from pytest_sdbench.store.shards import Store
 evidence = Store(sys.argv[1]).open({"c" * 16!r}, {"d" * 16!r}, {MANIFEST!r})
 print("ready", flush=True)

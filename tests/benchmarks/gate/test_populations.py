@@ -12,7 +12,7 @@ from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.protocols.load import load_protocol
 
-NET = "scenes-classifier"
+NET, CLIP = "scenes-classifier", "local:scenes-clip-cosine"
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def population() -> Population:
     rows = {
         NET: (rng.standard_normal((1500, 64)) * np.linspace(0.3, 1.4, 64) + 0.1),
         column(NET, "logits"): 2 * rng.standard_normal((1500, 56)),
-        "clip_score": 0.9 + 0.03 * rng.standard_normal(1500),
+        CLIP: 0.9 + 0.03 * rng.standard_normal(1500),
     }
     reference = FeatureStatistics(real.mean(axis=0), np.cov(real, rowvar=False), len(real), real)
     protocol = load_protocol("scenes-30k")
@@ -30,7 +30,7 @@ def population() -> Population:
 
 
 def draw(population: Population, seed: int, n: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, len(population.rows["clip_score"]), n)
+    return np.random.default_rng(seed).integers(0, len(population.rows[CLIP]), n)
 
 
 def test_estimates_of_a_draw_are_those_of_the_suite(population: Population) -> None:

@@ -1,0 +1,63 @@
+"""Measure pictures that are kept: what a new metric reads of them costs no drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from pytest_sdbench.base.environment import true_float32
+from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.features.extractors import Extractors
+from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.shards import Evidence
+
+
+def measure_kept(
+    evidence: Evidence,
+    protocol: Protocol,
+    work: Iterator[range],
+    extractors: Extractors,
+    *,
+    reference: Evidence | None = None,
+    count: Callable[[int], object] = lambda images: None,
+) -> None:
+    """Fill the columns that lack in the shards that `work` yields, as far as their pictures are kept.
+
+    What is damaged stays a gap. Paired extractors compare with the pictures of `reference`. `count` is told
+    of images as they are measured. Raises what the extractors and the store raise; what was written stays.
+    """
+    with true_float32():
+        for images in work:
+            gap = evidence.gap(images)
+            kept = None if gap.draws or not gap.columns else evidence.pictures(images)
+            flags = None if kept is None else evidence.flags(images)
+            if kept is None or flags is None:
+                evidence.leases.release(images)
+                continue
+            pictures, artist = kept
+            wanted = extractors.only(gap.columns)
+            beside = references_of(reference, protocol, wanted, images)
+            rows = wanted.extract(
+                apply_image_steps(pictures.images, protocol.image), pictures.prompts, beside
+            )
+            evidence.write(images.start, {**rows, **flags}, artist=artist)
+            count(len(images))
+
+
+def references_of(
+    reference: Evidence | None, protocol: Protocol, extractors: Extractors, images: range
+) -> Images | None:
+    """Return what paired extractors compare pictures with, after the image steps; None where none is paired.
+
+    Raises EvidenceError where pictures of the reference are not kept.
+    """
+    if not extractors.paired:
+        return None
+    kept = None if reference is None else reference.pictures(images)
+    if reference is None or kept is None:
+        what = f"the reference's pictures {images.start} to {images.stop - 1} are not kept"
+        names = ", ".join(network.name for network in extractors.networks if network.paired)
+        where = None if reference is None else reference.folder
+        remedy = "Run again: they are drawn anew"
+        raise EvidenceError(what, file=where, key=names, remedy=remedy)
+    return apply_image_steps(kept[0].images, protocol.image)

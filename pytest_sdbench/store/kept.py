@@ -1,0 +1,70 @@
+"""Keep the pictures of a draw beside its rows, and read them back."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path
+
+from pytest_sdbench.store.pictures import (
+    Pictures,
+    format_pictures,
+    parse_pictures,
+    pictures_name,
+    pictures_names,
+)
+from pytest_sdbench.store.shard_folder import ShardFolder, check_owner
+from pytest_sdbench.store.shard_format import SHARD, Damage
+
+
+def are_kept(images: range, files: Container[str]) -> bool:
+    """Return whether the pictures of some images of one shard are among these files."""
+    return bool(pictures_names(_from_border(images), files))
+
+
+def write_pictures(folder: ShardFolder, pictures: Pictures, writer: str) -> Path | str:
+    """Write the pictures of consecutive images of one shard, and return their path or URL."""
+    drawn = pictures.images, pictures.indices, pictures.seeds, pictures.prompts
+    name = pictures_name(range(int(pictures.indices[0]), int(pictures.indices[-1]) + 1))
+    folder.storage.write(name, format_pictures(*drawn, of=folder.of, writer=writer))
+    return folder.storage.where(name)
+
+
+def holds_pictures(folder: ShardFolder, name: str) -> bool:
+    """Return whether a file of pictures is there and sound; nothing is changed."""
+    try:
+        _parse(folder, name)
+    except (FileNotFoundError, Damage):
+        return False
+    return True
+
+
+def read_pictures(folder: ShardFolder, images: range) -> tuple[Pictures, str] | None:
+    """Return the pictures of some images of one shard, and their writer; None where they are not kept.
+
+    They are read, and checked, each time: damaged ones are set aside with a warning.
+    """
+    whole, listing = _from_border(images), folder.listing()
+    for name in pictures_names(whole, listing.files):
+        try:
+            found, writer = _parse(folder, name)
+        except FileNotFoundError:
+            continue
+        except Damage as damage:
+            folder.set_aside(name, listing.files[name], damage)
+            continue
+        part = slice(images.start - whole.start, len(whole))
+        drawn = found.indices[part], found.seeds[part], found.prompts[part], found.images[part]
+        return Pictures(*drawn), writer
+    return None
+
+
+def _parse(folder: ShardFolder, name: str) -> tuple[Pictures, str]:
+    found, about = parse_pictures(folder.storage.read(name))
+    check_owner(about, folder.of)
+    if pictures_name(range(about["start"], about["stop"])) != name:
+        raise Damage("its name is not that of its images")
+    return found, str(about["writer"])
+
+
+def _from_border(images: range) -> range:
+    return range(images.start - images.start % SHARD, images.stop)

@@ -1,0 +1,220 @@
+"""The shards of one folder: which there are, which columns they hold, and whether they are sound.
+
+Columns that were made together lie in one file, and its name says which set of columns that is. So a listing
+tells what there is of every image, once one shard of each set has been read.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.paths import told
+from pytest_sdbench.store.folders import Stamp, Storage
+from pytest_sdbench.store.mirror import Mirror
+from pytest_sdbench.store.shard_format import (
+    SHARD,
+    Damage,
+    Rows,
+    columns_in,
+    parse_shard,
+    read_shard_name,
+    set_of,
+)
+
+
+class DamagedEvidence(UserWarning):
+    """A file of evidence that was damaged and has been set aside; it will be made again."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder at one moment."""
+
+    files: Mapping[str, Stamp]
+
+    @cached_property
+    def _shards(self) -> dict[int, list[tuple[int, str, str]]]:
+        """Stop, set and name of the shards that begin at each image, the longest first."""
+        found: dict[int, list[tuple[int, str, str]]] = {}
+        for name in self.files:
+            if (parts := read_shard_name(name)) is not None:
+                images, columns = parts
+                found.setdefault(images.start, []).append((images.stop, columns, name))
+        return {start: sorted(each, key=lambda one: (-one[0], one[1])) for start, each in found.items()}
+
+    def holding(self, wanted: range) -> list[tuple[str, str]]:
+        """Return set and name of the shards that hold these images, the longest first."""
+        shards = self._shards.get(wanted.start, ())
+        return [
+            (columns, name) for stop, columns, name in shards if wanted.stop <= stop <= wanted.start + SHARD
+        ]
+
+    def of_set(self, wanted: str) -> Iterator[str]:
+        """Yield the names of the shards of one set of columns, in the order of their images."""
+        for start in sorted(self._shards):
+            yield from (name for _, columns, name in self._shards[start] if columns == wanted)
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """The shards of a folder. What was found sound is not read again for each question."""
+
+    storage: Storage
+    of: str
+    """Whose rows these are: shards that were copied together from several stores must not mix."""
+    mirror: Mirror | None = None
+    """Copies of a remote store's shards; None where the store is as near."""
+    renamed: Callable[[Rows], Rows] = lambda rows: rows
+    """Gives the columns of an old store the names of today."""
+    _sound: dict[str, tuple[Stamp, tuple[str, ...]]] = field(default_factory=dict, repr=False)
+    """Stamp and writers of each shard whose checksum was right."""
+    _damaged: dict[str, Stamp] = field(default_factory=dict, repr=False)
+    """Files that could not be set aside, in a store that is not quite ours."""
+    _sets: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
+    """The columns of each set of which a shard was read or written."""
+
+    def listing(self, files: Mapping[str, Stamp] | None = None) -> Listing:
+        """Return the files that are there now, or were, without those that are known to be damaged."""
+        files = self.storage.files() if files is None else files
+        return Listing({name: each for name, each in files.items() if self._damaged.get(name) != each})
+
+    def columns(self, of: str, listing: Listing) -> frozenset[str]:
+        """Return the columns of a set of this listing; the first sound shard of it says which they are."""
+        if of not in self._sets:
+            next(filter(lambda name: self.is_sound(name, listing), listing.of_set(of)), None)
+        return self._sets.get(of, frozenset())
+
+    def covering(
+        self, wanted: range, columns: frozenset[str], listing: Listing
+    ) -> tuple[list[str], frozenset[str]]:
+        """Return sound shards that hold these images and columns, as few as will do, and which columns lack.
+
+        Where no columns are wanted, or none is there, one sound shard of any columns is returned, if there is
+        one.
+        """
+        there = {name: self.columns(of, listing) for of, name in listing.holding(wanted)}
+        best = sorted(there, key=lambda name: -len(there[name] & columns))  # the longest of equal ones first
+        found: list[str] = []
+        for name in best:
+            useful = there[name] & columns
+            if (useful or not found) and self.is_sound(name, listing):
+                found.append(name)
+                columns -= useful
+            if found and not columns:
+                break
+        return found, columns
+
+    def known(self, wanted: range, listing: Listing) -> frozenset[str] | None:
+        """Return the columns of these images by a listing alone; None where there is no shard."""
+        there = listing.holding(wanted)
+        return frozenset[str]().union(*(self.columns(of, listing) for of, _ in there)) if there else None
+
+    def open(self, name: str, stamp: Stamp) -> Rows:
+        """Return the arrays of a sound shard; raises FileNotFoundError, and Damage for one that was not read
+        whole since."""
+        return self.renamed(self._parse(name, stamp, check=False)[0])
+
+    def writers(self, name: str) -> tuple[str, ...]:
+        """Return who made a sound shard: who drew its pictures and, if that is another, who measured them."""
+        return self._sound[name][1]
+
+    def put(self, name: str, content: bytes, columns: frozenset[str], writers: tuple[str, ...]) -> None:
+        """Write a shard."""
+        stamp = self.storage.write(name, content)
+        self._sets[set_of(columns)] = columns
+        if stamp is not None:
+            self._sound[name] = (stamp, writers)
+            if self.mirror is not None:
+                self.mirror.put(str(self.storage.where(name)), stamp, content)
+
+    def is_sound(self, name: str, listing: Listing) -> bool:
+        """Return whether a shard is what its name says, to the bit; a damaged one is set aside."""
+        stamp = listing.files[name]
+        if name in self._sound and self._sound[name][0] == stamp:
+            return True
+        try:
+            rows, about = self._parse(name, stamp, check=True)
+            self._check(name, about, self.renamed(rows))
+        except FileNotFoundError:
+            return False
+        except Damage as damage:
+            self.set_aside(name, stamp, damage)
+            return False
+        writer = str(about["writer"])
+        self._sound[name] = (stamp, tuple(dict.fromkeys([str(about.get("artist", writer)), writer])))
+        return True
+
+    def holds(self, name: str) -> bool:
+        """Return whether a shard is there and sound; nothing is changed."""
+        try:
+            rows, about = parse_shard(self.storage.read(name))
+            self._check(name, about, self.renamed(rows))
+        except (FileNotFoundError, Damage):
+            return False
+        return True
+
+    def set_aside(self, name: str, stamp: Stamp, damage: Damage) -> None:
+        """Give a damaged file another name, with a warning, unless somebody has made it again by now."""
+        if self.storage.files().get(name) != stamp:
+            return
+        try:
+            kept = f"moved to {self.storage.set_aside(name)}"
+        except EvidenceError as error:
+            self._damaged[name] = stamp
+            kept = f"left in place: {error.message}"
+        where = self.storage.where(name)
+        text = told(f"{where}: damaged evidence ({damage}), {kept}; its images are missing now")
+        try:
+            warnings.warn(text, DamagedEvidence, stacklevel=6)
+        except DamagedEvidence:  # `-W error`: the images are made again all the same
+            print(text, file=sys.stderr)
+
+    def _parse(self, name: str, stamp: Stamp, *, check: bool) -> tuple[Rows, dict[str, Any]]:
+        """Parse a shard, from the mirror if it has it; what is remote is always checked."""
+        if self.mirror is None:
+            return parse_shard(self.storage.read(name), check=check)
+        where = str(self.storage.where(name))
+        copy = self.mirror.get(where, stamp)
+        if copy is not None:
+            try:
+                return parse_shard(copy)
+            except Damage:
+                self.mirror.forget(where, stamp)
+        content = self.storage.read(name)
+        shard = parse_shard(content)
+        self.mirror.put(where, stamp, content)
+        return shard
+
+    def _check(self, name: str, about: Mapping[str, Any], rows: Rows) -> None:
+        """Raise Damage for a shard of other images or columns than its name says, or of another folder."""
+        parts = read_shard_name(name)
+        if parts is None or range(about["start"], about["stop"]) != parts[0]:
+            raise Damage("its name is not that of its images")
+        check_owner(about, self.of)
+        columns, found = parts[1], columns_in(rows)
+        if columns and columns != set_of(found):
+            raise Damage("its name is not that of its columns")
+        if self._sets.setdefault(columns, found) != found:
+            raise Damage("other columns than the shards beside it")
+
+
+def check_owner(about: Mapping[str, Any], of: str) -> None:
+    """Raise Damage for a file of another checkpoint or draw; files had no such mark once."""
+    if about.get("of", of) != of:
+        raise Damage(f"it is of {about['of']}")
+
+
+def in_grid(n: int) -> Iterator[range]:
+    """Yield the images of each shard of the first `n`."""
+    return (range(start, min(start + SHARD, n)) for start in range(0, n, SHARD))
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Return the columns of several shards of the same images as one; what they share is the first one's."""
+    return {name: values for part in reversed(parts) for name, values in part.items()}
