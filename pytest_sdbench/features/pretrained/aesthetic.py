@@ -23,7 +23,7 @@ CLIP = WeightsFile(
     repository="openai/clip-vit-large-patch14",
     revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
     name="model.safetensors",
-    licence="MIT (OpenAI's CLIP)",
+    licence="MIT",
     size=1_710_540_580,
     sha256="a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
 )

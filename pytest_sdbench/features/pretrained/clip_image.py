@@ -22,7 +22,7 @@ WEIGHTS = WeightsFile(
     repository="openai/clip-vit-large-patch14-336",
     revision="ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
     name="pytorch_model.bin",
-    licence="MIT (OpenAI's CLIP)",
+    licence="MIT",
     size=1_711_974_081,
     sha256="c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801",
 )

@@ -38,11 +38,6 @@ class WeightsFile:
     """Where it is fetched; None: from the hub."""
 
     @property
-    def title(self) -> str:
-        """Return what messages and plans call it."""
-        return f"{self.repository} {self.name} (licence {self.licence})"
-
-    @property
     def place(self) -> Path:
         """Return where it lies in a data root."""
         return Path(self.repository) / self.name
@@ -111,7 +106,8 @@ def of_files(name: str, outputs: Mapping[str, int], files: Sequence[WeightsFile]
 
     def download(name: str) -> tuple[str, int | None]:
         lacking = [file for file in files if _cached(file) is None] or files
-        return " and ".join(file.title for file in lacking), sum(file.size for file in lacking)
+        licences = " and ".join(dict.fromkeys(file.licence for file in lacking))
+        return f"{name} (licence {licences})", sum(file.size for file in lacking)
 
     return Extractor(name, outputs, load, weights, describe, download=download)
 

@@ -22,7 +22,7 @@ WEIGHTS = WeightsFile(
     repository="yuvalkirstain/PickScore_v1",
     revision="a4e4367c6dfa7288a00c550414478f865b875800",
     name="model.safetensors",
-    licence="MIT (its code's; the model states none)",
+    licence="MIT for its code, none stated for the model",
     size=3_940_000_000,
     sha256=None,
 )
