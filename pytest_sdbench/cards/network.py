@@ -24,6 +24,16 @@ class Network:
     checkpoint: Checkpoint | None
     """None: a skeleton of the architecture."""
 
+    @property
+    def timed(self) -> str | Config:
+        """The U-Net that speed and memory are measured on; raises Unavailable for a quantised one."""
+        how = self.checkpoint.quantised("unet") if self.checkpoint is not None else None
+        if how is None:
+            return self.unet
+        what = f"speed and memory of a quantised U-Net ({how}) are not measured (yet)"
+        remedy = "They are measured on random weights in full precision, which would say nothing of it"
+        raise Unavailable(what, remedy=remedy)
+
 
 def checkpoint_of(card: Card, weights: Path | None = None, *, download: bool = False) -> Checkpoint:
     """Return a card's verified checkpoint, or `weights` in its place; raises as `resolve` and `verify`."""

@@ -130,7 +130,7 @@ def measure(
     modes = [mode for mode in MODES if mode in (modes or (MODES if on_cuda else ("eager",)))]
     alike: dict[str, tuple[str | Config, list[Card]]] = {}
     for card in cards:
-        network = named_network(card).unet
+        network = named_network(card).timed
         alike.setdefault(architecture_key(network), (network, []))[1].append(card)
     for network, those in alike.values():
         macs, found = unet_macs(network).total, Measurement(tuple(those), ())

@@ -6,14 +6,14 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import sha256_of
-from pytest_sdbench.models.conversion import convert_single_file
+from pytest_sdbench.models.conversion import Base, convert_single_file, fuse_lora
 from pytest_sdbench.models.layout import (
     CLASSES,
     COMPONENTS,
@@ -25,7 +25,7 @@ from pytest_sdbench.models.layout import (
     no_checkpoint,
     replaces,
 )
-from pytest_sdbench.models.lora import Base, fuse_lora
+from pytest_sdbench.models.quantised import quantised_words
 from pytest_sdbench.models.skeleton import known_keys
 from pytest_sdbench.models.specs import complete, local, locate, locate_lora, split_pair, unet_parts
 from pytest_sdbench.models.weights import WEIGHT_FILES, Weights, find_weights, read_json, unread
@@ -67,7 +67,13 @@ class Checkpoint:
         if (adapter := self.part(name) / "adapter_config.json").is_file():
             what = f"an adapter on the {name}, which is not supported (yet)"
             raise CheckpointError(what, file=adapter, remedy=f"{FUSE}. Or delete the file")
-        return find_weights(self.part(name), name)
+        return replace(find_weights(self.part(name), name), quantised=self.quantised(name) is not None)
+
+    def quantised(self, name: str) -> str | None:
+        """Return how a component's weights are quantised, in words; None where they are not."""
+        file = self.config_file(name)
+        config = read_json(file).get("quantization_config") if file.is_file() else None
+        return None if config is None else quantised_words(config)
 
     @property
     def unet_config(self) -> dict[str, Any]:
@@ -81,6 +87,9 @@ class Checkpoint:
         for name in COMPONENTS:
             weights = self.weights(name)
             judged = (weights.index or weights.files[0]).name
+            if (how := self.quantised(name)) is not None:
+                size = sum(file.stat().st_size for file in weights.files)
+                notes.append(f"{name}: quantised: {how}, {size:,} bytes")
             if rest := unread(self.part(name), weights):
                 notes.append(f"{name}: {judged} was judged, not {_some(rest)}")
             elif weights.variant:

@@ -128,6 +128,9 @@ def check_component(component: str, config: Mapping[str, Any], config_file: Path
 def _other_names(component: str, stored: list[str], expected: Shapes) -> tuple[str, str] | None:
     """Return what to say of weights whose names alone are others, as wrappers and other formats have."""
     first = min(stored)
+    if any(name.endswith("_weight_qdata") for name in stored):
+        remedy = "Put the config.json that was saved with them beside them"
+        return "parts of quantised tensors, and no quantization_config that says how to read them", remedy
     if any("lora" in name for name in stored):
         return (
             "weights with layers of a LoRA in them",

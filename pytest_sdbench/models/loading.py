@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.base.errors import CheckpointError, first_line
+from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
 from pytest_sdbench.models.weights import Weights, incomplete
 
 if TYPE_CHECKING:
     import torch
+
+NEWER = "Weights of 4 bits and float8 need kernels of a newer GPU or library: run it there"
 
 
 def load_model(name: str, folder: Path, weights: Weights, dtype: torch.dtype) -> Any:
@@ -37,6 +39,9 @@ def load_model(name: str, folder: Path, weights: Weights, dtype: torch.dtype) ->
             )
     except Exception as error:  # loaders fail in as many ways as there are wrong values
         found = f"{type(error).__name__}: {first_line(error)}"
+        if weights.quantised:
+            what, remedy = f"the quantised {name} cannot be loaded here", NEWER
+            raise Unavailable(what, file=folder, found=found, remedy=remedy) from error
         raise incomplete(f"{kind.__name__} cannot be loaded", folder, found=found) from error
     for key, what in (
         ("missing_keys", "left {} tensors at random values"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.base.errors import CheckpointError, first_line
+from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.layout import COMPONENTS
-from pytest_sdbench.models.loading import load_model, quiet
+from pytest_sdbench.models.loading import NEWER, load_model, quiet
+from pytest_sdbench.models.skeleton import unet_inputs
 from pytest_sdbench.models.values import check_calls, make_scheduler
 from pytest_sdbench.models.weights import COPY_AGAIN, incomplete
 
@@ -44,7 +45,24 @@ def load_pipeline(
             requires_safety_checker=False,
         )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    pipeline = pipeline.to(device)
+    if (how := checkpoint.quantised("unet")) is not None:
+        _try(pipeline.unet, how, checkpoint)
+    return pipeline
+
+
+def _try(unet: Any, how: str, checkpoint: Checkpoint) -> None:
+    """Raise ``Unavailable`` where a quantised U-Net has no kernel on its device."""
+    import torch
+
+    inputs = unet_inputs(checkpoint.unet_config, device=unet.device, dtype=unet.dtype)
+    try:
+        with torch.inference_mode():
+            unet(**inputs)
+    except Exception as error:  # a missing kernel shows in as many ways as there are kernels
+        what = f"the quantised U-Net, {how}, cannot be called on {unet.device}"
+        file = checkpoint.config_file("unet")
+        raise Unavailable(what, file=file, found=first_line(error), remedy=NEWER) from error
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Any:

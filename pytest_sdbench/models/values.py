@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError, CheckpointError, first_line
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.models.layout import COMPONENTS
+from pytest_sdbench.models.quantised import check_quantised
 from pytest_sdbench.models.skeleton import (
     OTHER_CONDITIONING,
     known_keys,
@@ -30,12 +30,7 @@ def check_values(checkpoint: Checkpoint) -> None:
     for name in COMPONENTS:
         config, file = checkpoint.config(name), checkpoint.config_file(name)
         if (quantised := config.get("quantization_config")) is not None:
-            method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
-            what, remedy = (
-                "quantised weights, which are not supported (yet)",
-                "Give the weights in float16 or more",
-            )
-            raise CheckpointError(what, file=file, key="quantization_config", found=method, remedy=remedy)
+            check_quantised(name, quantised, file)
         if (elsewhere := config.get("transformers_weights")) is not None:
             what, remedy = (
                 "a configuration that names a file of weights",

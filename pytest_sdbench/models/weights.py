@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 import re
@@ -12,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.base.errors import CheckpointError, first_line
+from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
 from pytest_sdbench.base.files import is_pointer
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ WEIGHT_FILES = {
 LARGEST_JSON, DEEPEST_JSON = 64 << 20, 64
 """Bytes, and lists and objects in each other: a tokenizer has 2 MB, a configuration three levels."""
 
+QUANTISED = 'Install it: pip install "pytest-sdbench[quantised]"'
 COPY_AGAIN = "Copy or download the checkpoint again"
 
 
@@ -54,6 +56,8 @@ class Weights:
     safetensors: bool
     index: Path | None
     """The JSON file that says which shard holds which tensor; None for a single file."""
+    quantised: bool = False
+    """Whether torchao wrote them: what is stored are parts of tensors."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,9 @@ def read_file(file: Path, inside: str | None = None) -> dict[str, torch.Tensor]:
 
 def open_tensors(weights: Weights) -> Callable[[Path, str], torch.Tensor]:
     """Return what reads one tensor of one of the files; each file is opened once."""
+    if weights.quantised:
+        whole = _quantised(weights)
+        return lambda file, name: _plain(whole[name])
 
     @cache
     def opened(file: Path) -> Any:
@@ -163,6 +170,11 @@ def open_tensors(weights: Weights) -> Callable[[Path, str], torch.Tensor]:
 
 def _stored(weights: Weights) -> Iterator[tuple[str, Path, tuple[int, ...], Callable[[str], torch.Tensor]]]:
     """Yield name, file and shape of every stored tensor, and what loads it by its name meanwhile."""
+    if weights.quantised:
+        whole = _quantised(weights)
+        for name, value in whole.items():
+            yield name, weights.files[0], tuple(value.shape), lambda name: _plain(whole[name])
+        return
     for file in weights.files:
         if weights.safetensors:
             with _open(file) as handle:
@@ -172,6 +184,45 @@ def _stored(weights: Weights) -> Iterator[tuple[str, Path, tuple[int, ...], Call
             content = _load_bin(file)
             for name, value in content.items():
                 yield name, file, tuple(value.shape), content.__getitem__
+
+
+def _quantised(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return the tensors that torchao put together from what is stored: quantised ones, and plain ones."""
+    import torch
+
+    if importlib.util.find_spec("torchao") is None:
+        what, remedy = "quantised weights are read by torchao, which is not installed here", QUANTISED
+        raise Unavailable(what, file=weights.files[0], remedy=remedy)
+    from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+    from torchao.prototype.safetensors.safetensors_utils import is_metadata_torchao
+
+    stored: dict[str, Any] = {}
+    about: dict[str, str] = {}
+    for file in weights.files:
+        if weights.safetensors:
+            with _open(file) as handle:
+                about |= handle.metadata() or {}
+                stored |= {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        else:
+            stored |= content if isinstance(content := _unpickle(file), dict) else {"": content}
+    if weights.safetensors and is_metadata_torchao(about):
+        try:
+            stored, rest = unflatten_tensor_state_dict(stored, about)
+        except Exception as error:  # it fails in as many ways as there are wrong entries
+            raise incomplete("damaged weights", weights.files[0], found=first_line(error)) from error
+        if rest or (lost := set(json.loads(about["tensor_names"])) - stored.keys()):
+            first = min(rest or lost)
+            raise incomplete("only parts of a quantised tensor", weights.files[0], key=first)
+    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in stored.items()):
+        raise incomplete("not a flat mapping of names to tensors", weights.files[0])
+    return stored
+
+
+def _plain(value: Any) -> torch.Tensor:
+    """Return the values that a quantised tensor stands for."""
+    ours = type(value).__module__.startswith("torchao")
+    found: torch.Tensor = value.dequantize() if ours else value
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -288,8 +288,8 @@ def sdbench_time(
         with sdbench_session.visible_progress() as progress:
             return measure_latency(
                 lambda: request.getfixturevalue("benchmark"),
-                sdbench_network.unet,
-                sdbench_baseline_network.unet if sdbench_baseline_network else None,
+                sdbench_network.timed,
+                sdbench_baseline_network.timed if sdbench_baseline_network else None,
                 device=sdbench_device,
                 dtype=getattr(torch, sdbench_dtype),
                 cache=sdbench_latencies,

@@ -117,7 +117,7 @@ def test_memory(
 
     from pytest_sdbench.models.latency import peak_memory
 
-    peak = peak_memory(sdbench_network.unet, device=sdbench_device, dtype=getattr(torch, sdbench_dtype))
+    peak = peak_memory(sdbench_network.timed, device=sdbench_device, dtype=getattr(torch, sdbench_dtype))
     place = network.Place(sdbench_device, sdbench_dtype)
     claim = network.memory_claim(sdbench_card, place)
     sdbench_conclude(

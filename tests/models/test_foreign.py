@@ -128,7 +128,7 @@ CASES: dict[str, tuple[Damage, str]] = {
         tensors(lambda name, value: (name, value.bool() if name == "conv_in.bias" else value)),
         "integers in the place of weights",
     ),
-    "quantised": (config(UNET_CONFIG, quantization_config={"quant_method": "bitsandbytes"}), "quantised"),
+    "quantised": (config(UNET_CONFIG, quantization_config={"quant_method": "magic"}), "quantised"),
     "quantised text": (config(TEXT_CONFIG, quantization_config=["?"]), "quantised weights"),
     "weights elsewhere": (
         config(TEXT_CONFIG, transformers_weights="x.safetensors"),

@@ -213,7 +213,7 @@ def test_it_needs_the_configuration_of_a_checkpoint(
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(conversion, "copy_settings", lambda *_: full(tmp_path))
+    monkeypatch.setattr(conversion, "_copy_settings", lambda *_: full(tmp_path))
     with pytest.raises(Unavailable, match=r"no room.*TMPDIR"):
         resolve(str(pristine_checkpoint), weights=file)
 
