@@ -25,7 +25,9 @@ import numpy as np
 from filelock import FileLock
 
 from benchmarks import options
-from benchmarks.gate.coverage_cells import Cell, Found, all_cells
+from benchmarks.gate import coverage_cells
+from benchmarks.gate.coverage_cells import Cell, Found
+from benchmarks.gate.coverage_features import feature_cells
 from benchmarks.gate.tables import chance_of
 from benchmarks.report import RESULTS, grid, load, paragraphs, save
 from pytest_sdbench.metrics.estimates import Undefined
@@ -74,6 +76,11 @@ class Sums:
         self.corrected += off
         self.corrected_squares += off**2
         self.error_squares += found.standard_error**2
+
+
+def all_cells() -> list[Cell]:
+    """Return the cells of every metric."""
+    return coverage_cells.all_cells() + feature_cells()
 
 
 def run(cell: Cell, path: Path, replicates: int | None = None) -> None:
