@@ -98,6 +98,14 @@ def _most_images(text: str) -> int | str:
     return int(text)
 
 
+def _kept_images(text: str) -> int | str:
+    if text in ("auto", "all"):
+        return text
+    if text != "none" and not text.isdecimal():
+        raise ValueError("give a whole number, all, none or auto")
+    return 0 if text == "none" else int(text)
+
+
 def _card_and_path(text: str) -> tuple[str, str]:
     card, _, path = text.partition("=")
     if not (card and path):
@@ -196,6 +204,14 @@ OPTIONS = {
             default=".sdbench",
             metavar="DIR|URL",
             check=_named,
+        ),
+        Option(
+            "--sdbench-keep-images",
+            "keep the pictures of the first N images of each draw in the store, and make those that lack; "
+            "auto: 64, or as many as a claim of fidelity compares, where images are made anyway",
+            default="auto",
+            metavar="N|all|none",
+            check=_kept_images,
         ),
         Option(
             "--sdbench-report",

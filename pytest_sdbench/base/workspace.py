@@ -22,3 +22,5 @@ class Workspace:
     """Whether weights that are missing may be downloaded."""
     progress: bool = True
     """Whether to show progress bars."""
+    keep_images: int | str = "auto"
+    """Images of a draw whose pictures are kept; `all`, or `auto`: some, where they are made anyway."""

@@ -40,12 +40,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "second", metavar="B", help=f"{what}; a U-Net's folder alone is joined to the base of the other"
     )
     names = ("--protocol", "--images", "--store", "--data", "--device", "--download", "--json")
-    share(command, *names, device="cpu")
+    share(command, *names, "--keep-images", device="cpu")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    workspace = Workspace(options.store, options.data, options.device, download=options.download)
+    place = options.store, options.data, options.device
+    workspace = Workspace(*place, download=options.download, keep_images=options.keep_images)
     found = compare(options.first, options.second, options.protocol, workspace, images=options.images)
     show(comparison_table(found))
     write_figures(figures(found), options.json)

@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": "say what this machine lacks for which card, and how to get it",
     "plan": "say what a run will cost before it starts: images, time, disk, downloads",
     "sample": "make the images of cards, as one of any number of processes that share a store",
+    "images": "write the pictures of a card as PNG files with their captions",
     "device": "measure what a U-Net call of the cards' networks takes on this device: latency, throughput, "
     "multiply-accumulates a second, peak memory",
     "draft": "write the card of a checkpoint",

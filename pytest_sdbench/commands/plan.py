@@ -25,6 +25,7 @@ from pytest_sdbench.store.folders import place_of
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     share(command, "cards", "--images", "--store", "--data", "--device", "--weights", "--json")
+    share(command, "--keep-images")
     command.add_argument("--dtype", choices=DTYPES, help="another precision than the protocol's")
     told = "plan for this protocol, in place of those that the cards are judged by; may be repeated"
     command.add_argument("--protocol", action="append", default=[], metavar="NAME", help=told)
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     device = torch_device(options.device, option="--device")
     made = plan(
         cards_of(options.cards),
-        Workspace(options.store, options.data, device, options.dtype),
+        Workspace(options.store, options.data, device, options.dtype, keep_images=options.keep_images),
         images=options.images,
         protocols=options.protocol,
         weights=weights_by_card(options.weights),
@@ -92,7 +93,7 @@ def _cells(row: Row) -> list[str]:
     if not row.missing:
         return [*counts, "-", "", "-"]
     time = "?" if row.seconds is None else f"{'>' if row.timed_in else ''}{duration(row.seconds)}"
-    return [*counts, time, row.basis, "?" if row.bytes is None else size_text(row.bytes)]
+    return [*counts, time, row.basis, "?" if row.bytes is None else size_text(row.bytes + row.picture_bytes)]
 
 
 def _totals(plan: Plan) -> str:
@@ -105,6 +106,9 @@ def _totals(plan: Plan) -> str:
     lines = [f"In all: {plan.missing:,} images to make: {time}"]
     if plan.bytes is not None:
         lines.append(f"        {size_text(plan.bytes)} of evidence in {told(plan.store)}")
+    if plan.picture_bytes:
+        most = "at most " if any(row.picture_basis == ESTIMATED for row in plan.counted) else ""
+        lines.append(f"        {most}{size_text(plan.picture_bytes)} of pictures beside it")
     if plan.download_bytes:
         lines.append(f"        about {size_text(plan.download_bytes)} of downloads")
     return "\n".join([*lines, ""])
@@ -126,6 +130,9 @@ def _explained(plan: Plan) -> list[str]:
             f"  decoding reckoned from it; {ALLOWANCE:.0%} on top for text, codec, extractors. "
             "Expect it within a factor of 2."
         )
+    if known := {row.picture_basis for row in rows if row.pictures}:
+        how = "by the pixels of a picture" if ESTIMATED in known else "by those that are kept already"
+        found.append(f"pictures: reckoned {how}; --keep-images N, all or none says how many are kept.")
     for precision in sorted({row.timed_in for row in rows if row.timed_in}):
         found.append(
             f">: timed in {precision}; the protocol draws in float16, which may take a CPU many times as "
@@ -150,7 +157,7 @@ def _space(plan: Plan) -> list[str]:
     notes = []
     store = place_of(str(plan.store))
     if isinstance(store, Path):
-        wanted.append((store, plan.bytes or 0))
+        wanted.append((store, (plan.bytes or 0) + plan.picture_bytes))
     else:
         notes.append(f"What is free in {told(store)} cannot be known from here.")
     disks: dict[int, tuple[Path, int]] = {}

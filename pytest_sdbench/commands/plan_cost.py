@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -20,10 +21,11 @@ from pytest_sdbench.commands.doctor import Finding, Search
 from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.commands.shared import named_card, weights_of
-from pytest_sdbench.evaluation.evidence import on_this_device, open_evidence
+from pytest_sdbench.evaluation.evidence import kept_images, on_this_device, open_evidence
 from pytest_sdbench.features.extractors import column_widths, extractor_of
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.gap import Gap
+from pytest_sdbench.store.pictures import pictures_range
 from pytest_sdbench.store.shard_folder import DamagedEvidence, in_grid
 from pytest_sdbench.store.shard_format import Rows
 from pytest_sdbench.store.shards import Evidence, Store
@@ -57,6 +59,12 @@ class Row:
     """Why there is no time."""
     bytes: int | None = None
     """Disk that the evidence of the missing images takes; None where that cannot be told."""
+    pictures: int = 0
+    """Images whose pictures would be kept of what is made."""
+    picture_bytes: int = 0
+    """Disk that these take."""
+    picture_basis: str = ""
+    """``measured`` on the kept ones of this draw, ``estimated`` from the resolution, or empty."""
     draw: str = ""
     """Equal for rows of which one's images are among the other's."""
     downloads: tuple[Download, ...] = ()
@@ -133,6 +141,11 @@ class Plan:
         return _total(row.bytes for row in self.counted)
 
     @property
+    def picture_bytes(self) -> int:
+        """Disk that the kept ones of their pictures take."""
+        return sum(row.picture_bytes for row in self.counted)
+
+    @property
     def downloads(self) -> dict[Download, list[str]]:
         """Everything to fetch, with the cards that need it."""
         found: dict[Download, dict[str, None]] = {}
@@ -193,6 +206,7 @@ def figures(made: Plan) -> dict[str, Any]:
             "images_to_make": made.missing,
             "seconds": made.seconds,
             "evidence_bytes": made.bytes,
+            "picture_bytes": made.picture_bytes,
             "download_bytes": made.download_bytes,
         },
         "rows": [
@@ -209,6 +223,9 @@ def figures(made: Plan) -> dict[str, Any]:
                 "timed_in": row.timed_in or None,
                 "untimed": row.untimed or None,
                 "evidence_bytes": row.bytes,
+                "pictures": row.pictures,
+                "picture_bytes": row.picture_bytes,
+                "picture_basis": row.picture_basis or None,
                 "draw": row.draw or None,
                 "downloads": [asdict(download) for download in row.downloads],
                 "lacking": [asdict(finding) for finding in row.findings if not finding.found],
@@ -238,6 +255,21 @@ def evidence_bytes(protocol: Protocol, gaps: Iterable[Gap], manifest: Mapping[st
                 beside = sum(file.stat().st_size for file in files) - sizes[which]
         total += sizes[which]
     return total + beside
+
+
+def picture_bytes(protocol: Protocol, count: int, evidence: Evidence | None) -> tuple[int, str]:
+    """Return the bytes that so many kept pictures take, and whether that was measured or estimated.
+
+    Measured is what the kept ones of this draw take; else no picture takes more than its pixels do.
+    """
+    if not count:
+        return 0, ""
+    files = evidence.storage.files() if evidence is not None else {}
+    kept = {name: images for name in files if (images := pictures_range(name)) is not None}
+    if number := sum(map(len, kept.values())):
+        return math.ceil(count * sum(files[name].size for name in kept) / number), MEASURED
+    # Five blocks of a tar: three headers, a prompt and a seed.
+    return count * (3 * protocol.sampling.resolution**2 + 5 * 512), ESTIMATED
 
 
 def _zeros(protocol: Protocol, gap: Gap) -> Rows:
@@ -301,12 +333,6 @@ class _Planner:
                 timed_in = self._stopwatch.dtype(drawn)
             except SdbenchError as error:
                 untimed = str(error)
-        try:
-            if gaps is None:
-                gaps = [Gap.of_all(images, column_widths(drawn)) for images in in_grid(drawn.n)]
-            size = evidence_bytes(drawn, gaps, evidence.manifest if evidence is not None else {})
-        except SdbenchError:  # an extractor that does not exist: it is among the findings
-            size = None
         extractors = [each.name for each in findings if (each.need, each.state) == ("extractor", "missing")]
         fetched = [each for each in map(extractor_download, extractors) if each is not None]
         of = checkpoint.fingerprint if checkpoint is not None else told(card.checkpoint or card.name)
@@ -320,11 +346,25 @@ class _Planner:
             basis="" if pace is None else basis,
             timed_in="" if timed_in == drawn.sampling.dtype else timed_in,
             untimed=untimed,
-            bytes=size,
             draw=f"{of}-{drawn.draw_fingerprint}",
             downloads=tuple(dict.fromkeys([*downloads, *fetched])),
             findings=findings,
+            **self._disk(drawn, gaps, evidence),
         )
+
+    def _disk(self, protocol: Protocol, gaps: list[Gap] | None, evidence: Evidence | None) -> dict[str, Any]:
+        """Return what a row says of the disk that the missing images take."""
+        try:
+            keep, _ = kept_images(protocol, self._workspace.keep_images)
+            if gaps is None:
+                whole = [Gap.of_all(images, column_widths(protocol)) for images in in_grid(protocol.n)]
+                gaps = [replace(gap, keeps=gap.images.start < keep) for gap in whole]
+            size = evidence_bytes(protocol, gaps, evidence.manifest if evidence is not None else {})
+        except SdbenchError:  # an extractor that does not exist: it is among the findings
+            return {"bytes": None}
+        pictures = sum(len(gap.images) for gap in gaps if gap.keeps)
+        disk, basis = picture_bytes(protocol, pictures, evidence)
+        return {"bytes": size, "pictures": pictures, "picture_bytes": disk, "picture_basis": basis}
 
 
 def _total(values: Iterable[Number | None]) -> Number | None:

@@ -41,7 +41,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("cards", nargs="+", type=Path, metavar="CARD", help="a card, or a folder of cards")
     told = "default: the card's"
     command.add_argument("--protocol", action="append", default=[], metavar="NAME", help=told)
-    share(command, "--images", "--store", "--data", "--device", "--weights", "--download")
+    share(command, "--images", "--store", "--data", "--device", "--weights", "--download", "--keep-images")
     told = "default: the largest that fits, found on the way"
     command.add_argument("--batch-size", type=int, metavar="N", help=told)
     told = "beside each other on a CPU; default: found"
@@ -138,7 +138,9 @@ def run(options: argparse.Namespace) -> int:
     names, world = own_names(cards_of(options.cards)), World.from_environment()
     world.share_cores()
     device = torch_device(options.device, option="--device", index=world.local_rank)
-    workspace = Workspace(options.store, options.data, device, download=options.download)
+    workspace = Workspace(
+        options.store, options.data, device, download=options.download, keep_images=options.keep_images
+    )
     weights = weights_of(names, weights_by_card(options.weights))
     # A process of this command makes images and ends: it may keep its memory.
     tuning = Tuning(batch_size=options.batch_size, workers=options.workers, keep_memory=True)

@@ -108,9 +108,11 @@ def find_card_of(text: str) -> Path:
 
 def own_words(error: SdbenchError, options: argparse.Namespace) -> str:
     """Return what an error says, with options called as this command calls them, and not as pytest does."""
-    return re.sub(
-        r"--sdbench-(\w+)", lambda found: f"--{found[1]}" if found[1] in options else found[0], str(error)
-    )
+
+    def own(found: re.Match[str]) -> str:
+        return f"--{found[1]}" if found[1].replace("-", "_") in options else found[0]
+
+    return re.sub(r"--sdbench-(\w+(?:-\w+)*)", own, str(error))
 
 
 def check_counts(options: argparse.Namespace, *names: str) -> None:

@@ -238,7 +238,7 @@ class _Finisher:
         rows = extractors.extract(self._through_codec(batch.images), batch.prompts, beside)
         own = {"seed": batch.seeds, "blacked_out": batch.blacked_out, "truncated": batch.truncated}
         self._rows.append({**rows, **own})
-        if gap.pictures:
+        if gap.keeps:
             self._batches.append(batch)
         if latents.indices[-1] == gap.images[-1]:
             self._write(gap)
@@ -261,7 +261,7 @@ class _Finisher:
         (rows, self._rows), (batches, self._batches) = (self._rows, []), (self._batches, [])
         shard = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
         pictures = None
-        if gap.pictures:
+        if gap.keeps:
             pictures = Pictures(
                 np.concatenate([batch.indices for batch in batches]),
                 np.concatenate([batch.seeds for batch in batches]),

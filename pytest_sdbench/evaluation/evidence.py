@@ -17,7 +17,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.engine import Setup, make
 from pytest_sdbench.evaluation.measuring import measure_kept
 from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
-from pytest_sdbench.features.extractors import column_keys, open_extractors
+from pytest_sdbench.features.extractors import column_keys, extractor_of, open_extractors
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import DRAWN, Protocol
 from pytest_sdbench.protocols.sections import SequentialSeeds
@@ -31,6 +31,10 @@ Load = Callable[[str], Any]
 """Makes the pipeline under test, given the name of a dtype."""
 
 
+_KEPT = 64
+"""Images of a draw whose pictures are kept where nobody says how many."""
+
+
 @dataclass(frozen=True)
 class Extras:
     """What a run wants of a draw beside, or instead of, what its protocol's metrics read."""
@@ -38,7 +42,8 @@ class Extras:
     columns: Mapping[str, str] | None = None
     """The key of each wanted column by its name in rows; None: those that the metrics read."""
     keep: int = 0
-    """The pictures of so many images, from the first one on and in whole shards, are kept."""
+    """The pictures of so many images, from the first one on and in whole shards, are needed, whatever the
+    workspace says."""
     reference: Evidence | None = None
     """Whose kept pictures paired extractors compare with."""
 
@@ -170,8 +175,21 @@ def open_evidence(
         },
     }
     columns = column_keys(protocol) if extras.columns is None else extras.columns
-    store, draw = Store(workspace.store), protocol.draw_fingerprint
-    return store.open(checkpoint.fingerprint, draw, manifest, columns, keep=extras.keep)
+    keep, insists = kept_images(protocol, workspace.keep_images, extras.keep)
+    key = checkpoint.fingerprint, protocol.draw_fingerprint
+    return Store(workspace.store).open(*key, manifest, columns, keep=keep, insists=insists)
+
+
+def kept_images(protocol: Protocol, asked: int | str, needed: int = 0) -> tuple[int, bool]:
+    """Return of how many images pictures are kept, and whether those that lack are drawn for that alone.
+
+    `asked` is what a workspace says. Raises ProtocolError for an extractor that does not exist.
+    """
+    if needed or asked != "auto":
+        number = asked if isinstance(asked, int) else protocol.n if asked == "all" else 0
+        return max(needed, number), True
+    paired = any(extractor_of(name).paired for name in protocol.extractors)
+    return max(_KEPT, protocol.n if paired else 0), False
 
 
 def on_this_device(protocol: Protocol, device: str) -> Protocol:

@@ -16,9 +16,11 @@ class Gap:
     rows: bool
     """Whether there is no shard of these images at all: seeds and flags are not known either."""
     pictures: bool
-    """Whether the pictures are wanted, and not there."""
+    """Whether the pictures are wanted for their own sake, and not there."""
     kept: bool
     """Whether the pictures are there."""
+    keeps: bool = False
+    """Whether the pictures are to be written where the images are drawn."""
 
     @classmethod
     def of_all(cls, images: range, columns: Iterable[str]) -> Gap:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from pathlib import Path
+from collections.abc import Callable, Container
 
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.pictures import (
     Pictures,
     format_pictures,
@@ -12,8 +12,12 @@ from pytest_sdbench.store.pictures import (
     pictures_name,
     pictures_names,
 )
-from pytest_sdbench.store.shard_folder import ShardFolder, check_owner
+from pytest_sdbench.store.shard_folder import ShardFolder, check_owner, say
 from pytest_sdbench.store.shard_format import SHARD, Damage
+
+
+class PicturesLost(UserWarning):
+    """Pictures that could not be kept, of images whose rows are."""
 
 
 def are_kept(images: range, files: Container[str]) -> bool:
@@ -21,12 +25,37 @@ def are_kept(images: range, files: Container[str]) -> bool:
     return bool(pictures_names(_from_border(images), files))
 
 
-def write_pictures(folder: ShardFolder, pictures: Pictures, writer: str) -> Path | str:
-    """Write the pictures of consecutive images of one shard, and return their path or URL."""
+def put_with_pictures(
+    folder: ShardFolder, pictures: Pictures, writer: str, put: Callable[[], None], *, insists: bool
+) -> None:
+    """Write the pictures of one shard and then, with `put`, its rows: these in any case.
+
+    Pictures that cannot be kept are an EvidenceError where they are insisted upon, else a warning; rows that
+    cannot are what `put` raises.
+    """
     drawn = pictures.images, pictures.indices, pictures.seeds, pictures.prompts
     name = pictures_name(range(int(pictures.indices[0]), int(pictures.indices[-1]) + 1))
-    folder.storage.write(name, format_pictures(*drawn, of=folder.of, writer=writer))
-    return folder.storage.where(name)
+    lost: EvidenceError | None = None
+    try:
+        folder.storage.write(name, format_pictures(*drawn, of=folder.of, writer=writer))
+    except EvidenceError as error:
+        lost = error
+    try:
+        put()
+    except EvidenceError as error:
+        if lost is not None:
+            raise
+        # They may have taken the room of the rows.
+        folder.storage.remove(name)
+        put()
+        lost = error
+    if lost is not None:
+        what = lost.message.replace("evidence cannot", "pictures cannot")
+        remedy = "The rows are kept. Make room and run again, or keep fewer: --sdbench-keep-images N|none"
+        found = EvidenceError(what, file=folder.storage.where(name), remedy=remedy)
+        if insists:
+            raise found from lost
+        say(str(found), PicturesLost)
 
 
 def holds_pictures(folder: ShardFolder, name: str) -> bool:

@@ -170,10 +170,7 @@ class ShardFolder:
             kept = f"left in place: {error.message}"
         where = self.storage.where(name)
         text = told(f"{where}: damaged evidence ({damage}), {kept}; its images are missing now")
-        try:
-            warnings.warn(text, DamagedEvidence, stacklevel=6)
-        except DamagedEvidence:  # `-W error`: the images are made again all the same
-            print(text, file=sys.stderr)
+        say(text, DamagedEvidence)
 
     def _parse(self, name: str, stamp: Stamp, *, check: bool) -> tuple[Rows, dict[str, Any]]:
         """Parse a shard, from the mirror if it has it; what is remote is always checked."""
@@ -202,6 +199,14 @@ class ShardFolder:
             raise Damage("its name is not that of its columns")
         if self._sets.setdefault(columns, found) != found:
             raise Damage("other columns than the shards beside it")
+
+
+def say(text: str, category: type[Warning]) -> None:
+    """Warn of something that ends nothing, also under `-W error`."""
+    try:
+        warnings.warn(text, category, stacklevel=7)
+    except category:
+        print(text, file=sys.stderr)
 
 
 def check_owner(about: Mapping[str, Any], of: str) -> None:

@@ -37,11 +37,11 @@ from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.files import TEMPORARY, json_mapping
 from pytest_sdbench.store.folders import ELSEWHERE, Stamp, Storage, open_storage
 from pytest_sdbench.store.gap import Gap
-from pytest_sdbench.store.kept import are_kept, read_pictures, write_pictures
+from pytest_sdbench.store.kept import are_kept, put_with_pictures, read_pictures
 from pytest_sdbench.store.leases import BEAT, SECONDS, Leases, Work
 from pytest_sdbench.store.mirror import Mirror
 from pytest_sdbench.store.older import older_folders
-from pytest_sdbench.store.pictures import Pictures
+from pytest_sdbench.store.pictures import Pictures, pictures_name
 from pytest_sdbench.store.shard_folder import Listing, ShardFolder, in_grid, joined
 from pytest_sdbench.store.shard_format import (
     DRAW,
@@ -78,13 +78,14 @@ class Store:
         columns: Mapping[str, str] | None = None,
         *,
         keep: int = 0,
+        insists: bool = True,
     ) -> Evidence:
         """Open the evidence of a checkpoint under a draw, both given by fingerprint.
 
         `manifest` is what this process would write down with its shards: device, versions, options and so on.
         `columns` are the wanted ones: the key of each by its name in rows. Of the first `keep` images the
-        pictures are wanted too. Nothing is written until the first shard is, so that a finished store may be
-        read-only.
+        pictures are wanted too; unless it `insists`, they are a by-product of drawing. Nothing is written
+        until the first shard is, so that a finished store may be read-only.
         """
         storage = open_storage(self.root)
         if isinstance(storage.root, Path) and storage.root.exists() and not storage.root.is_dir():
@@ -98,6 +99,7 @@ class Store:
             Leases(folder, seconds=self.lease_seconds, beat=self.beat),
             dict(columns or {}),
             keep,
+            insists,
             storage,
         )
 
@@ -113,6 +115,8 @@ class Evidence:
     """The key of each wanted column, by its name in rows. Where none is wanted, any shard will do."""
     keep: int = 0
     """The pictures of so many images, from the first one on and in whole shards, are wanted too."""
+    insists: bool = True
+    """Whether these are drawn for their own sake; else they are kept where images are drawn anyway."""
     _store: Storage | None = field(default=None, repr=False)
     """Where older folders may lie."""
     _prepared: set[str] = field(default_factory=set, repr=False)
@@ -179,9 +183,10 @@ class Evidence:
         """Write the rows of consecutive images from `start` on as one shard, and return its path or URL.
 
         `start` lies on the grid; there are at most `SHARD` rows; the first axis of every array is the image.
-        Then come the `pictures`, so that a disk that they fill up loses no row; without `rows` they come
-        alone. `artist` is the writer of the pictures that were measured, where they were not drawn just now.
-        Raises EvidenceError if the store cannot take them; nothing half-written is left then.
+        The `pictures` come first, so that rows without them are never left by a kill, but where both cannot
+        be had the rows are written alone; without `rows` pictures come alone. `artist` is the writer of the
+        pictures that were measured, where they were not drawn just now. Raises EvidenceError if the store
+        cannot take them; nothing half-written is left then. Pictures that are a by-product cost a warning.
         """
         counts = {name: len(values) for name, values in rows.items()}
         if pictures is not None:
@@ -190,18 +195,22 @@ class Evidence:
         if start % SHARD or not 0 < count <= SHARD or set(counts.values()) != {count}:
             raise ValueError(f"not a shard: start {start}, rows {counts}; the grid is {SHARD}")
         self.prepare()
-        images, where = range(start, start + count), self.folder
-        if rows:
-            arrays = {self.columns.get(name, name): values for name, values in rows.items()}
-            columns, writer = columns_in(arrays), self.writer
-            name = shard_name(images, columns)
-            content = format_shard(arrays, images, of=self.shards.of, writer=writer, artist=artist)
-            self.shards.put(name, content, columns, tuple(dict.fromkeys([artist or writer, writer])))
-            where = self.storage.where(name)
-        if pictures is not None:
-            where = write_pictures(self.shards, pictures, self.writer)
+        images, writer = range(start, start + count), self.writer
+        arrays = {self.columns.get(name, name): values for name, values in rows.items()}
+        columns = columns_in(arrays)
+        name = shard_name(images, columns)
+        content = format_shard(arrays, images, of=self.shards.of, writer=writer, artist=artist)
+
+        def put() -> None:
+            if rows:
+                self.shards.put(name, content, columns, tuple(dict.fromkeys([artist or writer, writer])))
+
+        if pictures is None:
+            put()
+        else:
+            put_with_pictures(self.shards, pictures, writer, put, insists=self.insists)
         self.leases.release(images)
-        return where
+        return self.storage.where(name if rows else pictures_name(images))
 
     def pictures(self, images: range) -> tuple[Pictures, str] | None:
         """Return the pictures of some images of one shard, and who drew them; None where they are not kept.
@@ -329,8 +338,10 @@ class Evidence:
     def _gap(self, images: range, look: _Look) -> Gap:
         parts, lacking = self._parts(images, frozenset(self.columns.values()), look)
         columns = frozenset(name for name, key in self.columns.items() if key in lacking)
-        kept = are_kept(images, look.own.files)
-        return Gap(images, columns, not parts, images.start < self.keep and not kept, kept)
+        kept, wanted = are_kept(images, look.own.files), images.start < self.keep
+        # With rows that are drawn anew come their pictures: those that are there may be another writer's.
+        keeps = wanted and not (kept and parts)
+        return Gap(images, columns, not parts, wanted and self.insists and not kept, kept, keeps)
 
     def _is_made(self, images: range, listings: Sequence[tuple[ShardFolder, Listing]]) -> bool:
         """Return whether nothing of these images is missing any more, as listings tell it."""
@@ -338,7 +349,8 @@ class Evidence:
         there = [each for each in known if each is not None]
         if not there or not frozenset(self.columns.values()) <= frozenset().union(*there):
             return False
-        return images.start >= self.keep or are_kept(images, listings[0][1].files)
+        enough = not self.insists or images.start >= self.keep
+        return enough or are_kept(images, listings[0][1].files)
 
 
 class _Look:

@@ -189,6 +189,7 @@ def sdbench_evaluate(
         sdbench_device,
         None if settings.dtype == "auto" else settings.dtype,
         settings.download,
+        keep_images=settings.keep_images if plain else 0,
     )
     done: dict[tuple[str, int | None], Evaluation | SdbenchError] = {}
     # A sequence comes back for more images: its pipeline is loaded once.

@@ -31,6 +31,8 @@ class Settings:
     dtype: str
     store: Path | str
     """A folder, or an fsspec URL."""
+    keep_images: int | str
+    """Images of each draw whose pictures are kept, `all` or `auto`."""
     report: tuple[Path, ...]
     update: bool
     budget: int | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections import namedtuple
@@ -142,10 +143,34 @@ class TestDisk:
     def test_the_figure_is_the_size_of_the_folder_that_a_run_leaves(self, tmp_path, card):
         for n in (20, 80):  # a part of a shard; a whole one and a part
             store = tmp_path / f"store-{n}"
-            reckoned = untimed(card, store, images=n).bytes
+            planned = untimed(card, store, images=n)
             make(card, store, n)
-            real = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
-            assert reckoned == pytest.approx(real, rel=0.05)
+            sizes = {file: file.stat().st_size for file in store.rglob("*") if file.is_file()}
+            pictures = sum(sizes.pop(file) for file in store.rglob("*.tar"))
+            assert planned.bytes == pytest.approx(sum(sizes.values()), rel=0.05)
+            assert 0 < pictures <= planned.picture_bytes
+
+    def test_kept_pictures_tell_what_others_take(self, store, card):
+        (file,) = store.rglob("*.tar")
+
+        def row(keep: int | str) -> Any:
+            (found,) = plan([card], Workspace(store, keep_images=keep), timing=False).rows
+            return found
+
+        assert (row("auto").pictures, row("auto").picture_bytes) == (0, 0)
+        assert (row("all").pictures, row("all").picture_basis) == (IMAGES - 64, "measured")
+        assert row("all").picture_bytes == math.ceil((IMAGES - 64) * file.stat().st_size / 64)
+        file.unlink()
+        assert (row("all").pictures, row("all").missing) == (IMAGES, IMAGES)
+        assert (row("all").picture_bytes, row("all").picture_basis) == (
+            IMAGES * (3 * 64**2 + 2560),
+            "estimated",
+        )
+
+    def test_pictures_of_weights_that_are_not_here_are_reckoned_by_their_pixels(self, tmp_path):
+        found = untimed(CARDS / "bk-sdm-tiny.md", tmp_path)
+        assert found.picture_bytes == 64 * (3 * 512**2 + 2560)
+        assert "at most 50.5 MB of pictures beside it" in report(found)
 
     def test_wide_features_take_more(self, tmp_path):
         """Two front ends of Inception and a CLIP score: 2048 + 1008 + 1 numbers of four bytes an image."""
@@ -363,6 +388,7 @@ class TestCommand:
             "images_to_make": made.missing,
             "seconds": made.seconds,
             "evidence_bytes": made.bytes,
+            "picture_bytes": made.picture_bytes,
             "download_bytes": 0,
         }
 

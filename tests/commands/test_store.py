@@ -13,6 +13,7 @@ import pytest
 
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.store.pictures import Pictures
 from pytest_sdbench.store.shard_format import shard_name
 from pytest_sdbench.store.shards import Evidence, Store
 from tests.store.remote import s3_server
@@ -169,3 +170,31 @@ def test_what_cannot_be_is_refused(tmp_path: Path, run: Run, capsys: pytest.Capt
     assert "--older-than: not a number of days" in capsys.readouterr().err
     assert main(["store", "ls", "--store", "gopher://store"]) == 2
     assert "not the URL of a store" in capsys.readouterr().err
+
+
+def drawn(images: range) -> Pictures:
+    prompts = tuple(f"prompt {index}" for index in images)
+    index = np.array(images)
+    return Pictures(index, index, prompts, np.zeros((len(images), 8, 8, 3), np.uint8))
+
+
+def test_pictures_are_counted_and_kept_unless_a_longer_file_has_them(root: str, run: Run) -> None:
+    evidence = fill(root, 30, 150)
+    for images in (range(30), range(64, 100), range(64, 128)):
+        evidence.write(images.start, {}, pictures=drawn(images))
+    (listed,) = json.loads(run("ls", "--json", "--store", root))
+    assert (listed["images"], listed["pictures"]) == (150, 30 + 64)
+    assert "pictures" in run("ls", "--store", root).splitlines()[0]
+    name = "pictures-00000064-00000100.tar"
+    assert f"{name}: in the shard of images 64 to 127" in run("gc", "--store", root)
+    left = {each for each in names(evidence) if each.startswith("pictures")}
+    assert left == {"pictures-00000000-00000030.tar", "pictures-00000064-00000128.tar"}
+
+
+def test_gc_keeps_short_pictures_where_the_longer_ones_are_damaged(root: str, run: Run) -> None:
+    evidence = fill(root, 64)
+    for images in (range(30), range(64)):
+        evidence.write(0, {}, pictures=drawn(images))
+    longer = evidence.storage.read("pictures-00000000-00000064.tar")
+    evidence.storage.write("pictures-00000000-00000064.tar", longer.replace(b"prompt 3", b"prompt 4"))
+    assert run("gc", "--store", root) == f"0 B removed from {root}\n"

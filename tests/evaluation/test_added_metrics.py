@@ -41,7 +41,7 @@ def score(pristine_checkpoint: Path, tmp_path: Path) -> Score:
 
     def score(store: str, metrics: dict[str, Any], **options: Any) -> Evaluation:
         protocol = own_protocol(tmp_path, n=N, steps=1, image=[{"jpeg": 75}], metrics=metrics)
-        workspace = Workspace(tmp_path / store, tmp_path, progress=False)
+        workspace = Workspace(tmp_path / store, tmp_path, progress=False, keep_images=0)
         return evaluate(Checkpoint("tiny", pristine_checkpoint), protocol, workspace, **options)
 
     return score

@@ -162,7 +162,7 @@ def test_pictures_are_kept_beside_rows_and_read_back(tmp_path: Path) -> None:
     more = evidence_of(tmp_path, "ab", keep=65)
     first, second = more.gaps(100)
     assert first == Gap(FIRST, frozenset("b"), rows=False, pictures=False, kept=True)
-    assert second == Gap(SECOND, frozenset("b"), rows=False, pictures=True, kept=False)
+    assert second == Gap(SECOND, frozenset("b"), rows=False, pictures=True, kept=False, keeps=True)
     assert not first.draws
     assert second.draws
     more.write(64, {}, pictures=drawn(SECOND))
@@ -180,7 +180,7 @@ def test_damaged_pictures_are_set_aside_and_cost_no_row(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert evidence.pictures(FIRST) is None
-    assert evidence.gaps(64) == [Gap(FIRST, frozenset(), rows=False, pictures=True, kept=False)]
+    assert evidence.gaps(64) == [Gap(FIRST, frozenset(), rows=False, pictures=True, kept=False, keeps=True)]
     assert lacking(evidence_of(tmp_path, "a"), 64) == {}
 
 
@@ -189,7 +189,7 @@ def test_a_disk_that_fills_up_with_pictures_loses_no_row(tmp_path: Path) -> None
     with files_no_longer_than(20_000), pytest.raises(EvidenceError, match=r"pictures-00000000.*Make room"):
         evidence.write(0, rows_of(FIRST, "a"), pictures=drawn(FIRST))
     assert files(evidence, "pictures") == files(evidence, ".tmp") == {}
-    assert evidence.gaps(64) == [Gap(FIRST, frozenset(), rows=False, pictures=True, kept=False)]
+    assert evidence.gaps(64) == [Gap(FIRST, frozenset(), rows=False, pictures=True, kept=False, keeps=True)]
 
 
 def test_a_lease_is_held_until_the_pictures_are_there_too(
