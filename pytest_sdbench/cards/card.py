@@ -42,7 +42,7 @@ from pytest_sdbench.cards.schema import (
 )
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.models.layout import LORA
-from pytest_sdbench.protocols.load import protocol_names
+from pytest_sdbench.protocols.load import declare_imported, protocol_names
 
 __all__ = [
     "Card",
@@ -145,6 +145,7 @@ def read_card_text(path: Path, text: str, *, search: Sequence[Path] = ()) -> Car
     _check_keys(front)
     check_yaml_1_1(front, ("sdbench",))
     known = protocol_names((path.parent, *search))
+    declare_imported((path.parent, *search))
     hub = "sdbench" not in front.data
     block = Block() if hub else read_block(front)
     for position, name in enumerate(block.protocols):

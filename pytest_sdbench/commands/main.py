@@ -24,6 +24,7 @@ COMMANDS = {
     "table": "write the result tables as GitHub markdown",
     "stats": "compute reference statistics of images, as an npz of mu and sigma",
     "score": "score images that another tool made, under a protocol",
+    "import": "take in what another tool says of each image, as a metric that a protocol declares",
     "compare": "score two checkpoints on the same prompts and seeds, and say how sure the difference is",
     "store": "look into an evidence store, or clean it up",
 }
@@ -87,4 +88,8 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def _module(name: str) -> Any:
     """Return the module of a command: it has `add_arguments(parser)` and `run(options)`."""
-    return import_module(f"pytest_sdbench.commands.{name}")
+    return import_module(f"pytest_sdbench.commands.{_MODULES.get(name, name)}")
+
+
+_MODULES = {"import": "import_scores"}
+"""Commands whose names no module can have."""

@@ -148,10 +148,9 @@ def _unpaired(protocol: Protocol, matching: Matching) -> dict[str, SdbenchError]
 
 def _without(protocol: Protocol, lacking: Mapping[str, SdbenchError]) -> Protocol:
     """Return a protocol without some metrics; raise why the first is lacking where none is left."""
-    metrics = {name: spec for name, spec in protocol.metrics.items() if name not in lacking}
-    if not metrics:
+    if not (left := protocol.without(lacking)).metrics:
         raise next(iter(lacking.values()))
-    return protocol.model_copy(update={"metrics": metrics})
+    return left
 
 
 def _stage(protocol: Protocol, images: ImageSet, stage: Stage | None) -> tuple[Stage, int]:

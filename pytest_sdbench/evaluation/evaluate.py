@@ -9,7 +9,7 @@ import datetime
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class References:
     statistics: Mapping[str, FeatureStatistics]
     """By metric."""
     lacking: Mapping[str, Unavailable]
-    """By metric: why they are not here."""
+    """By metric: why they, or the columns that it reads, are not here."""
 
     @classmethod
     def of(cls, protocol: Protocol, data_root: Path | None) -> References:
@@ -64,9 +64,8 @@ class References:
     def estimate(
         self, measured: Protocol, rows: Iterable[Rows], groups: Groups | None
     ) -> dict[str, Estimate | Undefined]:
-        """Return the metrics of rows, without those whose references are not here."""
-        found = estimate(measured, rows, self.statistics, groups)
-        return {metric: each for metric, each in found.items() if metric not in self.lacking}
+        """Return the metrics of rows, without those that lack what they need."""
+        return estimate(measured.without(self.lacking), rows, self.statistics, groups)
 
     def unverified(self) -> list[str]:
         """Return a note on each metric whose protocol does not say what its references must be."""
@@ -83,7 +82,7 @@ class Evaluation:
     """The scores of one checkpoint under one protocol, and where they come from."""
 
     estimates: Mapping[str, Estimate | Undefined]
-    """By metric; without those whose reference statistics are not on this machine."""
+    """By metric; without those that lack reference statistics or an extractor on this machine."""
     lacking: Mapping[str, Unavailable]
     """By metric: why it could not be computed here."""
     protocol: Protocol
@@ -175,7 +174,7 @@ def evaluate(
     comparable with no claim. `load` makes the pipeline (default: `load_pipeline`); it is not
     called, and no network is loaded, if all evidence is there. Scores depend on `tuning` by rounding alone.
     Where more than `max_images` are to be drawn, none is. `extras` says what else is wanted of the images.
-    A metric whose reference statistics are not here is left out with the reason in `lacking`.
+    A metric whose reference statistics or extractor is not here is left out with the reason in `lacking`.
 
     Raises Unavailable for data or weights that are not on this machine and for more than `max_images`,
     DataError and CheckpointError for what is damaged, EvidenceError for a store that cannot be used.
@@ -193,6 +192,7 @@ def evaluate(
         load=load,
         extras=extras,
     )
+    references = replace(references, lacking={**references.lacking, **made.lacking})
     rows = made.evidence.rows(measured.n)
     counts = {name: sum(int(shard[name].sum()) for shard in rows) for name in ("blacked_out", "truncated")}
     writers = made.evidence.writers(measured.n)

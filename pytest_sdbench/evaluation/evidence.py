@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.environment import device_name, versions
@@ -17,7 +18,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.engine import Setup, make
 from pytest_sdbench.evaluation.measuring import measure_kept
 from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
-from pytest_sdbench.features.extractors import column_keys, extractor_of, open_extractors
+from pytest_sdbench.features.extractors import column_keys, describe, extractor_of, open_extractors
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import DRAWN, Protocol
 from pytest_sdbench.protocols.sections import SequentialSeeds
@@ -61,6 +62,8 @@ class CompleteEvidence:
     """The protocol as this device could draw it."""
     images_made: int
     """Drawn by this call; the others were there, or others made them meanwhile."""
+    lacking: Mapping[str, Unavailable]
+    """By metric: why what it reads is neither known nor to be had here."""
 
 
 def make_evidence(
@@ -77,7 +80,8 @@ def make_evidence(
     """Make the images of a protocol that the store lacks, and what its extractors say of them.
 
     What is known is not made again: of each image those columns are added that lack. They are computed from
-    its picture where that is kept, else the image is drawn again.
+    its picture where that is kept, else the image is drawn again. A column whose extractor is not on this
+    machine is left out, with the reason in `lacking`, unless no metric is left then.
 
     Any number of processes and hosts may do so at once in one store: each makes the shards that no other is
     making, from the fraction `start_at` of them on. Arguments and errors are those of `evaluate`; what the
@@ -87,9 +91,11 @@ def make_evidence(
 
     prompts, device = load_prompts(protocol, workspace.data_root), workspace.device
     asked = protocol if workspace.dtype is None else protocol.with_dtype(workspace.dtype)
-    drawn, tuning = on_this_device(asked, device), tuning or Tuning()
-    evidence = open_evidence(workspace, checkpoint, drawn, batch_size=tuning.batch_size, extras=extras)
-    gaps, made = evidence.gaps(protocol.n), 0
+    tuning, made = tuning or Tuning(), 0
+    open_one = partial(open_evidence, workspace, checkpoint, batch_size=tuning.batch_size, extras=extras)
+    drawn, absent = to_be_had(on_this_device(asked, device), workspace, open_one)
+    evidence = open_one(drawn)
+    gaps = evidence.gaps(protocol.n)
     _check_number(gaps, max_images, protocol, evidence)
     if gaps:
         evidence.prepare()
@@ -119,7 +125,31 @@ def make_evidence(
             there = f"{protocol.n - lost:,} of {protocol.n:,} images are in the store"
             what, remedy = f"{there}: the others were removed meanwhile", "Run again: they are made anew"
             raise EvidenceError(what, file=evidence.folder, remedy=remedy)
-    return CompleteEvidence(evidence, prompts, drawn, made)
+    return CompleteEvidence(evidence, prompts, drawn, made, absent)
+
+
+def to_be_had(
+    protocol: Protocol, workspace: Workspace, open_one: Callable[[Protocol], Evidence]
+) -> tuple[Protocol, Mapping[str, Unavailable]]:
+    """Return a protocol without the metrics that nothing here can give, and why not, by metric.
+
+    What the store knows already needs no extractor. Raises Unavailable where no metric is left.
+    """
+    reasons: dict[str, Unavailable] = {}
+    for name in protocol.extractors:
+        can_load = workspace.download and extractor_of(name).download is not None
+        metrics = [metric for metric, spec in protocol.metrics.items() if spec.extractor == name]
+        others = [metric for metric in protocol.metrics if metric not in metrics]
+        try:
+            if not can_load and any(
+                gap.columns for gap in open_one(protocol.without(others)).gaps(protocol.n)
+            ):
+                describe(name, workspace.data_root)
+        except Unavailable as reason:
+            reasons |= dict.fromkeys(metrics, reason)
+    if len(reasons) == len(protocol.metrics):
+        raise next(iter(reasons.values()))
+    return protocol.without(reasons), reasons
 
 
 def _images_of(gaps: Iterable[Gap]) -> int:

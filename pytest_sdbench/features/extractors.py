@@ -11,6 +11,7 @@
 ``laion-aesthetic-v2``       LAION's aesthetic predictor: one number a picture
 ``clip-vit-l14-336``         CLIP ViT-L/14 at 336 pixels: 768 features of length one
 ``dinov2-vitl14``            DINOv2 ViT-L/14: 1024 features
+``imported:METRIC``          another tool; ``python -m pytest_sdbench import`` brings its values in
 =========================== ==========================================================================
 """
 
@@ -48,6 +49,7 @@ EXTRACTORS: Registry[Extractor] = Registry(
         "laion-aesthetic-v2": "pytest_sdbench.features.pretrained.aesthetic:LAION_AESTHETIC",
         "clip-vit-l14-336": "pytest_sdbench.features.pretrained.clip_image:CLIP_VIT_L_14_336",
         "dinov2-vitl14": "pytest_sdbench.features.pretrained.dinov2:DINOV2",
+        "imported:": "pytest_sdbench.features.imported:IMPORTED_VALUES",
     },
 )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from pytest_sdbench.base.errors import ProtocolError
+from pytest_sdbench.base.files import read_bounded
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import suggestion
-from pytest_sdbench.base.yaml import YamlFault, read_yaml_file
+from pytest_sdbench.base.yaml import LARGEST, YamlFault, read_yaml_file
 from pytest_sdbench.protocols.protocol import SEE, Protocol, validate
 
 
@@ -38,6 +40,18 @@ def load_protocol(name: str | Path, search: Sequence[Path] = ()) -> Protocol:
 def protocol_names(search: Sequence[Path] = ()) -> tuple[str, ...]:
     """Return the names that `load_protocol` knows."""
     return tuple(_files(search))
+
+
+def declare_imported(search: Sequence[Path]) -> None:
+    """Make the metrics known that protocols in these folders declare, so that cards may claim them.
+
+    A protocol that cannot be read declares nothing: whatever is measured under it says so.
+    """
+    packaged = reference() / "protocols"
+    for file in (file for files in _files(search).values() for file in files if file.parent != packaged):
+        with contextlib.suppress(OSError, ProtocolError):
+            if b"imported" in read_bounded(file, LARGEST):
+                load_protocol(file)
 
 
 def _files(search: Sequence[Path]) -> dict[str, list[Path]]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from pytest_sdbench.metrics.definition import Metric
+from pytest_sdbench.metrics.imported import imported_metric
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.sections import Name, Statistics, StrictModel
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class MetricSpec(StrictModel):
@@ -47,9 +50,50 @@ class ReferencedSpec(MetricSpec):
     statistics: Statistics
 
 
+IMPORTED = "imported:"
+"""Before the name of a metric: the extractor that stands for the tool whose values are imported."""
+
+
+class ImportedSpec(MetricSpec):
+    """A metric that the protocol itself declares, since another tool gives its values."""
+
+    kind: Literal["imported"]
+    label: Name
+    higher_is_better: bool
+    minimum: Finite | None = None
+    maximum: Finite | None = None
+    decimals: Annotated[int, Field(ge=0, le=9)] = 4
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_tool(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        name = str(value.get("metric"))
+        return {"label": name, **value, "extractor": f"{IMPORTED}{name}"}
+
+    def definition(self) -> Metric:
+        """Return the metric that is declared."""
+        return imported_metric(
+            self.metric,
+            self.label,
+            higher_is_better=self.higher_is_better,
+            minimum=self.minimum,
+            maximum=self.maximum,
+            decimals=self.decimals,
+        )
+
+
+def is_imported(spec: object) -> bool:
+    """Tell a metric that a protocol declares from one that is known, by what the protocol says of it."""
+    return isinstance(spec, Mapping) and spec.get("kind") == "imported"
+
+
 @cache
 def spec_type(metric: Metric) -> type[MetricSpec]:
     """Return the model of what a protocol may say of a metric."""
+    if metric.reads == "imported":
+        return ImportedSpec
     types = get_type_hints(metric.options, include_extras=True)
     options: dict[str, Any] = {each.name: (types[each.name], each.default) for each in fields(metric.options)}
     options["metric"] = (Literal.__getitem__(metric.name), metric.name)
@@ -65,5 +109,7 @@ def read_spec(value: object) -> MetricSpec:
     """Return what a protocol says of the metric that ``metric`` names; raises pydantic's ValidationError."""
     if isinstance(value, MetricSpec):
         return value
+    if is_imported(value):
+        return ImportedSpec.model_validate(value)
     known = isinstance(value, Mapping) and METRICS.get(str(value.get("metric")))
     return (spec_type(known) if known else MetricSpec).model_validate(value)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
@@ -29,11 +29,11 @@ from pydantic import (
     model_validator,
 )
 
-from pytest_sdbench.base.errors import ProtocolError
+from pytest_sdbench.base.errors import ProtocolError, SdbenchError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.schema import faults, suggestion
-from pytest_sdbench.metrics.registry import METRICS
-from pytest_sdbench.protocols.metric_specs import MetricSpec, read_spec, spec_type
+from pytest_sdbench.metrics.registry import METRICS, register_metric
+from pytest_sdbench.protocols.metric_specs import ImportedSpec, MetricSpec, is_imported, read_spec, spec_type
 from pytest_sdbench.protocols.sections import ImageStep, Name, Prompts, Sampling, Seeds, Source, StrictModel
 
 EMBEDDED = "embedded:"
@@ -70,8 +70,8 @@ class Protocol(StrictModel):
     def _name_metrics(cls, value: object) -> object:
         if not isinstance(value, Mapping):
             return value
-        for key in value:
-            if key not in METRICS:
+        for key, spec in value.items():
+            if key not in METRICS and not is_imported(spec):
                 near = suggestion(str(key), list(METRICS))
                 raise ValueError(f"unknown metric {key!r}. {near}Known are {', '.join(METRICS)}")
         named = {key: {"metric": key, **spec} for key, spec in value.items() if isinstance(spec, Mapping)}
@@ -84,6 +84,9 @@ class Protocol(StrictModel):
         for key in self.margins:
             if key not in self.metrics:
                 raise ValueError(f"margin of {key!r}, which is not a metric of this protocol")
+        for spec in self.metrics.values():
+            if isinstance(spec, ImportedSpec):
+                _declare(spec)
         if self.sampling.scheduler.must_be and self.sampling.scheduler.name != "checkpoint":
             raise ValueError("scheduler.must_be is for the checkpoint's own scheduler; this one is named")
         return self
@@ -131,6 +134,11 @@ class Protocol(StrictModel):
         """Return this protocol with its sequential generator elsewhere: another draw of the same scores."""
         return self._changed(seeds={**self.seeds.model_dump(), "device": device})
 
+    def without(self, metrics: Collection[str]) -> Protocol:
+        """Return this protocol without some of its metrics: the same draw."""
+        left = {name: spec for name, spec in self.metrics.items() if name not in metrics}
+        return self.model_copy(update={"metrics": left})
+
     def locate(self, file: str, data_root: Path | None) -> Path | None:
         """Return the path of a prompt or statistics file; None if a data root is needed and none is given."""
         if file.startswith(EMBEDDED):
@@ -160,6 +168,15 @@ class Protocol(StrictModel):
         return validate({**self.model_dump(), **fields}, self.path)
 
 
+def _declare(spec: ImportedSpec) -> None:
+    """Make a metric known that a protocol declares; raise ValueError where another one has its name."""
+    try:
+        register_metric(spec.definition())
+    except SdbenchError:
+        message = f"{spec.metric} is another metric elsewhere, in this package or in another protocol"
+        raise ValueError(f"{message}. Give it another name, or declare both alike") from None
+
+
 def validate(content: dict[str, Any], path: Path) -> Protocol:
     """Return the protocol that a file's content describes; raises ProtocolError with the first fault."""
     try:
@@ -173,7 +190,7 @@ def validate(content: dict[str, Any], path: Path) -> Protocol:
 
 def _shape() -> type[Protocol]:
     """Return the form of a protocol with all metrics that are known, for messages."""
-    specs: Any = Union.__getitem__(tuple(spec_type(metric) for metric in METRICS.values()))
+    specs: Any = Union.__getitem__((*map(spec_type, METRICS.values()), ImportedSpec))
     return create_model("Protocol", __base__=Protocol, metrics=(dict[str, specs], ...))
 
 

@@ -1,0 +1,260 @@
+"""Bring in what another tool says of each image: its scores become a column of evidence."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_sdbench.base.environment import torch_device
+from pytest_sdbench.base.errors import DataError, EvidenceError, ProtocolError
+from pytest_sdbench.base.files import json_mapping, read_bounded
+from pytest_sdbench.base.options import weights_by_card
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.cards.card import own_names
+from pytest_sdbench.cards.network import checkpoint_of
+from pytest_sdbench.commands.shared import find_card_of, first_images, named_card, share, show, weights_of
+from pytest_sdbench.metrics.definition import Metric
+from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.protocols.metric_specs import ImportedSpec
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.shard_folder import in_grid
+
+if TYPE_CHECKING:
+    from pytest_sdbench.store.shards import Evidence
+
+LARGEST = 1 << 28
+"""Bytes of a file of scores: a million lines have a tenth of that."""
+PROMPT_KEYS = ("prompt", "text", "caption")
+_FORM = "Write JSON lines or CSV: `value`, and `index` (from 0) or `prompt`, with `seed` where prompts repeat"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    told = "JSON lines (.jsonl) or CSV (.csv) with an image a line: its `value`, and its `index` (from 0) or "
+    told += "its `prompt`; `seed` tells images of one prompt apart, and is checked"
+    command.add_argument("scores", type=Path, metavar="SCORES", help=told)
+    told = "a metric that the protocol declares with `kind: imported`"
+    command.add_argument("--metric", required=True, metavar="NAME", help=told)
+    told = "whose images they are: a card's name or file"
+    command.add_argument("--card", required=True, metavar="CARD", help=told)
+    told = "take them in place of values that were imported before"
+    command.add_argument("--replace", action="store_true", help=told)
+    share(command, "--protocol", "--images", "--store", "--data", "--device", "--weights")
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a file of scores says of one image."""
+
+    where: str
+    """The line."""
+    value: float
+    index: int | None = None
+    prompt: str | None = None
+    seed: int | None = None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    from pytest_sdbench.evaluation.evidence import on_this_device, open_evidence
+    from pytest_sdbench.protocols.load import load_protocol
+    from pytest_sdbench.protocols.prompts import load_prompts
+
+    path = find_card_of(options.card)
+    names = own_names([path])
+    card = named_card(path, names[path])
+    protocol = load_protocol(options.protocol, search=(path.parent, Path.cwd(), Path.cwd() / "cards"))
+    metric = _declared(protocol, options.metric)
+    if options.images is not None:
+        protocol = first_images(protocol, options.images)
+    workspace = Workspace(options.store, options.data, torch_device(options.device, option="--device"))
+    values = list(read_values(options.scores, metric))
+    checkpoint = checkpoint_of(
+        card, weights_of(names, weights_by_card(options.weights)).get(path), download=False
+    )
+    others = [name for name in protocol.metrics if name != metric.name]
+    drawn = on_this_device(protocol.without(others), workspace.device)
+    evidence = open_evidence(workspace, checkpoint, drawn)
+    prompts = load_prompts(protocol, options.data)
+    column = metric.column(protocol.metrics[metric.name].extractor)
+    found = by_image(options.scores, values, prompts, _seeds(evidence, protocol.n))
+    if not evidence.missing(protocol.n):
+        known = np.concatenate([rows[column] for rows in evidence.rows(protocol.n)])
+        if (count := int((known != found).sum())) and not options.replace:
+            message = f"{count:,} other values of {metric.label} were imported before"
+            raise DataError(message, file=options.scores, remedy="To take these in their place: --replace")
+    _keep(evidence, column, found)
+    show(f"{card.name}: {protocol.name}: {metric.label} of {protocol.n:,} images, mean {found.mean():.6g}")
+    return 0
+
+
+def _declared(protocol: Protocol, name: str) -> Metric:
+    """Return the metric that another tool gives; raises ProtocolError for one that the protocol lacks."""
+    imported = [each for each, spec in protocol.metrics.items() if isinstance(spec, ImportedSpec)]
+    if name not in imported:
+        what = (
+            f"{protocol.name} computes this metric itself" if name in protocol.metrics else "no such metric"
+        )
+        remedy = f"Declare it: metrics: {{{name}: {{kind: imported, higher_is_better: true}}}}"
+        if imported:
+            remedy = f"Its imported metrics are {', '.join(imported)}. {remedy}"
+        raise ProtocolError(what, file=protocol.path, key=f"metrics.{name}", found=name, remedy=remedy)
+    return METRICS[name]
+
+
+def _seeds(evidence: Evidence, n: int) -> list[int]:
+    """Return the seed of each image; raises EvidenceError where some were not made."""
+    seeds: list[int] = []
+    for images in in_grid(n):
+        flags = evidence.flags(images)
+        if flags is None:
+            what = f"images {images.start} to {images.stop - 1} are not in the store"
+            remedy = (
+                "Scores are of images that were made: python -m pytest_sdbench images CARD OUT makes them"
+            )
+            raise EvidenceError(what, file=evidence.folder, remedy=remedy)
+        seeds += flags["seed"].tolist()
+    return seeds
+
+
+def _keep(evidence: Evidence, column: str, values: npt.NDArray[np.float32]) -> None:
+    for images in in_grid(len(values)):
+        flags = evidence.flags(images)
+        assert flags is not None
+        index = np.arange(images.start, images.stop)
+        evidence.write(images.start, {"index": index, **flags, column: values[images.start : images.stop]})
+
+
+# --- the file ---
+
+
+def read_values(path: Path, metric: Metric) -> Iterator[Value]:
+    """Yield what a file of scores says, line by line; raises DataError, which names the line.
+
+    The value stands under ``value``, ``score`` or the metric's name, within the metric's bounds.
+    """
+    try:
+        text = read_bounded(path, LARGEST).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the scores cannot be read: {error}", file=path, remedy=_FORM) from None
+    rows = _json_lines(path, text) if path.suffix in (".jsonl", ".ndjson", ".json") else _csv(path, text)
+    for where, row in rows:
+        keys = [key for key in ("value", "score", metric.name) if row.get(key) not in (None, "")]
+        if len(keys) != 1:
+            what = "several values" if keys else "no value"
+            raise DataError(what, file=path, key=where, found=sorted(map(str, row)), remedy=_FORM)
+        value = _number(path, f"{where}, {keys[0]}", row[keys[0]])
+        low = -math.inf if metric.minimum is None else metric.minimum
+        high = math.inf if metric.maximum is None else metric.maximum
+        if not math.isfinite(value) or not low <= value <= high:
+            message, found = f"not a value of {metric.label}", row[keys[0]]
+            raise DataError(
+                message, file=path, key=where, found=found, remedy=metric.scale[:1].upper() + metric.scale[1:]
+            )
+        told = {key: row.get(key) for key in ("index", "seed") if row.get(key) not in (None, "")}
+        numbers = {key: _whole(path, f"{where}, {key}", found) for key, found in told.items()}
+        prompt = next((str(row[key]) for key in PROMPT_KEYS if row.get(key) not in (None, "")), None)
+        if "index" not in numbers and prompt is None:
+            raise DataError("neither index nor prompt", file=path, key=where, found=sorted(row), remedy=_FORM)
+        yield Value(where, value, prompt=prompt, **numbers)
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json_mapping(line.encode())
+            except ValueError as error:
+                raise DataError(f"not JSON: {error}", file=path, key=f"line {number}", remedy=_FORM) from None
+            yield f"line {number}", row
+
+
+def _csv(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise csv.Error(f"not as many fields as the header has: {len(reader.fieldnames or ())}")
+            yield f"line {reader.line_num}", {name.strip(): value for name, value in row.items()}
+    except csv.Error as error:
+        line = f"line {reader.line_num}"
+        raise DataError(f"malformed CSV: {error}", file=path, key=line, remedy=_FORM) from None
+
+
+def _number(path: Path, where: str, found: object) -> float:
+    try:
+        return float(found)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise DataError("not a number", file=path, key=where, found=found, remedy=_FORM) from None
+
+
+def _whole(path: Path, where: str, found: object) -> int:
+    number = _number(path, where, found)
+    if isinstance(found, bool) or not number.is_integer():
+        raise DataError("not a whole number", file=path, key=where, found=found, remedy=_FORM)
+    return int(str(found)) if isinstance(found, int) or str(found).isdigit() else int(number)
+
+
+# --- the images ---
+
+
+def by_image(
+    file: Path, values: Sequence[Value], prompts: Sequence[str], seeds: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    """Return the value of each image, [n], in the order of the prompts; raises DataError.
+
+    Each has exactly one. A seed that a line has must be that of its image.
+    """
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(_plain(prompt), []).append(place)
+    found: dict[int, Value] = {}
+    for each in values:
+
+        def fault(message: str, said: object, remedy: str, each: Value = each) -> DataError:
+            return DataError(message, file=file, key=each.where, found=said, remedy=remedy)
+
+        meant = [] if each.index is None else [each.index]
+        if each.index is None:
+            meant = places.get(_plain(str(each.prompt)), [])
+            if len(meant) > 1 and each.seed is not None:
+                meant = [place for place in meant if seeds[place] == each.seed] or meant[:1]
+        if not meant:
+            remedy = "Correct it, or give the `index` of the image"
+            raise fault("no prompt of the protocol", each.prompt, remedy)
+        if len(meant) > 1:
+            raise fault(
+                f"{len(meant)} images are of this prompt", each.prompt, "Say which: `index`, or `seed`"
+            )
+        (index,) = meant
+        if not 0 <= index < len(prompts):
+            remedy = "Images are counted from 0; --images N takes the first ones alone"
+            raise fault(f"there are {len(prompts):,} images", index, remedy)
+        if each.prompt is not None and _plain(each.prompt) != _plain(prompts[index]):
+            raise fault(
+                f"image {index} has another prompt: {prompts[index]}", each.prompt, "Correct the index"
+            )
+        if each.seed is not None and each.seed != seeds[index]:
+            remedy = "Score the images of this protocol: python -m pytest_sdbench images CARD OUT"
+            raise fault(f"image {index} has the seed {seeds[index]}", each.seed, remedy)
+        if index in found:
+            raise fault(f"a second value of image {index}", found[index].where, "Keep one")
+        found[index] = each
+    if lacking := [index for index in range(len(prompts)) if index not in found]:
+        message = f"no value of {len(lacking):,} images, the first of them image {lacking[0]}"
+        remedy = "Score them as well, or take the first images alone: --images N"
+        raise DataError(message, file=file, found=prompts[lacking[0]], remedy=remedy)
+    return np.array([found[index].value for index in range(len(prompts))], np.float32)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())

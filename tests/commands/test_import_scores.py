@@ -1,0 +1,168 @@
+"""Scores of another tool: matched with their images, or refused with the line; then judged like others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytest_sdbench.base.errors import DataError, SdbenchError
+from pytest_sdbench.commands.import_scores import by_image, read_values
+from pytest_sdbench.commands.main import main
+from pytest_sdbench.metrics.imported import imported_metric
+from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.prompts import load_prompts
+from tests.project import make_card, make_project, make_protocol
+
+GENEVAL = imported_metric("geneval", "GenEval", higher_is_better=True, minimum=0, maximum=1)
+DECLARED = {"kind": "imported", "label": "GenEval", "higher_is_better": True, "minimum": 0, "maximum": 1}
+PROMPTS = ["a cat", "a dog", "a cat", "two owls, one hat"]
+SEEDS = [11, 22, 33, 44]
+N = 70
+
+
+@pytest.fixture(autouse=True)
+def _metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what the protocols of a test declare."""
+    monkeypatch.setattr(METRICS, "_loaded", dict(METRICS._loaded))
+
+
+def scores(folder: Path, text: str, name: str = "scores.jsonl") -> list[float]:
+    path = folder / name
+    path.write_text(text, encoding="utf-8", newline="")
+    values = list(read_values(path, GENEVAL))
+    return [float(each) for each in by_image(path, values, PROMPTS, SEEDS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("s.jsonl", '{"index": 1, "value": false}\n{"index": 0, "value": 0.25}\n\n'
+                    '{"index": 3, "value": true}\n{"index": 2, "value": 0.5}'),
+        ("s.csv", "index,value\n0,0.25\n1,0\n2,0.5\n3,1\n"),
+        ("s.csv", "\ufeffprompt,seed,score,model\r\na cat,33,0.5,x\r\na cat,11,.25,x\r\na dog,,0,x\r\n"
+                  '"two owls, one  hat",44,1,x\r\n'),
+        ("s.jsonl", "\n".join(json.dumps({"text": text, "seed": seed, "geneval": value})
+                              for text, seed, value in zip(PROMPTS, SEEDS, (0.25, 0, 0.5, 1), strict=True))),
+    ],
+)  # fmt: skip
+def test_every_value_finds_its_image(tmp_path: Path, name: str, text: str) -> None:
+    assert scores(tmp_path, text, name) == [0.25, 0, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"index": 0, "value": 1.5}, "at least 0 and at most 1"),
+        ({"index": 0, "value": float("nan")}, "not a value of GenEval"),
+        ({"index": 0, "value": "good"}, "not a number"),
+        ({"index": 0}, "no value"),
+        ({"index": 0, "value": 1, "score": 1}, "several values"),
+        ({"value": 1}, "neither index nor prompt"),
+        ({"index": 1.5, "value": 1}, "not a whole number"),
+        ({"index": 4, "value": 1}, "there are 4 images"),
+        ({"index": -1, "value": 1}, "there are 4 images"),
+        ({"prompt": "a fox", "value": 1}, "no prompt of the protocol"),
+        ({"prompt": "a cat", "value": 1}, "2 images are of this prompt"),
+        ({"prompt": "a cat", "seed": 12, "value": 1}, "the seed"),
+        ({"prompt": "a dog", "seed": 23, "value": 1}, "the seed 22"),
+        ({"index": 1, "prompt": "a cat", "value": 1}, "another prompt"),
+        (["index", 0], "no JSON object"),
+    ],
+)
+def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: object, words: str) -> None:
+    with pytest.raises(DataError, match="line 1") as refused:
+        scores(tmp_path, json.dumps(line))
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("s.csv", "index,value\n0,1\n1\n", "line 3"),
+        ("s.csv", "index,value\n0,1,2\n", "line 2"),
+        ("s.jsonl", "", "no value of 4 images"),
+        ("s.jsonl", '{"index": 0, "value": 1}', "no value of 3 images, the first of them image 1"),
+        ("s.jsonl", '{"index": 0, "value": 1}\n' * 2, "a second value of image 0"),
+        ("s.jsonl", '{"index": 0, "value": 1', "not JSON"),
+    ],
+)
+def test_a_file_that_is_wrong_is_explained(tmp_path: Path, name: str, text: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        scores(tmp_path, text, name)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"higher_is_better": None}, "higher_is_better"),
+        ({"maximun": 0}, "Did you mean 'maximum'"),
+        ({"minimum": float("inf")}, "minimum"),
+    ],
+)
+def test_a_declaration_that_is_wrong_is_named(tmp_path: Path, spec: dict[str, object], words: str) -> None:
+    path = make_protocol(tmp_path / "mini.yaml", metrics={"geneval": DECLARED | spec}, margins={})
+    with pytest.raises(SdbenchError, match=r"metrics\.geneval") as refused:
+        load_protocol(path)
+    assert words in str(refused.value)
+
+
+def test_two_protocols_declare_a_metric_alike_or_not_at_all(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        load_protocol(make_protocol(tmp_path / f"{name}.yaml", metrics={"geneval": DECLARED}, margins={}))
+    other = make_protocol(tmp_path / "three.yaml", metrics={"geneval": DECLARED | {"maximum": 2}}, margins={})
+    with pytest.raises(SdbenchError, match="another metric elsewhere"):
+        load_protocol(other)
+
+
+@pytest.mark.slow
+def test_imported_scores_are_judged_like_all_others(
+    pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    make_project(pytester.path, pristine_checkpoint)
+    cards = pytester.path / "cards"
+    kept = {"clip_score": {"model": "local:scenes-clip"}, "geneval": DECLARED}
+    margins = {"clip_score": 0.2, "geneval": 0.2}
+    protocol = load_protocol(make_protocol(cards / "protocols/mini.yaml", n=N, metrics=kept, margins=margins))
+    make_card(cards / "mini.md", claims={"GenEval": 0.9, "clip_score": 0.99})
+    command = ["import", "scores.jsonl", "--metric", "geneval", "--protocol", "mini", "--card", "mini"]
+
+    def judged() -> dict[str, str]:
+        pytester.runpytest("--sdbench", "cards/mini.md", "-m", "quality", "--sdbench-report=r.json")
+        rows = json.loads(Path("r.json").read_text(encoding="utf-8"))["results"]
+        return {
+            row["node_id"].partition("[mini-")[2][:-1]: f"{row['verdict']} {row['reason']}" for row in rows
+        }
+
+    before = judged()
+    assert before["geneval"].startswith("unavailable")
+    assert "import SCORES" in before["geneval"]
+    assert before["clip_score"].startswith("fail")
+    prompts = load_prompts(protocol)
+
+    def give(*values: int) -> None:
+        lines = [{"index": i, "prompt": prompts[i], "value": value} for i, value in enumerate(values)]
+        Path("scores.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+
+    give(*(int(i % 10 > 0) for i in range(N)))  # nine of ten images are right
+    assert main(command) == 0
+    assert judged()["geneval"].startswith("pass")
+    give(*(i % 2 for i in range(N)))
+    assert main(command) == 2
+    assert main([*command, "--replace"]) == 0
+    assert judged()["geneval"].startswith("fail")
+
+
+def test_the_mean_has_the_standard_error_of_its_prompts() -> None:
+    from pytest_sdbench.metrics.definition import NoOptions, Sample
+    from pytest_sdbench.metrics.estimates import Estimate
+
+    values = np.array([0, 1, 1, 0, 1, 1, 1, 0], np.float32)
+    found = GENEVAL.estimate(Sample([values], 8), None, NoOptions())
+    assert isinstance(found, Estimate)
+    assert found.value == 0.625
+    assert found.standard_error == pytest.approx(values.std(ddof=1) / 8**0.5)
