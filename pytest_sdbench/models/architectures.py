@@ -1,7 +1,8 @@
-"""Name the networks of Stable Diffusion v1 and of its block-removed students: plain data, no torch.
+"""Name the networks of Stable Diffusion v1, of its block-removed students and of SDXL: plain data, no torch.
 
 A card says ``architecture: bk-sdm-small`` and means the U-Net configuration of that name here; a
-configuration may also stand in the card itself. Text encoder and VAE are those of SD v1 in every system.
+configuration may also stand in the card itself. Text encoder and VAE are those of SD v1 in every system but
+SDXL, of which the U-Net alone is known here.
 
 Beware of one clash of names. segmind's ``small-sd`` is the architecture that BK-SDM calls *Base* (here
 ``bk-sdm-base``), not BK-SDM-*Small*; segmind's ``tiny-sd`` is BK-SDM-*Tiny* (``bk-sdm-tiny``).
@@ -48,6 +49,19 @@ _BK_TINY = _BK_SMALL | {
     "up_block_types": (_UP, _UP, _UP),
     "block_out_channels": (320, 640, 1280),
 }
+_SDXL = _SD_V1 | {
+    "sample_size": 128,
+    "down_block_types": ("DownBlock2D", _DOWN, _DOWN),
+    "up_block_types": (_UP, _UP, "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 
 ARCHITECTURES: Mapping[str, Config] = MappingProxyType(
     {
@@ -56,6 +70,7 @@ ARCHITECTURES: Mapping[str, Config] = MappingProxyType(
         "bk-sdm-small": MappingProxyType(_BK_SMALL),
         "bk-sdm-tiny": MappingProxyType(_BK_TINY),
         "bk-sdm-tiny-lcm": MappingProxyType(_BK_TINY | {"time_cond_proj_dim": 256}),
+        "sdxl": MappingProxyType(_SDXL),
     }
 )
 """U-Net configurations by name, as a card's ``sdbench.architecture`` gives it."""

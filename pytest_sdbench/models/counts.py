@@ -80,7 +80,7 @@ def unet_macs(architecture: str | Config) -> Macs:
     except Exception as error:  # a wrong value fails wherever it is used first
         what, remedy = "not a U-Net that can be called", "Compare it with the config.json of the unet folder"
         raise CardError(what, key="sdbench.architecture", found=first_line(error), remedy=remedy) from error
-    total, attention = sum(flops.values()), flops.get("bmm", 0) + flops.get("baddbmm", 0)
+    total, attention = flops
     return Macs(total=total // 2, conv_linear=(total - attention) // 2)
 
 
@@ -90,15 +90,27 @@ def decoder_macs(config: Config, side: int) -> int:
 
     model = vae_skeleton({key: value for key, value in config.items() if not key.startswith("_")}).eval()
     latents = torch.empty(1, model.config.latent_channels, side, side, device="meta")
-    return sum(_flops(model, lambda: model.decode(latents)).values()) // 2
+    return _flops(model, lambda: model.decode(latents))[0] // 2
 
 
-def _flops(model: Any, call: Callable[[], object]) -> dict[str, int]:
-    """Return the counter's FLOPs of a call by the kind of operation."""
+def _flops(model: Any, call: Callable[[], object]) -> tuple[int, int]:
+    """Return the counter's FLOPs of a call: all, and those of the products of attention.
+
+    A linear layer may be a batched product, too, as those of SD v2 and SDXL before and after attention are.
+    """
     import torch
+    from diffusers.models.attention_processor import Attention
     from torch.utils.flop_counter import FlopCounterMode
 
     model.set_default_attn_processor()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         call()
-    return {str(operation).split(".")[-1]: n for operation, n in counter.get_flop_counts()["Global"].items()}
+    counts, root = counter.get_flop_counts(), type(model).__name__
+    inside = [f"{root}.{name}" for name, module in model.named_modules() if isinstance(module, Attention)]
+    products = sum(
+        n
+        for name in inside
+        for operation, n in counts.get(name, {}).items()
+        if str(operation).split(".")[-1] in ("bmm", "baddbmm")
+    )
+    return sum(counts["Global"].values()), products

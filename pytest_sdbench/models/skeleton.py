@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _KEY = "sdbench.architecture"
 OTHER_CONDITIONING = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "num_class_embeds")
 """Keys of U-Nets that take other inputs than latents, a timestep and text."""
+_TEXT_TIME = "text_time"
+"""The `addition_embed_type` of SDXL: a pooled text state, and sizes and crops of the picture."""
+_TEXT_TIME_WIDTH = "projection_class_embeddings_input_dim"
 _MOST_LAYERS = 2000
 """Of a network: those of Stable Diffusion have 12. To build a million takes hours."""
 _LARGEST_SIDE = 1024
@@ -96,7 +99,7 @@ def unet_inputs(
     dtype: torch.dtype | None = None,
     batch: int = 1,
 ) -> dict[str, Any]:
-    """Make the keyword arguments of one U-Net call: latents, timestep, 77 text states, guidance.
+    """Make the keyword arguments of one U-Net call: latents, timestep, 77 text states, guidance; SDXL's, too.
 
     The latents have the ``sample_size`` of the configuration (64 where it has none).
     """
@@ -104,7 +107,7 @@ def unet_inputs(
 
     config = unet_config(architecture)
     for key in OTHER_CONDITIONING:
-        if config.get(key) is not None:
+        if config.get(key) is not None and config[key] != _TEXT_TIME:
             what = "only U-Nets conditioned on text, as SD v1's, are supported"
             remedy = "Leave the key out"
             raise CardError(what, key=f"{_KEY}.{key}", found=config[key], remedy=remedy)
@@ -130,7 +133,24 @@ def unet_inputs(
         name: torch.randn(shape, generator=generator).to(device=device, dtype=dtype or torch.float32)
         for name, shape in shapes.items()
     }
+    if config.get("addition_embed_type") == _TEXT_TIME:
+        inputs["added_cond_kwargs"] = {
+            name: torch.ones(batch, width, device=device, dtype=dtype or torch.float32)
+            for name, width in _text_time_widths(config).items()
+        }
     return inputs | {"timestep": torch.full((batch,), 500, dtype=torch.int64).to(device)}
+
+
+def _text_time_widths(config: Config) -> dict[str, int]:
+    """Return what SDXL's U-Net is told besides the text: six numbers, each embedded, and the pooled state."""
+    each, whole = (config.get(key) for key in ("addition_time_embed_dim", _TEXT_TIME_WIDTH))
+    if not (isinstance(each, int) and isinstance(whole, int) and 0 < 6 * each < whole <= 2**16):
+        what, remedy = (
+            "no width of SDXL's added text and sizes",
+            "SDXL's is 2816, with 256 for each of six sizes",
+        )
+        raise CardError(what, key=f"{_KEY}.{_TEXT_TIME_WIDTH}", found=whole, remedy=remedy)
+    return {"text_embeds": whole - 6 * each, "time_ids": 6}
 
 
 def text_encoder_skeleton(config: Config = SD_V1_TEXT_ENCODER) -> Any:

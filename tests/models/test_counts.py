@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
+from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.counts import component_sizes, unet_macs
 from pytest_sdbench.models.skeleton import unet_inputs, unet_skeleton
@@ -82,3 +83,42 @@ def test_fused_attention_really_run_counts_the_same() -> None:
 def test_the_latent_size_of_the_configuration_is_used() -> None:
     small, large = unet_macs(UNET), unet_macs(UNET | {"sample_size": 16})
     assert large.conv_linear > 3 * small.conv_linear
+
+
+def test_an_sdxl_u_net_is_counted_at_full_size() -> None:
+    assert component_sizes("sdxl") == {"unet": 2_567_463_684}
+    # (attentions, positions, channels) of each level, the middle and both ways; 77 tokens of text.
+    levels = [(2 * 2 + 3 * 2, 64 * 64, 640), (2 * 10 + 10 + 3 * 10, 32 * 32, 1280)]
+    macs = unet_macs("sdxl")
+    by_hand = sum(n * 2 * positions * channels * (positions + 77) for n, positions, channels in levels)
+    assert macs.total - macs.conv_linear == by_hand
+
+
+XL = UNET | {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 40,
+}
+
+
+def test_a_network_that_is_told_sizes_and_a_pooled_text_can_be_called() -> None:
+    inputs = unet_inputs(XL, device="cpu", batch=2)
+    assert {key: tuple(value.shape) for key, value in inputs["added_cond_kwargs"].items()} == {
+        "text_embeds": (2, 40 - 6 * 4),
+        "time_ids": (2, 6),
+    }
+    assert unet_skeleton(XL, device="cpu")(**inputs).sample.shape == (2, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"projection_class_embeddings_input_dim": 24}, "no width of SDXL"),
+        ({"addition_time_embed_dim": None}, "no width of SDXL"),
+        ({"addition_embed_type": "image"}, "only U-Nets conditioned on text"),
+    ],
+    ids=str,
+)
+def test_other_widths_and_conditions_are_refused(change: dict[str, object], says: str) -> None:
+    with pytest.raises(CardError, match=says):
+        unet_inputs(XL | change)

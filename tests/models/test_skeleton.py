@@ -84,7 +84,7 @@ def test_an_impossible_architecture_is_refused(wrong: Any, message: str) -> None
 
 def test_other_conditioning_than_text_is_refused() -> None:
     with pytest.raises(CardError, match="addition_embed_type"):
-        unet_inputs(UNET | {"addition_embed_type": "text_time"})
+        unet_inputs(UNET | {"addition_embed_type": "image"})
 
 
 def test_the_key_of_an_architecture_ignores_notes_defaults_and_sequence_types() -> None:
