@@ -191,11 +191,28 @@ def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Pat
     path = evidence_path(card.path, card.name, protocol.name)
     recorded = RecordedEvidence(checkpoint.fingerprint, protocol.fingerprint, found)
     known = read_recorded(path)
+    recorded = _with_metrics_of(known, recorded, protocol)
     kept = known if known is not None and _says_the_same(known, recorded) else recorded
     if kept.description is not None:
         return None
     # Images of the format before descriptions stay as they are, and gain one.
     return path if write_recorded(path, replace(kept, description=describe(checkpoint))) else None
+
+
+def _with_metrics_of(
+    known: RecordedEvidence | None, new: RecordedEvidence, protocol: Protocol
+) -> RecordedEvidence:
+    """Return new evidence with what is known of metrics that this machine lacks the references for.
+
+    The protocol may have gained metrics since: that changes nothing of the others.
+    """
+    if known is None or known.checkpoint_fingerprint != new.checkpoint_fingerprint:
+        return new
+    if known.protocol_fingerprint == new.protocol_fingerprint or not protocol.covers(
+        known.protocol_fingerprint
+    ):
+        return new
+    return replace(new, looks={n: {**known.looks.get(n, {}), **each} for n, each in new.looks.items()})
 
 
 def _says_the_same(known: RecordedEvidence, new: RecordedEvidence) -> bool:

@@ -27,6 +27,8 @@ from pytest_sdbench.store.shard_format import (
     set_of,
 )
 
+_NONE: frozenset[str] = frozenset()
+
 
 class DamagedEvidence(UserWarning):
     """A file of evidence that was damaged and has been set aside; it will be made again."""
@@ -88,7 +90,7 @@ class ShardFolder:
         """Return the columns of a set of this listing; the first sound shard of it says which they are."""
         if of not in self._sets:
             next(filter(lambda name: self.is_sound(name, listing), listing.of_set(of)), None)
-        return self._sets.get(of, frozenset())
+        return self._sets.get(of, _NONE)
 
     def covering(
         self, wanted: range, columns: frozenset[str], listing: Listing
@@ -98,14 +100,14 @@ class ShardFolder:
         Where no columns are wanted, or none is there, one sound shard of any columns is returned, if there is
         one.
         """
-        there = {name: self.columns(of, listing) for of, name in listing.holding(wanted)}
-        best = sorted(there, key=lambda name: -len(there[name] & columns))  # the longest of equal ones first
+        there = [(self.columns(of, listing), name) for of, name in listing.holding(wanted)]
+        if len(there) > 1:
+            there.sort(key=lambda each: -len(each[0] & columns))  # of equal ones the longest stays first
         found: list[str] = []
-        for name in best:
-            useful = there[name] & columns
-            if (useful or not found) and self.is_sound(name, listing):
+        for held, name in there:
+            if (not found or columns & held) and self.is_sound(name, listing):
                 found.append(name)
-                columns -= useful
+                columns -= held
             if found and not columns:
                 break
         return found, columns

@@ -287,7 +287,7 @@ class Evidence:
                     raise EvidenceError(f"{what} since it was opened", file=path, remedy=_AGAIN) from None
             rows = {
                 names.get(key, key): values[: len(wanted)]
-                for key, values in joined(found).items()
+                for key, values in (joined(found) if len(found) > 1 else found[0]).items()
                 if key in names or key in DRAW or not names
             }
             shape = {name: values.shape[1:] for name, values in rows.items()}

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.store.pictures import Pictures
+from pytest_sdbench.store.pictures import Pictures, pictures_name
 from pytest_sdbench.store.shard_format import shard_name
 from pytest_sdbench.store.shards import Evidence, Store
 from tests.store.remote import s3_server
@@ -101,11 +101,16 @@ def test_gc_keeps_what_a_run_needs(root: str, run: Run) -> None:
     for name in fresh:
         evidence.storage.write(name, b"{}")
     evidence.storage.write("shard-00000000-00000064.safetensors.damaged", b"bad")
+    evidence.write(0, {"other": np.zeros(30)})  # of other columns: none of the longer ones has them
+    for n in (30, 64):
+        pixels = np.zeros((n, 8, 8, 3), np.uint8)
+        evidence.write(0, {}, pictures=Pictures(np.arange(n), np.arange(n), ("",) * n, pixels))
     before = names(evidence)
     gone = {
         "shard-00000000-00000064.safetensors.damaged",
         shard_name(range(30), ["value"]),
         shard_name(range(64, 100), ["value"]),
+        pictures_name(range(30)),
     }
     assert gone < before
     said = run("gc", "--dry-run", "--store", root)
@@ -113,6 +118,8 @@ def test_gc_keeps_what_a_run_needs(root: str, run: Run) -> None:
     assert "would be removed" in said
     for name in gone:
         assert f"{evidence.storage.where(name)}: " in said
+    (listed,) = json.loads(run("ls", "--json", "--store", root))
+    assert (listed["images"], listed["pictures"]) == (150, 64)
     assert run("gc", "--store", root) == said.replace("would be removed", "removed")
     assert names(evidence) == before - gone
     assert Store(root).open("c" * 16, "d" * 16, {}).missing(150) == []

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_sdbench.base.errors import DataError, EvidenceError
 from pytest_sdbench.cards.card import Card, read_card
-from pytest_sdbench.gate.calibration import Calibration, calibration_path, write_calibration
+from pytest_sdbench.gate.calibration import Calibration, calibration_path, read_calibration, write_calibration
 from pytest_sdbench.gate.pairing import RecordedEvidence, evidence_path, write_recorded
 from pytest_sdbench.gate.quality import Judgement, claim_errors, judge
 from pytest_sdbench.gate.verdict import Outcome, Verdict, smallest_margin
@@ -184,6 +184,27 @@ class TestPairing:
         assert verdict.outcome is Outcome.PASS
         assert "paired" in verdict.reason
         assert verdict.figures["error"] < 1e-8
+
+    @pytest.mark.parametrize("lacking", ["fid", "clip_score"])
+    def test_what_was_recorded_before_the_protocol_gained_a_metric_is_of_it(
+        self, desk: Desk, lacking: str
+    ) -> None:
+        metrics = {name: spec for name, spec in desk.protocol.metrics.items() if name != lacking}
+        earlier = desk.protocol.model_copy(update={"metrics": metrics}).fingerprint
+        own, score = (
+            images(0.3, 0.01, metric="fid" if lacking == "clip_score" else "clip_score"),
+            images(0.3, 0.01),
+        )
+        desk.keep(own, fingerprint=earlier)
+        desk.calibrate(*SEEDS, fingerprint=earlier)
+        desk.claim(0.3, 0.3, desk.record(0.3, 0.01, device="here", protocol_fingerprint=earlier))
+        verdict = desk.verdict(score, checkpoint=OWN)
+        if lacking == "fid":
+            assert verdict.figures["error"] < 1e-8, "paired with the images of the record"
+        else:  # the record of a metric that the protocol did not have is of another protocol
+            assert "paired" not in verdict.reason
+            assert "has changed since" in verdict.reason
+        assert read_calibration(desk.protocol) is not None
 
     @pytest.mark.parametrize(("worse", "outcome"), [(0.0005, Outcome.PASS), (0.0125, Outcome.FAIL)])
     def test_a_small_change_of_every_image_is_told_from_the_margin(
