@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from pytest_sdbench.gate.pairing import (
 )
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.changes import Description
+from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.layout import COMPONENTS
+from pytest_sdbench.protocols.load import load_protocol
 from tests.gate.helpers import Run, report
 from tests.project import IMAGES, make_card, make_project
 
@@ -112,6 +115,32 @@ def test_damaged_evidence_is_named_and_fails(run: Run, project: Path, pytester: 
     place.unlink()
     run("--sdbench-update")
     assert place.read_bytes() == content
+
+
+def test_a_metric_is_added_to_what_is_recorded_of_the_others(
+    project: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the references of another are not at hand, its images stay."""
+    card = read_card(project)
+    protocol = load_protocol("mini", search=(project.parent,))
+    checkpoint = resolve(card.checkpoint, card=card.name, near=project.parent)
+    earlier = protocol.model_copy(update={"metrics": {"fid": protocol.metrics["fid"]}})
+    fid, clip = (
+        Estimate(metric, 1.5, 0.25, IMAGES, 1.25, influence=np.linspace(-1, 1, IMAGES))
+        for metric in ("fid", "clip_score")
+    )
+    place = evidence_path(project, card.name, "mini")
+    write_recorded(
+        place, RecordedEvidence(checkpoint.fingerprint, earlier.fingerprint, {IMAGES: {"fid": fid}})
+    )
+    found = SimpleNamespace(estimates={"clip_score": clip})
+    monkeypatch.setattr("pytest_sdbench.evaluation.evaluate.evaluate", lambda *_, **__: found)
+    assert record_evidence(card, "mini", Workspace("store")) == place
+    recorded = read_recorded(place)
+    assert recorded is not None
+    assert recorded.protocol_fingerprint == protocol.fingerprint
+    assert set(recorded.looks[IMAGES]) == {"fid", "clip_score"}
+    assert record_evidence(card, "mini", Workspace("store")) is None
 
 
 class TestFile:
