@@ -77,9 +77,8 @@ class Coverage:
         for contents in self._contents.values():
             counts = np.unique(np.concatenate(contents), axis=0, return_counts=True)[1]
             pairs.append(float(np.square(counts).sum()))
-        # The number of units is fixed, which that of Poisson is not.
-        fixed = float(self.changes.sum()) ** 2 / self.count
-        return max(_share_of_jackknife(*pairs) * pairs[0] - fixed, 0.0) / self.real**2
+        jackknife = float(np.square(self.changes - self.changes.mean()).sum())
+        return _share_of_jackknife(*pairs) * jackknife / self.real**2
 
 
 def _share_of_jackknife(one: float, two: float, three: float) -> float:
