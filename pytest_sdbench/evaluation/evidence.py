@@ -18,7 +18,15 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.engine import Setup, make
 from pytest_sdbench.evaluation.measuring import measure_kept
 from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
-from pytest_sdbench.features.extractors import column_keys, describe, extractor_of, open_extractors
+from pytest_sdbench.features.extractors import (
+    column_keys,
+    describe,
+    extractor_of,
+    identity,
+    open_extractors,
+    outputs_of,
+)
+from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import DRAWN, Protocol
 from pytest_sdbench.protocols.sections import SequentialSeeds
@@ -93,9 +101,8 @@ def make_evidence(
     asked = protocol if workspace.dtype is None else protocol.with_dtype(workspace.dtype)
     tuning, made = tuning or Tuning(), 0
     open_one = partial(open_evidence, workspace, checkpoint, batch_size=tuning.batch_size, extras=extras)
-    drawn, absent = to_be_had(on_this_device(asked, device), workspace, open_one)
-    evidence = open_one(drawn)
-    gaps = evidence.gaps(protocol.n)
+    asked = on_this_device(asked, device)
+    drawn, evidence, gaps, absent = _open_what_can_be_had(asked, workspace, open_one)
     _check_number(gaps, max_images, protocol, evidence)
     if gaps:
         evidence.prepare()
@@ -128,28 +135,41 @@ def make_evidence(
     return CompleteEvidence(evidence, prompts, drawn, made, absent)
 
 
-def to_be_had(
+def _open_what_can_be_had(
     protocol: Protocol, workspace: Workspace, open_one: Callable[[Protocol], Evidence]
-) -> tuple[Protocol, Mapping[str, Unavailable]]:
-    """Return a protocol without the metrics that nothing here can give, and why not, by metric.
+) -> tuple[Protocol, Evidence, list[Gap], Mapping[str, Unavailable]]:
+    """Return a protocol without the metrics that nothing here can give, its evidence and gaps, and why.
 
     What the store knows already needs no extractor. Raises Unavailable where no metric is left.
     """
     reasons: dict[str, Unavailable] = {}
-    for name in protocol.extractors:
-        can_load = workspace.download and extractor_of(name).download is not None
-        metrics = [metric for metric, spec in protocol.metrics.items() if spec.extractor == name]
-        others = [metric for metric in protocol.metrics if metric not in metrics]
-        try:
-            if not can_load and any(
-                gap.columns for gap in open_one(protocol.without(others)).gaps(protocol.n)
-            ):
-                describe(name, workspace.data_root)
-        except Unavailable as reason:
-            reasons |= dict.fromkeys(metrics, reason)
-    if len(reasons) == len(protocol.metrics):
-        raise next(iter(reasons.values()))
-    return protocol.without(reasons), reasons
+
+    def leave_out(extractors: Iterable[str], ask: Callable[[str], object]) -> Protocol:
+        for name in extractors:
+            try:
+                ask(name)
+            except Unavailable as reason:
+                reasons.update(
+                    {metric: reason for metric, spec in protocol.metrics.items() if spec.extractor == name}
+                )
+        if len(reasons) == len(protocol.metrics):
+            raise next(iter(reasons.values()))
+        return protocol.without(reasons)
+
+    left = leave_out(protocol.extractors, identity)
+    evidence = open_one(left)
+    gaps = evidence.gaps(protocol.n)
+    lacking = {name for gap in gaps for name in gap.columns}
+    needed = [
+        name
+        for name, outputs in outputs_of(left).items()
+        if any(column(name, output) in lacking for output in outputs)
+        and not (workspace.download and extractor_of(name).download is not None)
+    ]
+    if (fewer := leave_out(needed, lambda name: describe(name, workspace.data_root))).metrics != left.metrics:
+        evidence = open_one(fewer)
+        gaps = evidence.gaps(protocol.n)
+    return fewer, evidence, gaps, reasons
 
 
 def _images_of(gaps: Iterable[Gap]) -> int:
