@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.base.paths import real
 from pytest_sdbench.features import captions
 from pytest_sdbench.features.archives import SUFFIXES, Read, Source, around, is_image, open_sources, readable
 from pytest_sdbench.features.pixels import open_picture, pixels_of
@@ -78,7 +79,7 @@ def open_images(sources: Sequence[str | Path]) -> ImageSet:
     pictures: list[Picture] = []
     passed_over: Counter[str] = Counter()
     opened = [opened for text in sources for opened in open_sources(text)]
-    for path, count in Counter(source.path.resolve() for source in opened).items():
+    for path, count in Counter(real(source.path) for source in opened).items():
         if count > 1:
             raise DataError(f"this is given {count} times", file=path, remedy="Give it once")
     for source in opened:

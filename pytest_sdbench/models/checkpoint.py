@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import sha256_of
-from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.paths import real, reference
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot
 from pytest_sdbench.models.layout import (
     CLASSES,
@@ -161,7 +162,7 @@ def resolve(
     machine, and ``CheckpointError`` where a folder is named that is none.
     """
     if weights is not None:
-        return _override(spec, Path(weights).expanduser().resolve(), card, near, download)
+        return _override(spec, real(weights), card, near, download)
     if spec is None:
         remedy = f"Give the weights: --sdbench-weights {card}=PATH"
         raise Unavailable("the card names no checkpoint", key="sdbench.checkpoint", remedy=remedy)
@@ -232,7 +233,7 @@ def _digest(real: Path, size: int, changed: int) -> str:
 def _file_digest(path: Path) -> str:
     """SHA-256 of a file; remembered in this process by real path, size and time of change."""
     status = path.stat()
-    return _digest(path.resolve(), status.st_size, status.st_mtime_ns)
+    return _digest(real(path), status.st_size, status.st_mtime_ns)
 
 
 _NOTES = {
@@ -291,7 +292,7 @@ def _locate(
         known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
         remedy = f"Embedded checkpoints: {', '.join(known)}"
     elif spec.startswith((".", "/", "~")):
-        folder = ((near or Path.cwd()) / Path(spec).expanduser()).resolve()
+        folder = real((near or Path.cwd()) / os.path.expanduser(spec))
         remedy = f"Put the checkpoint there, or give another: --sdbench-weights {card}=PATH"
     elif match := re.fullmatch(HUB_ID, spec):
         find = download_snapshot if download else cached_snapshot

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pytest_sdbench.base.errors import ProtocolError
-from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.paths import real, reference
 from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.base.yaml import YamlFault, read_yaml_file
 from pytest_sdbench.protocols.protocol import SEE, Protocol, validate
@@ -45,7 +45,7 @@ def _files(search: Sequence[Path]) -> dict[str, list[Path]]:
     for folder in search:
         folders += [folder, folder / "protocols"]
     found: dict[str, list[Path]] = {}
-    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+    for folder in dict.fromkeys(real(folder) for folder in folders):
         for file in sorted(folder.glob("*.yaml")):
             found.setdefault(file.stem, []).append(file)
     return found

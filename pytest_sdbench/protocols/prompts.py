@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
 
+from pytest_sdbench.base.csv import csv_rows
 from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.protocol import Protocol
@@ -49,27 +48,20 @@ def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:
     """
 
     def error(message: str, line: int | None = None, found: object = None) -> DataError:
-        key = None if line is None else f"line {line}"
-        return DataError(message, file=path, key=key, found=found, remedy=remedy)
+        return DataError(message, key=None if line is None else f"line {line}", found=found)
 
-    if not content.strip():
-        raise error("the file of prompts is empty")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as bad:
-        line = content.count(b"\n", 0, bad.start) + 1
-        raise error("this is not UTF-8", line, content[bad.start : bad.end]) from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     captions: dict[str, str] = {}
     lines: dict[str, int] = {}
     try:
-        header = next(reader)
+        if not content.strip():
+            raise error("the file of prompts is empty")
+        rows = csv_rows(content)
+        _, header = next(rows)
         if header != COLUMNS:
             absent = [column for column in COLUMNS if column not in header]
             fault = f"column {absent[0]!r} is missing" if absent else "malformed header"
             raise error(f"{fault}: {','.join(COLUMNS)!r} is expected", 1, ",".join(header)[:80])
-        for row in reader:
-            line = reader.line_num
+        for line, row in rows:
             if len(row) != len(COLUMNS):
                 fault = f"{len(COLUMNS)} columns are expected, here are {len(row)}"
                 raise error(fault, line, ",".join(row)[:80])
@@ -79,8 +71,8 @@ def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:
             if name in lines:
                 raise error(f"this file name stands in line {lines[name]} already", line, name)
             lines[name], captions[name] = line, caption
-    except csv.Error as bad_csv:
-        raise error(f"malformed CSV: {bad_csv}", reader.line_num) from None
+    except DataError as bad:
+        raise DataError(bad.message, file=path, key=bad.key, found=bad.found, remedy=remedy) from None
     return captions
 
 

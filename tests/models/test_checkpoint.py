@@ -465,10 +465,13 @@ def test_weights_replace_what_the_card_names(tiny_checkpoint: Path, tmp_path: Pa
     [
         *((spec, None, "org/name@revision") for spec in ("nonsense", "a/b/c", "org/name@", {"unet": "./x"})),
         ("./absent", None, "no such folder"),
+        ("./circle", None, "no such folder"),
+        ("~nobody-of-this-name/model", None, "no such folder"),
         ("embedded:absent", None, "Embedded checkpoints"),
         ("./tiny-sd/tokenizer", None, r"no model_index\.json"),
         ("./tiny-sd/unet", None, "U-Net alone"),
         ("./tiny-sd", "absent", "--sdbench-weights tiny: no such folder"),
+        ("./tiny-sd", "circle", "--sdbench-weights tiny: no such folder"),
         ("./tiny-sd", "tiny-sd/tokenizer", "no U-Net"),
     ],
 )
@@ -476,6 +479,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_remedy(
     tiny_checkpoint: Path, spec: Any, weights: str | None, message: str
 ) -> None:
     near = tiny_checkpoint.parent
+    (near / "circle").symlink_to("circle")
     with pytest.raises(CheckpointError, match=message):
         resolve(spec, card="tiny", near=near, weights=None if weights is None else near / weights)
 
