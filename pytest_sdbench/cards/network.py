@@ -24,6 +24,11 @@ class Network:
     checkpoint: Checkpoint | None
     """None: a skeleton of the architecture."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which files it is of where there is a choice, and what was not looked at."""
+        return () if self.checkpoint is None else self.checkpoint.choices
+
 
 def checkpoint_of(card: Card, weights: Path | None = None, *, download: bool = False) -> Checkpoint:
     """Return a card's verified checkpoint, or `weights` in its place; raises as `resolve` and `verify`."""

@@ -39,6 +39,8 @@ from pytest_sdbench.store.shards import Evidence, Store
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
 
+CUT = "{} prompts were cut to the tokenizer's length"
+"""What reports say of it."""
 _REPEATED = 1.5
 """So many times more images a prompt in the whole than in a part: the part does not stand for it. Captions
 that coincide now and then do not count; a list that is gone through several times does."""
@@ -363,7 +365,7 @@ def _notes(
     if counts["blacked_out"]:
         notes.append(f"{counts['blacked_out']} images were blacked out by a safety checker")
     if counts["truncated"]:
-        notes.append(f"{counts['truncated']} prompts were cut to the tokenizer's length")
+        notes.append(CUT.format(counts["truncated"]))
     return notes
 
 

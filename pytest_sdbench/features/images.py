@@ -102,16 +102,21 @@ def open_images(sources: Sequence[str | Path]) -> ImageSet:
     return found
 
 
-def read_captions(images: ImageSet) -> list[list[str]]:
+def read_captions(images: ImageSet, *, outside: bool = False) -> list[list[str]]:
     """Return the captions that come with each image, as `captions.captions_of` finds them.
 
-    Raises DataError for a file of captions that cannot be read, and where something looks like captions while
-    no image has one.
+    With `outside`, images of an archive in which none has a caption have those that lie around it. Raises
+    DataError for a file of captions that cannot be read, and where something looks like captions while no
+    image has one.
     """
     groups: dict[Source, list[str]] = {}
     for picture in images.pictures:
         groups.setdefault(picture.source, []).append(picture.name)
-    tables = {source: captions.captions_of(source, names) for source, names in groups.items()}
+    tables = {}
+    for source, names in groups.items():
+        tables[source] = captions.captions_of(source, names)
+        if outside and source.beside and not any(tables[source].values()):
+            tables[source] = captions.captions_of(around(*source.beside), names)
     found = [tables[picture.source][picture.name] for picture in images.pictures]
     if not any(found):
         for source, names in groups.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ def load_pipeline(
     verify(checkpoint)
     check_calls(checkpoint)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    tokenizer = _load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     with _quiet():
         pipeline = StableDiffusionPipeline(
             unet=_load_model(UNet2DConditionModel, "unet", checkpoint, dtype),
@@ -73,7 +73,8 @@ def _load_model(kind: Any, name: str, checkpoint: Checkpoint, dtype: torch.dtype
     return model
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> Any:
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Load a checkpoint's tokenizer; raise ``CheckpointError`` unless its text encoder knows every token."""
     from transformers import CLIPTokenizer
 
     folder = checkpoint.part("tokenizer")
@@ -96,6 +97,12 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Any:
             remedy="Take tokenizer and text encoder from the same checkpoint",
         )
     return tokenizer
+
+
+def cut_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[bool]:
+    """Say of each prompt whether it is longer than the tokenizer takes: its end is cut off."""
+    tokens = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
+    return [len(each) > tokenizer.model_max_length for each in tokens]
 
 
 @contextmanager
