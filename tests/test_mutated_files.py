@@ -46,8 +46,8 @@ from pytest_sdbench.gate.calibration import calibration_path, read_calibration
 from pytest_sdbench.gate.pairing import read_recorded
 from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import resolve
-from pytest_sdbench.models.integrity import verify
-from pytest_sdbench.models.pipeline import load_pipeline
+from pytest_sdbench.models.pipeline import load_pipeline, load_tokenizer
+from pytest_sdbench.models.values import check_values
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.report.results import Row, results_json
@@ -262,9 +262,12 @@ def part(file: str, form: str = "") -> Kind:
             (folder / each).unlink()
         shutil.copy(path, folder / file)
         checkpoint = resolve(str(folder), near=path.parent)
-        verify(checkpoint)
         changes(checkpoint, resolve(str(sound(form))))
-        tokenizer = load_pipeline(checkpoint).tokenizer
+        if not file.startswith("tokenizer/"):
+            load_pipeline(checkpoint)
+            return
+        check_values(checkpoint)
+        tokenizer = load_tokenizer(checkpoint)
         tokenizer(["a red dog", ""], padding="max_length", truncation=True, return_tensors="pt")
 
     return Kind(Path(file).name, lambda: (sound(form) / file).read_bytes(), read)
