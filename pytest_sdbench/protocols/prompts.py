@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_sdbench.base.csv import csv_rows
 from pytest_sdbench.base.errors import DataError, Unavailable
+from pytest_sdbench.base.files import read_bounded
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import CsvPrompts, ScenesPrompts
@@ -17,6 +18,8 @@ from pytest_sdbench.protocols.sections import CsvPrompts, ScenesPrompts
 COLUMNS = ["file_name", "text"]
 """The header of a `metadata.csv`: that of an image folder with captions."""
 
+_LARGEST = 1 << 28
+"""Bytes of a file of prompts: those of four million."""
 CHECKED_CAPTIONS = 512
 """Captions of scenes that the checksum in a protocol covers."""
 
@@ -116,9 +119,10 @@ def _read_csv(protocol: Protocol, prompts: CsvPrompts, data_root: Path | None) -
         place += f" with --sdbench-data.{origin}"
         raise Unavailable(message, file=path or prompts.file, remedy=place)
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _LARGEST)
     except OSError as error:
-        raise DataError(f"the prompts cannot be read: {error.strerror}", file=path) from error
+        reason = error.strerror
+        raise DataError(f"the prompts cannot be read: {reason}", file=path, remedy=remedy) from error
     captions = _parse(content, path, remedy)
     if len(captions) != prompts.rows:
         raise DataError(f"{prompts.rows} prompts are expected", file=path, found=len(captions), remedy=remedy)
