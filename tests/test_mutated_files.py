@@ -462,6 +462,12 @@ def test_a_mutated_part_of_a_checkpoint_or_store_is_read_or_refused(
     check(SLOW[name], mutated(SLOW[name].sound(), steps), tmp_path_factory.getbasetemp() / "mutated")
 
 
-@pytest.mark.parametrize("path", sorted(FOUND.glob("*/*")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * (path.parent.name in SLOW), id=path.parent.name)
+        for path in sorted(FOUND.glob("*/*"))
+    ],
+)
 def test_what_once_failed_is_read_or_refused(path: Path, tmp_path: Path) -> None:
     check((KINDS | SLOW)[path.parent.name], path.read_bytes(), tmp_path / "x")

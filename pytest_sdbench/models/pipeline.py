@@ -96,6 +96,16 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             found=len(tokenizer),
             remedy="Take tokenizer and text encoder from the same checkpoint",
         )
+    # Without a length prompts are not padded, and draw other images.
+    longest = checkpoint.config("text_encoder").get("max_position_embeddings", 77)
+    length = tokenizer.model_max_length
+    if not (isinstance(length, int) and 2 <= length <= longest):
+        what, file = (
+            f"no length of prompts that the text encoder takes: up to {longest}",
+            "tokenizer_config.json",
+        )
+        remedy = f'Write `"model_max_length": {longest}` there'
+        raise CheckpointError(what, file=folder / file, key="model_max_length", found=length, remedy=remedy)
     return tokenizer
 
 

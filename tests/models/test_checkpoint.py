@@ -249,6 +249,7 @@ NOT_FINITE = "NaN or infinity in 1 of 288 values"
 PROJECTION = ["transformers", "CLIPTextModelWithProjection"]
 NORM = "final_layer_norm.weight"
 Damage = tuple[str, Callable[[Path], object], str, str | None]
+LENGTH = "tokenizer/tokenizer_config.json"
 DAMAGE: dict[str, Damage] = {
     "git lfs": (UNET_WEIGHTS, with_text(LFS), "git lfs pull", None),
     "unet tensor": (UNET_WEIGHTS, without("conv_in.weight"), "missing tensor", "conv_in.weight"),
@@ -275,6 +276,10 @@ DAMAGE: dict[str, Damage] = {
     ),
     "no vocabulary": ("tokenizer", without_vocabulary, "no vocabulary", None),
     "torn vocabulary": (TOKENIZER, lambda file: with_torn_vocabulary(file.parent), "unreadable JSON", None),
+    "no length": (LENGTH, with_text('{"tokenizer_class": "CLIPTokenizer"}'), "no length", "model_max_length"),
+    "length of text": (LENGTH, with_entries(model_max_length="77"), "no length", "model_max_length"),
+    "long prompts": (LENGTH, with_entries(model_max_length=78), "up to 77", "model_max_length"),
+    "empty prompts": (LENGTH, with_entries(model_max_length=0), "up to 77", "model_max_length"),
     "large vocabulary": ("tokenizer", with_one_token_more, "more tokens", "text_encoder.vocab_size"),
 }
 for kept in (0, 4, 5_000, -100):
