@@ -16,7 +16,7 @@ from itertools import combinations, permutations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.base.errors import DataError, first_line
 from pytest_sdbench.base.files import json_mapping, read_bounded, write_atomically
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.cards.claims import margin_of
@@ -186,7 +186,7 @@ def read_calibration(protocol: Protocol) -> Calibration | None:
                 raise ValueError(f"{metric} holds a figure that is not finite")
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"not a calibration: {error}",
+            f"not a calibration: {first_line(error)}",
             file=path,
             remedy="Delete it, and measure it again with --sdbench-calibrate",
         ) from None
