@@ -11,7 +11,15 @@ import pytest
 from hypothesis import configuration, settings
 
 settings.register_profile("steady", derandomize=True, database=None, deadline=None, max_examples=50)
-settings.register_profile("explore", derandomize=False, database=None, deadline=None, max_examples=5000)
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "5000"))
+settings.register_profile(
+    "explore",
+    derandomize=False,
+    database=None,
+    deadline=None,
+    max_examples=EXAMPLES,
+    report_multiple_bugs=False,
+)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -38,14 +38,19 @@ class Cell:
     replicates: int = 500
 
 
+FREEDOM = {"heavy": 5, "heavier": 3}
+"""Degrees of freedom of the tails that are Student's t."""
+
+
 def noise(rng: np.random.Generator, tail: str, n: int, width: int) -> Array:
     """Return rows of mean zero and unit covariance, [n, width]."""
     if tail == "skewed":
         return rng.standard_exponential((n, width), np.float32) - np.float32(1)
     rows = rng.standard_normal((n, width), np.float32)
-    if tail == "heavy":
-        # Student's t with 5 degrees of freedom: one scale per image, so all its features are large at once.
-        rows *= np.sqrt(3 / rng.chisquare(5, n)).astype(np.float32)[:, None]
+    if tail in FREEDOM:
+        # Student's t: one scale per image, so all its features are large at once.
+        scales = np.sqrt((FREEDOM[tail] - 2) / rng.chisquare(FREEDOM[tail], n))
+        rows *= scales.astype(np.float32)[:, None]
     return rows
 
 
@@ -64,10 +69,13 @@ class Population:
 def population(width: int, kind: str) -> Population:
     """Return features whose eigenvalues fall as a power, `far` from or `close` to their reference.
 
-    FID of the two Gaussians comes from singular values: tr (R^1/2 S R^1/2)^1/2 is the nuclear norm of A'B for
-    any roots S = A A' and R = B B'.
+    A `low-rank` reference has a quarter of the dimensions and the images have them all.
     """
     rng = np.random.default_rng([width, zlib.crc32(kind.encode())])
+    if kind == "low-rank":
+        few = rng.standard_normal((width, width // 4)) / 4
+        rest = rng.standard_normal((width, width)) / 8
+        return _apart(np.zeros(width), np.linalg.cholesky(1.2 * few @ few.T + rest @ rest.T), few)
     far = kind.startswith("far")
     values = np.arange(1, width + 1) ** (-0.7 if far else -1.0)
     shift = (0.3 if far else 0.03) * math.sqrt(values.mean()) * rng.standard_normal(width)
@@ -76,19 +84,52 @@ def population(width: int, kind: str) -> Population:
         sigma = np.diag(values * np.exp(0.5 * rng.standard_normal(width)))
         turned = _rotation(rng, width)
         reference = 0.5 * np.diag(values) + 0.5 * (turned * values) @ turned.T
-        root = np.sqrt(np.diag(sigma))
-        whole = np.diag(root)
-    else:
-        turned = _rotation(rng, width)
-        reference = (turned * values) @ turned.T
-        other = _rotation(rng, width) if far else turned
-        own = (other * (values * np.exp((0.5 if far else 0.1) * rng.standard_normal(width)))) @ other.T
-        sigma = 0.5 * reference + 0.5 * own if far else own
-        root = whole = np.linalg.cholesky(sigma)
-    common = np.linalg.svd(whole.T @ np.linalg.cholesky(reference), compute_uv=False).sum()
-    truth = float(shift @ shift + np.trace(sigma) + np.trace(reference) - 2 * common)
-    moments = FeatureStatistics(np.zeros(width), reference)
+        return _apart(shift, np.sqrt(np.diag(sigma)), np.linalg.cholesky(reference))
+    turned = _rotation(rng, width)
+    reference = (turned * values) @ turned.T
+    other = _rotation(rng, width) if far else turned
+    own = (other * (values * np.exp((0.5 if far else 0.1) * rng.standard_normal(width)))) @ other.T
+    sigma = 0.5 * reference + 0.5 * own if far else own
+    return _apart(shift, np.linalg.cholesky(sigma), np.linalg.cholesky(reference))
+
+
+def _apart(shift: Array, root: Array, known: Array) -> Population:
+    """Return features of mean `shift` beside a reference of mean zero, each with a root of its covariance.
+
+    FID of the two Gaussians comes from singular values: tr (R^1/2 S R^1/2)^1/2 is the nuclear norm of A'B for
+    any roots S = A A' and R = B B'.
+    """
+    whole = np.diag(root) if root.ndim == 1 else root
+    common = np.linalg.svd(whole.T @ known, compute_uv=False).sum()
+    truth = float(shift @ shift + np.square(whole).sum() + np.square(known).sum() - 2 * common)
+    moments = FeatureStatistics(np.zeros(len(known)), known @ known.T)
     return Population(shift.astype(np.float32), root.astype(np.float32), moments, truth)
+
+
+@lru_cache(maxsize=1)
+def crowd(width: int, kind: str, shape: str) -> tuple[Array, Population]:
+    """Return a finite population of features that are not Gaussian, [n, width], and what is known of it.
+
+    `rectified`: zero wherever a Gaussian is below zero, as the features of a network are. `clusters`: around
+    ten centres.
+    """
+    rng, far = np.random.default_rng([width, zlib.crc32(f"{kind} {shape}".encode())]), kind == "far"
+    turned, n = rng.standard_normal((width, width)) / math.sqrt(width), 100_000
+    centres = rng.standard_normal((2, 10, width))
+
+    def drawn(scale: float, shift: float) -> Array:
+        rows = scale * rng.standard_normal((n, width)) @ turned.T
+        if shape == "rectified":
+            return np.asarray(np.maximum(rows + shift, 0), np.float32)
+        moved = centres[0] + shift * centres[1]
+        return np.asarray(moved[rng.integers(0, 10, n)] + 0.3 * rows, np.float32)
+
+    known, rows = drawn(1, 0), drawn(1.4, 0.3) if far else drawn(1.05, -0.05)
+    # The reference's mean is zero.
+    centre = known.mean(axis=0, dtype=np.float64).astype(np.float32)
+    known, rows = known - centre, rows - centre
+    roots = [np.linalg.cholesky(np.cov(each.T.astype(np.float64), ddof=0)) for each in (rows, known)]
+    return rows, _apart(rows.mean(axis=0, dtype=np.float64), *roots)
 
 
 def _rotation(rng: np.random.Generator, width: int) -> Array:
@@ -96,22 +137,39 @@ def _rotation(rng: np.random.Generator, width: int) -> Array:
 
 
 def fid_cells() -> list[Cell]:
-    """FID: three widths, four numbers of images, three tails, near and far."""
+    """FID: widths, numbers of images, shapes of the features, near and far."""
 
-    def cell(width: int, kind: str, tail: str, times: int) -> Cell:
+    def cell(width: int, kind: str, shape: str, times: int, replicates: int = 400) -> Cell:
+        gaussian = shape in ("gaussian", "skewed", *FREEDOM)
+
+        def whole() -> Population:
+            return population(width, kind) if gaussian else crowd(width, kind, shape)[1]
+
         def measure(rng: np.random.Generator) -> Found:
-            whole, rows = population(width, kind), noise(rng, tail, times * width, width)
-            rows = rows * whole.root if whole.root.ndim == 1 else rows @ whole.root.T
-            rows += whole.mean
+            known, n = whole(), times * width
+            if gaussian:
+                rows = noise(rng, shape, n, width)
+                rows = rows * known.root if known.root.ndim == 1 else rows @ known.root.T
+                rows += known.mean
+            else:
+                rows = crowd(width, kind, shape)[0]
+                rows = rows[rng.integers(0, len(rows), n)]
             # In batches, as they come from a store.
-            return fid_estimate(np.split(rows, range(BATCH, len(rows), BATCH)), whole.reference)
+            return fid_estimate(np.split(rows, range(BATCH, len(rows), BATCH)), known.reference)
 
-        name = f"fid-{width}-{kind.partition('-')[0]}-{tail}-{times}x"
-        return Cell(name, lambda: population(width, kind).fid, measure, 500 if width < 2048 else 200)
+        name = f"fid-{width}-{kind.removesuffix('-diagonal')}-{shape}-{times}x"
+        return Cell(name, lambda: whole().fid, measure, replicates)
 
-    wide = [(2048, "far-diagonal", tail) for tail in ("gaussian", "heavy")]
-    populations = [*product((64, 512), ("far", "close"), ("gaussian", "heavy", "skewed")), *wide]
-    return [cell(*which, times) for which in populations for times in (2, 4, 8, 15)]
+    either, multiples = ("far", "close"), (2, 4, 8, 15)
+    usual = product((64, 512), either, ("gaussian", "heavy", "skewed"), multiples)
+    wide = product((2048,), ("far-diagonal",), ("gaussian", "heavy"), multiples)
+    # Whether more images mend what is off.
+    many = product((64,), ("close",), ("heavy", "skewed"), (60,))
+    rectified = product((16,), either, ("rectified",), (*multiples, 60))
+    other = product((64,), either, ("heavier", "clusters"), multiples)
+    low = product((16, 64), ("low-rank",), ("gaussian",), multiples)
+    found = [cell(*which, 500) for which in usual] + [cell(*which, 200) for which in wide]
+    return found + [cell(*which) for which in (*many, *rectified, *other, *low)]
 
 
 def _logits(rng: np.random.Generator, classes: int, n: int) -> Array:
@@ -232,5 +290,11 @@ def clip_cells() -> list[Cell]:
 def all_cells() -> list[Cell]:
     """Return every cell, the fast ones first."""
     fids = fid_cells()
-    narrow = [cell for cell in fids if cell.name.startswith("fid-64-")]
-    return narrow + clip_cells() + inception_cells() + kid_cells() + fids[len(narrow) :]
+    narrow = [cell for cell in fids if cell.name.startswith(("fid-16-", "fid-64-"))]
+    return (
+        narrow
+        + clip_cells()
+        + inception_cells()
+        + kid_cells()
+        + [each for each in fids if each not in narrow]
+    )

@@ -24,7 +24,7 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
     that it replaces, and a link stays a link. Raises OSError; whatever was raised, the old file is as it was
     and nothing is left beside it.
     """
-    target = path.resolve()
+    target = Path(os.path.realpath(path))
     with _flushed(target, content) as temporary:
         with contextlib.suppress(FileNotFoundError):
             temporary.chmod(target.stat().st_mode & 0o7777)
@@ -113,14 +113,14 @@ def read_bounded(path: Path, most: int) -> bytes:
     return content
 
 
-def json_mapping(content: bytes) -> dict[str, Any]:
+def json_mapping(content: bytes | str) -> dict[str, Any]:
     """Return the JSON object in a file; raise ValueError for whatever else is in it."""
     try:
         found = json.loads(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(found, dict):
-        raise ValueError("no JSON object")
+        raise ValueError(f"not a JSON object, but a {type(found).__name__}")
     return found
 
 

@@ -26,9 +26,14 @@ def reference() -> Path:
     return shipped if shipped.is_dir() else package.parent / "reference"
 
 
+def real(path: str | Path) -> Path:
+    """Return a path from the root on, with `~` and links followed; what leads in a circle stays as it is."""
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
 def shown(path: str | Path) -> str:
     """Return a path as files tell it: from the working folder or `~` on, or of another place its name."""
-    path = Path(path).resolve()
+    path = real(path)
     text = told(path)
     return path.name if text.startswith("/") else text
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError, first_line
-from pytest_sdbench.base.paths import reference, told
+from pytest_sdbench.base.paths import real, reference, told
 from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.cards.claims import (
     Claim,
@@ -203,7 +203,7 @@ def find_card(name: str, near: str | Path, *, search: Sequence[Path] = ()) -> Pa
     for folder in folders:
         files = [path for path in (folder / f"{name}.md", folder / name / "README.md") if path.is_file()]
         # A README.md beside weights may be no card, or a link to the other one.
-        cards = {path.resolve(): path for path in reversed(files) if is_card(path)}
+        cards = {real(path): path for path in reversed(files) if is_card(path)}
         if len(cards) > 1:
             message = f"the name of {len(cards)} cards: {', '.join(map(str, files))}"
             raise CardError(message, file=near, found=name, remedy="Rename one, or give the file of one")
@@ -237,7 +237,7 @@ def check_lineage(card: Card, *, search: Sequence[Path] = ()) -> None:
 
 def card_name(path: Path) -> str:
     """Return the name of a card's file: its stem, of a ``README.md`` that of its folder."""
-    return path.resolve().parent.name if path.name.lower() == "readme.md" else path.stem
+    return Path(os.path.abspath(path)).parent.name if path.name.lower() == "readme.md" else path.stem
 
 
 def means(key: str, path: Path, name: str | None, *folders: Path) -> bool:

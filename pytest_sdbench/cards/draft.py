@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError, CheckpointError
-from pytest_sdbench.base.paths import reference, shown
+from pytest_sdbench.base.paths import real, reference, shown
 from pytest_sdbench.cards.card import read_card, read_card_text
 from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.cards.front_matter import EMPTY_BLOCK, FrontMatter, find_block, parse, read_text
@@ -49,26 +49,26 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
     Raises CheckpointError if the folder is no checkpoint, and CardError if its README.md has an ``sdbench``
     block already, or if the card with one could not be read or would not say all that it says now.
     """
-    folder = Path(folder)
+    folder = real(folder)
     if not (folder / "model_index.json").is_file():
         message = "the folder is no checkpoint in diffusers layout"
         remedy = "Name the folder that save_pretrained wrote, with unet, vae and text_encoder in it"
         raise CheckpointError(message, file=folder, key="model_index.json", remedy=remedy)
-    checkpoint = resolve(str(folder.resolve()))
+    checkpoint = resolve(str(folder))
     readme = folder / "README.md"
     text = read_text(readme).removeprefix("\ufeff") if readme.is_file() else ""
     front = parse(readme, text) if find_block(text) else None
     if front is not None and "sdbench" in front.data:
         remedy = f"Run it: pytest --sdbench {readme}"
         raise CardError("the checkpoint has a card already", file=readme, key="sdbench", remedy=remedy)
-    name = folder.resolve().name
+    name = folder.name
     # What the checkpoint says that it was built from.
     stated = front.data.get("base_model") if front is not None else None
     origins = stated if isinstance(stated, list) else [stated]
     base = base_card(*origins, checkpoint.config("unet").get("_name_or_path"))
     # A README.md of the hub's cache is a link: the card lies where the folder does.
-    home = folder.resolve() if out is None else Path(out).resolve().parent
-    place = Path(os.path.relpath(folder.resolve(), home)).as_posix()
+    home = folder if out is None else real(out).parent
+    place = Path(os.path.relpath(folder, home)).as_posix()
     place = "./" if place == "." else place if place.startswith("..") else f"./{place}"
     block = sdbench_block(checkpoint, place=place, shown=shown(out or readme), base=base)
     if front is None:

@@ -34,6 +34,11 @@ class Network:
         remedy = "They are measured on random weights in full precision, which would say nothing of it"
         raise Unavailable(what, remedy=remedy)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which files it is of where there is a choice, and what was not looked at."""
+        return () if self.checkpoint is None else self.checkpoint.choices
+
 
 def checkpoint_of(card: Card, weights: Path | None = None, *, download: bool = False) -> Checkpoint:
     """Return a card's verified checkpoint, or `weights` in its place; raises as `resolve` and `verify`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -14,7 +14,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import is_card, read_card
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.shared import find_card_of, first_images, share, show, write_figures
-from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.evaluation.evaluate import CUT, evaluate
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
 from pytest_sdbench.metrics.definition import Metric
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, difference
@@ -25,6 +25,7 @@ from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.layout import holds_unet, no_checkpoint, replaces
+from pytest_sdbench.models.pipeline import cut_prompts, load_tokenizer
 from pytest_sdbench.models.specs import EMBEDDED, embedded_folder
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
@@ -100,8 +101,8 @@ def compare(
     else:
         left = _side(first, protocol, None, workspace.download)
         right = _side(second, protocol, left, workspace.download)
-    (ours, notes), (theirs, more) = (_scored(side, protocol, workspace) for side in (left, right))
     prompts = load_prompts(protocol, workspace.data_root)[: protocol.n]
+    (ours, notes), (theirs, more) = (_scored(side, protocol, workspace, prompts) for side in (left, right))
     groups = groups_of(prompts)
     differences: dict[str, Difference | None] = dict.fromkeys(protocol.metrics)
     for metric in protocol.metrics:
@@ -115,11 +116,15 @@ def compare(
     return Comparison(names, protocol, (ours, theirs), differences, len(set(prompts)), tuple(notes))
 
 
-def _scored(side: _Side, protocol: Protocol, workspace: Workspace) -> tuple[Estimates, list[str]]:
+def _scored(
+    side: _Side, protocol: Protocol, workspace: Workspace, prompts: Sequence[str]
+) -> tuple[Estimates, list[str]]:
     """Return the estimates of a checkpoint, from its recorded images where there are some, and notes."""
     recorded = _recorded(side, protocol)
     if recorded is not None:
-        return recorded, [f"{side.name}: recorded images, none drawn"]
+        cut = sum(cut_prompts(load_tokenizer(side.checkpoint), prompts))
+        notes = ["recorded images, none drawn", *([CUT.format(cut)] if cut else [])]
+        return recorded, [f"{side.name}: {note}" for note in notes]
     evaluation = evaluate(side.checkpoint, protocol, workspace)
     notes = [f"{side.name}: {note}" for note in evaluation.notes]
     notes += [f"{metric}: {reason}" for metric, reason in evaluation.lacking.items()]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
-from pytest_sdbench.base.paths import told
+from pytest_sdbench.base.paths import real, told
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, own_names
 from pytest_sdbench.cards.cases import judged_protocols
@@ -79,7 +79,7 @@ class Search:
         """Yield what a card needs for a protocol: prompts, reference statistics and extractors."""
         for need, name, look in _needs(protocol, self.data_root):
             # By folder too: "./" and a protocol beside the card mean another thing elsewhere.
-            key = (card.path.parent.resolve(), need, name)
+            key = (real(card.path.parent), need, name)
             if key not in self._seen:
                 self._seen[key] = _look(look)
             yield Finding(card.name, need, name, *self._seen[key])

@@ -49,7 +49,7 @@ def match(
     found, forced, doubt = None, by is not None, None
     if by in (None, "caption"):
         try:
-            captions = read_captions(images)
+            captions = read_captions(images, outside=forced)
         except DataError as problem:
             if forced:
                 raise

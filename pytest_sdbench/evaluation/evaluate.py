@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _SETUP = ("device", "versions", "batch_size")
 """What of a manifest says how images were made."""
 
+CUT = "{} prompts were cut to the tokenizer's length"
+"""What reports say of it."""
 _REPEATED = 1.5
 """So many times more images a prompt in the whole than in a part: the part does not stand for it. Captions
 that coincide now and then do not count; a list that is gone through several times does."""
@@ -247,7 +249,7 @@ def _notes(
     if counts["blacked_out"]:
         notes.append(f"{counts['blacked_out']} images were blacked out by a safety checker")
     if counts["truncated"]:
-        notes.append(f"{counts['truncated']} prompts were cut to the tokenizer's length")
+        notes.append(CUT.format(counts["truncated"]))
     return notes
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError
+from pytest_sdbench.models.pipeline import cut_prompts
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import SequentialSeeds
 
@@ -114,9 +115,7 @@ class Sampler:
             **noise,
             output_type="latent" if self._staged else "np",
         )
-        tokens = self._pipeline.tokenizer(prompts, truncation=False, verbose=False).input_ids
-        longest = self._pipeline.tokenizer.model_max_length
-        truncated = np.array([len(each) > longest for each in tokens], np.bool_)
+        truncated = np.array(cut_prompts(self._pipeline.tokenizer, prompts), np.bool_)
         if self._staged:
             return Latents(tuple(group), tuple(seeds), output.images, truncated)
         return Latents(tuple(group), tuple(seeds), None, truncated, output)

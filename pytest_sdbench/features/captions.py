@@ -9,16 +9,19 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Any
 
+from pytest_sdbench.base.csv import csv_rows
 from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.base.files import json_mapping
 from pytest_sdbench.features.archives import Source, readable
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -65,14 +68,14 @@ def captions_of(source: Source, names: Sequence[str]) -> dict[str, list[str]]:
     for name, content in contents.items():
         if is_table(name):
             table = tables.setdefault(PurePosixPath(name).parent, {})
-            for file, caption in _rows(source.where(name), PurePosixPath(name).suffix, content):
+            for _, file, captions in table_rows(source.where(name), content, _LARGEST):
                 for key in (file, _stem(file)):  # codecs change the ending
-                    table.setdefault(key, []).append(caption)
+                    table.setdefault(key, []).extend(captions)
     found: dict[str, list[str]] = {}
     for name in names:
         captions = list(_listed(name, tables))
         for each in beside(name):
-            captions += _alone(source.where(each), contents[each]) if each in contents else []
+            captions += caption_beside(source.where(each), contents[each]) if each in contents else []
         found[name] = list(dict.fromkeys(caption for caption in map(str.strip, captions) if caption))
     return found
 
@@ -125,7 +128,8 @@ def _listed(name: str, tables: Mapping[PurePosixPath, Mapping[str, list[str]]]) 
     return []
 
 
-def _alone(where: str, content: bytes) -> list[str]:
+def caption_beside(where: str, content: bytes) -> list[str]:
+    """Return the captions in a file beside an image, by its ending. Raises DataError."""
     with readable(where, "caption"):
         text = content.decode("utf-8-sig")
         entry = json.loads(text) if where.endswith(".json") else text
@@ -136,29 +140,37 @@ def _alone(where: str, content: bytes) -> list[str]:
 # --- tables ---
 
 
-def _rows(where: str, ending: str, content: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the file names and captions of a table, of rows that have one; raise DataError for damage."""
+def table_rows(where: str, content: bytes, most: int) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield of each row of a table its place, the file that it names, and its captions, `text` first.
+
+    A row without such a column names no file. Raises DataError for damage, and for more than `most` bytes.
+    """
 
     def fault(message: str, key: str | None = None, found: object = None) -> DataError:
         remedy = "Write it with the columns file_name and text, caption or prompt, or match in another way"
         return DataError(message, file=where, key=key, found=found, remedy=remedy)
 
-    if len(content) > _LARGEST:
-        raise fault(f"a table of captions has at most {_LARGEST:,} bytes", found=len(content))
+    if len(content) > most:
+        raise fault(f"a table of captions has at most {most:,} bytes", found=len(content))
+    readers: dict[str, Callable[[bytes], Iterator[tuple[str, dict[Any, Any]]]]] = {
+        ".csv": _csv,
+        ".jsonl": _jsonl,
+        ".parquet": partial(_parquet, most=most),
+    }
     with readable(where, "table of captions"):
-        for key, row in {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[ending](content):
+        for key, row in readers[PurePosixPath(where).suffix](content):
             row = {name.strip(): value for name, value in row.items()}
             if not (columns := [column for column in CAPTION_KEYS if column in row]):
+                yield key, "", []
                 continue
             files = [row["file_name"]] if "file_name" in row else [row[each] for each in _named(row)]
             if len(files) != 1 or not isinstance(files[0], str) or not files[0].strip():
                 raise fault("this row does not name its image in file_name", key, sorted(row))
             file = posixpath.normpath(files[0].strip().replace("\\", "/"))
-            for column in columns:
-                if isinstance(row[column], str):
-                    yield file, row[column]
-                elif row[column] is not None:
-                    raise fault("this caption is no text", f"{key}, {column}", row[column])
+            texts = {column: row[column] for column in columns if row[column] is not None}
+            if bad := next((column for column, text in texts.items() if not isinstance(text, str)), None):
+                raise fault("this caption is no text", f"{key}, {bad}", texts[bad])
+            yield key, file, list(texts.values())
 
 
 def _named(row: Iterable[str]) -> list[str]:
@@ -166,26 +178,27 @@ def _named(row: Iterable[str]) -> list[str]:
 
 
 def _csv(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
-    reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-    for row in reader:
-        line = reader.line_num
-        if any(map(str.strip, row.pop(None, ()))):
+    rows = csv_rows(content)
+    _, header = next(rows, (0, []))
+    for line, fields in rows:
+        if any(map(str.strip, fields[len(header) :])):
             raise ValueError(f"line {line} has too many fields: a text with a comma needs quotes")
-        if any(value and value.strip() for value in row.values()):
-            yield f"line {line}", row
+        if any(map(str.strip, fields)):
+            yield f"line {line}", dict(zip_longest(header, fields[: len(header)]))
 
 
 def _jsonl(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
     # JSON strings may hold the other line breaks that splitlines knows.
     for number, line in enumerate(content.decode("utf-8-sig").split("\n"), 1):
         if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is no JSON object")
+            try:
+                row = json_mapping(line)
+            except ValueError as error:
+                raise DataError(f"this line is no JSON object: {error}", key=f"line {number}") from None
             yield f"line {number}", row
 
 
-def _parquet(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
+def _parquet(content: bytes, most: int) -> Iterator[tuple[str, dict[Any, Any]]]:
     try:
         from pyarrow import parquet
     except ImportError:
@@ -198,6 +211,6 @@ def _parquet(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
         for number in range(batch.num_rows):
             row = {name: batch.column(name)[number].as_py() for name in columns}
             total += sum(len(value) for value in row.values() if isinstance(value, str))
-            if total > _LARGEST:
-                raise ValueError(f"its captions come to more than {_LARGEST:,} bytes")
+            if total > most:
+                raise ValueError(f"its captions come to more than {most:,} bytes")
             yield f"row of {row.get('file_name')}", row

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.base.paths import real
 from pytest_sdbench.features import captions
 from pytest_sdbench.features.archives import SUFFIXES, Read, Source, around, is_image, open_sources, readable
 from pytest_sdbench.features.pixels import open_picture, pixels_of
@@ -78,7 +79,7 @@ def open_images(sources: Sequence[str | Path]) -> ImageSet:
     pictures: list[Picture] = []
     passed_over: Counter[str] = Counter()
     opened = [opened for text in sources for opened in open_sources(text)]
-    for path, count in Counter(source.path.resolve() for source in opened).items():
+    for path, count in Counter(real(source.path) for source in opened).items():
         if count > 1:
             raise DataError(f"this is given {count} times", file=path, remedy="Give it once")
     for source in opened:
@@ -101,16 +102,21 @@ def open_images(sources: Sequence[str | Path]) -> ImageSet:
     return found
 
 
-def read_captions(images: ImageSet) -> list[list[str]]:
+def read_captions(images: ImageSet, *, outside: bool = False) -> list[list[str]]:
     """Return the captions that come with each image, as `captions.captions_of` finds them.
 
-    Raises DataError for a file of captions that cannot be read, and where something looks like captions while
-    no image has one.
+    With `outside`, images of an archive in which none has a caption have those that lie around it. Raises
+    DataError for a file of captions that cannot be read, and where something looks like captions while no
+    image has one.
     """
     groups: dict[Source, list[str]] = {}
     for picture in images.pictures:
         groups.setdefault(picture.source, []).append(picture.name)
-    tables = {source: captions.captions_of(source, names) for source, names in groups.items()}
+    tables = {}
+    for source, names in groups.items():
+        tables[source] = captions.captions_of(source, names)
+        if outside and source.beside and not any(tables[source].values()):
+            tables[source] = captions.captions_of(around(*source.beside), names)
     found = [tables[picture.source][picture.name] for picture in images.pictures]
     if not any(found):
         for source, names in groups.items():

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_sdbench.base.errors import DataError
-from pytest_sdbench.base.files import write_atomically
+from pytest_sdbench.base.errors import DataError, first_line
+from pytest_sdbench.base.files import json_mapping, read_bounded, write_atomically
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.cards.claims import margin_of
 from pytest_sdbench.gate.verdict import ALPHA, Outcome, Score, Verdict, judge_score, uncalibrated
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation
 
 FOLDER = "calibration"
+_LARGEST = 1 << 24
+"""Bytes of a calibration."""
 FEWEST = 4
 """Runs that a spread needs before it counts as the uncertainty of a claim."""
 
@@ -178,8 +180,7 @@ def read_calibration(protocol: Protocol) -> Calibration | None:
     if not path.is_file():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = Calibration(**content)
+        found = Calibration(**json_mapping(read_bounded(path, _LARGEST)))
         for metric, values in found.values.items():
             if metric not in METRICS:
                 raise ValueError(f"unknown metric {metric!r}")
@@ -187,7 +188,7 @@ def read_calibration(protocol: Protocol) -> Calibration | None:
                 raise ValueError(f"{metric} holds a figure that is not finite")
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"not a calibration: {error}",
+            f"not a calibration: {first_line(error)}",
             file=path,
             remedy="Delete it, and measure it again with --sdbench-calibrate",
         ) from None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError, first_line
 from pytest_sdbench.base.files import json_mapping, write_atomically
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, Claim
@@ -94,7 +94,7 @@ def read_recorded(path: Path) -> RecordedEvidence | None:
             )
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as why:
         raise EvidenceError(
-            f"not recorded evidence: {why}",
+            f"not recorded evidence: {first_line(why)}",
             file=path,
             remedy="Delete it, and record it again with --sdbench-update",
         ) from None

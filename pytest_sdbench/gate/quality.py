@@ -34,6 +34,7 @@ from pytest_sdbench.gate.verdict import (
     chance_of_pass,
     judge_scores,
     mismatch,
+    noted,
     smallest_margin,
     uncalibrated,
 )
@@ -198,8 +199,7 @@ class _Gate:
         self, claim: Claim, verdict: Verdict, evaluation: Evaluation, notes: Sequence[str] = ()
     ) -> Judgement:
         assumed = [f"assumed protocol {self.protocol.name}"] if claim.assumed else []
-        if told := "; ".join([*notes, *assumed, *evaluation.notes, *evaluation.changes]):
-            verdict = replace(verdict, reason=f"{verdict.reason} ({told})")
+        verdict = noted(verdict, [*notes, *assumed, *evaluation.notes, *evaluation.changes])
         estimate = evaluation.estimates.get(claim.metric)
         value = estimate.value if isinstance(estimate, Estimate) else None
         return Judgement(verdict, evaluation, value, estimate, self._margin(claim))
@@ -323,8 +323,7 @@ def judge_unclaimed(metric: str, protocol: Protocol, evaluation: Evaluation) -> 
         verdict = uncalibrated(
             f"{_shown(estimate)}; nothing is claimed under {protocol.name}: --sdbench-update records it"
         )
-    if evaluation.notes:
-        verdict = replace(verdict, reason=f"{verdict.reason} ({'; '.join(evaluation.notes)})")
+    verdict = noted(verdict, evaluation.notes)
     return Judgement(verdict, evaluation, value, estimate, protocol.margins.get(metric))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from statistics import NormalDist
 
@@ -49,6 +49,11 @@ class Verdict:
     figures: Mapping[str, float] = field(default_factory=dict)
     """What the outcome rests on, for reports: ``worse_by``, ``error``, ``at_most``, ``at_least``, and
     ``wrong_call``, the chance of this outcome where it is wrong."""
+
+
+def noted(verdict: Verdict, notes: Sequence[str]) -> Verdict:
+    """Return a verdict whose reason ends in these notes, in parentheses."""
+    return replace(verdict, reason=f"{verdict.reason} ({'; '.join(notes)})") if notes else verdict
 
 
 @dataclass(frozen=True)

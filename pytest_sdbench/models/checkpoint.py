@@ -13,6 +13,7 @@ from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import sha256_of
+from pytest_sdbench.base.paths import real
 from pytest_sdbench.models.conversion import Base, convert_single_file, fuse_lora
 from pytest_sdbench.models.layout import (
     CLASSES,
@@ -168,7 +169,7 @@ def resolve(
     ``CheckpointError`` where a folder is named that is none.
     """
     if weights is not None:
-        return _override(spec, Path(weights).expanduser().resolve(), card, near, download)
+        return _override(spec, real(weights), card, near, download)
     if spec is None:
         remedy = f"Give the weights: --sdbench-weights {card}=PATH"
         raise Unavailable("the card names no checkpoint", key="sdbench.checkpoint", remedy=remedy)
@@ -244,7 +245,7 @@ def _digest(real: Path, size: int, changed: int) -> str:
 def _file_digest(path: Path) -> str:
     """SHA-256 of a file; remembered in this process by real path, size and time of change."""
     status = path.stat()
-    return _digest(path.resolve(), status.st_size, status.st_mtime_ns)
+    return _digest(real(path), status.st_size, status.st_mtime_ns)
 
 
 _NOTES = {

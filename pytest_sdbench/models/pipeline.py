@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
@@ -31,7 +32,7 @@ def load_pipeline(
     verify(checkpoint)
     check_calls(checkpoint)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    tokenizer = _load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     networks = {
         name: load_model(name, checkpoint.part(name), checkpoint.weights(name), dtype) for name in COMPONENTS
     }
@@ -65,7 +66,8 @@ def _try(unet: Any, how: str, checkpoint: Checkpoint) -> None:
         raise Unavailable(what, file=file, found=first_line(error), remedy=NEWER) from error
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> Any:
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Load a checkpoint's tokenizer; raise ``CheckpointError`` unless its text encoder knows every token."""
     from transformers import CLIPTokenizer
 
     folder = checkpoint.part("tokenizer")
@@ -87,4 +89,20 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Any:
             found=len(tokenizer),
             remedy="Take tokenizer and text encoder from the same checkpoint",
         )
+    # Without a length prompts are not padded, and draw other images.
+    longest = checkpoint.config("text_encoder").get("max_position_embeddings", 77)
+    length = tokenizer.model_max_length
+    if not (isinstance(length, int) and 2 <= length <= longest):
+        what, file = (
+            f"no length of prompts that the text encoder takes: up to {longest}",
+            "tokenizer_config.json",
+        )
+        remedy = f'Write `"model_max_length": {longest}` there'
+        raise CheckpointError(what, file=folder / file, key="model_max_length", found=length, remedy=remedy)
     return tokenizer
+
+
+def cut_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[bool]:
+    """Say of each prompt whether it is longer than the tokenizer takes: its end is cut off."""
+    tokens = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
+    return [len(each) > tokenizer.model_max_length for each in tokens]

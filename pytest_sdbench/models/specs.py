@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
-from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.paths import real, reference
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot, hub_file
 from pytest_sdbench.models.layout import (
     COMPONENTS,
@@ -56,7 +57,7 @@ def locate(
         known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
         remedy = f"Embedded checkpoints: {', '.join(known)}"
     elif spec.startswith((".", "/", "~")):
-        folder = ((near or Path.cwd()) / Path(spec).expanduser()).resolve()
+        folder = real((near or Path.cwd()) / os.path.expanduser(spec))
         remedy = f"Put the checkpoint there, or give another: --sdbench-weights {card}=PATH"
     elif match := re.fullmatch(HUB_ID, spec):
         find = download_snapshot if download else cached_snapshot
@@ -76,7 +77,7 @@ def locate(
 
 def local(spec: str, near: Path | None) -> Path:
     """Return a file, or the folder of a LoRA; raise ``CheckpointError`` for a file that is no weights."""
-    path = ((near or Path.cwd()) / Path(spec).expanduser()).resolve()
+    path = real((near or Path.cwd()) / os.path.expanduser(spec))
     if not path.exists():
         what, remedy = "no such file of weights", "Put it there, or name another"
         raise CheckpointError(what, key="sdbench.checkpoint", found=f"{spec} -> {path}", remedy=remedy)

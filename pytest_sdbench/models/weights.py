@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
-from pytest_sdbench.base.files import is_pointer
+from pytest_sdbench.base.files import is_pointer, json_mapping, read_bounded
 
 if TYPE_CHECKING:
     import torch
@@ -228,19 +228,13 @@ def _plain(value: Any) -> torch.Tensor:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raise ``CheckpointError`` where the file is missing, broken or something else."""
     try:
-        if path.exists() and not path.is_file():
-            raise incomplete("not a regular file", path)
-        if (size := path.stat().st_size) > LARGEST_JSON:
-            raise incomplete(
-                f"larger than any configuration: at most {LARGEST_JSON:,} bytes", path, found=size
-            )
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # As the libraries read it: in UTF-8, and without a byte order mark.
+        content = json_mapping(read_bounded(path, LARGEST_JSON).decode("utf-8"))
     except FileNotFoundError:
         raise incomplete("missing file", path) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise incomplete("unreadable JSON", path, found=first_line(error)) from error
-    if not isinstance(content, dict):
-        raise incomplete("not a JSON object", path, found=type(content).__name__)
+    except (OSError, ValueError) as error:
+        found = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise incomplete("unreadable JSON", path, found=found) from error
     level: list[Any] = [content]
     for _ in range(DEEPEST_JSON):
         values = [each.values() if isinstance(each, dict) else each for each in level]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.base.files import read_bounded
-from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.paths import real, reference
 from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.base.yaml import LARGEST, YamlFault, read_yaml_file
 from pytest_sdbench.protocols.protocol import SEE, Protocol, validate
@@ -59,7 +59,7 @@ def _files(search: Sequence[Path]) -> dict[str, list[Path]]:
     for folder in search:
         folders += [folder, folder / "protocols"]
     found: dict[str, list[Path]] = {}
-    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+    for folder in dict.fromkeys(real(folder) for folder in folders):
         for file in sorted(folder.glob("*.yaml")):
             found.setdefault(file.stem, []).append(file)
     return found

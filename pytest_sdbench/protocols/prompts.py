@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
 
+from pytest_sdbench.base.csv import csv_rows
 from pytest_sdbench.base.errors import DataError, Unavailable
+from pytest_sdbench.base.files import read_bounded
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import CsvPrompts, ScenesPrompts
@@ -18,6 +18,8 @@ from pytest_sdbench.protocols.sections import CsvPrompts, ScenesPrompts
 COLUMNS = ["file_name", "text"]
 """The header of a `metadata.csv`: that of an image folder with captions."""
 
+_LARGEST = 1 << 28
+"""Bytes of a file of prompts: those of four million."""
 CHECKED_CAPTIONS = 512
 """Captions of scenes that the checksum in a protocol covers."""
 
@@ -49,27 +51,20 @@ def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:
     """
 
     def error(message: str, line: int | None = None, found: object = None) -> DataError:
-        key = None if line is None else f"line {line}"
-        return DataError(message, file=path, key=key, found=found, remedy=remedy)
+        return DataError(message, key=None if line is None else f"line {line}", found=found)
 
-    if not content.strip():
-        raise error("the file of prompts is empty")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as bad:
-        line = content.count(b"\n", 0, bad.start) + 1
-        raise error("this is not UTF-8", line, content[bad.start : bad.end]) from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     captions: dict[str, str] = {}
     lines: dict[str, int] = {}
     try:
-        header = next(reader)
+        if not content.strip():
+            raise error("the file of prompts is empty")
+        rows = csv_rows(content)
+        _, header = next(rows)
         if header != COLUMNS:
             absent = [column for column in COLUMNS if column not in header]
             fault = f"column {absent[0]!r} is missing" if absent else "malformed header"
             raise error(f"{fault}: {','.join(COLUMNS)!r} is expected", 1, ",".join(header)[:80])
-        for row in reader:
-            line = reader.line_num
+        for line, row in rows:
             if len(row) != len(COLUMNS):
                 fault = f"{len(COLUMNS)} columns are expected, here are {len(row)}"
                 raise error(fault, line, ",".join(row)[:80])
@@ -79,8 +74,8 @@ def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:
             if name in lines:
                 raise error(f"this file name stands in line {lines[name]} already", line, name)
             lines[name], captions[name] = line, caption
-    except csv.Error as bad_csv:
-        raise error(f"malformed CSV: {bad_csv}", reader.line_num) from None
+    except DataError as bad:
+        raise DataError(bad.message, file=path, key=bad.key, found=bad.found, remedy=remedy) from None
     return captions
 
 
@@ -124,9 +119,10 @@ def _read_csv(protocol: Protocol, prompts: CsvPrompts, data_root: Path | None) -
         place += f" with --sdbench-data.{origin}"
         raise Unavailable(message, file=path or prompts.file, remedy=place)
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _LARGEST)
     except OSError as error:
-        raise DataError(f"the prompts cannot be read: {error.strerror}", file=path) from error
+        reason = error.strerror
+        raise DataError(f"the prompts cannot be read: {reason}", file=path, remedy=remedy) from error
     captions = _parse(content, path, remedy)
     if len(captions) != prompts.rows:
         raise DataError(f"{prompts.rows} prompts are expected", file=path, found=len(captions), remedy=remedy)

@@ -220,16 +220,29 @@ def images(row: Row) -> str:
     return f"{figure(row.n)} of {figure(wanted)}" if fewer else figure(row.n)
 
 
+_OWN_WEIGHTS = re.compile(r"--sdbench-weights \S+=")
+
+
 def reasons(rows: Sequence[Row], show: Callable[[str], str] = plain) -> str:
-    """Return each reason once, with the checks that it holds for; `show` is the medium's."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    """Return each reason once, with the checks that it holds for; `show` is the medium's.
+
+    What lacks in one way in many places, weights that are not in the hub's cache, is one reason.
+    """
+    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
-        if row.reason:
-            found.setdefault((row.verdict, " ".join(row.reason.split())), []).append(row)
-    return "\n".join(
-        f"- {show(verdict)}: {_whose(those, show)}: {show(reason)}"
-        for (verdict, reason), those in found.items()
-    )
+        if reason := " ".join(row.reason.split()):
+            place, _, rest = reason.partition(": ")
+            alike = _OWN_WEIGHTS.sub("--sdbench-weights CARD=", rest)
+            lacks = row.verdict == "unavailable" and rest and " " not in place
+            found.setdefault((row.verdict, alike if lacks else reason), {}).setdefault(reason, []).append(row)
+    lines = []
+    for (verdict, alike), group in found.items():
+        reason, *others = group
+        if others:
+            reason = f"{reason.partition(': ')[0]} and {len(others)} more: {alike}"
+        whose = _whose([row for those in group.values() for row in those], show)
+        lines.append(f"- {show(verdict)}: {whose}: {show(reason)}")
+    return "\n".join(lines)
 
 
 def _whose(rows: Sequence[Row], show: Callable[[str], str]) -> str:

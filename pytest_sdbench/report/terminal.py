@@ -52,7 +52,7 @@ def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
     skipped = [row for row in rows if row.verdict not in ("pass", "fail", "error") and row not in calibration]
     parts.append(reasons(skipped))
     # Of what passed, too: prompts that were cut, images that were blacked out.
-    known = {note: None for row in quality if row.verdict == "pass" for note in row.extra.get("notes", ())}
+    known = {note: None for row in rows if row.verdict == "pass" for note in row.extra.get("notes", ())}
     parts.append("\n".join(f"- note: {plain(note)}" for note in known))
     if notes := untested(cards):
         parts.append(f"what the cards leave untested:\n{notes}")

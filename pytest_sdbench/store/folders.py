@@ -46,7 +46,7 @@ def place_of(text: str, start: Path | None = None) -> Path | str:
     """Return the place that a text names: a URL as it is, ``file://`` and paths as a path from `start` on."""
     if is_url(text) and not text.startswith("file://"):
         return text.rstrip("/")
-    path = Path(unquote(urlsplit(text).path)) if is_url(text) else Path(text).expanduser()
+    path = Path(unquote(urlsplit(text).path)) if is_url(text) else Path(os.path.expanduser(text))
     return path if start is None else (start / path).absolute()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class Settings:
             return config.invocation_params.dir if here else (config.inipath or config.rootpath / "x").parent
 
         def place(dest: str, path: Path | str) -> Path:
-            return (start(dest) / Path(path).expanduser()).absolute()
+            return (start(dest) / os.path.expanduser(path)).absolute()
 
         dests = [each.dest for each in OPTIONS.values() if each.dest != "sdbench"]
         told = {dest.removeprefix("sdbench_"): option(config, dest) for dest in dests}

@@ -19,6 +19,7 @@ from pytest_sdbench.cards.cases import Case, quality_cases
 from pytest_sdbench.cards.network import Network
 from pytest_sdbench.gate import network
 from pytest_sdbench.gate.quality import Judgement, beside, incomparable
+from pytest_sdbench.gate.verdict import noted
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.suite.collection import card_of
@@ -59,12 +60,14 @@ def test_size(
 
     counts = component_sizes(sdbench_network.checkpoint or sdbench_network.unet)
     verdict, claim = network.judge_size(sdbench_card, component, counts), sdbench_card.size.get(component)
+    notes = sdbench_network.notes
     sdbench_conclude(
-        verdict,
+        noted(verdict, notes),
         claimed=claim.exact if claim else None,
         claimed_text=claim.published_text if claim and claim.published_text else "",
         measured=float(counts[component]),
         unit="parameters",
+        extra={"notes": list(notes)} if notes else {},
     )
 
 
@@ -73,13 +76,13 @@ def test_compute(sdbench_card: Card, sdbench_network: Network, sdbench_conclude:
     """Count the multiply-accumulates of one U-Net call, attention included."""
     from pytest_sdbench.models.counts import unet_macs
 
-    macs = unet_macs(sdbench_network.unet)
+    macs, notes = unet_macs(sdbench_network.unet), sdbench_network.notes
     sdbench_conclude(
-        network.judge_macs(sdbench_card, macs.total),
+        noted(network.judge_macs(sdbench_card, macs.total), notes),
         claimed=sdbench_card.unet_macs,
         measured=float(macs.total),
         unit="MACs",
-        extra={"without_attention": float(macs.conv_linear)},
+        extra={"without_attention": float(macs.conv_linear)} | ({"notes": list(notes)} if notes else {}),
     )
 
 

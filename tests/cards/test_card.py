@@ -564,6 +564,18 @@ def test_figures_that_a_card_tells_apart_are_claims_of_their_own(
     assert ("`config: g3` is no protocol" in "\n".join(card.explained)) is ("g3" in ids)
 
 
+@pytest.mark.parametrize("config", ["coco30k", "coco30k-bksdm-v2", "scenes_quick2"])
+def test_a_slip_in_the_name_of_a_protocol_fails_a_card_that_is_verified(tmp_path: Path, config: str) -> None:
+    of = f"dataset: {{type: coco, name: COCO, config: {config}}}"
+    result = f"{{task: {{type: t}}, {of}, metrics: [{{type: fid, value: 9.6}}]}}"
+    index = f"model-index:\n- name: M\n  results:\n  - {result}\n"
+    assert not any(problem.fails for problem in read_card(write(tmp_path, f"---\n{index}---\n")).problems)
+    (problem,) = read_card(write(tmp_path, f"---\nsdbench: {{checkpoint: ./}}\n{index}---\n")).problems
+    assert (problem.fails, problem.error.found) == (True, config)
+    assert "unknown protocol" in str(problem)
+    assert "Did you mean" in str(problem)
+
+
 def test_the_same_figure_of_several_models_is_compared_with_none(tmp_path: Path) -> None:
     result = ODD[ODD.index("  - task") : ODD.index(PARTI)].rpartition("  - task")[0]
     models = "".join(f"- name: {name}\n  results:\n{result}" for name in ("Teacher", "Student"))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands.main import main
-from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.evaluation.evaluate import CUT, evaluate
 from pytest_sdbench.gate.pairing import record_evidence
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models import specs
@@ -195,6 +195,10 @@ def test_a_number_of_images_that_the_protocol_has_not_is_refused(
 def test_recorded_images_of_a_card_are_not_drawn_again_unless_its_weights_are_others(
     compare: Compare, cards: Path, store: Path, tmp_path: Path
 ) -> None:
+    for name in ("mini", "noisy"):  # whose tokenizers take five tokens
+        config = cards / f"{name}-sd" / "tokenizer" / "tokenizer_config.json"
+        content = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps(content | {"model_max_length": 5}), encoding="utf-8")
     before = compare("mini", "noisy")
     for name in ("mini", "noisy"):
         assert record_evidence(read_card(cards / f"{name}.md"), "mini", Workspace(store))
@@ -202,6 +206,8 @@ def test_recorded_images_of_a_card_are_not_drawn_again_unless_its_weights_are_ot
     after = compare("mini", "noisy", "--store", str(empty))
     assert not empty.exists()
     assert "mini: recorded images, none drawn" in after["text"]
+    assert f"mini: {CUT.format(IMAGES)}" in before["text"]
+    assert f"mini: {CUT.format(IMAGES)}" in after["text"]
     for metric, each in before["metrics"].items():
         assert after["metrics"][metric]["difference"] == each["difference"]
         assert after["metrics"][metric]["standard_error"] == pytest.approx(each["standard_error"], rel=1e-3)

@@ -148,6 +148,24 @@ def test_what_looks_like_captions_beside_an_archive_leaves_them_open(
         )
 
 
+@pytest.mark.parametrize("file", ["metadata.jsonl", "x/metadata.csv", "c.txt"])
+@pytest.mark.parametrize("kind", ["images.zip", "images.tgz"])
+def test_captions_around_an_archive_are_read_where_captions_are_asked_for(
+    kind: str, file: str, tmp_path: Path
+) -> None:
+    inner = "x/" if "x/" in file else ""
+    archive = SOURCES[kind](tmp_path / kind, dict.fromkeys((inner + name for name in sorted(ROWS)), b""))
+    outside = {
+        "metadata.jsonl": {"metadata.jsonl": jsonl(rows())},
+        "x/metadata.csv": {"metadata.csv": csv("file_name,text", 'x/{},"{}"')},
+        "c.txt": {f"{name[0]}.txt": text.encode() for name, text in ROWS.items()},
+    }[file]
+    folder(tmp_path, outside)
+    images = open_images([archive])
+    assert match(images, PROMPTS, n=3, by="caption").order == ORDER
+    assert match(images, PROMPTS, n=3).doubt is not None
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [

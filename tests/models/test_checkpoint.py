@@ -248,6 +248,7 @@ NOT_FINITE = "NaN or infinity in 1 of 288 values"
 PROJECTION = ["transformers", "CLIPTextModelWithProjection"]
 NORM = "final_layer_norm.weight"
 Damage = tuple[str, Callable[[Path], object], str, str | None]
+LENGTH = "tokenizer/tokenizer_config.json"
 DAMAGE: dict[str, Damage] = {
     "git lfs": (UNET_WEIGHTS, with_text(LFS), "git lfs pull", None),
     "unet tensor": (UNET_WEIGHTS, without("conv_in.weight"), "missing tensor", "conv_in.weight"),
@@ -274,6 +275,10 @@ DAMAGE: dict[str, Damage] = {
     ),
     "no vocabulary": ("tokenizer", without_vocabulary, "no vocabulary", None),
     "torn vocabulary": (TOKENIZER, lambda file: with_torn_vocabulary(file.parent), "unreadable JSON", None),
+    "no length": (LENGTH, with_text('{"tokenizer_class": "CLIPTokenizer"}'), "no length", "model_max_length"),
+    "length of text": (LENGTH, with_entries(model_max_length="77"), "no length", "model_max_length"),
+    "long prompts": (LENGTH, with_entries(model_max_length=78), "up to 77", "model_max_length"),
+    "empty prompts": (LENGTH, with_entries(model_max_length=0), "up to 77", "model_max_length"),
     "large vocabulary": ("tokenizer", with_one_token_more, "more tokens", "text_encoder.vocab_size"),
 }
 for kept in (0, 4, 5_000, -100):
@@ -464,10 +469,13 @@ def test_weights_replace_what_the_card_names(tiny_checkpoint: Path, tmp_path: Pa
     [
         *((spec, None, "org/name@revision") for spec in ("nonsense", "a/b/c", "org/name@", {"unet": "./x"})),
         ("./absent", None, "no such folder"),
+        ("./circle", None, "no such folder"),
+        ("~nobody-of-this-name/model", None, "no such folder"),
         ("embedded:absent", None, "Embedded checkpoints"),
         ("./tiny-sd/tokenizer", None, r"no model_index\.json"),
         ("./tiny-sd/unet", None, "U-Net alone"),
         ("./tiny-sd", "absent", "--sdbench-weights tiny: no such folder"),
+        ("./tiny-sd", "circle", "--sdbench-weights tiny: no such folder"),
         ("./tiny-sd", "tiny-sd/tokenizer", "no U-Net"),
     ],
 )
@@ -475,6 +483,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_remedy(
     tiny_checkpoint: Path, spec: Any, weights: str | None, message: str
 ) -> None:
     near = tiny_checkpoint.parent
+    (near / "circle").symlink_to("circle")
     with pytest.raises(CheckpointError, match=message):
         resolve(spec, card="tiny", near=near, weights=None if weights is None else near / weights)
 

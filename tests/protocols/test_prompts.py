@@ -125,3 +125,10 @@ def test_scenes_that_have_changed_are_found(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(scenes, "captions", lambda indices: [f"{text}!" for text in old(indices)])
     with pytest.raises(DataError, match=r"others than the protocol means.*Scenes have changed"):
         load_prompts(load_protocol("scenes-quick"))
+
+
+def test_a_file_of_prompts_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_sdbench.protocols.prompts._LARGEST", len(GOOD.encode()))
+    assert load_prompts(protocol_of(tmp_path, GOOD), tmp_path) == tuple(CAPTIONS)
+    with pytest.raises(DataError, match=r"captions\.csv: the prompts cannot be read: .* bytes, and at most"):
+        load_prompts(protocol_of(tmp_path, GOOD + "4.jpg,x\n", rows=4), tmp_path)

@@ -178,6 +178,20 @@ def test_a_reason_shared_by_many_cards_is_said_once() -> None:
     # Nothing measured makes a report all the same.
     assert "0 checks of 0 cards: none." in results_markdown([], [])
     assert terminal_tables([]) == ""
+    lacks = "org/{0}: not in the hub cache. Fetch it, or give a copy: --sdbench-weights {0}=PATH"
+    absent = [
+        row("quality", card=f"c{at}", verdict="unavailable", reason=lacks.format(f"c{at}")) for at in (1, 2)
+    ]
+    text = terminal_tables(absent)
+    assert "c1, c2" in text
+    assert (
+        "org/c1 and 1 more: not in the hub cache. Fetch it, or give a copy: --sdbench-weights CARD=PATH"
+        in text
+    )
+    assert lacks.format("c1") in terminal_tables(absent[:1])
+    # A reason of its own stays one.
+    assert "FID: one" in (told := terminal_tables([row("quality", verdict="mismatch", reason="FID: one")]))
+    assert " more: " not in told
 
 
 def test_every_table_is_github_markdown_set_right(cards: list[Card]) -> None:

@@ -87,12 +87,14 @@ def break_cards(cards: Path) -> set[str]:
     for write in FILES:
         write(cards / f"{write.__name__}.md")
     (cards / "LOUD.MD").write_text(f"{FRONT['flow']}# Loud\n", encoding="utf-8")
+    (cards / "readme").mkdir()
+    circle(cards / "readme" / "README.md")
     # What is no card stays none.
     (cards / "folder.md").mkdir()
     (cards / "empty.md").write_bytes(b"")
     os.mkfifo(cards / "fifo.md")
     (cards / ".#good.md").symlink_to("me@host.42:1700000000")  # the lock of an editor
-    return {*FRONT, *(write.__name__ for write in FILES), "LOUD"}
+    return {*FRONT, *(write.__name__ for write in FILES), "LOUD", "readme"}
 
 
 SELECTIONS = [

@@ -461,6 +461,12 @@ def test_a_pipeline_of_ones_own_is_never_judged_by_the_images_of_another(run, pr
     assert not (pytester.path / "evidence").exists()
 
 
+def passed_over(project: Path) -> None:
+    """Put weights beside those of a project's checkpoint that nobody loads."""
+    (project.parent / "mini-sd" / "unet_ema").mkdir()
+    (project.parent / "mini-sd" / "unet_ema" / "x.safetensors").touch()
+
+
 class TestNetworks:
     """Size, compute and memory, on the tensors that are stored."""
 
@@ -482,7 +488,9 @@ class TestNetworks:
         sizes = counted | {"unet": counted["unet"] + off}
         size = {name: {"exact": count} for name, count in (sizes | {"whole": sum(sizes.values())}).items()}
         make_card(project, size=size)
+        passed_over(project)
         result = pytester.runpytest("--sdbench", "cards", "-m", "size")
+        result.stdout.fnmatch_lines(["*not looked at: unet_ema/*"])
         # One parameter too many is one in the U-Net and one in the whole.
         result.assert_outcomes(
             passed=4 - 2 * off, failed=2 * off, deselected=result.parseoutcomes()["deselected"]
@@ -508,9 +516,10 @@ class TestNetworks:
         macs = unet_macs(UNET).total
         for name, claimed in (("mini.md", macs), ("off.md", round(1.01 * macs))):
             make_card(project.with_name(name), compute={"unet_macs": claimed})
+        passed_over(project)
         result = pytester.runpytest("--sdbench", "cards", "-m", "compute", "-rA")
         assert [result.parseoutcomes()[outcome] for outcome in ("passed", "failed")] == [1, 1]
-        result.stdout.fnmatch_lines(["PASSED cards/mini.md::test_compute"])
+        result.stdout.fnmatch_lines(["*(not looked at: unet_ema/)", "PASSED cards/mini.md::test_compute"])
 
 
 class TestSpeed:

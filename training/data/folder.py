@@ -1,29 +1,32 @@
-"""Read a folder of pictures: captions in `metadata.csv`, `metadata.jsonl` or a `.txt` beside each."""
+"""Read a folder of pictures with captions, in every form that `score` reads."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.base.files import read_bounded
+from pytest_sdbench.features.captions import CAPTION_KEYS, TABLES, beside, caption_beside, table_rows
 from training.data.source import BadSample, Sample, Source, decode
 from training.errors import TrainingError
 
-METADATA = ("metadata.csv", "metadata.jsonl")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_LARGEST = 1 << 33
+"""Bytes of captions: those of a hundred million pictures."""
 
 
 class FolderSource(Source):
     """The pictures that the metadata names, in its order, as the Hugging Face image folder has them.
 
-    The metadata has the columns `file_name`, relative to the folder, and `text`. Without metadata every
-    picture of the folder and its subfolders is taken, by name, with the text of the `.txt` of the same name;
+    The metadata (`metadata.csv`, `.jsonl` or `.parquet`) has the columns `file_name`, relative to the folder,
+    and `text`, `caption` or `prompt`, of several the first of these. Without metadata every picture of the
+    folder and its subfolders is taken, by name, with the caption in the `.txt` or `.json` of the same name;
     one that has none has an empty caption. With `caption` that is the caption of every picture of the folder.
 
     Raises TrainingError for a missing or empty folder, for metadata that cannot be read, and for a row
@@ -31,15 +34,18 @@ class FolderSource(Source):
     """
 
     def __init__(self, path: str | Path, *, caption: str | None = None) -> None:
-        self._path = Path(path).expanduser()
+        self._path = Path(os.path.expanduser(path))
         if not self._path.is_dir():
             raise TrainingError(
                 "no such folder", key="data.path", found=str(path), remedy="Give a folder of pictures"
             )
-        found = [self._path / name for name in METADATA if (self._path / name).is_file()]
+        found = [self._path / name for name in TABLES if (self._path / name).is_file()]
         if len(found) > 1 and caption is None:
             raise TrainingError(
-                "two files of captions", file=self._path, found=list(METADATA), remedy="Leave one of them"
+                "two files of captions",
+                file=self._path,
+                found=[each.name for each in found],
+                remedy="Leave one of them",
             )
         listed = bool(found) and caption is None
         rows = _metadata(found[0]) if listed else _captioned(self._path, caption)
@@ -76,51 +82,26 @@ class FolderSource(Source):
 
 
 def _metadata(file: Path) -> list[tuple[str, str]]:
-    """Read file names and captions of an image folder's metadata."""
+    """Read file names and captions of an image folder's metadata, as `score` reads them."""
     rows = []
-    try:
-        for line, entry in _table(file) if file.suffix == ".csv" else _lines(file):
-            for column in ("file_name", "text"):
-                if not isinstance(entry.get(column), str):
-                    raise TrainingError(
-                        f"row without {column!r}",
-                        file=file,
-                        key=f"line {line}",
-                        found=sorted(str(name) for name in entry),
-                        remedy="Each row has the columns file_name and text",
-                    )
-            rows.append((entry["file_name"], entry["text"]))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TrainingError(
-            "cannot be read", file=file, found=str(error), remedy="Write it as UTF-8"
-        ) from error
+    with _explained(file):
+        for line, name, captions in table_rows(str(file), read_bounded(file, _LARGEST), _LARGEST):
+            if not captions:
+                raise DataError(f"row without {' or '.join(map(repr, CAPTION_KEYS))}", key=line)
+            rows.append((name, captions[0]))
     return rows
 
 
-def _table(file: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
-    # Some editors put a byte order mark before the first column.
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        table = csv.DictReader(stream)
-        for entry in table:
-            yield table.line_num, entry
-
-
-def _lines(file: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
-    with file.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise TrainingError(
-                    "not JSON", file=file, key=f"line {number}", found=str(error), remedy="One object a line"
-                ) from error
-            if not isinstance(entry, dict):
-                raise TrainingError(
-                    "not an object", file=file, key=f"line {number}", found=entry, remedy="One object a line"
-                )
-            yield number, entry
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Turn what is wrong with a file of captions into a TrainingError."""
+    try:
+        yield
+    except (DataError, OSError) as error:
+        known = error if isinstance(error, DataError) else DataError(error.strerror or str(error))
+        remedy = known.remedy or "Each row has file_name, and text, caption or prompt, in UTF-8"
+        message, found = known.message, known.found
+        raise TrainingError(message, file=file, key=known.key, found=found, remedy=remedy) from error
 
 
 def _captioned(folder: Path, caption: str | None) -> list[tuple[str, str]]:
@@ -130,28 +111,23 @@ def _captioned(folder: Path, caption: str | None) -> list[tuple[str, str]]:
         folders.sort()
         present = set(files)
         for name in sorted(files):
-            stem, ending = os.path.splitext(name)
-            if ending.lower() not in PICTURES or name.startswith("."):
+            if os.path.splitext(name)[1].lower() not in PICTURES or name.startswith("."):
                 continue
             text = caption
-            if text is None and stem + ".txt" in present:
-                text, texts = _text(Path(place) / (stem + ".txt")), texts + 1
+            for file in (Path(place, each) for each in beside(name) if each in present and text is None):
+                with _explained(file):
+                    found = caption_beside(str(file), read_bounded(file, _LARGEST))
+                text = found[0].strip() if found else None
+            texts += text is not None
             rows.append((os.path.relpath(os.path.join(place, name), folder), text or ""))
     if rows and caption is None and not texts:
         raise TrainingError(
-            "no captions: neither metadata.csv, metadata.jsonl, nor a .txt beside any picture",
+            f"no captions: neither {', '.join(TABLES)}, nor a .txt or .json beside any picture",
             file=folder,
             found=f"{len(rows)} pictures",
             remedy="Write metadata.csv with the columns file_name and text",
         )
     return rows
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise TrainingError("not UTF-8", file=file, found=str(error), remedy="Write it as UTF-8") from error
 
 
 def _size(path: Path, name: str, origin: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +113,7 @@ def _load(name: str, split: str, revision: str | None) -> Any:
             remedy="Install it: pip install datasets",
         ) from error
     try:
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))
         if (folder / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(folder))[split]
         if (folder / "state.json").is_file():

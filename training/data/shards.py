@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 import tarfile
@@ -22,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from pytest_sdbench.base.files import write_atomically
+from pytest_sdbench.base.files import json_mapping, write_atomically
 from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.features.archives import braces
 from training.data.local_copies import LocalCopies, RemoteFile, expand, locate
@@ -43,15 +42,15 @@ class Index:
     places: npt.NDArray[np.int64]
     """[N, 4]: offset and size of the picture, offset and size of the caption; -1 where there is none."""
     json: npt.NDArray[np.bool_]
-    """Whether the caption is a JSON object: its key `caption` or `text`."""
+    """Whether the caption is a JSON object: its key `caption`, `text` or `prompt`."""
 
 
 class ShardsSource(Source):
     """The pairs of tar files, at local paths or fsspec URLs, with `{000..010}`, `{a,b}` and `*` in them.
 
-    A pair is a picture (jpg, png, webp) and a `.txt`, or a `.json` with the key `caption` or `text`. Each
-    shard is indexed once; the index is kept, and with `pairs` only as many shards are opened as needed. A
-    remote shard is fetched whole, and up to `local_bytes` of them are kept in `folder`.
+    A pair is a picture (jpg, png, webp) and a `.txt`, or a `.json` with the key `caption`, `text` or
+    `prompt`. Each shard is indexed once; the index is kept, and with `pairs` only as many shards are opened
+    as needed. A remote shard is fetched whole, and up to `local_bytes` of them are kept in `folder`.
 
     Raises TrainingError for a shard that is missing, compressed or truncated, and where there is no pair.
     """
@@ -215,12 +214,13 @@ def _caption(key: str, content: bytes, is_json: bool) -> str:
         text = content.decode("utf-8-sig")
         if not is_json:
             return text.strip()
-        entry = json.loads(text)
-        caption = entry["caption"] if "caption" in entry else entry["text"]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        entry = json_mapping(text)
+    except ValueError as error:
         raise BadSample(key, f"unreadable caption: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise BadSample(key, "no caption: its .json has neither the key caption nor text") from error
+    found = [entry[name] for name in ("caption", "text", "prompt") if name in entry]
+    if not found:
+        raise BadSample(key, "no caption: its .json has none of the keys caption, text and prompt")
+    caption = found[0]
     if not isinstance(caption, str):
         raise BadSample(key, f"a caption that is no text: {caption!r}")
     return caption

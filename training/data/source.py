@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
+from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.features.pixels import pixels_of
 from training.errors import TrainingError
 
 Pixels = npt.NDArray[np.uint8]
@@ -69,12 +71,15 @@ class Source(Protocol):
 
 
 def decode(key: str, content: bytes) -> Image.Image:
-    """Decode a picture to RGB, turned upright as its EXIF data say. Raises BadSample."""
+    """Decode a picture to RGB, upright as its EXIF data say. Raises BadSample, for transparency too."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.verify()  # damage may decode to other pixels, and only the checksums of a PNG tell
         with Image.open(io.BytesIO(content)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return Image.fromarray(pixels_of(image)[0])
+    except DataError as error:
+        remedy = "lay it over a colour: what lies underneath is not to be learnt"
+        raise BadSample(key, f"a transparent picture; {remedy}") from error
     except Exception as error:  # Pillow's decoders raise errors of many kinds
         raise BadSample(key, f"not a readable picture: {error or type(error).__name__}") from error
 

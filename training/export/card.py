@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError
-from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.paths import real, reference
 from pytest_sdbench.cards.card import find_card, read_card
 from pytest_sdbench.cards.draft import base_card, is_of_scenes, sdbench_block
 from pytest_sdbench.cards.edit import scalar
@@ -130,7 +130,7 @@ def _lender(recipe: Recipe, near: Path) -> str:
     if base.startswith(EMBEDDED) or re.fullmatch(HUB_ID, base):
         return base
     # A folder is meant from where the command runs; a card tells it from where the card lies.
-    place = Path(os.path.relpath(Path(base).expanduser().resolve(), near.resolve())).as_posix()
+    place = Path(os.path.relpath(real(base), real(near))).as_posix()
     return place if place.startswith(".") else f"./{place}"
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pytest_sdbench.base.errors import CheckpointError
+from pytest_sdbench.base.paths import real
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.pipeline import load_pipeline
@@ -56,7 +57,7 @@ def export_checkpoint(
     the disk is full, for weights that are not finite, for a scheduler that there is none, and where `out`
     holds anything else; an older checkpoint is then untouched.
     """
-    out = out.expanduser().resolve()
+    out = real(out)
     if hasattr(task, "export"):
         with _folder_beside(out) as temporary:
             task.export(temporary)

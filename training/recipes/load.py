@@ -6,6 +6,7 @@ A recipe is a YAML file. Its figures carry their origin: ``sources`` says where 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -42,7 +43,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     """Return the file of a recipe; raise TrainingError, with the names there are, if there is none."""
     text = str(name_or_path)
     is_name = isinstance(name_or_path, str) and "/" not in text and not text.endswith((".yaml", ".yml"))
-    path = RECIPES / f"{text}.yaml" if is_name else Path(text).expanduser()
+    path = RECIPES / f"{text}.yaml" if is_name else Path(os.path.expanduser(text))
     if path.is_file():
         return path
     known = recipe_names()

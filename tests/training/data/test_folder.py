@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from torchvision import transforms
 
+from pytest_sdbench.features.images import open_images, read_captions
 from tests.training.data.samples import encoded, picture, write_folder
 from training.data.folder import FolderSource
 from training.data.open import open_source
@@ -52,6 +55,27 @@ def test_metadata_jsonl_and_a_byte_order_mark(tmp_path):
     assert FolderSource(tmp_path).read(0).caption == "red"
 
 
+TABLES = {
+    "caption": ("metadata.csv", b"seed,caption,file_name\n7,red,a.png\n"),
+    "prompt": ("metadata.jsonl", b'{"file_name": "./a.png", "text": null, "prompt": "red"}\n'),
+    "parquet": ("metadata.parquet", None),
+    "text first": ("metadata.csv", b"file_name,caption,text\na.png,blue,red\n,,\n"),
+    "beside": ("a.json", b'{"caption": "red", "key": 1}'),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_captions_are_those_that_score_reads(tmp_path, name):
+    file, content = TABLES[name]
+    (tmp_path / "a.png").write_bytes(encoded(picture(0)))
+    if content is None:
+        parquet.write_table(pyarrow.table({"file_name": ["a.png"], "caption": ["red"]}), str(tmp_path / file))
+    else:
+        (tmp_path / file).write_bytes(content)
+    assert FolderSource(tmp_path).read(0).caption == "red"
+    assert "red" in read_captions(open_images([tmp_path]))[0]
+
+
 def test_a_text_beside_each_picture(tmp_path):
     for name in ("b.jpg", "a.webp", "deep/er/c.PNG", ".hidden.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -75,10 +99,20 @@ def test_a_picture_is_upright_and_rgb(tmp_path):
     exif[0x0112] = 6  # turned by a quarter
     tall = picture(3, 40, 20)
     tall.save(tmp_path / "a.png", exif=exif)
-    Image.new("LA", (8, 8), (100, 0)).save(tmp_path / "b.png")
+    Image.new("LA", (8, 8), (100, 255)).save(tmp_path / "b.png")
     source = FolderSource(tmp_path, caption="x")
     assert np.array_equal(np.asarray(source.read(0).image), np.rot90(np.asarray(tall), -1))
     assert np.asarray(source.read(1).image).shape == (8, 8, 3)
+
+
+def test_a_transparent_picture_is_named_and_left_out(tmp_path):
+    Image.new("LA", (8, 8), (100, 0)).save(tmp_path / "a.png")
+    palette = Image.new("P", (8, 8))
+    palette.save(tmp_path / "b.png", transparency=0)
+    source = FolderSource(tmp_path, caption="x")
+    for row in range(2):
+        with pytest.raises(BadSample, match=r"[ab]\.png.*transparent"):
+            source.read(row)
 
 
 def test_a_corrupt_picture_is_named_with_the_reason(tmp_path):
@@ -105,8 +139,9 @@ def test_a_corrupt_picture_is_named_with_the_reason(tmp_path):
     ("content", "words"),
     [
         (b"file_name,text\na.png,red\nmissing.png,blue\n", ["missing.png", "not there"]),
-        (b"file_name,caption\na.png,red\n", ["'text'", "line 2", "caption"]),
-        (b"name,text\na.png,red\n", ["'file_name'"]),
+        (b"file_name,title\na.png,red\n", ["'text'", "line 2", "caption"]),
+        (b"name,text\na.png,red\n", ["file_name", "line 2"]),
+        (b"file_name,text\na.png,red, round\n", ["line 2", "quotes"]),
         (b"file_name,text\na.png\n", ["'text'", "line 2"]),
         (b"file_name,text\n", ["no pictures"]),
         (b"file_name,text\na.png,\xff\xfe\n", ["UTF-8"]),
@@ -124,7 +159,7 @@ def test_broken_metadata_is_explained(tmp_path, content, words):
 def test_broken_lines_folders_and_doubled_metadata_are_explained(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n{broken\n')
     (tmp_path / "a.png").write_bytes(encoded(picture(0)))
-    with pytest.raises(TrainingError, match=r"metadata\.jsonl: line 2: not JSON"):
+    with pytest.raises(TrainingError, match=r"metadata\.jsonl: line 2: .*no JSON object"):
         FolderSource(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,x\n")
     with pytest.raises(TrainingError, match="two files of captions"):

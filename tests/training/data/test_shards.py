@@ -132,7 +132,7 @@ def test_broken_samples_are_named_with_their_shard(tmp_path):
         ],
     )
     source = ShardsSource(str(tmp_path / "a.tar"), say=quiet)
-    reasons = ["no caption", "not a readable", "unreadable", "neither the key", "unreadable", "no text"]
+    reasons = ["no caption", "not a readable", "unreadable", "none of the keys", "unreadable", "no text"]
     for row, reason in enumerate(reasons):
         with pytest.raises(BadSample) as caught:
             source.read(row)

@@ -1,0 +1,26 @@
+"""Read CSV, in the one dialect that is taken: commas, double quotes, UTF-8."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+
+from pytest_sdbench.base.errors import DataError
+
+
+def csv_rows(content: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a CSV file, the header too: the number of the line that each ends in, and its fields.
+
+    A blank line is a row without fields. Raises DataError, with the line, for what is no UTF-8 or malformed.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as bad:
+        line, found = bad.object.count(b"\n", 0, bad.start) + 1, bad.object[bad.start : bad.end]
+        raise DataError("this is not UTF-8", key=f"line {line}", found=found) from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        yield from ((reader.line_num, row) for row in reader)
+    except csv.Error as bad:
+        raise DataError(f"malformed CSV: {bad}", key=f"line {reader.line_num}") from None
