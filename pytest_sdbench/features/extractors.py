@@ -213,14 +213,16 @@ def column_widths(protocol: Protocol) -> dict[str, int]:
     }
 
 
-def column_keys(protocol: Protocol) -> dict[str, str]:
+def column_keys(protocol: Protocol, reference: str | None = None) -> dict[str, str]:
     """Return under which key a store keeps each column that a protocol's metrics read, by its name in rows.
 
-    Nothing is loaded. Raises Unavailable where the weights of an extractor are not on this machine, and else
-    as `outputs_of`.
+    `reference` is the fingerprint of the checkpoint that pairs are compared with, which their keys name;
+    without it their columns are left out. Nothing is loaded. Raises Unavailable where the weights of an
+    extractor are not on this machine, and else as `outputs_of`.
     """
     return {
-        column(name, output): f"{identity(name)}/{output}"
+        column(name, output): f"{identity(name)}/{output}" + (f"@{reference}" if paired else "")
         for name, outputs in outputs_of(protocol).items()
+        if not (paired := extractor_of(name).paired) or reference is not None
         for output in outputs
     }

@@ -76,6 +76,8 @@ class Metric:
     """Factors that other tools print the metric with, the usual one first."""
     extractors: tuple[str, ...] = ()
     """What the names of the extractors that it may read begin with; empty: any that has its output."""
+    per_image: bool = False
+    """Whether the score is the mean of what each image has."""
     perfect: float | None = None
     """What pictures that equal the reference's have; None for a metric that does not read pairs."""
     share: bool = False

@@ -25,7 +25,7 @@ def cosine(features: Rows, references: Rows) -> Rows:
     """Return the cosine of each pair of rows, float32 [B], of arrays [B, D]; with a row of zeros it is 0."""
     x, y = features.astype(np.float64), references.astype(np.float64)
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    return ((x * y).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)).astype(np.float32)
+    return np.asarray((x * y).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny), np.float32)
 
 
 def _inner(name: str) -> tuple[str, Extractor]:

@@ -27,11 +27,11 @@ def psnr(images: Images, references: Images) -> Rows:
     difference = images.astype(np.float64) - references
     error = np.square(difference).mean(axis=(1, 2, 3))
     least = PEAK**2 / 10 ** (MOST / 10)
-    return (10 * np.log10(PEAK**2 / np.maximum(error, least))).astype(np.float32)
+    return np.asarray(10 * np.log10(PEAK**2 / np.maximum(error, least)), np.float32)
 
 
 def _load(name: str, *, data_root: Path | None, device: str, download: bool) -> tuple[Measure, str]:
-    return lambda images, references: {"pair": psnr(images, references)}, _METHOD  # type: ignore[arg-type]
+    return lambda images, references: {"pair": psnr(images, references)}, _METHOD
 
 
 PSNR = Extractor(

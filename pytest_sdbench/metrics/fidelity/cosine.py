@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from pytest_sdbench.metrics.definition import Metric
-from pytest_sdbench.metrics.fidelity.mean import estimate_mean
+from pytest_sdbench.metrics.fidelity.mean import estimate_pairs
 
 FEATURE_COSINE = Metric(
     name="feature_cosine",
@@ -14,10 +14,11 @@ FEATURE_COSINE = Metric(
     decimals=4,
     recorded_decimals=6,
     higher_is_better=True,
-    estimate=partial(estimate_mean, "feature_cosine"),
+    estimate=partial(estimate_pairs, "feature_cosine"),
     output="pair",
     reads="pair",
     extractors=("cosine:",),
+    per_image=True,
     perfect=1.0,
     minimum=-1.0,
     maximum=1.0,
@@ -29,7 +30,7 @@ DINO_COSINE = replace(
     FEATURE_COSINE,
     name="dino_cosine",
     label="DINO cosine",
-    estimate=partial(estimate_mean, "dino_cosine"),
+    estimate=partial(estimate_pairs, "dino_cosine"),
     extractors=("cosine:dinov2",),
 )
 """That of DINOv2, under the name that others know it by."""

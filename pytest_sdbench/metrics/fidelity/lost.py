@@ -42,7 +42,9 @@ def estimate(sample: Sample, _: FeatureStatistics | None, options: LostOptions) 
     if not sample.n:
         return Undefined("lost", "no images", 0)
     values = sample.rows().astype(np.float64)
-    beyond = values < options.below if options.below is not None else values > options.above
+    is_low = options.below is not None and values < options.below
+    is_high = options.above is not None and values > options.above
+    beyond = np.asarray(is_low | is_high, np.float64)
     share = float(beyond.mean())
     influence = beyond - share
     error = standard_error(influence, sample.groups)
@@ -59,6 +61,7 @@ LOST = Metric(
     output="pair",
     reads="pair",
     options=LostOptions,
+    per_image=True,
     perfect=0.0,
     share=True,
     minimum=0.0,

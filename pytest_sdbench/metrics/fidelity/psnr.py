@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from pytest_sdbench.metrics.definition import Metric
-from pytest_sdbench.metrics.fidelity.mean import estimate_mean
+from pytest_sdbench.metrics.fidelity.mean import estimate_pairs
 
 PSNR = Metric(
     name="psnr",
@@ -13,10 +13,11 @@ PSNR = Metric(
     decimals=2,
     recorded_decimals=4,
     higher_is_better=True,
-    estimate=partial(estimate_mean, "psnr"),
+    estimate=partial(estimate_pairs, "psnr"),
     output="pair",
     reads="pair",
     extractors=("psnr",),
+    per_image=True,
     perfect=100.0,
     minimum=0.0,
     maximum=100.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from pytest_sdbench.metrics.definition import Metric
-from pytest_sdbench.metrics.fidelity.mean import estimate_mean
+from pytest_sdbench.metrics.fidelity.mean import estimate_pairs
 
 SSIM = Metric(
     name="ssim",
@@ -13,10 +13,11 @@ SSIM = Metric(
     decimals=4,
     recorded_decimals=6,
     higher_is_better=True,
-    estimate=partial(estimate_mean, "ssim"),
+    estimate=partial(estimate_pairs, "ssim"),
     output="pair",
     reads="pair",
     extractors=("ssim",),
+    per_image=True,
     perfect=1.0,
     minimum=-1.0,
     maximum=1.0,
