@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_sdbench.cards.card import Card, Claim
+from pytest_sdbench.cards.claims import margin_of
 from pytest_sdbench.cards.index import Problem
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 
@@ -47,6 +49,34 @@ def quality_cases(card: Card) -> list[Case]:
             if metric not in lasting and (metric in recorded or name in card.protocols):
                 cases.append(Case(f"{name}-{metric}", metric, name))
     return cases or [Case("nothing-claimed")]
+
+
+def as_candidate(card: Card) -> Card:
+    """Return a card as a checkpoint in its place is judged: its own one is the reference of all pairs then.
+
+    What metrics of pairs come to is claimed to be what equal pictures have, within the margin; what the card
+    records of them is of another reference.
+    """
+    pairs = {
+        (name, metric): METRICS[metric]
+        for name in card.judged_by
+        for metric in load_protocol(name, search=(card.path.parent,)).metrics
+        if METRICS[metric].perfect is not None
+    }
+    others = [claim for claim in card.claims if (claim.gate_protocol, claim.metric) not in pairs]
+    same = [
+        Claim(
+            metric=metric,
+            value=float(known.perfect or 0),
+            text=f"{known.perfect:g}",
+            protocol=name,
+            margin=margin_of(card.margins, name, metric),
+            kind="identity",
+            label=known.label,
+        )
+        for (name, metric), known in pairs.items()
+    ]
+    return replace(card, claims=(*others, *same))
 
 
 def other_protocol(claim: Claim, protocol: Protocol) -> str:

@@ -37,7 +37,8 @@ class Claim:
     """From ``sdbench.margins``; None: the protocol's own."""
     source: Source | None = None
     kind: str = "published"
-    """``published`` (in ``model-index``) or ``recorded`` (in ``sdbench.records``)."""
+    """``published`` (in ``model-index``), ``recorded`` (in ``sdbench.records``), or ``identity``: what stands
+    in the place of the card's checkpoint draws the same pictures."""
     record: Record | None = None
     label: str = ""
     """The metric's name as the card prints it."""

@@ -69,6 +69,8 @@ class Record(Entry):
     n: Count
     protocol_fingerprint: Word | None = None
     checkpoint_fingerprint: Word | None = None
+    reference_fingerprint: Word | None = None
+    """Of the checkpoint that pairs of pictures were compared with."""
     device: Word | None = None
     versions: Mapping[str, Word] = field(default_factory=dict)
     date: Date | None = None

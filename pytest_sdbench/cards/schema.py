@@ -253,8 +253,8 @@ def _check_devices(front: FrontMatter, block: Block) -> None:
 def check_value(path: Path, keys: Keys, metric: str, value: Any, *, recorded: bool = False) -> float:
     """Return a claimed figure, or raise: a placeholder, zero, negative, not finite, or off the scale.
 
-    An unbiased estimate, such as the KID of a good model, can fall to zero and below; that is recorded, and
-    never published.
+    An unbiased estimate, such as the KID of a good model, can fall to zero and below, and so can what pairs
+    of pictures have; that is recorded, and never published.
     """
     known = METRICS[metric]
     low = -math.inf if known.minimum is None else known.minimum
@@ -265,7 +265,7 @@ def check_value(path: Path, keys: Keys, metric: str, value: Any, *, recorded: bo
         wrong = "is null" if value is None else "is no number"
     elif not math.isfinite(value):
         wrong = "is not finite"
-    elif value <= 0 and not (recorded and known.signed):
+    elif value <= 0 and not (recorded and (known.signed or known.perfect is not None)):
         wrong = "is negative" if value else "is zero"
     elif not low <= value <= high:
         wrong, remedy = "has the wrong scale", known.scale[:1].upper() + known.scale[1:]

@@ -63,7 +63,8 @@ def checkpoint_downloads(card: Card, weights: Path | None = None) -> tuple[Downl
 def extractor_download(name: str) -> Download | None:
     """Return the weights of an extractor as a download; None where there is nothing to fetch."""
     download = extractor_of(name).download
-    return None if download is None else Download("extractor", *download(name))
+    found = None if download is None else download(name)
+    return None if found is None else Download("extractor", *found)
 
 
 def _cached(name: str, revision: str | None, component: str) -> bool:

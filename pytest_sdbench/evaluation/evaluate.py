@@ -9,7 +9,7 @@ import datetime
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,14 @@ from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.evidence import PLAIN, CompleteEvidence, Extras, Load, make_evidence
+from pytest_sdbench.evaluation.fidelity import (
+    Reference,
+    Setups,
+    draw_reference,
+    no_reference,
+    pairs_of,
+    setups_of,
+)
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
@@ -59,9 +67,14 @@ class References:
                 lacking[metric] = found
             else:
                 here[metric] = found
-        if len(lacking) == len(protocol.metrics):
+        return cls(protocol, here, {}).without(lacking)
+
+    def without(self, lacking: Mapping[str, Unavailable]) -> References:
+        """Return what is left without some metrics; raises Unavailable where that is none."""
+        lacking = {**self.lacking, **lacking}
+        if len(lacking) == len(self.protocol.metrics):
             raise next(iter(lacking.values()))
-        return cls(protocol, here, lacking)
+        return replace(self, lacking=lacking)
 
     def estimate(
         self, measured: Protocol, rows: Iterable[Rows], groups: Groups | None
@@ -115,6 +128,12 @@ class Evaluation:
     foretells: bool = True
     """Whether prompts repeat as often here as among all images of the protocol: else these images say too
     little of what those scatter by."""
+    prompts: tuple[str, ...] = field(default=(), repr=False)
+    """Of the images, in their order."""
+    reference: Reference | None = None
+    """What pairs are compared with; None where no metric compares, or there is nothing."""
+    setups: Setups = frozenset()
+    """Device and libraries that the images were drawn with, as of the reference."""
 
     @property
     def n(self) -> int:
@@ -176,7 +195,8 @@ def evaluate(
     comparable with no claim. `load` makes the pipeline (default: `load_pipeline`); it is not
     called, and no network is loaded, if all evidence is there. Scores depend on `tuning` by rounding alone.
     Where more than `max_images` are to be drawn, none is. `extras` says what else is wanted of the images.
-    A metric whose reference statistics or extractor is not here is left out with the reason in `lacking`.
+    A metric whose reference statistics, extractor or reference pictures are not here is left out with the
+    reason in `lacking`.
 
     Raises Unavailable for data or weights that are not on this machine and for more than `max_images`,
     DataError and CheckpointError for what is damaged, EvidenceError for a store that cannot be used.
@@ -184,17 +204,16 @@ def evaluate(
     started = time.monotonic()
     measured = _measured(protocol, samples, workspace.dtype)
     # Whatever can fail without an image fails before the first one.
-    references = References.of(measured, workspace.data_root)
-    made = make_evidence(
-        checkpoint,
-        measured,
-        workspace,
-        tuning=tuning,
-        max_images=max_images,
-        load=load,
-        extras=extras,
-    )
-    references = replace(references, lacking={**references.lacking, **made.lacking})
+    references, reference = References.of(measured, workspace.data_root), None
+    limits: dict[str, Any] = {"tuning": tuning, "max_images": max_images}
+    if pairs := pairs_of(measured):
+        try:
+            reference = draw_reference(extras.original or no_reference, measured, workspace, **limits)
+            extras = replace(extras, reference=reference.evidence)
+        except Unavailable as lacking:
+            references = references.without(dict.fromkeys(pairs, lacking))
+    made = make_evidence(checkpoint, measured, workspace, load=load, extras=extras, **limits)
+    references = references.without(made.lacking)
     rows = made.evidence.rows(measured.n)
     counts = {name: sum(int(shard[name].sum()) for shard in rows) for name in ("blacked_out", "truncated")}
     writers = made.evidence.writers(measured.n)
@@ -206,8 +225,7 @@ def evaluate(
         requested=protocol.n,
         complete=measured.fingerprint == protocol.fingerprint,
         checkpoint_fingerprint=checkpoint.fingerprint,
-        device=_together(str(writer.get("device")) for writer in writers),
-        versions=_versions_of(writers),
+        **_origin(writers),
         seconds=time.monotonic() - started,
         images_made=made.images_made,
         notes=(*_notes(measured, made, writers, counts), *references.unverified(), *checkpoint.choices),
@@ -217,7 +235,15 @@ def evaluate(
         or _repeats(load_prompts(protocol, workspace.data_root)) < _REPEATED * _repeats(made.prompts),
         blacked_out=counts["blacked_out"],
         truncated=counts["truncated"],
+        prompts=made.prompts[: measured.n],
+        reference=reference,
     )
+
+
+def _origin(writers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return where images were made, in words, and what of it moves pictures."""
+    device = _together(str(writer.get("device")) for writer in writers)
+    return {"device": device, "versions": _versions_of(writers), "setups": setups_of(writers)}
 
 
 def _repeats(prompts: Sequence[str]) -> float:

@@ -55,6 +55,8 @@ class Extras:
     workspace says."""
     reference: Evidence | None = None
     """Whose kept pictures paired extractors compare with."""
+    original: Callable[[], Checkpoint] | None = None
+    """Finds the checkpoint that an evaluation draws those pictures with, where a metric needs them."""
 
 
 PLAIN = Extras()
@@ -224,7 +226,8 @@ def open_evidence(
             "data": None if data is None else shown(data),
         },
     }
-    columns = column_keys(protocol) if extras.columns is None else extras.columns
+    against = None if extras.reference is None else str(extras.reference.manifest["checkpoint"])
+    columns = column_keys(protocol, against) if extras.columns is None else extras.columns
     keep, insists = kept_images(protocol, workspace.keep_images, extras.keep)
     key = checkpoint.fingerprint, protocol.draw_fingerprint
     return Store(workspace.store).open(*key, manifest, columns, keep=keep, insists=insists)

@@ -57,7 +57,7 @@ class Extractor:
     """Say in one line which verified file would be used; raises as `load`."""
     size: int | None = None
     """Pixels that the sides of a picture must have; None where it takes any."""
-    download: Callable[[str], tuple[str, int | None]] | None = None
+    download: Callable[[str], tuple[str, int | None] | None] | None = None
     """Return what would be downloaded and its size in bytes; None where nothing can be."""
     paired: bool = False
     """Whether it measures pairs: of a picture and the reference's picture of the same prompt and noise, which

@@ -12,6 +12,9 @@
 ``clip-vit-l14-336``         CLIP ViT-L/14 at 336 pixels: 768 features of length one
 ``dinov2-vitl14``            DINOv2 ViT-L/14: 1024 features
 ``imported:METRIC``          another tool; ``python -m pytest_sdbench import`` brings its values in
+``psnr``, ``ssim``           of a picture and the reference's: a formula, without a network
+``lpips:alex``, ``:vgg``     LPIPS of a picture and the reference's
+``cosine:EXTRACTOR``         cosine of the features that another extractor has of both
 =========================== ==========================================================================
 """
 
@@ -50,6 +53,10 @@ EXTRACTORS: Registry[Extractor] = Registry(
         "clip-vit-l14-336": "pytest_sdbench.features.pretrained.clip_image:CLIP_VIT_L_14_336",
         "dinov2-vitl14": "pytest_sdbench.features.pretrained.dinov2:DINOV2",
         "imported:": "pytest_sdbench.features.imported:IMPORTED_VALUES",
+        "psnr": "pytest_sdbench.features.fidelity.psnr:PSNR",
+        "ssim": "pytest_sdbench.features.fidelity.ssim:SSIM",
+        "lpips:": "pytest_sdbench.features.fidelity.lpips:LPIPS",
+        "cosine:": "pytest_sdbench.features.fidelity.cosine:COSINE",
     },
 )
 
@@ -176,6 +183,13 @@ def outputs_of(protocol: Protocol) -> dict[str, tuple[str, ...]]:
 def width_of(spec: MetricSpec) -> int:
     """Return in how many numbers its extractor says what a metric reads; raises as `outputs_of`."""
     metric, extractor = METRICS[spec.metric], extractor_of(spec.extractor)
+    if metric.extractors and not spec.extractor.startswith(metric.extractors):
+        raise ProtocolError(
+            f"{metric.label} is read of another extractor",
+            key=f"metrics.{spec.metric}.{metric.extractor_key}",
+            found=spec.extractor,
+            remedy=f"Its name begins with {' or '.join(metric.extractors)}",
+        )
     if metric.output not in extractor.outputs:
         others = [each for each in EXTRACTORS if metric.output in EXTRACTORS[each].outputs]
         raise ProtocolError(
@@ -199,14 +213,16 @@ def column_widths(protocol: Protocol) -> dict[str, int]:
     }
 
 
-def column_keys(protocol: Protocol) -> dict[str, str]:
+def column_keys(protocol: Protocol, reference: str | None = None) -> dict[str, str]:
     """Return under which key a store keeps each column that a protocol's metrics read, by its name in rows.
 
-    Nothing is loaded. Raises Unavailable where the weights of an extractor are not on this machine, and else
-    as `outputs_of`.
+    `reference` is the fingerprint of the checkpoint that pairs are compared with, which their keys name;
+    without it their columns are left out. Nothing is loaded. Raises Unavailable where the weights of an
+    extractor are not on this machine, and else as `outputs_of`.
     """
     return {
-        column(name, output): f"{identity(name)}/{output}"
+        column(name, output): f"{identity(name)}/{output}" + (f"@{reference}" if paired else "")
         for name, outputs in outputs_of(protocol).items()
+        if not (paired := extractor_of(name).paired) or reference is not None
         for output in outputs
     }

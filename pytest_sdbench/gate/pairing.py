@@ -27,6 +27,7 @@ from pytest_sdbench.gate.verdict import Score
 from pytest_sdbench.metrics.difference import difference, worst_loss
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import Array, Rows
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.models.changes import Description
 from pytest_sdbench.models.layout import COMPONENTS
 from pytest_sdbench.protocols.load import load_protocol
@@ -183,6 +184,8 @@ def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Pat
     from pytest_sdbench.models.checkpoint import resolve
 
     protocol = load_protocol(protocol_name, search=(card.path.parent,))
+    if all(METRICS[metric].reads == "pair" for metric in protocol.metrics):
+        return None  # pairs are of two checkpoints, and say nothing that a third can be paired with
     checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
     found = {}
     for look in looks(protocol.n):

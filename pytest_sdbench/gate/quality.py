@@ -18,6 +18,7 @@ from pytest_sdbench.cards.cases import Case, other_protocol
 from pytest_sdbench.cards.claims import passes_anything
 from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.features.references import reference_of
+from pytest_sdbench.gate import fidelity
 from pytest_sdbench.gate.calibration import Calibration, read_calibration
 from pytest_sdbench.gate.looks import Look, looks
 from pytest_sdbench.gate.pairing import (
@@ -58,6 +59,8 @@ class Judgement:
     """The score, or what it is predicted to be with all images of the protocol."""
     estimate: Estimate | Undefined | None
     margin: float | None
+    worst: Sequence[fidelity.Worst] = ()
+    """The images that lost most, where each has a part in the score."""
 
 
 def incomparable(case: Case, protocol: Protocol | None) -> Verdict | None:
@@ -191,7 +194,9 @@ class _Gate:
                 # What is surely worse fails, however coarse the margin is for what is not.
                 if question.refusal and verdict.outcome is not Outcome.FAIL:
                     verdict, notes = Verdict(Outcome.ERROR, question.refusal), ()
-                judgement = self._judgement(claim, verdict, evaluation, notes)
+                judgement = self._judgement(
+                    claim, fidelity.spare(verdict, claim, evaluation), evaluation, notes
+                )
                 found[claim.id] = replace(judgement, measured=question.score.measured)
         return found
 
@@ -202,7 +207,8 @@ class _Gate:
         verdict = noted(verdict, [*notes, *assumed, *evaluation.notes, *evaluation.changes])
         estimate = evaluation.estimates.get(claim.metric)
         value = estimate.value if isinstance(estimate, Estimate) else None
-        return Judgement(verdict, evaluation, value, estimate, self._margin(claim))
+        worst = fidelity.worst_pairs(estimate, evaluation, self.pairing.recorded)
+        return Judgement(verdict, evaluation, value, estimate, self._margin(claim), worst)
 
     def _margin(self, claim: Claim) -> float | None:
         return claim.margin if claim.margin is not None else self.protocol.margins.get(claim.metric)
@@ -224,6 +230,8 @@ class _Gate:
         shown = _shown(estimate)
         if not early and evaluation.protocol_fingerprint != protocol.fingerprint:
             return mismatch(f"{shown}; {evaluation.difference(protocol)}")
+        if other := fidelity.other_reference(claim, evaluation):
+            return mismatch(f"{shown}; {other}; --sdbench-update records it anew")
         if margin is None:
             return uncalibrated(f"{shown}; neither the card nor {protocol.name} has a margin for it")
         if passes_anything(claim.metric, claim.value, margin):
@@ -258,9 +266,14 @@ class _Gate:
             most=self.protocol.n,
         )
         notes = [f"a prediction for {self.protocol.n:,} images"] if early else []
+        notes += fidelity.pair_notes(claim, score, evaluation)
+        if metric.share:
+            return _Question(claim, fidelity.share_score(score, evaluation.groups), notes)
         prompts = estimate.n if evaluation.groups is None else int(evaluation.groups.max()) + 1
         if prompts < FEWEST_PROMPTS:
             return _Question(claim, score, notes)
+        if claim.kind == "identity":
+            return _Question(claim, fidelity.identity_score(score, estimate, evaluation.groups), notes)
         paired = self.pairing.pair(claim, estimate, score, evaluation)
         if paired is not None:
             return _Question(claim, paired, [*notes, "paired with the recorded images"])

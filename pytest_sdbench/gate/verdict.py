@@ -3,6 +3,7 @@
 Identity comes first: figures of two protocols, or of two numbers of images, are never compared. Then a score
 is put to a non-inferiority test: it passes when it is surely no worse than the claim by more than the margin,
 fails when it is surely worse by more, and is inconclusive in between, where more images are the remedy.
+What is sure is said by the normal distribution, and of a share of images by the exact binomial one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from statistics import NormalDist
+
+from pytest_sdbench.gate.binomial import (
+    chance_of_at_least,
+    chance_of_at_most,
+    lower_bound,
+    trials_to_tell,
+    upper_bound,
+)
 
 ALPHA = 0.05
 """Largest chance of a wrong call, one-sided: for a pass of each score, for a fail of all that are claimed
@@ -78,6 +87,14 @@ class Score:
     """Images behind the measured score."""
     most: int | None = None
     """Images that there can be; None: any number."""
+    trials: float | None = None
+    """Of a share, lower being better: how many independent images it is of (`binomial.trials_of`). Its errors
+    are not asked then, and the claim is taken as it stands: the limit is claim + margin. None: no share."""
+
+    @property
+    def limit(self) -> float:
+        """The value that is worse than the claim by just the margin."""
+        return self.claimed - self.margin if self.higher_is_better else self.claimed + self.margin
 
     @property
     def worse(self) -> float:
@@ -146,16 +163,16 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
     shown = f"{score.label}: claimed {score.claimed:{unit}}, measured {_measured(score, unit)}: "
     shown += _by(worse, unit)
     margin = f"margin {score.margin:{unit}}"
-    if error is None:
+    if error is None and score.trials is None:
         return Verdict(
             Outcome.INCONCLUSIVE,
             f"{shown}, {margin}; cannot tell: these images do not say what the standard error is (too few "
             "images or prompts, or a few that outweigh the rest)",
             {"worse_by": worse},
         )
-    quantile = _NORMAL.inv_cdf(1 - ALPHA * share)
-    at_least, at_most = worse - quantile * error, worse + _reach(score, quantile)
-    figures = {"worse_by": worse, "error": error, "at_least": at_least, "at_most": at_most}
+    at_least, at_most = _at_least(score, ALPHA * share), _at_most(score, ALPHA * share)
+    figures = {"worse_by": worse, "at_least": at_least, "at_most": at_most}
+    figures |= {} if error is None else {"error": error}
     wrong_pass = _chance_of_wrong_pass(score)
     if not failed and wrong_pass <= ALPHA * share:
         good = ", better than the claim by more than the margin: look" if at_most < -score.margin else ""
@@ -165,7 +182,7 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
             figures | {"wrong_call": wrong_pass},
         )
     # At the level of its family, which says less than one at that of a single score.
-    figures["at_least"] = at_least = worse - _NORMAL.inv_cdf(1 - level) * error
+    figures["at_least"] = at_least = _at_least(score, level)
     least = _signed(at_least, unit)
     if failed:
         return Verdict(
@@ -185,6 +202,8 @@ def _chance_of_wrong_pass(score: Score) -> float:
     error is at least that of the count of failures as bad as `unseen` that would (a score test, after Wilson
     1927: the variance is that of the null hypothesis).
     """
+    if score.trials is not None:
+        return chance_of_at_most(score.measured * score.trials, score.trials, score.limit)
     assert score.error is not None
     if score.error == score.unseen == 0:
         return 0.0 if score.worse <= score.margin + _rounding(score) else 1.0
@@ -197,16 +216,29 @@ def _unseen_variance(score: Score) -> float:
     return score.unseen * max(score.margin, score.margin - score.worse)
 
 
-def _reach(score: Score, quantile: float) -> float:
-    """Return how much worse than it looks a score may be: by no more is the pass of any margin wrong."""
+def _at_least(score: Score, level: float) -> float:
+    """Return by how much a score is worse than the claim at least, but for a chance of `level`."""
+    if score.trials is not None:
+        return lower_bound(score.measured * score.trials, score.trials, level) - score.claimed
     assert score.error is not None
+    return score.worse - _NORMAL.inv_cdf(1 - level) * score.error
+
+
+def _at_most(score: Score, level: float) -> float:
+    """Return by how much a score is worse at most: by no more is the pass of any margin wrong."""
+    if score.trials is not None:
+        return upper_bound(score.measured * score.trials, score.trials, level) - score.claimed
+    assert score.error is not None
+    quantile = _NORMAL.inv_cdf(1 - level)
     half = quantile * score.unseen / 2
     failures = quantile * (half + math.sqrt(half**2 + score.unseen * max(score.worse, 0.0)))
-    return max(quantile * score.error, failures)
+    return score.worse + max(quantile * score.error, failures)
 
 
 def _chance_of_wrong_fail(score: Score) -> float:
     """Return how likely a checkpoint that is worse by just the margin looks as bad as this one."""
+    if score.trials is not None:
+        return chance_of_at_least(score.measured * score.trials, score.trials, score.limit)
     if score.error is None:
         return 1.0
     if score.error == 0:
@@ -216,15 +248,25 @@ def _chance_of_wrong_fail(score: Score) -> float:
 
 def _remedy(score: Score, level: float) -> str:
     """Say how many images would tell at this level, if any number would."""
+    if score.worse == score.margin:
+        return "the score lies on the margin"
+    if score.trials is not None:
+        trials = trials_to_tell(score.measured, score.limit, level)
+        return _images(score, math.inf if trials is None else trials * score.n / score.trials)
     assert score.error is not None
     gap = abs(score.margin - score.worse) / _NORMAL.inv_cdf(1 - level)
-    if gap == 0:
-        return "the score lies on the margin"
     if gap <= score.claim_error:
         return f"the claim itself is uncertain by {score.claim_error:.{score.decimals}f}"
     needed = score.n * (score.error**2 - score.claim_error**2) / (gap**2 - score.claim_error**2)
     if score.worse < score.margin:
         needed = max(needed, score.n * _unseen_variance(score) / gap**2)
+    return _images(score, needed)
+
+
+def _images(score: Score, needed: float) -> str:
+    """Say that so many images would tell, or that there are not so many."""
+    if math.isinf(needed):
+        return "the score lies on the margin"
     magnitude = 10 ** max(0, len(str(int(needed))) - 2)
     rounded = math.ceil(needed / magnitude) * magnitude
     longer = "a longer protocol tells, or a wider margin"
@@ -245,10 +287,14 @@ def _check(score: Score) -> None:
 
 
 def _measured(score: Score, unit: str) -> str:
-    if score.interval is None:
+    if score.trials is not None:
+        count = score.measured * score.trials
+        low, high = lower_bound(count, score.trials, 0.025), upper_bound(count, score.trials, 0.025)
+    elif score.interval is None:
         return f"{score.measured:{unit}}"
-    reach = _NORMAL.inv_cdf(0.975) * score.interval
-    low, high = score.measured - reach, score.measured + reach
+    else:
+        reach = _NORMAL.inv_cdf(0.975) * score.interval
+        low, high = score.measured - reach, score.measured + reach
     return f"{score.measured:{unit}} (95 % interval {low:{unit}} to {high:{unit}})"
 
 

@@ -35,6 +35,7 @@ CLIP_SCORE = Metric(
     higher_is_better=True,
     estimate=estimate,
     output="cosine",
+    per_image=True,
     extractor_key="model",
     aliases=("clip", "clipscore"),
     minimum=0.0,

@@ -74,6 +74,14 @@ class Metric:
     """What the reader of a value out of bounds should know."""
     often_multiplied_by: float | tuple[float, ...] | None = None
     """Factors that other tools print the metric with, the usual one first."""
+    extractors: tuple[str, ...] = ()
+    """What the names of the extractors that it may read begin with; empty: any that has its output."""
+    per_image: bool = False
+    """Whether the score is the mean of what each image has."""
+    perfect: float | None = None
+    """What pictures that equal the reference's have; None for a metric that does not read pairs."""
+    share: bool = False
+    """Whether it is a share of images, which the exact binomial distribution judges."""
 
     def column(self, extractor: str) -> str:
         """Return the column of evidence that the metric reads."""
@@ -92,8 +100,13 @@ class Metric:
         return next((each for each in meant if low <= each <= high), None)
 
     def room(self, score: float) -> float:
-        """Return how far a score is from the worst there is; a distance has no worst, and is its own room."""
-        return score - (self.minimum or 0.0) if self.higher_is_better else score
+        """Return how far a score is from the worst there is; a distance has no worst, and is its own room.
+
+        That of pairs may be claimed to be nothing: its room is that up to the largest value there is.
+        """
+        if self.higher_is_better:
+            return score - (self.minimum or 0.0)
+        return score if self.perfect is None else (math.inf if self.maximum is None else self.maximum - score)
 
     @property
     def arrow(self) -> str:

@@ -24,6 +24,12 @@ METRICS: Registry[Metric] = Registry(
         "density": "pytest_sdbench.metrics.distances.neighbours:DENSITY",
         "coverage": "pytest_sdbench.metrics.distances.neighbours:COVERAGE",
         "diversity": "pytest_sdbench.metrics.distances.diversity:DIVERSITY",
+        "psnr": "pytest_sdbench.metrics.fidelity.psnr:PSNR",
+        "ssim": "pytest_sdbench.metrics.fidelity.ssim:SSIM",
+        "lpips": "pytest_sdbench.metrics.fidelity.lpips:LPIPS",
+        "feature_cosine": "pytest_sdbench.metrics.fidelity.cosine:FEATURE_COSINE",
+        "dino_cosine": "pytest_sdbench.metrics.fidelity.cosine:DINO_COSINE",
+        "lost": "pytest_sdbench.metrics.fidelity.lost:LOST",
     },
 )
 

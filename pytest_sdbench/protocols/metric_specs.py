@@ -112,4 +112,7 @@ def read_spec(value: object) -> MetricSpec:
     if is_imported(value):
         return ImportedSpec.model_validate(value)
     known = isinstance(value, Mapping) and METRICS.get(str(value.get("metric")))
-    return (spec_type(known) if known else MetricSpec).model_validate(value)
+    spec = (spec_type(known) if known else MetricSpec).model_validate(value)
+    if known:
+        known.options_of(spec)  # which raises for options that contradict each other
+    return spec

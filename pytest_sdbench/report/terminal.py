@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import (
     NETWORK,
     NONE,
@@ -13,6 +14,7 @@ from pytest_sdbench.report.cells import (
     changes,
     claimed,
     counts,
+    figure,
     images,
     measured,
     of_card,
@@ -25,8 +27,11 @@ from pytest_sdbench.report.cells import (
 from pytest_sdbench.report.results import Row
 
 
-def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
-    """Return the tables of a run in short, and the reasons of what was neither passed nor failed."""
+def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = (), *, worst: bool = False) -> str:
+    """Return the tables of a run in short, and the reasons of what was neither passed nor failed.
+
+    With `worst` come the images that lost most, a table a score.
+    """
     names = [name for name in dict.fromkeys(row.card for row in rows) if of_card(rows, name, *NETWORK)]
     parts = [_networks(names, rows)] if names else []
     quality = [row for row in rows if row.test == "quality"]
@@ -38,6 +43,8 @@ def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
     if scores:
         heading = ["card", "claim", "claimed", "measured", "N", "verdict"]
         parts.append(plain_table(heading, scores, "llrrrl"))
+    if worst:
+        parts += [_worst(row) for row in quality if row.extra.get("worst")]
     if rest := [row for row in quality if row.measured is None]:
         of = len({row.card for row in rest})
         many = f"{len(rest)} score{'s' * (len(rest) != 1)} of {of} card{'s' * (of != 1)}"
@@ -57,6 +64,21 @@ def terminal_tables(rows: Sequence[Row], cards: Sequence[Card] = ()) -> str:
     if notes := untested(cards):
         parts.append(f"what the cards leave untested:\n{notes}")
     return "\n\n".join(part for part in parts if part)
+
+
+def _worst(row: Row) -> str:
+    """Return the images that lost most, each with what the reference's has."""
+    decimals = METRICS[row.metric].decimals + 1 if row.metric in METRICS else 4
+    lines = [
+        [
+            str(each["index"]),
+            *(figure(each[key], f".{decimals}f") for key in ("value", "reference")),
+            each["prompt"],
+        ]
+        for each in row.extra["worst"]
+    ]
+    heading = ["image", "here", "reference", "prompt"]
+    return f"worst images of {plain(row.card)}, {plain(row.name)}:\n{plain_table(heading, lines, 'rrrl')}"
 
 
 def _networks(names: Sequence[str], rows: Sequence[Row]) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from pytest_sdbench.base.errors import CardError, SdbenchError, first_line
 from pytest_sdbench.cards.card import Card, check_lineage, read_card
+from pytest_sdbench.cards.cases import as_candidate
 
 SUITE = "pytest_sdbench.suite.tests"
 MARKERS = {
@@ -37,16 +38,18 @@ class CardModule(pytest.Module):
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         """Read the card and yield one item per claim, or one failing item that says what is wrong with it."""
+        session = self.config.pluginmanager.get_plugin("sdbench-session")
         try:
             self.card = read_card(self.path)
             check_lineage(self.card)
+            if session is not None and session.weights_for(self.path) is not None:
+                self.card = as_candidate(self.card)
             items = list(super().collect())
         except (Exception, pytest.fail.Exception) as error:
             if not isinstance(error, SdbenchError):
                 message = f"the card cannot be collected: {type(error).__name__}: {first_line(error)}"
                 error = CardError(message, file=self.path, remedy="Correct its front matter")
             items = [BrokenCard.from_parent(self, name=name, error=error) for name in self._asked()]
-        session = self.config.pluginmanager.get_plugin("sdbench-session")
         if session is None or session.settings.calibrate is None:
             # Calibration is made when it is asked for.
             items = [item for item in items if getattr(item, "originalname", "") != "test_calibration"]

@@ -124,6 +124,34 @@ def sdbench_checkpoint(
 
 
 @pytest.fixture(scope="module")
+def sdbench_reference(
+    sdbench_session: SdbenchSession,
+    sdbench_card: Card,
+    sdbench_baseline: Card | None,
+    sdbench_weights: Path | None,
+) -> Callable[[], Checkpoint]:
+    """Return a function to the checkpoint whose pictures those under test are compared with, one by one.
+
+    It is the card's own where another one stands in its place, else its baseline's. The function raises
+    Unavailable where there is none.
+    """
+
+    def find() -> Checkpoint:
+        card = sdbench_baseline if sdbench_weights is None else sdbench_card
+        if card is None:
+            raise Unavailable(
+                "fidelity compares with a reference's pictures, and the card names no baseline",
+                file=sdbench_card.path,
+                key="sdbench.baseline",
+                remedy=f"Name one, or compare another checkpoint with the card's own: --sdbench-weights "
+                f"{sdbench_card.name}=FOLDER",
+            )
+        return checkpoint_of(card, None, download=sdbench_session.settings.download)
+
+    return find
+
+
+@pytest.fixture(scope="module")
 def sdbench_network(
     request: pytest.FixtureRequest, sdbench_card: Card, sdbench_weights: Path | None
 ) -> Network:
@@ -164,6 +192,7 @@ def sdbench_pipeline(sdbench_checkpoint: Checkpoint, sdbench_device: str) -> Cal
 
 @pytest.fixture(scope="module")
 def sdbench_evaluate(
+    request: pytest.FixtureRequest,
     sdbench_session: SdbenchSession,
     sdbench_card: Card,
     sdbench_checkpoint: Checkpoint,
@@ -171,20 +200,20 @@ def sdbench_evaluate(
     sdbench_device: str,
     sdbench_data: Path | None,
     sdbench_store: Path | str,
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Evaluation]:
     """Return a function that evaluates the checkpoint under a protocol, once for all claims.
 
     Called with a protocol, and with a number of images where not all of them are wanted.
     """
     from pytest_sdbench.evaluation.evaluate import evaluate
+    from pytest_sdbench.evaluation.evidence import Extras
     from pytest_sdbench.gate.identity import recorded_changes
 
     settings = sdbench_session.settings
     # A pipeline of one's own has no fingerprint: its images are kept for this run alone.
     plain = isinstance(sdbench_pipeline, PlainPipeline)
     workspace = Workspace(
-        sdbench_store if plain else tmp_path_factory.mktemp("sdbench-store"),
+        sdbench_store if plain else request.getfixturevalue("tmp_path_factory").mktemp("sdbench-store"),
         sdbench_data,
         sdbench_device,
         None if settings.dtype == "auto" else settings.dtype,
@@ -205,6 +234,7 @@ def sdbench_evaluate(
                     samples=samples or settings.samples,
                     max_images=settings.limit(sdbench_device),
                     load=load,
+                    extras=Extras(original=request.getfixturevalue("sdbench_reference")),
                 )
             if not plain:
                 return replace(found, checkpoint_fingerprint="")

@@ -16,7 +16,7 @@ from pytest_sdbench.cards.schema import check_value
 from pytest_sdbench.gate.pairing import record_evidence, same_figure
 from pytest_sdbench.report.results import Row
 
-_PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "device", "date")
+_PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "reference_fingerprint", "device", "date")
 
 
 def write_records_of(

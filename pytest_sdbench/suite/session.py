@@ -309,7 +309,8 @@ class SdbenchSession:
             from pytest_sdbench.report.write import read_cards
 
             terminalreporter.section("sdbench: claimed and measured")
-            terminalreporter.write_line(terminal_tables(self.rows, read_cards(self.rows, self.files)))
+            cards, verbose = read_cards(self.rows, self.files), self.config.get_verbosity() > 0
+            terminalreporter.write_line(terminal_tables(self.rows, cards, worst=verbose))
         for diff in self.diffs:
             terminalreporter.section("sdbench: recorded", sep="-")
             terminalreporter.write_line("\n".join(map(plain, diff.rstrip().split("\n"))))

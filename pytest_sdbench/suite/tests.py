@@ -21,6 +21,7 @@ from pytest_sdbench.gate import network
 from pytest_sdbench.gate.quality import Judgement, beside, incomparable
 from pytest_sdbench.gate.verdict import noted
 from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.suite.collection import card_of
 from pytest_sdbench.suite.rows import claim_figures
@@ -174,7 +175,7 @@ def test_quality(
         sdbench_conclude(verdict, **figures)
         return
     judgement = sdbench_judge(case, protocol)
-    extra = _extra(judgement)
+    extra = _extra(case.metric, judgement)
     if sdbench_baseline is not None and (less := beside(sdbench_baseline, protocol, judgement)) is not None:
         extra["beside"] = {
             "card": sdbench_baseline.name,
@@ -187,11 +188,16 @@ def test_quality(
     sdbench_conclude(judgement.verdict, **figures)
 
 
-def _extra(judgement: Judgement) -> dict[str, Any]:
+def _extra(metric: str, judgement: Judgement) -> dict[str, Any]:
     """Return what explains a score, for reports: where it comes from, and what the verdict rests on."""
     evaluation, estimate = judgement.evaluation, judgement.estimate
     extra = evaluation.provenance() | dict(judgement.verdict.figures)
     extra["torch_device"] = evaluation.torch_device
+    if evaluation.reference is not None and METRICS[metric].reads == "pair":
+        extra["reference"] = evaluation.reference.spec
+        extra["reference_fingerprint"] = evaluation.reference.fingerprint
+    if judgement.worst:
+        extra["worst"] = [each.to_dict() for each in judgement.worst]
     if isinstance(estimate, Estimate) and estimate.corrected is not None:
         extra["without_bias"] = estimate.corrected
     if isinstance(estimate, Estimate) and judgement.measured not in (None, estimate.value):

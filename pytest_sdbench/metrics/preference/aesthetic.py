@@ -20,6 +20,7 @@ AESTHETIC = Metric(
     recorded_decimals=5,
     higher_is_better=True,
     estimate=estimate,
+    per_image=True,
     output="aesthetic",
     aliases=("aesthetic_score", "aesthetics", "aesthetics_score", "laion_aesthetic", "laion_aesthetics"),
     minimum=1.0,

@@ -21,6 +21,7 @@ HPSV2 = Metric(
     recorded_decimals=6,
     higher_is_better=True,
     estimate=estimate,
+    per_image=True,
     output="hps",
     aliases=("hps", "hps_v2", "hpsv2.1", "hps_v2.1", "hpsv2_1", "hps_v2_1", "hpsv21"),
     minimum=0.0,

@@ -20,6 +20,7 @@ PICKSCORE = Metric(
     recorded_decimals=5,
     higher_is_better=True,
     estimate=estimate,
+    per_image=True,
     output="pickscore",
     aliases=("pick_score", "pickscore_v1", "pick_score_v1", "pick_a_pic_score"),
     minimum=10.0,

@@ -1,0 +1,1 @@
+"""What a pair of pictures of one prompt and noise has in common: one extractor a file."""

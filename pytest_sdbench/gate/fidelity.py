@@ -1,0 +1,133 @@
+"""Judge how close pictures are to those of a reference, pair by pair, and say which are worst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_sdbench.cards.card import Claim
+from pytest_sdbench.gate.binomial import trials_of
+from pytest_sdbench.gate.pairing import RecordedEvidence
+from pytest_sdbench.gate.verdict import Outcome, Score, Verdict
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.metrics.standard_error import Groups
+
+if TYPE_CHECKING:
+    from pytest_sdbench.evaluation.evaluate import Evaluation
+
+MOST = 10
+"""Worst images that a report names."""
+
+
+@dataclass(frozen=True)
+class Worst:
+    """One image, and what it has of a metric beside what the reference's has."""
+
+    index: int
+    prompt: str
+    value: float
+    reference: float | None
+    """Of the same prompt and noise; None where it is not known."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a report holds it."""
+        known = None if self.reference is None else round(self.reference, 6)
+        return {
+            "index": self.index,
+            "prompt": self.prompt,
+            "value": round(self.value, 6),
+            "reference": known,
+        }
+
+
+def worst_pairs(
+    estimate: Estimate | Undefined | None, evaluation: Evaluation, recorded: RecordedEvidence | None
+) -> list[Worst]:
+    """Return the images that lost most, worst first; of `lost` those that are lost.
+
+    Of a metric of pairs the reference is what equal pictures have; of any other whose score is the mean of
+    what each image has, the `recorded` image of the same index. Empty for a score of all images together.
+    """
+    if not isinstance(estimate, Estimate) or estimate.influence is None:
+        return []
+    metric = METRICS[estimate.metric]
+    same = None if recorded is None else recorded.estimate(estimate.n, estimate.metric)
+    if not metric.per_image:
+        return []
+    values = estimate.value + estimate.influence
+    theirs = np.full(len(values), np.nan) if metric.perfect is None else np.full(len(values), metric.perfect)
+    if metric.perfect is None and same is not None and same.influence is not None:
+        theirs = same.value + same.influence
+    against = np.where(np.isnan(theirs), estimate.value, theirs)
+    losses = against - values if metric.higher_is_better else values - against
+    order = np.argsort(-losses, kind="stable")[:MOST]
+    return [
+        Worst(
+            int(index),
+            evaluation.prompts[index] if index < len(evaluation.prompts) else "",
+            float(values[index]),
+            None if np.isnan(theirs[index]) else float(theirs[index]),
+        )
+        for index in order
+        if losses[index] > 1e-9
+    ]
+
+
+def share_score(score: Score, groups: Groups | None) -> Score:
+    """Return a share's score with the number of independent images that it is of."""
+    return replace(score, trials=trials_of(score.n, groups))
+
+
+def identity_score(score: Score, estimate: Estimate, groups: Groups | None) -> Score:
+    """Return the score of a claim that pictures are the reference's own, which is not uncertain by itself.
+
+    One more image, as bad as the worst, may be missing among these: a prompt's where prompts repeat.
+    """
+    if estimate.influence is None:
+        return score
+    moves = estimate.influence if groups is None else np.bincount(groups, weights=estimate.influence)
+    worst = -moves.min() if score.higher_is_better else moves.max()
+    return replace(score, error=estimate.standard_error, unseen=max(0.0, float(worst)) / estimate.n)
+
+
+def other_reference(claim: Claim, evaluation: Evaluation) -> str:
+    """Say that a record was compared with another reference than this evaluation; empty where it was not."""
+    made, here = claim.record and claim.record.reference_fingerprint, evaluation.reference
+    if made is None or here is None or made == here.fingerprint:
+        return ""
+    return f"the record compares with the checkpoint {made}, and this run with {here.fingerprint}"
+
+
+def pair_notes(claim: Claim, score: Score, evaluation: Evaluation) -> Iterator[str]:
+    """Yield what a reader of a verdict on pairs should know."""
+    if (reference := evaluation.reference) is None:
+        return
+    yield f"beside {reference.spec} ({reference.fingerprint})"
+    if claim.kind == "identity":
+        least = "at least" if score.higher_is_better else "at most"
+        yield f"{least} {score.limit:g} passes"
+    if _setups_differ(evaluation):
+        places = "; ".join(sorted(", ".join(each) for each in reference.setups | evaluation.setups))
+        yield f"the two were drawn on different set-ups: {places}"
+
+
+def spare(verdict: Verdict, claim: Claim, evaluation: Evaluation) -> Verdict:
+    """Return a verdict on pairs that were drawn on two set-ups: what they move is no fault of the weights.
+
+    0.005 LPIPS between versions of libraries and 0.07 between models of GPUs were measured by others.
+    """
+    pairs = METRICS[claim.metric].reads == "pair"
+    if verdict.outcome is not Outcome.FAIL or not pairs or not _setups_differ(evaluation):
+        return verdict
+    remedy = "draw both on one, in an empty --sdbench-store"
+    reason = f"{verdict.reason}; cannot tell: another device or library moves pictures too; {remedy}"
+    return Verdict(Outcome.INCONCLUSIVE, reason, verdict.figures)
+
+
+def _setups_differ(evaluation: Evaluation) -> bool:
+    reference = evaluation.reference
+    return reference is not None and len(reference.setups | evaluation.setups) > 1

@@ -1,0 +1,26 @@
+"""Score how alike the structure of pictures is to the reference's: the mean SSIM."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pytest_sdbench.metrics.definition import Metric
+from pytest_sdbench.metrics.fidelity.mean import estimate_pairs
+
+SSIM = Metric(
+    name="ssim",
+    label="SSIM",
+    decimals=4,
+    recorded_decimals=6,
+    higher_is_better=True,
+    estimate=partial(estimate_pairs, "ssim"),
+    output="pair",
+    reads="pair",
+    extractors=("ssim",),
+    per_image=True,
+    perfect=1.0,
+    minimum=-1.0,
+    maximum=1.0,
+    scale="SSIM lies between -1 and 1, and equal pictures have 1",
+    often_multiplied_by=100,
+)

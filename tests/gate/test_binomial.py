@@ -1,0 +1,99 @@
+"""The exact binomial bounds against scipy, and the verdicts on shares that rest on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from pytest_sdbench.gate.binomial import (
+    beta_cdf,
+    chance_of_at_least,
+    chance_of_at_most,
+    lower_bound,
+    trials_of,
+    trials_to_tell,
+    upper_bound,
+)
+from pytest_sdbench.gate.verdict import Score, judge_score, judge_scores
+
+
+def test_the_beta_function_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    a, b = 10 ** rng.uniform(-1, 4, (2, 1000))
+    near = stats.beta.rvs(a, b, random_state=rng)
+    for x, first, second in zip(near, a, b, strict=True):
+        assert beta_cdf(x, first, second) == pytest.approx(special.betainc(first, second, x), abs=1e-9)
+    assert (beta_cdf(0, 2, 3), beta_cdf(1, 2, 3)) == (0, 1)
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 1), (1, 1), (0, 512), (5, 512), (10, 1000), (512, 512)])
+@pytest.mark.parametrize("level", [0.05, 0.025, 0.001])
+def test_bounds_are_those_of_clopper_and_pearson(count: int, n: int, level: float) -> None:
+    expected = stats.binomtest(count, n).proportion_ci(1 - 2 * level, "exact")
+    assert lower_bound(count, n, level) == pytest.approx(expected.low, abs=1e-9)
+    assert upper_bound(count, n, level) == pytest.approx(expected.high, abs=1e-9)
+    assert chance_of_at_most(count, n, 0.01) == pytest.approx(stats.binom.cdf(count, n, 0.01), abs=1e-9)
+    assert chance_of_at_least(count, n, 0.01) == pytest.approx(stats.binom.sf(count - 1, n, 0.01), abs=1e-9)
+
+
+def test_a_prompt_that_repeats_counts_once() -> None:
+    assert trials_of(12, None) == 12
+    assert trials_of(12, np.repeat(np.arange(4), 3)) == pytest.approx(4)
+    assert trials_of(4, np.array([0, 0, 0, 1])) == pytest.approx(1.6)
+
+
+@pytest.mark.parametrize(
+    ("share", "limit", "least"), [(0.0, 0.01, 299), (0.01, 0.004, None), (0.0039, 0.004, None)]
+)
+def test_so_many_trials_tell(share: float, limit: float, least: int | None) -> None:
+    needed = trials_to_tell(share, limit, 0.05)
+    assert needed is not None
+    if least is not None:  # (1 - limit)^n = 5 %
+        assert needed == pytest.approx(least, abs=1)
+    tail = chance_of_at_most if share < limit else chance_of_at_least
+    assert tail(share * needed, needed, limit) <= 0.05 < tail(share * needed / 1.1, needed / 1.1, limit)
+    assert trials_to_tell(0.5, 0.5, 0.05) is None
+
+
+def lost(count: int, n: int, margin: float, claimed: float = 0.0, trials: float | None = None) -> Score:
+    return Score(
+        label="Lost",
+        claimed=claimed,
+        measured=count / n,
+        margin=margin,
+        higher_is_better=False,
+        decimals=4,
+        error=None,
+        n=n,
+        most=n,
+        trials=n if trials is None else trials,
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "outcome", "says"),
+    [
+        (lost(5, 512, 0.001), "fail", "at least 0.0039 worse"),
+        (lost(0, 512, 0.01), "pass", "at most 0.0058 worse"),
+        (lost(0, 512, 0.001), "inconclusive", "about 3,000 images would, and there are 512"),
+        (lost(0, 1000, 0.004), "pass", "measured 0.0000 (95 % interval 0.0000 to 0.0037)"),
+        (lost(1, 1000, 0.004), "inconclusive", "anything from 0.0001 worse to 0.0047 worse"),
+        (lost(10, 1000, 0.004), "fail", "chance of a wrong fail 0.8 %"),
+        (lost(10, 1000, 0.004, claimed=0.01), "inconclusive", "no difference"),
+        # The same pairs, four to a prompt, are worth a quarter.
+        (lost(5, 512, 0.001, trials=128), "inconclusive", "claimed 0.0000"),
+        (lost(0, 512, 0.01, trials=128), "inconclusive", "about 1,200 images would"),
+        (lost(512, 512, 0.5), "fail", "worse by 1.0000"),
+    ],
+)
+def test_a_share_is_judged_by_its_exact_bounds(score: Score, outcome: str, says: str) -> None:
+    verdict = judge_score(score)
+    assert verdict.outcome == outcome
+    assert says in verdict.reason
+
+
+def test_fails_of_shares_are_corrected_for_their_number() -> None:
+    scores = [lost(10, 1000, 0.004)] + [lost(0, 1000, 0.004)] * 6
+    assert [str(each.outcome) for each in judge_scores(scores)] == ["inconclusive"] + ["pass"] * 6
+    assert str(judge_scores(scores[:6])[0].outcome) == "fail"

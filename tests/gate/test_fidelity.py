@@ -1,0 +1,243 @@
+"""A checkpoint beside its reference, picture by picture: verdicts, what is lost, which images are worst."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+from pytest_sdbench.base.paths import reference
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.evaluation.estimate import estimate
+from pytest_sdbench.evaluation.fidelity import Reference
+from pytest_sdbench.features.extractors import open_extractors
+from pytest_sdbench.features.fidelity.ssim import ssim
+from pytest_sdbench.features.references import load_references
+from pytest_sdbench.gate.fidelity import worst_pairs
+from pytest_sdbench.gate.pairing import RecordedEvidence
+from pytest_sdbench.gate.quality import judge
+from pytest_sdbench.gate.verdict import Score, judge_score
+from pytest_sdbench.metrics.definition import Sample
+from pytest_sdbench.metrics.difference import difference, worst_loss
+from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.protocol import Protocol
+from tests.gate.helpers import evaluation, report
+from tests.project import make_card, make_project, make_protocol
+
+PAIRS = {"psnr": {"extractor": "psnr"}, "lost": {"extractor": "ssim", "below": 0.9}}
+MARGINS = {"psnr": 65, "lost": 0.07}
+SETUP = frozenset({("AMD", "2.9", "0.40", "5.0")})
+SETUPS = {
+    "H200": frozenset({("H200", "2.9", "0.40", "5.0")}),
+    "2.8": frozenset({("AMD", "2.8", "0.40", "5.0")}),
+}
+
+
+@pytest.fixture
+def protocol(tmp_path: Path) -> Protocol:
+    make_protocol(tmp_path / "pairs.yaml", n=48, metrics=PAIRS, margins=MARGINS)
+    return load_protocol("pairs", search=(tmp_path,))
+
+
+def pairs(protocol: Protocol, psnr: Any, lost: int = 0, **changes: Any) -> Any:
+    """Return an evaluation of these decibels, and so many pictures lost."""
+    spread = np.linspace(-3, 3, protocol.n).astype(np.float32)
+    columns = {"psnr": psnr + spread, "lost": (np.arange(protocol.n) >= lost).astype(np.float32)}
+    found = {
+        metric: METRICS[metric].estimate(
+            Sample([values], protocol.n), None, METRICS[metric].options_of(protocol.metrics[metric])
+        )
+        for metric, values in columns.items()
+    }
+    known = Reference("the card's own", "f" * 16, SETUP)
+    prompts = tuple(f"prompt {index}" for index in range(protocol.n))
+    changes = {"reference": known, "setups": SETUP, "prompts": prompts} | changes
+    return evaluation(protocol, found, "c" * 16, **changes)
+
+
+def record(metric: str, value: float, protocol: Protocol, **more: Any) -> dict[str, Any]:
+    known = {"protocol": "pairs", "metric": metric, "value": value, "n": protocol.n}
+    return known | {"standard_error": 0.1, "protocol_fingerprint": protocol.fingerprint} | more
+
+
+@pytest.mark.parametrize(
+    ("psnr", "lost", "changes", "outcomes", "says"),
+    [
+        (50, 0, {}, "pass pass", "at least 35 passes"),
+        (25, 24, {}, "fail fail", "beside the card's own"),
+        (35, 3, {}, "inconclusive inconclusive", "cannot tell"),
+        # What another device moves is no fault of the weights, and no pass is in doubt for it.
+        (
+            25,
+            24,
+            {"setups": SETUPS["H200"]},
+            "inconclusive inconclusive",
+            "H200",
+        ),
+        (50, 0, {"setups": SETUPS["2.8"]}, "pass pass", "different set-ups"),
+    ],
+)
+def test_a_candidate_is_claimed_to_draw_the_pictures_of_its_reference(
+    protocol: Protocol, tmp_path: Path, psnr: float, lost: int, changes: Any, outcomes: str, says: str
+) -> None:
+    from pytest_sdbench.cards.cases import as_candidate, quality_cases
+
+    recorded = [record("psnr", 99.0, protocol)]
+    card = read_card(make_card(tmp_path / "card.md", claims={}, protocol="pairs", records=recorded))
+    ids = sorted(case.id for case in quality_cases(as_candidate(card)))
+    assert ids == ["pairs-lost", "pairs-psnr"]
+    found = judge(as_candidate(card), protocol, lambda n: pairs(protocol, psnr, lost, **changes))
+    assert " ".join(str(found[each].verdict.outcome) for each in ids) == outcomes
+    assert says in found["pairs-psnr"].verdict.reason
+
+
+@pytest.mark.parametrize(("made", "outcome"), [("f" * 16, "pass"), ("e" * 16, "mismatch"), (None, "pass")])
+def test_a_record_is_one_of_its_reference(
+    protocol: Protocol, tmp_path: Path, made: str | None, outcome: str
+) -> None:
+    more = {} if made is None else {"reference_fingerprint": made}
+    recorded = [record("psnr", 50.0, protocol, **more), record("lost", 0.0, protocol, **more)]
+    margins = {"psnr": 2.0, "lost": 0.07}
+    card = read_card(
+        make_card(tmp_path / "card.md", claims={}, protocol="pairs", records=recorded, margins=margins)
+    )
+    found = judge(card, protocol, lambda n: pairs(protocol, 50.0))
+    assert {str(each.verdict.outcome) for each in found.values()} == {outcome}
+
+
+def test_the_worst_images_are_named_with_both_values(protocol: Protocol) -> None:
+    here = pairs(protocol, 50.0, lost=2)
+    first, *_, last = worst_pairs(here.estimates["psnr"], here, None)
+    assert (first.index, first.prompt, first.value, first.reference) == (0, "prompt 0", 47.0, 100.0)
+    assert last.index == 9
+    assert [each.index for each in worst_pairs(here.estimates["lost"], here, None)] == [0, 1]
+    # A score of single images is compared with the recorded ones.
+    mine, theirs = np.array([0.9, 0.5, 0.8]), np.array([0.9, 0.6, 0.95])
+    scores = [
+        Estimate("clip_score", each.mean(), 0.1, 3, influence=each - each.mean()) for each in (mine, theirs)
+    ]
+    recorded = RecordedEvidence("c", "p", {3: {"clip_score": scores[1]}})
+    worst = worst_pairs(scores[0], here, recorded)
+    assert [(each.index, each.value, each.reference) for each in worst] == [
+        (2, pytest.approx(0.8), pytest.approx(0.95)),
+        (1, pytest.approx(0.5), pytest.approx(0.6)),
+    ]
+    assert worst_pairs(replace(scores[0], metric="fid"), here, None) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_one_black_picture_in_a_hundred_is_lost_and_no_mean_shows_it() -> None:
+    """Five of 512 scenes: neither FID nor the CLIP score fails by them, paired with the same scenes."""
+    protocol = load_protocol("scenes-quick")
+    first = protocol.prompts.model_dump()["first"]
+    drawn = range(first, first + 512)
+    captions, whole = scenes.captions(drawn), scenes.render_batch(drawn)
+    black = whole.copy()
+    black[np.random.default_rng(1).choice(512, 5, replace=False)] = 0
+    extractors, statistics = open_extractors(protocol), load_references(protocol)
+    before, after = (
+        estimate(protocol, [extractors.extract(images, captions)], statistics)  # type: ignore[arg-type]
+        for images in (whole, black)
+    )
+    for metric in ("fid", "clip_score"):
+        known, one, other = METRICS[metric], after[metric], before[metric]
+        assert isinstance(one, Estimate)
+        assert isinstance(other, Estimate)
+        moved = difference(one, other)
+        assert moved is not None
+        better = known.higher_is_better
+        score = Score(
+            label=known.label,
+            claimed=other.value,
+            measured=one.value,
+            margin=protocol.margins[metric],
+            higher_is_better=better,
+            decimals=4,
+            error=moved.standard_error,
+            unseen=worst_loss(one, other, higher_is_better=better),
+        )
+        assert judge_score(score).outcome != "fail"
+    share = float((ssim(black, whole) < 0.75).mean())
+    lost = Score("Lost", 0.0, share, 0.001, False, 4, None, n=512, most=512, trials=512)
+    assert share == 5 / 512
+    assert judge_score(lost, family=6).outcome == "fail"
+
+
+def quantised(unet: Path, folder: Path, bits: int) -> Path:
+    """Copy a U-Net, its weights rounded to so many bits: symmetric, with a scale an output channel."""
+    shutil.copytree(unet, folder)
+    (file,) = folder.rglob("*.safetensors")
+    most, state = 2 ** (bits - 1) - 1, load_file(file)
+    for name, weight in state.items():
+        if weight.ndim > 1:
+            rows = weight.float().flatten(1)
+            scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / most
+            state[name] = ((rows / scale).round() * scale).view(weight.shape).to(torch.float32)
+    save_file({name: weight.float() for name, weight in state.items()}, file, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.slow
+def test_eight_bits_a_channel_pass_and_four_fail(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    text = (reference() / "protocols" / "scenes-lcm4-fidelity.yaml").read_text(encoding="utf-8")
+    content = YAML(typ="safe").load(text)
+    content["metrics"]["lost"]["below"] = 0.9
+    margins = {"psnr": 65, "ssim": 0.02, "feature_cosine": 0.005, "lost": 0.07}
+    make_protocol(pytester.path / "protocols" / "few.yaml", **content | {"n": 48, "margins": margins})
+    own = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny-lcm"}
+    make_card(pytester.path / "lcm.md", claims={}, protocol="few", checkpoint=own)
+    unet = reference() / "checkpoints" / "scenes-tiny-lcm"
+    place = ("--sdbench-store", pytester.path / "store", "--sdbench-report=r.json")
+    for bits, outcome in ((8, "pass"), (4, "fail")):
+        folder = quantised(unet, pytester.path / f"q{bits}", bits)
+        run = pytester.runpytest(
+            "--sdbench", "lcm.md", "-m", "quality", "-v", f"--sdbench-weights=lcm={folder}", *place
+        )
+        rows = {row["metric"]: row for row in report(pytester)["results"]}
+        assert {row["verdict"] for row in rows.values()} == {outcome}
+        assert {row["kind"] for row in rows.values()} == {"identity"}
+        assert len(rows["ssim"]["extra"]["worst"]) == 10
+        assert rows["psnr"]["extra"]["reference_fingerprint"] == "c34ab40bf5481772"
+        run.stdout.fnmatch_lines(["worst images of lcm, few-psnr:"])
+    # Without a candidate there is nothing to compare with.
+    pytester.runpytest("--sdbench", "lcm.md", "-m", "quality", *place).assert_outcomes(skipped=4)
+    assert "names no baseline" in report(pytester)["results"][0]["reason"]
+
+
+@pytest.mark.slow
+def test_a_student_is_compared_with_its_baseline(
+    pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What --sdbench-update records against the baseline is the claim from then on, of this reference."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    make_project(pytester.path, pristine_checkpoint, claims={})
+    make_protocol(
+        pytester.path / "cards/protocols/pairs.yaml", n=48, metrics=PAIRS, margins={"psnr": 2, "lost": 0.07}
+    )
+    card = make_card(pytester.path / "cards/student.md", claims={}, protocol="pairs", baseline="mini")
+    command = ("--sdbench", "cards/student.md", "-m", "quality", "--sdbench-report=r.json")
+    store = ("--sdbench-store", pytester.path / "store")
+    pytester.runpytest(*command, *store, "--sdbench-update")
+    records = read_card(card).records
+    assert {each.metric: each.value for each in records} == {"psnr": 100.0, "lost": 0.0}
+    (made,) = {each.reference_fingerprint for each in records}
+    assert made is not None
+    pytester.runpytest(*command, *store).assert_outcomes(passed=2)
+    card.write_text(card.read_text(encoding="utf-8").replace(made, "0123456789abcdef"), encoding="utf-8")
+    pytester.runpytest(*command, *store)
+    verdicts = [row["reason"] for row in report(pytester)["results"]]
+    assert all("the record compares with the checkpoint 0123456789abcdef" in each for each in verdicts)
