@@ -1,4 +1,4 @@
-"""A card that claims preference scores beside FID, on a machine that has none of the weights."""
+"""A card that claims preference scores beside LPIPS and FID, on a machine that has none of the weights."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from pytest_sdbench.protocols.load import load_protocol
 from tests.features.test_pretrained import FILES, MAKERS
 from tests.project import make_card, make_project, make_protocol
 
-CLAIMS = {"FID": 17.0, "HPSv2.1": 0.285, "PickScore": 21.7, "Aesthetic-Score": 5.5}
+CLAIMS = {"FID": 17.0, "LPIPS": 0.12, "HPSv2.1": 0.285, "PickScore": 21.7, "Aesthetic-Score": 5.5}
 METRICS: dict[str, dict[str, Any]] = {
     "fid": {"extractor": "inception-pytorch-fid", "statistics": {"file": "real.npz", "images": 5000}},
+    "lpips": {"extractor": "lpips:alex"},
     "hpsv2": {"extractor": "hpsv2.1"},
     "pickscore": {"extractor": "pickscore"},
     "aesthetic": {"extractor": "laion-aesthetic-v2"},
 }
-MARGINS = {"fid": 1.0, "hpsv2": 0.002, "pickscore": 0.1, "aesthetic": 0.05}
+MARGINS = {"fid": 1.0, "lpips": 0.02, "hpsv2": 0.002, "pickscore": 0.1, "aesthetic": 0.05}
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_is_planned_and_doctored(card: Path, tmp_path: Path, capsys: pytest.Capt
     for name, size in sizes.items():
         (line,) = (line for line in told.splitlines() if line.startswith(f"{name} (licence"))
         assert size in line
-    assert "about 7.72 GB of downloads" in told
+    assert any("lpips" in line and "MB" in line for line in told.splitlines())
 
 
 def test_without_a_block_of_ours_it_is_explained(card: Path):
@@ -87,7 +88,7 @@ def test_without_a_block_of_ours_it_is_explained(card: Path):
     card.write_text(text[: text.index("sdbench:")] + text[text.index("\n---\n") + 1 :], encoding="utf-8")
     found = read_card(card)
     assert {claim.metric for claim in found.claims} == set(METRICS)
-    assert [claim.gate_protocol for claim in found.claims] == ["own"] * 4
+    assert [claim.gate_protocol for claim in found.claims] == ["own"] * len(METRICS)
     assert not found.problems
 
 
@@ -106,7 +107,7 @@ def test_with_weights_its_pictures_are_scored_and_kept(
         monkeypatch.setitem(
             EXTRACTORS._loaded, name, of_files(name, EXTRACTORS[name].outputs, files, module.build)
         )
-    metrics = {name: spec for name, spec in METRICS.items() if name != "fid"}
+    metrics = {name: spec for name, spec in METRICS.items() if name not in ("fid", "lpips")}
     own = make_protocol(tmp_path / "scored.yaml", title="Own", n=40, metrics=metrics, margins={})
     workspace = Workspace(tmp_path / "store", data_root=tmp_path, progress=False)
     checkpoint = Checkpoint("./mini-sd", card.parent / "mini-sd")
