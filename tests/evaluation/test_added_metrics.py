@@ -202,7 +202,7 @@ def test_a_column_of_pairs_is_of_its_reference_too(
     checkpoint, workspace = Checkpoint("tiny", pristine_checkpoint), Workspace(tmp_path / "store", tmp_path)
     score("store", CLIP, extras=Extras(keep=N))
     reference = open_evidence(workspace, checkpoint, protocol)
-    columns = {name: f"{key}~{checkpoint.fingerprint}" for name, key in column_keys(protocol).items()}
+    columns = column_keys(protocol, checkpoint.fingerprint)
     extras = Extras(columns=columns, reference=reference)
     # Of kept pictures, and of pictures that are drawn.
     assert values(score("store", metrics, extras=extras, load=never)) == {"clip_score": 1.0}

@@ -170,7 +170,7 @@ def cut(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "says"), [(zipped, "refused"), (plain_pickle, "refused"), (cut, "damaged")], ids=str
+    ("write", "says"), [(zipped, "refused"), (plain_pickle, "refused"), (cut, "damaged")]
 )
 def test_code_in_a_ckpt_is_not_run(
     pristine_checkpoint: Path,
