@@ -108,7 +108,7 @@ class Runner:
 def shards(store: str) -> Shards:
     """Return the shards of a store, rows and pictures, by name; there is one folder of evidence in it."""
     system, root = fsspec.core.url_to_fs(store, use_listings_cache=False)
-    paths = [path for kind in ("shard", "pictures") for path in system.glob(f"{root}/*/{kind}-*[a-z]")]
+    paths = [path for kind in ("safetensors", "tar") for path in system.glob(f"{root}/*/*.{kind}")]
     return {path.rpartition("/")[2]: system.cat_file(path) for path in paths}
 
 
