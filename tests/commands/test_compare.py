@@ -161,7 +161,7 @@ def test_a_unet_alone_is_joined_to_the_base_of_the_other_and_is_none_itself(
     assert "this is a U-Net alone" in capsys.readouterr().err
     single = cards / "noisy-sd" / "unet" / "diffusion_pytorch_model.safetensors"
     assert main(["compare", str(single), "mini", "--protocol", "mini"]) == 2
-    assert "from_single_file" in capsys.readouterr().err
+    assert "Weights of one network belong beside its config.json" in capsys.readouterr().err
 
 
 def test_fewer_images_are_the_first_ones(compare: Compare, cards: Path, store: Path) -> None:
