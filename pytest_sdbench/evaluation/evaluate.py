@@ -192,11 +192,10 @@ def evaluate(
     """Score a checkpoint under a protocol, making the images that the store does not have.
 
     `samples` and the dtype of `workspace` depart from the protocol: the result is then not `complete`, and
-    comparable with no claim. `load` makes the pipeline (default: `load_pipeline`); it is not
-    called, and no network is loaded, if all evidence is there. Scores depend on `tuning` by rounding alone.
-    Where more than `max_images` are to be drawn, none is. `extras` says what else is wanted of the images.
-    A metric whose reference statistics, extractor or reference pictures are not here is left out with the
-    reason in `lacking`.
+    comparable with no claim. `load` makes the pipeline (default: `load_pipeline`); it is not called, and no
+    network is loaded, if all evidence is there. Scores depend on `tuning` by rounding alone. Where more than
+    `max_images` are to be drawn, none is. `extras` says what else is wanted of the images. A metric whose
+    reference statistics, extractor or reference pictures are not here stands in `lacking` with the reason.
 
     Raises Unavailable for data or weights that are not on this machine and for more than `max_images`,
     DataError and CheckpointError for what is damaged, EvidenceError for a store that cannot be used.
@@ -208,7 +207,8 @@ def evaluate(
     limits: dict[str, Any] = {"tuning": tuning, "max_images": max_images}
     if pairs := pairs_of(measured):
         try:
-            reference = draw_reference(extras.original or no_reference, measured, workspace, **limits)
+            home = replace(workspace, store=extras.original_store or workspace.store)
+            reference = draw_reference(extras.original or no_reference, measured, home, **limits)
             extras = replace(extras, reference=reference.evidence)
         except Unavailable as lacking:
             references = references.without(dict.fromkeys(pairs, lacking))

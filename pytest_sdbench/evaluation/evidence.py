@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.environment import device_name, versions
@@ -57,6 +58,9 @@ class Extras:
     """Whose kept pictures paired extractors compare with."""
     original: Callable[[], Checkpoint] | None = None
     """Finds the checkpoint that an evaluation draws those pictures with, where a metric needs them."""
+    original_store: Path | str | None = None
+    """Where they are kept; None: beside the evaluation's own. Where a pipeline of one's own draws, the two
+    may have one key."""
 
 
 PLAIN = Extras()

@@ -210,7 +210,8 @@ def sdbench_evaluate(
     from pytest_sdbench.gate.identity import recorded_changes
 
     settings = sdbench_session.settings
-    # A pipeline of one's own has no fingerprint: its images are kept for this run alone.
+    # A pipeline of one's own has no fingerprint: its images are kept for this run alone, and apart from those
+    # of a reference, which may have the same weights.
     plain = isinstance(sdbench_pipeline, PlainPipeline)
     workspace = Workspace(
         sdbench_store if plain else request.getfixturevalue("tmp_path_factory").mktemp("sdbench-store"),
@@ -226,6 +227,7 @@ def sdbench_evaluate(
 
     def once(protocol: Protocol, samples: int | None = None) -> Evaluation:
         def make() -> Evaluation:
+            find = request.getfixturevalue("sdbench_reference")
             with sdbench_session.visible_progress() as progress:
                 found = evaluate(
                     sdbench_checkpoint,
@@ -234,7 +236,7 @@ def sdbench_evaluate(
                     samples=samples or settings.samples,
                     max_images=settings.limit(sdbench_device),
                     load=load,
-                    extras=Extras(original=request.getfixturevalue("sdbench_reference")),
+                    extras=Extras(original=find, original_store=sdbench_store),
                 )
             if not plain:
                 return replace(found, checkpoint_fingerprint="")

@@ -241,3 +241,41 @@ def test_a_student_is_compared_with_its_baseline(
     pytester.runpytest(*command, *store)
     verdicts = [row["reason"] for row in report(pytester)["results"]]
     assert all("the record compares with the checkpoint 0123456789abcdef" in each for each in verdicts)
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_ones_own_is_drawn_and_compared_with_the_plain_one(
+    pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference and candidate have the same weights here: only who draws with them differs."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    make_project(pytester.path, pristine_checkpoint, claims={})
+    margins = {"psnr": 2, "lost": 0.07}
+    make_protocol(pytester.path / "cards/protocols/pairs.yaml", n=48, metrics=PAIRS, margins=margins)
+    make_card(pytester.path / "cards/mini.md", claims={}, protocol="pairs")
+    pytester.makeconftest(
+        """
+        import pathlib
+
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def sdbench_pipeline(sdbench_pipeline):
+            def load(dtype):
+                pathlib.Path("loaded").touch()
+                pipeline = sdbench_pipeline(dtype)
+                for parameter in pipeline.unet.parameters():
+                    parameter.data.zero_()
+                return pipeline
+
+            return load
+        """
+    )
+    own = pytester.path / "cards" / "mini-sd"
+    words = (f"--sdbench-weights=mini={own}", "--sdbench-store", pytester.path / "store")
+    pytester.runpytest("--sdbench", "cards/mini.md", "-m", "quality", "--sdbench-report=r.json", *words)
+    found = {row["metric"]: row for row in report(pytester)["results"]}
+    assert (pytester.path / "loaded").exists()
+    assert {row["verdict"] for row in found.values()} == {"fail"}
+    assert found["psnr"]["measured"] < 50
+    assert [*(pytester.path / "store").glob("*/pictures-*.tar")], "the reference's are kept for other runs"
