@@ -10,6 +10,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -144,3 +145,14 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """Return the same, remembered in this process by real path, size and time of change."""
+    status = path.stat()
+    return _digest(Path(os.path.realpath(path)), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    return sha256_of(path)

@@ -221,9 +221,7 @@ def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) ->
             remedy = "Compare it with a whole checkpoint, which lends the other parts, or give its card"
             kind = {"lora": "LoRA", "file": "single file"}.get(replaces(lone) or "", "U-Net")
             raise SdbenchError(f"this is a {kind} alone", file=text, remedy=remedy)
-        whole, unet = str(other.checkpoint.folder), other.checkpoint.unet_folder
-        base = whole if unet is None else {"base": whole, "unet": str(unet)}
-        checkpoint = resolve(base, card=text, weights=lone, download=download)
+        checkpoint = resolve(other.checkpoint, card=text, weights=lone, download=download)
     else:
         checkpoint = resolve(None if weights else text, card=text, weights=weights, download=download)
     verify(checkpoint)

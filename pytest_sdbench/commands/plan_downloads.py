@@ -12,7 +12,7 @@ from pytest_sdbench.features.extractors import extractor_of
 from pytest_sdbench.models.counts import parameter_count
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot
 from pytest_sdbench.models.layout import COMPONENTS, JOINED
-from pytest_sdbench.models.specs import split_pair
+from pytest_sdbench.models.specs import hub_lora, split_pair
 
 _WIDTH = 4
 """Bytes of a parameter: the hub client fetches full precision where a repository has it."""
@@ -45,7 +45,7 @@ def checkpoint_downloads(card: Card, weights: Path | None = None) -> tuple[Downl
         wanted = [(base, JOINED[kind])]
         if kind == "unet":
             wanted.append((other, ("unet",)))
-        elif kind == "lora" and weights is None and not other.startswith((".", "/", "~")):
+        elif kind == "lora" and weights is None and hub_lora(other):
             found.append(Download("weights", other, None))
     if weights is not None:
         wanted = wanted[:1]  # the base of another U-Net

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +146,8 @@ def _open_what_can_be_had(
 ) -> tuple[Protocol, Evidence, list[Gap], Mapping[str, Unavailable]]:
     """Return a protocol without the metrics that nothing here can give, its evidence and gaps, and why.
 
-    What the store knows already needs no extractor. Raises Unavailable where no metric is left.
+    What the store knows already needs no extractor, but for one whose file alone tells which weights it has.
+    Raises Unavailable where no metric is left.
     """
     reasons: dict[str, Unavailable] = {}
 
@@ -162,7 +163,7 @@ def _open_what_can_be_had(
             raise next(iter(reasons.values()))
         return protocol.without(reasons)
 
-    left = leave_out(protocol.extractors, identity)
+    left = leave_out(protocol.extractors, partial(identity, workspace=workspace))
     evidence = open_one(left)
     gaps = evidence.gaps(protocol.n)
     lacking = {name for gap in gaps for name in gap.columns}
@@ -231,7 +232,8 @@ def open_evidence(
         },
     }
     against = None if extras.reference is None else str(extras.reference.manifest["checkpoint"])
-    columns = column_keys(protocol, against) if extras.columns is None else extras.columns
+    here = replace(workspace, download=False)
+    columns = column_keys(protocol, against, here) if extras.columns is None else extras.columns
     keep, insists = kept_images(protocol, workspace.keep_images, extras.keep)
     key = checkpoint.fingerprint, protocol.draw_fingerprint
     return Store(workspace.store).open(*key, manifest, columns, keep=keep, insists=insists)

@@ -62,6 +62,9 @@ class Extractor:
     paired: bool = False
     """Whether it measures pairs: of a picture and the reference's picture of the same prompt and noise, which
     `measure` gets in place of the captions, uint8 [B, H, W, 3] as well."""
+    found: Callable[[str, Path | None, bool], str] | None = None
+    """Return the checksum of the files in a data root or a cache, where `weights` does not know it; they are
+    fetched where the last argument says so. Raises as `load`."""
 
 
 @dataclass(frozen=True)

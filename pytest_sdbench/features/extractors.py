@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.base.registry import Registry
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.features.definition import Extractor, FeatureNetwork, Rows, fingerprint
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.registry import METRICS
@@ -148,18 +149,26 @@ def open_extractor(
     return FeatureNetwork(name, weights, measure, outputs, known.size, known.paired)
 
 
-def identity(name: str) -> str:
+def identity(name: str, workspace: Workspace | None = None) -> str:
     """Return an extractor's name, with the fingerprint of its weights where that is known without loading.
 
-    Those of a pretrained open_clip model are gigabytes, and fixed by their name.
+    Those of a pretrained open_clip model are gigabytes, and fixed by their name. Where no checksum is
+    published it is that of the file that a run in `workspace` finds, or fetches. Raises Unavailable where
+    there is none.
     """
-    known = known_fingerprint(name)
+    known = known_fingerprint(name, workspace)
     return f"{name}@{known}" if known else name
 
 
-def known_fingerprint(name: str) -> str | None:
-    """Return the fingerprint of the extractor of this name, without loading it; None if that is not known."""
-    weights = extractor_of(name).weights(name)
+def known_fingerprint(name: str, workspace: Workspace | None = None) -> str | None:
+    """Return the fingerprint of the extractor of this name, without loading it; None if that is not known.
+
+    Raises as `identity`.
+    """
+    known = extractor_of(name)
+    weights = known.weights(name)
+    if weights is None and workspace is not None and known.found is not None:
+        weights = known.found(name, workspace.data_root, workspace.download)
     return None if weights is None else fingerprint(name, weights)
 
 
@@ -213,15 +222,17 @@ def column_widths(protocol: Protocol) -> dict[str, int]:
     }
 
 
-def column_keys(protocol: Protocol, reference: str | None = None) -> dict[str, str]:
+def column_keys(
+    protocol: Protocol, reference: str | None = None, workspace: Workspace | None = None
+) -> dict[str, str]:
     """Return under which key a store keeps each column that a protocol's metrics read, by its name in rows.
 
     `reference` is the fingerprint of the checkpoint that pairs are compared with, which their keys name;
     without it their columns are left out. Nothing is loaded. Raises Unavailable where the weights of an
-    extractor are not on this machine, and else as `outputs_of`.
+    extractor are not on this machine (in `workspace`, where no checksum is published), else as `outputs_of`.
     """
     return {
-        column(name, output): f"{identity(name)}/{output}" + (f"@{reference}" if paired else "")
+        column(name, output): f"{identity(name, workspace)}/{output}" + (f"@{reference}" if paired else "")
         for name, outputs in outputs_of(protocol).items()
         if not (paired := extractor_of(name).paired) or reference is not None
         for output in outputs

@@ -7,12 +7,12 @@ import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
-from pytest_sdbench.base.files import sha256_of
+from pytest_sdbench.base.files import known_sha256
 from pytest_sdbench.base.paths import real
 from pytest_sdbench.models.conversion import Base, convert_single_file, fuse_lora
 from pytest_sdbench.models.layout import (
@@ -48,6 +48,10 @@ class Checkpoint:
     """The folder of the scheduler published together with that U-Net."""
     notes: tuple[str, ...] = ()
     """What the folder was made of, where it is not what was published."""
+    base: Checkpoint | None = None
+    """What a LoRA was fused into."""
+    lora: str | None = None
+    """The digest of that LoRA's matrices."""
 
     def part(self, name: str) -> Path:
         """Return the folder of ``unet``, ``text_encoder``, ``vae``, ``tokenizer`` or ``scheduler``."""
@@ -105,17 +109,21 @@ class Checkpoint:
             if path not in known
             and any(each.suffix in WEIGHT_FILES for each in (path.iterdir() if path.is_dir() else [path]))
         ]
-        return (*notes, *([f"not looked at: {_some(further)}"] if further else []))
+        notes += [f"not looked at: {_some(further)}"] if further else []
+        return tuple(dict.fromkeys(notes))
 
     @cached_property
     def fingerprint(self) -> str:
         """Identify the content of all components: 16 hex digits of a SHA-256.
 
         It depends on weights, configurations, vocabulary and scheduler alone: not on where the folder lies,
-        what else is in it, nor on notes of library versions in a configuration.
+        what else is in it, nor on notes of library versions in a configuration. Of a fused LoRA the base and
+        the matrices count in place of the weights: the last digits of their product are this processor's.
         """
-        contents = {}
-        for name in COMPONENTS:
+        contents = dict[str, str]()
+        if self.base is not None and self.lora is not None:
+            contents |= {"base": self.base.fingerprint, "lora": self.lora}
+        for name in () if contents else COMPONENTS:
             contents[f"{name}/config"] = _text_digest(self.settings(name))
             digests = zip(self.weights(name).files, self.file_digests(name), strict=True)
             contents |= {f"{name}/{file.name}": digest for file, digest in digests}
@@ -133,12 +141,12 @@ class Checkpoint:
 
     def file_digests(self, name: str) -> list[str]:
         """Return the SHA-256 of each weight file of a component."""
-        return [_file_digest(file) for file in self.weights(name).files]
+        return [known_sha256(file) for file in self.weights(name).files]
 
     @property
     def vocabulary(self) -> dict[str, str]:
         """The SHA-256 of each file of the tokenizer that is no configuration."""
-        return {file.name: _file_digest(file) for file in self._tokenizer_files(settings=False)}
+        return {file.name: known_sha256(file) for file in self._tokenizer_files(settings=False)}
 
     @property
     def tokenizer_settings(self) -> dict[str, dict[str, Any]]:
@@ -152,7 +160,7 @@ class Checkpoint:
 
 
 def resolve(
-    spec: str | Mapping[str, str] | None,
+    spec: str | Mapping[str, str] | Checkpoint | None,
     *,
     card: str = "CARD",
     near: Path | None = None,
@@ -164,12 +172,14 @@ def resolve(
     ``spec`` is ``org/name@revision``, ``embedded:NAME``, a folder (``./folder``, relative to ``near``, the
     folder of the card), or a base and what stands on it (a mapping, or ``"base: X, unet: Y"``): a U-Net, or
     a single file. ``weights`` replaces it: a complete folder, or that of a U-Net, which then stands on the
-    components of ``spec``, or a single file, which has its configuration from there. Nothing is fetched
-    from the hub without ``download``. Raise ``Unavailable`` where the checkpoint is not on this machine, and
-    ``CheckpointError`` where a folder is named that is none.
+    components of ``spec`` (which may be a checkpoint as well), or a single file, which has its configuration
+    from there. Nothing is fetched from the hub without ``download``. Raise ``Unavailable`` where the
+    checkpoint is not on this machine, and ``CheckpointError`` where a folder is named that is none.
     """
     if weights is not None:
         return _override(spec, real(weights), card, near, download)
+    if isinstance(spec, Checkpoint):
+        return spec
     if spec is None:
         remedy = f"Give the weights: --sdbench-weights {card}=PATH"
         raise Unavailable("the card names no checkpoint", key="sdbench.checkpoint", remedy=remedy)
@@ -237,17 +247,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-@cache
-def _digest(real: Path, size: int, changed: int) -> str:
-    return sha256_of(real)
-
-
-def _file_digest(path: Path) -> str:
-    """SHA-256 of a file; remembered in this process by real path, size and time of change."""
-    status = path.stat()
-    return _digest(real(path), status.st_size, status.st_mtime_ns)
-
-
 _NOTES = {
     *("transformers_version", "dtype", "torch_dtype", "architectures"),
     *("name_or_path", "local_files_only", "is_local"),
@@ -266,7 +265,11 @@ def _text_digest(config: Mapping[str, Any]) -> str:
 
 
 def _override(
-    spec: str | Mapping[str, str] | None, path: Path, card: str, near: Path | None, download: bool
+    spec: str | Mapping[str, str] | Checkpoint | None,
+    path: Path,
+    card: str,
+    near: Path | None,
+    download: bool,
 ) -> Checkpoint:
     if (kind := replaces(path)) is None:
         raise no_checkpoint(path, key=f"--sdbench-weights {card}")
@@ -277,16 +280,18 @@ def _override(
         what = "this stands on a checkpoint, and the card names none"
         remedy = "Name the one that it was made of: `checkpoint:` in the card"
         raise Unavailable(what, file=path, key="sdbench.checkpoint", remedy=remedy)
-    pair = split_pair(spec)
+    pair = None if isinstance(spec, Checkpoint) else split_pair(spec)
     # A LoRA gives way to whatever takes its place on the base.
-    if pair is not None and pair[1] not in (kind, "lora"):
+    if isinstance(spec, Checkpoint):
+        base = spec.base or spec
+    elif pair is not None and pair[1] not in (kind, "lora"):
         base = resolve(spec, card=card, near=near, download=download)
     else:
         name = pair[0] if pair else str(spec)
         components = () if kind == "file" else COMPONENTS
         base = Checkpoint(name, complete(locate(name, card, near, download, components)))
     if own is not None:
-        return Checkpoint(f"base: {base.spec}, unet: {path}", base.folder, *own)
+        return Checkpoint(f"base: {base.spec}, unet: {path}", base.folder, *own, notes=base.notes)
     return _of_file(path, base) if kind == "file" else _of_lora(path, str(path), base)
 
 
@@ -306,5 +311,6 @@ def _of_lora(path: Path, spec: str, base: Checkpoint) -> Checkpoint:
         parts["scheduler"] = own.parent
     weights = {name: base.weights(name) for name in COMPONENTS}
     scheduler = str(read_json(own).get("_class_name")) if own.is_file() else scheduler_class(base)
-    folder, notes = fuse_lora(file, Base(base.spec, parts, weights, scheduler))
-    return Checkpoint(f"base: {base.spec}, lora: {spec}", folder, notes=(*base.notes, *notes))
+    folder, note, digest = fuse_lora(file, Base(base.spec, parts, weights, scheduler))
+    notes = (*base.choices, note)
+    return Checkpoint(f"base: {base.spec}, lora: {spec}", folder, notes=notes, base=base, lora=digest)

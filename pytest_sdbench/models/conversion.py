@@ -1,12 +1,15 @@
 """Make a folder in diffusers layout of what is published in another form, with diffusers' own loaders.
 
 What was made is a checkpoint like any other: checked tensor by tensor, identified by its content, loaded by
-``from_pretrained``. It lies among the temporary files (``TMPDIR`` says where) until the process ends.
+``from_pretrained``. It lies among the temporary files (``TMPDIR`` says where) until the process ends; what a
+killed process leaves there goes when the next one converts something.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
+import hashlib
 import importlib.util
 import json
 import math
@@ -21,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
+from pytest_sdbench.base.processes import is_dead, this_host
 from pytest_sdbench.models.layout import CLASSES, COMPONENTS, PARTS
 from pytest_sdbench.models.loading import load_model, quiet
+from pytest_sdbench.models.skeleton import text_encoder_skeleton
 from pytest_sdbench.models.weights import Tensor, Weights, read_json, shapes_of_file
 
 Parts = Mapping[str, Path]
@@ -35,12 +40,21 @@ _PREFIXES = {
 }
 """How the names of each component's tensors begin in the original layout."""
 _XL, _EMA = "conditioner.embedders.", "model_ema."
+_OPEN_CLIP = re.compile(
+    r"cond_stage_model\.model\.(positional_embedding$|token_embedding\.weight$|ln_final\."
+    r"|transformer\.resblocks\.(?P<layer>\d+)\.)"
+)
+"""What a text encoder is made of in files of SD v2."""
 _SETTINGS = (".json", ".txt")
 _FUSED = ("unet", "text_encoder")
 _MATRIX = r"lora.*(\.|_)(down|up|A|B)(\.default)?\.weight$|\.alpha$"
 """How the names end of all that diffusers reads: of its own forms, of peft's and of kohya's."""
 _FIRST = r"(\.|_)(down|A)(\.default)?\.weight$"
 
+
+_DIGEST = "lora.sha256"
+_FOLDER = "sdbench-"
+"""How the name of a folder begins that was made, before host and process."""
 
 # --- single files ---
 
@@ -49,9 +63,10 @@ def convert_single_file(file: Path, parts: Parts, scheduler: str) -> tuple[Path,
     """Convert a file in the original layout; return the folder, and notes on what was read.
 
     A file holds weights alone: configurations, tokenizer and scheduler (``scheduler`` is its class) are those
-    of ``parts``. The networks are made in float32, whatever the file stores. Raise ``CheckpointError`` where
-    the file lacks a component, does not fit the configurations, holds tensors of a network that they do not
-    have, or is no plain pickle of tensors.
+    of ``parts``. The networks are made in float32, whatever the file stores. The notes tell of tensors that
+    belong to no network, and that the text encoder does not take. Raise ``CheckpointError`` where the file
+    lacks a component, does not fit the configurations, holds tensors that U-Net or auto-encoder do not have,
+    or is no plain pickle of tensors.
     """
     shapes = shapes_of_file(file)
     held = {name: _values(shapes, prefix) for name, prefix in _PREFIXES.items()}
@@ -62,7 +77,7 @@ def convert_single_file(file: Path, parts: Parts, scheduler: str) -> tuple[Path,
     if whole:
         what, remedy = "integers in the place of weights", "Save the weights in float16 or more"
         raise CheckpointError(what, file=file, key=whole[0], remedy=remedy)
-    rest = sorted(shapes.keys() - set(inside))
+    rest = sorted(shapes.keys() - set(inside)) + _text_rest(file, inside, parts["text_encoder"])
     notes = [f"single file: {file.name}, read with the configuration of the checkpoint that it stands on"]
     if rest:
         what = "model_ema" if any(name.startswith(_EMA) for name in rest) else rest[0]
@@ -83,6 +98,27 @@ def convert_single_file(file: Path, parts: Parts, scheduler: str) -> tuple[Path,
                 _save(model, folder / name)
 
     return _once(("file", file, scheduler), [file, *parts.values()], make), tuple(notes)
+
+
+def _text_rest(file: Path, names: list[str], folder: Path) -> list[str]:
+    """Return what the text encoder of a file has and the configured one does not take, positions aside.
+
+    The text encoder of SD v2 has a last layer and a projection that are not used.
+    """
+    config = read_json(folder / "config.json")
+    with _explained(file, "CLIPTextModel"):
+        bare = {name.removeprefix("text_model.") for name in text_encoder_skeleton(config).state_dict()}
+    prefix = f"{_PREFIXES['text_encoder']}transformer."
+    taken = {f"{prefix}{part}{name}" for name in bare for part in ("", "text_model.")}
+    rest = []
+    for name in names:
+        found = _OPEN_CLIP.match(name)
+        used = found is not None and int(found["layer"] or 0) < config.get("num_hidden_layers", 12)
+        if name.startswith(_PREFIXES["text_encoder"]) and not (
+            used or name in taken or name.endswith("position_ids")
+        ):
+            rest.append(name)
+    return sorted(rest)
 
 
 def _unsupported(file: Path, shapes: Mapping[str, Tensor], lacking: list[str]) -> CheckpointError:
@@ -107,8 +143,8 @@ def _values(shapes: Mapping[str, Tensor], prefix: str) -> int:
 def _check_loaded(file: Path, component: str, model: Any, held: int) -> None:
     """Raise ``CheckpointError`` unless a network was in the file, whole and with nothing besides.
 
-    The loader leaves out what it does not know, with a warning. The text encoder of SD v2 has a last layer
-    that is not used, and CLIP its positions: of text encoders the loader alone can tell.
+    The loader leaves out what it does not know, with a warning. What that is of the text encoder is noted, as
+    that of SD v2 has a last layer that is not used.
     """
     remedy = "Give it with the checkpoint that it was made of: {base: ..., file: ...}"
     missing = [name for name, value in model.named_parameters() if value.is_meta]
@@ -136,8 +172,10 @@ class Base:
     """Class of the scheduler."""
 
 
-def fuse_lora(file: Path, base: Base) -> tuple[Path, tuple[str, ...]]:
-    """Fuse the LoRA in a file at scale 1; return the folder of the result, and a note on what it is.
+def fuse_lora(file: Path, base: Base) -> tuple[Path, str, str]:
+    """Fuse the LoRA in a file at scale 1; return the folder of the result, a note on it, and a digest.
+
+    The digest is of the matrices that the base gets, and of their scales: the same for every form of a file.
 
     U-Net and text encoder are loaded, fused and saved in float32, which is what `fuse_lora` and
     `save_pretrained` make of them. Raise ``Unavailable`` without peft, and ``CheckpointError`` where the file
@@ -156,7 +194,8 @@ def fuse_lora(file: Path, base: Base) -> tuple[Path, tuple[str, ...]]:
 
     def make(folder: Path) -> None:
         _copy_settings(base.parts, base.scheduler, folder)
-        networks = _fused(file, base, layers)
+        networks, digest = _fused(file, base, layers)
+        (folder / _DIGEST).write_text(digest, encoding="ascii")
         for name in COMPONENTS:
             if name in networks:
                 with quiet():
@@ -170,7 +209,7 @@ def fuse_lora(file: Path, base: Base) -> tuple[Path, tuple[str, ...]]:
     told = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     note = f"LoRA on {base.spec}: {file.name}, {len(layers):,} layers of {told}, fused at scale 1"
     folder = _once(("lora", file, base.scheduler), [file, *base.parts.values()], make)
-    return folder, (note,)
+    return folder, note, (folder / _DIGEST).read_text(encoding="ascii")
 
 
 def _layers(file: Path, shapes: Mapping[str, Tensor]) -> list[str]:
@@ -190,8 +229,8 @@ def _layers(file: Path, shapes: Mapping[str, Tensor]) -> list[str]:
     return layers
 
 
-def _fused(file: Path, base: Base, layers: list[str]) -> dict[str, Any]:
-    """Return the networks that the LoRA changes, with it fused in."""
+def _fused(file: Path, base: Base, layers: list[str]) -> tuple[dict[str, Any], str]:
+    """Return the networks that the LoRA changes, with it fused in, and its digest."""
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -210,10 +249,26 @@ def _fused(file: Path, base: Base, layers: list[str]) -> dict[str, Any]:
         )
         remedy = "Give the base that it was trained on"
         raise CheckpointError(what, file=file, found=f"on {base.spec}", remedy=remedy)
+    digest = _digest_of_layers(networks)
     with _explained(file, "fuse_lora"):
         pipeline.fuse_lora(components=changed)
         pipeline.unload_lora_weights()
-    return {name: networks[name] for name in changed}
+    return {name: networks[name] for name in changed}, digest
+
+
+def _digest_of_layers(networks: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the loaded layers of a LoRA: their places, matrices in float32, and scales."""
+    digest = hashlib.sha256()
+    for component, network in networks.items():
+        places = {name.removeprefix("text_model."): each for name, each in network.named_modules()}
+        for place, layer in sorted(places.items()):
+            for adapter in getattr(layer, "lora_A", ()):
+                scale = layer.scaling[adapter]
+                digest.update(f"{component}.{place} {float(scale)!r}\n".encode())
+                for matrix in (layer.lora_A[adapter].weight, layer.lora_B[adapter].weight):
+                    digest.update(f"{list(matrix.shape)}\n".encode())
+                    digest.update(matrix.detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 # --- folders ---
@@ -267,18 +322,45 @@ def _once(key: Hashable, sources: list[Path], make: Callable[[Path], None]) -> P
     files = [each for path in sources for each in ([path] if path.is_file() else sorted(path.glob("*")))]
     state = tuple((str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files)
     if (key, state) not in _made:
-        try:
-            folder = Path(tempfile.mkdtemp(prefix="sdbench-"))
-            atexit.register(_remove, folder, os.getpid())
-            make(folder)
-        except OSError as error:
-            what = "no room for a converted checkpoint among the temporary files"
-            remedy = "Name another folder for them: TMPDIR=FOLDER"
-            raise Unavailable(
-                what, file=tempfile.gettempdir(), found=first_line(error), remedy=remedy
-            ) from error
+        with _room():
+            _sweep(Path(tempfile.gettempdir()))
+            folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{this_host()}-{os.getpid()}-"))
+            try:
+                make(folder)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        atexit.register(_remove, folder, os.getpid())
         _made[key, state] = folder
     return _made[key, state]
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Turn what the system refuses into ``Unavailable``, a full disk by its name."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors tells the number in words alone.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
+        what = "a checkpoint cannot be converted among the temporary files"
+        remedy = "Check that its files can be read, and that folder written. For another one: TMPDIR=FOLDER"
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            what = "no room for a converted checkpoint among the temporary files"
+            remedy = "Name another folder for them: TMPDIR=FOLDER"
+        file = tempfile.tempdir or os.environ.get("TMPDIR")
+        raise Unavailable(what, file=file, found=first_line(error), remedy=remedy) from error
+
+
+def _sweep(place: Path) -> None:
+    """Remove the folders that processes of this system left when they were killed."""
+    for folder in place.glob(f"{_FOLDER}{this_host()}-*"):
+        process = folder.name.split("-")[2]
+        if process.isdecimal() and is_dead(this_host(), int(process)) and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(folder: Path, process: int) -> None:

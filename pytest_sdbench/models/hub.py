@@ -160,6 +160,8 @@ def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:
 def _missing(folder: Path, components: Sequence[str]) -> list[str]:
     """Name what is not there of ``components``, and of what a pipeline needs beside them.
 
+    Without components that is what a single file takes: the configurations.
+
     Raise ``CheckpointError`` for a pipeline of another kind, of which it is no use to fetch more.
     """
     if (folder / "model_index.json").is_file():
@@ -175,7 +177,8 @@ def _missing(folder: Path, components: Sequence[str]) -> list[str]:
             missing.append(component)
         else:
             missing += [] if (part / "config.json").is_file() else [f"{component}/config.json"]
-    if "text_encoder" in components:
-        beside = ("model_index.json", "scheduler/scheduler_config.json", "tokenizer")
+    beside = [] if components else [f"{name}/config.json" for name in COMPONENTS]
+    if "text_encoder" in components or not components:
+        beside += ["model_index.json", "scheduler/scheduler_config.json", "tokenizer"]
         missing += [name for name in beside if not (folder / name).exists()]
     return missing

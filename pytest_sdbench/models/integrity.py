@@ -37,8 +37,11 @@ def verify(checkpoint: Checkpoint) -> None:
     """Check that every tensor is there, of the shape that the configuration means, and finite.
 
     diffusers loads a checkpoint with a missing tensor, one too many, or NaN in it without an error. Raise
-    ``CheckpointError`` that names file and tensor. Each content is checked once in a process.
+    ``CheckpointError`` that names file and tensor. Each content is checked once in a process. Of a fused LoRA
+    the base is checked as well: what is wrong with its files shows no more in what was made of them.
     """
+    if checkpoint.base is not None:
+        verify(checkpoint.base)
     if checkpoint.fingerprint in _verified:
         return
     check_values(checkpoint)

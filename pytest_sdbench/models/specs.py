@@ -20,7 +20,7 @@ from pytest_sdbench.models.layout import (
     no_checkpoint,
     replaces,
 )
-from pytest_sdbench.models.weights import COPY_AGAIN
+from pytest_sdbench.models.weights import COPY_AGAIN, WEIGHT_FILES
 
 EMBEDDED = "embedded:"
 """How the spec begins of a checkpoint that ships with this package."""
@@ -86,9 +86,15 @@ def local(spec: str, near: Path | None) -> Path:
     return path
 
 
+def hub_lora(spec: str) -> re.Match[str] | None:
+    """Return the match of `HUB_ID` where a LoRA lies on the hub; what ends like weights do is a path."""
+    here = spec.startswith((".", "/", "~")) or Path(spec).suffix in WEIGHT_FILES
+    return None if here else re.fullmatch(HUB_ID, spec)
+
+
 def locate_lora(spec: str, card: str, near: Path | None, download: bool) -> Path:
     """Return the file of a LoRA, or its folder: here or in the hub's cache."""
-    match = None if spec.startswith((".", "/", "~")) else re.fullmatch(HUB_ID, spec)
+    match = hub_lora(spec)
     if match is None:
         return local(spec, near)
     names = [f"{LORA}.safetensors", f"{LORA}.bin"]

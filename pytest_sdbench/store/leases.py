@@ -8,21 +8,18 @@ taken twice, or cannot be written at all, costs time and never a wrong row.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
-import platform
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.files import json_mapping
+from pytest_sdbench.base.processes import is_dead, this_host
 from pytest_sdbench.store.folders import Stamp, Storage
 
 PREFIX = "lease-"
@@ -42,7 +39,7 @@ class Leases:
 
     def __init__(self, storage: Storage, *, seconds: float = SECONDS, beat: float = BEAT) -> None:
         self.storage, self.seconds, self.beat = storage, seconds, beat
-        self.owner = {"host": _host(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+        self.owner = {"host": this_host(), "pid": os.getpid(), "id": uuid.uuid4().hex}
         self._held: set[str] = set()
         # Leases of others: since when, by this process's own clock (those of two hosts need not agree), each
         # has had this stamp, and its owner (None of one that is torn: it is watched all the same).
@@ -196,29 +193,7 @@ def _is_gone(owner: Mapping[str, Any] | None) -> bool:
     That is a process of this very system that does not run, or this process at an earlier attempt: nobody
     waits for himself.
     """
-    if owner is None or owner["host"] != _host() or not isinstance(owner["pid"], int) or os.name != "posix":
+    if owner is None:
         return False
-    if owner["pid"] == os.getpid():
-        return True
-    try:
-        os.kill(owner["pid"], 0)
-        # A zombie is dead and its parent has not noticed, as in a container without an init. The name before
-        # the state, in parentheses, may hold anything.
-        state = Path(f"/proc/{owner['pid']}/stat").read_text(encoding="utf-8", errors="replace")
-        return state.rpartition(")")[2].split()[:1] == ["Z"]
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-
-
-@cache
-def _host() -> str:
-    """Return a digest of what tells this system from others: names repeat, and containers have own pids."""
-    parts = [platform.node()]
-    try:
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:
-        parts.append(f"{uuid.getnode():x}")
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    itself = owner["host"] == this_host() and owner["pid"] == os.getpid() and os.name == "posix"
+    return itself or is_dead(owner["host"], owner["pid"])

@@ -31,7 +31,15 @@ from transformers import (
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.base.text import size_text
-from pytest_sdbench.features.extractors import EXTRACTORS, describe, known_fingerprint, open_extractor
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.features.definition import fingerprint
+from pytest_sdbench.features.extractors import (
+    EXTRACTORS,
+    describe,
+    identity,
+    known_fingerprint,
+    open_extractor,
+)
 from pytest_sdbench.features.pretrained import aesthetic, clip_image, dinov2, hpsv2, networks, pickscore
 from pytest_sdbench.features.pretrained.files import WeightsFile, of_files
 from pytest_sdbench.models.hub import forget_failures
@@ -342,6 +350,19 @@ class TestFiles:
         with pytest.raises(CheckpointError, match=r"sha256 must be|damaged or truncated"):
             open_extractor(name, tuple(EXTRACTORS[name].outputs), data_root=tmp_path)
 
+    def test_without_a_published_checksum_the_file_is_the_key(self, tmp_path: Path) -> None:
+        (file,) = FILES["pickscore"]
+        path, here = tmp_path / file.place, Workspace(data_root=tmp_path)
+        with pytest.raises(Unavailable, match="not on this machine"):
+            identity("pickscore", here)
+        path.parent.mkdir(parents=True)
+        keys = []
+        for content in (b"wrong", b"the right one"):
+            path.write_bytes(content)
+            keys.append(identity("pickscore", here))
+            assert keys[-1] == f"pickscore@{fingerprint('pickscore', sha256_of(path))}"
+        assert keys[0] != keys[1]
+
     @pytest.mark.parametrize("name", FILES)
     def test_their_checksums_are_those_of_the_extractor(
         self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -360,6 +381,8 @@ class TestFiles:
         network = open_extractor(name, tuple(known.outputs), data_root=tmp_path)
         verified = all(file.sha256 for file in files)
         assert known_fingerprint(name) == (network.fingerprint if verified else None)
+        here = Workspace(data_root=tmp_path)
+        assert known_fingerprint(name, here) == network.fingerprint
         told = describe(name, tmp_path)
         assert ("unverified" in told) is not verified
         assert all(file.licence in told for file in files)

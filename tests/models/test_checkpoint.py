@@ -611,6 +611,23 @@ def test_a_cache_that_lacks_a_part_is_unavailable(hub_cache: Path, tiny_checkpoi
     assert lacks.split("/")[0] in str(caught.value.found)
 
 
+@pytest.mark.parametrize("lacks", ["unet/config.json", "tokenizer", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("revision", ["main", COMMIT])
+def test_a_cache_that_lacks_a_configuration_lends_none(
+    hub_cache: Path, tiny_checkpoint: Path, lacks: str, revision: str
+) -> None:
+    path = tiny_checkpoint / lacks
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    fill_cache(hub_cache, "org/tiny", tiny_checkpoint)
+    file = tiny_checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+    joined = {"base": f"org/tiny@{revision}", "file": str(file)}
+    with pytest.raises(Unavailable, match="only partly in the hub cache"):
+        resolve(joined)
+    # What is not complete is asked for, and here nobody answers.
+    with pytest.raises(Unavailable, match="cannot be fetched"):
+        resolve(joined, download=True)
+
+
 def test_a_repository_of_a_u_net_alone_stands_on_a_base(hub_cache: Path, tiny_checkpoint: Path) -> None:
     snapshot = fill_cache(hub_cache, "org/lone", tiny_checkpoint / "unet")
     checkpoint = resolve({"base": str(tiny_checkpoint), "unet": "org/lone"})

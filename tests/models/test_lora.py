@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from safetensors.torch import load_file, save_file
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.network import checkpoint_of
+from pytest_sdbench.commands.compare import _side
 from pytest_sdbench.commands.plan_downloads import checkpoint_downloads
 from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import resolve, scheduler_class
 from pytest_sdbench.models.counts import component_sizes
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.layout import LORA
+from pytest_sdbench.protocols.load import load_protocol
 from tests.models.test_single_file import pictures
 from tests.project import make_card
 
@@ -130,6 +134,78 @@ def test_other_forms_of_one_lora_are_one_checkpoint(
 
 
 Change = Callable[[dict[str, torch.Tensor]], Any]
+
+
+def test_its_base_is_verified_and_described_too(tiny_checkpoint: Path, lora: Path) -> None:
+    unet = tiny_checkpoint / "unet" / "diffusion_pytorch_model.safetensors"
+    (tiny_checkpoint / "unet_ema").mkdir()
+    shutil.copy(unet, tiny_checkpoint / "unet_ema" / unet.name)
+    shutil.copy(unet, unet.with_suffix(".bin"))
+    mine = resolve(str(tiny_checkpoint), weights=lora)
+    of_base = resolve(str(tiny_checkpoint)).choices
+    assert len(of_base) == 2
+    assert mine.choices[:2] == of_base
+    assert mine.choices[2].startswith("LoRA on ")
+    verify(mine)
+    tensors = load_file(unet)
+    name = next(name for name in tensors if name.endswith("norm1.weight"))
+    tensors[name] = tensors[name].to(torch.int8)
+    save_file(tensors, unet, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="integers in the place of weights") as caught:
+        verify(resolve(str(tiny_checkpoint), weights=lora))
+    assert caught.value.file == unet
+
+
+def test_its_fingerprint_is_that_of_base_and_matrices(
+    pristine_checkpoint: Path, tiny_checkpoint: Path, lora: Path, tmp_path: Path
+) -> None:
+    mine = resolve(str(pristine_checkpoint), weights=lora)
+    # Another processor rounds the products otherwise.
+    folder = Path(shutil.copytree(mine.folder, tmp_path / "rounded"))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    rounded = {name: value * (1 + 2**-23) for name, value in load_file(weights).items()}
+    save_file(rounded, weights, metadata={"format": "pt"})
+    assert replace(mine, folder=folder).fingerprint == mine.fingerprint
+    tensors = load_file(lora / FILE)
+    next(iter(tensors.values()))[0, 0] += 1
+    save_file(tensors, tmp_path / FILE)
+    other = resolve(str(pristine_checkpoint), weights=tmp_path / FILE)
+    config = tiny_checkpoint / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"beta_end": 0.5}))
+    based = resolve(str(tiny_checkpoint), weights=lora / FILE)
+    assert len({each.fingerprint for each in (mine, other, based)}) == 3
+
+
+@pytest.mark.parametrize("spec", ["loras/my.safetensors", "my.bin"])
+def test_what_ends_like_weights_is_a_path(tiny_checkpoint: Path, tmp_path: Path, spec: str) -> None:
+    with pytest.raises(CheckpointError, match="no such file of weights") as caught:
+        resolve({"base": str(tiny_checkpoint), "lora": spec}, near=tmp_path)
+    assert str(tmp_path / spec) in str(caught.value)
+    joined = {"base": str(tiny_checkpoint), "lora": spec}
+    card = read_card(make_card(tmp_path / "hub.md", checkpoint=joined, protocols=[], claims={}))
+    assert checkpoint_downloads(card) == ()
+
+
+def test_on_a_found_checkpoint_it_keeps_the_scheduler_of_its_u_net(
+    pristine_checkpoint: Path, lora: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pristine_checkpoint / "unet", tmp_path / "unet")
+    config = json.loads((pristine_checkpoint / "scheduler" / "scheduler_config.json").read_text())
+    LCMScheduler.from_config(config).save_pretrained(tmp_path / "scheduler")
+    base = resolve({"base": str(pristine_checkpoint), "unet": str(tmp_path)})
+    mine = resolve(base, weights=lora / FILE)
+    assert scheduler_class(base) == scheduler_class(mine) == "LCMScheduler"
+    # Another LoRA takes its place.
+    assert resolve(mine, weights=lora / FILE).fingerprint == mine.fingerprint
+    card = make_card(
+        tmp_path / "lcm.md",
+        checkpoint={"base": str(pristine_checkpoint), "unet": str(tmp_path)},
+        protocols=[],
+        claims={},
+    )
+    protocol = load_protocol("scenes-quick")
+    left = _side(str(card), protocol, None, False)
+    assert _side(str(lora / FILE), protocol, left, False).checkpoint.fingerprint == mine.fingerprint
 
 
 def elsewhere(tensors: dict[str, torch.Tensor]) -> None:

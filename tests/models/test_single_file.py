@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError, SdbenchError, Unavailable
+from pytest_sdbench.base.processes import this_host
 from pytest_sdbench.models import conversion
 from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import resolve
@@ -186,9 +192,7 @@ def test_code_in_a_ckpt_is_not_run(
     assert not (tmp_path / "was-run").exists()
 
 
-def test_it_needs_the_configuration_of_a_checkpoint(
-    pristine_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_needs_the_configuration_of_a_checkpoint(pristine_checkpoint: Path, tmp_path: Path) -> None:
     file = save(original_tensors(pristine_checkpoint), tmp_path / "v1.safetensors")
     with pytest.raises(CheckpointError, match=r"says nothing of its configuration.*base: .*file: "):
         resolve(str(file))
@@ -210,12 +214,92 @@ def test_it_needs_the_configuration_of_a_checkpoint(
     with pytest.raises(CheckpointError, match="with the configuration"):
         resolve(str(other), weights=file)
 
-    def full(folder: Path) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(conversion, "_copy_settings", lambda *_: full(tmp_path))
-    with pytest.raises(Unavailable, match=r"no room.*TMPDIR"):
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no room.*TMPDIR"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no room.*TMPDIR"),
+        (SafetensorError(FULL), "no room.*TMPDIR"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot be converted.*Permission denied"),
+        (SafetensorError("Error while serializing: x"), "cannot be converted.*serializing: x"),
+    ],
+)
+def test_what_the_disk_refuses_is_named_and_leaves_nothing(
+    pristine_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    file = save(original_tensors(pristine_checkpoint), tmp_path / "v1.safetensors")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def refuse(model: Any, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(conversion, "_save", refuse)
+    with pytest.raises(Unavailable, match=says):
         resolve(str(pristine_checkpoint), weights=file)
+    assert not list(temporary.iterdir())
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {
+        "dead": f"sdbench-{this_host()}-{dead.pid}-x",
+        "alive": f"sdbench-{this_host()}-{os.getppid()}-x",
+        "elsewhere": f"sdbench-0123456789abcdef-{dead.pid}-x",
+        "another": f"sdbench-{this_host()}-x",
+    }
+    for name in names.values():
+        (tmp_path / name).mkdir()
+    made = conversion._once("key", [], lambda folder: None)
+    assert made.name.startswith(f"sdbench-{this_host()}-{os.getpid()}-")
+    del conversion._made["key", ()]
+    assert {path.name for path in tmp_path.iterdir()} == {*names.values(), made.name} - {names["dead"]}
+
+
+PROJECTION = "cond_stage_model.transformer.text_projection.weight"
+
+
+@pytest.mark.parametrize(
+    ("names", "rest"),
+    [
+        ((PROJECTION, "cond_stage_model.transformer.text_model.embeddings.position_ids"), [PROJECTION]),
+        (
+            [
+                *(f"cond_stage_model.model.{name}" for name in ("ln_final.bias", "positional_embedding")),
+                "cond_stage_model.model.transformer.resblocks.1.ln_1.bias",
+                "cond_stage_model.model.logit_scale",
+                "cond_stage_model.model.transformer.resblocks.2.ln_1.bias",
+            ],
+            [
+                "cond_stage_model.model.logit_scale",
+                "cond_stage_model.model.transformer.resblocks.2.ln_1.bias",
+            ],
+        ),
+    ],
+    ids=["v1", "v2"],
+)
+def test_what_the_text_encoder_does_not_take_is_known(
+    pristine_checkpoint: Path, names: list[str], rest: list[str]
+) -> None:
+    own = list(original_tensors(pristine_checkpoint))
+    folder = pristine_checkpoint / "text_encoder"
+    layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+    assert layers == 2
+    assert conversion._text_rest(Path("v.ckpt"), [*own, *names], folder) == rest
+
+
+def test_and_is_told(pristine_checkpoint: Path, tmp_path: Path) -> None:
+    tensors = original_tensors(pristine_checkpoint) | {PROJECTION: torch.ones(3)}
+    single = resolve(str(pristine_checkpoint), weights=save(tensors, tmp_path / "v1.safetensors"))
+    assert single.choices[1] == f"not looked at: 1 tensors of v1.safetensors, e.g. of {PROJECTION}"
 
 
 @pytest.mark.parametrize("relative", [False, True])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
-from pytest_sdbench.base.files import sha256_of
+from pytest_sdbench.base.files import known_sha256, sha256_of
 from pytest_sdbench.base.text import size_text
 from pytest_sdbench.features.definition import Extractor, Measure
 from pytest_sdbench.models.hub import cached_file, download_file
@@ -33,7 +33,7 @@ class WeightsFile:
     size: int
     """Bytes; to three digits where the checksum is not known."""
     sha256: str | None
-    """None: not known for certain; the file is used, and reported as unverified."""
+    """None: not known for certain; the file is used, reported as unverified, keyed by its own checksum."""
     url: str | None = None
     """Where it is fetched; None: from the hub."""
 
@@ -95,6 +95,9 @@ def of_files(name: str, outputs: Mapping[str, int], files: Sequence[WeightsFile]
         known = [file.sha256 for file in files if file.sha256]
         return "+".join(known) if len(known) == len(files) else None
 
+    def found(name: str, data_root: Path | None, download: bool) -> str:
+        return "+".join(known_sha256(find(file, data_root, download=download)) for file in files)
+
     def describe(name: str, data_root: Path | None) -> str:
         told = []
         for file in files:
@@ -109,7 +112,7 @@ def of_files(name: str, outputs: Mapping[str, int], files: Sequence[WeightsFile]
         licences = " and ".join(dict.fromkeys(file.licence for file in lacking))
         return f"{name} (licence {licences})", sum(file.size for file in lacking)
 
-    return Extractor(name, outputs, load, weights, describe, download=download)
+    return Extractor(name, outputs, load, weights, describe, download=download, found=found)
 
 
 def _target(file: WeightsFile) -> Path:
