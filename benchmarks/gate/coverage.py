@@ -54,7 +54,7 @@ class Sums:
     supported: int = 0
     """Replicates with both a corrected value and a standard error."""
     held: int = 0
-    below: int | None = 0
+    below: int | None = None
     """Replicates whose value lies below the truth by more than ONE_SIDED errors; None where not counted."""
     raw: float = 0.0
     """Of the uncorrected value, over all replicates."""
@@ -94,7 +94,7 @@ def run(cell: Cell, path: Path, replicates: int | None = None) -> None:
     if done is not None and done.replicates >= wanted:
         return
     truth = cell.truth()
-    sums = done or Sums(truth)
+    sums = done or Sums(truth, below=0)
     if not math.isclose(sums.truth, truth, rel_tol=1e-6):
         # Another machine's rounding is no other population; this is.
         raise SystemExit(f"{cell.name}: was measured with another population; remove {path}")

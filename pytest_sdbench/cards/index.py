@@ -25,6 +25,8 @@ _NEAR = 0.8
 """How alike a misspelt name is to the one that it means."""
 _LIKELY = 0.6
 """And one that is likely to mean it: `coco30k` means `coco30k-bksdm`."""
+_OF_ANY_TASK = ("precision", "recall", "coverage", "density")
+"""Names that figures of classification and detection have as well."""
 _ORIGIN = ("model", "dataset", "config", "args", "split", "label", "source", "verified")
 """What may tell two figures of one protocol and metric apart, first what readers would name first."""
 
@@ -138,6 +140,9 @@ def _entry(context: _Context, at: Keys, place: Keys, model: str) -> Claim | Prob
     metric = metric_name(figure.type)
     if metric is None:
         return _foreign(front, (*place, "type"), figure.type, hub=context.hub)
+    if metric in _OF_ANY_TASK and (task := _other_task(front, at)):
+        message, remedy = f"a figure of {task}, and not of images that were made", "Nothing is to be done"
+        return Problem(front.error((*place, "type"), message, figure.type, remedy), False)
     value_at = (*place, "value")
     text = cut(front.scalar(*value_at) or ("" if front.find(*value_at) is None else repr(figure.value)))
     claim = Claim(metric, math.nan, text, UNSTATED, label=figure.name or METRICS[metric].label)
@@ -153,6 +158,15 @@ def _entry(context: _Context, at: Keys, place: Keys, model: str) -> Claim | Prob
     except CardError as error:
         number = isinstance(figure.value, int | float)
         return Problem(error, number or not context.hub, claim)
+
+
+def _other_task(front: FrontMatter, at: Keys) -> str:
+    """Return the task of a result where it makes no images; empty where it does, or nothing says so."""
+    try:
+        task = validate(Result, front, at).task.type
+    except CardError:
+        return ""
+    return "" if re.search("image-generation|to-image", task) else task
 
 
 def _foreign(front: FrontMatter, at: Keys, name: str, *, hub: bool) -> Problem:

@@ -233,5 +233,9 @@ def _recorded(side: _Side, protocol: Protocol) -> Estimates | None:
     found = read_recorded(side.recorded) if side.recorded is not None else None
     if found is None or found.checkpoint_fingerprint != side.checkpoint.fingerprint:
         return None
-    whole = load_protocol(protocol.path)
-    return found.looks.get(protocol.n) if whole.covers(found.protocol_fingerprint) else None
+    whole, recorded = load_protocol(protocol.path), found.looks.get(protocol.n, {})
+    if found.protocol_fingerprint == whole.fingerprint:
+        return recorded or None
+    # Of before the protocol gained a metric: it will do where it has all that can be had of one checkpoint.
+    alone = {metric for metric in protocol.metrics if METRICS[metric].reads == "image"}
+    return recorded if whole.covers(found.protocol_fingerprint) and alone <= set(recorded) else None

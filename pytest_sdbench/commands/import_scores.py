@@ -27,6 +27,7 @@ from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.metric_specs import ImportedSpec
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shard_folder import in_grid
+from pytest_sdbench.store.shard_format import read_shard_name, set_of
 
 if TYPE_CHECKING:
     from pytest_sdbench.store.shards import Evidence
@@ -127,6 +128,10 @@ def _seeds(evidence: Evidence, n: int) -> list[int]:
 
 
 def _keep(evidence: Evidence, column: str, values: npt.NDArray[np.float32]) -> None:
+    """Write the values of images, after all that were imported before: old and new ones do not mix."""
+    for name in evidence.storage.files():
+        if (shard := read_shard_name(name)) is not None and shard[1] == set_of(evidence.columns.values()):
+            evidence.storage.remove(name)
     for images in in_grid(len(values)):
         flags = evidence.flags(images)
         assert flags is not None

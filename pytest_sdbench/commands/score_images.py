@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from pytest_sdbench.base.environment import true_float32
-from pytest_sdbench.base.errors import DataError, SdbenchError
+from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable
 from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
@@ -22,7 +22,7 @@ from pytest_sdbench.commands.score_matching import Matching, match
 from pytest_sdbench.commands.shared import find_card_of, first_images
 from pytest_sdbench.evaluation.evaluate import References
 from pytest_sdbench.features.definition import Rows
-from pytest_sdbench.features.extractors import Extractors, open_extractors
+from pytest_sdbench.features.extractors import Extractors, describe, extractor_of, open_extractors
 from pytest_sdbench.features.images import ImageSet, decode, in_batches, open_images, size_of
 from pytest_sdbench.features.pixels import lossy, remarks
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
@@ -100,7 +100,9 @@ def score(
     if measured.n < 2:
         raise DataError("scores need at least 2 images", file=images.pictures[0].where, found=measured.n)
     stage, size = _stage(protocol, images, stage)
-    wanted = _without(measured, lacking := {**references.lacking, **_unpaired(protocol, matching)})
+    lacking = {**references.lacking, **_unpaired(protocol, matching)}
+    lacking |= dict(_not_here(protocol, workspace, lacking))
+    wanted = _without(measured, lacking)
     extractors = open_extractors(
         wanted, data_root=workspace.data_root, device=workspace.device, download=workspace.download
     )
@@ -144,6 +146,23 @@ def _unpaired(protocol: Protocol, matching: Matching) -> dict[str, SdbenchError]
     of_images = ("features", "logits")
     metrics = [name for name in protocol.metrics if METRICS[name].output not in of_images]
     return dict.fromkeys(metrics, matching.doubt) if matching.doubt else {}
+
+
+def _not_here(
+    protocol: Protocol, workspace: Workspace, known: Collection[str]
+) -> Iterator[tuple[str, SdbenchError]]:
+    """Yield the metrics that images alone have no score of on this machine, and why; not the `known` ones."""
+    for metric, spec in protocol.metrics.items():
+        if metric in known:
+            continue
+        if METRICS[metric].reads == "pair":
+            what = f"{METRICS[metric].label} compares pictures with those of a reference checkpoint"
+            yield metric, Unavailable(what, remedy="Judge the checkpoint itself: pytest --sdbench")
+        elif not (workspace.download and extractor_of(spec.extractor).download is not None):
+            try:
+                describe(spec.extractor, workspace.data_root)
+            except Unavailable as reason:
+                yield metric, reason
 
 
 def _without(protocol: Protocol, lacking: Mapping[str, SdbenchError]) -> Protocol:

@@ -66,6 +66,21 @@ class Extras:
 PLAIN = Extras()
 
 
+class NothingToMeasure(Unavailable):
+    """No metric of a protocol can be had on this machine: the text is the reason of the first."""
+
+    def __init__(self, reasons: Mapping[str, Unavailable]) -> None:
+        first = next(iter(reasons.values()))
+        super().__init__(
+            first.message, file=first.file, key=first.key, found=first.found, remedy=first.remedy
+        )
+        self.reasons = reasons
+        """By metric."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return NothingToMeasure, (self.reasons,)
+
+
 @dataclass(frozen=True)
 class CompleteEvidence:
     """The whole evidence of a checkpoint under a protocol."""
@@ -160,7 +175,7 @@ def _open_what_can_be_had(
                     {metric: reason for metric, spec in protocol.metrics.items() if spec.extractor == name}
                 )
         if len(reasons) == len(protocol.metrics):
-            raise next(iter(reasons.values()))
+            raise NothingToMeasure(reasons)
         return protocol.without(reasons)
 
     left = leave_out(protocol.extractors, partial(identity, workspace=workspace))

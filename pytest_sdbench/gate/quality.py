@@ -266,7 +266,7 @@ class _Gate:
             most=self.protocol.n,
         )
         notes = [f"a prediction for {self.protocol.n:,} images"] if early else []
-        notes += fidelity.pair_notes(claim, score, evaluation)
+        notes += fidelity.pair_notes(claim, score, evaluation) if metric.reads == "pair" else []
         if metric.share:
             return _Question(claim, fidelity.share_score(score, evaluation.groups), notes)
         prompts = estimate.n if evaluation.groups is None else int(evaluation.groups.max()) + 1

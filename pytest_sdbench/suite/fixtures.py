@@ -265,6 +265,7 @@ def sdbench_judge(
 
     It raises Unavailable for a metric that cannot be computed here, before an image is made.
     """
+    from pytest_sdbench.evaluation.evidence import NothingToMeasure
     from pytest_sdbench.gate.quality import check_metric, images_unclaimed, judge, judge_unclaimed
 
     budget = sdbench_session.settings.budget
@@ -282,6 +283,12 @@ def sdbench_judge(
 
     def judged(case: Case, protocol: Protocol) -> Judgement:
         check_metric(sdbench_card, case, protocol, sdbench_data)
+        try:
+            return found(case, protocol)
+        except NothingToMeasure as nothing:
+            raise nothing.reasons.get(case.metric, nothing) from None
+
+    def found(case: Case, protocol: Protocol) -> Judgement:
         if case.claim is not None:
             judgement = claims(protocol)[case.claim.id]
         else:

@@ -587,3 +587,19 @@ def test_the_same_figure_of_several_models_is_compared_with_none(tmp_path: Path)
         ("coco30k-bksdm-inception_score-student", None),
     ]
     assert "several models" in "\n".join(card.explained)
+
+
+@pytest.mark.parametrize(
+    ("task", "claims"), [("object-detection", 0), ("image-classification", 0), ("text-to-image", 2)]
+)
+def test_precision_of_another_task_is_none_of_ours(tmp_path: Path, task: str, claims: int) -> None:
+    path = tmp_path / "detector.md"
+    figures = "[{type: precision, value: 0.912}, {type: Recall, value: 0.87}]"
+    path.write_text(
+        f"---\nmodel-index:\n- name: x\n  results:\n  - {{task: {{type: {task}}}, "
+        f"dataset: {{type: d, name: D}}, metrics: {figures}}}\n---\n",
+        encoding="utf-8",
+    )
+    card = read_card(path)
+    assert len(card.claims) == claims
+    assert [problem.fails for problem in card.problems] == [False] * (2 - claims)

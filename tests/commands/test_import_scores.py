@@ -70,7 +70,7 @@ def test_every_value_finds_its_image(tmp_path: Path, name: str, text: str) -> No
         ({"prompt": "a cat", "seed": 12, "value": 1}, "the seed"),
         ({"prompt": "a dog", "seed": 23, "value": 1}, "the seed 22"),
         ({"index": 1, "prompt": "a cat", "value": 1}, "another prompt"),
-        (["index", 0], "no JSON object"),
+        (["index", 0], "not a JSON object"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: object, words: str) -> None:
@@ -155,6 +155,11 @@ def test_imported_scores_are_judged_like_all_others(
     assert main(command) == 2
     assert main([*command, "--replace"]) == 0
     assert judged()["geneval"].startswith("fail")
+    # Old values of the images beyond the first ones do not stay beside the new ones.
+    assert main([*command, "--replace", "--images", "69"]) == 2
+    give(*(1 for _ in range(69)))
+    assert main([*command, "--replace", "--images", "69"]) == 0
+    assert judged()["geneval"].startswith("unavailable")
 
 
 def test_the_mean_has_the_standard_error_of_its_prompts() -> None:

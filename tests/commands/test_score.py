@@ -29,6 +29,7 @@ from pytest_sdbench.evaluation.tuning import Tuning, arranged, default_batch_siz
 from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.images import ImageSet, open_images
 from pytest_sdbench.features.references import scene_batches
+from pytest_sdbench.metrics import registry
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
@@ -624,3 +625,22 @@ def test_a_card_without_claims_says_so_and_an_explained_error_is_the_exit_status
     (tmp_path / "empty").mkdir()
     assert main(["score", str(tmp_path / "empty"), "--protocol", str(protocol.path)]) == 2
     assert "empty: no images in this folder" in capsys.readouterr().err
+
+
+def test_what_images_alone_have_no_score_of_takes_no_other_metric_down(
+    some: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.METRICS, "_loaded", dict(registry.METRICS._loaded))
+    metrics = {
+        "clip_score": {"model": "local:scenes-clip"},
+        "psnr": {"extractor": "psnr"},
+        "hpsv2": {"extractor": "hpsv2.1"},
+        "geneval": {"kind": "imported", "higher_is_better": True},
+    }
+    path = make_protocol(tmp_path / "mixed.yaml", n=FEW, metrics=metrics, margins={})
+    found = run(folder(tmp_path / "some", some), load_protocol(path))
+    assert set(found.estimates) == {"clip_score"}
+    words = {"psnr": "a reference checkpoint", "hpsv2": "not on this machine", "geneval": "import SCORES"}
+    assert set(found.lacking) == set(words)
+    for metric, word in words.items():
+        assert word in str(found.lacking[metric])

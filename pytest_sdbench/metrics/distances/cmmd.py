@@ -39,7 +39,12 @@ def cmmd_estimate(features: Rows, reference: Rows, groups: Groups | None = None)
 def estimate(sample: Sample, reference: FeatureStatistics | None, _: NoOptions) -> Estimate | Undefined:
     """Return the CMMD of features, [n, D]; undefined without reference features and for a single image."""
     found = features_of("cmmd", sample, reference, fewest=2)
-    return found if isinstance(found, Undefined) else cmmd_estimate(*found, sample.groups)
+    if isinstance(found, Undefined):
+        return found
+    try:
+        return cmmd_estimate(*found, sample.groups)
+    except ValueError as reason:
+        return Undefined("cmmd", str(reason), sample.n)
 
 
 CMMD = Metric(

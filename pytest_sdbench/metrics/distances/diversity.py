@@ -71,7 +71,10 @@ def estimate(sample: Sample, _: FeatureStatistics | None, options: Distance) -> 
     if sample.groups is None:
         reason = "no prompt has two pictures; a protocol whose prompts repeat tells how much they differ"
         return Undefined("diversity", reason, sample.n)
-    return diversity_estimate(sample.rows(), sample.groups, options.distance)
+    try:
+        return diversity_estimate(sample.rows(), sample.groups, options.distance)
+    except ValueError as reason:
+        return Undefined("diversity", str(reason), sample.n)
 
 
 DIVERSITY = Metric(
