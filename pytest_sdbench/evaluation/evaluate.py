@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.estimate import estimate
-from pytest_sdbench.evaluation.evidence import PLAIN, CompleteEvidence, Extras, Load, make_evidence
+from pytest_sdbench.evaluation.evidence import (
+    PLAIN,
+    CompleteEvidence,
+    Extras,
+    Load,
+    NothingToMeasure,
+    make_evidence,
+)
 from pytest_sdbench.evaluation.fidelity import (
     Reference,
     Setups,
@@ -73,7 +80,7 @@ class References:
         """Return what is left without some metrics; raises Unavailable where that is none."""
         lacking = {**self.lacking, **lacking}
         if len(lacking) == len(self.protocol.metrics):
-            raise next(iter(lacking.values()))
+            raise NothingToMeasure(lacking)
         return replace(self, lacking=lacking)
 
     def estimate(

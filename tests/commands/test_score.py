@@ -483,7 +483,7 @@ def test_images_of_a_longer_protocol_are_refused_until_a_number_is_given(
 def test_too_few_images_for_a_metric_say_so(plain: Path, protocol: Protocol) -> None:
     found = run(plain, protocol, n=40)
     assert isinstance(found.estimates["fid"], Undefined)
-    assert "FID: FID needs more images than its 64 features" in score_table(found)
+    assert "FID: it needs more images than its 64 features" in score_table(found)
     assert "needs more images" in figures(found)["metrics"]["fid"]["reason"]
 
 
