@@ -120,9 +120,7 @@ def drafted(path: Path) -> None:
     """Write the card of a checkpoint that has this README."""
     folder = copied(sound(), path.parent / "checkpoint")
     shutil.copy(path, folder / "README.md")
-    with patch(
-        "pytest_sdbench.models.counts._flops", return_value={"mm": 2}
-    ):  # seconds, and the same each time
+    with patch("pytest_sdbench.models.counts._flops", return_value=(4, 2)):  # seconds, and the same each time
         assert main(["draft", str(folder), "--out", str(path.parent / "drafted.md")]) in (0, 2)
 
 

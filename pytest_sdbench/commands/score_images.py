@@ -100,14 +100,12 @@ def score(
     if measured.n < 2:
         raise DataError("scores need at least 2 images", file=images.pictures[0].where, found=measured.n)
     stage, size = _stage(protocol, images, stage)
-    lacking = {**references.lacking, **_unpaired(protocol, matching)}
-    lacking |= dict(_not_here(protocol, workspace, lacking))
-    wanted = _without(measured, lacking)
+    known = {**references.lacking, **_unpaired(protocol, matching)}
+    wanted = _without(measured, lacking := {**known, **dict(_not_here(protocol, workspace, known))})
     extractors = open_extractors(
         wanted, data_root=workspace.data_root, device=workspace.device, download=workspace.download
     )
-    steps = protocol.image if stage == "sampled" else ()
-    seen = Counter[str]()
+    steps, seen = protocol.image if stage == "sampled" else (), Counter[str]()
     decoded = decode(images, steps, order=matching.order, size=size, background=background, seen=seen)
     with tempfile.TemporaryDirectory(prefix="sdbench-", ignore_cleanup_errors=True) as folder:
         rows = _Columns(Path(folder), measured.n)
