@@ -9,40 +9,76 @@ import numpy as np
 
 from pytest_sdbench.metrics.standard_error import Groups
 
+Repeats = tuple[int, ...]
+"""How many prompts have 0, 1, 2, ... pairs."""
+
 _HALVINGS = 60
 _TERMS = 10_000
 
 
 def trials_of(n: int, groups: Groups | None) -> float:
-    """Return how many independent pairs n pairs are worth at least, where some share a prompt.
+    """Return how many independent pairs n pairs are worth, where some share a prompt and are lost together.
 
     n^2 / sum(m_j^2) with m_j pairs of prompt j (Kish 1965, section 8.2, with a correlation of 1): one of each
-    prompt if all are repeated as often. Pairs of one prompt are lost together then; where they are not, the
-    interval is wider than need be, and never too narrow.
+    prompt if all are repeated as often. The variance is right then, and the tails are if all m_j are equal;
+    `repeats_of` is for where they are not.
     """
     return float(n) if groups is None else float(n**2 / np.square(np.bincount(groups), dtype=float).sum())
 
 
-def chance_of_at_most(count: float, trials: float, share: float) -> float:
-    """Return how likely no more than `count` of so many trials are ones, each being one with `share`."""
+def repeats_of(groups: Groups | None) -> Repeats:
+    """Return how many prompts have 0, 1, 2, ... pairs; empty where all have as many."""
+    if groups is None:
+        return ()
+    sizes = np.bincount(groups)
+    return () if (sizes == sizes[0]).all() else tuple(np.bincount(sizes).tolist())
+
+
+def chance_of_at_most(count: float, trials: float, share: float, repeats: Repeats = ()) -> float:
+    """Return how likely no more than `count` of so many trials are ones, each being one with `share`.
+
+    With `repeats` it is no smaller than where the pairs of each prompt are lost together.
+    """
     if count >= trials:
         return 1.0
-    return beta_cdf(1 - share, trials - count, count + 1)
+    chance = beta_cdf(1 - share, trials - count, count + 1)
+    return max(chance, _tails(count / trials, share, repeats)[0]) if repeats else chance
 
 
-def chance_of_at_least(count: float, trials: float, share: float) -> float:
-    """Return how likely no fewer than `count` of so many trials are ones, each being one with `share`."""
-    return 1.0 if count <= 0 else beta_cdf(share, count, trials - count + 1)
+def chance_of_at_least(count: float, trials: float, share: float, repeats: Repeats = ()) -> float:
+    """Return how likely no fewer than `count` of so many trials are ones, each being one with `share`.
+
+    With `repeats` it is no smaller than where the pairs of each prompt are lost together: one prompt of
+    200 pairs among 800 of one is lost with `share`, and 200 of 1,000 with it.
+    """
+    if count <= 0:
+        return 1.0
+    chance = beta_cdf(share, count, trials - count + 1)
+    return max(chance, _tails(count / trials, share, repeats)[1]) if repeats else chance
 
 
-def upper_bound(count: float, trials: float, level: float) -> float:
+def upper_bound(count: float, trials: float, level: float, repeats: Repeats = ()) -> float:
     """Return the largest share of which so few are no less likely than `level` (Clopper, Pearson 1934)."""
-    return 1.0 if count >= trials else _root(lambda p: chance_of_at_most(count, trials, p) < level)
+    if count >= trials:
+        return 1.0
+    return _root(lambda share: chance_of_at_most(count, trials, share, repeats) < level)
 
 
-def lower_bound(count: float, trials: float, level: float) -> float:
+def lower_bound(count: float, trials: float, level: float, repeats: Repeats = ()) -> float:
     """Return the smallest share of which so many are no less likely than `level` (Clopper, Pearson 1934)."""
-    return 0.0 if count <= 0 else _root(lambda p: chance_of_at_least(count, trials, p) > level)
+    if count <= 0:
+        return 0.0
+    return _root(lambda share: chance_of_at_least(count, trials, share, repeats) > level)
+
+
+def most_that_pass(n: int, trials: float, limit: float, level: float, repeats: Repeats = ()) -> int | None:
+    """Return the largest number of n pairs whose upper bound lies within the limit; None where none does."""
+    most, more = -1, n
+    while more - most > 1:
+        middle = (most + more) // 2
+        few = chance_of_at_most(middle / n * trials, trials, limit, repeats) <= level
+        most, more = (middle, more) if few else (most, middle)
+    return None if most < 0 else most
 
 
 def trials_to_tell(share: float, limit: float, level: float) -> float | None:
@@ -91,6 +127,22 @@ def beta_cdf(x: float, a: float, b: float) -> float:
         if abs(above * below - 1) < 1e-15:
             break
     return front * (fraction - 1)
+
+
+def _tails(part: float, share: float, repeats: Repeats) -> tuple[float, float]:
+    """Return how likely no more, and no fewer, than this part of the pairs are lost, a prompt as a whole.
+
+    The number of pairs is a sum of binomial ones, m for each prompt of m pairs: its characteristic function
+    is the product of theirs.
+    """
+    n = sum(m * prompts for m, prompts in enumerate(repeats))
+    turns, product = np.exp(-2j * np.pi * np.arange(n + 1) / (n + 1)), np.ones(n + 1, complex)
+    for m, prompts in enumerate(repeats):
+        if m and prompts:
+            product *= (1 - share + share * turns**m) ** prompts
+    chances = np.fft.ifft(product).real
+    few, many = math.floor(part * n + 1e-6), math.ceil(part * n - 1e-6)
+    return float(chances[: few + 1].sum()), float(chances[many:].sum())
 
 
 def _root(is_above: Callable[[float], bool]) -> float:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_sdbench.cards.card import Claim
-from pytest_sdbench.gate.binomial import trials_of
+from pytest_sdbench.gate.binomial import most_that_pass, repeats_of, trials_of, upper_bound
 from pytest_sdbench.gate.pairing import RecordedEvidence
-from pytest_sdbench.gate.verdict import Outcome, Score, Verdict
+from pytest_sdbench.gate.verdict import ALPHA, Outcome, Score, Verdict, rounded_up
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.fidelity.lost import read_by
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import Groups
 
@@ -47,7 +48,7 @@ class Worst:
 def worst_pairs(
     estimate: Estimate | Undefined | None, evaluation: Evaluation, recorded: RecordedEvidence | None
 ) -> list[Worst]:
-    """Return the images that lost most, worst first; of `lost` those that are lost.
+    """Return the images that lost most, worst first; of `lost` those that are lost, by what they have.
 
     Of a metric of pairs the reference is what equal pictures have; of any other whose score is the mean of
     what each image has, the `recorded` image of the same index. Empty for a score of all images together.
@@ -64,6 +65,12 @@ def worst_pairs(
         theirs = same.value + same.influence
     against = np.where(np.isnan(theirs), estimate.value, theirs)
     losses = against - values if metric.higher_is_better else values - against
+    is_worse = losses > 1e-9
+    if (looked_at := estimate.looked_at) is not None:
+        # All that are lost are lost alike: how far tells what the threshold is of.
+        known = read_by(evaluation.protocol.metrics[estimate.metric].extractor)
+        values, theirs = looked_at, np.full(len(looked_at), known.perfect)
+        losses = np.where(is_worse, theirs - values if known.higher_is_better else values - theirs, -np.inf)
     order = np.argsort(-losses, kind="stable")[:MOST]
     return [
         Worst(
@@ -73,13 +80,30 @@ def worst_pairs(
             None if np.isnan(theirs[index]) else float(theirs[index]),
         )
         for index in order
-        if losses[index] > 1e-9
+        if is_worse[index]
     ]
 
 
 def share_score(score: Score, groups: Groups | None) -> Score:
     """Return a share's score with the number of independent images that it is of."""
-    return replace(score, trials=trials_of(score.n, groups))
+    return replace(score, trials=trials_of(score.n, groups), repeats=repeats_of(groups))
+
+
+def too_small_a_margin(score: Score, claim: Claim) -> str:
+    """Say that a share's margin lets no checkpoint pass that loses as many as the claim; empty where it does.
+
+    The checkpoint of the claim itself does: its pictures are the same again. It is asked of all images of
+    the protocol, whose prompts repeat as often as those of `score`.
+    """
+    assert score.trials is not None
+    n = score.most or score.n
+    trials, repeats = score.trials * n / score.n, score.repeats if score.n == n else ()
+    share = max(score.claimed, round(score.claimed * n) / n)  # a record is rounded, and pictures are whole
+    needed = upper_bound(share * trials, trials, ALPHA, repeats) - score.claimed
+    if score.margin >= needed:
+        return ""
+    again = f"an identical checkpoint, which loses {claim.text} again, cannot pass with {n:,} images"
+    return f"is too small: {again}. Give at least {rounded_up(needed)}"
 
 
 def identity_score(score: Score, estimate: Estimate, groups: Groups | None) -> Score:
@@ -102,14 +126,19 @@ def other_reference(claim: Claim, evaluation: Evaluation) -> str:
     return f"the record compares with the checkpoint {made}, and this run with {here.fingerprint}"
 
 
-def pair_notes(claim: Claim, score: Score, evaluation: Evaluation) -> Iterator[str]:
-    """Yield what a reader of a verdict on pairs should know."""
+def pair_notes(claim: Claim, score: Score, evaluation: Evaluation, share: float) -> Iterator[str]:
+    """Yield what a reader of a verdict on pairs should know; `share` is that of the 5 % at this look."""
     if (reference := evaluation.reference) is None:
         return
     yield f"beside {reference.spec} ({reference.fingerprint})"
     if claim.kind == "identity":
-        least = "at least" if score.higher_is_better else "at most"
-        yield f"{least} {score.limit:g} passes"
+        yield f"the bound must lie within {score.limit:g}"
+    if score.trials is not None:
+        most = most_that_pass(score.n, score.trials, score.limit, ALPHA * share, score.repeats)
+        if most is None:
+            yield f"of {score.n:,} none lost is too many: more images are needed"
+        else:
+            yield f"at most {most:,} of {score.n:,} lost pass"
     if _setups_differ(evaluation):
         places = "; ".join(sorted(", ".join(each) for each in reference.setups | evaluation.setups))
         yield f"the two were drawn on different set-ups: {places}"

@@ -16,7 +16,6 @@ from pytest_sdbench.base.errors import CardError, Unavailable
 from pytest_sdbench.cards.card import Card, Claim
 from pytest_sdbench.cards.cases import Case, other_protocol
 from pytest_sdbench.cards.claims import passes_anything
-from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.features.references import reference_of
 from pytest_sdbench.gate import fidelity
 from pytest_sdbench.gate.calibration import Calibration, read_calibration
@@ -36,6 +35,7 @@ from pytest_sdbench.gate.verdict import (
     judge_scores,
     mismatch,
     noted,
+    rounded_up,
     smallest_margin,
     uncalibrated,
 )
@@ -266,9 +266,13 @@ class _Gate:
             most=self.protocol.n,
         )
         notes = [f"a prediction for {self.protocol.n:,} images"] if early else []
-        notes += fidelity.pair_notes(claim, score, evaluation) if metric.reads == "pair" else []
         if metric.share:
-            return _Question(claim, fidelity.share_score(score, evaluation.groups), notes)
+            score = fidelity.share_score(score, evaluation.groups)
+        if metric.reads == "pair":
+            notes += fidelity.pair_notes(claim, score, evaluation, look.share)
+        if metric.share:
+            small = fidelity.too_small_a_margin(score, claim)
+            return _Question(claim, score, notes, f"{self._margin_of(claim)}, {small}" if small else "")
         prompts = estimate.n if evaluation.groups is None else int(evaluation.groups.max()) + 1
         if prompts < FEWEST_PROMPTS:
             return _Question(claim, score, notes)
@@ -299,7 +303,7 @@ class _Gate:
             refusal = (
                 f"{self._margin_of(claim)}, is smaller than the noise: an identical checkpoint would pass in "
                 f"{chance_of_pass(score.margin, scatter, assumed=assumed):.0%} of runs. Give at least "
-                f"{_rounded_up(needed)}"
+                f"{rounded_up(needed)}"
             )
         # A score that came out low by chance has a small standard error, FID above all, and would pass too
         # often: a candidate is taken for no less uncertain than the checkpoint of the claim.
@@ -380,14 +384,6 @@ def claim_errors(card: Card, protocol: Protocol) -> Mapping[str, float]:
     pairing, calibration = Pairing(card, protocol, None, outdated=False), read_calibration(protocol)
     errors = {metric: _claim_error(pairing, calibration, metric)[0] for metric in protocol.metrics}
     return {metric: math.sqrt(2) * error for metric, error in errors.items() if error is not None}
-
-
-def _rounded_up(figure: float) -> str:
-    """Return a figure with two digits, none below it."""
-    step = 10.0 ** (math.floor(math.log10(figure)) - 1)
-    rounded = float(f"{math.ceil(figure / step) * step:.2g}")
-    # As a card may hold it: YAML takes 4e-05 for a word.
-    return f"{rounded:g}" if rounded >= 1e-4 else scalar(rounded)
 
 
 def _shown(estimate: Estimate) -> str:

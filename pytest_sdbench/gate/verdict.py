@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from statistics import NormalDist
 
+from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.gate.binomial import (
+    Repeats,
     chance_of_at_least,
     chance_of_at_most,
     lower_bound,
@@ -90,6 +92,8 @@ class Score:
     trials: float | None = None
     """Of a share, lower being better: how many independent images it is of (`binomial.trials_of`). Its errors
     are not asked then, and the claim is taken as it stands: the limit is claim + margin. None: no share."""
+    repeats: Repeats = ()
+    """Of a share whose prompts are not repeated alike: `binomial.repeats_of`."""
 
     @property
     def limit(self) -> float:
@@ -203,7 +207,7 @@ def _chance_of_wrong_pass(score: Score) -> float:
     1927: the variance is that of the null hypothesis).
     """
     if score.trials is not None:
-        return chance_of_at_most(score.measured * score.trials, score.trials, score.limit)
+        return chance_of_at_most(score.measured * score.trials, score.trials, score.limit, score.repeats)
     assert score.error is not None
     if score.error == score.unseen == 0:
         return 0.0 if score.worse <= score.margin + _rounding(score) else 1.0
@@ -219,7 +223,8 @@ def _unseen_variance(score: Score) -> float:
 def _at_least(score: Score, level: float) -> float:
     """Return by how much a score is worse than the claim at least, but for a chance of `level`."""
     if score.trials is not None:
-        return lower_bound(score.measured * score.trials, score.trials, level) - score.claimed
+        count = score.measured * score.trials
+        return lower_bound(count, score.trials, level, score.repeats) - score.claimed
     assert score.error is not None
     return score.worse - _NORMAL.inv_cdf(1 - level) * score.error
 
@@ -227,7 +232,8 @@ def _at_least(score: Score, level: float) -> float:
 def _at_most(score: Score, level: float) -> float:
     """Return by how much a score is worse at most: by no more is the pass of any margin wrong."""
     if score.trials is not None:
-        return upper_bound(score.measured * score.trials, score.trials, level) - score.claimed
+        count = score.measured * score.trials
+        return upper_bound(count, score.trials, level, score.repeats) - score.claimed
     assert score.error is not None
     quantile = _NORMAL.inv_cdf(1 - level)
     half = quantile * score.unseen / 2
@@ -238,7 +244,7 @@ def _at_most(score: Score, level: float) -> float:
 def _chance_of_wrong_fail(score: Score) -> float:
     """Return how likely a checkpoint that is worse by just the margin looks as bad as this one."""
     if score.trials is not None:
-        return chance_of_at_least(score.measured * score.trials, score.trials, score.limit)
+        return chance_of_at_least(score.measured * score.trials, score.trials, score.limit, score.repeats)
     if score.error is None:
         return 1.0
     if score.error == 0:
@@ -289,7 +295,8 @@ def _check(score: Score) -> None:
 def _measured(score: Score, unit: str) -> str:
     if score.trials is not None:
         count = score.measured * score.trials
-        low, high = lower_bound(count, score.trials, 0.025), upper_bound(count, score.trials, 0.025)
+        low = lower_bound(count, score.trials, 0.025, score.repeats)
+        high = upper_bound(count, score.trials, 0.025, score.repeats)
     elif score.interval is None:
         return f"{score.measured:{unit}}"
     else:
@@ -319,6 +326,14 @@ def _bound(worse: float, unit: str) -> str:
 def percent(chance: float) -> str:
     """Return a chance in tenths of a percent."""
     return "below 0.1 %" if chance < 0.001 else f"{chance:.1%}".replace("%", " %")
+
+
+def rounded_up(figure: float) -> str:
+    """Return a figure with two digits, none below it, as a card may hold it."""
+    step = 10.0 ** (math.floor(math.log10(figure)) - 1)
+    rounded = float(f"{math.ceil(figure / step) * step:.2g}")
+    # YAML takes 4e-05 for a word.
+    return f"{rounded:g}" if rounded >= 1e-4 else scalar(rounded)
 
 
 def _rounding(score: Score) -> float:

@@ -62,6 +62,8 @@ class Metric:
     """What must be known of the real images: nothing, mean and covariance, or features of some of them."""
     options: type[Any] = NoOptions
     """Frozen dataclass of what a protocol may set; its fields have defaults, and types that are checked."""
+    check: Callable[[Any, str], None] | None = None
+    """Raises ValueError for options that do not suit an extractor, by its name."""
     extractor_key: str = "extractor"
     """How protocols call the network that the metric reads."""
     aliases: tuple[str, ...] = ()
@@ -80,6 +82,8 @@ class Metric:
     """Whether the score is the mean of what each image has."""
     perfect: float | None = None
     """What pictures that equal the reference's have; None for a metric that does not read pairs."""
+    unlike: float = 0.0
+    """What pictures of pairs that have nothing in common have, about: a threshold beyond it loses none."""
     share: bool = False
     """Whether it is a share of images, which the exact binomial distribution judges."""
 

@@ -114,5 +114,7 @@ def read_spec(value: object) -> MetricSpec:
     known = isinstance(value, Mapping) and METRICS.get(str(value.get("metric")))
     spec = (spec_type(known) if known else MetricSpec).model_validate(value)
     if known:
-        known.options_of(spec)  # which raises for options that contradict each other
+        options = known.options_of(spec)  # which raises for options that contradict each other
+        if known.check is not None:
+            known.check(options, spec.extractor)
     return spec

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.shard_format import SHARD, Damage
 
 FORMAT = 1
@@ -37,8 +38,8 @@ _END = bytes(2 * _BLOCK)
 _KEYWORD = "comment"
 _HEADER = 2**12
 """Bytes that the header may have."""
-_PIXELS = 2**28
-"""Pixels that a shard may have: 64 pictures of 2048x2048, which take 800 MB."""
+_PIXELS = 2**24
+"""Pixels that a picture may have, 4096x4096: 64 of them take 3 GB."""
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FORM = bytes([8, 2, 0, 0, 0])
 """What a PNG's header says after width and height: 8 bits, RGB, and the one way of all else."""
@@ -89,7 +90,8 @@ def format_pictures(
 ) -> bytes:
     """Return the file of pictures, uint8 [B, H, W, 3], of consecutive indices.
 
-    `of` and `writer` are those of `shard_format.format_shard`. Raises ValueError for what is no such shard.
+    `of` and `writer` are those of `shard_format.format_shard`. Raises ValueError for what is no such shard,
+    EvidenceError for pictures that are too large to be read again.
     """
     start, count = int(indices[0]) if len(indices) else 0, len(indices)
     shard, counts = range(start, start + count), {len(images), len(seeds), len(prompts)}
@@ -99,6 +101,10 @@ def format_pictures(
         )
     if not 0 < count <= SHARD or [*map(int, indices)] != [*shard]:
         raise ValueError(f"not a shard: indices {list(indices)}")
+    height, width = images.shape[1:3]
+    if width * height > _PIXELS:
+        found = f"{width}x{height} is more than {_PIXELS:,} pixels"
+        raise EvidenceError(f"evidence cannot be written: a picture of {found}")
     body = bytearray()
     for index, seed, prompt, image in zip(shard, seeds, prompts, images, strict=True):
         said = json.dumps({"index": index, "seed": int(seed)})
@@ -126,8 +132,8 @@ def parse_pictures(content: bytes, *, check: bool = True) -> tuple[Pictures, dic
         samples = list(_samples(body, range(about["start"], about["stop"])))
         sizes = {_size(png) for _, png, _ in samples}
         ((width, height),) = sizes
-        if width * height * len(samples) > _PIXELS:
-            raise Damage(f"{len(samples)} pictures of {width}x{height}: more than are ever kept")
+        if width * height > _PIXELS:
+            raise Damage(f"pictures of {width}x{height}: larger than are ever kept")
         seeds, pngs, texts = zip(*samples, strict=True)
         indices = np.arange(about["start"], about["stop"], dtype=np.int64)
         images = np.stack([_pixels(png) for png in pngs])

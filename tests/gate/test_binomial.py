@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import special, stats
 
+from pytest_sdbench.base.paths import reference
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.cards.cases import as_candidate
 from pytest_sdbench.gate.binomial import (
     beta_cdf,
     chance_of_at_least,
     chance_of_at_most,
     lower_bound,
+    most_that_pass,
+    repeats_of,
     trials_of,
     trials_to_tell,
     upper_bound,
 )
 from pytest_sdbench.gate.verdict import Score, judge_score, judge_scores
+from pytest_sdbench.protocols.load import load_protocol
 
 
 def test_the_beta_function_is_that_of_scipy() -> None:
@@ -41,6 +49,54 @@ def test_a_prompt_that_repeats_counts_once() -> None:
     assert trials_of(12, None) == 12
     assert trials_of(12, np.repeat(np.arange(4), 3)) == pytest.approx(4)
     assert trials_of(4, np.array([0, 0, 0, 1])) == pytest.approx(1.6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lost"), [([200, *[1] * 800], 200), ([3, 1, 1, 1, 2], 3), ([2, *[1] * 998], 11), ([5, 2], 0)]
+)
+@pytest.mark.parametrize("share", [0.004, 0.05, 0.3])
+def test_unequal_prompts_are_lost_as_wholes(sizes: list[int], lost: int, share: float) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    n, trials, repeats = len(groups), trials_of(len(groups), groups), repeats_of(groups)
+    sums = np.ones(1)  # chances of 0, 1, 2, ... lost pairs, a prompt at a time
+    for size in sizes:
+        sums = np.convolve(sums, [1 - share, *[0] * (size - 1), share])
+    few, many = sums[: lost + 1].sum(), sums[lost:].sum()
+    count = lost / n * trials
+    assert chance_of_at_least(count, trials, share, repeats) >= many - 1e-9
+    assert chance_of_at_most(count, trials, share, repeats) >= few - 1e-9
+    alone = chance_of_at_least(count, trials, share)
+    assert chance_of_at_least(count, trials, share, repeats) == pytest.approx(max(alone, many), abs=1e-9)
+
+
+def test_one_prompt_of_many_pairs_fails_nothing_by_itself() -> None:
+    groups = np.repeat(np.arange(801), [200, *[1] * 800])
+    trials, repeats = trials_of(1000, groups), repeats_of(groups)
+    score = lost(200, 1000, 0.05, trials=trials)
+    assert judge_score(score).outcome == "fail"
+    assert judge_score(replace(score, repeats=repeats)).outcome == "inconclusive"
+    assert repeats_of(np.repeat(np.arange(4), 3)) == repeats_of(None) == ()
+
+
+@pytest.mark.parametrize(
+    ("n", "limit", "most"), [(1000, 0.004, 0), (512, 0.004, None), (1000, 0.0405, 30), (9, 1.0, 8)]
+)
+def test_so_many_lost_pass(n: int, limit: float, most: int | None) -> None:
+    assert most_that_pass(n, n, limit, 0.05) == most
+    if most is not None and most < n - 1:
+        assert stats.binom.cdf(most, n, limit) <= 0.05 < stats.binom.cdf(most + 1, n, limit)
+
+
+@pytest.mark.parametrize(
+    ("count", "outcome"), [(0, "pass"), (1, "inconclusive"), (10, "inconclusive"), (11, "fail")]
+)
+def test_the_shipped_protocol_says_what_fails(count: int, outcome: str) -> None:
+    """As its comment and docs/fidelity.md do: beside all scores of the card."""
+    protocol = load_protocol("scenes-lcm4-fidelity")
+    card = as_candidate(read_card(reference() / "cards" / "scenes-tiny-lcm.md"))
+    family = len({(claim.gate_protocol, claim.metric) for claim in card.claims if claim.gate_protocol})
+    score = lost(count, protocol.n, protocol.margins["lost"])
+    assert judge_score(score, family=family).outcome == outcome
 
 
 @pytest.mark.parametrize(

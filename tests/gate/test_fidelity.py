@@ -73,7 +73,7 @@ def record(metric: str, value: float, protocol: Protocol, **more: Any) -> dict[s
 @pytest.mark.parametrize(
     ("psnr", "lost", "changes", "outcomes", "says"),
     [
-        (50, 0, {}, "pass pass", "at least 35 passes"),
+        (50, 0, {}, "pass pass", "the bound must lie within 35"),
         (25, 24, {}, "fail fail", "beside the card's own"),
         (35, 3, {}, "inconclusive inconclusive", "cannot tell"),
         # What another device moves is no fault of the weights, and no pass is in doubt for it.
@@ -101,6 +101,31 @@ def test_a_candidate_is_claimed_to_draw_the_pictures_of_its_reference(
     assert says in found["pairs-psnr"].verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("value", "margin", "outcome", "says"),
+    [
+        (0, 0.07, "pass", "at most 0 of 48 lost pass"),
+        (0, 0.06, "error", "Give at least 0.061"),
+        (6, 0.07, "error", "loses 0.125 again, cannot pass with 48 images. Give at least 0.11"),
+        (6, 0.11, "pass", "at most 6 of 48 lost pass"),
+    ],
+)
+def test_the_checkpoint_of_a_record_of_lost_pictures_passes_or_the_margin_is_refused(
+    protocol: Protocol, tmp_path: Path, value: int, margin: float, outcome: str, says: str
+) -> None:
+    recorded = [record("lost", value / 48, protocol)]
+    path = make_card(
+        tmp_path / "card.md", claims={}, protocol="pairs", records=recorded, margins={"lost": margin}
+    )
+    found = judge(read_card(path), protocol, lambda n: pairs(protocol, 50.0, lost=value))
+    (verdict,) = (each.verdict for each in found.values())
+    assert verdict.outcome == outcome
+    assert says in verdict.reason
+    # What is surely worse fails, however small the margin is.
+    (worse,) = judge(read_card(path), protocol, lambda n: pairs(protocol, 50.0, lost=30)).values()
+    assert worse.verdict.outcome == "fail"
+
+
 @pytest.mark.parametrize(("made", "outcome"), [("f" * 16, "pass"), ("e" * 16, "mismatch"), (None, "pass")])
 def test_a_record_is_one_of_its_reference(
     protocol: Protocol, tmp_path: Path, made: str | None, outcome: str
@@ -121,6 +146,14 @@ def test_the_worst_images_are_named_with_both_values(protocol: Protocol) -> None
     assert (first.index, first.prompt, first.value, first.reference) == (0, "prompt 0", 47.0, 100.0)
     assert last.index == 9
     assert [each.index for each in worst_pairs(here.estimates["lost"], here, None)] == [0, 1]
+    # Of those that are lost the worst come first, with what the threshold is of.
+    column = np.ones(protocol.n, np.float32)
+    column[4:20], column[30] = 0.5, 0.25
+    known = METRICS["lost"]
+    count = known.estimate(Sample([column], protocol.n), None, known.options_of(protocol.metrics["lost"]))
+    worst = worst_pairs(count, here, None)
+    assert [each.index for each in worst] == [30, *range(4, 13)]
+    assert (worst[0].value, worst[0].reference) == (0.25, 1.0)
     # A score of single images is compared with the recorded ones.
     mine, theirs = np.array([0.9, 0.5, 0.8]), np.array([0.9, 0.6, 0.95])
     scores = [

@@ -63,6 +63,41 @@ def test_lost_has_one_threshold(options: dict[str, float]) -> None:
         read_spec({"metric": "lost", "extractor": "ssim", **options})
 
 
+@pytest.mark.parametrize(
+    ("extractor", "option", "why"),
+    [
+        ("psnr", {"below": 0.75}, "does not tell pictures apart: unlike ones have about 5 PSNR"),
+        ("psnr", {"below": 100.0}, "equal ones 100"),
+        ("ssim", {"above": 0.75}, "lost needs `below` for ssim: SSIM is the better the higher"),
+        ("ssim", {"below": 30}, "does not tell"),
+        ("ssim", {"below": 0.0}, "does not tell"),
+        ("lpips:alex", {"above": 30}, "does not tell"),
+        ("lpips:alex", {"above": 0}, "does not tell"),
+        ("lpips:vgg", {"below": 0.3}, "lost needs `above`"),
+        ("cosine:dinov2-vitl14", {"above": 0.9}, "lost needs `below`"),
+        ("inception", {"below": 0.9}, "no metric of pairs reads 'inception'"),
+    ],
+)
+def test_lost_has_a_threshold_that_suits_what_it_looks_at(
+    extractor: str, option: dict[str, float], why: str
+) -> None:
+    with pytest.raises((ValidationError, ValueError), match=why):
+        read_spec({"metric": "lost", "extractor": extractor, **option})
+
+
+@pytest.mark.parametrize(
+    ("extractor", "option"),
+    [
+        ("psnr", {"below": 20}),
+        ("ssim", {"below": 0.75}),
+        ("lpips:alex", {"above": 0.3}),
+        ("cosine:dinov2-vitl14", {"below": 0.9}),
+    ],
+)
+def test_such_thresholds_do(extractor: str, option: dict[str, float]) -> None:
+    assert read_spec({"metric": "lost", "extractor": extractor, **option}).extractor == extractor
+
+
 def test_intervals_cover_what_they_are_of() -> None:
     """The normal interval of a mean of prompts drawn thrice, and the exact one of a share."""
     rng, means, shares = np.random.default_rng(11), [], []

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.features.images import decode, open_images, read_captions
 from pytest_sdbench.store.pictures import (
+    format_picture,
     format_pictures,
     parse_pictures,
     pictures_name,
@@ -149,7 +151,7 @@ HOSTILE = {
     "no end": (lambda body: body[:-512], "more files"),
     "another index": (lambda body: body.replace(b'{"index": 66', b'{"index": 67'), "another picture"),
     "a seed that is none": (lambda body: body.replace(b'"seed": 1}', b'"seed":"1}'), "not a whole shard"),
-    "a bomb": (larger(2**30), "more than are ever kept"),
+    "a bomb": (larger(2**30), "larger than are ever kept"),
     "one picture larger": (lambda body: larger(24)(body[:1024]) + body[1024:], "not a whole shard"),
     "no PNG": (lambda body: body.replace(b"\x89PNG", b"\x89JNG"), "no PNG"),
     "grey": (lambda body: body.replace(bytes([8, 2, 0, 0, 0]), bytes([8, 0, 0, 0, 0])), "another form"),
@@ -218,6 +220,22 @@ def test_a_file_of_a_later_version_is_not_read(monkeypatch: pytest.MonkeyPatch) 
 def test_only_shards_of_pictures_are_written(images: Any, indices: Any, seeds: Any, prompts: Any) -> None:
     with pytest.raises(ValueError, match=r"not (a shard|pictures)"):
         format_pictures(images, indices, seeds, prompts, **OWN)
+
+
+@pytest.mark.parametrize("side", [2056, 4104], ids=str)
+def test_what_is_written_is_not_too_large_to_be_read(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 of 2056x2056 were once written and never read; a stand-in for PNG keeps the test small."""
+    images = np.broadcast_to(np.zeros((), np.uint8), (SHARD, side, side, 3))
+    about = (range(SHARD), range(SHARD), ["a"] * SHARD)
+    png = bytearray(format_picture(pixels(1)[0]))
+    png[16:24] = side.to_bytes(4, "big") * 2
+    monkeypatch.setattr("pytest_sdbench.store.pictures.format_picture", lambda image: bytes(png))
+    if side > 4096:
+        with pytest.raises(EvidenceError, match="4104x4104 is more than 16,777,216 pixels"):
+            format_pictures(images, *about, **OWN)
+        return
+    monkeypatch.setattr("pytest_sdbench.store.pictures._pixels", lambda png: pixels(1)[0])
+    assert len(parse_pictures(format_pictures(images, *about, **OWN))[0].seeds) == SHARD
 
 
 def test_names_lie_on_the_grid_of_the_shards() -> None:

@@ -19,6 +19,7 @@ LPIPS = Metric(
     extractors=("lpips:",),
     per_image=True,
     perfect=0.0,
+    unlike=1.0,
     minimum=0.0,
     scale="LPIPS is a distance: equal pictures have 0, and unlike ones seldom more than 1",
 )

@@ -19,6 +19,7 @@ PSNR = Metric(
     extractors=("psnr",),
     per_image=True,
     perfect=100.0,
+    unlike=5.0,  # black beside noise of all values alike has 4.8
     minimum=0.0,
     maximum=100.0,
     scale="PSNR is the mean of decibels of 8-bit RGB pictures, and equal ones count as 100",
