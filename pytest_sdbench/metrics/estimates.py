@@ -24,10 +24,10 @@ class Estimate:
     """The bias times the number of images: n images are expected to come to corrected + slope / n."""
     influence: Array | None = field(default=None, compare=False, repr=False)
     """How much each image moves the value, [n], centred; None where the standard error is not known."""
-    looked_at: Array | None = field(default=None, compare=False, repr=False)
-    """Of a share of images: what each has of that which decides whether it counts, [n]."""
     degenerate: float = field(default=0.0, compare=False, repr=False)
     """Variance of the second-order part of the value (see `standard_error`)."""
+    looked_at: Array | None = field(default=None, compare=False, repr=False)
+    """Of a share of images: what each has of that which decides whether it counts, [n]."""
 
     def at(self, n: int) -> float | None:
         """Predict the value of another number of images of the same checkpoint; None where that is open."""
