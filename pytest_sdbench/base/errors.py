@@ -71,6 +71,10 @@ class EvidenceError(SdbenchError):
     """An evidence store that is unreadable, unwritable or damaged."""
 
 
+class PictureLoss(EvidenceError):
+    """Pictures that were kept and are gone, or damaged: who draws again has them."""
+
+
 class Unavailable(SdbenchError):
     """Something that is not on this machine: no fault of the card; the remedy says how to get it."""
 

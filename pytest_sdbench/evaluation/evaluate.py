@@ -8,12 +8,13 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.base.errors import Unavailable
+from pytest_sdbench.base.errors import CheckpointError, PictureLoss, SdbenchError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.evidence import (
@@ -30,7 +31,7 @@ from pytest_sdbench.evaluation.fidelity import (
     draw_reference,
     no_reference,
     pairs_of,
-    setups_of,
+    setups_of_pairs,
 )
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features.references import load_references
@@ -62,7 +63,7 @@ class References:
     protocol: Protocol
     statistics: Mapping[str, FeatureStatistics]
     """By metric."""
-    lacking: Mapping[str, Unavailable]
+    lacking: Mapping[str, SdbenchError]
     """By metric: why they, or the columns that it reads, are not here."""
 
     @classmethod
@@ -76,11 +77,15 @@ class References:
                 here[metric] = found
         return cls(protocol, here, {}).without(lacking)
 
-    def without(self, lacking: Mapping[str, Unavailable]) -> References:
-        """Return what is left without some metrics; raises Unavailable where that is none."""
+    def without(self, lacking: Mapping[str, SdbenchError]) -> References:
+        """Return what is left without some metrics; where that is none, raises what lacks or is damaged."""
         lacking = {**self.lacking, **lacking}
         if len(lacking) == len(self.protocol.metrics):
-            raise NothingToMeasure(lacking)
+            absent = {name: error for name, error in lacking.items() if isinstance(error, Unavailable)}
+            if absent == lacking:
+                raise NothingToMeasure(absent)
+            # What is broken comes first: a skip must not hide it.
+            raise next(error for name, error in lacking.items() if name not in absent)
         return replace(self, lacking=lacking)
 
     def estimate(
@@ -105,8 +110,8 @@ class Evaluation:
 
     estimates: Mapping[str, Estimate | Undefined]
     """By metric; without those that lack reference statistics or an extractor on this machine."""
-    lacking: Mapping[str, Unavailable]
-    """By metric: why it could not be computed here."""
+    lacking: Mapping[str, SdbenchError]
+    """By metric: why it could not be computed here; Unavailable but for what is damaged."""
     protocol: Protocol
     """What was measured: the protocol that was asked for, but for the number of images and the precision."""
     requested: int
@@ -202,7 +207,8 @@ def evaluate(
     comparable with no claim. `load` makes the pipeline (default: `load_pipeline`); it is not called, and no
     network is loaded, if all evidence is there. Scores depend on `tuning` by rounding alone. Where more than
     `max_images` are to be drawn, none is. `extras` says what else is wanted of the images. A metric whose
-    reference statistics, extractor or reference pictures are not here stands in `lacking` with the reason.
+    reference statistics, extractor or reference pictures are not here, or whose reference is damaged, stands
+    in `lacking` with the reason.
 
     Raises Unavailable for data or weights that are not on this machine and for more than `max_images`,
     DataError and CheckpointError for what is damaged, EvidenceError for a store that cannot be used.
@@ -210,16 +216,12 @@ def evaluate(
     started = time.monotonic()
     measured = _measured(protocol, samples, workspace.dtype)
     # Whatever can fail without an image fails before the first one.
-    references, reference = References.of(measured, workspace.data_root), None
+    references = References.of(measured, workspace.data_root)
     limits: dict[str, Any] = {"tuning": tuning, "max_images": max_images}
-    if pairs := pairs_of(measured):
-        try:
-            home = replace(workspace, store=extras.original_store or workspace.store)
-            reference = draw_reference(extras.original or no_reference, measured, home, **limits)
-            extras = replace(extras, reference=reference.evidence)
-        except Unavailable as lacking:
-            references = references.without(dict.fromkeys(pairs, lacking))
-    made = make_evidence(checkpoint, measured, workspace, load=load, extras=extras, **limits)
+    home = replace(workspace, store=extras.original_store or workspace.store)
+    draw = partial(draw_reference, extras.original or no_reference, measured, home, **limits)
+    make = partial(make_evidence, checkpoint, measured, workspace, load=load, **limits)
+    made, reference, references = _make(make, draw, references, extras)
     references = references.without(made.lacking)
     rows = made.evidence.rows(measured.n)
     counts = {name: sum(int(shard[name].sum()) for shard in rows) for name in ("blacked_out", "truncated")}
@@ -244,13 +246,45 @@ def evaluate(
         truncated=counts["truncated"],
         prompts=made.prompts[: measured.n],
         reference=reference,
+        setups=frozenset() if reference is None else setups_of_pairs(made.evidence, measured),
     )
 
 
+def _make(
+    make: Callable[..., CompleteEvidence],
+    draw: Callable[[], Reference],
+    references: References,
+    extras: Extras,
+) -> tuple[CompleteEvidence, Reference | None, References]:
+    """Return evidence, what its pairs are compared with, and the metrics that are left.
+
+    Without a sound reference the metrics of pairs are left out, and no other. Damaged pictures of it are
+    found by who reads them, and set aside: those of each shard are drawn again, once.
+    """
+    lacking: SdbenchError | None = None
+    lost, pairs = set[str](), pairs_of(references.protocol)
+    while pairs:
+        try:
+            try:
+                reference = draw()
+            except (Unavailable, CheckpointError) as error:
+                lacking = error
+                break
+            return make(extras=replace(extras, reference=reference.evidence)), reference, references
+        except PictureLoss as error:
+            lacking = error
+            if str(error) in lost:
+                break
+            lost.add(str(error))
+    if lacking is not None:
+        references = references.without(dict.fromkeys(pairs, lacking))
+    return make(extras=extras), None, references
+
+
 def _origin(writers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return where images were made, in words, and what of it moves pictures."""
+    """Return where images were made, in words."""
     device = _together(str(writer.get("device")) for writer in writers)
-    return {"device": device, "versions": _versions_of(writers), "setups": setups_of(writers)}
+    return {"device": device, "versions": _versions_of(writers)}
 
 
 def _repeats(prompts: Sequence[str]) -> float:

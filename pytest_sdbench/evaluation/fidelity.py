@@ -10,6 +10,7 @@ from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evidence import Extras, make_evidence
 from pytest_sdbench.evaluation.tuning import Tuning
+from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shards import Evidence
@@ -45,25 +46,46 @@ def draw_reference(
 ) -> Reference:
     """Return the reference with the pictures of a protocol, drawing on this set-up those that are not kept.
 
-    Raises Unavailable where there is no reference, where it cannot draw what the protocol asks for, and where
-    more than `max_images` would have to be drawn.
+    Raises Unavailable where there is no reference, where its scheduler is not the one that the protocol asks
+    for, and where more than `max_images` would have to be drawn; CheckpointError where it is damaged;
+    PictureLoss where pictures were lost meanwhile.
     """
-    checkpoint = find()
+    try:
+        checkpoint = find()
+    except CheckpointError as error:
+        raise _told(error, "the reference that pictures are compared with is damaged") from error
     extras = Extras(columns={}, keep=protocol.n)
     try:
         made = make_evidence(
             checkpoint, protocol, workspace, tuning=tuning, max_images=max_images, extras=extras
         )
     except CheckpointError as error:
-        what = f"the reference {checkpoint.spec} cannot draw what others are compared with: {error.message}"
-        raise Unavailable(what, key=protocol.name, found=error.found, remedy=error.remedy) from error
-    writers = made.evidence.writers(protocol.n)
-    return Reference(checkpoint.spec, checkpoint.fingerprint, setups_of(writers), made.evidence)
+        found = _told(error, f"the reference {checkpoint.spec} cannot draw what others are compared with")
+        if error.key != "scheduler":
+            raise found from error
+        # It is sound, and of another protocol: a teacher beside its consistency model.
+        raise Unavailable(found.message, key=protocol.name, found=error.found, remedy=error.remedy) from error
+    # Its rows may be older than its pictures, and of another set-up.
+    setups = setups_of(made.evidence.picture_artists(protocol.n))
+    return Reference(checkpoint.spec, checkpoint.fingerprint, setups, made.evidence)
+
+
+def _told(error: CheckpointError, what: str) -> CheckpointError:
+    """Return an error of the reference's checkpoint that says whose it is."""
+    message = f"{what}: {error.message}"
+    return CheckpointError(message, file=error.file, key=error.key, found=error.found, remedy=error.remedy)
 
 
 def pairs_of(protocol: Protocol) -> tuple[str, ...]:
     """Return the metrics of a protocol that compare with a reference."""
     return tuple(metric for metric in protocol.metrics if METRICS[metric].reads == "pair")
+
+
+def setups_of_pairs(evidence: Evidence, protocol: Protocol) -> Setups:
+    """Return where the pictures were drawn that metrics of pairs are of, whoever measured them."""
+    specs = [protocol.metrics[metric] for metric in pairs_of(protocol)]
+    columns = {column(spec.extractor, METRICS[spec.metric].output) for spec in specs}
+    return setups_of(evidence.artists(protocol.n, columns & evidence.columns.keys()))
 
 
 def setups_of(writers: Iterable[Mapping[str, Any]]) -> Setups:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from pytest_sdbench.base.environment import true_float32
-from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.kept import not_kept
 from pytest_sdbench.store.shards import Evidence
 
 
@@ -49,15 +49,14 @@ def references_of(
 ) -> Images | None:
     """Return what paired extractors compare pictures with, after the image steps; None where none is paired.
 
-    Raises EvidenceError where pictures of the reference are not kept.
+    Raises PictureLoss where pictures of the reference are not kept, or not any more.
     """
     if not extractors.paired:
         return None
-    kept = None if reference is None else reference.pictures(images)
-    if reference is None or kept is None:
-        what = f"the reference's pictures {images.start} to {images.stop - 1} are not kept"
+    if reference is None:
         names = ", ".join(network.name for network in extractors.networks if network.paired)
-        where = None if reference is None else reference.folder
-        remedy = "Run again: they are drawn anew"
-        raise EvidenceError(what, file=where, key=names, remedy=remedy)
+        raise ValueError(f"{names} compares with a reference, and none is given")
+    kept = reference.pictures(images)
+    if kept is None:
+        raise not_kept(reference.shards, images)
     return apply_image_steps(kept[0].images, protocol.image)

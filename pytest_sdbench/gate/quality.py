@@ -19,6 +19,7 @@ from pytest_sdbench.cards.claims import passes_anything
 from pytest_sdbench.features.references import reference_of
 from pytest_sdbench.gate import fidelity
 from pytest_sdbench.gate.calibration import Calibration, read_calibration
+from pytest_sdbench.gate.ending import outcome_of
 from pytest_sdbench.gate.looks import Look, looks
 from pytest_sdbench.gate.pairing import (
     Pairing,
@@ -223,7 +224,8 @@ class _Gate:
         metric, protocol, margin = METRICS[claim.metric], self.protocol, self._margin(claim)
         estimate, early = evaluation.estimates.get(claim.metric), self._early(evaluation, look)
         if estimate is None:
-            return Verdict(Outcome.UNAVAILABLE, str(evaluation.lacking.get(claim.metric, "")))
+            absent = evaluation.lacking.get(claim.metric) or Unavailable(f"{metric.label} was not measured")
+            return Verdict(outcome_of(absent, skipped=False), str(absent))
         if isinstance(estimate, Undefined):
             reason = f"{metric.label} is not defined: {estimate.reason}"
             return Verdict(Outcome.INCONCLUSIVE if early else Outcome.MISMATCH, reason)

@@ -89,10 +89,10 @@ class LocalFolder:
                         found[entry.name] = _stamp_of(entry.stat())
         return found
 
-    def read(self, name: str) -> bytes:
-        """Return the content of a file; raise FileNotFoundError if there is none."""
-        with _explained("read", self.where(name)):
-            return self.where(name).read_bytes()
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """Return the content of a file, or its first bytes; raise FileNotFoundError if there is none."""
+        with _explained("read", self.where(name)), self.where(name).open("rb") as file:
+            return file.read(most)
 
     def write(self, name: str, content: bytes) -> Stamp:
         """Write a file whole or not at all, and return its stamp; the last writer wins."""
@@ -172,9 +172,10 @@ class RemoteFolder:
     def files(self) -> dict[str, Stamp]:
         return {name: _stamp(entry) for name, entry in self._entries() if entry["type"] == "file"}
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         with _explained("read", self.where(name)):
-            return bytes(self.fs.cat_file(self._path(name)))
+            part = {} if most is None else {"start": 0, "end": most}
+            return bytes(self.fs.cat_file(self._path(name), **part))
 
     def write(self, name: str, content: bytes) -> Stamp | None:
         """Write a file, as on a disk; there is no stamp where the server does not tell it."""

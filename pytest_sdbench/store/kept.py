@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 
-from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError, PictureLoss
 from pytest_sdbench.store.pictures import (
+    BEGINNING,
     Pictures,
     format_pictures,
+    parse_header,
     parse_pictures,
     pictures_name,
     pictures_names,
@@ -85,6 +87,31 @@ def read_pictures(folder: ShardFolder, images: range) -> tuple[Pictures, str] | 
         drawn = found.indices[part], found.seeds[part], found.prompts[part], found.images[part]
         return Pictures(*drawn), writer
     return None
+
+
+def artist_of(folder: ShardFolder, images: range) -> str:
+    """Return who drew the kept pictures of some images of one shard, as the header of their file says.
+
+    Their pixels are not read. Raises PictureLoss where they are not kept; a damaged header is set aside.
+    """
+    listing = folder.listing()
+    for name in pictures_names(_from_border(images), listing.files):
+        try:
+            about = parse_header(folder.storage.read(name, BEGINNING))
+            check_owner(about, folder.of)
+        except FileNotFoundError:
+            continue
+        except Damage as damage:
+            folder.set_aside(name, listing.files[name], damage)
+            continue
+        return str(about.get("writer"))
+    raise not_kept(folder, images)
+
+
+def not_kept(folder: ShardFolder, images: range) -> PictureLoss:
+    """Return the error of whoever needs pictures of one shard that are not kept."""
+    what = f"the pictures of images {images.start} to {images.stop - 1} are not kept"
+    return PictureLoss(what, file=folder.storage.root, remedy="Run again: they are drawn anew")
 
 
 def _parse(folder: ShardFolder, name: str) -> tuple[Pictures, str]:

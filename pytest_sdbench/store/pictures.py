@@ -38,6 +38,8 @@ _END = bytes(2 * _BLOCK)
 _KEYWORD = "comment"
 _HEADER = 2**12
 """Bytes that the header may have."""
+BEGINNING = _BLOCK + _HEADER + _BLOCK
+"""Bytes of a file that hold its header."""
 _PIXELS = 2**24
 """Pixels that a picture may have, 4096x4096: 64 of them take 3 GB."""
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -142,6 +144,19 @@ def parse_pictures(content: bytes, *, check: bool = True) -> tuple[Pictures, dic
         raise
     except Exception as error:  # whatever a torn file makes of the parsers of tar, JSON and PNG
         raise Damage(f"not a whole shard of pictures ({type(error).__name__})") from None
+
+
+def parse_header(beginning: bytes) -> dict[str, Any]:
+    """Return what the header of a file says, of its first bytes; raise Damage if a bit of its form is wrong.
+
+    Whether what follows is sound is not looked at.
+    """
+    try:
+        return _opened(beginning)[0]
+    except Damage:
+        raise
+    except Exception as error:  # as above
+        raise Damage(f"it does not begin with its header ({type(error).__name__})") from None
 
 
 def _files(index: int) -> tuple[str, str, str]:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.files import json_mapping
 from pytest_sdbench.base.paths import told
 from pytest_sdbench.store.folders import Stamp, Storage
 from pytest_sdbench.store.mirror import Mirror
@@ -130,6 +131,14 @@ class ShardFolder:
     def writers(self, name: str) -> tuple[str, ...]:
         """Return who made a sound shard: who drew its pictures and, if that is another, who measured them."""
         return self._sound[name][1]
+
+    def manifest(self, writer: str) -> dict[str, Any]:
+        """Return what a writer has said of itself; of one whose manifest is gone nothing is known."""
+        try:
+            return json_mapping(self.storage.read(f"manifest-{writer}.json"))
+        except (FileNotFoundError, ValueError):
+            # Rows are sound without it; only who wrote them is not known any more.
+            return {"writer": writer, "device": "unknown"}
 
     def put(self, name: str, content: bytes, columns: frozenset[str], writers: tuple[str, ...]) -> None:
         """Write a shard."""

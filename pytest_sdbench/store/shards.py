@@ -37,7 +37,7 @@ from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.files import TEMPORARY, json_mapping
 from pytest_sdbench.store.folders import ELSEWHERE, Stamp, Storage, open_storage
 from pytest_sdbench.store.gap import Gap
-from pytest_sdbench.store.kept import are_kept, put_with_pictures, read_pictures
+from pytest_sdbench.store.kept import are_kept, artist_of, put_with_pictures, read_pictures
 from pytest_sdbench.store.leases import BEAT, SECONDS, Leases, Work
 from pytest_sdbench.store.mirror import Mirror
 from pytest_sdbench.store.older import older_folders
@@ -303,15 +303,28 @@ class Evidence:
 
     def writers(self, n: int) -> list[dict[str, Any]]:
         """Return the manifests of all who drew or measured the first `n` images, in the order of these."""
-        look, wanted = _Look(self), frozenset(self.columns.values())
-        found: dict[tuple[Path | str, str], dict[str, Any]] = {}
+        return self._manifests(n, self.columns, slice(None))
+
+    def artists(self, n: int, columns: Iterable[str]) -> list[dict[str, Any]]:
+        """Return the manifests of those who drew what some columns say of the first `n` images."""
+        return self._manifests(n, columns, slice(1))
+
+    def picture_artists(self, n: int) -> list[dict[str, Any]]:
+        """Return the manifests of those who drew the kept pictures of the first `n` images.
+
+        Raises PictureLoss where some are not kept; whether their pixels are sound is not looked at.
+        """
+        writers = dict.fromkeys(artist_of(self.shards, images) for images in in_grid(n))
+        return [self.shards.manifest(writer) for writer in writers]
+
+    def _manifests(self, n: int, columns: Iterable[str], which: slice) -> list[dict[str, Any]]:
+        look, wanted = _Look(self), frozenset(self.columns[name] for name in columns)
+        found: dict[tuple[Path | str, str], ShardFolder] = {}
         for images in in_grid(n):
             for folder, name, _ in self._parts(images, wanted, look)[0]:
-                for writer in folder.writers(name):
-                    where = folder.storage.root, writer
-                    if where not in found:
-                        found[where] = _manifest(folder.storage, writer)
-        return list(found.values())
+                for writer in folder.writers(name)[which]:
+                    found[folder.storage.root, writer] = folder
+        return [folder.manifest(writer) for (_, writer), folder in found.items()]
 
     @cached_property
     def older(self) -> list[ShardFolder]:
@@ -378,14 +391,6 @@ class _Rows:
 
 
 _AGAIN = "Run again: missing images are made anew."
-
-
-def _manifest(storage: Storage, writer: str) -> dict[str, Any]:
-    try:
-        return json_mapping(storage.read(f"manifest-{writer}.json"))
-    except (FileNotFoundError, ValueError):
-        # Rows are sound without it; only who wrote them is not known any more.
-        return {"writer": writer, "device": "unknown"}
 
 
 def _json(content: Mapping[str, Any], indent: int | None = None) -> bytes:

@@ -13,6 +13,7 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
+from pytest_sdbench.base.errors import CheckpointError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.evaluation.estimate import estimate
@@ -124,6 +125,22 @@ def test_the_checkpoint_of_a_record_of_lost_pictures_passes_or_the_margin_is_ref
     # What is surely worse fails, however small the margin is.
     (worse,) = judge(read_card(path), protocol, lambda n: pairs(protocol, 50.0, lost=30)).values()
     assert worse.verdict.outcome == "fail"
+
+
+@pytest.mark.parametrize(("kind", "outcome"), [(CheckpointError, "error"), (Unavailable, "unavailable")])
+def test_a_damaged_reference_is_an_error_and_one_that_is_not_here_a_skip(
+    protocol: Protocol, tmp_path: Path, kind: type[SdbenchError], outcome: str
+) -> None:
+    recorded = [record("psnr", 50.0, protocol), record("lost", 0.0, protocol)]
+    card = read_card(make_card(tmp_path / "card.md", claims={}, protocol="pairs", records=recorded))
+    whole = pairs(protocol, 50.0)
+    left = {"lost": whole.estimates["lost"]}
+    found = judge(
+        card, protocol, lambda n: replace(whole, estimates=left, lacking={"psnr": kind("a flipped bit")})
+    )
+    judged = {claim.metric: found[claim.id].verdict for claim in card.claims}
+    assert (str(judged["psnr"].outcome), judged["psnr"].reason) == (outcome, "a flipped bit")
+    assert judged["lost"].outcome == "pass"
 
 
 @pytest.mark.parametrize(("made", "outcome"), [("f" * 16, "pass"), ("e" * 16, "mismatch"), (None, "pass")])

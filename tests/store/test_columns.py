@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.base.errors import EvidenceError, PictureLoss
 from pytest_sdbench.store.gap import Gap
 from pytest_sdbench.store.pictures import Pictures, pictures_name
 from pytest_sdbench.store.shard_folder import DamagedEvidence
@@ -144,6 +144,21 @@ def test_everyone_who_wrote_a_file_that_is_used_is_named(tmp_path: Path) -> None
     assert devices("b") == ["the artist", "another"]
     assert sorted(devices("ab")) == ["another", "one", "the artist"]
     assert [each["device"] for each in other.writers(64)] == ["the artist", "another"]
+    assert [each["device"] for each in other.artists(64, "b")] == ["the artist"]
+    assert [each["device"] for each in evidence_of(tmp_path, "ab").artists(64, "a")] == ["one"]
+
+
+def test_who_drew_kept_pictures_is_told_by_their_file(tmp_path: Path) -> None:
+    fill(evidence_of(tmp_path, "a", device="rows"), "a")
+    for device, images in (("one", FIRST), ("another", SECOND)):
+        evidence_of(tmp_path, device=device).write(images.start, {}, pictures=drawn(images))
+    evidence = evidence_of(tmp_path, "a")
+    assert [each["device"] for each in evidence.picture_artists(100)] == ["one", "another"]
+    with pytest.raises(PictureLoss, match="images 0 to 63 are not kept"):
+        evidence_of(tmp_path / "none", "a").picture_artists(100)
+    evidence.storage.write(pictures_name(SECOND), b"bad")
+    with pytest.warns(DamagedEvidence), pytest.raises(PictureLoss, match="images 64 to 99 are not kept"):
+        evidence.picture_artists(100)
 
 
 def test_pictures_are_kept_beside_rows_and_read_back(tmp_path: Path) -> None:
