@@ -335,10 +335,10 @@ def test_a_store_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest
     fill(evidence_of(tmp_path), 10)
     evidence = evidence_of(tmp_path)
 
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, mode: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(EvidenceError, match="cannot be read: Permission denied"):
         evidence.missing(10)
 
