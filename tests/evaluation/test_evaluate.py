@@ -417,7 +417,7 @@ def test_other_weights_of_an_extractor_are_other_evidence(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = column_keys(protocol)
-    monkeypatch.setattr(extractors, "identity", lambda name: f"{name}@retrained")
+    monkeypatch.setattr(extractors, "identity", lambda name, workspace: f"{name}@retrained")
     after = column_keys(protocol)
     assert set(after) == set(before)
     assert not set(after.values()) & set(before.values())
