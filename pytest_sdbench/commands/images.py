@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import EvidenceError, SdbenchError
 from pytest_sdbench.base.files import json_mapping, why_unwritable, write_atomically
-from pytest_sdbench.base.options import weights_by_card
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import own_names
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.sample import protocols_of
-from pytest_sdbench.commands.shared import check_counts, find_card_of, named_card, share, show, weights_of
+from pytest_sdbench.commands.shared import card_and_weights, check_counts, share, show
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
@@ -55,10 +53,9 @@ class Export:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     check_counts(options, "images")
-    path = find_card_of(options.card)
-    names = own_names([path])
+    card, weights = card_and_weights(options.card, options.weights)
     made = export(
-        named_card(path, names[path]),
+        card,
         options.folder,
         Workspace(
             options.store,
@@ -68,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         ),
         name=options.protocol,
         images=options.images,
-        weights=weights_of(names, weights_by_card(options.weights)).get(path),
+        weights=weights,
     )
     name, n = made.protocol.name, made.protocol.n
     show(f"{made.folder}: {n:,} images of {name}, {made.drawn:,} of them drawn now")

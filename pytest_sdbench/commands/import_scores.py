@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pytest_sdbench.base.csv import csv_rows
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import DataError, EvidenceError, ProtocolError
 from pytest_sdbench.base.files import json_mapping, read_bounded
-from pytest_sdbench.base.options import weights_by_card
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import own_names
 from pytest_sdbench.cards.network import checkpoint_of
-from pytest_sdbench.commands.shared import find_card_of, first_images, named_card, share, show, weights_of
+from pytest_sdbench.commands.score_matching import plain_caption
+from pytest_sdbench.commands.shared import card_and_weights, first_images, share, show
 from pytest_sdbench.metrics.definition import Metric
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.metric_specs import ImportedSpec
@@ -70,18 +68,14 @@ def run(options: argparse.Namespace) -> int:
     from pytest_sdbench.protocols.load import load_protocol
     from pytest_sdbench.protocols.prompts import load_prompts
 
-    path = find_card_of(options.card)
-    names = own_names([path])
-    card = named_card(path, names[path])
-    protocol = load_protocol(options.protocol, search=(path.parent, Path.cwd(), Path.cwd() / "cards"))
+    card, weights = card_and_weights(options.card, options.weights)
+    protocol = load_protocol(options.protocol, search=(card.path.parent, Path.cwd(), Path.cwd() / "cards"))
     metric = _declared(protocol, options.metric)
     if options.images is not None:
         protocol = first_images(protocol, options.images)
     workspace = Workspace(options.store, options.data, torch_device(options.device, option="--device"))
     values = list(read_values(options.scores, metric))
-    checkpoint = checkpoint_of(
-        card, weights_of(names, weights_by_card(options.weights)).get(path), download=False
-    )
+    checkpoint = checkpoint_of(card, weights)
     others = [name for name in protocol.metrics if name != metric.name]
     drawn = on_this_device(protocol.without(others), workspace.device)
     evidence = open_evidence(workspace, checkpoint, drawn)
@@ -148,11 +142,11 @@ def read_values(path: Path, metric: Metric) -> Iterator[Value]:
     The value stands under ``value``, ``score`` or the metric's name, within the metric's bounds.
     """
     try:
-        text = read_bounded(path, LARGEST).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_bounded(path, LARGEST)
+    except OSError as error:
         raise DataError(f"the scores cannot be read: {error}", file=path, remedy=_FORM) from None
-    rows = _json_lines(path, text) if path.suffix in (".jsonl", ".ndjson", ".json") else _csv(path, text)
-    for where, row in rows:
+    read = _json_lines if path.suffix in (".jsonl", ".ndjson", ".json") else _csv
+    for where, row in read(path, content):
         keys = [key for key in ("value", "score", metric.name) if row.get(key) not in (None, "")]
         if len(keys) != 1:
             what = "several values" if keys else "no value"
@@ -173,7 +167,11 @@ def read_values(path: Path, metric: Metric) -> Iterator[Value]:
         yield Value(where, value, prompt=prompt, **numbers)
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _json_lines(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"the scores cannot be read: {error}", file=path, remedy=_FORM) from None
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -183,21 +181,25 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]
             yield f"line {number}", row
 
 
-def _csv(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    header: list[str] = []
     try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise csv.Error(f"not as many fields as the header has: {len(reader.fieldnames or ())}")
-            yield f"line {reader.line_num}", {name.strip(): value for name, value in row.items()}
-    except csv.Error as error:
-        line = f"line {reader.line_num}"
-        raise DataError(f"malformed CSV: {error}", file=path, key=line, remedy=_FORM) from None
+        for line, row in csv_rows(content):
+            if not header:
+                header = [name.strip() for name in row]
+            elif row and len(row) != len(header):
+                message = f"malformed CSV: not as many fields as the header has: {len(header)}"
+                raise DataError(message, key=f"line {line}")
+            elif row:
+                yield f"line {line}", dict(zip(header, row, strict=True))
+    except DataError as fault:
+        key, found = fault.key, fault.found
+        raise DataError(fault.message, file=path, key=key, found=found, remedy=_FORM) from None
 
 
-def _number(path: Path, where: str, found: object) -> float:
+def _number(path: Path, where: str, found: Any) -> float:
     try:
-        return float(found)  # type: ignore[arg-type]
+        return float(found)
     except (TypeError, ValueError, OverflowError):
         raise DataError("not a number", file=path, key=where, found=found, remedy=_FORM) from None
 
@@ -221,7 +223,7 @@ def by_image(
     """
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
-        places.setdefault(_plain(prompt), []).append(place)
+        places.setdefault(plain_caption(prompt), []).append(place)
     found: dict[int, Value] = {}
     for each in values:
 
@@ -230,7 +232,7 @@ def by_image(
 
         meant = [] if each.index is None else [each.index]
         if each.index is None:
-            meant = places.get(_plain(str(each.prompt)), [])
+            meant = places.get(plain_caption(str(each.prompt)), [])
             if len(meant) > 1 and each.seed is not None:
                 meant = [place for place in meant if seeds[place] == each.seed] or meant[:1]
         if not meant:
@@ -244,7 +246,7 @@ def by_image(
         if not 0 <= index < len(prompts):
             remedy = "Images are counted from 0; --images N takes the first ones alone"
             raise fault(f"there are {len(prompts):,} images", index, remedy)
-        if each.prompt is not None and _plain(each.prompt) != _plain(prompts[index]):
+        if each.prompt is not None and plain_caption(each.prompt) != plain_caption(prompts[index]):
             raise fault(
                 f"image {index} has another prompt: {prompts[index]}", each.prompt, "Correct the index"
             )
@@ -259,7 +261,3 @@ def by_image(
         remedy = "Score them as well, or take the first images alone: --images N"
         raise DataError(message, file=file, found=prompts[lacking[0]], remedy=remedy)
     return np.array([found[index].value for index in range(len(prompts))], np.float32)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())

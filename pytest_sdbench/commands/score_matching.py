@@ -115,14 +115,14 @@ def _by_caption(
         return None
     of_text: dict[str, deque[int]] = {}
     for index, prompt in enumerate(prompts):
-        of_text.setdefault(_plain(prompt), deque()).append(index)
+        of_text.setdefault(plain_caption(prompt), deque()).append(index)
     indices = []
     others = ", while others have one" if any(captions) else ""
     for picture, texts in zip(images.pictures, captions, strict=True):
         if not texts:
             remedy = "Write it in metadata.csv or in a .txt beside it, or match otherwise: --match index"
             raise DataError(f"no caption comes with this image{others}", file=picture.where, remedy=remedy)
-        known = {plain for plain in map(_plain, texts) if plain in of_text}
+        known = {plain for plain in map(plain_caption, texts) if plain in of_text}
         if len(known) > 1:
             message, found = "several prompts of the protocol are captions of this image", sorted(known)
             raise DataError(message, file=picture.where, found=found[:2], remedy=_OTHERWISE)
@@ -173,5 +173,6 @@ def _by_order(images: ImageSet) -> tuple[list[int], str]:
     return list(range(count)), f"by the order of their names: {first} is of prompt 0, {last} of {count - 1}"
 
 
-def _plain(text: str) -> str:
+def plain_caption(text: str) -> str:
+    """Return a caption with single spaces, as captions are compared."""
     return " ".join(text.split())

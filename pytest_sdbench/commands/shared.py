@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pytest_sdbench.base.errors import CardError, SdbenchError
-from pytest_sdbench.base.options import OPTIONS
+from pytest_sdbench.base.options import OPTIONS, weights_by_card
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, find_card, means, own_names, read_card
@@ -104,6 +104,13 @@ def find_card_of(text: str) -> Path:
     if path.is_file() and is_card(path):
         return path
     return find_card(text, Path.cwd(), search=(Path.cwd() / "cards",))
+
+
+def card_and_weights(text: str, pairs: Sequence[tuple[str, str]]) -> tuple[Card, Path | None]:
+    """Return the card that a command names, and what is given in its checkpoint's place; raises CardError."""
+    path = find_card_of(text)
+    names = own_names([path])
+    return named_card(path, names[path]), weights_of(names, weights_by_card(pairs)).get(path)
 
 
 def own_words(error: SdbenchError, options: argparse.Namespace) -> str:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from functools import cache, partial
 
-from pytest_sdbench.metrics.definition import Metric, NoOptions, Sample
-from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.metrics.mean import estimate_mean
-from pytest_sdbench.metrics.moments import FeatureStatistics
+from pytest_sdbench.metrics.definition import Metric
+from pytest_sdbench.metrics.mean import plain_mean
 
 OUTPUT = "value"
 """The column that the values become."""
@@ -35,7 +33,7 @@ def imported_metric(
         decimals=decimals,
         recorded_decimals=decimals + 2,
         higher_is_better=higher_is_better,
-        estimate=partial(estimate, name),
+        estimate=partial(plain_mean, name),
         output=OUTPUT,
         reads="imported",
         minimum=minimum,
@@ -43,8 +41,3 @@ def imported_metric(
         signed=minimum is None or minimum <= 0,
         scale=f"the protocol declares {label} as {said or 'without bounds'}",
     )
-
-
-def estimate(name: str, sample: Sample, _: FeatureStatistics | None, __: NoOptions) -> Estimate | Undefined:
-    """Return the mean of values, [n], with the standard error of the means of prompts."""
-    return estimate_mean(name, sample)

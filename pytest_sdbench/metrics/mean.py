@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pytest_sdbench.metrics.definition import Sample
+from pytest_sdbench.metrics.definition import NoOptions, Sample
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.metrics.moments import Rows
+from pytest_sdbench.metrics.moments import FeatureStatistics, Rows
 from pytest_sdbench.metrics.standard_error import Groups, standard_error
 
 
@@ -38,3 +38,13 @@ def estimate_mean(metric: str, sample: Sample, average: Average = mean) -> Estim
     value, error = average(scores, sample.groups)
     influence = scores.astype(np.float64) - value
     return Estimate(metric, value, error, sample.n, value, influence=influence)
+
+
+def plain_mean(
+    metric: str, sample: Sample, _: FeatureStatistics | None, __: NoOptions
+) -> Estimate | Undefined:
+    """Return the mean of a column, [n], as the `estimate` of a metric that has nothing to set.
+
+    Undefined without images; its standard error is None where all images are of one prompt.
+    """
+    return estimate_mean(metric, sample)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from pytest_sdbench.metrics.definition import Metric
-from pytest_sdbench.metrics.fidelity.mean import estimate_pairs
+from pytest_sdbench.metrics.mean import plain_mean
 
 FEATURE_COSINE = Metric(
     name="feature_cosine",
@@ -14,7 +14,7 @@ FEATURE_COSINE = Metric(
     decimals=4,
     recorded_decimals=6,
     higher_is_better=True,
-    estimate=partial(estimate_pairs, "feature_cosine"),
+    estimate=partial(plain_mean, "feature_cosine"),
     output="pair",
     reads="pair",
     extractors=("cosine:",),
@@ -30,7 +30,7 @@ DINO_COSINE = replace(
     FEATURE_COSINE,
     name="dino_cosine",
     label="DINO cosine",
-    estimate=partial(estimate_pairs, "dino_cosine"),
+    estimate=partial(plain_mean, "dino_cosine"),
     extractors=("cosine:dinov2",),
 )
 """That of DINOv2, under the name that others know it by."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from pytest_sdbench.metrics.definition import Metric
-from pytest_sdbench.metrics.fidelity.mean import estimate_pairs
+from pytest_sdbench.metrics.mean import plain_mean
 
 LPIPS = Metric(
     name="lpips",
@@ -13,7 +13,7 @@ LPIPS = Metric(
     decimals=4,
     recorded_decimals=6,
     higher_is_better=False,
-    estimate=partial(estimate_pairs, "lpips"),
+    estimate=partial(plain_mean, "lpips"),
     output="pair",
     reads="pair",
     extractors=("lpips:",),

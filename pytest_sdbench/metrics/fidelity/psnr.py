@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from pytest_sdbench.metrics.definition import Metric
-from pytest_sdbench.metrics.fidelity.mean import estimate_pairs
+from pytest_sdbench.metrics.mean import plain_mean
 
 PSNR = Metric(
     name="psnr",
@@ -13,7 +13,7 @@ PSNR = Metric(
     decimals=2,
     recorded_decimals=4,
     higher_is_better=True,
-    estimate=partial(estimate_pairs, "psnr"),
+    estimate=partial(plain_mean, "psnr"),
     output="pair",
     reads="pair",
     extractors=("psnr",),

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pytest_sdbench.metrics.definition import Metric, NoOptions, Sample
-from pytest_sdbench.metrics.estimates import Estimate, Undefined
-from pytest_sdbench.metrics.mean import estimate_mean
-from pytest_sdbench.metrics.moments import FeatureStatistics
+from functools import partial
 
-
-def estimate(sample: Sample, _: FeatureStatistics | None, __: NoOptions) -> Estimate | Undefined:
-    """Return the mean of scores, [n]; undefined without images."""
-    return estimate_mean("pickscore", sample)
-
+from pytest_sdbench.metrics.definition import Metric
+from pytest_sdbench.metrics.mean import plain_mean
 
 PICKSCORE = Metric(
     name="pickscore",
@@ -19,7 +13,7 @@ PICKSCORE = Metric(
     decimals=2,
     recorded_decimals=5,
     higher_is_better=True,
-    estimate=estimate,
+    estimate=partial(plain_mean, "pickscore"),
     per_image=True,
     output="pickscore",
     aliases=("pick_score", "pickscore_v1", "pick_score_v1", "pick_a_pic_score"),
