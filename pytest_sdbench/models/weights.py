@@ -178,7 +178,7 @@ def _stored(weights: Weights) -> Iterator[tuple[str, Path, tuple[int, ...], Call
     for file in weights.files:
         if weights.safetensors:
             with _open(file) as handle:
-                for name in handle.keys():  # noqa: SIM118
+                for name in sorted(handle.keys()):
                     yield name, file, tuple(handle.get_slice(name).get_shape()), handle.get_tensor
         else:
             content = _load_bin(file)
@@ -202,7 +202,7 @@ def _quantised(weights: Weights) -> dict[str, torch.Tensor]:
         if weights.safetensors:
             with _open(file) as handle:
                 about |= handle.metadata() or {}
-                stored |= {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+                stored |= {name: handle.get_tensor(name) for name in sorted(handle.keys())}
         else:
             stored |= content if isinstance(content := _unpickle(file), dict) else {"": content}
     if weights.safetensors and is_metadata_torchao(about):
@@ -270,7 +270,7 @@ def shapes_of_file(file: Path) -> dict[str, Tensor]:
     """Return every tensor's shape of a file that stands for itself: safetensors, or a pickle of tensors."""
     if file.suffix == ".safetensors":
         with _open(file) as handle:
-            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
             return {
                 name: Tensor(tuple(part.get_shape()), file, part.get_dtype().startswith(("F", "BF")))
                 for name, part in slices.items()
