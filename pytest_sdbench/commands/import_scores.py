@@ -95,15 +95,16 @@ def run(options: argparse.Namespace) -> int:
 def _declared(protocol: Protocol, name: str) -> Metric:
     """Return the metric that another tool gives; raises ProtocolError for one that the protocol lacks."""
     imported = [each for each, spec in protocol.metrics.items() if isinstance(spec, ImportedSpec)]
-    if name not in imported:
-        what = (
-            f"{protocol.name} computes this metric itself" if name in protocol.metrics else "no such metric"
-        )
-        remedy = f"Declare it: metrics: {{{name}: {{kind: imported, higher_is_better: true}}}}"
-        if imported:
-            remedy = f"Its imported metrics are {', '.join(imported)}. {remedy}"
-        raise ProtocolError(what, file=protocol.path, key=f"metrics.{name}", found=name, remedy=remedy)
-    return METRICS[name]
+    if name in imported:
+        return METRICS[name]
+    what, how, wanted, known = "no such metric", "Declare it", name, METRICS.get(name)
+    if known is not None and known.reads != "imported":
+        what = f"{known.label} is computed from the images"
+        how, wanted = "Declare what another tool says under another name", f"their_{name}"
+    remedy = f"{how}: metrics: {{{wanted}: {{kind: imported, higher_is_better: true}}}}"
+    if imported:
+        remedy = f"Its imported metrics are {', '.join(imported)}. {remedy}"
+    raise ProtocolError(what, file=protocol.path, key=f"metrics.{name}", found=name, remedy=remedy)
 
 
 def _seeds(evidence: Evidence, n: int) -> list[int]:

@@ -53,7 +53,9 @@ def put_with_pictures(
         lost = error
     if lost is not None:
         what = lost.message.replace("evidence cannot", "pictures cannot")
-        remedy = "The rows are kept. Make room and run again, or keep fewer: --sdbench-keep-images N|none"
+        remedy = f"The rows are kept. {lost.remedy}"
+        if not remedy.endswith("none"):
+            remedy = f"{remedy.rstrip('.')}. Or keep fewer pictures: --sdbench-keep-images N|none"
         found = EvidenceError(what, file=folder.storage.where(name), remedy=remedy)
         if insists:
             raise found from lost

@@ -106,7 +106,8 @@ def format_pictures(
     height, width = images.shape[1:3]
     if width * height > _PIXELS:
         found = f"{width}x{height} is more than {_PIXELS:,} pixels"
-        raise EvidenceError(f"evidence cannot be written: a picture of {found}")
+        remedy = "Keep none: --sdbench-keep-images none"
+        raise EvidenceError(f"evidence cannot be written: a picture of {found}", remedy=remedy)
     body = bytearray()
     for index, seed, prompt, image in zip(shard, seeds, prompts, images, strict=True):
         said = json.dumps({"index": index, "seed": int(seed)})

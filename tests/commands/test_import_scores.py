@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,24 @@ def test_a_declaration_that_is_wrong_is_named(tmp_path: Path, spec: dict[str, ob
     with pytest.raises(SdbenchError, match=r"metrics\.geneval") as refused:
         load_protocol(path)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vqa", r"no such metric .*imported metrics are geneval\. Declare it: metrics: \{vqa: "),
+        ("clip_score", r"CLIP score is computed.* under another name: metrics: \{their_clip_score: "),
+        ("fid", r"FID is computed.* under another name: metrics: \{their_fid: "),
+    ],
+)
+def test_a_metric_that_is_not_imported_is_told_what_can_be_done(
+    name: str, words: str, tmp_path: Path, pristine_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = make_project(tmp_path, pristine_checkpoint)
+    metrics = {"clip_score": {"model": "local:scenes-clip"}, "geneval": DECLARED}
+    make_protocol(card.parent / "protocols/mini.yaml", metrics=metrics, margins={})
+    assert main(["import", "none.jsonl", "--metric", name, "--protocol", "mini", "--card", str(card)]) == 2
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_two_protocols_declare_a_metric_alike_or_not_at_all(tmp_path: Path) -> None:

@@ -140,7 +140,8 @@ def test_a_disk_that_pictures_fill_up_loses_no_row(make: Make, whole: Path, tmp_
 
 
 def test_pictures_that_nobody_asked_for_are_a_warning(make: Make, whole: Path, tmp_path: Path) -> None:
-    with files_no_longer_than(100_000), pytest.warns(PicturesLost, match="rows are kept. Make room"):
+    told = "rows are kept. Make room.*Or keep fewer"
+    with files_no_longer_than(100_000), pytest.warns(PicturesLost, match=told):
         assert make(tmp_path).images_made == N
     assert files(tmp_path) == files(whole, "shard-*")
 
@@ -168,3 +169,12 @@ def test_pictures_make_room_for_rows(
         with pytest.warns(PicturesLost, match="The rows are kept"):
             make(tmp_path, keep)
         assert files(tmp_path) == files(whole, "shard-*")
+
+
+def test_pictures_too_large_to_be_kept_are_told_so(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_sdbench.store.pictures._PIXELS", 64 * 64 - 1)
+    told = r"64x64 is more than 4,095 pixels\. The rows are kept\. Keep none: --sdbench-keep-images none$"
+    with pytest.warns(PicturesLost, match=told):
+        make(tmp_path)
