@@ -214,6 +214,11 @@ def find_card(name: str, near: str | Path, *, search: Sequence[Path] = ()) -> Pa
     raise CardError("there is no such card", file=near, found=name, remedy=remedy)
 
 
+def baseline_of(card: Card) -> Card | None:
+    """Return the card that a card is compared with; None where it names none. Raises as `find_card`."""
+    return None if card.baseline is None else read_card(find_card(card.baseline, card.path))
+
+
 def check_lineage(card: Card, *, search: Sequence[Path] = ()) -> None:
     """Raise CardError if ``base`` or ``baseline`` names no card, a broken one, or leads back to the card."""
     for key in ("base", "baseline"):

@@ -54,6 +54,22 @@ def checkpoint_of(card: Card, weights: Path | None = None, *, download: bool = F
     return checkpoint
 
 
+def baseline_checkpoint(card: Card, baseline: Card | None, *, download: bool = False) -> Checkpoint:
+    """Return the checkpoint of a card's baseline, whose pictures the card's own are compared with.
+
+    Raises Unavailable where there is no baseline, else as `checkpoint_of`.
+    """
+    if baseline is None:
+        raise Unavailable(
+            "fidelity compares with a reference's pictures, and the card names no baseline",
+            file=card.path,
+            key="sdbench.baseline",
+            remedy="Name one, or compare another checkpoint with the card's own: --sdbench-weights "
+            f"{card.name}=FOLDER",
+        )
+    return checkpoint_of(baseline, download=download)
+
+
 def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
     """Return the network of a checkpoint, or of the card's architecture where there is no checkpoint.
 

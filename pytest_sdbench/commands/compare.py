@@ -233,7 +233,10 @@ def _recorded(side: _Side, protocol: Protocol) -> Estimates | None:
     found = read_recorded(side.recorded) if side.recorded is not None else None
     if found is None or found.checkpoint_fingerprint != side.checkpoint.fingerprint:
         return None
-    whole, recorded = load_protocol(protocol.path), found.looks.get(protocol.n, {})
+    whole = load_protocol(protocol.path)
+    # Pairs are those beside the card's own baseline.
+    looks = found.looks.get(protocol.n, {})
+    recorded = {metric: each for metric, each in looks.items() if METRICS[metric].reads != "pair"}
     if found.protocol_fingerprint == whole.fingerprint:
         return recorded or None
     # Of before the protocol gained a metric: it will do where it has all that can be had of one checkpoint.

@@ -1,7 +1,8 @@
 """Keep what each image of a released checkpoint adds to its scores, so that others are paired with it.
 
-A file holds, for the numbers of images at which a sequence looks, each metric's estimate and the influence of
-every image on it: some 30 bytes an image, against 25 U-Net calls to draw it again. The files of a card lie in
+So are its pairs with the pictures of its baseline, whose fingerprint the file holds. For the numbers of
+images at which a sequence looks it has each metric's estimate and the influence of every image on it: some 30
+bytes an image, against 25 U-Net calls to draw it again. The files of a card lie in
 ``evidence/CARD/PROTOCOL.safetensors`` beside the card, or beside the folder of cards.
 """
 
@@ -12,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,8 @@ import numpy as np
 from pytest_sdbench.base.errors import EvidenceError, first_line
 from pytest_sdbench.base.files import json_mapping, write_atomically
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import Card, Claim
+from pytest_sdbench.cards.card import Card, Claim, baseline_of
+from pytest_sdbench.cards.network import baseline_checkpoint
 from pytest_sdbench.cards.records import Record, nearly
 from pytest_sdbench.gate.looks import looks
 from pytest_sdbench.gate.verdict import Score
@@ -35,6 +38,7 @@ from pytest_sdbench.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation
+    from pytest_sdbench.evaluation.fidelity import Reference
 
 FOLDER = "evidence"
 _META = "sdbench"
@@ -53,6 +57,13 @@ class RecordedEvidence:
     """By number of images, then metric."""
     description: Description | None = field(default=None, compare=False)
     """Of the checkpoint; None in older files."""
+    reference_fingerprint: str | None = None
+    """Of the checkpoint that its metrics of pairs compare with; None where there is none of them."""
+
+    def is_beside(self, metric: str, reference: Reference | None) -> bool:
+        """Tell whether its figure of a metric compares with the same pictures as one beside `reference`."""
+        here = None if reference is None else reference.fingerprint
+        return METRICS[metric].reads != "pair" or here == self.reference_fingerprint
 
     def estimate(self, n: int, metric: str) -> Estimate | None:
         """Return the estimate of the first n images, or None where it is not recorded."""
@@ -92,6 +103,7 @@ def read_recorded(path: Path) -> RecordedEvidence | None:
                 about["protocol_fingerprint"],
                 looks,
                 None if described is None else _description(described, file.get_tensor),
+                about.get("reference_fingerprint"),
             )
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as why:
         raise EvidenceError(
@@ -153,6 +165,8 @@ def write_recorded(path: Path, recorded: RecordedEvidence) -> bool:
         "protocol_fingerprint": recorded.protocol_fingerprint,
         "looks": looks,
     }
+    if recorded.reference_fingerprint is not None:
+        about["reference_fingerprint"] = recorded.reference_fingerprint
     if (described := recorded.description) is not None:
         about["checkpoint"] = {"configs": described.configs, "vocabulary": described.vocabulary}
         for name in COMPONENTS:
@@ -176,23 +190,27 @@ def write_recorded(path: Path, recorded: RecordedEvidence) -> bool:
 def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Path | None:
     """Record a card's images under a protocol from the store; return the file if it is new or changed.
 
-    What says the same but for the last digits stays, as records do. So does a file with a metric more, which
-    this machine lacks the references for. Raises Unavailable where the store lacks some of the images.
+    Its metrics of pairs are those beside its baseline, whose pictures are in the store, too. What says the
+    same but for the last digits stays, as records do. So does a file with a metric more, which this machine
+    lacks the references for. Raises Unavailable where the store lacks some of the images.
     """
     from pytest_sdbench.evaluation.evaluate import evaluate
+    from pytest_sdbench.evaluation.evidence import Extras
     from pytest_sdbench.models.changes import describe
     from pytest_sdbench.models.checkpoint import resolve
 
     protocol = load_protocol(protocol_name, search=(card.path.parent,))
-    if all(METRICS[metric].reads == "pair" for metric in protocol.metrics):
-        return None  # pairs are of two checkpoints, and say nothing that a third can be paired with
     checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
-    found = {}
+    extras = Extras(original=cache(lambda: baseline_checkpoint(card, baseline_of(card))))
+    found, reference = {}, None
     for look in looks(protocol.n):
-        scores = evaluate(checkpoint, protocol, workspace, samples=look.n, max_images=0).estimates
-        found[look.n] = {metric: each for metric, each in scores.items() if isinstance(each, Estimate)}
+        made = evaluate(checkpoint, protocol, workspace, samples=look.n, max_images=0, extras=extras)
+        found[look.n] = {name: each for name, each in made.estimates.items() if isinstance(each, Estimate)}
+        reference = None if made.reference is None else made.reference.fingerprint
     path = evidence_path(card.path, card.name, protocol.name)
-    recorded = RecordedEvidence(checkpoint.fingerprint, protocol.fingerprint, found)
+    recorded = RecordedEvidence(
+        checkpoint.fingerprint, protocol.fingerprint, found, reference_fingerprint=reference
+    )
     known = read_recorded(path)
     recorded = _with_metrics_of(known, recorded, protocol)
     kept = known if known is not None and _says_the_same(known, recorded) else recorded
@@ -207,7 +225,8 @@ def _with_metrics_of(
 ) -> RecordedEvidence:
     """Return new evidence with what is known of metrics that this machine lacks the references for.
 
-    The protocol may have gained metrics since: that changes nothing of the others.
+    The protocol may have gained metrics since: that changes nothing of the others. Pairs are left out where
+    the baseline is another one now.
     """
     if known is None or known.checkpoint_fingerprint != new.checkpoint_fingerprint:
         return new
@@ -215,12 +234,24 @@ def _with_metrics_of(
         known.protocol_fingerprint
     ):
         return new
-    return replace(new, looks={n: {**known.looks.get(n, {}), **each} for n, each in new.looks.items()})
+    reference = new.reference_fingerprint or known.reference_fingerprint
+    left = {
+        n: {
+            metric: each
+            for metric, each in estimates.items()
+            if METRICS[metric].reads != "pair" or reference == known.reference_fingerprint
+        }
+        for n, estimates in known.looks.items()
+    }
+    looks = {n: {**left.get(n, {}), **each} for n, each in new.looks.items()}
+    return replace(new, looks=looks, reference_fingerprint=reference)
 
 
 def _says_the_same(known: RecordedEvidence, new: RecordedEvidence) -> bool:
     """Return whether recorded images say all that others say, but for the last digits."""
-    if replace(known, looks={}) != replace(new, looks={}) or not set(new.looks) <= set(known.looks):
+    reference = new.reference_fingerprint or known.reference_fingerprint
+    same = replace(known, looks={}) == replace(new, looks={}, reference_fingerprint=reference)
+    if not same or not set(new.looks) <= set(known.looks):
         return False
     pairs = [
         (known.estimate(n, metric), each)
@@ -275,15 +306,15 @@ class Pairing:
         # A claim that is not the score of these images is not as certain as they are.
         if whole is None or same is None or not self._claims_the_images(claim):
             return None
+        if not self.recorded.is_beside(claim.metric, evaluation.reference):
+            return None
         found = difference(estimate, same, at=self.protocol.n, groups=evaluation.groups)
         if found is None or not found.paired or found.standard_error is None:
             return None
         # Of the very checkpoint on the very set-up nothing is unseen. Anything else may fail where these
         # images do not show it, as badly as the worst of those that do.
-        record, unseen = self.record(claim.metric), 0.0
-        setup = evaluation.checkpoint_fingerprint, evaluation.device, evaluation.versions
-        own = self.recorded.checkpoint_fingerprint
-        if record is None or setup != (own, record.device, record.versions):
+        own, unseen = evaluation.checkpoint_fingerprint == self.recorded.checkpoint_fingerprint, 0.0
+        if not (own and self._is_setup_of(claim.metric, evaluation)):
             unseen = worst_loss(estimate, same, evaluation.groups, higher_is_better=score.higher_is_better)
         # The claim is these images' score but for its rounding.
         rounding = abs(whole.value - claim.value)
@@ -293,14 +324,35 @@ class Pairing:
             error=math.hypot(found.standard_error, rounding),
             claim_error=rounding,
             unseen=unseen,
+            unpaired=score if self._may_be_the_machine(claim.metric, evaluation) else None,
         )
 
-    def note(self, claim: Claim) -> list[str]:
-        """Say why a score is not paired, where images are recorded."""
+    def _may_be_the_machine(self, metric: str, evaluation: Evaluation) -> bool:
+        """Tell whether another machine may have moved the recorded pairs: no fail may rest on them alone."""
+        return METRICS[metric].reads == "pair" and not self._is_setup_of(metric, evaluation)
+
+    def _is_setup_of(self, metric: str, evaluation: Evaluation) -> bool:
+        """Tell whether an evaluation is of the device and the libraries that a score is recorded of."""
+        record = self.record(metric)
+        setup = evaluation.device, evaluation.versions
+        return record is not None and setup == (record.device, record.versions)
+
+    def note(self, claim: Claim, evaluation: Evaluation, paired: Score | None) -> list[str]:
+        """Say that a score is paired with recorded images, or why it is not."""
+        if paired is not None:
+            elsewhere = "" if paired.unpaired is None else ", of another set-up: no fail rests on them alone"
+            return [f"paired with the recorded images{elsewhere}"]
         if self.outdated:
             return ["the recorded images are of another protocol: --sdbench-update renews them"]
-        if self.recorded is not None and not self._claims_the_images(claim):
+        if self.recorded is None:
+            return []
+        if not self._claims_the_images(claim):
             return ["without the recorded images, which are not the claim's"]
+        beside = self.recorded.reference_fingerprint
+        if beside is not None and not self.recorded.is_beside(claim.metric, evaluation.reference):
+            return [
+                f"without the recorded pairs, which are those beside {beside}: --sdbench-update renews them"
+            ]
         return []
 
     def _claims_the_images(self, claim: Claim) -> bool:

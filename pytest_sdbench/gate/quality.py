@@ -280,17 +280,15 @@ class _Gate:
             return _Question(claim, score, notes)
         if claim.kind == "identity":
             return _Question(claim, fidelity.identity_score(score, estimate, evaluation.groups), notes)
-        paired = self.pairing.pair(claim, estimate, score, evaluation)
-        if paired is not None:
-            return _Question(claim, paired, [*notes, "paired with the recorded images"])
-        notes += self.pairing.note(claim)
-        if estimate.standard_error is None:
-            return _Question(claim, score, notes)
-        score, refusal = self._unpaired(claim, score, estimate.standard_error, early)
-        return _Question(claim, score, notes, refusal)
+        alone, refusal = self._unpaired(claim, score, estimate.standard_error, early)
+        paired = self.pairing.pair(claim, estimate, alone, evaluation)
+        notes += self.pairing.note(claim, evaluation, paired)
+        return _Question(claim, paired or alone, notes, "" if paired else refusal)
 
-    def _unpaired(self, claim: Claim, score: Score, measured: float, early: bool) -> tuple[Score, str]:
+    def _unpaired(self, claim: Claim, score: Score, measured: float | None, early: bool) -> tuple[Score, str]:
         """Add the standard errors, `measured` and the claim's, and refuse a margin below the noise."""
+        if measured is None:
+            return score, ""
         n = self.protocol.n
         ours = measured * math.sqrt(score.n / n)
         known, recorded = _claim_error(self.pairing, self.calibration, claim.metric)
@@ -372,7 +370,8 @@ def beside(baseline: Card, protocol: Protocol, judgement: Judgement) -> Differen
     estimate, measured = judgement.estimate, judgement.evaluation.protocol
     if not isinstance(estimate, Estimate) or measured != protocol.with_samples(estimate.n):
         return None
-    if (theirs := recorded.estimate(estimate.n, estimate.metric)) is None:
+    theirs = recorded.estimate(estimate.n, estimate.metric)
+    if theirs is None or not recorded.is_beside(estimate.metric, judgement.evaluation.reference):
         return None
     return difference(estimate, theirs, at=protocol.n, groups=judgement.evaluation.groups)
 

@@ -94,6 +94,8 @@ class Score:
     are not asked then, and the claim is taken as it stands: the limit is claim + margin. None: no share."""
     repeats: Repeats = ()
     """Of a share whose prompts are not repeated alike: `binomial.repeats_of`."""
+    unpaired: Score | None = None
+    """The same score without pairing, where a machine may have moved the recorded images: both must fail."""
 
     @property
     def limit(self) -> float:
@@ -222,6 +224,8 @@ def _unseen_variance(score: Score) -> float:
 
 def _at_least(score: Score, level: float) -> float:
     """Return by how much a score is worse than the claim at least, but for a chance of `level`."""
+    if score.unpaired is not None:
+        return min(_at_least(each, level) for each in (replace(score, unpaired=None), score.unpaired))
     if score.trials is not None:
         count = score.measured * score.trials
         return lower_bound(count, score.trials, level, score.repeats) - score.claimed
@@ -243,6 +247,8 @@ def _at_most(score: Score, level: float) -> float:
 
 def _chance_of_wrong_fail(score: Score) -> float:
     """Return how likely a checkpoint that is worse by just the margin looks as bad as this one."""
+    if score.unpaired is not None:
+        return max(_chance_of_wrong_fail(each) for each in (replace(score, unpaired=None), score.unpaired))
     if score.trials is not None:
         return chance_of_at_least(score.measured * score.trials, score.trials, score.limit, score.repeats)
     if score.error is None:
@@ -256,6 +262,8 @@ def _remedy(score: Score, level: float) -> str:
     """Say how many images would tell at this level, if any number would."""
     if score.worse == score.margin:
         return "the score lies on the margin"
+    if score.unpaired is not None and score.worse > score.margin:
+        return _remedy(score.unpaired, level)
     if score.trials is not None:
         trials = trials_to_tell(score.measured, score.limit, level)
         return _images(score, math.inf if trials is None else trials * score.n / score.trials)

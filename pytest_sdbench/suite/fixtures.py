@@ -16,9 +16,15 @@ import pytest
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import Card, find_card, read_card
+from pytest_sdbench.cards.card import Card, baseline_of
 from pytest_sdbench.cards.cases import Case
-from pytest_sdbench.cards.network import Network, checkpoint_of, named_network, network_of
+from pytest_sdbench.cards.network import (
+    Network,
+    baseline_checkpoint,
+    checkpoint_of,
+    named_network,
+    network_of,
+)
 from pytest_sdbench.suite.collection import card_of
 from pytest_sdbench.suite.rows import conclude
 from pytest_sdbench.suite.session import SdbenchSession
@@ -80,9 +86,7 @@ def sdbench_card(request: pytest.FixtureRequest) -> Card:
 @pytest.fixture(scope="module")
 def sdbench_baseline(sdbench_card: Card) -> Card | None:
     """Return the card that this card is compared with, or None."""
-    if sdbench_card.baseline is None:
-        return None
-    return read_card(find_card(sdbench_card.baseline, sdbench_card.path))
+    return baseline_of(sdbench_card)
 
 
 @pytest.fixture(scope="session")
@@ -137,16 +141,10 @@ def sdbench_reference(
     """
 
     def find() -> Checkpoint:
-        card = sdbench_baseline if sdbench_weights is None else sdbench_card
-        if card is None:
-            raise Unavailable(
-                "fidelity compares with a reference's pictures, and the card names no baseline",
-                file=sdbench_card.path,
-                key="sdbench.baseline",
-                remedy=f"Name one, or compare another checkpoint with the card's own: --sdbench-weights "
-                f"{sdbench_card.name}=FOLDER",
-            )
-        return checkpoint_of(card, None, download=sdbench_session.settings.download)
+        download = sdbench_session.settings.download
+        if sdbench_weights is not None:
+            return checkpoint_of(sdbench_card, download=download)
+        return baseline_checkpoint(sdbench_card, sdbench_baseline, download=download)
 
     return find
 

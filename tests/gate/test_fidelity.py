@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.fidelity import Reference
@@ -22,8 +24,14 @@ from pytest_sdbench.features.extractors import open_extractors
 from pytest_sdbench.features.fidelity.ssim import ssim
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.gate.fidelity import worst_pairs
-from pytest_sdbench.gate.pairing import RecordedEvidence
-from pytest_sdbench.gate.quality import judge
+from pytest_sdbench.gate.pairing import (
+    RecordedEvidence,
+    evidence_path,
+    read_recorded,
+    record_evidence,
+    write_recorded,
+)
+from pytest_sdbench.gate.quality import beside, judge, judge_unclaimed
 from pytest_sdbench.gate.verdict import Score, judge_score
 from pytest_sdbench.metrics.definition import Sample
 from pytest_sdbench.metrics.difference import difference, worst_loss
@@ -157,6 +165,63 @@ def test_a_record_is_one_of_its_reference(
     assert {str(each.verdict.outcome) for each in found.values()} == {outcome}
 
 
+@pytest.mark.parametrize(
+    ("psnr", "beside", "device", "outcome", "says"),
+    [
+        # A margin far below the noise of two draws: only pairs of the same prompts and noise can be told so.
+        (49.9, "f" * 16, "here", "pass", "paired with the recorded images"),
+        (49.0, "f" * 16, "here", "fail", "at least 1.00 worse"),
+        (49.9, "f" * 16, "there", "pass", "no fail rests on them alone"),
+        # Another machine may move all pictures a little. What two draws would show is no fault of it.
+        (49.0, "f" * 16, "there", "inconclusive", "no fail rests on them alone"),
+        (45.0, "f" * 16, "there", "fail", "no fail rests on them alone"),
+        (49.7, "e" * 16, "here", "error", "smaller than the noise"),
+        (45.0, "e" * 16, "here", "fail", f"without the recorded pairs, which are those beside {'e' * 16}"),
+        (49.7, None, "here", "error", "smaller than the noise"),
+    ],
+)
+def test_pairs_are_paired_with_the_recorded_ones_beside_the_same_reference(
+    protocol: Protocol,
+    tmp_path: Path,
+    psnr: float,
+    beside: str | None,
+    device: str,
+    outcome: str,
+    says: str,
+) -> None:
+    known = pairs(protocol, 50.0).estimates
+    looks = {protocol.n: {} if beside is None else {"psnr": known["psnr"]}}
+    place = evidence_path(tmp_path / "card.md", "card", "pairs")
+    write_recorded(
+        place, RecordedEvidence("a" * 16, protocol.fingerprint, looks, reference_fingerprint=beside)
+    )
+    recorded = [record("psnr", 50.0, protocol, standard_error=0.255, device=device)]
+    made = make_card(
+        tmp_path / "card.md", claims={}, protocol="pairs", records=recorded, margins={"psnr": 0.5}
+    )
+    (found,) = judge(read_card(made), protocol, lambda n: pairs(protocol, psnr)).values()
+    assert found.verdict.outcome == outcome
+    assert says in found.verdict.reason
+    if beside == "f" * 16:
+        # All images lost as much: no error, and one more may be as bad as the worst, 3 dB below the mean.
+        shift, half = 50 - psnr, 1.6449 * (3 / protocol.n) / 2
+        at_most = shift + 1.6449 * (half + math.sqrt(half**2 + shift * 3 / protocol.n))
+        assert found.verdict.figures["at_most"] == pytest.approx(at_most, abs=0.001)
+
+
+def test_a_baseline_s_own_pairs_are_not_those_of_its_student(protocol: Protocol, tmp_path: Path) -> None:
+    """They are beside another reference: a difference would say nothing."""
+    baseline = read_card(make_card(tmp_path / "card.md", claims={}, protocol="pairs"))
+    here = pairs(protocol, 45.0)
+    student = judge_unclaimed("psnr", protocol, here)
+    for reference_, value in (("f" * 16, -5.0), ("e" * 16, None)):
+        looks = {protocol.n: {"psnr": pairs(protocol, 50.0).estimates["psnr"]}}
+        known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, reference_fingerprint=reference_)
+        write_recorded(evidence_path(baseline.path, baseline.name, "pairs"), known)
+        found = beside(baseline, protocol, student)
+        assert (found and found.value) == (value and pytest.approx(value))
+
+
 def test_the_worst_images_are_named_with_both_values(protocol: Protocol) -> None:
     here = pairs(protocol, 50.0, lost=2)
     first, *_, last = worst_pairs(here.estimates["psnr"], here, None)
@@ -286,7 +351,19 @@ def test_a_student_is_compared_with_its_baseline(
     assert {each.metric: each.value for each in records} == {"psnr": 100.0, "lost": 0.0}
     (made,) = {each.reference_fingerprint for each in records}
     assert made is not None
+    place = evidence_path(card, "student", "pairs")
+    kept = read_recorded(place)
+    assert kept is not None
+    assert kept.reference_fingerprint == made
+    assert {metric: each.value for metric, each in kept.looks[48].items()} == {"psnr": 100.0, "lost": 0.0}
     pytester.runpytest(*command, *store).assert_outcomes(passed=2)
+    rows = {row["metric"]: row["reason"] for row in report(pytester)["results"]}
+    assert "paired with the recorded images" in rows["psnr"]
+    assert record_evidence(read_card(card), "pairs", Workspace(pytester.path / "store")) is None
+    for pictures in (pytester.path / "store").glob("*/pictures-*"):
+        pictures.unlink()
+    with pytest.raises(Unavailable, match="images are not in the store"):
+        record_evidence(read_card(card), "pairs", Workspace(pytester.path / "store"))
     card.write_text(card.read_text(encoding="utf-8").replace(made, "0123456789abcdef"), encoding="utf-8")
     pytester.runpytest(*command, *store)
     verdicts = [row["reason"] for row in report(pytester)["results"]]

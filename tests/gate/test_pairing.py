@@ -13,6 +13,7 @@ import pytest
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.evaluation.fidelity import Reference
 from pytest_sdbench.gate.pairing import (
     RecordedEvidence,
     evidence_path,
@@ -26,7 +27,7 @@ from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.layout import COMPONENTS
 from pytest_sdbench.protocols.load import load_protocol
 from tests.gate.helpers import Run, report
-from tests.project import IMAGES, make_card, make_project
+from tests.project import IMAGES, make_card, make_project, make_protocol
 
 METRICS = {"fid", "kid", "inception_score", "clip_score"}
 FINE = {"fid": 0.01, "kid": 0.0001, "inception_score": 0.01, "clip_score": 0.0001}
@@ -133,7 +134,7 @@ def test_a_metric_is_added_to_what_is_recorded_of_the_others(
     write_recorded(
         place, RecordedEvidence(checkpoint.fingerprint, earlier.fingerprint, {IMAGES: {"fid": fid}})
     )
-    found = SimpleNamespace(estimates={"clip_score": clip})
+    found = SimpleNamespace(estimates={"clip_score": clip}, reference=None)
     monkeypatch.setattr("pytest_sdbench.evaluation.evaluate.evaluate", lambda *_, **__: found)
     assert record_evidence(card, "mini", Workspace("store")) == place
     recorded = read_recorded(place)
@@ -141,6 +142,52 @@ def test_a_metric_is_added_to_what_is_recorded_of_the_others(
     assert recorded.protocol_fingerprint == protocol.fingerprint
     assert set(recorded.looks[IMAGES]) == {"fid", "clip_score"}
     assert record_evidence(card, "mini", Workspace("store")) is None
+
+
+def test_recorded_pairs_are_those_of_one_reference(
+    pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that cannot compare leaves them; one beside another baseline replaces them."""
+    project = make_project(pytester.path, pristine_checkpoint, claims={})
+    metrics = {"clip_score": {"model": "scenes-clip"}, "psnr": {"extractor": "psnr"}}
+    place = make_protocol(project.parent / "protocols" / "mini.yaml", n=IMAGES, metrics=metrics, margins={})
+    card, protocol = read_card(project), load_protocol(place)
+    clip, psnr = (
+        Estimate(metric, 1.5, 0.25, IMAGES, 1.5, influence=np.linspace(-1, 1, IMAGES))
+        for metric in ("clip_score", "psnr")
+    )
+    file = evidence_path(project, card.name, "mini")
+
+    def record(reference: str | None) -> tuple[bool, dict[str, float], str | None]:
+        """Record beside a reference of this fingerprint; return what is in the file then."""
+        found = {"clip_score": clip} if reference is None else {"clip_score": clip, "psnr": psnr}
+        beside = None if reference is None else Reference("baseline", reference, frozenset())
+        evaluation = SimpleNamespace(estimates=found, reference=beside)
+        monkeypatch.setattr("pytest_sdbench.evaluation.evaluate.evaluate", lambda *_, **__: evaluation)
+        changed = record_evidence(card, "mini", Workspace("store")) is not None
+        recorded = read_recorded(file)
+        assert recorded is not None
+        scores = {metric: each.value for metric, each in recorded.looks[IMAGES].items()}
+        return changed, scores, recorded.reference_fingerprint
+
+    both = {"clip_score": 1.5, "psnr": 1.5}
+    assert record(None) == (True, {"clip_score": 1.5}, None)
+    assert b"reference_fingerprint" not in file.read_bytes()
+    assert record("one") == (True, both, "one")
+    assert record(None) == (False, both, "one")
+    assert record("one") == (False, both, "one")
+    assert record("two") == (True, both, "two")
+    # So do those of an earlier protocol with fewer metrics.
+    earlier = protocol.model_copy(update={"metrics": {"psnr": protocol.metrics["psnr"]}})
+    known = RecordedEvidence(
+        resolve(card.checkpoint, card=card.name, near=project.parent).fingerprint,
+        earlier.fingerprint,
+        {IMAGES: {"psnr": replace(psnr, value=2.0)}},
+        reference_fingerprint="one",
+    )
+    for reference, value in ((None, 2.0), ("one", 1.5), ("two", 1.5)):
+        write_recorded(file, known)
+        assert record(reference) == (True, both | {"psnr": value}, reference or "one")
 
 
 class TestFile:
@@ -156,7 +203,11 @@ class TestFile:
         return RecordedEvidence(
             "ab" * 8,
             "cd" * 8,
-            {n: {metric: estimate(metric, n) for metric in ("fid", "clip_score")} for n in (256, 300)},
+            {
+                n: {metric: estimate(metric, n) for metric in ("fid", "clip_score", "psnr")}
+                for n in (256, 300)
+            },
+            reference_fingerprint="ef" * 8,
         )
 
     def test_it_is_read_back_and_rewritten_for_a_change_alone(
