@@ -24,7 +24,21 @@ BATCH = 512
 """Images handed over at a time."""
 
 Array = npt.NDArray[Any]
-Found = Estimate | Undefined
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share, and bounds of it that are not so many standard errors away."""
+
+    value: float
+    low: float
+    high: float
+    """Both of the interval of 95 %."""
+    one_sided: float
+    """The upper bound of 95 %, which the gate looks at."""
+
+
+Found = Estimate | Undefined | Interval
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,9 @@ class Cell:
     measure: Callable[[np.random.Generator], Found]
     """Measures the score on a fresh set of images."""
     replicates: int = 500
+    higher_is_better: bool = False
+    exact: bool = False
+    """Whether its intervals hold the truth in at least 95 % by construction."""
 
 
 FREEDOM = {"heavy": 5, "heavier": 3}
@@ -212,7 +229,8 @@ def inception_cells() -> list[Cell]:
             rows = {"net-logits": _logits(rng, classes, n)}
             return estimate(asked, [rows], {})["inception_score"]
 
-        return Cell(f"is-{classes}-{n}-splits-{splits}", lambda: true_inception_score(classes), measure)
+        name = f"is-{classes}-{n}-splits-{splits}"
+        return Cell(name, lambda: true_inception_score(classes), measure, higher_is_better=True)
 
     return [cell(*which) for which in product((9, 32, 200), (512, 2_000, 10_000), (1, 10))]
 
@@ -282,7 +300,7 @@ def clip_cells() -> list[Cell]:
             groups = prompts if times > 1 else None
             return estimate(asked, [{column("net", "cosine"): cosines}], {}, groups)["clip_score"]
 
-        return Cell(f"clip-{tail}-{times}-a-prompt-{n}", lambda: truth, measure)
+        return Cell(f"clip-{tail}-{times}-a-prompt-{n}", lambda: truth, measure, higher_is_better=True)
 
     return [cell(*which) for which in product(("gaussian", "skewed"), (1, 4), (200, 2_000))]
 

@@ -1,8 +1,8 @@
-"""The cells of the coverage table of what reads features and has no FID or KID in it.
+"""The cells of the coverage table of the newer distances of features, and of diversity.
 
-FD-DINOv2 and KD-DINOv2 are estimated by the very functions of FID and KID, whose cells stand for them. Recall
-and coverage stand for one number of images, so their truth is the mean over many sets of so many; precision,
-density and diversity are those of one very large set; CMMD is that of all pairs of a finite pool.
+FD-DINOv2 and KD-DINOv2 are estimated by the very functions of FID and KID; theirs are cells of their width.
+Recall and coverage stand for one number of images, so their truth is the mean over many sets of so many;
+precision, density and diversity are those of one very large set; CMMD is that of all pairs of a finite pool.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import product
 
 import numpy as np
 
+from benchmarks.gate import coverage_cells
 from benchmarks.gate.coverage_cells import Array, Cell, Found, noise
 from pytest_sdbench.metrics.definition import Sample
 from pytest_sdbench.metrics.distances.rows import distance_blocks, nearest
@@ -91,11 +92,43 @@ def neighbour_cells() -> list[Cell]:
             return replace(found, corrected=found.value) if isinstance(found, Estimate) else found
 
         name = f"{metric}-{kind}-{n}" + (f"-{times}-a-prompt" if times > 1 else "")
-        return Cell(name, lambda: truths(kind, n, times)[metric], measure)
+        # The cell that is nearest to the end of the range is looked at more closely.
+        replicates = 2_000 if (metric, kind, n) == ("recall", "noisy", 256) else 500
+        return Cell(name, lambda: truths(kind, n, times)[metric], measure, replicates, higher_is_better=True)
 
     metrics = ("recall", "coverage", "precision", "density")
     once = product(metrics, ("good", "dropping", "noisy", "heavy"), (256, 512), (1,))
     return [cell(*which) for which in (*once, *product(metrics, ("good",), (512,), (2,)))]
+
+
+DINOV2 = 1_024
+"""Features of ViT-L/14."""
+
+
+def dinov2_cells() -> list[Cell]:
+    """FD-DINOv2, by multiples of the width, and KD-DINOv2; narrower and wider features are cells of FID."""
+
+    def frechet(times: int) -> Cell:
+        def measure(rng: np.random.Generator) -> Found:
+            known = coverage_cells.population(DINOV2, "far-diagonal")
+            rows = noise(rng, "gaussian", times * DINOV2, DINOV2) * known.root + known.mean
+            return measured("fd_dinov2", rows, known.reference)
+
+        def truth() -> float:
+            return coverage_cells.population(DINOV2, "far-diagonal").fid
+
+        return Cell(f"fd_dinov2-{DINOV2}-far-gaussian-{times}x", truth, measure, 100)
+
+    def kernel(kind: str, tail: str, n: int) -> Cell:
+        def measure(rng: np.random.Generator) -> Found:
+            rows, reference, _ = coverage_cells.pool(DINOV2, kind, tail)
+            return measured("kd_dinov2", rows[rng.integers(0, len(rows), n)], reference)
+
+        name = f"kd_dinov2-{DINOV2}-{kind}-{tail}-{n}"
+        return Cell(name, lambda: coverage_cells.pool(DINOV2, kind, tail)[2], measure)
+
+    kinds = (("far", "gaussian"), ("close", "gaussian"), ("far", "heavy"))
+    return [kernel(*which, 512) for which in kinds] + [frechet(times) for times in (2, 4)]
 
 
 @lru_cache(maxsize=1)
@@ -147,11 +180,12 @@ def diversity_cells() -> list[Cell]:
         def measure(rng: np.random.Generator) -> Found:
             return measured("diversity", draw(rng, kind, n, times), None, times)
 
-        return Cell(f"diversity-{kind}-{times}-a-prompt-{n}", lambda: true_diversity(kind), measure)
+        name = f"diversity-{kind}-{times}-a-prompt-{n}"
+        return Cell(name, lambda: true_diversity(kind), measure, higher_is_better=True)
 
     return [cell(*which) for which in product(("good", "heavy"), (2, 4), (200, 1_000))]
 
 
 def feature_cells() -> list[Cell]:
     """Return every cell, the fast ones first."""
-    return diversity_cells() + cmmd_cells() + neighbour_cells()
+    return diversity_cells() + cmmd_cells() + neighbour_cells() + dinov2_cells()

@@ -17,14 +17,13 @@ from benchmarks.report import RESULTS, load, paragraphs, save, table
 from benchmarks.training import compare
 
 
-def coverage_report(found: Any) -> str:
-    return coverage.report({name: coverage.Sums(**cell) for name, cell in found["cells"].items()})
+def coverage_report(name: str, found: Any) -> str:
+    return coverage.report(name, {key: coverage.Sums(**cell) for key, cell in found["cells"].items()})
 
 
 REPORTS: dict[str, Callable[[Any], str]] = {
     "gate": tables.report,
-    "coverage": coverage_report,
-    "coverage-features": coverage_report,
+    **{name: partial(coverage_report, name) for name in coverage.TABLES},
     "evaluation-cpu": evaluation.report,
     "evaluation-cpu-scenes-sd": evaluation.report,
     "evaluation-cpu-scenes-tiny-lcm": evaluation.report,

@@ -32,7 +32,7 @@ from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import sha256_of
 from pytest_sdbench.base.text import size_text
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.features.definition import fingerprint
+from pytest_sdbench.features.definition import FeatureNetwork, fingerprint
 from pytest_sdbench.features.extractors import (
     EXTRACTORS,
     describe,
@@ -40,8 +40,10 @@ from pytest_sdbench.features.extractors import (
     known_fingerprint,
     open_extractor,
 )
+from pytest_sdbench.features.fidelity import cosine
 from pytest_sdbench.features.pretrained import aesthetic, clip_image, dinov2, hpsv2, networks, pickscore
 from pytest_sdbench.features.pretrained.files import WeightsFile, of_files
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.models.hub import forget_failures
 from tests.features.test_extractors import CLIP_CONFIG, _Touch, offline, pictures
 
@@ -273,6 +275,24 @@ def test_agrees_with_its_source_on_the_same_pixels(
     expected = np.asarray(source(images, CAPTIONS))
     assert np.ptp(expected, axis=0).min() > 1e-3, "the pictures make no difference"
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_cosine_of_dinov2_is_that_of_the_features_of_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, source = of_dinov2(monkeypatch, tmp_path)
+    network = FeatureNetwork("dinov2-vitl14", "random", dinov2.build(paths, "cpu"), ("features",))
+    monkeypatch.setattr(cosine, "open_extractor", lambda *_, **__: network)
+    images = pictures(4, 60)
+    others = [images, np.clip(images.astype(int) + 12, 0, 255).astype(np.uint8), images[::-1]]
+    pair, _ = cosine.COSINE.load("cosine:dinov2-vitl14", data_root=None, device="cpu", download=False)
+    found = [pair(images, each)["pair"] for each in others]
+    for rows, each in zip(found, others, strict=True):
+        mine, theirs = (torch.from_numpy(source(pixels, [])) for pixels in (images, each))
+        np.testing.assert_allclose(rows, torch.cosine_similarity(mine, theirs), atol=1e-5)
+    assert METRICS["dino_cosine"].higher_is_better
+    assert METRICS["dino_cosine"].perfect == pytest.approx(found[0].mean(), abs=1e-6)
+    assert found[0].mean() > found[1].mean() > found[2].mean()
 
 
 @pytest.mark.parametrize("name", ["hpsv2.1", "pickscore"])

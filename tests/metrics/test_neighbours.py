@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.distance import cdist
+from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from pytest_sdbench.metrics.definition import Sample
 from pytest_sdbench.metrics.difference import difference
@@ -64,6 +66,14 @@ def test_equal_their_definitions_whatever_the_blocks(
     found = {name: measured(name, x, known(y), **options).value for name in NAMES}
     assert found == pytest.approx(expected, abs=1e-12)
     assert min(expected.values()) > 0.1
+
+
+def test_precision_and_recall_are_those_of_torch_fidelity_and_not_swapped() -> None:
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(0.5, 0.7, (150, 6)), rng.normal(size=(120, 6))
+    theirs = calculate_precision_recall_full(torch.from_numpy(x), torch.from_numpy(y))
+    assert [measured(name, x, known(y)).value for name in ("precision", "recall")] == pytest.approx(theirs)
+    assert theirs[0] > theirs[1] + 0.2
 
 
 @pytest.mark.parametrize(
