@@ -190,14 +190,13 @@ def report(table: str, found: Mapping[str, Sums]) -> str:
     if not found:
         return ""
     cells = {cell.name: (place, cell) for place, cell in enumerate(TABLES[table].cells())}
-    # A cell that is there no more is shown last, as it was found.
-    known = {name: cells.get(name, (len(cells), Cell(name, float, Undefined, 0))) for name in found}
-    names = sorted(found, key=lambda name: known[name][0])
+    # Whatever is there no more is not shown.
+    names = sorted(found.keys() & cells.keys(), key=lambda name: cells[name][0])
     dates = sorted({sums.date for sums in found.values()})
     return paragraphs(
         f"# Coverage: how often the interval holds the truth, {TABLES[table].title}",
         grid(
-            [_row(known[name][1], found[name]) for name in names],
+            [_row(cells[name][1], found[name]) for name in names],
             [
                 *("cell", "truth", "bias", "corrected", "SE / SD", "coverage", "its interval"),
                 *("wrong passes", "verdict"),

@@ -50,14 +50,15 @@ def scores(kind: str, own: Array, other: Array) -> Array:
     if shape == "failures":
         return np.where(other > RARE, 0.1, 1 - 0.03 * np.exp(0.5 * own))
     if shape == "skewed":
-        return 1 - 0.03 * np.exp(0.8 * own)
+        return np.asarray(1 - 0.03 * np.exp(0.8 * own))
     if shape == "votes":
         return np.asarray(own < 0.5244, np.float64)
     # Student's t: a normal over the root of a chi-squared of as many degrees of freedom, about.
     freedom = FREEDOM[shape]
     scales = 2 / (9 * freedom)
     tails = own / np.sqrt(np.maximum(1 - scales + other * np.sqrt(scales), 0.05) ** 3)
-    return np.maximum(0.2 + 0.03 * tails, 0) if metric == "lpips" else np.clip(0.9 + 0.02 * tails, -1, 1)
+    least, middle, width, most = (0, 0.2, 0.03, np.inf) if metric == "lpips" else (-1, 0.9, 0.02, 1)
+    return np.asarray(np.clip(middle + width * tails, least, most))
 
 
 def properties(rng: np.random.Generator) -> Array:
