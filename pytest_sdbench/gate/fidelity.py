@@ -92,18 +92,26 @@ def share_score(score: Score, groups: Groups | None) -> Score:
 def too_small_a_margin(score: Score, claim: Claim) -> str:
     """Say that a share's margin lets no checkpoint pass that loses as many as the claim; empty where it does.
 
-    The checkpoint of the claim itself does: its pictures are the same again. It is asked of all images of
-    the protocol, whose prompts repeat as often as those of `score`.
+    The checkpoint of the claim itself does: its pictures are the same again, and where the claim's are
+    recorded, none of them changes. It is asked of all images of the protocol, whose prompts repeat as often
+    as those of `score`.
     """
     assert score.trials is not None
     n = score.most or score.n
     trials, repeats = score.trials * n / score.n, score.repeats if score.n == n else ()
+    if score.changed is not None:
+        needed = upper_bound(0, trials, ALPHA) + max(0.0, score.worse - score.rise)
+        return _too_small(needed, score, "in which no picture changes", n)
     share = max(score.claimed, round(score.claimed * n) / n)  # a record is rounded, and pictures are whole
     needed = upper_bound(share * trials, trials, ALPHA, repeats) - score.claimed
+    return _too_small(needed, score, f"which loses {claim.text} again", n)
+
+
+def _too_small(needed: float, score: Score, again: str, n: int) -> str:
     if score.margin >= needed:
         return ""
-    again = f"an identical checkpoint, which loses {claim.text} again, cannot pass with {n:,} images"
-    return f"is too small: {again}. Give at least {rounded_up(needed)}"
+    what = f"is too small: an identical checkpoint, {again}, cannot pass with {n:,} images"
+    return f"{what}. Give at least {rounded_up(needed)}"
 
 
 def identity_score(score: Score, estimate: Estimate, groups: Groups | None) -> Score:
@@ -133,7 +141,10 @@ def pair_notes(claim: Claim, score: Score, evaluation: Evaluation, share: float)
     yield f"beside {reference.spec} ({reference.fingerprint})"
     if claim.kind == "identity":
         yield f"the bound must lie within {score.limit:g}"
-    if score.trials is not None:
+    if score.changed is not None:
+        trials = "" if score.trials == score.n else f" of {score.trials:g} prompts"
+        yield f"{score.changed[0]:g} newly lost and {score.changed[1]:g} no longer{trials}"
+    elif score.trials is not None:
         most = most_that_pass(score.n, score.trials, score.limit, ALPHA * share, score.repeats)
         if most is None:
             yield f"of {score.n:,} none lost is too many: more images are needed"

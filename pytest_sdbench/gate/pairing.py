@@ -25,9 +25,10 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, Claim, baseline_of
 from pytest_sdbench.cards.network import baseline_checkpoint
 from pytest_sdbench.cards.records import Record, nearly
+from pytest_sdbench.gate.binomial import repeats_of
 from pytest_sdbench.gate.looks import looks
 from pytest_sdbench.gate.verdict import Score
-from pytest_sdbench.metrics.difference import difference, worst_loss
+from pytest_sdbench.metrics.difference import changes_of, difference, worst_loss
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import Array, Rows
 from pytest_sdbench.metrics.registry import METRICS
@@ -306,11 +307,15 @@ class Pairing:
         # A claim that is not the score of these images is not as certain as they are.
         if whole is None or same is None or not self._claims_the_images(claim):
             return None
-        if not self.recorded.is_beside(claim.metric, evaluation.reference):
+        if score.repeats or not self.recorded.is_beside(claim.metric, evaluation.reference):
             return None
         found = difference(estimate, same, at=self.protocol.n, groups=evaluation.groups)
         if found is None or not found.paired or found.standard_error is None:
             return None
+        unpaired = score if self._may_be_the_machine(claim.metric, evaluation) else None
+        if score.trials is not None:
+            measured, changed = whole.value + found.value, changes_of(estimate, same, score.trials)
+            return replace(score, measured=measured, changed=changed, unpaired=unpaired)
         # Of the very checkpoint on the very set-up nothing is unseen. Anything else may fail where these
         # images do not show it, as badly as the worst of those that do.
         own, unseen = evaluation.checkpoint_fingerprint == self.recorded.checkpoint_fingerprint, 0.0
@@ -324,7 +329,7 @@ class Pairing:
             error=math.hypot(found.standard_error, rounding),
             claim_error=rounding,
             unseen=unseen,
-            unpaired=score if self._may_be_the_machine(claim.metric, evaluation) else None,
+            unpaired=unpaired,
         )
 
     def _may_be_the_machine(self, metric: str, evaluation: Evaluation) -> bool:
@@ -350,9 +355,9 @@ class Pairing:
             return ["without the recorded images, which are not the claim's"]
         beside = self.recorded.reference_fingerprint
         if beside is not None and not self.recorded.is_beside(claim.metric, evaluation.reference):
-            return [
-                f"without the recorded pairs, which are those beside {beside}: --sdbench-update renews them"
-            ]
+            return [f"without the recorded pairs, those beside {beside}: --sdbench-update renews them"]
+        if METRICS[claim.metric].share and repeats_of(evaluation.groups):
+            return ["without the recorded pairs: a share is paired where all prompts repeat as often"]
         return []
 
     def _claims_the_images(self, claim: Claim) -> bool:

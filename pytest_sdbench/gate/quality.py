@@ -268,13 +268,18 @@ class _Gate:
             most=self.protocol.n,
         )
         notes = [f"a prediction for {self.protocol.n:,} images"] if early else []
+        told: list[str] = []
         if metric.share:
             score = fidelity.share_score(score, evaluation.groups)
+            if claim.kind != "identity":
+                paired = self.pairing.pair(claim, estimate, score, evaluation)
+                score, told = paired or score, self.pairing.note(claim, evaluation, paired)
         if metric.reads == "pair":
             notes += fidelity.pair_notes(claim, score, evaluation, look.share)
         if metric.share:
             small = fidelity.too_small_a_margin(score, claim)
-            return _Question(claim, score, notes, f"{self._margin_of(claim)}, {small}" if small else "")
+            refusal = f"{self._margin_of(claim)}, {small}" if small else ""
+            return _Question(claim, score, [*notes, *told], refusal)
         prompts = estimate.n if evaluation.groups is None else int(evaluation.groups.max()) + 1
         if prompts < FEWEST_PROMPTS:
             return _Question(claim, score, notes)

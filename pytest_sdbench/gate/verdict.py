@@ -19,7 +19,9 @@ from pytest_sdbench.gate.binomial import (
     Repeats,
     chance_of_at_least,
     chance_of_at_most,
+    chance_of_rise,
     lower_bound,
+    most_rise,
     trials_to_tell,
     upper_bound,
 )
@@ -94,6 +96,8 @@ class Score:
     are not asked then, and the claim is taken as it stands: the limit is claim + margin. None: no share."""
     repeats: Repeats = ()
     """Of a share whose prompts are not repeated alike: `binomial.repeats_of`."""
+    changed: tuple[float, float] | None = None
+    """Of a share paired with the claim's images: how many of `trials` count now alone, and how many there."""
     unpaired: Score | None = None
     """The same score without pairing, where a machine may have moved the recorded images: both must fail."""
 
@@ -101,6 +105,13 @@ class Score:
     def limit(self) -> float:
         """The value that is worse than the claim by just the margin."""
         return self.claimed - self.margin if self.higher_is_better else self.claimed + self.margin
+
+    @property
+    def rise(self) -> float:
+        """By how much a paired share is above that of the claim's images; a claim may be rounded."""
+        assert self.changed is not None
+        assert self.trials is not None
+        return (self.changed[0] - self.changed[1]) / self.trials
 
     @property
     def worse(self) -> float:
@@ -208,6 +219,8 @@ def _chance_of_wrong_pass(score: Score) -> float:
     error is at least that of the count of failures as bad as `unseen` that would (a score test, after Wilson
     1927: the variance is that of the null hypothesis).
     """
+    if score.trials is not None and score.changed is not None:
+        return chance_of_rise(*score.changed, score.trials, score.rise + score.margin - score.worse)
     if score.trials is not None:
         return chance_of_at_most(score.measured * score.trials, score.trials, score.limit, score.repeats)
     assert score.error is not None
@@ -226,6 +239,9 @@ def _at_least(score: Score, level: float) -> float:
     """Return by how much a score is worse than the claim at least, but for a chance of `level`."""
     if score.unpaired is not None:
         return min(_at_least(each, level) for each in (replace(score, unpaired=None), score.unpaired))
+    if score.trials is not None and score.changed is not None:
+        more, fewer = score.changed
+        return score.worse - score.rise - most_rise(fewer, more, score.trials, level)
     if score.trials is not None:
         count = score.measured * score.trials
         return lower_bound(count, score.trials, level, score.repeats) - score.claimed
@@ -235,6 +251,8 @@ def _at_least(score: Score, level: float) -> float:
 
 def _at_most(score: Score, level: float) -> float:
     """Return by how much a score is worse at most: by no more is the pass of any margin wrong."""
+    if score.trials is not None and score.changed is not None:
+        return score.worse - score.rise + most_rise(*score.changed, score.trials, level)
     if score.trials is not None:
         count = score.measured * score.trials
         return upper_bound(count, score.trials, level, score.repeats) - score.claimed
@@ -249,6 +267,9 @@ def _chance_of_wrong_fail(score: Score) -> float:
     """Return how likely a checkpoint that is worse by just the margin looks as bad as this one."""
     if score.unpaired is not None:
         return max(_chance_of_wrong_fail(each) for each in (replace(score, unpaired=None), score.unpaired))
+    if score.trials is not None and score.changed is not None:
+        more, fewer = score.changed
+        return chance_of_rise(fewer, more, score.trials, score.worse - score.margin - score.rise)
     if score.trials is not None:
         return chance_of_at_least(score.measured * score.trials, score.trials, score.limit, score.repeats)
     if score.error is None:
@@ -264,6 +285,12 @@ def _remedy(score: Score, level: float) -> str:
         return "the score lies on the margin"
     if score.unpaired is not None and score.worse > score.margin:
         return _remedy(score.unpaired, level)
+    if score.trials is not None and score.changed is not None:
+        gap, quantile = abs(score.margin - score.worse), _NORMAL.inv_cdf(1 - level)
+        variance = sum(score.changed) / score.trials - score.rise**2
+        # Where nothing changed, so many trials without any change would tell.
+        needed = max((quantile / gap) ** 2 * variance, -math.log(level) / gap)
+        return _images(score, needed * score.n / score.trials)
     if score.trials is not None:
         trials = trials_to_tell(score.measured, score.limit, level)
         return _images(score, math.inf if trials is None else trials * score.n / score.trials)

@@ -60,6 +60,18 @@ def difference(
     return Difference(first.metric, values[0] - values[1], error, unpaired, paired, first.n)
 
 
+def changes_of(first: Estimate, second: Estimate, trials: float) -> tuple[float, float]:
+    """Return how many images of a share count in the first alone, and in the second alone, as so many trials.
+
+    Raises ValueError where they do not say which count.
+    """
+    if first.influence is None or second.influence is None:
+        raise ValueError(f"{first.metric}: these estimates do not say which images count")
+    moved = first.value + first.influence - second.value - second.influence
+    more, fewer = (int(np.count_nonzero(each > 0.5)) for each in (moved, -moved))
+    return more * trials / first.n, fewer * trials / first.n
+
+
 def worst_loss(
     first: Estimate, second: Estimate, groups: Groups | None = None, *, higher_is_better: bool
 ) -> float:

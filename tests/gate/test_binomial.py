@@ -15,7 +15,9 @@ from pytest_sdbench.gate.binomial import (
     beta_cdf,
     chance_of_at_least,
     chance_of_at_most,
+    chance_of_rise,
     lower_bound,
+    most_rise,
     most_that_pass,
     repeats_of,
     trials_of,
@@ -43,6 +45,58 @@ def test_bounds_are_those_of_clopper_and_pearson(count: int, n: int, level: floa
     assert upper_bound(count, n, level) == pytest.approx(expected.high, abs=1e-9)
     assert chance_of_at_most(count, n, 0.01) == pytest.approx(stats.binom.cdf(count, n, 0.01), abs=1e-9)
     assert chance_of_at_least(count, n, 0.01) == pytest.approx(stats.binom.sf(count - 1, n, 0.01), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("more", "fewer", "n", "rise"),
+    [(0, 0, 48, 0.06), (3, 1, 1000, 0.01), (0, 15, 1000, -0.004), (5, 9, 100, -0.1), (300, 280, 1000, 0.05)],
+)
+def test_a_rise_has_the_chance_that_combined_confidence_distributions_give_it(
+    more: int, fewer: int, n: int, rise: float
+) -> None:
+    """Integrated over the part that became ones, where we integrate over the share that changed."""
+    changed = more + fewer
+    found = chance_of_rise(more, fewer, n, rise)
+    part = stats.beta(more + 1, fewer) if fewer else None
+    if rise >= 0:
+        share = stats.beta(changed + 1, n - changed)
+        expected = (
+            share.sf(rise)
+            if part is None
+            else part.expect(lambda p: share.sf(rise / (2 * p - 1)), lb=(1 + rise) / 2, ub=1)
+        )
+    else:
+        share = stats.beta(changed, n - changed + 1)
+        assert part is not None
+        expected = 1 - part.expect(lambda p: share.sf(-rise / (1 - 2 * p)), lb=0, ub=(1 + rise) / 2)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert chance_of_rise(more, fewer, n, most_rise(more, fewer, n, 0.05)) == pytest.approx(0.05, abs=1e-4)
+
+
+@pytest.mark.parametrize(("more", "fewer"), [(5, 12), (12, 5), (0, 3), (3, 0), (4, 4)])
+def test_that_a_share_rose_at_all_is_mcnemars_exact_test(more: int, fewer: int) -> None:
+    expected = stats.binomtest(more, more + fewer, alternative="less").pvalue
+    assert chance_of_rise(more, fewer, 100, 0.0) == pytest.approx(expected, abs=1e-9)
+    # All trials changed.
+    assert chance_of_rise(more, fewer, more + fewer, 0.0) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rise", [0.05, 0.2, 0.5])
+def test_a_share_that_rose_by_the_margin_is_called_wrongly_no_more_often_than_said(rise: float) -> None:
+    """Summed over all that 20 trials may come to, whatever share ceases to be one."""
+    n = 20
+    more, fewer = (each.ravel() for each in np.mgrid[: n + 1, : n + 1])
+    more, fewer = more[more + fewer <= n], fewer[more + fewer <= n]
+    at_most = np.array([chance_of_rise(a, b, n, rise) for a, b in zip(more, fewer, strict=True)])
+    at_least = np.array([chance_of_rise(b, a, n, -rise) for a, b in zip(more, fewer, strict=True)])
+    for ceases in np.linspace(0, (1 - rise) / 2, 21):
+        shares = [rise + ceases, ceases, max(0.0, 1 - rise - 2 * ceases)]
+        chances = stats.multinomial.pmf(np.stack([more, fewer, n - more - fewer], 1), n, shares)
+        assert chances.sum() == pytest.approx(1)
+        for level in (0.05, 0.01):
+            assert chances[at_most <= level].sum() <= level
+            assert chances[at_least <= level].sum() <= level
 
 
 def test_a_prompt_that_repeats_counts_once() -> None:

@@ -58,10 +58,14 @@ def protocol(tmp_path: Path) -> Protocol:
     return load_protocol("pairs", search=(tmp_path,))
 
 
-def pairs(protocol: Protocol, psnr: Any, lost: int = 0, **changes: Any) -> Any:
-    """Return an evaluation of these decibels, and so many pictures lost."""
+def pairs(protocol: Protocol, psnr: Any, lost: int | list[int] = 0, **changes: Any) -> Any:
+    """Return an evaluation of these decibels, and so many pictures lost, or those."""
     spread = np.linspace(-3, 3, protocol.n).astype(np.float32)
-    columns = {"psnr": psnr + spread, "lost": (np.arange(protocol.n) >= lost).astype(np.float32)}
+    lost = list(range(lost)) if isinstance(lost, int) else lost
+    columns = {
+        "psnr": psnr + spread,
+        "lost": np.isin(np.arange(protocol.n), lost, invert=True).astype(np.float32),
+    }
     found = {
         metric: METRICS[metric].estimate(
             Sample([values], protocol.n), None, METRICS[metric].options_of(protocol.metrics[metric])
@@ -176,7 +180,7 @@ def test_a_record_is_one_of_its_reference(
         (49.0, "f" * 16, "there", "inconclusive", "no fail rests on them alone"),
         (45.0, "f" * 16, "there", "fail", "no fail rests on them alone"),
         (49.7, "e" * 16, "here", "error", "smaller than the noise"),
-        (45.0, "e" * 16, "here", "fail", f"without the recorded pairs, which are those beside {'e' * 16}"),
+        (45.0, "e" * 16, "here", "fail", f"without the recorded pairs, those beside {'e' * 16}"),
         (49.7, None, "here", "error", "smaller than the noise"),
     ],
 )
@@ -207,6 +211,58 @@ def test_pairs_are_paired_with_the_recorded_ones_beside_the_same_reference(
         shift, half = 50 - psnr, 1.6449 * (3 / protocol.n) / 2
         at_most = shift + 1.6449 * (half + math.sqrt(half**2 + shift * 3 / protocol.n))
         assert found.verdict.figures["at_most"] == pytest.approx(at_most, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("lost", "margin", "more", "outcome", "says"),
+    [
+        # The record lost the first six. None of 48 changed: at most 1 - 0.05^(1/48) = 0.0605 do.
+        (range(6), 0.07, {}, "pass", "at most 0.0605 worse"),
+        (
+            range(6),
+            0.06,
+            {},
+            "error",
+            "in which no picture changes, cannot pass with 48 images. Give at least 0.061",
+        ),
+        (range(5), 0.07, {}, "pass", "0 newly lost and 1 no longer"),
+        # As many, and others: that they are as many is chance.
+        (range(3, 9), 0.07, {}, "inconclusive", "3 newly lost and 3 no longer"),
+        (range(16), 0.07, {}, "fail", "10 newly lost and 0 no longer"),
+        (range(16), 0.1, {}, "inconclusive", "anything from 0.0775 worse to 0.3277 worse"),
+        (range(16), 0.07, {"device": "there"}, "fail", "no fail rests on them alone"),
+        (range(3, 9), 0.07, {"device": "there"}, "inconclusive", "no fail rests on them alone"),
+        (
+            range(6),
+            0.13,
+            {"groups": np.repeat(np.arange(24), 2)},
+            "pass",
+            "0 newly lost and 0 no longer of 24",
+        ),
+        (
+            range(6),
+            0.12,
+            {"groups": np.minimum(np.arange(48), 46)},
+            "pass",
+            "where all prompts repeat as often",
+        ),
+    ],
+)
+def test_lost_pictures_are_compared_with_the_recorded_ones(
+    protocol: Protocol, tmp_path: Path, lost: range, margin: float, more: Any, outcome: str, says: str
+) -> None:
+    looks = {48: {"lost": pairs(protocol, 50.0, lost=6).estimates["lost"]}}
+    known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, reference_fingerprint="f" * 16)
+    write_recorded(evidence_path(tmp_path / "card.md", "card", "pairs"), known)
+    recorded = [record("lost", 0.125, protocol, device="here")]
+    made = make_card(
+        tmp_path / "card.md", claims={}, protocol="pairs", records=recorded, margins={"lost": margin}
+    )
+    (found,) = judge(
+        read_card(made), protocol, lambda n: pairs(protocol, 50.0, lost=[*lost], **more)
+    ).values()
+    assert found.verdict.outcome == outcome, found.verdict.reason
+    assert says in found.verdict.reason
 
 
 def test_a_baseline_s_own_pairs_are_not_those_of_its_student(protocol: Protocol, tmp_path: Path) -> None:
