@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import real, told
 from pytest_sdbench.base.text import plain
-from pytest_sdbench.cards.card import Card, own_names
+from pytest_sdbench.cards.card import Card, find_card, own_names, read_card
 from pytest_sdbench.cards.cases import judged_protocols
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.shared import cards_of, named_card, share, show
+from pytest_sdbench.evaluation.fidelity import pairs_of
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.metric_specs import ReferencedSpec
 from pytest_sdbench.protocols.protocol import Protocol
@@ -84,6 +85,24 @@ class Search:
                 self._seen[key] = _look(look)
             yield Finding(card.name, need, name, *self._seen[key])
 
+    def reference(
+        self, card: Card, weights: Path | None = None
+    ) -> tuple[Card, Checkpoint | None, Finding] | None:
+        """Return the card whose pictures a card's are compared with, its checkpoint, and what to say of it.
+
+        None where that would be a baseline, and the card names none.
+        """
+        other = card
+        if weights is None:
+            if card.baseline is None:
+                return None
+            try:
+                other = read_card(find_card(card.baseline, card.path))
+            except SdbenchError as error:
+                return card, None, Finding(card.name, "card", card.baseline, "broken", str(error))
+        checkpoint, finding = self.checkpoint(other)
+        return other, checkpoint, replace(finding, card=card.name)
+
     def checkpoint(self, card: Card, weights: Path | None = None) -> tuple[Checkpoint | None, Finding]:
         """Return the verified checkpoint of a card, or None, and what there is to say about it."""
         here: list[Checkpoint] = []
@@ -110,6 +129,8 @@ def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Fin
         findings += [search.checkpoint(card)[1], *broken]
         for protocol in protocols:
             findings += search.protocol(card, protocol)
+        if any(map(pairs_of, protocols)) and (found := search.reference(card)) is not None:
+            findings.append(found[2])
     return findings
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -77,8 +78,9 @@ def report(plan: Plan) -> str:
 def _table(rows: Iterable[Row]) -> str:
     lines, before = [], ""
     for row in rows:
-        lines.append(["" if row.card == before else row.card, *_cells(row), "yes" if row.ready else "no"])
-        before = row.card
+        name = f"+ {row.card}" if row.beside else "" if row.card == before else row.card
+        lines.append([name, *_cells(row), "yes" if row.ready else "no"])
+        before = row.beside or row.card
     upper = ("", "", "", "in", "to", "", "how", "", "")
     lower = ("name", "protocol", "images", "store", "make", "time", "known", "disk", "ok")
     headings = [f"{above}\n{below}" for above, below in zip(upper, lower, strict=True)]
@@ -120,6 +122,9 @@ def _explained(plan: Plan) -> list[str]:
         found.append(
             "Protocols that differ only in their number of images share them, and count once in all."
         )
+    if any(row.beside for row in plan.rows):
+        found.append("+: the reference; the pictures above it are compared with its own, one by one.")
+    found += [f"no pairs of {row.card}: {row.unpaired} ({row.protocol})" for row in plan.rows if row.unpaired]
     if any(not row.looked for row in rows):
         found.append("? in store: images are kept by the content of the weights, which are not here.")
     if any(row.basis == MEASURED for row in rows):
@@ -140,6 +145,10 @@ def _explained(plan: Plan) -> list[str]:
             f"  --dtype {precision} plans what --sdbench-dtype {precision} does: comparable with no claim."
         )
     found += [f"no time: {reason}" for reason in dict.fromkeys(row.untimed for row in rows if row.untimed)]
+    if plan.temporary_bytes:
+        # This process has made them as well, so that what is free is told without them.
+        size = size_text(plan.temporary_bytes)
+        found.append(f"Converted weights take {size} of {tempfile.gettempdir()} while a process runs.")
     if plan.device.startswith("cpu") and any(row.missing > UNASKED for row in rows):
         most = "only with --sdbench-max-images all"
         found.append(f"On a CPU pytest makes more than {UNASKED:,} images of a row {most}.")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-
-import numpy as np
 
 from pytest_sdbench.base.errors import EvidenceError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import told
@@ -18,23 +14,24 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, own_names
 from pytest_sdbench.cards.network import network_of
 from pytest_sdbench.commands.doctor import Finding, Search
+from pytest_sdbench.commands.plan_disk import ESTIMATED, MEASURED, evidence_bytes, picture_bytes
 from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.commands.shared import named_card, weights_of
-from pytest_sdbench.evaluation.evidence import kept_images, on_this_device, open_evidence
+from pytest_sdbench.evaluation.evidence import Extras, kept_images, on_this_device, open_evidence
+from pytest_sdbench.evaluation.fidelity import pairs_of
 from pytest_sdbench.features.extractors import column_widths, extractor_of
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.gap import Gap
-from pytest_sdbench.store.pictures import pictures_range
 from pytest_sdbench.store.shard_folder import DamagedEvidence, in_grid
-from pytest_sdbench.store.shard_format import Rows
-from pytest_sdbench.store.shards import Evidence, Store
+from pytest_sdbench.store.shards import Evidence
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
 
 Number = TypeVar("Number", int, float)
-MEASURED, ESTIMATED = "measured", "estimated"
+_NOTHING = None, None, ""
+"""The reference of a protocol without pairs."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,8 @@ class Row:
     card: str
     protocol: str
     """Empty where a card cannot be read, or is judged by none."""
+    beside: str = ""
+    """The card whose pictures are compared with these, which are of its reference; empty for its own row."""
     images: int = 0
     """That the protocol asks for, or the first of them that were asked for."""
     missing: int = 0
@@ -67,6 +66,12 @@ class Row:
     """``measured`` on the kept ones of this draw, ``estimated`` from the resolution, or empty."""
     draw: str = ""
     """Equal for rows of which one's images are among the other's."""
+    checkpoint: str = ""
+    """The fingerprint of what draws; empty where it is not here."""
+    temporary_bytes: int = 0
+    """Disk that it takes while a process runs, where it is converted."""
+    unpaired: str = ""
+    """Why the protocol's metrics of pairs have nothing to compare with, where they have not."""
     downloads: tuple[Download, ...] = ()
     findings: tuple[Finding, ...] = ()
     """All that the row needs, found or not."""
@@ -77,6 +82,14 @@ class Row:
         if not self.missing:
             return 0.0
         return None if self.seconds_per_image is None else self.missing * self.seconds_per_image
+
+    def joined(self, other: Row) -> Row:
+        """Return the row with more images of two of one draw, with what both of them keep."""
+        larger = self if self.missing > other.missing else other
+        rows = [each.bytes for each in (self, other) if each.bytes is not None]
+        kept = max(self, other, key=lambda row: row.picture_bytes)
+        pictures, basis = kept.picture_bytes, kept.picture_basis
+        return replace(larger, bytes=max(rows, default=None), picture_bytes=pictures, picture_basis=basis)
 
     @property
     def ready(self) -> bool:
@@ -121,8 +134,8 @@ class Plan:
         """Rows without those whose images are among another row's: protocols that differ in N share them."""
         most: dict[str, Row] = {}
         for row in self.rows:
-            if row.missing and (row.draw not in most or row.missing > most[row.draw].missing):
-                most[row.draw] = row
+            if row.missing:
+                most[row.draw] = row.joined(most.get(row.draw, row))
         return tuple(most.values())
 
     @property
@@ -146,12 +159,17 @@ class Plan:
         return sum(row.picture_bytes for row in self.counted)
 
     @property
+    def temporary_bytes(self) -> int:
+        """Disk that converted checkpoints take while a process runs."""
+        return sum({row.checkpoint: row.temporary_bytes for row in self.rows}.values())
+
+    @property
     def downloads(self) -> dict[Download, list[str]]:
         """Everything to fetch, with the cards that need it."""
         found: dict[Download, dict[str, None]] = {}
         for row in self.rows:
             for download in row.downloads:
-                found.setdefault(download, {})[row.card] = None
+                found.setdefault(download, {})[row.beside or row.card] = None
         return {download: list(users) for download, users in found.items()}
 
     @property
@@ -207,12 +225,14 @@ def figures(made: Plan) -> dict[str, Any]:
             "seconds": made.seconds,
             "evidence_bytes": made.bytes,
             "picture_bytes": made.picture_bytes,
+            "temporary_bytes": made.temporary_bytes,
             "download_bytes": made.download_bytes,
         },
         "rows": [
             {
                 "card": row.card,
                 "protocol": row.protocol or None,
+                "beside": row.beside or None,
                 "ready": row.ready,
                 "images": row.images,
                 "images_in_store": row.images - row.missing if row.looked else None,
@@ -226,6 +246,8 @@ def figures(made: Plan) -> dict[str, Any]:
                 "pictures": row.pictures,
                 "picture_bytes": row.picture_bytes,
                 "picture_basis": row.picture_basis or None,
+                "temporary_bytes": row.temporary_bytes,
+                "unpaired": row.unpaired or None,
                 "draw": row.draw or None,
                 "downloads": [asdict(download) for download in row.downloads],
                 "lacking": [asdict(finding) for finding in row.findings if not finding.found],
@@ -233,54 +255,6 @@ def figures(made: Plan) -> dict[str, Any]:
             for row in made.rows
         ],
     }
-
-
-def evidence_bytes(protocol: Protocol, gaps: Iterable[Gap], manifest: Mapping[str, Any]) -> int:
-    """Return the bytes that the evidence of missing shards takes: one of each length and set is tried out.
-
-    It is written by the store itself, to a temporary folder. Raises ProtocolError for an extractor that does
-    not exist.
-    """
-    sizes: dict[tuple[int, frozenset[str]], int] = {}
-    total = beside = 0
-    for gap in gaps:
-        if not (gap.rows or gap.columns):
-            continue
-        which = len(gap.images), gap.columns
-        if which not in sizes:
-            with tempfile.TemporaryDirectory() as folder:
-                Store(Path(folder)).open("0" * 16, "0" * 16, manifest).write(0, _zeros(protocol, gap))
-                files = [file for file in Path(folder).rglob("*") if file.is_file()]
-                sizes[which] = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
-                beside = sum(file.stat().st_size for file in files) - sizes[which]
-        total += sizes[which]
-    return total + beside
-
-
-def picture_bytes(protocol: Protocol, count: int, evidence: Evidence | None) -> tuple[int, str]:
-    """Return the bytes that so many kept pictures take, and whether that was measured or estimated.
-
-    Measured is what the kept ones of this draw take; else no picture takes more than its pixels do.
-    """
-    if not count:
-        return 0, ""
-    files = evidence.storage.files() if evidence is not None else {}
-    kept = {name: images for name in files if (images := pictures_range(name)) is not None}
-    if number := sum(map(len, kept.values())):
-        return math.ceil(count * sum(files[name].size for name in kept) / number), MEASURED
-    # Five blocks of a tar: three headers, a prompt and a seed.
-    return count * (3 * protocol.sampling.resolution**2 + 5 * 512), ESTIMATED
-
-
-def _zeros(protocol: Protocol, gap: Gap) -> Rows:
-    """Return rows of the form that the engine writes."""
-    count = len(gap.images)
-    rows: Rows = {name: np.zeros(count, np.bool_) for name in ("blacked_out", "truncated")}
-    rows["seed"] = np.zeros(count, np.int64)
-    for column, width in column_widths(protocol).items():
-        if column in gap.columns:
-            rows[column] = np.zeros(count if width == 1 else (count, width), np.float32)
-    return rows
 
 
 class _Planner:
@@ -291,7 +265,7 @@ class _Planner:
         self._search = Search(workspace.data_root)
 
     def rows(self, card: Card, weights: Path | None, names: Sequence[str]) -> Iterator[Row]:
-        """Yield a row for each protocol of a card."""
+        """Yield a row for each protocol of a card, and one for the pictures of a reference that it needs."""
         protocols, broken = self._search.protocols(card, names)
         checkpoint, weighed = self._search.checkpoint(card, weights)
         downloads = checkpoint_downloads(card, weights) if weighed.state == "missing" else ()
@@ -300,8 +274,31 @@ class _Planner:
         for protocol in protocols:
             asked = protocol.with_samples(min(self._images, protocol.n)) if self._images else protocol
             asked = asked.with_dtype(self._workspace.dtype) if self._workspace.dtype else asked
+            drawn = on_this_device(asked, self._workspace.device)
             findings = (weighed, *self._search.protocol(card, asked))
-            yield self._row(card, asked, checkpoint, findings, downloads)
+            reference, row, why = self._reference(card, weights, drawn) if pairs_of(drawn) else _NOTHING
+            own = self._row(card, drawn, checkpoint, findings, downloads, Extras(reference=reference))
+            yield replace(own, unpaired=why)
+            if row is not None:
+                yield replace(row, beside=card.name)
+
+    def _reference(
+        self, card: Card, weights: Path | None, protocol: Protocol
+    ) -> tuple[Evidence | None, Row | None, str]:
+        """Return the evidence of what pictures are compared with, its row, and why there is none."""
+        if (found := self._search.reference(card, weights)) is None:
+            return None, None, "the card names no baseline"
+        other, checkpoint, finding = found
+        if checkpoint is not None and (why := _other_scheduler(checkpoint, protocol)):
+            return None, None, f"{other.name} {why}"
+        extras = Extras(columns={}, keep=protocol.n)
+        downloads = checkpoint_downloads(other) if finding.state == "missing" else ()
+        row = self._row(other, protocol, checkpoint, (finding,), downloads, extras)
+        evidence = self._open(checkpoint, protocol, extras) if checkpoint is not None and row.looked else None
+        return evidence, row, ""
+
+    def _open(self, checkpoint: Checkpoint, protocol: Protocol, extras: Extras) -> Evidence:
+        return open_evidence(self._workspace, checkpoint, protocol, extras=extras)
 
     def _row(
         self,
@@ -310,27 +307,29 @@ class _Planner:
         checkpoint: Checkpoint | None,
         findings: tuple[Finding, ...],
         downloads: tuple[Download, ...],
+        extras: Extras,
     ) -> Row:
-        drawn = on_this_device(protocol, self._workspace.device)
+        from pytest_sdbench.models.conversion import bytes_made
+
         evidence: Evidence | None = None
         gaps: list[Gap] | None = None
         try:
             if checkpoint is not None:
-                evidence = open_evidence(self._workspace, checkpoint, drawn)
-                gaps = evidence.gaps(drawn.n)
+                evidence = self._open(checkpoint, protocol, extras)
+                gaps = evidence.gaps(protocol.n)
         except Unavailable:
             evidence = None  # an extractor is not here: it is among the findings
         except EvidenceError as error:
             evidence = None
             findings += (Finding(card.name, "store", told(self._workspace.store), "broken", str(error)),)
-        count = drawn.n if gaps is None else sum(len(gap.images) for gap in gaps if gap.draws)
+        count = protocol.n if gaps is None else sum(len(gap.images) for gap in gaps if gap.draws)
         pace, basis, untimed, timed_in = evidence.pace() if evidence is not None else None, MEASURED, "", ""
         if count and pace is None and self._stopwatch is not None:
             basis = ESTIMATED
             try:
                 network = network_of(card, checkpoint)
-                pace = self._stopwatch.seconds_per_image(drawn, network, name=card.name)
-                timed_in = self._stopwatch.dtype(drawn)
+                pace = self._stopwatch.seconds_per_image(protocol, network, name=card.name)
+                timed_in = self._stopwatch.dtype(protocol)
             except SdbenchError as error:
                 untimed = str(error)
         extractors = [each.name for each in findings if (each.need, each.state) == ("extractor", "missing")]
@@ -338,26 +337,31 @@ class _Planner:
         of = checkpoint.fingerprint if checkpoint is not None else told(card.checkpoint or card.name)
         return Row(
             card=card.name,
-            protocol=drawn.name,
-            images=drawn.n,
+            protocol=protocol.name,
+            images=protocol.n,
             missing=count,
             looked=evidence is not None,
             seconds_per_image=pace,
             basis="" if pace is None else basis,
-            timed_in="" if timed_in == drawn.sampling.dtype else timed_in,
+            timed_in="" if timed_in == protocol.sampling.dtype else timed_in,
             untimed=untimed,
-            draw=f"{of}-{drawn.draw_fingerprint}",
+            draw=f"{of}-{protocol.draw_fingerprint}",
+            checkpoint="" if checkpoint is None else of,
+            temporary_bytes=0 if checkpoint is None else bytes_made(checkpoint.folder),
             downloads=tuple(dict.fromkeys([*downloads, *fetched])),
             findings=findings,
-            **self._disk(drawn, gaps, evidence),
+            **self._disk(protocol, gaps, evidence, extras),
         )
 
-    def _disk(self, protocol: Protocol, gaps: list[Gap] | None, evidence: Evidence | None) -> dict[str, Any]:
+    def _disk(
+        self, protocol: Protocol, gaps: list[Gap] | None, evidence: Evidence | None, extras: Extras
+    ) -> dict[str, Any]:
         """Return what a row says of the disk that the missing images take."""
         try:
-            keep, _ = kept_images(protocol, self._workspace.keep_images)
+            keep, _ = kept_images(protocol, self._workspace.keep_images, extras.keep)
             if gaps is None:
-                whole = [Gap.of_all(images, column_widths(protocol)) for images in in_grid(protocol.n)]
+                columns = column_widths(protocol) if extras.columns is None else extras.columns
+                whole = [Gap.of_all(images, columns) for images in in_grid(protocol.n)]
                 gaps = [replace(gap, keeps=gap.images.start < keep) for gap in whole]
             size = evidence_bytes(protocol, gaps, evidence.manifest if evidence is not None else {})
         except SdbenchError:  # an extractor that does not exist: it is among the findings
@@ -365,6 +369,16 @@ class _Planner:
         pictures = sum(len(gap.images) for gap in gaps if gap.keeps)
         disk, basis = picture_bytes(protocol, pictures, evidence)
         return {"bytes": size, "pictures": pictures, "picture_bytes": disk, "picture_basis": basis}
+
+
+def _other_scheduler(checkpoint: Checkpoint, protocol: Protocol) -> str:
+    """Say why a protocol cannot be drawn with a reference's own scheduler; empty where it can."""
+    from pytest_sdbench.models.checkpoint import scheduler_class
+
+    wanted, own = protocol.sampling.scheduler, scheduler_class(checkpoint)
+    if wanted.name != "checkpoint" or wanted.must_be in (None, own):
+        return ""
+    return f"has a {own}, and the protocol samples with a {wanted.must_be}"
 
 
 def _total(values: Iterable[Number | None]) -> Number | None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pytest_sdbench.base.errors import CardError, ProtocolError
 from pytest_sdbench.base.paths import reference
@@ -23,11 +24,13 @@ from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.plan import report
 from pytest_sdbench.commands.plan_cost import Plan, plan
 from pytest_sdbench.commands.plan_time import Stopwatch, samples_per_image, time_unet, unet_calls
-from pytest_sdbench.evaluation.evidence import make_evidence
+from pytest_sdbench.evaluation.evaluate import evaluate
+from pytest_sdbench.evaluation.evidence import Extras, make_evidence
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
+from tests.models.original_layout import original_tensors
 from tests.project import IMAGES, make_card, make_project, make_protocol
 from tests.tiny_checkpoint import UNET, make_consistency_unet
 
@@ -136,6 +139,90 @@ class TestCounts:
         assert found.missing == IMAGES
         assert shard.name in " ".join(found.warnings)
         assert shard.name in report(found)
+
+
+PAIRS: dict[str, Any] = {"metrics": {"psnr": {"extractor": "psnr"}}, "margins": {"psnr": 60}}
+
+
+class TestReference:
+    """Pictures that others are compared with are drawn, too."""
+
+    @pytest.fixture
+    def pairs(self, card: Path) -> Path:
+        make_protocol(card.parent / "protocols/mini.yaml", n=70, **PAIRS)
+        make_card(card, claims={"psnr": 100}, baseline="other")
+        make_card(card.with_name("other.md"), claims={})
+        return card
+
+    def test_a_baseline_is_drawn_once(self, pairs, tmp_path):
+        found = untimed(pairs, tmp_path / "store")
+        own, beside = found.rows
+        assert (own.card, own.missing, own.beside) == ("mini", 70, "")
+        assert (beside.card, beside.missing, beside.beside) == ("other", 70, "mini")
+        # Here the two have one checkpoint, and so one draw.
+        assert found.missing == 70
+        assert (beside.pictures, beside.bytes > 0) == (70, True)
+        lines = [line.split() for line in report(found).splitlines()]
+        assert ["+", "other", "mini", "70", "0", "70"] in [line[:6] for line in lines]
+
+    def test_the_figure_is_what_a_run_makes(self, pairs, tmp_path, pristine_checkpoint):
+        other = shutil.copytree(pristine_checkpoint, tmp_path / "candidate")
+        config = json.loads((other / "unet/config.json").read_text(encoding="utf-8"))
+        (other / "unet/config.json").write_text(json.dumps(config | {"norm_eps": 1e-3}), encoding="utf-8")
+        found = untimed(pairs, tmp_path / "store", weights={"mini": other})
+        assert [(row.card, row.missing) for row in found.rows] == [("mini", 70), ("mini", 70)]
+        assert found.missing == 140
+        protocol = load_protocol("mini", search=(pairs.parent,))
+        made = evaluate(
+            Checkpoint("new", other),
+            protocol,
+            Workspace(tmp_path / "store", progress=False),
+            extras=Extras(original=lambda: Checkpoint("old", pairs.parent / "mini-sd")),
+        )
+        assert made.estimates.keys() == {"psnr"}
+        assert sum(len(list(tmp_path.glob(f"store/*/{name}-0*"))) for name in ("pictures", "shard")) == 8
+        sizes = [path.stat().st_size for path in tmp_path.glob("store/*/*") if path.suffix == ".safetensors"]
+        assert found.bytes == pytest.approx(sum(sizes), abs=10_000)
+        assert untimed(pairs, tmp_path / "store", weights={"mini": other}).missing == 0
+        # Without the pictures of the reference these are drawn again, and nothing else.
+        own = Checkpoint("old", pairs.parent / "mini-sd").fingerprint
+        for path in tmp_path.glob(f"store/{own}-*/pictures-*"):
+            path.unlink()
+        rows = untimed(pairs, tmp_path / "store", weights={"mini": other}).rows
+        assert [row.missing for row in rows] == [0, 70]
+
+    @pytest.mark.parametrize(
+        ("baseline", "scheduler", "words"),
+        [
+            (None, "PNDMScheduler", "no pairs of mini: the card names no baseline (mini)"),
+            ("other", "LCMScheduler", "no pairs of mini: other has a PNDMScheduler, and the protocol"),
+        ],
+    )
+    def test_where_nothing_is_compared_nothing_is_counted(self, pairs, tmp_path, baseline, scheduler, words):
+        sampling = {"scheduler": {"name": "checkpoint", "must_be": scheduler}}
+        base = {"steps": 2, "guidance": 1.0, "resolution": 64, "dtype": "float32"}
+        make_protocol(pairs.parent / "protocols/mini.yaml", sampling=base | sampling, **PAIRS)
+        make_card(pairs, claims={"psnr": 100}, **({"baseline": baseline} if baseline else {}))
+        found = untimed(pairs, tmp_path)
+        assert [row.card for row in found.rows] == ["mini"]
+        assert words in report(found)
+
+    def test_plan_and_doctor_name_a_baseline_that_is_not_here(self, pairs, tmp_path, capsys):
+        make_card(pairs.with_name("other.md"), claims={}, checkpoint="nobody/nothing")
+        found = untimed(pairs, tmp_path)
+        assert [row.ready for row in found.rows] == [True, False]
+        assert [list(users) for users in found.downloads.values()] == [["mini"]]
+        assert main(["doctor", str(pairs)]) == 1
+        assert "nobody/nothing" in capsys.readouterr().out
+
+    @pytest.mark.slow
+    def test_the_room_of_a_conversion_is_told(self, card, tmp_path, pristine_checkpoint):
+        file = tmp_path / "all.safetensors"
+        save_file(original_tensors(pristine_checkpoint), file)
+        found = untimed(card, tmp_path / "store", weights={"mini": file})
+        assert found.temporary_bytes > file.stat().st_size / 2
+        assert "Converted weights take" in report(found)
+        assert untimed(card, tmp_path / "store").temporary_bytes == 0
 
 
 class TestDisk:
@@ -389,6 +476,7 @@ class TestCommand:
             "seconds": made.seconds,
             "evidence_bytes": made.bytes,
             "picture_bytes": made.picture_bytes,
+            "temporary_bytes": 0,
             "download_bytes": 0,
         }
 
