@@ -34,20 +34,21 @@ def estimate(
     not independent, and standard errors then count prompts.
 
     `rows` is read several times where it can be (a list, or an object whose `__iter__` starts anew): memory
-    then grows with neither FID nor the Inception score. Of an iterator, which can be read only once, the
-    needed columns are kept. Raises EvidenceError for a column that is missing, is not finite or has another
-    width than the reference.
+    then grows with neither FID nor the Inception score. The first time gives all columns of one number an
+    image. Of an iterator, which can be read only once, the needed columns are kept. Raises EvidenceError for
+    a column that is missing, is not finite or has another width than the reference.
     """
     columns = {name: METRICS[name].column(spec.extractor) for name, spec in protocol.metrics.items()}
     if isinstance(rows, Iterator):
         rows = [
             {column: batch[column] for column in set(columns.values()) if column in batch} for batch in rows
         ]
-    n = _count(rows, columns)
+    n, numbers = _read(rows, columns)
     estimates: dict[str, Estimate | Undefined] = {}
     for metric, column in columns.items():
         try:
-            known, sample = METRICS[metric], Sample(_Column(rows, column), n, groups)
+            of_column = [numbers[column]] if column in numbers else _Column(rows, column)
+            known, sample = METRICS[metric], Sample(of_column, n, groups)
             options = known.options_of(protocol.metrics[metric])
             estimates[metric] = known.estimate(sample, references.get(metric), options)
         except ValueError as problem:
@@ -68,8 +69,9 @@ class _Column:
         return (batch[self.name] for batch in self.rows)
 
 
-def _count(rows: Iterable[Batch], columns: Mapping[str, str]) -> int:
-    n = 0
+def _read(rows: Iterable[Batch], columns: Mapping[str, str]) -> tuple[int, dict[str, Rows]]:
+    """Return the number of images, and those of the columns that have one number for each of them, [n]."""
+    n, numbers = 0, dict[str, list[Rows]]()
     for batch in rows:
         for metric, column in columns.items():
             if column not in batch:
@@ -84,4 +86,7 @@ def _count(rows: Iterable[Batch], columns: Mapping[str, str]) -> int:
         if len(lengths) > 1:
             raise EvidenceError("columns of different lengths in one batch", found=sorted(lengths))
         n += lengths.pop() if lengths else 0
-    return n
+        for column in set(columns.values()):
+            if batch[column].ndim == 1:
+                numbers.setdefault(column, []).append(batch[column])
+    return n, {column: np.concatenate(parts) for column, parts in numbers.items()}

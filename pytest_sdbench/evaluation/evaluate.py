@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -223,12 +223,12 @@ def evaluate(
     make = partial(make_evidence, checkpoint, measured, workspace, load=load, **limits)
     made, reference, references = _make(make, draw, references, extras)
     references = references.without(made.lacking)
-    rows = made.evidence.rows(measured.n)
-    counts = _flagged(rows)
+    rows = _CountedRows(made.evidence.rows(measured.n))
     writers = made.evidence.writers(measured.n)
     groups = groups_of(made.prompts[: measured.n])
+    estimates, counts = references.estimate(measured, rows, groups), rows.counts
     return Evaluation(
-        estimates=references.estimate(measured, rows, groups),
+        estimates=estimates,
         lacking=references.lacking,
         protocol=measured,
         requested=protocol.n,
@@ -287,13 +287,21 @@ def _origin(writers: list[dict[str, Any]]) -> dict[str, Any]:
     return {"device": device, "versions": _versions_of(writers)}
 
 
-def _flagged(rows: Iterable[Rows]) -> Mapping[str, int]:
-    """Count the images of each flag, in one pass: a store elsewhere sends every shard anew."""
-    counts = {"blacked_out": 0, "truncated": 0}
-    for shard in rows:
-        for name in counts:
-            counts[name] += int(shard[name].sum())
-    return counts
+class _CountedRows:
+    """Rows whose flags are counted as they are read: a store elsewhere sends every shard anew."""
+
+    def __init__(self, rows: Iterable[Rows]) -> None:
+        self._rows = rows
+        self.counts: Mapping[str, int] = {}
+        """Images of each flag, once all rows were read."""
+
+    def __iter__(self) -> Iterator[Rows]:
+        counts = {"blacked_out": 0, "truncated": 0}
+        for shard in self._rows:
+            for name in counts:
+                counts[name] += int(shard[name].sum())
+            yield shard
+        self.counts = counts
 
 
 def _repeats(prompts: Sequence[str]) -> float:

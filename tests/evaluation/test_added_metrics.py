@@ -19,6 +19,7 @@ from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.folders import LocalFolder
 from pytest_sdbench.store.shard_format import format_shard, parse_shard
 from tests.evaluation.helpers import CLIP, own_protocol
 
@@ -105,6 +106,26 @@ def test_without_pictures_another_metric_is_drawn_and_measured_alone(score: Scor
     straight = score("straight", CLIP | SCORE)
     assert values(more) == values(straight)
     assert values(more)["clip_score"] == known["clip_score"]
+
+
+def test_metrics_of_one_number_read_what_is_known_once(
+    score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard is opened for its checksum and once for flags and all such metrics; IS reads it twice more."""
+    known, opened = values(score("store", CLIP)), list[str]()
+    read = LocalFolder.read
+
+    def watched(folder: LocalFolder, name: str, most: int | None = None) -> bytes:
+        opened.append(name.partition("-")[0])
+        return read(folder, name, most)
+
+    monkeypatch.setattr(LocalFolder, "read", watched)
+    assert values(score("store", CLIP, load=never)) == known
+    assert opened.count("shard") == 2 * 2
+    more = values(score("store", CLIP | SCORE))
+    opened.clear()
+    assert values(score("store", CLIP | SCORE, load=never)) == more
+    assert opened.count("shard") == 2 * 2 * (2 + 2)  # two sets of columns
 
 
 def test_damaged_pictures_are_drawn_again_and_only_they(score: Score, tmp_path: Path) -> None:

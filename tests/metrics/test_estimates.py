@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.frechet import fid, fid_influence
 from pytest_sdbench.metrics.inception_score import inception_score
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
+from pytest_sdbench.metrics.registry import METRICS
 
 N, WIDTH = 120, 6
 
@@ -74,6 +76,45 @@ def test_every_metric_is_that_of_its_column(references: dict[str, FeatureStatist
     clip = rows["local:clip-cosine"].astype(np.float64)
     assert got["clip_score"].value == pytest.approx(clip.mean(), rel=1e-12)
     assert got["clip_score"].standard_error == pytest.approx(clip.std(ddof=1) / math.sqrt(N), rel=1e-12)
+
+
+class Passes(list[Any]):
+    """Batches that count how often they are read."""
+
+    count = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.count += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "passes"),
+    [
+        (("clip_score",), 1),
+        (("clip_score", "psnr", "ssim", "aesthetic"), 1),
+        (("kid",), 2),
+        (("kid", "clip_score", "psnr"), 2),
+        (("fid", "inception_score", "clip_score", "psnr"), 6),
+    ],
+)
+def test_columns_of_one_number_are_read_together(
+    metrics: tuple[str, ...], passes: int, references: dict[str, FeatureStatistics]
+) -> None:
+    rows = table()
+    specs = protocol().metrics
+    for name in ("psnr", "ssim", "aesthetic"):
+        specs[name] = SimpleNamespace(metric=name, extractor=name)
+        rows[METRICS[name].column(name)] = rows["local:clip-cosine"] * len(name)
+    wanted = SimpleNamespace(metrics={name: specs[name] for name in metrics})
+    counted = Passes(batches(rows, 32))
+    found = estimate(wanted, counted, references)
+    assert counted.count == passes
+    for name, each in found.items():
+        assert (
+            each
+            == estimate(SimpleNamespace(metrics={name: specs[name]}), batches(rows, 32), references)[name]
+        )
 
 
 def test_fid_is_undefined_without_more_images_than_features(references: dict[str, FeatureStatistics]) -> None:
