@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 
 from pytest_sdbench.base.errors import EvidenceError, PictureLoss
+from pytest_sdbench.store.folders import Stamp
 from pytest_sdbench.store.pictures import (
     BEGINNING,
     Pictures,
@@ -76,14 +77,14 @@ def read_pictures(folder: ShardFolder, images: range) -> tuple[Pictures, str] | 
 
     They are read, and checked, each time: damaged ones are set aside with a warning.
     """
-    whole, listing = _from_border(images), folder.listing()
-    for name in pictures_names(whole, listing.files):
+    whole = _from_border(images)
+    for name, stamp in _files_of(folder, whole):
         try:
             found, writer = _parse(folder, name)
         except FileNotFoundError:
             continue
         except Damage as damage:
-            folder.set_aside(name, listing.files[name], damage)
+            folder.set_aside(name, stamp, damage)
             continue
         part = slice(images.start - whole.start, len(whole))
         drawn = found.indices[part], found.seeds[part], found.prompts[part], found.images[part]
@@ -96,15 +97,14 @@ def artist_of(folder: ShardFolder, images: range) -> str:
 
     Their pixels are not read. Raises PictureLoss where they are not kept; a damaged header is set aside.
     """
-    listing = folder.listing()
-    for name in pictures_names(_from_border(images), listing.files):
+    for name, stamp in _files_of(folder, _from_border(images)):
         try:
             about = parse_header(folder.storage.read(name, BEGINNING))
             check_owner(about, folder.of)
         except FileNotFoundError:
             continue
         except Damage as damage:
-            folder.set_aside(name, listing.files[name], damage)
+            folder.set_aside(name, stamp, damage)
             continue
         return str(about.get("writer"))
     raise not_kept(folder, images)
@@ -114,6 +114,12 @@ def not_kept(folder: ShardFolder, images: range) -> PictureLoss:
     """Return the error of whoever needs pictures of one shard that are not kept."""
     what = f"the pictures of images {images.start} to {images.stop - 1} are not kept"
     return PictureLoss(what, file=folder.storage.root, remedy="Run again: they are drawn anew")
+
+
+def _files_of(folder: ShardFolder, images: range) -> Iterator[tuple[str, Stamp]]:
+    """Yield the files that hold some pictures from the border of a shard on."""
+    for listing in folder.listings():
+        yield from ((name, listing.files[name]) for name in pictures_names(images, listing.files))
 
 
 def _parse(folder: ShardFolder, name: str) -> tuple[Pictures, str]:

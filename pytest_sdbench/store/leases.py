@@ -152,6 +152,8 @@ class Work(Iterator[range]):
         """`left` returns those of some shards that are not made yet, given a listing of the folder."""
         self._wanted, self._leases, self._left = list(wanted), leases, left
         self._given: list[range] = []
+        self._files: Mapping[str, Stamp] | None = None
+        """The folder after the last lease: a server is asked once a shard."""
         self._lock = threading.Lock()
         self._closed = False
 
@@ -159,7 +161,8 @@ class Work(Iterator[range]):
         """Return the next shard, leased; may wait for those of others. Raises EvidenceError."""
         with self._lock:
             while not self._closed:
-                files = self._leases.storage.files()
+                known, self._files = self._files, None
+                files = self._leases.storage.files() if known is None else known
                 self._wanted = [
                     images for images in self._left(self._wanted, files) if not self._leases.holds(images)
                 ]
@@ -170,11 +173,14 @@ class Work(Iterator[range]):
                     self._wanted.remove(images)
                     self._given.append(images)
                     # Its last owner may have written it, and let it go, since the listing.
-                    if not self._closed and self._left([images], self._leases.storage.files()):
+                    self._files = self._leases.storage.files()
+                    if not self._closed and self._left([images], self._files):
                         return images
                     self._leases.release(images)
                 if not self._wanted:
                     break
+                if known is not None or self._files is not None:
+                    continue
                 time.sleep(min(self._leases.beat / 5, self._leases.seconds / 10))
         raise StopIteration
 

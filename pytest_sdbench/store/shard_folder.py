@@ -82,11 +82,24 @@ class ShardFolder:
     """Files that could not be set aside, in a store that is not quite ours."""
     _sets: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
     """The columns of each set of which a shard was read or written."""
+    _last: list[Listing] = field(default_factory=list, repr=False)
+    """The last listing: a server is not asked again for each shard."""
 
     def listing(self, files: Mapping[str, Stamp] | None = None) -> Listing:
         """Return the files that are there now, or were, without those that are known to be damaged."""
         files = self.storage.files() if files is None else files
-        return Listing({name: each for name, each in files.items() if self._damaged.get(name) != each})
+        found = Listing({name: each for name, each in files.items() if self._damaged.get(name) != each})
+        self._last[:] = [found]
+        return found
+
+    def last_listing(self) -> Listing:
+        """Return the last listing, which lacks what was written since; where there is none, one of now."""
+        return next(iter(self._last), None) or self.listing()
+
+    def listings(self) -> Iterator[Listing]:
+        """Yield the last listing, and one of now for whoever does not find in it, or not any more."""
+        yield from self._last[:]
+        yield self.listing()
 
     def columns(self, of: str, listing: Listing) -> frozenset[str]:
         """Return the columns of a set of this listing; the first sound shard of it says which they are."""
@@ -179,6 +192,7 @@ class ShardFolder:
         """Give a damaged file another name, with a warning, unless somebody has made it again by now."""
         if self.storage.files().get(name) != stamp:
             return
+        self._last.clear()
         try:
             kept = f"moved to {self.storage.set_aside(name)}"
         except EvidenceError as error:
@@ -215,6 +229,28 @@ class ShardFolder:
             raise Damage("its name is not that of its columns")
         if self._sets.setdefault(columns, found) != found:
             raise Damage("other columns than the shards beside it")
+
+
+class Look:
+    """The folders of evidence with their listings of one moment; old ones are listed where asked for."""
+
+    def __init__(
+        self, shards: ShardFolder, older: Callable[[], Sequence[ShardFolder]], *, last: bool = False
+    ) -> None:
+        """`last` takes the last listing of each folder, where there is one, for that of the moment."""
+        self._find, self._last = older, last
+        self._shards, self.own = shards, self._listing(shards)
+
+    def __iter__(self) -> Iterator[tuple[ShardFolder, Listing]]:
+        yield self._shards, self.own
+        yield from self._older
+
+    @cached_property
+    def _older(self) -> list[tuple[ShardFolder, Listing]]:
+        return [(folder, self._listing(folder)) for folder in self._find()]
+
+    def _listing(self, folder: ShardFolder) -> Listing:
+        return folder.last_listing() if self._last else folder.listing()
 
 
 def say(text: str, category: type[Warning]) -> None:

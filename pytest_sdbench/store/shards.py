@@ -42,7 +42,7 @@ from pytest_sdbench.store.leases import BEAT, SECONDS, Leases, Work
 from pytest_sdbench.store.mirror import Mirror
 from pytest_sdbench.store.older import older_folders
 from pytest_sdbench.store.pictures import Pictures, pictures_name
-from pytest_sdbench.store.shard_folder import Listing, ShardFolder, in_grid, joined
+from pytest_sdbench.store.shard_folder import Listing, Look, ShardFolder, in_grid, joined
 from pytest_sdbench.store.shard_format import (
     DRAW,
     FORMAT,
@@ -146,12 +146,15 @@ class Evidence:
 
     def gaps(self, n: int) -> list[Gap]:
         """Return what the first `n` images still need, by shard; see `missing`."""
-        look = _Look(self)
+        look = self._look()
         return [gap for images in in_grid(n) if (gap := self._gap(images, look))]
 
     def gap(self, images: range) -> Gap:
-        """Return what the images of one shard still need, if anything."""
-        return self._gap(images, _Look(self))
+        """Return what the images of one shard still need, if anything.
+
+        Who has leased them has looked since, and does not look again.
+        """
+        return self._gap(images, self._look(last=self.leases.holds(images)))
 
     def work(self, n: int, *, start_at: float = 0.0, only: Callable[[Gap], bool] = lambda gap: True) -> Work:
         """Return an iterator over the shards that the first `n` images still need, for this process to make.
@@ -221,11 +224,12 @@ class Evidence:
 
     def flags(self, images: range) -> Rows | None:
         """Return seeds and flags of the images of a shard; None where there is no sound one."""
-        parts, _ = self._parts(images, frozenset(), _Look(self))
-        with contextlib.suppress(FileNotFoundError, Damage):
-            for folder, name, stamp in parts:
-                rows = folder.open(name, stamp)
-                return {name: rows[name][: len(images)] for name in DRAW if name in rows and name != "index"}
+        for last in (True, False):
+            parts, _ = self._parts(images, frozenset(), self._look(last=last))
+            with contextlib.suppress(FileNotFoundError, Damage):
+                for folder, name, stamp in parts:
+                    rows = folder.open(name, stamp)
+                    return {key: rows[key][: len(images)] for key in DRAW if key in rows and key != "index"}
         return None
 
     def prepare(self) -> None:
@@ -271,7 +275,7 @@ class Evidence:
         # `_parts` has checked the checksums of these very files: further passes need not hash them again.
         names = {key: name for name, key in self.columns.items()}
         form: dict[str, tuple[int, ...]] | None = None
-        look = _Look(self)
+        look = self._look()
         for wanted in in_grid(n):
             parts, lacking = self._parts(wanted, frozenset(names), look)
             if lacking or not parts:
@@ -318,7 +322,7 @@ class Evidence:
         return [self.shards.manifest(writer) for writer in writers]
 
     def _manifests(self, n: int, columns: Iterable[str], which: slice) -> list[dict[str, Any]]:
-        look, wanted = _Look(self), frozenset(self.columns[name] for name in columns)
+        look, wanted = self._look(), frozenset(self.columns[name] for name in columns)
         found: dict[tuple[Path | str, str], ShardFolder] = {}
         for images in in_grid(n):
             for folder, name, _ in self._parts(images, wanted, look)[0]:
@@ -334,8 +338,11 @@ class Evidence:
         keys, mirror = self.columns.values(), self.shards.mirror
         return list(older_folders(self._store, self.shards.of, self.manifest, keys, mirror))
 
+    def _look(self, *, last: bool = False) -> Look:
+        return Look(self.shards, lambda: self.older, last=last)
+
     def _parts(
-        self, wanted: range, keys: frozenset[str], look: _Look
+        self, wanted: range, keys: frozenset[str], look: Look
     ) -> tuple[list[tuple[ShardFolder, str, Stamp]], frozenset[str]]:
         """Return sound shards that hold these columns of these images, and the keys of those that lack."""
         found: list[tuple[ShardFolder, str, Stamp]] = []
@@ -348,7 +355,7 @@ class Evidence:
                 break
         return found, keys
 
-    def _gap(self, images: range, look: _Look) -> Gap:
+    def _gap(self, images: range, look: Look) -> Gap:
         parts, lacking = self._parts(images, frozenset(self.columns.values()), look)
         columns = frozenset(name for name, key in self.columns.items() if key in lacking)
         kept, wanted = are_kept(images, look.own.files), images.start < self.keep
@@ -364,21 +371,6 @@ class Evidence:
             return False
         enough = not self.insists or images.start >= self.keep
         return enough or are_kept(images, listings[0][1].files)
-
-
-class _Look:
-    """The folders of evidence with their listings of one moment; old ones are listed where asked for."""
-
-    def __init__(self, evidence: Evidence) -> None:
-        self._evidence, self.own = evidence, evidence.shards.listing()
-
-    def __iter__(self) -> Iterator[tuple[ShardFolder, Listing]]:
-        yield self._evidence.shards, self.own
-        yield from self._older
-
-    @cached_property
-    def _older(self) -> list[tuple[ShardFolder, Listing]]:
-        return [(folder, folder.listing()) for folder in self._evidence.older]
 
 
 @dataclass(frozen=True)
