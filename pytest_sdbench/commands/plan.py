@@ -15,7 +15,8 @@ from pytest_sdbench.base.options import DTYPES, weights_by_card
 from pytest_sdbench.base.paths import told
 from pytest_sdbench.base.text import duration, size_text
 from pytest_sdbench.commands.doctor import lacking
-from pytest_sdbench.commands.plan_cost import ESTIMATED, MEASURED, Plan, Row
+from pytest_sdbench.commands.plan_cost import Plan, Row
+from pytest_sdbench.commands.plan_disk import ESTIMATED, MEASURED
 from pytest_sdbench.commands.plan_time import ALLOWANCE
 from pytest_sdbench.commands.shared import cards_of, check_counts, share, show, write_figures
 from pytest_sdbench.gate.looks import UNASKED
