@@ -13,7 +13,7 @@ import pytest
 from _pytest.pytester import SysModulesSnapshot
 
 from tests.project import make_card, make_project
-from tests.tiny_checkpoint import make_checkpoint
+from tests.tiny_checkpoint import make_checkpoint, make_xl_checkpoint
 
 Speed = Callable[..., tuple[pytest.RunResult, dict[str, Any]]]
 
@@ -53,6 +53,12 @@ def one_thread() -> Iterator[None]:
 def pristine_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny, complete, random checkpoint that every test of the session reads and none changes."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-sd")
+
+
+@pytest.fixture(scope="session")
+def pristine_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the topology of SDXL."""
+    return make_xl_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-xl")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Make a complete, tiny, random Stable Diffusion checkpoint in diffusers layout."""
+"""Make complete, tiny, random Stable Diffusion checkpoints in diffusers layout."""
 
 from __future__ import annotations
 
@@ -44,6 +44,19 @@ VAE: dict[str, Any] = {
     "norm_num_groups": 4,
 }
 
+TEXT_ENCODER_2 = TEXT_ENCODER | {"hidden_size": 24, "projection_dim": 12, "hidden_act": "gelu"}
+UNET_XL: dict[str, Any] = UNET | {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (8, 8, 16),
+    "transformer_layers_per_block": (1, 1, 2),
+    "cross_attention_dim": TEXT_ENCODER["hidden_size"] + TEXT_ENCODER_2["hidden_size"],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": TEXT_ENCODER_2["projection_dim"] + 6 * 4,
+}
+
 
 def make_checkpoint(
     folder: Path,
@@ -60,20 +73,13 @@ def make_checkpoint(
     """
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer_folder = make_tokenizer(folder / "tokenizer")
-    vocabulary = json.loads((tokenizer_folder / "vocab.json").read_text(encoding="utf-8"))
+    text_config = _text_config(tokenizer_folder, TEXT_ENCODER)
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_config = CLIPTextConfig(
-            vocab_size=len(vocabulary),
-            bos_token_id=vocabulary["<|startoftext|>"],
-            eos_token_id=vocabulary["<|endoftext|>"],
-            pad_token_id=vocabulary["<|endoftext|>"],
-            **TEXT_ENCODER,
-        )
         pipeline = StableDiffusionPipeline(
             vae=AutoencoderKL(**VAE),
             text_encoder=CLIPTextModel(text_config),
@@ -95,6 +101,60 @@ def make_checkpoint(
         pipeline.to(dtype=getattr(torch, dtype))
     pipeline.save_pretrained(folder, **save_options)
     return folder
+
+
+def make_xl_checkpoint(
+    folder: Path,
+    *,
+    seed: int = 0,
+    unet: dict[str, Any] | None = None,
+    vae: dict[str, Any] | None = None,
+    **save_options: Any,
+) -> Path:
+    """Write a checkpoint with the topology of SDXL to ``folder`` and return it; arguments as above."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    tokenizers = [make_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2")]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = StableDiffusionXLPipeline(
+            vae=AutoencoderKL(**VAE | {"scaling_factor": 0.13025} | (vae or {})),
+            text_encoder=CLIPTextModel(_text_config(tokenizers[0], TEXT_ENCODER)),
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizers[1], TEXT_ENCODER_2)),
+            tokenizer=CLIPTokenizer.from_pretrained(tokenizers[0]),
+            tokenizer_2=CLIPTokenizer.from_pretrained(tokenizers[1]),
+            unet=UNet2DConditionModel(**(UNET_XL | (unet or {}))),
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                steps_offset=1,
+                timestep_spacing="leading",
+            ),
+            add_watermarker=False,
+        )
+    pipeline.save_pretrained(folder, **save_options)
+    return folder
+
+
+def _text_config(tokenizer: Path, config: dict[str, Any]) -> Any:
+    from transformers import CLIPTextConfig
+
+    vocabulary = json.loads((tokenizer / "vocab.json").read_text(encoding="utf-8"))
+    return CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        bos_token_id=vocabulary["<|startoftext|>"],
+        eos_token_id=vocabulary["<|endoftext|>"],
+        pad_token_id=vocabulary["<|endoftext|>"],
+        **config,
+    )
 
 
 def make_consistency_unet(folder: Path, **options: Any) -> Path:

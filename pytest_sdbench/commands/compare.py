@@ -122,7 +122,8 @@ def _scored(
     """Return the estimates of a checkpoint, from its recorded images where there are some, and notes."""
     recorded = _recorded(side, protocol)
     if recorded is not None:
-        cut = sum(cut_prompts(load_tokenizer(side.checkpoint), prompts))
+        tokenizers = [load_tokenizer(side.checkpoint, name) for name in side.checkpoint.pipeline.tokenizers]
+        cut = sum(cut_prompts(tokenizers, prompts))
         notes = ["recorded images, none drawn", *([CUT.format(cut)] if cut else [])]
         return recorded, [f"{side.name}: {note}" for note in notes]
     evaluation = evaluate(side.checkpoint, protocol, workspace)

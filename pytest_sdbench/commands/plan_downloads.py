@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card
@@ -32,7 +33,7 @@ class Download:
 def checkpoint_downloads(card: Card, weights: Path | None = None) -> tuple[Download, ...]:
     """Return what of a card's checkpoint the hub would have to send; `weights` stands in for it.
 
-    Sizes are those of the card's architecture in float32, with the other components of SD v1: where a
+    Sizes are those of the card's architecture in float32, with the other components of SD v1 or SDXL: where a
     repository holds float16 alone, it is half as much.
     """
     if card.checkpoint is None or (weights is not None and (weights / "model_index.json").is_file()):
@@ -76,18 +77,20 @@ def _cached(name: str, revision: str | None, component: str) -> bool:
 
 
 def _size(card: Card, components: list[str]) -> int | None:
-    from pytest_sdbench.models.skeleton import text_encoder_skeleton, unet_skeleton, vae_skeleton
+    from pytest_sdbench.models import skeleton
 
-    total = 0
-    for component in components:
-        if component != "unet":
-            model = text_encoder_skeleton() if component == "text_encoder" else vae_skeleton()
-        elif card.architecture is None:
-            return None
-        else:
-            try:
-                model = unet_skeleton(card.architecture)
-            except SdbenchError:  # told where the network is built for its timing
+    models: list[Any] = []
+    try:
+        config = {} if card.architecture is None else skeleton.unet_config(card.architecture)
+        for component in components:
+            if component == "text_encoder":
+                models += skeleton.text_encoder_skeletons(config) or [skeleton.text_encoder_skeleton()]
+            elif component == "vae":
+                models.append(skeleton.vae_skeleton())
+            elif card.architecture is None:
                 return None
-        total += _WIDTH * parameter_count(model)
-    return total
+            else:
+                models.append(skeleton.unet_skeleton(config))
+    except SdbenchError:  # told where the network is built for its timing
+        return None
+    return _WIDTH * sum(map(parameter_count, models))

@@ -21,12 +21,16 @@ import numpy.typing as npt
 import torch
 
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError
+from pytest_sdbench.models.layout import SD, SDXL
 from pytest_sdbench.models.pipeline import cut_prompts
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import SequentialSeeds
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+
+_STEADY = ("DDIMScheduler", "EulerDiscreteScheduler")
+"""Schedulers that take a generator and draw nothing from it as pipelines call them: eta and s_churn are 0."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,21 @@ class Sampler:
         *,
         remember_text: bool = True,
     ) -> None:
-        from diffusers import StableDiffusionPipeline
-
         self._protocol, self._prompts = protocol, prompts
         self._schedule = scheduler_factory(pipeline, protocol)
-        self._staged = isinstance(pipeline, StableDiffusionPipeline)
+        self._staged, self._xl = is_staged(pipeline), is_xl(pipeline)
         # The networks are shared; what a call leaves behind (scheduler, guidance) is not.
         self._pipeline = copy.copy(pipeline)
         # A fast tokenizer keeps the settings of its last call in itself.
-        self._pipeline.tokenizer = copy.deepcopy(pipeline.tokenizer)
-        self._remember_text = remember_text and self._staged
+        names = (SDXL if self._xl else SD).tokenizers
+        self._tokenizers = [copy.deepcopy(getattr(pipeline, name)) for name in names]
+        for name, tokenizer in zip(names, self._tokenizers, strict=True):
+            setattr(self._pipeline, name, tokenizer)
+        if self._xl and pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
+            # SDXL's VAE overflows in float16. Its pipeline casts it and back: other threads may be at it.
+            self._pipeline.vae = copy.deepcopy(pipeline.vae).to(torch.float32)
+        # SDXL's pipeline makes the states of no negative prompt without a text encoder.
+        self._remember_text = remember_text and self._staged and not self._xl
         self._negative: torch.Tensor | None = None
         self._sequence = None
         if isinstance(protocol.seeds, SequentialSeeds):
@@ -115,7 +124,7 @@ class Sampler:
             **noise,
             output_type="latent" if self._staged else "np",
         )
-        truncated = np.array(cut_prompts(self._pipeline.tokenizer, prompts), np.bool_)
+        truncated = np.array(cut_prompts(self._tokenizers, prompts), np.bool_)
         if self._staged:
             return Latents(tuple(group), tuple(seeds), output.images, truncated)
         return Latents(tuple(group), tuple(seeds), None, truncated, output)
@@ -174,9 +183,12 @@ class Sampler:
         self, latents: torch.Tensor, indices: Sequence[int]
     ) -> tuple[npt.NDArray[np.uint8], Sequence[bool]]:
         """Return uint8 [B, H, W, 3] of latents, rounded on the device, and which of them are blacked out."""
-        pipeline = self._pipeline
-        images = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
-        images, flags = pipeline.run_safety_checker(images, pipeline.device, images.dtype)
+        pipeline, vae, flags = self._pipeline, self._pipeline.vae, None
+        if self._xl:
+            images = vae.decode(_as_encoded(latents.to(vae.dtype), vae.config), return_dict=False)[0]
+        else:
+            images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+            images, flags = pipeline.run_safety_checker(images, pipeline.device, images.dtype)
         self._check_finite(images.isfinite().flatten(1).all(dim=1).cpu().numpy(), indices)
         flags = flags or [False] * len(images)
         images = pipeline.image_processor.postprocess(
@@ -200,9 +212,21 @@ def draws_singly(pipeline: Any, protocol: Protocol) -> bool:
 
     So it is under sequential seeds where the pipeline is not Stable Diffusion's: it is handed the generator.
     """
+    return isinstance(protocol.seeds, SequentialSeeds) and not is_staged(pipeline)
+
+
+def is_xl(pipeline: Any) -> bool:
+    """Tell whether a pipeline is diffusers' of SDXL."""
+    from diffusers import StableDiffusionXLPipeline
+
+    return isinstance(pipeline, StableDiffusionXLPipeline)
+
+
+def is_staged(pipeline: Any) -> bool:
+    """Tell whether a pipeline can be stopped before its VAE: a watermark is put into what that decodes."""
     from diffusers import StableDiffusionPipeline
 
-    return isinstance(protocol.seeds, SequentialSeeds) and not isinstance(pipeline, StableDiffusionPipeline)
+    return isinstance(pipeline, StableDiffusionPipeline) or (is_xl(pipeline) and pipeline.watermark is None)
 
 
 def is_guided(protocol: Protocol, unet: Mapping[str, Any]) -> bool:
@@ -267,7 +291,8 @@ class _Sequence:
 
     def __init__(self, pipeline: StableDiffusionPipeline, protocol: Protocol, seeds: SequentialSeeds) -> None:
         scheduler = type(scheduler_factory(pipeline, protocol)())
-        if "generator" in inspect.signature(scheduler.step).parameters:
+        takes = "generator" in inspect.signature(scheduler.step).parameters
+        if takes and scheduler.__name__ not in _STEADY:
             raise ProtocolError(
                 "sequential seeds need a scheduler that draws no noise between steps, such as PNDMScheduler",
                 file=protocol.path,
@@ -306,6 +331,18 @@ class _Sequence:
     def _draw(self) -> torch.Tensor:
         place = self._generator.device
         return torch.randn(self._shape, generator=self._generator, device=place, dtype=self._dtype)
+
+
+def _as_encoded(latents: torch.Tensor, vae: Mapping[str, Any]) -> torch.Tensor:
+    """Return latents on the scale of an encoder, as SDXL's pipeline undoes what its VAE's configuration says.
+
+    With mean and standard deviation of each channel where both are given.
+    """
+    scale, moments = float(vae["scaling_factor"]), (vae.get("latents_mean"), vae.get("latents_std"))
+    if None in moments:
+        return latents / scale
+    mean, deviation = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in moments)
+    return latents * deviation / scale + mean
 
 
 def _mix(value: int) -> int:

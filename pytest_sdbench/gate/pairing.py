@@ -33,7 +33,7 @@ from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import Array, Rows
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.models.changes import Description
-from pytest_sdbench.models.layout import COMPONENTS
+from pytest_sdbench.models.layout import CLASSES, COMPONENTS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 
@@ -120,11 +120,12 @@ def _description(described: Mapping[str, Any], array: Callable[[str], Any]) -> D
     for key, kind, values in (("configs", dict, configs), ("vocabulary", str, vocabulary)):
         if not (isinstance(values, dict) and all(isinstance(each, kind) for each in values.values())):
             raise ValueError(f"the checkpoint's description has {key} of another form")
+    components = [name for name in CLASSES if name in COMPONENTS or name in configs]
     arrays = {
-        key: {name: array(f"checkpoint/{key}/{name}") for name in COMPONENTS}
+        key: {name: array(f"checkpoint/{key}/{name}") for name in components}
         for key in ("checksums", "norms")
     }
-    for name in COMPONENTS:
+    for name in components:
         sums, norms = arrays["checksums"][name], arrays["norms"][name]
         written = (sums.dtype, norms.dtype) == (np.uint32, np.float32)
         if not (written and sums.ndim == 1 and sums.shape == norms.shape):
@@ -170,7 +171,7 @@ def write_recorded(path: Path, recorded: RecordedEvidence) -> bool:
         about["reference_fingerprint"] = recorded.reference_fingerprint
     if (described := recorded.description) is not None:
         about["checkpoint"] = {"configs": described.configs, "vocabulary": described.vocabulary}
-        for name in COMPONENTS:
+        for name in described.checksums:
             arrays[f"checkpoint/checksums/{name}"] = described.checksums[name]
             arrays[f"checkpoint/norms/{name}"] = described.norms[name]
     content = save(arrays, {_META: json.dumps(about, sort_keys=True)})

@@ -1,8 +1,8 @@
 """Name the networks of Stable Diffusion v1, of its block-removed students and of SDXL: plain data, no torch.
 
 A card says ``architecture: bk-sdm-small`` and means the U-Net configuration of that name here; a
-configuration may also stand in the card itself. Text encoder and VAE are those of SD v1 in every system but
-SDXL, of which the U-Net alone is known here.
+configuration may also stand in the card itself. Text encoder and VAE are those of SD v1 in every system; SDXL
+has a second text encoder beside them.
 
 Beware of one clash of names. segmind's ``small-sd`` is the architecture that BK-SDM calls *Base* (here
 ``bk-sdm-base``), not BK-SDM-*Small*; segmind's ``tiny-sd`` is BK-SDM-*Tiny* (``bk-sdm-tiny``).
@@ -89,6 +89,21 @@ SD_V1_TEXT_ENCODER: Config = MappingProxyType(
     }
 )
 """The text model of CLIP ViT-L/14 (``transformers.CLIPTextConfig``)."""
+
+SDXL_TEXT_ENCODER_2: Config = MappingProxyType(
+    {
+        "vocab_size": 49408,
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "projection_dim": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "max_position_embeddings": 77,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+    }
+)
+"""The text model of OpenCLIP ViT-bigG/14, with its projection (``transformers.CLIPTextConfig``)."""
 
 SD_V1_VAE: Config = MappingProxyType(
     {

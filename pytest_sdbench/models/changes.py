@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
 from pytest_sdbench.models.integrity import stored_parameters
-from pytest_sdbench.models.layout import COMPONENTS
 from pytest_sdbench.models.weights import Tensor, open_tensors, read_shapes, read_tensors
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def describe(checkpoint: Checkpoint) -> Description:
     if checkpoint.fingerprint in _described:
         return _described[checkpoint.fingerprint]
     checksums, norms = {}, {}
-    for name in COMPONENTS:
+    for name in checkpoint.pipeline.components:
         found = {
             known: (zlib.crc32(value.numpy().tobytes()), float(torch.linalg.vector_norm(value)))
             for known, value in _parameters(checkpoint, name)
@@ -74,7 +73,8 @@ def changes(ours: Checkpoint, theirs: Checkpoint | Description, *, whose: str = 
     mine, lines = _configs(ours), list[str]()
     for name in dict.fromkeys([*mine, *configs]):
         lines += _cut(_of_config(name, mine.get(name, {}), configs.get(name, {}), whose), name)
-    for name in COMPONENTS:
+    # A component that one of them alone has differs in its whole configuration.
+    for name in (each for each in ours.pipeline.components if each in configs):
         if isinstance(theirs, Description):
             assert described is not None
             lines += _of_description(sorted(_stored(ours, name)), name, described, theirs, whose)
@@ -91,8 +91,12 @@ def changes(ours: Checkpoint, theirs: Checkpoint | Description, *, whose: str = 
 
 
 def _configs(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-    configs = {name: checkpoint.settings(name) for name in (*COMPONENTS, "scheduler")}
+    configs: dict[str, dict[str, Any]] = {
+        name: checkpoint.settings(name) for name in (*checkpoint.pipeline.components, "scheduler")
+    }
     configs["scheduler"]["_class_name"] = scheduler_class(checkpoint)
+    if settings := checkpoint.pipeline_settings:
+        configs["pipeline"] = dict(settings)
     return configs | checkpoint.tokenizer_settings
 
 

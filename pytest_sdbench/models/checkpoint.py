@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,9 +21,12 @@ from pytest_sdbench.models.layout import (
     FUSE,
     JOINED,
     PARTS,
+    SD,
     UNUSED,
+    Pipeline,
     lora_file,
     no_checkpoint,
+    pipeline_of,
     replaces,
 )
 from pytest_sdbench.models.quantised import quantised_words
@@ -53,8 +56,13 @@ class Checkpoint:
     lora: str | None = None
     """The digest of that LoRA's matrices."""
 
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The pipeline that the checkpoint is loaded as."""
+        return pipeline_of(self.folder)
+
     def part(self, name: str) -> Path:
-        """Return the folder of ``unet``, ``text_encoder``, ``vae``, ``tokenizer`` or ``scheduler``."""
+        """Return the folder of a component, a tokenizer or the ``scheduler``."""
         override = {"unet": self.unet_folder, "scheduler": self.scheduler_folder}.get(name)
         return override or self.folder / name
 
@@ -89,7 +97,7 @@ class Checkpoint:
     def choices(self) -> tuple[str, ...]:
         """Which weights are those of the checkpoint where there are several, and what was not looked at."""
         notes = list(self.notes)
-        for name in COMPONENTS:
+        for name in self.pipeline.components:
             weights = self.weights(name)
             judged = (weights.index or weights.files[0]).name
             if (how := self.quantised(name)) is not None:
@@ -102,7 +110,7 @@ class Checkpoint:
         beside = sorted(self.folder.iterdir())
         if self.unet_folder is not None:
             beside += sorted(self.unet_folder.parent.glob("unet*"))
-        known = {self.folder / name for name in (*COMPONENTS, *UNUSED)} | {self.part("unet")}
+        known = {self.folder / name for name in (*self.pipeline.components, *UNUSED)} | {self.part("unet")}
         further = [
             path.name + "/" * path.is_dir()
             for path in beside
@@ -123,7 +131,7 @@ class Checkpoint:
         contents = dict[str, str]()
         if self.base is not None and self.lora is not None:
             contents |= {"base": self.base.fingerprint, "lora": self.lora}
-        for name in () if contents else COMPONENTS:
+        for name in () if contents else self.pipeline.components:
             contents[f"{name}/config"] = _text_digest(self.settings(name))
             digests = zip(self.weights(name).files, self.file_digests(name), strict=True)
             contents |= {f"{name}/{file.name}": digest for file, digest in digests}
@@ -132,6 +140,8 @@ class Checkpoint:
         settings, vocabulary = self.tokenizer_settings, self.vocabulary
         for name in sorted([*settings, *vocabulary]):
             contents[f"tokenizer/{name}"] = vocabulary.get(name) or _text_digest(settings[name])
+        if self.pipeline_settings:
+            contents["pipeline/config"] = _text_digest(self.pipeline_settings)
         listed = "".join(f"{name}\0{content}\n" for name, content in contents.items())
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
@@ -139,24 +149,32 @@ class Checkpoint:
         """Return a configuration without private entries, and notes of versions and paths."""
         return _kept(self.config(name))
 
+    @property
+    def pipeline_settings(self) -> dict[str, bool]:
+        """What ``model_index.json`` says of how the pipeline draws."""
+        index = read_json(self.folder / "model_index.json")
+        return {name: index.get(name, default) for name, default in self.pipeline.settings.items()}
+
     def file_digests(self, name: str) -> list[str]:
         """Return the SHA-256 of each weight file of a component."""
         return [known_sha256(file) for file in self.weights(name).files]
 
     @property
     def vocabulary(self) -> dict[str, str]:
-        """The SHA-256 of each file of the tokenizer that is no configuration."""
-        return {file.name: known_sha256(file) for file in self._tokenizer_files(settings=False)}
+        """The SHA-256 of each file of a tokenizer that is no configuration, a second one's by its folder."""
+        return {name: known_sha256(file) for name, file in self._tokenizer_files(settings=False)}
 
     @property
     def tokenizer_settings(self) -> dict[str, dict[str, Any]]:
-        """Each configuration of the tokenizer, by its file."""
-        return {file.name: _kept(read_json(file)) for file in self._tokenizer_files(settings=True)}
+        """Each configuration of a tokenizer, by its file."""
+        return {name: _kept(read_json(file)) for name, file in self._tokenizer_files(settings=True)}
 
-    def _tokenizer_files(self, *, settings: bool) -> list[Path]:
-        files = [file for file in self.part("tokenizer").glob("*") if file.suffix in (".json", ".txt")]
-        known = {file: file.suffix == ".json" and "config" in file.name for file in files if file.is_file()}
-        return [file for file, found in known.items() if found is settings]
+    def _tokenizer_files(self, *, settings: bool) -> Iterator[tuple[str, Path]]:
+        for tokenizer in self.pipeline.tokenizers:
+            for file in self.part(tokenizer).glob("*"):
+                known = file.suffix == ".json" and "config" in file.name
+                if file.suffix in (".json", ".txt") and file.is_file() and known is settings:
+                    yield file.name if tokenizer == "tokenizer" else f"{tokenizer}/{file.name}", file
 
 
 def resolve(
@@ -297,6 +315,7 @@ def _override(
 
 def _of_file(file: Path, base: Checkpoint) -> Checkpoint:
     """Return the checkpoint of a single file, with the configuration of another one."""
+    _check_base(base, "a single file", file)
     parts = {name: base.part(name) for name in PARTS}
     folder, notes = convert_single_file(file, parts, scheduler_class(base))
     return Checkpoint(f"base: {base.spec}, file: {file}", folder, notes=notes)
@@ -306,6 +325,7 @@ def _of_lora(path: Path, spec: str, base: Checkpoint) -> Checkpoint:
     """Return the checkpoint with a LoRA fused into another one."""
     if (file := lora_file(path)) is None:
         raise no_checkpoint(path, key="lora")
+    _check_base(base, "a LoRA", file)
     parts = {name: base.part(name) for name in PARTS}
     if (own := path / "scheduler" / "scheduler_config.json").is_file():
         parts["scheduler"] = own.parent
@@ -314,3 +334,11 @@ def _of_lora(path: Path, spec: str, base: Checkpoint) -> Checkpoint:
     folder, note, digest = fuse_lora(file, Base(base.spec, parts, weights, scheduler))
     notes = (*base.choices, note)
     return Checkpoint(f"base: {base.spec}, lora: {spec}", folder, notes=notes, base=base, lora=digest)
+
+
+def _check_base(base: Checkpoint, what: str, file: Path) -> None:
+    """Raise ``CheckpointError`` for what stands on SD v1 and v2 alone."""
+    if base.pipeline is not SD:
+        what = f"{what} on a checkpoint with two text encoders (SDXL), which is not supported (yet)"
+        remedy = f"Load it with {base.pipeline.name}, call save_pretrained(FOLDER), and give that folder"
+        raise CheckpointError(what, file=file, found=base.spec, remedy=remedy)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError, first_line
-from pytest_sdbench.models.architectures import SD_V1_TEXT_ENCODER, Config
+from pytest_sdbench.models.architectures import Config
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.integrity import stored_parameters
 from pytest_sdbench.models.skeleton import (
-    text_encoder_skeleton,
+    text_encoder_skeletons,
     unet_config,
     unet_inputs,
     unet_skeleton,
@@ -24,24 +24,24 @@ from pytest_sdbench.models.weights import read_shapes
 def component_sizes(source: str | Config | Checkpoint) -> dict[str, int]:
     """Count parameters: ``unet``, ``text_encoder``, ``image_decoder``, and ``whole``, the sum of the three.
 
-    ``source`` is an architecture by name or inline, whose other components are SD v1's, or a checkpoint,
-    whose stored tensors are counted. The image decoder is the VAE's decoder: without the encoder, which
-    drawing an image does not need, and without ``post_quant_conv``. An inline U-Net that does not fit SD
-    v1's text encoder is counted alone.
+    ``source`` is an architecture by name or inline, whose other components are SD v1's or SDXL's, or a
+    checkpoint, whose stored tensors are counted. Two text encoders count as one, the projection of the
+    second included. The image decoder is the VAE's decoder: without the encoder, which drawing an image does
+    not need, and without ``post_quant_conv``. An inline U-Net that fits neither text is counted alone.
     """
     if isinstance(source, Checkpoint):
         sizes = {
             "unet": _stored(source, "unet"),
-            "text_encoder": _stored(source, "text_encoder"),
+            "text_encoder": sum(_stored(source, name) for name in source.pipeline.text_encoders),
             "image_decoder": _stored(source, "vae", prefix="decoder."),
         }
     else:
         config = unet_config(source)
         sizes = {"unet": parameter_count(unet_skeleton(config))}
-        if config.get("cross_attention_dim") != SD_V1_TEXT_ENCODER["hidden_size"]:
+        if not (encoders := text_encoder_skeletons(config)):
             return sizes
         sizes |= {
-            "text_encoder": parameter_count(text_encoder_skeleton()),
+            "text_encoder": sum(map(parameter_count, encoders)),
             "image_decoder": parameter_count(vae_skeleton().decoder),
         }
     return sizes | {"whole": sum(sizes.values())}

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
-from pytest_sdbench.models.layout import COMPONENTS, check_pipeline
+from pytest_sdbench.models.layout import SD, SDXL, pipeline_of
 from pytest_sdbench.models.weights import candidates, find_weights
 
 HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
@@ -135,14 +135,15 @@ def forget_failures() -> None:
 def wanted_files(files: Sequence[str], components: Sequence[str]) -> list[str]:
     """Choose from a repository's files those that loading ``components`` takes."""
     wanted = [file for file in files if file == "model_index.json"]
-    if wanted and any(file.startswith(("transformer/", "text_encoder_2/")) for file in files):
+    folders = {file.split("/")[0] for file in files}
+    pipeline = SDXL if "text_encoder_2" in folders else SD
+    if wanted and ("transformer" in folders or (pipeline is SDXL and "text_encoder" not in folders)):
         return wanted  # it says of which other kind the pipeline is; the rest is gigabytes
-    wanted += [
-        file for file in files if re.fullmatch(r"scheduler/[^/]*\.json|tokenizer/[^/]*\.(json|txt)", file)
-    ]
+    settings = rf"scheduler/[^/]*\.json|({'|'.join(pipeline.tokenizers)})/[^/]*\.(json|txt)"
+    wanted += [file for file in files if re.fullmatch(settings, file)]
     if not components:  # a single file has its configuration from here
-        wanted += [file for file in files if file in {f"{name}/config.json" for name in COMPONENTS}]
-    for component in components:
+        wanted += [file for file in files if file in {f"{name}/config.json" for name in pipeline.components}]
+    for component in pipeline.meant(components):
         # A repository may be a U-Net alone, with its files at the top.
         alone = component == "unet" and "unet/config.json" not in files
         prefix = "" if alone else f"{component}/"
@@ -164,10 +165,9 @@ def _missing(folder: Path, components: Sequence[str]) -> list[str]:
 
     Raise ``CheckpointError`` for a pipeline of another kind, of which it is no use to fetch more.
     """
-    if (folder / "model_index.json").is_file():
-        check_pipeline(folder)
+    pipeline = pipeline_of(folder) if (folder / "model_index.json").is_file() else SD
     missing = []
-    for component in components:
+    for component in pipeline.meant(components):
         part = folder / component
         if component == "unet" and not (part / "config.json").is_file():
             part = folder
@@ -177,8 +177,8 @@ def _missing(folder: Path, components: Sequence[str]) -> list[str]:
             missing.append(component)
         else:
             missing += [] if (part / "config.json").is_file() else [f"{component}/config.json"]
-    beside = [] if components else [f"{name}/config.json" for name in COMPONENTS]
+    beside = [] if components else [f"{name}/config.json" for name in pipeline.components]
     if "text_encoder" in components or not components:
-        beside += ["model_index.json", "scheduler/scheduler_config.json", "tokenizer"]
+        beside += ["model_index.json", "scheduler/scheduler_config.json", *pipeline.tokenizers]
         missing += [name for name in beside if not (folder / name).exists()]
     return missing

@@ -10,11 +10,12 @@ from typing import Any
 from pytest_sdbench.base.errors import CardError, CheckpointError, first_line
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.checkpoint import Checkpoint
-from pytest_sdbench.models.layout import COMPONENTS, check_class
-from pytest_sdbench.models.skeleton import known_keys, text_encoder_skeleton, unet_skeleton, vae_skeleton
+from pytest_sdbench.models.layout import check_class
+from pytest_sdbench.models.skeleton import component_skeleton, unet_skeleton
 from pytest_sdbench.models.values import check_values
 from pytest_sdbench.models.weights import (
     COPY_AGAIN,
+    TEXT_ENCODERS,
     Tensor,
     Weights,
     incomplete,
@@ -45,11 +46,12 @@ def verify(checkpoint: Checkpoint) -> None:
     if checkpoint.fingerprint in _verified:
         return
     check_values(checkpoint)
-    for name in COMPONENTS:
+    for name in checkpoint.pipeline.components:
         config_file, config = checkpoint.config_file(name), checkpoint.config(name)
         check_class(name, config.get("_class_name"), config_file, key="_class_name")
         check_component(name, config, config_file, checkpoint.weights(name))
-    check_together({name: checkpoint.config(name) for name in COMPONENTS}, checkpoint.folder)
+    configs = {name: checkpoint.config(name) for name in checkpoint.pipeline.components}
+    check_together(configs, checkpoint.folder)
     _verified.add(checkpoint.fingerprint)
 
 
@@ -65,7 +67,7 @@ def canonical_name(component: str, name: str) -> str:
             lambda match: f"{match[1]}.{_OLD_VAE_ATTENTION[match[2]]}.{match[3]}",
             name,
         )
-    return name.removeprefix("text_model.") if component == "text_encoder" else name
+    return name.removeprefix("text_model.") if component in TEXT_ENCODERS else name
 
 
 def stored_parameters(component: str, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,10 +81,7 @@ def expected_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the parameters that a component's configuration means."""
     try:
-        if component == "unet":
-            model = unet_skeleton(known_keys(config))
-        else:
-            model = {"vae": vae_skeleton, "text_encoder": text_encoder_skeleton}[component](config)
+        model = component_skeleton(component, config)
     except Exception as error:
         # Constructors fail in as many ways as there are wrong values: the error's text says which it was.
         found = (
@@ -158,14 +157,21 @@ def _other_names(component: str, stored: list[str], expected: Shapes) -> tuple[s
 
 def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """Raise ``CheckpointError`` unless the components fit each other."""
-    fits = (
-        ("cross_attention_dim", "text_encoder", "hidden_size", 1280),
-        ("in_channels", "vae", "latent_channels", 4),
-        ("out_channels", "vae", "latent_channels", 4),
-    )
-    for key, other, other_key, default in fits:
-        value, other_value = configs["unet"].get(key, default), configs[other].get(other_key, default)
-        if key == "in_channels" and configs["unet"].get("out_channels", default) == other_value != value:
+    unet, latents = configs["unet"], configs["vae"].get("latent_channels", 4)
+    encoders = [name for name in configs if name in TEXT_ENCODERS]
+    width = sum(configs[name].get("hidden_size", 512) for name in encoders)
+    fits = [
+        ("cross_attention_dim", 1280, " + ".join(f"{name}.hidden_size" for name in encoders), width),
+        ("in_channels", 4, "vae.latent_channels", latents),
+        ("out_channels", 4, "vae.latent_channels", latents),
+    ]
+    if second := configs.get("text_encoder_2"):
+        width = second.get("projection_dim", 512) + 6 * unet["addition_time_embed_dim"]
+        words = "text_encoder_2.projection_dim + 6 * unet.addition_time_embed_dim"
+        fits.append(("projection_class_embeddings_input_dim", 0, words, width))
+    for key, default, words, other_value in fits:
+        value, other = unet.get(key, default), words.split(".")[0]
+        if key == "in_channels" and unet.get("out_channels", default) == other_value != value:
             raise CheckpointError(
                 "a U-Net with other inputs than latents and text, which is not supported (yet)",
                 file=folder,
@@ -178,7 +184,7 @@ def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> No
                 f"unet and {other} do not fit together",
                 file=folder,
                 key=f"unet.{key}",
-                found=f"{value}, but {other}.{other_key} is {other_value}",
+                found=f"{value}, but {words} is {other_value}",
                 remedy="Take them from checkpoints of one family",
             )
 

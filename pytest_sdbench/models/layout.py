@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.models.weights import (
     COPY_AGAIN,
+    TEXT_ENCODERS,
     WEIGHT_FILES,
     incomplete,
     read_json,
@@ -16,30 +18,87 @@ from pytest_sdbench.models.weights import (
 )
 
 COMPONENTS = ("unet", "text_encoder", "vae")
-PARTS = (*COMPONENTS, "tokenizer", "scheduler")
+"""Those of SD v1; asking for its text encoder means every one that a pipeline has."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline of diffusers that draws pictures here, and what it is made of."""
+
+    name: str
+    """Its class."""
+    components: tuple[str, ...] = COMPONENTS
+    """Those that have weights."""
+    tokenizers: tuple[str, ...] = ("tokenizer",)
+    """One for each text encoder, in their order."""
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """What the U-Net takes besides latents, a timestep and text, by the key of its configuration."""
+    settings: Mapping[str, bool] = field(default_factory=dict)
+    """Entries of ``model_index.json`` that change pictures, and their defaults."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of its constructor."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Everything that it is made of."""
+        return (*self.components, *self.tokenizers, "scheduler")
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Its text encoders."""
+        return tuple(name for name in self.components if name in TEXT_ENCODERS)
+
+    def meant(self, components: Sequence[str]) -> tuple[str, ...]:
+        """Return components with every text encoder where one is among them."""
+        return tuple(
+            each
+            for name in components
+            for each in (self.text_encoders if name == "text_encoder" else (name,))
+        )
+
+
+SD = Pipeline(
+    "StableDiffusionPipeline",
+    options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+)
+SDXL = Pipeline(
+    "StableDiffusionXLPipeline",
+    ("unet", *TEXT_ENCODERS, "vae"),
+    ("tokenizer", "tokenizer_2"),
+    conditions={"addition_embed_type": "text_time"},
+    settings={"force_zeros_for_empty_prompt": True},
+    # An invisible watermark would be in the pixels that are judged.
+    options={"add_watermarker": False},
+)
+
+PARTS = SD.parts
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """What a pipeline may have besides, and text to image needs none of."""
 JOINED: Mapping[str, tuple[str, ...]] = {"unet": ("text_encoder", "vae"), "lora": COMPONENTS, "file": ()}
 """What may stand on a base, and of which components the base lends the weights."""
-CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+    "vae": "AutoencoderKL",
+}
+"""The class of every component that a pipeline may have."""
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 """How files end that may hold a whole checkpoint in the original layout."""
-_PIPELINE = "StableDiffusionPipeline"
-_SUPPORTED = f"Supported is what {_PIPELINE} loads: SD v1 and v2, and their students"
+_SUPPORTED = f"Supported is what {SD.name} and {SDXL.name} load: SD v1, v2 and XL, and their students"
 LORA = "pytorch_lora_weights"
 """What diffusers calls the file of a LoRA, with .safetensors or .bin at its end."""
 FUSE = (
     "Fuse it into its base and save that: pipeline.load_lora_weights(...), fuse_lora(), save_pretrained(...)"
 )
 _ON = "Name the checkpoint that it was trained on: {base: ..., lora: ...}"
-_CONVERT = f"Convert it: {_PIPELINE}.from_single_file(FILE).save_pretrained(FOLDER), and give that folder"
+_CONVERT = f"Convert it: {SD.name}.from_single_file(FILE).save_pretrained(FOLDER), and give that folder"
 _STAND = "Name the checkpoint that it was made of, for the configuration: {base: ..., file: ...}"
 _KINDS = (
     ("adapter_config.json", "an adapter in peft's own form, which is an addition to a network", FUSE),
     ("learned_embeds.*", "a textual inversion, which is an addition to a text encoder", _SUPPORTED),
     ("transformer", "a pipeline with a transformer (Flux, SD 3, PixArt)", _SUPPORTED),
-    ("text_encoder_2", "a pipeline with two text encoders (SDXL)", _SUPPORTED),
     ("*/model_index.json", "a folder of checkpoints", "Give one of them"),
     ("optimizer.*", "the state of a training run", "Export the pipeline with save_pretrained, and give that"),
     ("*.gguf", "quantised weights for another program", _SUPPORTED),
@@ -51,11 +110,14 @@ _KINDS = (
 """What else people publish, by what lies in its folder: pattern, what it is, what to do."""
 
 
-def check_pipeline(folder: Path) -> None:
-    """Raise ``CheckpointError`` unless ``model_index.json`` is of a pipeline whose parts are SD v1's."""
+def pipeline_of(folder: Path) -> Pipeline:
+    """Return which pipeline a checkpoint's ``model_index.json`` is of: SDXL's has two text encoders.
+
+    Raise ``CheckpointError`` where it is none, or is of another pipeline.
+    """
     file = folder / "model_index.json"
     index = read_json(file)
-    for name in PARTS:
+    for name in SDXL.parts:
         found = index.get(name)
         if found is not None and not (
             isinstance(found, list)
@@ -69,26 +131,31 @@ def check_pipeline(folder: Path) -> None:
                 found=found,
                 remedy=f'It reads like ["diffusers", "{CLASSES.get(name, "PNDMScheduler")}"]. {COPY_AGAIN}',
             )
-    kind = index.get("_class_name") or _PIPELINE
+    kind = index.get("_class_name") or SD.name
     kind = kind[-1] if isinstance(kind, list) and kind else kind
     held = [
         name for name, value in index.items() if name[:1] != "_" and isinstance(value, list) and any(value)
     ]
-    lacking = [name for name in PARTS if name not in held and not (folder / name).is_dir()]
-    further = [name for name in held if name not in (*PARTS, *UNUSED)]
-    if kind != _PIPELINE and (lacking or further):
+    pipeline = SDXL if kind == SDXL.name or "text_encoder_2" in held else SD
+    lacking = [name for name in pipeline.parts if name not in held and not (folder / name).is_dir()]
+    further = [name for name in held if name not in (*pipeline.parts, *UNUSED)]
+    if (pipeline is SDXL or kind != SD.name) and (lacking or further):
         parts = [f"it has no {', '.join(lacking)}"] if lacking else []
         parts += [f"it has {', '.join(further)}"] if further else []
         what = f"a {kind}, which is not supported (yet): {' and '.join(parts)}"
         raise CheckpointError(what, file=file, key="_class_name", remedy=_SUPPORTED)
-    for name in COMPONENTS:
+    for name in pipeline.components:
         check_class(name, (index.get(name) or [None])[-1], file, key=name)
+    for name in pipeline.settings:
+        if not isinstance(found := index.get(name, False), bool):
+            raise CheckpointError("not true or false", file=file, key=name, found=found, remedy=COPY_AGAIN)
+    return pipeline
 
 
 def check_class(name: str, found: Any, file: Path, *, key: str) -> None:
-    """Raise ``CheckpointError`` unless a component is of the class that SD v1's is, or the file is silent."""
+    """Raise ``CheckpointError`` unless a component is of the class that is loaded, or the file is silent."""
     if found not in (None, CLASSES[name]):
-        remedy = f"Only checkpoints with a {CLASSES[name]}, as SD v1's, are supported"
+        remedy = f"Only checkpoints with a {CLASSES[name]}, as Stable Diffusion's, are supported"
         raise CheckpointError(f"unsupported {name}", file=file, key=key, found=found, remedy=remedy)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
-from pytest_sdbench.models.weights import Weights, incomplete
+from pytest_sdbench.models.layout import CLASSES
+from pytest_sdbench.models.weights import TEXT_ENCODERS, Weights, incomplete
 
 if TYPE_CHECKING:
     import torch
@@ -17,14 +18,14 @@ NEWER = "Weights of 4 bits and float8 need kernels of a newer GPU or library: ru
 
 
 def load_model(name: str, folder: Path, weights: Weights, dtype: torch.dtype) -> Any:
-    """Load ``unet``, ``text_encoder`` or ``vae`` in evaluation mode.
+    """Load a component in evaluation mode.
 
     Raise ``CheckpointError`` where the loader fails, leaves a tensor at random, or leaves one out.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    import diffusers
+    import transformers
 
-    kind: Any = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}[name]
+    kind: Any = getattr(transformers if name in TEXT_ENCODERS else diffusers, CLASSES[name])
     try:
         with quiet():
             model, info = kind.from_pretrained(
@@ -35,7 +36,7 @@ def load_model(name: str, folder: Path, weights: Weights, dtype: torch.dtype) ->
                 local_files_only=True,
                 output_loading_info=True,
                 # A configuration may name another implementation of attention, code from the hub included.
-                **({"attn_implementation": "sdpa"} if name == "text_encoder" else {}),
+                **({"attn_implementation": "sdpa"} if name in TEXT_ENCODERS else {}),
             )
     except Exception as error:  # loaders fail in as many ways as there are wrong values
         found = f"{type(error).__name__}: {first_line(error)}"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.integrity import verify
-from pytest_sdbench.models.layout import COMPONENTS
 from pytest_sdbench.models.loading import NEWER, load_model, quiet
 from pytest_sdbench.models.skeleton import unet_inputs
 from pytest_sdbench.models.values import check_calls, make_scheduler
@@ -21,29 +20,27 @@ if TYPE_CHECKING:
 def load_pipeline(
     checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
 ) -> Any:
-    """Verify a checkpoint and load it as a ``diffusers.StableDiffusionPipeline``.
+    """Verify a checkpoint and load it as ``diffusers.StableDiffusionPipeline``, or its like of SDXL.
 
-    The safety checker is off (it blacks images out), the progress bar too; the networks are in evaluation
-    mode, on ``device``, in ``dtype``; the scheduler is the checkpoint's own.
+    Safety checker and invisible watermark are off (they change images), the progress bar too; the networks
+    are in evaluation mode, on ``device``, in ``dtype``; the scheduler is the checkpoint's own.
     """
+    import diffusers
     import torch
-    from diffusers import StableDiffusionPipeline
 
     verify(checkpoint)
     check_calls(checkpoint)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    tokenizer = load_tokenizer(checkpoint)
+    of = checkpoint.pipeline
+    tokenizers = {name: load_tokenizer(checkpoint, name) for name in of.tokenizers}
     networks = {
-        name: load_model(name, checkpoint.part(name), checkpoint.weights(name), dtype) for name in COMPONENTS
+        name: load_model(name, checkpoint.part(name), checkpoint.weights(name), dtype)
+        for name in of.components
     }
+    settings = {**of.options, **checkpoint.pipeline_settings}
     with quiet():
-        pipeline = StableDiffusionPipeline(
-            **networks,
-            tokenizer=tokenizer,
-            scheduler=make_scheduler(checkpoint),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+        pipeline = getattr(diffusers, of.name)(
+            **networks, **tokenizers, **settings, scheduler=make_scheduler(checkpoint)
         )
     pipeline.set_progress_bar_config(disable=True)
     pipeline = pipeline.to(device)
@@ -66,11 +63,11 @@ def _try(unet: Any, how: str, checkpoint: Checkpoint) -> None:
         raise Unavailable(what, file=file, found=first_line(error), remedy=NEWER) from error
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
+def load_tokenizer(checkpoint: Checkpoint, name: str = "tokenizer") -> Any:
     """Load a checkpoint's tokenizer; raise ``CheckpointError`` unless its text encoder knows every token."""
     from transformers import CLIPTokenizer
 
-    folder = checkpoint.part("tokenizer")
+    folder, encoder = checkpoint.part(name), name.replace("tokenizer", "text_encoder")
     present = {path.name for path in folder.glob("*")}
     # Without its files the tokenizer would come up with an empty vocabulary, and without an error.
     if not ({"vocab.json", "merges.txt"} <= present or "tokenizer.json" in present):
@@ -80,17 +77,17 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise incomplete("unreadable vocabulary", folder, found=first_line(error)) from error
-    known = checkpoint.config("text_encoder").get("vocab_size", 49408)
+    known = checkpoint.config(encoder).get("vocab_size", 49408)
     if len(tokenizer) > known:
         raise CheckpointError(
             f"the vocabulary has more tokens than the text encoder, which knows {known}",
             file=folder,
-            key="text_encoder.vocab_size",
+            key=f"{encoder}.vocab_size",
             found=len(tokenizer),
             remedy="Take tokenizer and text encoder from the same checkpoint",
         )
     # Without a length prompts are not padded, and draw other images.
-    longest = checkpoint.config("text_encoder").get("max_position_embeddings", 77)
+    longest = checkpoint.config(encoder).get("max_position_embeddings", 77)
     length = tokenizer.model_max_length
     if not (isinstance(length, int) and 2 <= length <= longest):
         what, file = (
@@ -102,7 +99,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     return tokenizer
 
 
-def cut_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[bool]:
-    """Say of each prompt whether it is longer than the tokenizer takes: its end is cut off."""
-    tokens = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
-    return [len(each) > tokenizer.model_max_length for each in tokens]
+def cut_prompts(tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[bool]:
+    """Say of each prompt whether it is longer than one of the tokenizers takes: its end is cut off."""
+    cut = [False] * len(prompts)
+    for tokenizer in tokenizers:
+        tokens = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
+        longer = [len(each) > tokenizer.model_max_length for each in tokens]
+        cut = [one or other for one, other in zip(cut, longer, strict=True)]
+    return cut

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CardError, first_line
-from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE, Config
+from pytest_sdbench.models.architectures import (
+    ARCHITECTURES,
+    SD_V1_TEXT_ENCODER,
+    SD_V1_VAE,
+    SDXL_TEXT_ENCODER_2,
+    Config,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -153,14 +159,25 @@ def _text_time_widths(config: Config) -> dict[str, int]:
     return {"text_embeds": whole - 6 * each, "time_ids": 6}
 
 
-def text_encoder_skeleton(config: Config = SD_V1_TEXT_ENCODER) -> Any:
-    """Build a CLIP text encoder on ``meta``."""
+def text_encoder_skeleton(config: Config = SD_V1_TEXT_ENCODER, *, projected: bool = False) -> Any:
+    """Build a CLIP text encoder on ``meta``; ``projected`` adds the projection that SDXL's second one has."""
     import torch
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     _check_layers(config)
+    kind: Any = CLIPTextModelWithProjection if projected else CLIPTextModel
     with torch.device("meta"):
-        return CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+        return kind(CLIPTextConfig.from_dict(dict(config)))
+
+
+def text_encoder_skeletons(unet: Config) -> list[Any]:
+    """Build the text encoders that a U-Net reads: SD v1's, SDXL's two; none where it fits neither."""
+    width, first = unet.get("cross_attention_dim"), SD_V1_TEXT_ENCODER["hidden_size"]
+    if unet.get("addition_embed_type") != _TEXT_TIME:
+        return [text_encoder_skeleton()] if width == first else []
+    if width != first + SDXL_TEXT_ENCODER_2["hidden_size"]:
+        return []
+    return [text_encoder_skeleton(), text_encoder_skeleton(SDXL_TEXT_ENCODER_2, projected=True)]
 
 
 def vae_skeleton(config: Config = SD_V1_VAE) -> Any:
@@ -171,6 +188,15 @@ def vae_skeleton(config: Config = SD_V1_VAE) -> Any:
     _check_layers(config)
     with torch.device("meta"):
         return AutoencoderKL.from_config(dict(config))
+
+
+def component_skeleton(component: str, config: Config) -> Any:
+    """Build a component of a checkpoint on ``meta`` from its saved configuration, in evaluation mode."""
+    if component == "unet":
+        return unet_skeleton(known_keys(config))
+    if component == "vae":
+        return vae_skeleton(config).eval()
+    return text_encoder_skeleton(config, projected=component == "text_encoder_2").eval()
 
 
 def _check_layers(config: Config) -> None:

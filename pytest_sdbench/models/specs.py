@@ -14,10 +14,10 @@ from pytest_sdbench.models.layout import (
     COMPONENTS,
     JOINED,
     LORA,
-    check_pipeline,
     holds_unet,
     is_unet,
     no_checkpoint,
+    pipeline_of,
     replaces,
 )
 from pytest_sdbench.models.weights import COPY_AGAIN, WEIGHT_FILES
@@ -119,7 +119,7 @@ def complete(folder: Path) -> Path:
         raise CheckpointError(what, file=folder, key="sdbench.checkpoint", remedy=remedy)
     if not (folder / "model_index.json").is_file():
         raise no_checkpoint(folder)
-    check_pipeline(folder)
+    pipeline_of(folder)
     return folder
 
 
@@ -127,7 +127,7 @@ def unet_parts(folder: Path) -> tuple[Path, Path | None]:
     """Return the U-Net in ``folder``, and the scheduler beside it if the folder is no whole checkpoint."""
     whole = (folder / "model_index.json").is_file()
     if whole:
-        check_pipeline(folder)
+        pipeline_of(folder)
     if is_unet(folder) and not whole:
         return folder, None
     if (folder / "unet" / "config.json").is_file():

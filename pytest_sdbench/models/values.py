@@ -8,15 +8,13 @@ from typing import Any
 
 from pytest_sdbench.base.errors import CardError, CheckpointError, first_line
 from pytest_sdbench.models.checkpoint import Checkpoint, scheduler_class
-from pytest_sdbench.models.layout import COMPONENTS
+from pytest_sdbench.models.layout import SDXL
 from pytest_sdbench.models.quantised import check_quantised
 from pytest_sdbench.models.skeleton import (
     OTHER_CONDITIONING,
+    component_skeleton,
     known_keys,
-    text_encoder_skeleton,
     unet_inputs,
-    unet_skeleton,
-    vae_skeleton,
 )
 from pytest_sdbench.models.weights import incomplete, read_json
 
@@ -27,7 +25,7 @@ _MERGES = 49152 - 256 - 2
 
 def check_values(checkpoint: Checkpoint) -> None:
     """Raise ``CheckpointError`` for a component that is not supported, or a value that means nothing."""
-    for name in COMPONENTS:
+    for name in checkpoint.pipeline.components:
         config, file = checkpoint.config(name), checkpoint.config_file(name)
         if (quantised := config.get("quantization_config")) is not None:
             check_quantised(name, quantised, file)
@@ -38,18 +36,27 @@ def check_values(checkpoint: Checkpoint) -> None:
             )
             raise CheckpointError(what, file=file, key="transformers_weights", found=elsewhere, remedy=remedy)
     unet, file = checkpoint.config("unet"), checkpoint.config_file("unet")
-    if key := next((key for key in OTHER_CONDITIONING if unet.get(key) is not None), None):
-        what = "a U-Net with other inputs than text (SDXL's is one), which is not supported (yet)"
-        remedy = "Supported are U-Nets as SD v1's and v2's"
-        raise CheckpointError(what, file=file, key=key, found=unet[key], remedy=remedy)
-    factor = checkpoint.config("vae").get("scaling_factor", 1.0)
+    wanted = checkpoint.pipeline.conditions
+    if key := next((key for key in OTHER_CONDITIONING if unet.get(key) != wanted.get(key)), None):
+        what = f"a U-Net with other inputs than those of a {checkpoint.pipeline.name}"
+        remedy = "SDXL's U-Net stands on SDXL's other parts, and those of SD v1 and v2 on theirs"
+        raise CheckpointError(what, file=file, key=key, found=unet.get(key), remedy=remedy)
+    vae = checkpoint.config("vae")
+    for key in ("latents_mean", "latents_std") if checkpoint.pipeline is SDXL else ():
+        if (found := vae.get(key)) is not None and not _are_numbers(found, vae.get("latent_channels", 4)):
+            what, remedy = "not a number for each channel of the latents", "Compare it with SDXL's"
+            raise CheckpointError(
+                what, file=checkpoint.config_file("vae"), key=key, found=found, remedy=remedy
+            )
+    factor = vae.get("scaling_factor", 1.0)
     if not (isinstance(factor, int | float) and math.isfinite(factor) and factor > 0):
         what, remedy = "not a factor that latents are scaled by", "SD v1's is 0.18215"
         raise CheckpointError(
             what, file=checkpoint.config_file("vae"), key="scaling_factor", found=factor, remedy=remedy
         )
     make_scheduler(checkpoint)
-    check_vocabulary(checkpoint.part("tokenizer"))
+    for name in checkpoint.pipeline.tokenizers:
+        check_vocabulary(checkpoint.part(name))
 
 
 def check_calls(checkpoint: Checkpoint) -> None:
@@ -57,21 +64,26 @@ def check_calls(checkpoint: Checkpoint) -> None:
     import torch
 
     tokens = torch.zeros(1, 2, dtype=torch.int64, device="meta")
-    for name in COMPONENTS:
+    for name in checkpoint.pipeline.components:
         config = checkpoint.config(name)
         try:
+            model = component_skeleton(name, config)
             with torch.inference_mode():
                 if name == "unet":
-                    unet_skeleton(known_keys(config))(**unet_inputs(known_keys(config)))
+                    model(**unet_inputs(known_keys(config)))
                 elif name == "vae":
-                    model = vae_skeleton(config).eval()
                     model.decode(torch.empty(1, model.config.latent_channels, 8, 8, device="meta"))
                 else:
-                    text_encoder_skeleton(config).eval()(input_ids=tokens)
+                    model(input_ids=tokens)
         except Exception as error:  # a wrong value fails wherever it is used first
             why = error.found if isinstance(error, CardError) else first_line(error)
             file = checkpoint.config_file(name)
             raise incomplete(f"a {name} that cannot be called", file, found=why) from error
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    numbers = isinstance(values, list) and all(isinstance(each, int | float) for each in values)
+    return numbers and len(values) == count and all(map(math.isfinite, values))
 
 
 def make_scheduler(checkpoint: Checkpoint) -> Any:

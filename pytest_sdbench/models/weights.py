@@ -19,10 +19,12 @@ from pytest_sdbench.base.files import is_pointer, json_mapping, read_bounded
 if TYPE_CHECKING:
     import torch
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+"""Components that transformers loads; the others are diffusers'."""
 STEMS = {
     "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-    "text_encoder": ("model", "pytorch_model"),
+    **dict.fromkeys(TEXT_ENCODERS, ("model", "pytorch_model")),
 }
 """File stem of each component's weights: as safetensors, as .bin."""
 
@@ -90,18 +92,18 @@ def candidates(component: str) -> Iterator[Candidate]:
             safe = suffix == "safetensors"
             single = Candidate(f"{stem}{dotted}.{suffix}", variant, safe, None)
             indices = [f"{stem}.{suffix}.index{dotted}.json"]
-            if variant and component != "text_encoder":
+            if variant and component not in TEXT_ENCODERS:
                 indices.append(f"{stem}.{suffix}{dotted}.index.json")  # as diffusers wrote it until 0.30
             # The variant stands before the number of a shard or, in older files, after it.
             part, end, number = re.escape(dotted), re.escape(f".{suffix}"), r"-\d+-of-\d+"
             shards = re.compile(f"{re.escape(stem)}({part}{number}|{number}{part}){end}")
             sharded = [Candidate(name, variant, safe, shards) for name in indices]
             # transformers looks for a single file first, diffusers for shards.
-            yield from [single, *sharded] if component == "text_encoder" else [*sharded, single]
+            yield from [single, *sharded] if component in TEXT_ENCODERS else [*sharded, single]
 
 
 def find_weights(folder: Path, component: str) -> Weights:
-    """Return the weight files of ``component`` (``unet``, ``vae``, ``text_encoder``) in its ``folder``.
+    """Return the weight files of ``component`` (``unet``, ``vae``, ``text_encoder``, ...) in its ``folder``.
 
     Those are what ``from_pretrained`` loads: full precision before the fp16 variant, safetensors before
     ``.bin``. Raise ``CheckpointError`` where there are none, or where a shard is missing.

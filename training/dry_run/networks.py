@@ -133,6 +133,9 @@ def teacher_configs(recipe: Recipe) -> Configs:
         if name.startswith(EMBEDDED) and name.removeprefix(EMBEDDED) in recipe_names():
             return _assumed(spec)
         raise
+    from training.students.networks import check_family
+
+    check_family(checkpoint)
     return Configs(
         checkpoint.unet_config, checkpoint.config("text_encoder"), checkpoint.config("vae"), checkpoint.spec
     )

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
+from pytest_sdbench.models.layout import SD
 from pytest_sdbench.models.pipeline import load_pipeline
 
 
@@ -32,6 +34,15 @@ def load_parts(spec: str | dict[str, str], *, download: bool = False) -> Parts:
     `spec` is what a card's `sdbench.checkpoint` may be; folders are relative to where the command runs.
     """
     checkpoint = resolve(spec, near=Path.cwd(), download=download)
+    check_family(checkpoint)
     loaded = load_pipeline(checkpoint, device="cpu", dtype=torch.float32)
     tokenizer, scheduler = loaded.tokenizer, loaded.scheduler
     return Parts(loaded.unet, loaded.text_encoder, loaded.vae, tokenizer, scheduler, checkpoint)
+
+
+def check_family(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for a checkpoint that is evaluated and not trained: SDXL's."""
+    if checkpoint.pipeline is not SD:
+        what = "a checkpoint with two text encoders (SDXL), which is not trained here (yet)"
+        remedy = "Name one of SD v1 or v2, or of their students"
+        raise CheckpointError(what, file=checkpoint.folder, found=checkpoint.pipeline.name, remedy=remedy)
