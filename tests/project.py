@@ -35,10 +35,11 @@ def make_project(root: Path, checkpoint: Path, **changes: Any) -> Path:
 
 
 def make_protocol(path: Path, **changes: Any) -> Path:
-    """Write a protocol for random weights: a few images of two steps, and margins that suit so few."""
+    """Write a protocol for random weights: a few images of two steps, and the metrics that suit so few."""
     yaml = YAML(typ="safe", pure=True)
     content = yaml.load((reference() / "protocols" / "scenes-quick.yaml").read_text(encoding="utf-8"))
-    content |= {"n": IMAGES, "title": "Mini", "margins": MARGINS}
+    metrics = {metric: content["metrics"][metric] for metric in MARGINS}
+    content |= {"n": IMAGES, "title": "Mini", "metrics": metrics, "margins": MARGINS}
     content["sampling"] |= {"steps": 2, "guidance": 1.0}
     content |= changes
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -52,18 +52,18 @@ def quality_cases(card: Card) -> list[Case]:
 
 
 def as_candidate(card: Card) -> Card:
-    """Return a card as a checkpoint in its place is judged: its own one is the reference of all pairs then.
+    """Return a card as a checkpoint in its place is judged, where that is compared with the card's own.
 
-    What metrics of pairs come to is claimed to be what equal pictures have, within the margin; what the card
-    records of them is of another reference.
+    That is so under protocols of pairs of which the card itself claims nothing: what such metrics come to is
+    claimed to be what equal pictures have, within the margin. What it claims of pairs stays.
     """
     pairs = {
         (name, metric): METRICS[metric]
         for name in card.judged_by
+        if not is_beside_baseline(card, name)
         for metric in load_protocol(name, search=(card.path.parent,)).metrics
         if METRICS[metric].perfect is not None
     }
-    others = [claim for claim in card.claims if (claim.gate_protocol, claim.metric) not in pairs]
     same = [
         Claim(
             metric=metric,
@@ -76,7 +76,13 @@ def as_candidate(card: Card) -> Card:
         )
         for (name, metric), known in pairs.items()
     ]
-    return replace(card, claims=(*others, *same))
+    return replace(card, claims=(*card.claims, *same))
+
+
+def is_beside_baseline(card: Card, protocol: str) -> bool:
+    """Tell whether a card claims how close its pictures come to those of its baseline under a protocol."""
+    claims = [claim for claim in card.claims if claim.gate_protocol == protocol and claim.kind != "identity"]
+    return any(METRICS[claim.metric].reads == "pair" for claim in claims)
 
 
 def other_protocol(claim: Claim, protocol: Protocol) -> str:

@@ -12,6 +12,7 @@ from pytest_sdbench.base.errors import EvidenceError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import told
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, own_names
+from pytest_sdbench.cards.cases import is_beside_baseline
 from pytest_sdbench.cards.network import network_of
 from pytest_sdbench.commands.doctor import Finding, Search
 from pytest_sdbench.commands.plan_disk import ESTIMATED, MEASURED, evidence_bytes, picture_bytes
@@ -286,7 +287,8 @@ class _Planner:
         self, card: Card, weights: Path | None, protocol: Protocol
     ) -> tuple[Evidence | None, Row | None, str]:
         """Return the evidence of what pictures are compared with, its row, and why there is none."""
-        if (found := self._search.reference(card, weights)) is None:
+        candidate = None if is_beside_baseline(card, protocol.name) else weights
+        if (found := self._search.reference(card, candidate)) is None:
             return None, None, "the card names no baseline"
         other, checkpoint, finding = found
         if checkpoint is not None and (why := _other_scheduler(checkpoint, protocol)):

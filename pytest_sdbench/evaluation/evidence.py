@@ -28,6 +28,7 @@ from pytest_sdbench.features.extractors import (
     outputs_of,
 )
 from pytest_sdbench.metrics.definition import column
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import DRAWN, Protocol
 from pytest_sdbench.protocols.sections import SequentialSeeds
@@ -54,6 +55,9 @@ class Extras:
     keep: int = 0
     """The pictures of so many images, from the first one on and in whole shards, are needed, whatever the
     workspace says."""
+    later: int = 0
+    """Of so many images others of this run will need the pictures: they are kept of what is drawn anyway,
+    where the workspace leaves that open."""
     reference: Evidence | None = None
     """Whose kept pictures paired extractors compare with."""
     original: Callable[[], Checkpoint] | None = None
@@ -249,21 +253,30 @@ def open_evidence(
     against = None if extras.reference is None else str(extras.reference.manifest["checkpoint"])
     here = replace(workspace, download=False)
     columns = column_keys(protocol, against, here) if extras.columns is None else extras.columns
-    keep, insists = kept_images(protocol, workspace.keep_images, extras.keep)
+    keep, insists = kept_images(protocol, workspace.keep_images, extras.keep, extras.later)
     key = checkpoint.fingerprint, protocol.draw_fingerprint
     return Store(workspace.store).open(*key, manifest, columns, keep=keep, insists=insists)
 
 
-def kept_images(protocol: Protocol, asked: int | str, needed: int = 0) -> tuple[int, bool]:
+def kept_images(protocol: Protocol, asked: int | str, needed: int = 0, later: int = 0) -> tuple[int, bool]:
     """Return of how many images pictures are kept, and whether those that lack are drawn for that alone.
 
-    `asked` is what a workspace says. Raises ProtocolError for an extractor that does not exist.
+    `asked` is what a workspace says; `needed` and `later` are the `keep` and `later` of extras.
     """
     if needed or asked != "auto":
         number = asked if isinstance(asked, int) else protocol.n if asked == "all" else 0
         return max(needed, number), True
-    paired = any(extractor_of(name).paired for name in protocol.extractors)
-    return max(_KEPT, protocol.n if paired else 0), False
+    return max(_KEPT, later, *compared_pictures([protocol]).values()), False
+
+
+def compared_pictures(protocols: Iterable[Protocol]) -> dict[str, int]:
+    """Return, by draw, of how many images the metrics of pairs of any protocol compare the pictures."""
+    found: dict[str, int] = {}
+    for protocol in protocols:
+        if any(METRICS[metric].reads == "pair" for metric in protocol.metrics):
+            draw = protocol.draw_fingerprint
+            found[draw] = max(protocol.n, found.get(draw, 0))
+    return found
 
 
 def on_this_device(protocol: Protocol, device: str) -> Protocol:

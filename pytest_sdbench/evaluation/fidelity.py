@@ -60,11 +60,16 @@ def draw_reference(
             checkpoint, protocol, workspace, tuning=tuning, max_images=max_images, extras=extras
         )
     except CheckpointError as error:
-        found = _told(error, f"the reference {checkpoint.spec} cannot draw what others are compared with")
         if error.key != "scheduler":
-            raise found from error
+            what = f"the reference {checkpoint.spec} cannot draw what others are compared with"
+            raise _told(error, what) from error
         # It is sound, and of another protocol: a teacher beside its consistency model.
-        raise Unavailable(found.message, key=protocol.name, found=error.found, remedy=error.remedy) from error
+        raise Unavailable(
+            "the baseline has another scheduler, and draws nothing to compare with",
+            key=protocol.name,
+            found=error.found,
+            remedy="A candidate is compared with the card's own checkpoint: --sdbench-weights CARD=FOLDER",
+        ) from error
     # Its rows may be older than its pictures, and of another set-up.
     setups = setups_of(made.evidence.picture_artists(protocol.n))
     return Reference(checkpoint.spec, checkpoint.fingerprint, setups, made.evidence)

@@ -17,7 +17,7 @@ import pytest
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, baseline_of
-from pytest_sdbench.cards.cases import Case
+from pytest_sdbench.cards.cases import Case, is_beside_baseline
 from pytest_sdbench.cards.network import (
     Network,
     baseline_checkpoint,
@@ -111,6 +111,21 @@ def sdbench_store(sdbench_session: SdbenchSession) -> Path | str:
     return sdbench_session.settings.store
 
 
+@pytest.fixture(scope="session")
+def sdbench_pictures(request: pytest.FixtureRequest) -> Mapping[str, int]:
+    """Return, by draw, of how many images the cards of this run compare the pictures one by one.
+
+    Those of a teacher are kept when its own card is the first to draw them, and drawn once.
+    """
+    from pytest_sdbench.cards.cases import judged_protocols
+    from pytest_sdbench.evaluation.evidence import compared_pictures
+
+    # A card that cannot be read is an item of another type.
+    tests = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    cards = {module.path: module.card for item in tests if (module := card_of(item)) is not None}
+    return compared_pictures(protocol for card in cards.values() for protocol in judged_protocols(card))
+
+
 @pytest.fixture(scope="module")
 def sdbench_weights(request: pytest.FixtureRequest, sdbench_session: SdbenchSession) -> Path | None:
     """Return the checkpoint that ``--sdbench-weights`` puts in the place of the card's own, or None."""
@@ -133,16 +148,16 @@ def sdbench_reference(
     sdbench_card: Card,
     sdbench_baseline: Card | None,
     sdbench_weights: Path | None,
-) -> Callable[[], Checkpoint]:
+) -> Callable[[Protocol], Checkpoint]:
     """Return a function to the checkpoint whose pictures those under test are compared with, one by one.
 
-    It is the card's own where another one stands in its place, else its baseline's. The function raises
-    Unavailable where there is none.
+    It is the card's own where another one stands in its place and the card claims nothing beside its
+    baseline, else the baseline's. The function raises Unavailable where there is none.
     """
 
-    def find() -> Checkpoint:
+    def find(protocol: Protocol) -> Checkpoint:
         download = sdbench_session.settings.download
-        if sdbench_weights is not None:
+        if sdbench_weights is not None and not is_beside_baseline(sdbench_card, protocol.name):
             return checkpoint_of(sdbench_card, download=download)
         return baseline_checkpoint(sdbench_card, sdbench_baseline, download=download)
 
@@ -225,7 +240,8 @@ def sdbench_evaluate(
 
     def once(protocol: Protocol, samples: int | None = None) -> Evaluation:
         def make() -> Evaluation:
-            find = request.getfixturevalue("sdbench_reference")
+            find = partial(request.getfixturevalue("sdbench_reference"), protocol)
+            later = request.getfixturevalue("sdbench_pictures").get(protocol.draw_fingerprint, 0)
             with sdbench_session.visible_progress() as progress:
                 found = evaluate(
                     sdbench_checkpoint,
@@ -234,7 +250,7 @@ def sdbench_evaluate(
                     samples=samples or settings.samples,
                     max_images=settings.limit(sdbench_device),
                     load=load,
-                    extras=Extras(original=find, original_store=sdbench_store),
+                    extras=Extras(later=later, original=find, original_store=sdbench_store),
                 )
             if not plain:
                 return replace(found, checkpoint_fingerprint="")

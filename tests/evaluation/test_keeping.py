@@ -95,6 +95,19 @@ def test_pictures_that_nobody_asked_for_are_drawn_by_the_way_alone(make: Make, t
     assert pictures(tmp_path) == [FIRST]
 
 
+def test_pictures_that_are_wanted_later_are_kept_and_not_drawn_for_that_alone(
+    make: Make, whole: Path, tmp_path: Path
+) -> None:
+    later = Extras(columns={}, later=100)
+    make(tmp_path / "none", 0)
+    assert make(tmp_path / "none", extras=later).images_made == 0
+    assert make(tmp_path / "off", 0, extras=later).images_made == N
+    assert pictures(tmp_path / "none") == pictures(tmp_path / "off") == []
+    assert make(tmp_path / "some", extras=later).images_made == N
+    assert pictures(tmp_path / "some") == [FIRST, SECOND]
+    assert files(tmp_path / "some").items() < files(whole).items()
+
+
 @pytest.mark.parametrize("how", ["by the option", "by what is computed"])
 def test_pictures_that_are_asked_for_are_drawn_where_all_rows_are_there(
     how: str, make: Make, whole: Path, tmp_path: Path

@@ -12,6 +12,7 @@ from pytest_sdbench.base.errors import CheckpointError, EvidenceError, SdbenchEr
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
 from pytest_sdbench.evaluation.evidence import Extras
+from pytest_sdbench.evaluation.fidelity import draw_reference
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.store.shard_folder import DamagedEvidence
@@ -114,3 +115,14 @@ def test_a_damaged_reference_costs_the_metrics_of_pairs_alone(
     assert type(found.lacking["psnr"]) is kind
     with pytest.raises(kind, match=says):
         score(PSNR, original=find)
+
+
+def test_a_baseline_with_another_scheduler_is_a_reason_to_skip(
+    pristine_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "captions.csv").write_text("file_name,text\n1.jpg,red\n", encoding="utf-8")
+    scheduler = {"name": "checkpoint", "must_be": "LCMScheduler"}
+    protocol = own_protocol(tmp_path, n=1, steps=1, metrics=PSNR, scheduler=scheduler)
+    workspace = Workspace(tmp_path / "store", tmp_path, progress=False)
+    with pytest.raises(Unavailable, match=r"another scheduler.*'PNDMScheduler'.*--sdbench-weights"):
+        draw_reference(lambda: Checkpoint("tiny", pristine_checkpoint), protocol, workspace)

@@ -18,6 +18,8 @@ from pytest_sdbench.base.errors import CheckpointError, SdbenchError, Unavailabl
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.cards.cases import as_candidate, is_beside_baseline, quality_cases
+from pytest_sdbench.evaluation import evidence
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.fidelity import Reference
 from pytest_sdbench.features.extractors import open_extractors
@@ -41,7 +43,8 @@ from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 from tests.gate.helpers import evaluation, report
-from tests.project import make_card, make_project, make_protocol
+from tests.project import IMAGES, make_card, make_project, make_protocol
+from tests.project import MARGINS as MINI
 
 PAIRS = {"psnr": {"extractor": "psnr"}, "lost": {"extractor": "ssim", "below": 0.9}}
 MARGINS = {"psnr": 65, "lost": 0.07}
@@ -103,15 +106,24 @@ def record(metric: str, value: float, protocol: Protocol, **more: Any) -> dict[s
 def test_a_candidate_is_claimed_to_draw_the_pictures_of_its_reference(
     protocol: Protocol, tmp_path: Path, psnr: float, lost: int, changes: Any, outcomes: str, says: str
 ) -> None:
-    from pytest_sdbench.cards.cases import as_candidate, quality_cases
-
-    recorded = [record("psnr", 99.0, protocol)]
-    card = read_card(make_card(tmp_path / "card.md", claims={}, protocol="pairs", records=recorded))
+    card = read_card(make_card(tmp_path / "card.md", claims={}, protocol="pairs"))
     ids = sorted(case.id for case in quality_cases(as_candidate(card)))
     assert ids == ["pairs-lost", "pairs-psnr"]
     found = judge(as_candidate(card), protocol, lambda n: pairs(protocol, psnr, lost, **changes))
     assert " ".join(str(found[each].verdict.outcome) for each in ids) == outcomes
     assert says in found["pairs-psnr"].verdict.reason
+
+
+def test_a_candidate_is_held_to_what_its_card_claims_beside_the_baseline(
+    protocol: Protocol, tmp_path: Path
+) -> None:
+    """A student that is trained anew draws other pictures, and keeps as much of its teacher's."""
+    recorded = [record("psnr", 30.0, protocol)]
+    path = make_card(tmp_path / "card.md", claims={}, protocol="pairs", records=recorded)
+    card = as_candidate(read_card(path))
+    assert is_beside_baseline(card, "pairs")
+    assert {claim.value for claim in card.claims} == {30.0}
+    assert [case.id for case in quality_cases(card)] == ["pairs-psnr-recorded", "pairs-lost"]
 
 
 @pytest.mark.parametrize(
@@ -424,6 +436,32 @@ def test_a_student_is_compared_with_its_baseline(
     pytester.runpytest(*command, *store)
     verdicts = [row["reason"] for row in report(pytester)["results"]]
     assert all("the record compares with the checkpoint 0123456789abcdef" in each for each in verdicts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["a-student", "student"])
+def test_pictures_are_drawn_once_whether_a_student_comes_before_its_teacher_or_after(
+    student: str, pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The protocols of one draw share them: distances from real images, and pairs with the teacher's."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    make_project(pytester.path, pristine_checkpoint, claims={})
+    cards, plain, drawn = pytester.path / "cards", evidence.make, []
+    make_protocol(cards / "protocols" / "pairs.yaml", metrics=PAIRS, margins=MARGINS)
+    shutil.copytree(cards / "mini-sd", cards / "own", ignore=shutil.ignore_patterns("unet"))
+    quantised(cards / "mini-sd" / "unet", cards / "own" / "unet", 4)
+    both = {"checkpoint": "./own", "protocols": ["mini", "pairs"]}
+    make_card(cards / f"{student}.md", claims={}, baseline="mini", **both)
+
+    def counted(of: Any, *rest: Any, **words: Any) -> int:
+        drawn.append((of.manifest["checkpoint"], plain(of, *rest, **words)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(evidence, "make", counted)
+    run = pytester.runpytest("--sdbench", "cards", "-m", "quality", "--sdbench-store", cards / "store")
+    run.assert_outcomes(skipped=len(MINI) * 2 + len(PAIRS))
+    assert [count for _, count in drawn] == [IMAGES, IMAGES]
+    assert len(dict(drawn)) == 2
 
 
 @pytest.mark.slow
