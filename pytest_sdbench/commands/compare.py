@@ -15,12 +15,16 @@ from pytest_sdbench.cards.card import is_card, read_card
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.shared import find_card_of, first_images, share, show, write_figures
 from pytest_sdbench.evaluation.evaluate import CUT, evaluate
+from pytest_sdbench.evaluation.evidence import Extras, NothingToMeasure
+from pytest_sdbench.evaluation.fidelity import pairs_of
+from pytest_sdbench.gate.binomial import lower_bound, repeats_of, trials_of, upper_bound
+from pytest_sdbench.gate.fidelity import other_setups
 from pytest_sdbench.gate.pairing import evidence_path, read_recorded
 from pytest_sdbench.metrics.definition import Metric
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, difference
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.registry import METRICS
-from pytest_sdbench.metrics.standard_error import groups_of
+from pytest_sdbench.metrics.standard_error import Groups, groups_of
 from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.integrity import verify
@@ -36,7 +40,7 @@ from pytest_sdbench.report.cells import plain_table
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     what = "a card (name or file), a folder in diffusers layout, or embedded:NAME"
-    command.add_argument("first", metavar="A", help=what)
+    command.add_argument("first", metavar="A", help=f"{what}; fidelity compares pictures with those of A")
     command.add_argument(
         "second", metavar="B", help=f"{what}; a U-Net's folder alone is joined to the base of the other"
     )
@@ -69,7 +73,9 @@ class Comparison:
     protocol: Protocol
     estimates: tuple[Estimates, Estimates]
     differences: Mapping[str, Difference | None]
-    """By metric: first less second."""
+    """By metric: first less second. None of pairs, which are of both together."""
+    intervals: Mapping[str, tuple[float, float]]
+    """By metric of pairs, of the second's pictures beside the first's; without one whose error is unknown."""
     prompts: int
     """Different ones."""
     notes: tuple[str, ...]
@@ -81,13 +87,18 @@ class _Side:
     checkpoint: Checkpoint
     recorded: Path | None
 
+    def find(self) -> Checkpoint:
+        """Return the checkpoint, as a reference of others is found."""
+        return self.checkpoint
+
 
 def compare(
     first: str, second: str, protocol_name: str, workspace: Workspace, *, images: int | None = None
 ) -> Comparison:
     """Score two checkpoints on the same prompts and seeds and return their difference, image by image.
 
-    A card whose images are recorded for the protocol is not drawn again. Each checkpoint is a card (its name
+    Metrics of pairs are scores of the second, whose reference is the first. A card whose images are recorded
+    for the protocol is not drawn again, unless pairs need its pictures. Each checkpoint is a card (its name
     or its file), a folder, or a name such as ``embedded:scenes-small``; a U-Net alone, a LoRA and a single
     file stand on the other one. Raises SdbenchError as `evaluate` and `resolve`.
     """
@@ -102,34 +113,71 @@ def compare(
         left = _side(first, protocol, None, workspace.download)
         right = _side(second, protocol, left, workspace.download)
     prompts = load_prompts(protocol, workspace.data_root)[: protocol.n]
-    (ours, notes), (theirs, more) = (_scored(side, protocol, workspace, prompts) for side in (left, right))
-    groups = groups_of(prompts)
-    differences: dict[str, Difference | None] = dict.fromkeys(protocol.metrics)
-    for metric in protocol.metrics:
+    # The second first: the first one's pictures are drawn for it, and its own scores come of them.
+    theirs, more = _scored(right, protocol, workspace, prompts, beside=left)
+    alone, groups = protocol.without(pairs_of(protocol)), groups_of(prompts)
+    ours, notes = _alone(left, alone, workspace, prompts, needed=alone.metrics == protocol.metrics)
+    differences: dict[str, Difference | None] = dict.fromkeys(alone.metrics)
+    for metric in alone.metrics:
         a, b = ours.get(metric), theirs.get(metric)
         if isinstance(a, Estimate) and isinstance(b, Estimate):
             differences[metric] = difference(a, b, groups=groups)
-    names, notes = (left.name, right.name), list(dict.fromkeys([*notes, *more]))
+    names, told = (left.name, right.name), list(dict.fromkeys([*notes, *more]))
     if left.checkpoint.fingerprint != right.checkpoint.fingerprint:
         differ = changes(left.checkpoint, right.checkpoint, whose=f"in {right.name}")
-        notes += [f"{left.name}: {each}" for each in differ]
-    return Comparison(names, protocol, (ours, theirs), differences, len(set(prompts)), tuple(notes))
+        told += [f"{left.name}: {each}" for each in differ]
+    found = {metric: _interval(theirs.get(metric), groups) for metric in pairs_of(protocol)}
+    known = {metric: interval for metric, interval in found.items() if interval is not None}
+    return Comparison(names, protocol, (ours, theirs), differences, known, len(set(prompts)), tuple(told))
+
+
+def _interval(score: Estimate | Undefined | None, groups: Groups | None) -> tuple[float, float] | None:
+    """Return the interval of a score of pairs, a share's by Clopper and Pearson; None where that is open."""
+    if not isinstance(score, Estimate):
+        return None
+    if METRICS[score.metric].share:
+        trials, repeats, level = trials_of(score.n, groups), repeats_of(groups), (1 - LEVEL) / 2
+        count = score.value * trials
+        return lower_bound(count, trials, level, repeats), upper_bound(count, trials, level, repeats)
+    if score.standard_error is None:
+        return None
+    reach = NormalDist().inv_cdf(0.5 + LEVEL / 2) * score.standard_error
+    return score.value - reach, score.value + reach
 
 
 def _scored(
-    side: _Side, protocol: Protocol, workspace: Workspace, prompts: Sequence[str]
+    side: _Side,
+    protocol: Protocol,
+    workspace: Workspace,
+    prompts: Sequence[str],
+    beside: _Side | None = None,
 ) -> tuple[Estimates, list[str]]:
     """Return the estimates of a checkpoint, from its recorded images where there are some, and notes."""
-    recorded = _recorded(side, protocol)
+    recorded = _recorded(side, protocol, beside)
     if recorded is not None:
         tokenizers = [load_tokenizer(side.checkpoint, name) for name in side.checkpoint.pipeline.tokenizers]
         cut = sum(cut_prompts(tokenizers, prompts))
         notes = ["recorded images, none drawn", *([CUT.format(cut)] if cut else [])]
         return recorded, [f"{side.name}: {note}" for note in notes]
-    evaluation = evaluate(side.checkpoint, protocol, workspace)
-    notes = [f"{side.name}: {note}" for note in evaluation.notes]
+    extras = Extras(original=None if beside is None else beside.find)
+    evaluation = evaluate(side.checkpoint, protocol, workspace, extras=extras)
+    notes = [f"{side.name}: {note}" for note in (*evaluation.notes, *other_setups(evaluation))]
     notes += [f"{metric}: {reason}" for metric, reason in evaluation.lacking.items()]
     return evaluation.estimates, notes
+
+
+def _alone(
+    side: _Side, protocol: Protocol, workspace: Workspace, prompts: Sequence[str], *, needed: bool
+) -> tuple[Estimates, list[str]]:
+    """Return as `_scored`; nothing where the protocol has no metric, or none here and pairs are left."""
+    if not protocol.metrics:
+        return {}, []
+    try:
+        return _scored(side, protocol, workspace, prompts)
+    except NothingToMeasure:
+        if needed:
+            raise
+        return {}, []  # it lacks of the other side, too, and is told there
 
 
 def comparison_table(found: Comparison) -> str:
@@ -162,11 +210,28 @@ def comparison_table(found: Comparison) -> str:
         scores = [f"{side.value:{digits}}" for side in (first, second)]
         rows.append([f"{known.label} {known.arrow}", *scores, less, interval, gain, call])
     heading = ["", *found.names, "difference", f"{LEVEL:.0%} interval", "pairing", ""]
-    return "\n".join([plain_table(heading, rows, "lrrrrrl"), "", *lines, *found.notes])
+    tables = [plain_table(heading, rows, "lrrrrrl"), ""] if rows else []
+    return "\n".join([*tables, *_pairs_table(found), *lines, *found.notes])
+
+
+def _pairs_table(found: Comparison) -> list[str]:
+    """Return a table of the scores of pairs and an empty line; nothing where there is none."""
+    rows = []
+    for metric in pairs_of(found.protocol):
+        known, score = METRICS[metric], found.estimates[1].get(metric)
+        if not isinstance(score, Estimate):
+            continue  # a note says why
+        digits, error = f".{known.recorded_decimals}f", score.standard_error
+        value = f"{score.value:{digits}}" + ("" if error is None else f" ± {error:{digits}}")
+        interval = found.intervals.get(metric)
+        reach = "" if interval is None else f"{interval[0]:{digits}} to {interval[1]:{digits}}"
+        rows.append([f"{known.label} {known.arrow}", value, reach, f"{known.perfect or 0:g}"])
+    heading = [f"{found.names[1]} beside {found.names[0]}", "", f"{LEVEL:.0%} interval", "equal pictures"]
+    return [plain_table(heading, rows, "lrrr"), ""] if rows else []
 
 
 def figures(found: Comparison) -> dict[str, Any]:
-    """Return a comparison as plain data."""
+    """Return a comparison as plain data; the scores of pairs are the second's, beside the first."""
     return {
         "first": found.names[0],
         "second": found.names[1],
@@ -182,6 +247,15 @@ def figures(found: Comparison) -> dict[str, Any]:
             }
             for metric, each in found.differences.items()
             if each is not None
+        },
+        "pairs": {
+            metric: {
+                "value": each.value,
+                "standard_error": each.standard_error,
+                "interval": found.intervals.get(metric),
+            }
+            for metric in pairs_of(found.protocol)
+            if isinstance(each := found.estimates[1].get(metric), Estimate)
         },
     }
 
@@ -229,15 +303,19 @@ def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) ->
     return _Side(text, checkpoint, None)
 
 
-def _recorded(side: _Side, protocol: Protocol) -> Estimates | None:
-    """Return the recorded estimates of a card, where they are of these weights, protocol and images."""
+def _recorded(side: _Side, protocol: Protocol, beside: _Side | None) -> Estimates | None:
+    """Return the recorded estimates of a card, where they are of these weights, protocol and images.
+
+    Those of pairs are beside the card's own baseline: where the protocol has some, that must be the other.
+    """
     found = read_recorded(side.recorded) if side.recorded is not None else None
     if found is None or found.checkpoint_fingerprint != side.checkpoint.fingerprint:
         return None
     whole = load_protocol(protocol.path)
-    # Pairs are those beside the card's own baseline.
-    looks = found.looks.get(protocol.n, {})
-    recorded = {metric: each for metric, each in looks.items() if METRICS[metric].reads != "pair"}
+    recorded, pairs = found.looks.get(protocol.n, {}), set(pairs_of(protocol))
+    fits = beside is not None and found.reference_fingerprint == beside.checkpoint.fingerprint
+    if pairs and not (fits and pairs <= set(recorded)):
+        return None
     if found.protocol_fingerprint == whole.fingerprint:
         return recorded or None
     # Of before the protocol gained a metric: it will do where it has all that can be had of one checkpoint.

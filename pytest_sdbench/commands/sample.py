@@ -115,7 +115,9 @@ def sample_card(
 
     Raises Unavailable, CheckpointError, DataError and EvidenceError, as an evaluation does.
     """
-    from pytest_sdbench.evaluation.evidence import make_evidence
+    from pytest_sdbench.evaluation.evidence import Extras, make_evidence
+    from pytest_sdbench.evaluation.fidelity import pairs_of
+    from pytest_sdbench.metrics.registry import METRICS
 
     world = world or World()
     protocols = protocols_of(card, names)
@@ -124,9 +126,16 @@ def sample_card(
     lines = []
     for protocol in protocols:
         wanted = protocol if images is None else protocol.with_samples(min(images, protocol.n))
-        made = make_evidence(checkpoint, wanted, workspace, tuning=tuning, start_at=start_at)
+        pairs = pairs_of(protocol)
+        # What compares pictures later needs all of them.
+        extras = Extras(keep=wanted.n if pairs else 0)
+        made = make_evidence(checkpoint, wanted, workspace, tuning=tuning, start_at=start_at, extras=extras)
         counts = f"{wanted.n:,} images in the store, {made.images_made:,} made here"
         lines.append(f"{card.name}: {protocol.name}: {counts}")
+        if pairs:
+            labels = ", ".join(METRICS[metric].label for metric in pairs)
+            told = f"{labels} are told when the card is judged, and need the reference's pictures, too"
+            lines.append(f"{card.name}: {protocol.name}: {told}: sample its card under this protocol")
     return lines
 
 

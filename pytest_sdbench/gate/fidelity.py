@@ -150,7 +150,12 @@ def pair_notes(claim: Claim, score: Score, evaluation: Evaluation, share: float)
             yield f"of {score.n:,} none lost is too many: more images are needed"
         else:
             yield f"at most {most:,} of {score.n:,} lost pass"
-    if _setups_differ(evaluation):
+    yield from other_setups(evaluation)
+
+
+def other_setups(evaluation: Evaluation) -> Iterator[str]:
+    """Yield that the pictures and the reference's were drawn on different set-ups, where they were."""
+    if (reference := evaluation.reference) is not None and _setups_differ(evaluation):
         places = "; ".join(sorted(", ".join(each) for each in reference.setups | evaluation.setups))
         yield f"the two were drawn on different set-ups: {places}"
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import tarfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy import stats
 
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
@@ -21,7 +27,7 @@ from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models import specs
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
-from tests.project import IMAGES, make_card, make_project
+from tests.project import IMAGES, make_card, make_project, make_protocol
 
 METRICS = {"fid": "FID", "kid": "KID", "inception_score": "IS", "clip_score": "CLIP score"}
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -180,6 +186,52 @@ def test_fewer_images_are_the_first_ones(compare: Compare, cards: Path, store: P
     assert found["metrics"]["fid"]["standard_error"] is None
     (line,) = [line for line in found["text"].splitlines() if line.startswith("FID")]
     assert line.rstrip().endswith("cannot tell: its error is unknown")
+
+
+def pictures(file: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the kept pictures of a draw."""
+    with tarfile.open(file) as tar:
+        names = sorted(name for name in tar.getnames() if name.endswith(".png"))
+        found = [tar.extractfile(name) for name in names]
+        return np.stack([np.array(Image.open(BytesIO(each.read()))) for each in found if each]) * 1.0
+
+
+@pytest.mark.slow
+def test_pictures_of_the_second_are_compared_with_those_of_the_first(
+    compare: Compare, cards: Path, tmp_path: Path
+) -> None:
+    metrics = {
+        "clip_score": {"model": "local:scenes-clip"},
+        "psnr": {"extractor": "psnr"},
+        "lost": {"extractor": "psnr", "below": 45.0},
+    }
+    make_protocol(cards / "protocols" / "pairs.yaml", n=30, metrics=metrics, margins={})
+    make_card(cards / "noisy.md", claims={}, checkpoint="./noisy-sd", baseline="mini")
+    words = "--protocol", "pairs", "--store", str(tmp_path / "pairs")
+    found = compare("mini", "noisy", *words)
+    one, other = (pictures(file) for file in (tmp_path / "pairs").glob("*/pictures-*.tar"))
+    each = 10 * np.log10(255**2 / np.square(one - other).mean((1, 2, 3)))
+    mean, error = np.mean(each), np.std(each, ddof=1) / math.sqrt(30)
+    psnr, lost = found["pairs"]["psnr"], found["pairs"]["lost"]
+    assert psnr["value"] == pytest.approx(mean, abs=1e-4)
+    assert psnr["standard_error"] == pytest.approx(error, rel=1e-3)
+    assert psnr["interval"] == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], rel=1e-3)
+    count = int(np.sum(each < 45))
+    interval = stats.binomtest(count, 30).proportion_ci(0.95, "exact")
+    assert lost["interval"] == pytest.approx([interval.low, interval.high], abs=1e-6)
+    assert set(found["metrics"]) == {"clip_score"}
+    assert "noisy beside mini" in found["text"]
+    # Each is the other's reference: all that is symmetric stays.
+    assert compare("noisy", "mini", *words)["pairs"]["psnr"]["value"] == pytest.approx(mean, abs=1e-4)
+    # A card's recorded pairs are those beside its baseline, and nothing is drawn for them.
+    for name in ("mini", "noisy"):
+        assert record_evidence(read_card(cards / f"{name}.md"), "pairs", Workspace(tmp_path / "pairs"))
+    again = compare("mini", "noisy", "--protocol", "pairs", "--store", str(tmp_path / "empty"))
+    assert not (tmp_path / "empty").exists()
+    assert again["pairs"]["psnr"]["value"] == pytest.approx(psnr["value"])
+    turned = compare("noisy", "mini", "--protocol", "pairs", "--store", str(tmp_path / "other"))
+    assert turned["pairs"]["psnr"]["value"] == pytest.approx(mean, abs=1e-4)
+    assert len([*(tmp_path / "other").glob("*/pictures-*.tar")]) == 2
 
 
 @pytest.mark.parametrize("images", ["1", "0", "-3", str(IMAGES + 1)])

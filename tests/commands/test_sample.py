@@ -272,3 +272,18 @@ def test_images_are_made_to_renew_a_record_of_what_the_protocol_once_was(card: P
     record["protocol_fingerprint"] = "0123456789abcdef"
     named = read_card(make_card(card.parent / "old.md", claims={}, protocols=[], records=[record]))
     assert [protocol.name for protocol in protocols_of(named)] == ["mini"]
+
+
+@pytest.mark.slow
+def test_pictures_that_others_are_compared_with_are_made_where_nothing_else_is_asked_for(
+    tmp_path: Path, pristine_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cards = make_project(tmp_path, pristine_checkpoint, claims={}).parent
+    metrics = {"psnr": {"extractor": "psnr"}}
+    make_protocol(cards / "protocols" / "pairs.yaml", n=3, metrics=metrics, margins={})
+    store = tmp_path / "store"
+    assert main(["sample", str(cards), "--protocol", "pairs", "--store", str(store)]) == 0
+    assert [*store.glob("*/pictures-00000000-00000003.tar")]
+    told = capsys.readouterr().out
+    assert "3 images in the store, 3 made here" in told
+    assert "PSNR are told when the card is judged, and need the reference's pictures, too" in told
