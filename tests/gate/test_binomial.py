@@ -99,6 +99,31 @@ def test_a_share_that_rose_by_the_margin_is_called_wrongly_no_more_often_than_sa
             assert chances[at_least <= level].sum() <= level
 
 
+@pytest.mark.parametrize(
+    ("changed", "measured", "margin", "images"),
+    [
+        # Where nothing changed: log 0.05 / log(1 - 0.02) = 148 trials. Else z^2 variance / gap^2.
+        ((0, 0), 0.05, 0.02, 150),
+        ((3, 3), 0.05, 0.03, 190),
+        ((3, 0), 0.08, 0.01, 200),
+    ],
+)
+def test_how_many_images_would_tell_of_a_paired_share(
+    changed: tuple[int, int], measured: float, margin: float, images: int
+) -> None:
+    score = Score("Lost", 0.05, measured, margin, False, 4, None, n=100, trials=100, changed=changed)
+    verdict = judge_score(score)
+    assert verdict.outcome == "inconclusive"
+    assert f"about {images} images would" in verdict.reason
+    rise = measured - 0.05
+    assert verdict.figures["at_most"] == pytest.approx(most_rise(*changed, 100, 0.05))
+    assert verdict.figures["at_least"] == pytest.approx(-most_rise(*changed[::-1], 100, 0.05))
+    # A claim that is rounded moves all of it, and the limit stays.
+    rounded = judge_score(replace(score, claimed=0.06))
+    assert rounded.figures["at_most"] == pytest.approx(verdict.figures["at_most"] - 0.01)
+    assert rounded.figures["worse_by"] == pytest.approx(rise - 0.01)
+
+
 def test_a_prompt_that_repeats_counts_once() -> None:
     assert trials_of(12, None) == 12
     assert trials_of(12, np.repeat(np.arange(4), 3)) == pytest.approx(4)
