@@ -23,7 +23,8 @@ from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 SHIPPED = {
     **{"coco30k-bksdm": 30000, "coco5k": 5000, "scenes-30k": 30000, "scenes-5k": 5000},
-    **{"scenes-lcm4-5k": 5000, "scenes-lcm4-fidelity": 1000, "scenes-lcm4-quick": 512},
+    **{"scenes-fidelity": 512, "scenes-lcm4-5k": 5000, "scenes-lcm4-fidelity": 1000},
+    **{"scenes-lcm4-quick": 512},
     **{"scenes-portrait-5k": 5000, "scenes-portrait-quick": 512, "scenes-quick": 512},
 }
 

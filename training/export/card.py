@@ -117,8 +117,11 @@ def protocols_of(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
     if scheduler != "PNDMScheduler":
         return []
     layouts = getattr(recipe.data, "layouts", None)
-    family = "scenes-portrait" if layouts == ("one",) else "scenes"
-    return [f"{family}-quick", f"{family}-5k"]
+    if layouts == ("one",):
+        return ["scenes-portrait-quick", "scenes-portrait-5k"]
+    # What it keeps of its teacher's pictures; of other prompts it is to draw others.
+    beside = ["scenes-fidelity"] if teacher_card(recipe) is not None else []
+    return ["scenes-quick", *beside, "scenes-5k"]
 
 
 def _lender(recipe: Recipe, near: Path) -> str:

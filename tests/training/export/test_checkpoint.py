@@ -253,7 +253,7 @@ def test_use_restrictions_pass_to_the_derivative(tiny_checkpoint: Path, tmp_path
 @pytest.mark.parametrize(
     ("scheduler", "layouts", "protocols"),
     [
-        ("PNDMScheduler", None, ("scenes-quick", "scenes-5k")),
+        ("PNDMScheduler", None, ("scenes-quick", "scenes-fidelity", "scenes-5k")),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
