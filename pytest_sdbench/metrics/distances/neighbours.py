@@ -15,7 +15,7 @@ over images. Recall and coverage depend on the number of images: they stand for 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -165,51 +165,33 @@ PRECISION = Metric(
     often_multiplied_by=100,
 )
 
-RECALL = Metric(
+RECALL = replace(
+    PRECISION,
     name="recall",
     label="Recall",
-    decimals=3,
-    recorded_decimals=5,
-    higher_is_better=True,
     estimate=recall,
-    output="features",
-    reference="features",
-    options=Three,
     aliases=("improved_recall", "prdc_recall", "kynkaanniemi_recall"),
-    minimum=0.0,
-    maximum=1.0,
     scale="the recall is a share between 0 and 1, not a percentage",
-    often_multiplied_by=100,
 )
 
-DENSITY = Metric(
-    name="density",
-    label="Density",
-    decimals=3,
-    recorded_decimals=5,
-    higher_is_better=True,
-    estimate=density,
-    output="features",
-    reference="features",
-    options=Five,
-    aliases=("prdc_density",),
-    minimum=0.0,
-    scale="the density is about 1 where images and real ones agree, not a percentage, and may be above 1",
-)
-
-COVERAGE = Metric(
+COVERAGE = replace(
+    PRECISION,
     name="coverage",
     label="Coverage",
-    decimals=3,
-    recorded_decimals=5,
-    higher_is_better=True,
     estimate=coverage,
-    output="features",
-    reference="features",
     options=Five,
     aliases=("prdc_coverage",),
-    minimum=0.0,
-    maximum=1.0,
     scale="the coverage is a share between 0 and 1, not a percentage",
-    often_multiplied_by=100,
+)
+
+DENSITY = replace(
+    PRECISION,
+    name="density",
+    label="Density",
+    estimate=density,
+    options=Five,
+    aliases=("prdc_density",),
+    maximum=None,
+    often_multiplied_by=None,
+    scale="the density is about 1 where images and real ones agree, not a percentage, and may be above 1",
 )
