@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 LARGEST = 1 << 28
 """Bytes of a file of scores: a million lines have a tenth of that."""
+_LARGEST_VALUE = float(np.finfo(np.float32).max)
+"""Columns are of 32 bits."""
+_FINITE = (
+    f"Give each image a number, of {_LARGEST_VALUE:.1g} at most, or take the first images alone: --images N"
+)
 PROMPT_KEYS = ("prompt", "text", "caption")
 _FORM = "Write JSON lines or CSV: `value`, and `index` (from 0) or `prompt`, with `seed` where prompts repeat"
 
@@ -82,12 +87,14 @@ def run(options: argparse.Namespace) -> int:
     prompts = load_prompts(protocol, options.data)
     column = metric.column(protocol.metrics[metric.name].extractor)
     found = by_image(options.scores, values, prompts, _seeds(evidence, protocol.n))
-    if not evidence.missing(protocol.n):
-        known = np.concatenate([rows[column] for rows in evidence.rows(protocol.n)])
-        if (count := int((known != found).sum())) and not options.replace:
-            message = f"{count:,} other values of {metric.label} were imported before"
-            raise DataError(message, file=options.scores, remedy="To take these in their place: --replace")
+    known = not options.replace and not evidence.missing(protocol.n)
+    if known and (count := _unlike(evidence, column, found)):
+        message = f"{count:,} other values of {metric.label} were imported before"
+        raise DataError(message, file=options.scores, remedy="To take these in their place: --replace")
     _keep(evidence, column, found)
+    if evidence.missing(protocol.n) or _unlike(evidence, column, found):
+        message, remedy = "other values were imported at the same time", "Run again, with --replace"
+        raise DataError(message, file=options.scores, remedy=remedy)
     show(f"{card.name}: {protocol.name}: {metric.label} of {protocol.n:,} images, mean {found.mean():.6g}")
     return 0
 
@@ -122,6 +129,12 @@ def _seeds(evidence: Evidence, n: int) -> list[int]:
     return seeds
 
 
+def _unlike(evidence: Evidence, column: str, values: npt.NDArray[np.float32]) -> int:
+    """Return for how many images other values are kept."""
+    known = np.concatenate([rows[column] for rows in evidence.rows(len(values))])
+    return int((known != values).sum())
+
+
 def _keep(evidence: Evidence, column: str, values: npt.NDArray[np.float32]) -> None:
     """Write the values of images, after all that were imported before: old and new ones do not mix."""
     for name in evidence.storage.files():
@@ -145,7 +158,8 @@ def read_values(path: Path, metric: Metric) -> Iterator[Value]:
     try:
         content = read_bounded(path, LARGEST)
     except OSError as error:
-        raise DataError(f"the scores cannot be read: {error}", file=path, remedy=_FORM) from None
+        message = f"the scores cannot be read: {error.strerror or error}"
+        raise DataError(message, file=path, remedy=_FORM) from None
     read = _json_lines if path.suffix in (".jsonl", ".ndjson", ".json") else _csv
     for where, row in read(path, content):
         keys = [key for key in ("value", "score", metric.name) if row.get(key) not in (None, "")]
@@ -155,11 +169,11 @@ def read_values(path: Path, metric: Metric) -> Iterator[Value]:
         value = _number(path, f"{where}, {keys[0]}", row[keys[0]])
         low = -math.inf if metric.minimum is None else metric.minimum
         high = math.inf if metric.maximum is None else metric.maximum
-        if not math.isfinite(value) or not low <= value <= high:
+        is_finite = abs(value) <= _LARGEST_VALUE
+        if not is_finite or not low <= value <= high:
             message, found = f"not a value of {metric.label}", row[keys[0]]
-            raise DataError(
-                message, file=path, key=where, found=found, remedy=metric.scale[:1].upper() + metric.scale[1:]
-            )
+            remedy = metric.scale[:1].upper() + metric.scale[1:] if is_finite else _FINITE
+            raise DataError(message, file=path, key=where, found=found, remedy=remedy)
         told = {key: row.get(key) for key in ("index", "seed") if row.get(key) not in (None, "")}
         numbers = {key: _whole(path, f"{where}, {key}", found) for key, found in told.items()}
         prompt = next((str(row[key]) for key in PROMPT_KEYS if row.get(key) not in (None, "")), None)
@@ -188,6 +202,9 @@ def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for line, row in csv_rows(content):
             if not header:
                 header = [name.strip() for name in row]
+                if twice := [name for name in header if header.count(name) > 1]:
+                    message = "malformed CSV: two columns have one name"
+                    raise DataError(message, key=f"line {line}", found=twice[0])
             elif row and len(row) != len(header):
                 message = f"malformed CSV: not as many fields as the header has: {len(header)}"
                 raise DataError(message, key=f"line {line}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -174,5 +175,5 @@ def _by_order(images: ImageSet) -> tuple[list[int], str]:
 
 
 def plain_caption(text: str) -> str:
-    """Return a caption with single spaces, as captions are compared."""
-    return " ".join(text.split())
+    """Return a caption with single spaces, and accents in one form, as captions are compared."""
+    return " ".join(unicodedata.normalize("NFC", text).split())

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import DataError, SdbenchError
+from pytest_sdbench.commands import import_scores
 from pytest_sdbench.commands.import_scores import by_image, read_values
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.metrics.imported import imported_metric
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
+from pytest_sdbench.store.shards import Evidence
 from tests.project import make_card, make_project, make_protocol
 
 GENEVAL = imported_metric("geneval", "GenEval", higher_is_better=True, minimum=0, maximum=1)
@@ -85,6 +88,8 @@ def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: object, words: str)
     [
         ("s.csv", "index,value\n0,1\n1\n", "line 3"),
         ("s.csv", "index,value\n0,1,2\n", "line 2"),
+        ("s.csv", "index,value,value\n0,1,2\n", "line 1: .*two columns have one name .*value"),
+        ("s.jsonl", '{"index": 0, "value": NaN}', "line 1: not a value.*Give each image a number"),
         ("s.jsonl", "", "no value of 4 images"),
         ("s.jsonl", '{"index": 0, "value": 1}', "no value of 3 images, the first of them image 1"),
         ("s.jsonl", '{"index": 0, "value": 1}\n' * 2, "a second value of image 0"),
@@ -129,6 +134,18 @@ def test_a_metric_that_is_not_imported_is_told_what_can_be_done(
     assert re.search(words, capsys.readouterr().err)
 
 
+def test_a_value_that_a_column_cannot_hold_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("index,value\n0,1e39\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 2: not a value of Any \(found '1e39'\)\. Give each image"):
+        list(read_values(tmp_path / "s.csv", imported_metric("any", "Any", higher_is_better=True)))
+
+
+def test_a_prompt_is_the_same_however_its_accents_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("prompt,value\ncafe\u0301,1\n", encoding="utf-8")
+    assert by_image(path, list(read_values(path, GENEVAL)), ["caf\u00e9"], [1]).tolist() == [1]
+
+
 def test_two_protocols_declare_a_metric_alike_or_not_at_all(tmp_path: Path) -> None:
     for name in ("one", "two"):
         load_protocol(make_protocol(tmp_path / f"{name}.yaml", metrics={"geneval": DECLARED}, margins={}))
@@ -168,12 +185,25 @@ def test_imported_scores_are_judged_like_all_others(
         Path("scores.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
 
     give(*(int(i % 10 > 0) for i in range(N)))  # nine of ten images are right
+    assert main(["plan", "cards/mini.md", "--no-timing"]) == 1
     assert main(command) == 0
+    assert main(["plan", "cards/mini.md", "--no-timing"]) == 0  # nothing lacks any more
     assert judged()["geneval"].startswith("pass")
     give(*(i % 2 for i in range(N)))
     assert main(command) == 2
     assert main([*command, "--replace"]) == 0
     assert judged()["geneval"].startswith("fail")
+    keep = import_scores._keep
+
+    def beside(evidence: Evidence, column: str, values: Any) -> None:
+        """Import, while another process imports other values."""
+        keep(evidence, column, values)
+        evidence.write(0, {**(evidence.flags(range(64)) or {}), column: 1 - values[:64]})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_scores, "_keep", beside)
+        assert main([*command, "--replace"]) == 2
+    assert main([*command, "--replace"]) == 0
     # Old values of the images beyond the first ones do not stay beside the new ones.
     assert main([*command, "--replace", "--images", "69"]) == 2
     give(*(1 for _ in range(69)))
