@@ -16,11 +16,16 @@ from pytest_sdbench.cards.cases import is_beside_baseline
 from pytest_sdbench.cards.network import network_of
 from pytest_sdbench.commands.doctor import Finding, Search
 from pytest_sdbench.commands.plan_disk import ESTIMATED, MEASURED, evidence_bytes, picture_bytes
-from pytest_sdbench.commands.plan_downloads import Download, checkpoint_downloads, extractor_download
+from pytest_sdbench.commands.plan_downloads import (
+    Download,
+    checkpoint_downloads,
+    extractor_download,
+    still_needed,
+)
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.commands.shared import named_card, weights_of
 from pytest_sdbench.evaluation.evidence import Extras, kept_images, on_this_device, open_evidence
-from pytest_sdbench.evaluation.fidelity import pairs_of
+from pytest_sdbench.evaluation.fidelity import known_pairs, pairs_of
 from pytest_sdbench.features.extractors import column_widths, extractor_of
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.gap import Gap
@@ -162,7 +167,7 @@ class Plan:
     @property
     def temporary_bytes(self) -> int:
         """Disk that converted checkpoints take while a process runs."""
-        return sum({row.checkpoint: row.temporary_bytes for row in self.rows}.values())
+        return sum(size for _, size in {(row.checkpoint, row.temporary_bytes) for row in self.rows})
 
     @property
     def downloads(self) -> dict[Download, list[str]]:
@@ -278,6 +283,9 @@ class _Planner:
             drawn = on_this_device(asked, self._workspace.device)
             findings = (weighed, *self._search.protocol(card, asked))
             reference, row, why = self._reference(card, weights, drawn) if pairs_of(drawn) else _NOTHING
+            if reference is not None and checkpoint is not None:
+                compared = known_pairs(self._workspace, checkpoint, drawn, reference) is not None
+                row = None if compared else row
             own = self._row(card, drawn, checkpoint, findings, downloads, Extras(reference=reference))
             yield replace(own, unpaired=why)
             if row is not None:
@@ -319,6 +327,7 @@ class _Planner:
             if checkpoint is not None:
                 evidence = self._open(checkpoint, protocol, extras)
                 gaps = evidence.gaps(protocol.n)
+                findings = tuple(still_needed(findings, protocol, gaps))
         except Unavailable:
             evidence = None  # an extractor is not here: it is among the findings
         except EvidenceError as error:

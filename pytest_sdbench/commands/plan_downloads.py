@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.cards.card import Card
-from pytest_sdbench.features.extractors import extractor_of
+from pytest_sdbench.commands.doctor import Finding
+from pytest_sdbench.features.extractors import extractor_of, outputs_of
+from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.models.counts import parameter_count
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot
 from pytest_sdbench.models.layout import COMPONENTS, JOINED
 from pytest_sdbench.models.specs import hub_lora, split_pair
+from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.gap import Gap
 
 _WIDTH = 4
 """Bytes of a parameter: the hub client fetches full precision where a repository has it."""
@@ -66,6 +71,15 @@ def extractor_download(name: str) -> Download | None:
     download = extractor_of(name).download
     found = None if download is None else download(name)
     return None if found is None else Download("extractor", *found)
+
+
+def still_needed(findings: Iterable[Finding], protocol: Protocol, gaps: Iterable[Gap]) -> Iterator[Finding]:
+    """Yield findings without extractors that are not here, and all of whose columns are in the store."""
+    lacking, read = {name for gap in gaps for name in gap.columns}, outputs_of(protocol)
+    for each in findings:
+        columns = {column(each.name, output) for output in read.get(each.name, ())}
+        if each.need != "extractor" or each.state != "missing" or columns & lacking:
+            yield each
 
 
 def _cached(name: str, revision: str | None, component: str) -> bool:

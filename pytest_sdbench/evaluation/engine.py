@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_sdbench.base.environment import halve_to_fit, shared_threads, true_float32
-from pytest_sdbench.evaluation.measuring import references_of
+from pytest_sdbench.evaluation.measuring import Beside, references_of
 from pytest_sdbench.evaluation.tuning import (
     Tuning,
     arranged,
@@ -191,7 +191,7 @@ class _Finisher:
         self._rows: list[Rows] = []
         self._batches: list[Batch] = []
         """Those whose pictures are to be kept."""
-        self._measured: tuple[Gap, Extractors, Images | None] | None = None
+        self._measured: tuple[Gap, Extractors, Beside | None] | None = None
         self._broken = False
         self._waiting: deque[Future[None]] = deque()
         overlaps = run.setup.tuning.overlap
@@ -234,7 +234,7 @@ class _Finisher:
             run.chunk = chunk
         extractors, references = self._measuring(gap)
         part = slice(int(batch.indices[0]) - gap.images.start, int(batch.indices[-1]) + 1 - gap.images.start)
-        beside = None if references is None else references[part]
+        beside = None if references is None else references.images[part]
         rows = extractors.extract(self._through_codec(batch.images), batch.prompts, beside)
         own = {"seed": batch.seeds, "blacked_out": batch.blacked_out, "truncated": batch.truncated}
         self._rows.append({**rows, **own})
@@ -245,7 +245,7 @@ class _Finisher:
         run.add(len(latents.indices))
         self._broken = False
 
-    def _measuring(self, gap: Gap) -> tuple[Extractors, Images | None]:
+    def _measuring(self, gap: Gap) -> tuple[Extractors, Beside | None]:
         """Return the extractors that fill a gap, and what paired ones compare its pictures with."""
         if self._measured is None or self._measured[0] != gap:
             run = self._run
@@ -268,8 +268,11 @@ class _Finisher:
                 tuple(prompt for batch in batches for prompt in batch.prompts),
                 np.concatenate([batch.images for batch in batches]),
             )
-        wanted = gap.rows or gap.columns
-        self._run.evidence.write(gap.images.start, shard if wanted else {}, pictures=pictures)
+        wanted, beside = gap.rows or gap.columns, self._measuring(gap)[1]
+        drawn_with = None if beside is None else beside.drawn_with
+        if not wanted:
+            shard = {}
+        self._run.evidence.write(gap.images.start, shard, pictures=pictures, reference=drawn_with)
 
     def _through_codec(self, images: Images) -> Images:
         steps = self._run.protocol.image

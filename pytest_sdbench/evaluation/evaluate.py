@@ -29,9 +29,11 @@ from pytest_sdbench.evaluation.fidelity import (
     Reference,
     Setups,
     draw_reference,
+    known_pairs,
     no_reference,
     pairs_of,
     setups_of_pairs,
+    setups_of_references,
 )
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features.references import load_references
@@ -219,7 +221,8 @@ def evaluate(
     references = References.of(measured, workspace.data_root)
     limits: dict[str, Any] = {"tuning": tuning, "max_images": max_images}
     home = replace(workspace, store=extras.original_store or workspace.store)
-    draw = partial(draw_reference, extras.original or no_reference, measured, home, **limits)
+    known = partial(known_pairs, workspace, checkpoint, measured)
+    draw = partial(draw_reference, extras.original or no_reference, measured, home, known=known, **limits)
     make = partial(make_evidence, checkpoint, measured, workspace, load=load, **limits)
     made, reference, references = _make(make, draw, references, extras)
     references = references.without(made.lacking)
@@ -270,7 +273,9 @@ def _make(
             except (Unavailable, CheckpointError) as error:
                 lacking = error
                 break
-            return make(extras=replace(extras, reference=reference.evidence)), reference, references
+            made = make(extras=replace(extras, reference=reference.evidence))
+            said = setups_of_references(made.evidence, references.protocol)
+            return made, replace(reference, setups=said or reference.setups), references
         except PictureLoss as error:
             lacking = error
             if str(error) in lost:

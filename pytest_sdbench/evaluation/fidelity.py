@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.evidence import Extras, make_evidence
+from pytest_sdbench.evaluation.evidence import Extras, make_evidence, on_this_device, open_evidence
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.registry import METRICS
@@ -43,9 +43,11 @@ def draw_reference(
     *,
     tuning: Tuning | None = None,
     max_images: int | None = None,
+    known: Callable[[Evidence], Setups | None] = lambda reference: None,
 ) -> Reference:
     """Return the reference with the pictures of a protocol, drawing on this set-up those that are not kept.
 
+    None is drawn where `known` says with which all pairs were compared before (see `known_pairs`).
     Raises Unavailable where there is no reference, where its scheduler is not the one that the protocol asks
     for, and where more than `max_images` would have to be drawn; CheckpointError where it is damaged;
     PictureLoss where pictures were lost meanwhile.
@@ -55,6 +57,9 @@ def draw_reference(
     except CheckpointError as error:
         raise _told(error, "the reference that pictures are compared with is damaged") from error
     extras = Extras(columns={}, keep=protocol.n)
+    here = open_evidence(workspace, checkpoint, on_this_device(protocol, workspace.device), extras=extras)
+    if (setups := known(here)) is not None:
+        return Reference(checkpoint.spec, checkpoint.fingerprint, setups, here)
     try:
         made = make_evidence(
             checkpoint, protocol, workspace, tuning=tuning, max_images=max_images, extras=extras
@@ -86,11 +91,40 @@ def pairs_of(protocol: Protocol) -> tuple[str, ...]:
     return tuple(metric for metric in protocol.metrics if METRICS[metric].reads == "pair")
 
 
+def known_pairs(
+    workspace: Workspace, checkpoint: Checkpoint, protocol: Protocol, reference: Evidence
+) -> Setups | None:
+    """Return where the pictures of a reference were drawn with which all pairs were compared before.
+
+    None where some were not, or a shard of before does not say so.
+    """
+    pairs = protocol.without(set(protocol.metrics) - set(pairs_of(protocol)))
+    drawn = on_this_device(pairs, workspace.device)
+    try:
+        evidence = open_evidence(workspace, checkpoint, drawn, extras=Extras(reference=reference))
+    except Unavailable:
+        return None  # the weights of an extractor are not here, and the key of its column is not known
+    if any(gap.columns or gap.rows for gap in evidence.gaps(drawn.n)):
+        return None
+    return setups_of_references(evidence, drawn)
+
+
+def setups_of_references(evidence: Evidence, protocol: Protocol) -> Setups | None:
+    """Return where the pictures were drawn that all pairs compare with; None where a shard does not say."""
+    found = evidence.references(protocol.n, _columns_of_pairs(evidence, protocol))
+    said = [each for each in found if each is not None]
+    return setups_of(said) if said and len(said) == len(found) else None
+
+
 def setups_of_pairs(evidence: Evidence, protocol: Protocol) -> Setups:
     """Return where the pictures were drawn that metrics of pairs are of, whoever measured them."""
+    return setups_of(evidence.artists(protocol.n, _columns_of_pairs(evidence, protocol)))
+
+
+def _columns_of_pairs(evidence: Evidence, protocol: Protocol) -> set[str]:
     specs = [protocol.metrics[metric] for metric in pairs_of(protocol)]
     columns = {column(spec.extractor, METRICS[spec.metric].output) for spec in specs}
-    return setups_of(evidence.artists(protocol.n, columns & evidence.columns.keys()))
+    return columns & evidence.columns.keys()
 
 
 def setups_of(writers: Iterable[Mapping[str, Any]]) -> Setups:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from pytest_sdbench.base.environment import true_float32
 from pytest_sdbench.features.extractors import Extractors
@@ -10,6 +12,16 @@ from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.kept import not_kept
 from pytest_sdbench.store.shards import Evidence
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Pictures of a reference that others are compared with."""
+
+    images: Images
+    """After the image steps."""
+    drawn_with: Mapping[str, Any]
+    """Device and versions."""
 
 
 def measure_kept(
@@ -37,17 +49,17 @@ def measure_kept(
             pictures, artist = kept
             wanted = extractors.only(gap.columns)
             beside = references_of(reference, protocol, wanted, images)
-            rows = wanted.extract(
-                apply_image_steps(pictures.images, protocol.image), pictures.prompts, beside
-            )
-            evidence.write(images.start, {**rows, **flags}, artist=artist)
+            measured = apply_image_steps(pictures.images, protocol.image)
+            rows = wanted.extract(measured, pictures.prompts, None if beside is None else beside.images)
+            drawn_with = None if beside is None else beside.drawn_with
+            evidence.write(images.start, {**rows, **flags}, artist=artist, reference=drawn_with)
             count(len(images))
 
 
 def references_of(
     reference: Evidence | None, protocol: Protocol, extractors: Extractors, images: range
-) -> Images | None:
-    """Return what paired extractors compare pictures with, after the image steps; None where none is paired.
+) -> Beside | None:
+    """Return what paired extractors compare pictures with; None where none is paired.
 
     Raises PictureLoss where pictures of the reference are not kept, or not any more.
     """
@@ -59,4 +71,7 @@ def references_of(
     kept = reference.pictures(images)
     if kept is None:
         raise not_kept(reference.shards, images)
-    return apply_image_steps(kept[0].images, protocol.image)
+    pictures, artist = kept
+    manifest = reference.shards.manifest(artist)
+    drawn_with = {key: manifest.get(key) for key in ("device", "versions")}
+    return Beside(apply_image_steps(pictures.images, protocol.image), drawn_with)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -66,6 +66,17 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What the name of a sound shard does not say."""
+
+    stamp: Stamp | None
+    writers: tuple[str, ...]
+    """Who drew its pictures and, if that is another, who measured them."""
+    reference: Mapping[str, Any] | None = None
+    """Device and versions with which the pictures were drawn that its pairs compare with, if it says so."""
+
+
+@dataclass(frozen=True)
 class ShardFolder:
     """The shards of a folder. What was found sound is not read again for each question."""
 
@@ -76,8 +87,8 @@ class ShardFolder:
     """Copies of a remote store's shards; None where the store is as near."""
     renamed: Callable[[Rows], Rows] = lambda rows: rows
     """Gives the columns of an old store the names of today."""
-    _sound: dict[str, tuple[Stamp, tuple[str, ...]]] = field(default_factory=dict, repr=False)
-    """Stamp and writers of each shard whose checksum was right."""
+    _sound: dict[str, Known] = field(default_factory=dict, repr=False)
+    """What is known of each shard whose checksum was right."""
     _damaged: dict[str, Stamp] = field(default_factory=dict, repr=False)
     """Files that could not be set aside, in a store that is not quite ours."""
     _sets: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
@@ -141,9 +152,9 @@ class ShardFolder:
             return self.renamed(parse_rows(self.storage.read(name)))
         return self.renamed(self._parse(name, stamp)[0])
 
-    def writers(self, name: str) -> tuple[str, ...]:
-        """Return who made a sound shard: who drew its pictures and, if that is another, who measured them."""
-        return self._sound[name][1]
+    def known_of(self, name: str) -> Known:
+        """Return who made a sound shard, and what it says of its pairs."""
+        return self._sound[name]
 
     def manifest(self, writer: str) -> dict[str, Any]:
         """Return what a writer has said of itself; of one whose manifest is gone nothing is known."""
@@ -153,19 +164,19 @@ class ShardFolder:
             # Rows are sound without it; only who wrote them is not known any more.
             return {"writer": writer, "device": "unknown"}
 
-    def put(self, name: str, content: bytes, columns: frozenset[str], writers: tuple[str, ...]) -> None:
+    def put(self, name: str, content: bytes, columns: frozenset[str], known: Known) -> None:
         """Write a shard."""
         stamp = self.storage.write(name, content)
         self._sets[set_of(columns)] = columns
         if stamp is not None:
-            self._sound[name] = (stamp, writers)
+            self._sound[name] = replace(known, stamp=stamp)
             if self.mirror is not None:
                 self.mirror.put(str(self.storage.where(name)), stamp, content)
 
     def is_sound(self, name: str, listing: Listing) -> bool:
         """Return whether a shard is what its name says, to the bit; a damaged one is set aside."""
         stamp = listing.files[name]
-        if name in self._sound and self._sound[name][0] == stamp:
+        if name in self._sound and self._sound[name].stamp == stamp:
             return True
         try:
             rows, about = self._parse(name, stamp)
@@ -176,7 +187,8 @@ class ShardFolder:
             self.set_aside(name, stamp, damage)
             return False
         writer = str(about["writer"])
-        self._sound[name] = (stamp, tuple(dict.fromkeys([str(about.get("artist", writer)), writer])))
+        writers = tuple(dict.fromkeys([str(about.get("artist", writer)), writer]))
+        self._sound[name] = Known(stamp, writers, about.get("reference"))
         return True
 
     def holds(self, name: str) -> bool:

@@ -56,17 +56,26 @@ def read_shard_name(name: str) -> tuple[range, str] | None:
 
 
 def format_shard(
-    rows: Mapping[str, npt.NDArray[Any]], images: range, *, of: str, writer: str, artist: str | None = None
+    rows: Mapping[str, npt.NDArray[Any]],
+    images: range,
+    *,
+    of: str,
+    writer: str,
+    artist: str | None = None,
+    reference: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Return the bytes of a shard: of equal rows of an equal writer, the same.
 
-    `artist` is who drew the pictures, where that was another writer.
+    `artist` is who drew the pictures, where that was another writer. `reference` says where those were drawn
+    that pairs compare with: they may be gone, with all that their own folder says.
     """
     arrays = {name: np.ascontiguousarray(values) for name, values in rows.items()}
     arrays["index"] = np.array(images, np.int64)
     about = {"format": FORMAT, "of": of, "start": images.start, "stop": images.stop, "writer": writer}
     if artist not in (None, writer):
         about["artist"] = artist
+    if reference is not None:
+        about["reference"] = dict(reference)
     about["sha256"] = _checksum(arrays, about)
     # One entry: safetensors keeps metadata in an unordered map, and equal shards are to be equal files.
     return format_safetensors(arrays, {_META: json.dumps(about, sort_keys=True)})

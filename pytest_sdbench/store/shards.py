@@ -42,7 +42,7 @@ from pytest_sdbench.store.leases import BEAT, SECONDS, Leases, Work
 from pytest_sdbench.store.mirror import Mirror
 from pytest_sdbench.store.older import older_folders
 from pytest_sdbench.store.pictures import Pictures, pictures_name
-from pytest_sdbench.store.shard_folder import Listing, Look, ShardFolder, in_grid, joined
+from pytest_sdbench.store.shard_folder import Known, Listing, Look, ShardFolder, in_grid, joined
 from pytest_sdbench.store.shard_format import (
     DRAW,
     FORMAT,
@@ -182,13 +182,15 @@ class Evidence:
         *,
         pictures: Pictures | None = None,
         artist: str | None = None,
+        reference: Mapping[str, Any] | None = None,
     ) -> Path | str:
         """Write the rows of consecutive images from `start` on as one shard, and return its path or URL.
 
         `start` lies on the grid; there are at most `SHARD` rows; the first axis of every array is the image.
         The `pictures` come first, so that rows without them are never left by a kill, but where both cannot
         be had the rows are written alone; without `rows` pictures come alone. `artist` is the writer of the
-        pictures that were measured, where they were not drawn just now. Raises EvidenceError if the store
+        pictures that were measured, where they were not drawn just now; `reference` says device and versions
+        of those that pairs compare with. Raises EvidenceError if the store
         cannot take them; nothing half-written is left then. Pictures that are a by-product cost a warning.
         """
         counts = {name: len(values) for name, values in rows.items()}
@@ -201,12 +203,13 @@ class Evidence:
         images, writer = range(start, start + count), self.writer
         arrays = {self.columns.get(name, name): values for name, values in rows.items()}
         columns = columns_in(arrays)
-        name = shard_name(images, columns)
-        content = format_shard(arrays, images, of=self.shards.of, writer=writer, artist=artist)
+        name, of = shard_name(images, columns), self.shards.of
+        content = format_shard(arrays, images, of=of, writer=writer, artist=artist, reference=reference)
+        known = Known(None, tuple(dict.fromkeys([artist or writer, writer])), reference)
 
         def put() -> None:
             if rows:
-                self.shards.put(name, content, columns, tuple(dict.fromkeys([artist or writer, writer])))
+                self.shards.put(name, content, columns, known)
 
         if pictures is None:
             put()
@@ -321,13 +324,20 @@ class Evidence:
         writers = dict.fromkeys(artist_of(self.shards, images) for images in in_grid(n))
         return [self.shards.manifest(writer) for writer in writers]
 
-    def _manifests(self, n: int, columns: Iterable[str], which: slice) -> list[dict[str, Any]]:
+    def references(self, n: int, columns: Iterable[str]) -> list[Mapping[str, Any] | None]:
+        """Return with what the pictures were drawn that pairs compare with; None where that is not said."""
+        return [folder.known_of(name).reference for folder, name in self._holding(n, columns)]
+
+    def _holding(self, n: int, columns: Iterable[str]) -> Iterator[tuple[ShardFolder, str]]:
         look, wanted = self._look(), frozenset(self.columns[name] for name in columns)
-        found: dict[tuple[Path | str, str], ShardFolder] = {}
         for images in in_grid(n):
-            for folder, name, _ in self._parts(images, wanted, look)[0]:
-                for writer in folder.writers(name)[which]:
-                    found[folder.storage.root, writer] = folder
+            yield from ((folder, name) for folder, name, _ in self._parts(images, wanted, look)[0])
+
+    def _manifests(self, n: int, columns: Iterable[str], which: slice) -> list[dict[str, Any]]:
+        found: dict[tuple[Path | str, str], ShardFolder] = {}
+        for folder, name in self._holding(n, columns):
+            for writer in folder.known_of(name).writers[which]:
+                found[folder.storage.root, writer] = folder
         return [folder.manifest(writer) for (_, writer), folder in found.items()]
 
     @cached_property

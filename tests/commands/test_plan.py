@@ -169,6 +169,7 @@ class TestReference:
         other = shutil.copytree(pristine_checkpoint, tmp_path / "candidate")
         config = json.loads((other / "unet/config.json").read_text(encoding="utf-8"))
         (other / "unet/config.json").write_text(json.dumps(config | {"norm_eps": 1e-3}), encoding="utf-8")
+        make_card(pairs, claims={}, baseline="other")  # claims nothing beside it: its own is the reference
         found = untimed(pairs, tmp_path / "store", weights={"mini": other})
         assert [(row.card, row.missing) for row in found.rows] == [("mini", 70), ("mini", 70)]
         assert found.missing == 140
@@ -184,10 +185,13 @@ class TestReference:
         sizes = [path.stat().st_size for path in tmp_path.glob("store/*/*") if path.suffix == ".safetensors"]
         assert found.bytes == pytest.approx(sum(sizes), abs=10_000)
         assert untimed(pairs, tmp_path / "store", weights={"mini": other}).missing == 0
-        # Without the pictures of the reference these are drawn again, and nothing else.
+        # What was compared before needs no picture; another metric of pairs needs those of the reference.
         own = Checkpoint("old", pairs.parent / "mini-sd").fingerprint
         for path in tmp_path.glob(f"store/{own}-*/pictures-*"):
             path.unlink()
+        assert untimed(pairs, tmp_path / "store", weights={"mini": other}).missing == 0
+        more = {"metrics": PAIRS["metrics"] | {"ssim": {"extractor": "ssim"}}, "margins": {}}
+        make_protocol(pairs.parent / "protocols/mini.yaml", n=70, **more)
         rows = untimed(pairs, tmp_path / "store", weights={"mini": other}).rows
         assert [row.missing for row in rows] == [0, 70]
 
@@ -219,7 +223,9 @@ class TestReference:
     def test_the_room_of_a_conversion_is_told(self, card, tmp_path, pristine_checkpoint):
         file = tmp_path / "all.safetensors"
         save_file(original_tensors(pristine_checkpoint), file)
+        make_protocol(card.parent / "protocols/mini.yaml", n=70, **PAIRS)
         found = untimed(card, tmp_path / "store", weights={"mini": file})
+        assert [row.beside for row in found.rows] == ["", "mini"]
         assert found.temporary_bytes > file.stat().st_size / 2
         assert "Converted weights take" in report(found)
         assert untimed(card, tmp_path / "store").temporary_bytes == 0

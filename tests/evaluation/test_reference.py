@@ -16,6 +16,7 @@ from pytest_sdbench.evaluation.fidelity import draw_reference
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.store.shard_folder import DamagedEvidence
+from pytest_sdbench.store.shard_format import format_shard, parse_shard
 from pytest_sdbench.store.shards import Evidence
 from tests.evaluation.helpers import CLIP, own_protocol
 
@@ -69,6 +70,27 @@ def test_who_measures_kept_pictures_has_not_drawn_them(
     (tmp_path / "originals").symlink_to(tmp_path / "store")
     found = score(PSNR | SSIM, on="new")
     assert (found.images_made, devices(found)) == (0, ({"old"}, {"old"}))
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_what_was_compared_needs_no_picture_of_the_reference(
+    says: bool, score: Score, tmp_path: Path
+) -> None:
+    """A shard says where these were drawn; where one of before does not, they are drawn again."""
+    first = score(PSNR, on="old")
+    for path in (tmp_path / "originals").glob("*/*"):
+        path.unlink()
+    for path in () if says else (tmp_path / "store").glob("*/shard-*"):
+        rows, about = parse_shard(path.read_bytes())
+        del rows["index"]
+        path.write_bytes(
+            format_shard(rows, range(about["start"], about["stop"]), of=about["of"], writer=about["writer"])
+        )
+    again = score(PSNR, on="new")
+    assert again.images_made == 0
+    assert devices(again) == (({"old"} if says else {"new"}), {"old"})
+    assert bool([*(tmp_path / "originals").glob("*/pictures-*")]) is not says
+    assert again.estimates == first.estimates
 
 
 def test_damaged_pictures_of_a_reference_are_drawn_again(score: Score, tmp_path: Path) -> None:

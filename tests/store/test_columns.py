@@ -148,6 +148,19 @@ def test_everyone_who_wrote_a_file_that_is_used_is_named(tmp_path: Path) -> None
     assert [each["device"] for each in evidence_of(tmp_path, "ab").artists(64, "a")] == ["one"]
 
 
+def test_a_shard_of_pairs_says_where_those_were_drawn_that_it_compares_with(tmp_path: Path) -> None:
+    said = {"device": "elsewhere", "versions": {"torch": "2"}}
+    evidence = evidence_of(tmp_path, "a")
+    evidence.write(0, rows_of(FIRST, "a"), reference=said)
+    fill(evidence, "a", SECOND)  # as of before
+    for each in (evidence, evidence_of(tmp_path, "a")):
+        assert each.missing(100) == []
+        assert each.references(64, "a") == [said]
+        assert each.references(100, "a") == [said, None]
+    names = [name for name in files(evidence) if name.startswith("shard-")]
+    assert [set(parse_shard(files(evidence)[name])[1]) >= {"reference"} for name in names].count(True) == 1
+
+
 def test_who_drew_kept_pictures_is_told_by_their_file(tmp_path: Path) -> None:
     fill(evidence_of(tmp_path, "a", device="rows"), "a")
     for device, images in (("one", FIRST), ("another", SECOND)):
