@@ -315,7 +315,10 @@ def _override(
 
 def _of_file(file: Path, base: Checkpoint) -> Checkpoint:
     """Return the checkpoint of a single file, with the configuration of another one."""
-    _check_base(base, "a single file", file)
+    if base.pipeline is not SD:
+        what = "a single file on a checkpoint of SDXL, which is not supported (yet)"
+        remedy = f"Convert it: {base.pipeline.name}.from_single_file(FILE).save_pretrained(FOLDER)"
+        raise CheckpointError(what, file=file, found=base.spec, remedy=f"{remedy}, and give that folder")
     parts = {name: base.part(name) for name in PARTS}
     folder, notes = convert_single_file(file, parts, scheduler_class(base))
     return Checkpoint(f"base: {base.spec}, file: {file}", folder, notes=notes)
@@ -325,20 +328,13 @@ def _of_lora(path: Path, spec: str, base: Checkpoint) -> Checkpoint:
     """Return the checkpoint with a LoRA fused into another one."""
     if (file := lora_file(path)) is None:
         raise no_checkpoint(path, key="lora")
-    _check_base(base, "a LoRA", file)
-    parts = {name: base.part(name) for name in PARTS}
+    parts = {name: base.part(name) for name in base.pipeline.parts}
     if (own := path / "scheduler" / "scheduler_config.json").is_file():
         parts["scheduler"] = own.parent
-    weights = {name: base.weights(name) for name in COMPONENTS}
+    weights = {name: base.weights(name) for name in base.pipeline.components}
     scheduler = str(read_json(own).get("_class_name")) if own.is_file() else scheduler_class(base)
-    folder, note, digest = fuse_lora(file, Base(base.spec, parts, weights, scheduler))
+    settings = base.pipeline_settings
+    made = Base(base.spec, parts, weights, scheduler, base.pipeline, settings)
+    folder, note, digest = fuse_lora(file, made)
     notes = (*base.choices, note)
     return Checkpoint(f"base: {base.spec}, lora: {spec}", folder, notes=notes, base=base, lora=digest)
-
-
-def _check_base(base: Checkpoint, what: str, file: Path) -> None:
-    """Raise ``CheckpointError`` for what stands on SD v1 and v2 alone."""
-    if base.pipeline is not SD:
-        what = f"{what} on a checkpoint with two text encoders (SDXL), which is not supported (yet)"
-        remedy = f"Load it with {base.pipeline.name}, call save_pretrained(FOLDER), and give that folder"
-        raise CheckpointError(what, file=file, found=base.spec, remedy=remedy)

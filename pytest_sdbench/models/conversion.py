@@ -19,16 +19,16 @@ import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
 from pytest_sdbench.base.processes import is_dead, this_host
-from pytest_sdbench.models.layout import CLASSES, COMPONENTS, PARTS
+from pytest_sdbench.models.layout import CLASSES, COMPONENTS, SD, Pipeline
 from pytest_sdbench.models.loading import load_model, quiet
 from pytest_sdbench.models.skeleton import text_encoder_skeleton
-from pytest_sdbench.models.weights import Tensor, Weights, read_json, shapes_of_file
+from pytest_sdbench.models.weights import TEXT_ENCODERS, Tensor, Weights, read_json, shapes_of_file
 
 Parts = Mapping[str, Path]
 """The folder of each component, of the tokenizer and of the scheduler."""
@@ -46,7 +46,6 @@ _OPEN_CLIP = re.compile(
 )
 """What a text encoder is made of in files of SD v2."""
 _SETTINGS = (".json", ".txt")
-_FUSED = ("unet", "text_encoder")
 _MATRIX = r"lora.*(\.|_)(down|up|A|B)(\.default)?\.weight$|\.alpha$"
 """How the names end of all that diffusers reads: of its own forms, of peft's and of kohya's."""
 _FIRST = r"(\.|_)(down|A)(\.default)?\.weight$"
@@ -86,7 +85,7 @@ def convert_single_file(file: Path, parts: Parts, scheduler: str) -> tuple[Path,
     def make(folder: Path) -> None:
         from diffusers import StableDiffusionPipeline
 
-        _copy_settings(parts, scheduler, folder)
+        _copy_settings(SD, {}, parts, scheduler, folder)
         with _explained(file, "StableDiffusionPipeline.from_single_file"):
             pipeline = StableDiffusionPipeline.from_single_file(
                 str(file), config=str(folder), local_files_only=True
@@ -170,6 +169,9 @@ class Base:
     weights: Mapping[str, Weights]
     scheduler: str
     """Class of the scheduler."""
+    pipeline: Pipeline = SD
+    settings: Mapping[str, bool] = field(default_factory=dict)
+    """What its ``model_index.json`` says of how it draws."""
 
 
 def fuse_lora(file: Path, base: Base) -> tuple[Path, str, str]:
@@ -177,7 +179,7 @@ def fuse_lora(file: Path, base: Base) -> tuple[Path, str, str]:
 
     The digest is of the matrices that the base gets, and of their scales: the same for every form of a file.
 
-    U-Net and text encoder are loaded, fused and saved in float32, which is what `fuse_lora` and
+    U-Net and text encoders are loaded, fused and saved in float32, which is what `fuse_lora` and
     `save_pretrained` make of them. Raise ``Unavailable`` without peft, and ``CheckpointError`` where the file
     holds anything that would be left out, or where the base is quantised.
     """
@@ -186,17 +188,17 @@ def fuse_lora(file: Path, base: Base) -> tuple[Path, str, str]:
     if importlib.util.find_spec("peft") is None:
         remedy = 'Install it: pip install "pytest-sdbench[training]"'
         raise Unavailable("a LoRA is loaded by peft, which is not installed here", file=file, remedy=remedy)
-    for name in _FUSED:
+    for name in base.pipeline.adapted:
         config = base.parts[name] / "config.json"
         if read_json(config).get("quantization_config") is not None:
             what, remedy = "a LoRA cannot be fused into quantised weights", "Give the base in float16 or more"
             raise CheckpointError(what, file=config, key="quantization_config", remedy=remedy)
 
     def make(folder: Path) -> None:
-        _copy_settings(base.parts, base.scheduler, folder)
+        _copy_settings(base.pipeline, base.settings, base.parts, base.scheduler, folder)
         networks, digest = _fused(file, base, layers)
         (folder / _DIGEST).write_text(digest, encoding="ascii")
-        for name in COMPONENTS:
+        for name in base.pipeline.components:
             if name in networks:
                 with quiet():
                     _save(networks[name], folder / name)
@@ -208,7 +210,7 @@ def fuse_lora(file: Path, base: Base) -> tuple[Path, str, str]:
     ranks = sorted({min(shapes[name].shape[:2]) for name in layers})
     told = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     note = f"LoRA on {base.spec}: {file.name}, {len(layers):,} layers of {told}, fused at scale 1"
-    folder = _once(("lora", file, base.scheduler), [file, *base.parts.values()], make)
+    folder = _once(("lora", file, base.scheduler, *base.settings.items()), [file, *base.parts.values()], make)
     return folder, note, (folder / _DIGEST).read_text(encoding="ascii")
 
 
@@ -231,18 +233,19 @@ def _layers(file: Path, shapes: Mapping[str, Tensor]) -> list[str]:
 
 def _fused(file: Path, base: Base, layers: list[str]) -> tuple[dict[str, Any], str]:
     """Return the networks that the LoRA changes, with it fused in, and its digest."""
+    import diffusers
     import torch
-    from diffusers import StableDiffusionPipeline
 
+    of = base.pipeline
     networks = {
-        name: load_model(name, base.parts[name], base.weights[name], torch.float32) for name in _FUSED
+        name: load_model(name, base.parts[name], base.weights[name], torch.float32) for name in of.adapted
     }
-    others = dict.fromkeys(("vae", "tokenizer", "scheduler", "safety_checker", "feature_extractor"))
-    pipeline = StableDiffusionPipeline(**networks, **others, requires_safety_checker=False)
+    others = dict.fromkeys(name for name in of.parts if name not in of.adapted)
+    pipeline = getattr(diffusers, of.name)(**networks, **others, **of.options)
     with _explained(file, "load_lora_weights"):
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-    places = {name: sum(hasattr(each, "lora_A") for each in networks[name].modules()) for name in _FUSED}
-    changed = [name for name in _FUSED if places[name]]
+    places = {name: sum(hasattr(each, "lora_A") for each in networks[name].modules()) for name in of.adapted}
+    changed = [name for name in of.adapted if places[name]]
     if (found := sum(places.values())) != len(layers):
         what = (
             f"{len(layers) - found:,} of the {len(layers):,} layers of the LoRA are of no layer of its base"
@@ -274,23 +277,29 @@ def _digest_of_layers(networks: Mapping[str, Any]) -> str:
 # --- folders ---
 
 
-def _copy_settings(parts: Parts, scheduler: str, folder: Path) -> None:
+def _copy_settings(
+    pipeline: Pipeline, settings: Mapping[str, bool], parts: Parts, scheduler: str, folder: Path
+) -> None:
     """Write a checkpoint without weights: the configurations and the vocabulary of another one."""
-    for name in PARTS:
+    for name in pipeline.parts:
         (folder / name).mkdir(parents=True)
         for source in sorted(parts[name].glob("*")):
             if source.suffix in _SETTINGS and source.is_file() and ".index." not in source.name:
                 shutil.copyfile(source, folder / name / source.name)
-        if name in COMPONENTS:
+        if name in pipeline.components:
             config = read_json(parts[name] / "config.json")
             # How the weights of that checkpoint are stored says nothing of these.
             config.pop("quantization_config", None)
             (folder / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    libraries = {name: "transformers" if name == "text_encoder" else "diffusers" for name in COMPONENTS}
-    index: dict[str, Any] = {name: [library, CLASSES[name]] for name, library in libraries.items()}
-    index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", scheduler]}
-    index |= {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
-    index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    index: dict[str, Any] = {
+        name: ["transformers" if name in TEXT_ENCODERS else "diffusers", CLASSES[name]]
+        for name in pipeline.components
+    }
+    index |= {name: ["transformers", "CLIPTokenizer"] for name in pipeline.tokenizers}
+    index |= {"scheduler": ["diffusers", scheduler], "_class_name": pipeline.name, **settings}
+    if pipeline is SD:
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+        index |= {"requires_safety_checker": False}
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 

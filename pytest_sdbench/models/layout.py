@@ -48,6 +48,11 @@ class Pipeline:
         """Its text encoders."""
         return tuple(name for name in self.components if name in TEXT_ENCODERS)
 
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The components that a LoRA changes."""
+        return ("unet", *self.text_encoders)
+
     def meant(self, components: Sequence[str]) -> tuple[str, ...]:
         """Return components with every text encoder where one is among them."""
         return tuple(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers import LCMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
@@ -41,14 +41,20 @@ TARGETS = {
 @pytest.fixture(scope="module")
 def lora(pristine_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a LoRA of U-Net and text encoder, trained by nobody, as the training saves one."""
+    pipeline = StableDiffusionPipeline.from_pretrained(pristine_checkpoint)
+    return save_lora(pipeline, TARGETS, tmp_path_factory.mktemp("lora"))
+
+
+def save_lora(pipeline: Any, targets: dict[str, list[str]], folder: Path) -> Path:
+    """Save a random LoRA of some components of a pipeline."""
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    pipeline, found = StableDiffusionPipeline.from_pretrained(pristine_checkpoint), dict[str, Any]()
+    found = dict[str, Any]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for name, modules in TARGETS.items():
+        for name, modules in targets.items():
             network = getattr(pipeline, name)
             network.add_adapter(
                 LoraConfig(r=4, lora_alpha=int(ALPHA), init_lora_weights=False, target_modules=modules)
@@ -60,8 +66,7 @@ def lora(pristine_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
                 "lora_alpha": int(ALPHA),
                 "target_modules": modules,
             }
-    folder = tmp_path_factory.mktemp("lora")
-    StableDiffusionPipeline.save_lora_weights(folder, **found)
+    pipeline.save_lora_weights(folder, **found)
     return folder
 
 
@@ -94,6 +99,25 @@ def test_it_is_the_folder_that_a_user_would_fuse_and_save(
     assert torch.allclose((one - two).double(), delta(tensors, f"unet.{layer}.lora"), atol=1e-6)
     # What it does not change is not copied.
     assert (mine.folder / "vae" / "diffusion_pytorch_model.safetensors").is_symlink()
+
+
+@pytest.mark.slow
+def test_it_stands_on_two_text_encoders(pristine_xl: Path, tmp_path: Path) -> None:
+    targets = TARGETS | {"text_encoder_2": TARGETS["text_encoder"]}
+    pipeline = StableDiffusionXLPipeline.from_pretrained(pristine_xl)
+    lora = save_lora(pipeline, targets, tmp_path / "lora")
+    pipeline = StableDiffusionXLPipeline.from_pretrained(pristine_xl)
+    pipeline.load_lora_weights(lora)
+    pipeline.fuse_lora(components=list(targets))
+    pipeline.unload_lora_weights()
+    pipeline.save_pretrained(tmp_path / "fused")
+    mine, theirs = resolve(str(pristine_xl), weights=lora), resolve(str(tmp_path / "fused"))
+    for name in targets:
+        assert mine.file_digests(name) == theirs.file_digests(name)
+    assert np.array_equal(pictures(mine), pictures(theirs))
+    base = resolve(str(pristine_xl))
+    assert len({each.fingerprint for each in (mine, theirs, base)}) == 3
+    assert [line.split(":")[0] for line in changes(mine, base)] == list(targets)
 
 
 def test_verdicts_say_what_it_is_and_what_it_changed(pristine_checkpoint: Path, lora: Path) -> None:

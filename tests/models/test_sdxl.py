@@ -248,6 +248,12 @@ def test_a_student_with_fewer_blocks_stands_on_its_teachers_other_parts(
             verify(resolve({"base": str(base), "unet": str(unet / "unet")}))
 
 
+def test_a_single_file_is_to_be_converted(pristine_xl: Path, tmp_path: Path) -> None:
+    save_file({"conditioner.embedders.0.a": torch.ones(1)}, tmp_path / "xl.safetensors")
+    with pytest.raises(CheckpointError, match=r"SDXL.*StableDiffusionXLPipeline\.from_single_file"):
+        resolve(str(pristine_xl), weights=tmp_path / "xl.safetensors")
+
+
 def test_the_hub_is_asked_for_all_that_is_loaded_and_for_no_more(pristine_xl: Path, tmp_path: Path) -> None:
     files = sorted(path.relative_to(pristine_xl).as_posix() for path in pristine_xl.rglob("*.*"))
     components = ("unet", "text_encoder", "vae")
