@@ -594,7 +594,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(
     assert found["protocol"] == "scenes-quick"
     assert (found["n"], found["requested"]) == (IMAGES, 512)
     assert [claim["value"] for claim in found["claims"]] == [1.5, 0.93]
-    assert set(found["metrics"]) == METRICS
+    assert set(found["metrics"]) == {*METRICS, "precision", "recall", "coverage"}
 
     assert "predicted at 512" in lines[0]
     assert lines[0].endswith("mine claims")
