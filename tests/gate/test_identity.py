@@ -38,7 +38,6 @@ def record(card: Card, checkpoint: Checkpoint, *, described: bool) -> None:
     """Put packaged evidence beside the card, as if it were of the checkpoint."""
     known = read_recorded(reference() / "evidence" / "scenes-tiny" / "scenes-quick.safetensors")
     assert known is not None
-    assert known.description is None, "the packaged evidence is of the format before descriptions"
     description = describe(checkpoint) if described else None
     known = replace(known, checkpoint_fingerprint=checkpoint.fingerprint, description=description)
     path = evidence_path(card.path, card.name, PROTOCOL)
