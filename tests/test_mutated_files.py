@@ -43,7 +43,7 @@ from pytest_sdbench.commands.main import main
 from pytest_sdbench.features.images import decode, open_images, read_captions
 from pytest_sdbench.features.references import load_reference
 from pytest_sdbench.gate.calibration import calibration_path, read_calibration
-from pytest_sdbench.gate.pairing import read_recorded
+from pytest_sdbench.gate.recorded import read_recorded
 from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.pipeline import load_pipeline, load_tokenizer

@@ -16,8 +16,8 @@ from pytest_sdbench.cards.card import Card
 from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.cards.records import Record
 from pytest_sdbench.evaluation.evaluate import Evaluation
-from pytest_sdbench.gate.pairing import RecordedEvidence
 from pytest_sdbench.gate.quality import judge
+from pytest_sdbench.gate.recorded import RecordedEvidence
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.difference import Difference, difference
 from pytest_sdbench.metrics.estimates import Estimate

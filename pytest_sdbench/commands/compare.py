@@ -19,7 +19,7 @@ from pytest_sdbench.evaluation.evidence import Extras, NothingToMeasure
 from pytest_sdbench.evaluation.fidelity import pairs_of
 from pytest_sdbench.gate.binomial import lower_bound, repeats_of, trials_of, upper_bound
 from pytest_sdbench.gate.fidelity import other_setups
-from pytest_sdbench.gate.pairing import evidence_path, read_recorded
+from pytest_sdbench.gate.recorded import evidence_path, read_recorded
 from pytest_sdbench.metrics.definition import Metric
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, difference
 from pytest_sdbench.metrics.estimates import Estimate, Undefined

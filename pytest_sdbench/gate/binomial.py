@@ -121,7 +121,8 @@ def chance_of_rise(more: float, fewer: float, trials: float, rise: float) -> flo
     def so_few(share: float) -> float:
         return chance_of_at_most(more, changed, (1 + rise / share) / 2)
 
-    if changed >= trials:
+    # Between whole numbers the density has a pole at 1, where a rise is likeliest.
+    if changed >= trials or (rise >= 0 and changed > trials - 1):
         return so_few(1.0)
     # The side of the share of changes that makes a rise likelier.
     a, b = (changed + 1, trials - changed) if rise >= 0 else (changed, trials - changed + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from pytest_sdbench.cards.card import Claim
 from pytest_sdbench.gate.binomial import most_that_pass, repeats_of, trials_of, upper_bound
-from pytest_sdbench.gate.pairing import RecordedEvidence
+from pytest_sdbench.gate.looks import Look
+from pytest_sdbench.gate.recorded import RecordedEvidence
 from pytest_sdbench.gate.verdict import ALPHA, Outcome, Score, Verdict, rounded_up
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.fidelity.lost import read_by
@@ -89,29 +90,32 @@ def share_score(score: Score, groups: Groups | None) -> Score:
     return replace(score, trials=trials_of(score.n, groups), repeats=repeats_of(groups))
 
 
-def too_small_a_margin(score: Score, claim: Claim) -> str:
+def too_small_a_margin(score: Score, claim: Claim, plan: Sequence[Look]) -> str:
     """Say that a share's margin lets no checkpoint pass that loses as many as the claim; empty where it does.
 
     The checkpoint of the claim itself does: its pictures are the same again, and where the claim's are
-    recorded, none of them changes. It is asked of all images of the protocol, whose prompts repeat as often
-    as those of `score`.
+    recorded, none of them changes. It is asked of each look of `plan`, the last of them at all images of the
+    protocol, whose prompts repeat as often as those of `score`.
     """
     assert score.trials is not None
-    n = score.most or score.n
-    trials, repeats = score.trials * n / score.n, score.repeats if score.n == n else ()
-    if score.changed is not None:
-        needed = upper_bound(0, trials, ALPHA) + max(0.0, score.worse - score.rise)
-        return _too_small(needed, score, "in which no picture changes", n)
-    share = max(score.claimed, round(score.claimed * n) / n)  # a record is rounded, and pictures are whole
-    needed = upper_bound(share * trials, trials, ALPHA, repeats) - score.claimed
-    return _too_small(needed, score, f"which loses {claim.text} again", n)
+    n, per_image = score.most or score.n, score.trials / score.n
+    shift, share, again = score.shift, 0.0, "in which no picture changes"
+    if score.changed is None:
+        # A record is rounded, and pictures are whole.
+        share, again = max(score.claimed, round(score.claimed * n) / n), f"which loses {claim.text} again"
+        shift = -score.claimed
 
+    def needed(look: Look) -> float:
+        trials = per_image * look.n
+        repeats = score.repeats if score.n == look.n else ()
+        return upper_bound(share * trials, trials, ALPHA * look.share, repeats) + shift
 
-def _too_small(needed: float, score: Score, again: str, n: int) -> str:
-    if score.margin >= needed:
+    least = min(map(needed, plan))
+    if score.margin >= least:
         return ""
-    what = f"is too small: an identical checkpoint, {again}, cannot pass with {n:,} images"
-    return f"{what}. Give at least {rounded_up(needed)}"
+    looks = "" if len(plan) == 1 else f" at {len(plan)} looks (without --sdbench-budget there is one)"
+    what = f"is too small: an identical checkpoint, {again}, cannot pass with {n:,} images{looks}"
+    return f"{what}. Give at least {rounded_up(least)}"
 
 
 def identity_score(score: Score, estimate: Estimate, groups: Groups | None) -> Score:

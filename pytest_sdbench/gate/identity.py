@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.cards.card import Card
-from pytest_sdbench.gate.pairing import evidence_path, read_recorded
+from pytest_sdbench.gate.recorded import evidence_path, read_recorded
 from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 

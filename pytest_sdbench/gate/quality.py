@@ -21,13 +21,8 @@ from pytest_sdbench.gate import fidelity
 from pytest_sdbench.gate.calibration import Calibration, read_calibration
 from pytest_sdbench.gate.ending import outcome_of
 from pytest_sdbench.gate.looks import Look, looks
-from pytest_sdbench.gate.pairing import (
-    Pairing,
-    RecordedEvidence,
-    decimals_of,
-    evidence_path,
-    read_recorded,
-)
+from pytest_sdbench.gate.pairing import Pairing, decimals_of
+from pytest_sdbench.gate.recorded import RecordedEvidence, evidence_path, read_recorded
 from pytest_sdbench.gate.verdict import (
     Outcome,
     Score,
@@ -121,10 +116,10 @@ def judge(
     claims = [claim for claim in gated if claim.gate_protocol == protocol.name]
     claims = [claim for claim in claims if not other_protocol(claim, protocol)]
     pairing = Pairing.of(card, protocol, recorded)
-    gate = _Gate(card, protocol, pairing, read_calibration(protocol), family)
-    plan = [Look(protocol.n, 1.0)] if budget is None else looks(protocol.n, budget)
+    plan = [Look(protocol.n, 1.0)] if budget is None else looks(protocol.n)
+    gate = _Gate(card, protocol, pairing, read_calibration(protocol), family, plan)
     found: dict[str, Judgement] = {}
-    for look in plan:
+    for look in plan if budget is None else looks(protocol.n, budget):
         try:
             evaluation = evaluate(None if look.n == protocol.n else look.n)
         except Unavailable as lacking:
@@ -172,6 +167,8 @@ class _Gate:
     calibration: Calibration | None
     family: int
     """Scores that the card is gated by, under all protocols."""
+    plan: Sequence[Look]
+    """All looks, those beyond the budget too."""
 
     def judge(self, claims: Sequence[Claim], evaluation: Evaluation, look: Look) -> dict[str, Judgement]:
         """Return the verdict of each claim at one look, by the claim's id."""
@@ -277,7 +274,7 @@ class _Gate:
         if metric.reads == "pair":
             notes += fidelity.pair_notes(claim, score, evaluation, look.share)
         if metric.share:
-            small = fidelity.too_small_a_margin(score, claim)
+            small = fidelity.too_small_a_margin(score, claim, self.plan)
             refusal = f"{self._margin_of(claim)}, {small}" if small else ""
             return _Question(claim, score, [*notes, *told], refusal)
         prompts = estimate.n if evaluation.groups is None else int(evaluation.groups.max()) + 1

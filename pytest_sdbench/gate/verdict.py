@@ -33,6 +33,9 @@ together (the published scores of a card, or the recorded ones)."""
 POWER = 0.8
 """A margin must let an identical checkpoint pass at least so often."""
 
+_MOST_IMAGES = 1e9
+"""A score that more images than these would tell from its margin lies on it."""
+
 _NORMAL = NormalDist()
 
 
@@ -98,6 +101,8 @@ class Score:
     """Of a share whose prompts are not repeated alike: `binomial.repeats_of`."""
     changed: tuple[float, float] | None = None
     """Of a share paired with the claim's images: how many of `trials` count now alone, and how many there."""
+    shift: float = 0.0
+    """By how much the share of all the claim's images is above a claim that is rounded."""
     unpaired: Score | None = None
     """The same score without pairing, where a machine may have moved the recorded images: both must fail."""
 
@@ -108,7 +113,7 @@ class Score:
 
     @property
     def rise(self) -> float:
-        """By how much a paired share is above that of the claim's images; a claim may be rounded."""
+        """By how much a paired share is above that of the claim's images."""
         assert self.changed is not None
         assert self.trials is not None
         return (self.changed[0] - self.changed[1]) / self.trials
@@ -116,6 +121,8 @@ class Score:
     @property
     def worse(self) -> float:
         """How much worse the measured score is than the claim; below zero: better."""
+        if self.changed is not None:
+            return self.rise + self.shift
         return self.claimed - self.measured if self.higher_is_better else self.measured - self.claimed
 
 
@@ -220,7 +227,7 @@ def _chance_of_wrong_pass(score: Score) -> float:
     1927: the variance is that of the null hypothesis).
     """
     if score.trials is not None and score.changed is not None:
-        return chance_of_rise(*score.changed, score.trials, score.rise + score.margin - score.worse)
+        return chance_of_rise(*score.changed, score.trials, score.margin - score.shift)
     if score.trials is not None:
         return chance_of_at_most(score.measured * score.trials, score.trials, score.limit, score.repeats)
     assert score.error is not None
@@ -241,7 +248,7 @@ def _at_least(score: Score, level: float) -> float:
         return min(_at_least(each, level) for each in (replace(score, unpaired=None), score.unpaired))
     if score.trials is not None and score.changed is not None:
         more, fewer = score.changed
-        return score.worse - score.rise - most_rise(fewer, more, score.trials, level)
+        return score.shift - most_rise(fewer, more, score.trials, level)
     if score.trials is not None:
         count = score.measured * score.trials
         return lower_bound(count, score.trials, level, score.repeats) - score.claimed
@@ -252,7 +259,7 @@ def _at_least(score: Score, level: float) -> float:
 def _at_most(score: Score, level: float) -> float:
     """Return by how much a score is worse at most: by no more is the pass of any margin wrong."""
     if score.trials is not None and score.changed is not None:
-        return score.worse - score.rise + most_rise(*score.changed, score.trials, level)
+        return score.shift + most_rise(*score.changed, score.trials, level)
     if score.trials is not None:
         count = score.measured * score.trials
         return upper_bound(count, score.trials, level, score.repeats) - score.claimed
@@ -269,7 +276,7 @@ def _chance_of_wrong_fail(score: Score) -> float:
         return max(_chance_of_wrong_fail(each) for each in (replace(score, unpaired=None), score.unpaired))
     if score.trials is not None and score.changed is not None:
         more, fewer = score.changed
-        return chance_of_rise(fewer, more, score.trials, score.worse - score.margin - score.rise)
+        return chance_of_rise(fewer, more, score.trials, score.shift - score.margin)
     if score.trials is not None:
         return chance_of_at_least(score.measured * score.trials, score.trials, score.limit, score.repeats)
     if score.error is None:
@@ -284,7 +291,9 @@ def _remedy(score: Score, level: float) -> str:
     if score.worse == score.margin:
         return "the score lies on the margin"
     if score.unpaired is not None and score.worse > score.margin:
-        return _remedy(score.unpaired, level)
+        if score.unpaired.worse > score.margin:
+            return _remedy(score.unpaired, level)
+        return "the recorded pairs alone show it: record the card anew on this set-up, with --sdbench-update"
     if score.trials is not None and score.changed is not None:
         gap, quantile = abs(score.margin - score.worse), _NORMAL.inv_cdf(1 - level)
         variance = sum(score.changed) / score.trials - score.rise**2
@@ -306,7 +315,7 @@ def _remedy(score: Score, level: float) -> str:
 
 def _images(score: Score, needed: float) -> str:
     """Say that so many images would tell, or that there are not so many."""
-    if math.isinf(needed):
+    if needed > _MOST_IMAGES:
         return "the score lies on the margin"
     magnitude = 10 ** max(0, len(str(int(needed))) - 2)
     rounded = math.ceil(needed / magnitude) * magnitude

@@ -13,7 +13,7 @@ from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.edit import write_records
 from pytest_sdbench.cards.records import Record
 from pytest_sdbench.cards.schema import check_value
-from pytest_sdbench.gate.pairing import record_evidence, same_figure
+from pytest_sdbench.gate.recorded import record_evidence, same_figure
 from pytest_sdbench.report.results import Row
 
 _PROVENANCE = ("protocol_fingerprint", "checkpoint_fingerprint", "reference_fingerprint", "device", "date")

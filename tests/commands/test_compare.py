@@ -22,7 +22,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation.evaluate import CUT, evaluate
-from pytest_sdbench.gate.pairing import record_evidence
+from pytest_sdbench.gate.recorded import record_evidence
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models import specs
 from pytest_sdbench.models.checkpoint import resolve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -119,9 +120,46 @@ def test_how_many_images_would_tell_of_a_paired_share(
     assert verdict.figures["at_most"] == pytest.approx(most_rise(*changed, 100, 0.05))
     assert verdict.figures["at_least"] == pytest.approx(-most_rise(*changed[::-1], 100, 0.05))
     # A claim that is rounded moves all of it, and the limit stays.
-    rounded = judge_score(replace(score, claimed=0.06))
+    rounded = judge_score(replace(score, claimed=0.06, shift=-0.01))
     assert rounded.figures["at_most"] == pytest.approx(verdict.figures["at_most"] - 0.01)
     assert rounded.figures["worse_by"] == pytest.approx(rise - 0.01)
+
+
+@pytest.mark.parametrize(
+    ("margin", "unpaired", "told"),
+    [
+        # Less than what floating point tells apart, and what no thousand million images would.
+        (0.03 + 1e-17, None, "the score lies on the margin"),
+        (math.nextafter(0.03, 1), None, "the score lies on the margin"),
+        (0.03 + 1e-12, None, "the score lies on the margin"),
+        # Both must fail where a machine may have moved the pairs: one of them never will.
+        (0.01, 0.005, "the recorded pairs alone show it: record the card anew on this set-up"),
+        (0.01, 0.03, "about 1,000 images would"),
+    ],
+)
+def test_no_number_of_images_is_named_that_would_not_tell(
+    margin: float, unpaired: float | None, told: str
+) -> None:
+    alone = Score("Lost", 0.05, 0.05 + (unpaired or 0), margin, False, 4, None, n=100, trials=100)
+    paired = replace(alone, changed=(3, 0), unpaired=None if unpaired is None else alone)
+    verdict = judge_score(paired)
+    assert verdict.outcome == "inconclusive"
+    assert f"cannot tell: {told}" in verdict.reason
+    if unpaired is None:
+        mean = Score("FID", 5.0, 5.0 + 0.03, margin, False, 4, 0.1, n=100)
+        assert judge_score(mean).reason.endswith(f"cannot tell: {told}")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 0.9, 0.999])
+def test_the_chance_of_a_rise_is_right_between_whole_numbers_of_trials(part: float) -> None:
+    """Nearly all trials changed: it is no less than where all did, and no more than a chance can be."""
+    trials, changed = 20.0, 19.0 + part
+    more = changed / 2
+    for rise in (0.0, 0.2, 0.5):
+        here = chance_of_rise(more, changed - more, trials, rise)
+        all_changed = chance_of_at_most(more, changed, (1 + rise) / 2)
+        assert here == pytest.approx(all_changed, rel=0.1) if part == 0 else here == all_changed
+        assert chance_of_rise(more, changed - more, trials, -rise) <= 1
 
 
 def test_a_prompt_that_repeats_counts_once() -> None:

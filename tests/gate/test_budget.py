@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.evaluation.evaluate import Evaluation
-from pytest_sdbench.gate.pairing import RecordedEvidence, evidence_path, write_recorded
 from pytest_sdbench.gate.quality import Judgement, judge
+from pytest_sdbench.gate.recorded import RecordedEvidence, evidence_path, write_recorded
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.protocols.load import load_protocol

@@ -26,14 +26,14 @@ from pytest_sdbench.features.extractors import open_extractors
 from pytest_sdbench.features.fidelity.ssim import ssim
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.gate.fidelity import worst_pairs
-from pytest_sdbench.gate.pairing import (
+from pytest_sdbench.gate.quality import beside, judge, judge_unclaimed
+from pytest_sdbench.gate.recorded import (
     RecordedEvidence,
     evidence_path,
     read_recorded,
     record_evidence,
     write_recorded,
 )
-from pytest_sdbench.gate.quality import beside, judge, judge_unclaimed
 from pytest_sdbench.gate.verdict import Score, judge_score
 from pytest_sdbench.metrics.definition import Sample
 from pytest_sdbench.metrics.difference import difference, worst_loss
@@ -182,18 +182,22 @@ def test_a_record_is_one_of_its_reference(
 
 
 @pytest.mark.parametrize(
-    ("psnr", "beside", "device", "outcome", "says"),
+    ("psnr", "beside", "device", "teacher", "outcome", "says"),
     [
         # A margin far below the noise of two draws: only pairs of the same prompts and noise can be told so.
-        (49.9, "f" * 16, "here", "pass", "paired with the recorded images"),
-        (49.0, "f" * 16, "here", "fail", "at least 1.00 worse"),
-        (49.9, "f" * 16, "there", "pass", "no fail rests on them alone"),
+        (49.9, "f" * 16, "here", "here", "pass", "paired with the recorded images"),
+        (49.0, "f" * 16, "here", "here", "fail", "at least 1.00 worse"),
+        (49.9, "f" * 16, "there", "here", "pass", "no fail rests on them alone"),
         # Another machine may move all pictures a little. What two draws would show is no fault of it.
-        (49.0, "f" * 16, "there", "inconclusive", "no fail rests on them alone"),
-        (45.0, "f" * 16, "there", "fail", "no fail rests on them alone"),
-        (49.7, "e" * 16, "here", "error", "smaller than the noise"),
-        (45.0, "e" * 16, "here", "fail", f"without the recorded pairs, those beside {'e' * 16}"),
-        (49.7, None, "here", "error", "smaller than the noise"),
+        (49.0, "f" * 16, "there", "here", "inconclusive", "no fail rests on them alone"),
+        (45.0, "f" * 16, "there", "here", "fail", "no fail rests on them alone"),
+        # So may that of the reference's pictures, which the pairs are of, too.
+        (49.0, "f" * 16, "here", "H200", "inconclusive", "another set-up: no fail rests on them alone"),
+        (49.0, "f" * 16, "here", "", "inconclusive", "an unknown set-up: no fail rests on them alone"),
+        (49.0, "f" * 16, "", "here", "inconclusive", "an unknown set-up: no fail rests on them alone"),
+        (49.7, "e" * 16, "here", "here", "error", "smaller than the noise"),
+        (45.0, "e" * 16, "here", "here", "fail", f"without the recorded pairs, those beside {'e' * 16}"),
+        (49.7, None, "here", "here", "error", "smaller than the noise"),
     ],
 )
 def test_pairs_are_paired_with_the_recorded_ones_beside_the_same_reference(
@@ -202,16 +206,19 @@ def test_pairs_are_paired_with_the_recorded_ones_beside_the_same_reference(
     psnr: float,
     beside: str | None,
     device: str,
+    teacher: str,
     outcome: str,
     says: str,
 ) -> None:
     known = pairs(protocol, 50.0).estimates
     looks = {protocol.n: {} if beside is None else {"psnr": known["psnr"]}}
     place = evidence_path(tmp_path / "card.md", "card", "pairs")
-    write_recorded(
-        place, RecordedEvidence("a" * 16, protocol.fingerprint, looks, reference_fingerprint=beside)
-    )
-    recorded = [record("psnr", 50.0, protocol, standard_error=0.255, device=device)]
+    drawn = SETUPS.get(teacher, SETUP) if teacher else None
+    images = RecordedEvidence("a" * 16, protocol.fingerprint, looks, None, beside, drawn)
+    write_recorded(place, images)
+    recorded = [
+        record("psnr", 50.0, protocol, standard_error=0.255, **({"device": device} if device else {}))
+    ]
     made = make_card(
         tmp_path / "card.md", claims={}, protocol="pairs", records=recorded, margins={"psnr": 0.5}
     )
@@ -264,7 +271,7 @@ def test_lost_pictures_are_compared_with_the_recorded_ones(
     protocol: Protocol, tmp_path: Path, lost: range, margin: float, more: Any, outcome: str, says: str
 ) -> None:
     looks = {48: {"lost": pairs(protocol, 50.0, lost=6).estimates["lost"]}}
-    known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, reference_fingerprint="f" * 16)
+    known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, None, "f" * 16, SETUP)
     write_recorded(evidence_path(tmp_path / "card.md", "card", "pairs"), known)
     recorded = [record("lost", 0.125, protocol, device="here")]
     made = make_card(
@@ -275,6 +282,78 @@ def test_lost_pictures_are_compared_with_the_recorded_ones(
     ).values()
     assert found.verdict.outcome == outcome, found.verdict.reason
     assert says in found.verdict.reason
+
+
+def judge_lost(
+    folder: Path,
+    here: list[int],
+    *,
+    n: int,
+    claimed: float,
+    theirs: list[int],
+    margin: float,
+    budget: int | None = None,
+    looked: list[int] | None = None,
+) -> Any:
+    """Return the judgement of `here` lost of n pictures, where the record lost `theirs`."""
+    make_protocol(folder / "pairs.yaml", n=n, metrics=PAIRS, margins=MARGINS)
+    protocol = load_protocol("pairs", search=(folder,))
+    sizes = [256, 1000, n] if looked is None else looked
+    looks = {
+        size: {"lost": pairs(protocol.with_samples(size), 50.0, lost=theirs).estimates["lost"]}
+        for size in sizes
+    }
+    known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, None, "f" * 16, SETUP)
+    write_recorded(evidence_path(folder / "card.md", "card", "pairs"), known)
+    records = [record("lost", claimed, protocol, device="here")]
+    made = make_card(
+        folder / "card.md", claims={}, protocol="pairs", records=records, margins={"lost": margin}
+    )
+
+    def measure(size: int | None) -> Any:
+        return pairs(protocol if size is None else protocol.with_samples(size), 50.0, lost=here)
+
+    (found,) = judge(read_card(made), protocol, measure, budget).values()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "claimed", "margin", "budget", "outcome", "says"),
+    [
+        # Fewer images say what they show, and not what all of them would have if these are better.
+        (5000, ([300, 400, 1500, 2000, 3000], []), 0.001, 0.005, 1000, "inconclusive", "0.0000 to 0.0037"),
+        (1000, ([10, 20], []), 0.002, 0.05, 256, "pass", "measured 0.0000 (95 % interval 0.0000 to 0.0143)"),
+        (1000, ([10, 20], [10, 20, 30]), 0.002, 0.05, 256, "pass", "1 newly lost and 0 no longer"),
+        # The last of several looks has a part of the error rate, and so needs a wider margin.
+        (1000, ([10, 20], [10, 20]), 0.002, 0.003, None, "pass", "at most 0.0030 worse"),
+        (1000, ([10, 20], [10, 20]), 0.002, 0.003, 1000, "error", "without --sdbench-budget"),
+        (1000, ([10, 20], [10, 20]), 0.002, 0.004, 1000, "pass", "at most 0.0039 worse"),
+        # A claim that was rounded up is as good as a wider margin.
+        (1000, ([1, 2, 3], [1, 2, 3]), 0.0034, 0.0027, None, "pass", "better by 0.0004"),
+        (1000, ([1, 2, 3], [1, 2, 3]), 0.0034, 0.0025, None, "error", "Give at least 0.0026"),
+    ],
+)
+def test_a_look_at_fewer_images_says_what_these_show(
+    tmp_path: Path,
+    n: int,
+    lost: tuple[list[int], list[int]],
+    claimed: float,
+    margin: float,
+    budget: int | None,
+    outcome: str,
+    says: str,
+) -> None:
+    theirs, here = lost
+    found = judge_lost(tmp_path, here, n=n, claimed=claimed, theirs=theirs, margin=margin, budget=budget)
+    assert found.verdict.outcome == outcome, found.verdict.reason
+    assert says in found.verdict.reason
+    assert 0 <= found.measured <= 1
+
+
+@pytest.mark.parametrize("looked", [[], [256]])
+def test_why_pictures_are_not_paired_is_said(tmp_path: Path, looked: list[int]) -> None:
+    found = judge_lost(tmp_path, [], n=300, claimed=0.0, theirs=[], margin=0.07, looked=looked)
+    assert "nothing is recorded of it at 300 images: --sdbench-update records it" in found.verdict.reason
 
 
 def test_a_baseline_s_own_pairs_are_not_those_of_its_student(protocol: Protocol, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.gate.identity import recorded_changes
-from pytest_sdbench.gate.pairing import evidence_path, read_recorded, write_recorded
+from pytest_sdbench.gate.recorded import evidence_path, read_recorded, write_recorded
 from pytest_sdbench.models.changes import describe
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from tests.project import PROTOCOL, make_project

@@ -14,7 +14,7 @@ from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.evaluation.fidelity import Reference
-from pytest_sdbench.gate.pairing import (
+from pytest_sdbench.gate.recorded import (
     RecordedEvidence,
     evidence_path,
     read_recorded,
@@ -158,10 +158,10 @@ def test_recorded_pairs_are_those_of_one_reference(
     )
     file = evidence_path(project, card.name, "mini")
 
-    def record(reference: str | None) -> tuple[bool, dict[str, float], str | None]:
+    def record(reference: str | None, device: str = "here") -> tuple[bool, dict[str, float], str | None]:
         """Record beside a reference of this fingerprint; return what is in the file then."""
         found = {"clip_score": clip} if reference is None else {"clip_score": clip, "psnr": psnr}
-        beside = None if reference is None else Reference("baseline", reference, frozenset())
+        beside = None if reference is None else Reference("baseline", reference, frozenset({(device, "2.9")}))
         evaluation = SimpleNamespace(estimates=found, reference=beside)
         monkeypatch.setattr("pytest_sdbench.evaluation.evaluate.evaluate", lambda *_, **__: evaluation)
         changed = record_evidence(card, "mini", Workspace("store")) is not None
@@ -176,6 +176,14 @@ def test_recorded_pairs_are_those_of_one_reference(
     assert record("one") == (True, both, "one")
     assert record(None) == (False, both, "one")
     assert record("one") == (False, both, "one")
+    # What says the same stays, and so does where its reference was drawn; a file of before gains it.
+    assert record("one", "there") == (False, both, "one")
+    recorded = read_recorded(file)
+    assert recorded is not None
+    assert recorded.reference_setups == {("here", "2.9")}
+    write_recorded(file, replace(recorded, reference_setups=None))
+    assert record("one", "there") == (True, both, "one")
+    assert record("one", "there") == (False, both, "one")
     assert record("two") == (True, both, "two")
     # So do those of an earlier protocol with fewer metrics.
     earlier = protocol.model_copy(update={"metrics": {"psnr": protocol.metrics["psnr"]}})

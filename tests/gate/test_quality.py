@@ -15,8 +15,8 @@ import pytest
 from pytest_sdbench.base.errors import DataError, EvidenceError
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.gate.calibration import Calibration, calibration_path, read_calibration, write_calibration
-from pytest_sdbench.gate.pairing import RecordedEvidence, evidence_path, write_recorded
 from pytest_sdbench.gate.quality import Judgement, claim_errors, judge
+from pytest_sdbench.gate.recorded import RecordedEvidence, evidence_path, write_recorded
 from pytest_sdbench.gate.verdict import Outcome, Verdict, smallest_margin
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.protocols.load import load_protocol

@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.gate.looks import looks
-from pytest_sdbench.gate.pairing import evidence_path, read_recorded
 from pytest_sdbench.gate.quality import claim_errors
+from pytest_sdbench.gate.recorded import evidence_path, read_recorded
 from pytest_sdbench.gate.verdict import chance_of_pass
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.models.checkpoint import resolve
