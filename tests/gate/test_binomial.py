@@ -134,7 +134,7 @@ def test_how_many_images_would_tell_of_a_paired_share(
         (0.03 + 1e-12, None, "the score lies on the margin"),
         # Both must fail where a machine may have moved the pairs: one of them never will.
         (0.01, 0.005, "the recorded pairs alone show it: record the card anew on this set-up"),
-        (0.01, 0.03, "about 1,000 images would"),
+        (0.01, 0.03, "about 460 images would"),
     ],
 )
 def test_no_number_of_images_is_named_that_would_not_tell(
@@ -150,7 +150,7 @@ def test_no_number_of_images_is_named_that_would_not_tell(
         assert judge_score(mean).reason.endswith(f"cannot tell: {told}")
 
 
-@pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("part", [0.001, 0.3, 0.5, 0.9, 0.999])
 def test_the_chance_of_a_rise_is_right_between_whole_numbers_of_trials(part: float) -> None:
     """Nearly all trials changed: it is no less than where all did, and no more than a chance can be."""
     trials, changed = 20.0, 19.0 + part
@@ -158,7 +158,7 @@ def test_the_chance_of_a_rise_is_right_between_whole_numbers_of_trials(part: flo
     for rise in (0.0, 0.2, 0.5):
         here = chance_of_rise(more, changed - more, trials, rise)
         all_changed = chance_of_at_most(more, changed, (1 + rise) / 2)
-        assert here == pytest.approx(all_changed, rel=0.1) if part == 0 else here == all_changed
+        assert here == all_changed
         assert chance_of_rise(more, changed - more, trials, -rise) <= 1
 
 
