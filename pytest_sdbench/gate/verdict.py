@@ -33,8 +33,8 @@ together (the published scores of a card, or the recorded ones)."""
 POWER = 0.8
 """A margin must let an identical checkpoint pass at least so often."""
 
-_MOST_IMAGES = 1e9
-"""A score that more images than these would tell from its margin lies on it."""
+_MOST_TRIALS = 1e9
+"""A paired share that more trials than these would tell from its margin lies on it."""
 
 _NORMAL = NormalDist()
 
@@ -299,7 +299,7 @@ def _remedy(score: Score, level: float) -> str:
         variance = sum(score.changed) / score.trials - score.rise**2
         # Where nothing changed, so many trials without any change would tell.
         needed = max((quantile / gap) ** 2 * variance, -math.log(level) / gap)
-        return _images(score, needed * score.n / score.trials)
+        return _images(score, math.inf if needed > _MOST_TRIALS else needed * score.n / score.trials)
     if score.trials is not None:
         trials = trials_to_tell(score.measured, score.limit, level)
         return _images(score, math.inf if trials is None else trials * score.n / score.trials)
@@ -315,7 +315,7 @@ def _remedy(score: Score, level: float) -> str:
 
 def _images(score: Score, needed: float) -> str:
     """Say that so many images would tell, or that there are not so many."""
-    if needed > _MOST_IMAGES:
+    if math.isinf(needed):
         return "the score lies on the margin"
     magnitude = 10 ** max(0, len(str(int(needed))) - 2)
     rounded = math.ceil(needed / magnitude) * magnitude
