@@ -114,14 +114,26 @@ def read_bounded(path: Path, most: int) -> bytes:
     return content
 
 
-def json_mapping(content: bytes | str) -> dict[str, Any]:
-    """Return the JSON object in a file; raise ValueError for whatever else is in it."""
+def json_mapping(content: bytes | str, *, unique: bool = False) -> dict[str, Any]:
+    """Return the JSON object in a file; raise ValueError for whatever else is in it.
+
+    Where keys are `unique`, ValueError is raised for one that stands twice, too; else the last one counts.
+    """
     try:
-        found = json.loads(content)
+        found = json.loads(content, object_pairs_hook=_once_each if unique else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError(f"not a JSON object, but a {type(found).__name__}")
+    return found
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands twice")
+        found[key] = value
     return found
 
 

@@ -64,6 +64,7 @@ def as_candidate(card: Card) -> Card:
         for metric in load_protocol(name, search=(card.path.parent,)).metrics
         if METRICS[metric].perfect is not None
     }
+    known_ids = {claim.id for claim in card.claims}
     same = [
         Claim(
             metric=metric,
@@ -73,6 +74,8 @@ def as_candidate(card: Card) -> Card:
             margin=margin_of(card.margins, name, metric),
             kind="identity",
             label=known.label,
+            # A published figure of other images keeps its name.
+            suffix="candidate" if f"{name}-{metric}" in known_ids else "",
         )
         for (name, metric), known in pairs.items()
     ]
@@ -80,9 +83,14 @@ def as_candidate(card: Card) -> Card:
 
 
 def is_beside_baseline(card: Card, protocol: str) -> bool:
-    """Tell whether a card claims how close its pictures come to those of its baseline under a protocol."""
+    """Tell whether a card claims how close its pictures come to those of its baseline under a protocol.
+
+    What it claimed before the protocol changed is compared with nothing, and does not count.
+    """
     claims = [claim for claim in card.claims if claim.gate_protocol == protocol and claim.kind != "identity"]
-    return any(METRICS[claim.metric].reads == "pair" for claim in claims)
+    pairs = [claim for claim in claims if METRICS[claim.metric].reads == "pair"]
+    today = load_protocol(protocol, search=(card.path.parent,)) if pairs else None
+    return today is not None and any(not other_protocol(claim, today) for claim in pairs)
 
 
 def other_protocol(claim: Claim, protocol: Protocol) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
+from pytest_sdbench.cards.cases import is_beside_baseline
 from pytest_sdbench.models.architectures import Config
 
 if TYPE_CHECKING:
@@ -54,7 +55,16 @@ def checkpoint_of(card: Card, weights: Path | None = None, *, download: bool = F
     return checkpoint
 
 
-def baseline_checkpoint(card: Card, baseline: Card | None, *, download: bool = False) -> Checkpoint:
+def candidate_remedy(card: Card, protocol: str) -> str:
+    """Say how a checkpoint is compared without a baseline; empty where the card claims figures beside one."""
+    if is_beside_baseline(card, protocol):
+        return ""
+    return f"compare another checkpoint with the card's own: --sdbench-weights {card.name}=FOLDER"
+
+
+def baseline_checkpoint(
+    card: Card, baseline: Card | None, protocol: str, *, download: bool = False
+) -> Checkpoint:
     """Return the checkpoint of a card's baseline, whose pictures the card's own are compared with.
 
     Raises Unavailable where there is no baseline, else as `checkpoint_of`.
@@ -64,8 +74,7 @@ def baseline_checkpoint(card: Card, baseline: Card | None, *, download: bool = F
             "fidelity compares with a reference's pictures, and the card names no baseline",
             file=card.path,
             key="sdbench.baseline",
-            remedy="Name one, or compare another checkpoint with the card's own: --sdbench-weights "
-            f"{card.name}=FOLDER",
+            remedy=", or ".join(["Name one", *filter(None, [candidate_remedy(card, protocol)])]),
         )
     return checkpoint_of(baseline, download=download)
 

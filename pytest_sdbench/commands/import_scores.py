@@ -40,6 +40,9 @@ _FINITE = (
 PROMPT_KEYS = ("prompt", "text", "caption")
 _FORM = "Write JSON lines or CSV: `value`, and `index` (from 0) or `prompt`, with `seed` where prompts repeat"
 
+_COMPRESSED = (b"\x1f\x8b", b"BZh91AY", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
+"""How files of gzip, bzip2, xz, zstd and zip begin."""
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -160,6 +163,8 @@ def read_values(path: Path, metric: Metric) -> Iterator[Value]:
     except OSError as error:
         message = f"the scores cannot be read: {error.strerror or error}"
         raise DataError(message, file=path, remedy=_FORM) from None
+    if content.startswith(_COMPRESSED):
+        raise DataError("this file is compressed, or an archive", file=path, remedy=f"Unpack it. {_FORM}")
     read = _json_lines if path.suffix in (".jsonl", ".ndjson", ".json") else _csv
     for where, row in read(path, content):
         keys = [key for key in ("value", "score", metric.name) if row.get(key) not in (None, "")]
@@ -190,7 +195,7 @@ def _json_lines(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, 
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                row = json_mapping(line.encode())
+                row = json_mapping(line.encode(), unique=True)
             except ValueError as error:
                 raise DataError(f"not JSON: {error}", file=path, key=f"line {number}", remedy=_FORM) from None
             yield f"line {number}", row

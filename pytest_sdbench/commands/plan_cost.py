@@ -25,7 +25,7 @@ from pytest_sdbench.commands.plan_downloads import (
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.commands.shared import named_card, weights_of
 from pytest_sdbench.evaluation.evidence import Extras, kept_images, on_this_device, open_evidence
-from pytest_sdbench.evaluation.fidelity import known_pairs, pairs_of
+from pytest_sdbench.evaluation.fidelity import known_pairs, other_scheduler, pairs_of
 from pytest_sdbench.features.extractors import column_widths, extractor_of
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.gap import Gap
@@ -299,7 +299,7 @@ class _Planner:
         if (found := self._search.reference(card, candidate)) is None:
             return None, None, "the card names no baseline"
         other, checkpoint, finding = found
-        if checkpoint is not None and (why := _other_scheduler(checkpoint, protocol)):
+        if checkpoint is not None and (why := other_scheduler(checkpoint, protocol)):
             return None, None, f"{other.name} {why}"
         extras = Extras(columns={}, keep=protocol.n)
         downloads = checkpoint_downloads(other) if finding.state == "missing" else ()
@@ -380,16 +380,6 @@ class _Planner:
         pictures = sum(len(gap.images) for gap in gaps if gap.keeps)
         disk, basis = picture_bytes(protocol, pictures, evidence)
         return {"bytes": size, "pictures": pictures, "picture_bytes": disk, "picture_basis": basis}
-
-
-def _other_scheduler(checkpoint: Checkpoint, protocol: Protocol) -> str:
-    """Say why a protocol cannot be drawn with a reference's own scheduler; empty where it can."""
-    from pytest_sdbench.models.checkpoint import scheduler_class
-
-    wanted, own = protocol.sampling.scheduler, scheduler_class(checkpoint)
-    if wanted.name != "checkpoint" or wanted.must_be in (None, own):
-        return ""
-    return f"has a {own}, and the protocol samples with a {wanted.must_be}"
 
 
 def _total(values: Iterable[Number | None]) -> Number | None:

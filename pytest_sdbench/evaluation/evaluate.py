@@ -222,7 +222,8 @@ def evaluate(
     limits: dict[str, Any] = {"tuning": tuning, "max_images": max_images}
     home = replace(workspace, store=extras.original_store or workspace.store)
     known = partial(known_pairs, workspace, checkpoint, measured)
-    draw = partial(draw_reference, extras.original or no_reference, measured, home, known=known, **limits)
+    told: dict[str, Any] = {"known": known, "instead": extras.instead}
+    draw = partial(draw_reference, extras.original or no_reference, measured, home, **told, **limits)
     make = partial(make_evidence, checkpoint, measured, workspace, load=load, **limits)
     made, reference, references = _make(make, draw, references, extras)
     references = references.without(made.lacking)

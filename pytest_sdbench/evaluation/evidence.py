@@ -62,6 +62,8 @@ class Extras:
     """Whose kept pictures paired extractors compare with."""
     original: Callable[[], Checkpoint] | None = None
     """Finds the checkpoint that an evaluation draws those pictures with, where a metric needs them."""
+    instead: str = ""
+    """What else can be done where that checkpoint has another scheduler than the protocol."""
     original_store: Path | str | None = None
     """Where they are kept; None: beside the evaluation's own. Where a pipeline of one's own draws, the two
     may have one key."""

@@ -43,11 +43,13 @@ def draw_reference(
     *,
     tuning: Tuning | None = None,
     max_images: int | None = None,
+    instead: str = "",
     known: Callable[[Evidence], Setups | None] = lambda reference: None,
 ) -> Reference:
     """Return the reference with the pictures of a protocol, drawing on this set-up those that are not kept.
 
-    None is drawn where `known` says with which all pairs were compared before (see `known_pairs`).
+    None is drawn where `known` says with which all pairs were compared before (see `known_pairs`). `instead`
+    is what else can be done about another scheduler.
     Raises Unavailable where there is no reference, where its scheduler is not the one that the protocol asks
     for, and where more than `max_images` would have to be drawn; CheckpointError where it is damaged;
     PictureLoss where pictures were lost meanwhile.
@@ -70,14 +72,24 @@ def draw_reference(
             raise _told(error, what) from error
         # It is sound, and of another protocol: a teacher beside its consistency model.
         raise Unavailable(
-            "the baseline has another scheduler, and draws nothing to compare with",
+            f"the reference {checkpoint.spec} has another scheduler, and draws nothing to compare with",
             key=protocol.name,
             found=error.found,
-            remedy="A candidate is compared with the card's own checkpoint: --sdbench-weights CARD=FOLDER",
+            remedy=", or ".join(["Compare with one of the protocol's scheduler", *filter(None, [instead])]),
         ) from error
     # Its rows may be older than its pictures, and of another set-up.
     setups = setups_of(made.evidence.picture_artists(protocol.n))
     return Reference(checkpoint.spec, checkpoint.fingerprint, setups, made.evidence)
+
+
+def other_scheduler(checkpoint: Checkpoint, protocol: Protocol) -> str:
+    """Say why a protocol cannot be drawn with a reference's own scheduler; empty where it can."""
+    from pytest_sdbench.models.checkpoint import scheduler_class
+
+    wanted, own = protocol.sampling.scheduler, scheduler_class(checkpoint)
+    if wanted.name != "checkpoint" or wanted.must_be in (None, own):
+        return ""
+    return f"has a {own}, and the protocol samples with a {wanted.must_be}"
 
 
 def _told(error: CheckpointError, what: str) -> CheckpointError:

@@ -203,7 +203,7 @@ def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Pat
 
     protocol = load_protocol(protocol_name, search=(card.path.parent,))
     checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent)
-    extras = Extras(original=cache(lambda: baseline_checkpoint(card, baseline_of(card))))
+    extras = Extras(original=cache(lambda: baseline_checkpoint(card, baseline_of(card), protocol_name)))
     found: dict[int, dict[str, Estimate]] = {}
     reference: Reference | None = None
     for look in looks(protocol.n):

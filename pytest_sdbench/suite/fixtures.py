@@ -17,15 +17,17 @@ import pytest
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, baseline_of
-from pytest_sdbench.cards.cases import Case, is_beside_baseline
+from pytest_sdbench.cards.cases import Case
 from pytest_sdbench.cards.network import (
     Network,
     baseline_checkpoint,
+    candidate_remedy,
     checkpoint_of,
     named_network,
     network_of,
 )
 from pytest_sdbench.suite.collection import card_of
+from pytest_sdbench.suite.references import compared_protocols, reference_card
 from pytest_sdbench.suite.rows import conclude
 from pytest_sdbench.suite.session import SdbenchSession
 
@@ -117,13 +119,10 @@ def sdbench_pictures(request: pytest.FixtureRequest) -> Mapping[str, int]:
 
     Those of a teacher are kept when its own card is the first to draw them, and drawn once.
     """
-    from pytest_sdbench.cards.cases import judged_protocols
     from pytest_sdbench.evaluation.evidence import compared_pictures
 
-    # A card that cannot be read is an item of another type.
-    tests = [item for item in request.session.items if isinstance(item, pytest.Function)]
-    cards = {module.path: module.card for item in tests if (module := card_of(item)) is not None}
-    return compared_pictures(protocol for card in cards.values() for protocol in judged_protocols(card))
+    session = request.getfixturevalue("sdbench_session")
+    return compared_pictures(compared_protocols(session, request.session.items))
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +156,9 @@ def sdbench_reference(
 
     def find(protocol: Protocol) -> Checkpoint:
         download = sdbench_session.settings.download
-        if sdbench_weights is not None and not is_beside_baseline(sdbench_card, protocol.name):
+        if reference_card(sdbench_card, sdbench_weights, protocol) is sdbench_card:
             return checkpoint_of(sdbench_card, download=download)
-        return baseline_checkpoint(sdbench_card, sdbench_baseline, download=download)
+        return baseline_checkpoint(sdbench_card, sdbench_baseline, protocol.name, download=download)
 
     return find
 
@@ -242,6 +241,8 @@ def sdbench_evaluate(
         def make() -> Evaluation:
             find = partial(request.getfixturevalue("sdbench_reference"), protocol)
             later = request.getfixturevalue("sdbench_pictures").get(protocol.draw_fingerprint, 0)
+            is_candidate = request.getfixturevalue("sdbench_weights") is not None
+            instead = "" if is_candidate else candidate_remedy(sdbench_card, protocol.name)
             with sdbench_session.visible_progress() as progress:
                 found = evaluate(
                     sdbench_checkpoint,
@@ -250,7 +251,7 @@ def sdbench_evaluate(
                     samples=samples or settings.samples,
                     max_images=settings.limit(sdbench_device),
                     load=load,
-                    extras=Extras(later=later, original=find, original_store=sdbench_store),
+                    extras=Extras(later=later, original=find, instead=instead, original_store=sdbench_store),
                 )
             if not plain:
                 return replace(found, checkpoint_fingerprint="")

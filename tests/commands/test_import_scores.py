@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +98,8 @@ def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: object, words: str)
         ("s.jsonl", '{"index": 0, "value": 1}', "no value of 3 images, the first of them image 1"),
         ("s.jsonl", '{"index": 0, "value": 1}\n' * 2, "a second value of image 0"),
         ("s.jsonl", '{"index": 0, "value": 1', "not JSON"),
+        ("s.jsonl", '{"index": 0, "value": 0, "value": 1}', "line 1: .*the key 'value' stands twice"),
+        ("s.jsonl", '{"index": 1, "value": 1, "index": 0}', "line 1: .*the key 'index' stands twice"),
     ],
 )
 def test_a_file_that_is_wrong_is_explained(tmp_path: Path, name: str, text: str, words: str) -> None:
@@ -132,6 +138,13 @@ def test_a_metric_that_is_not_imported_is_told_what_can_be_done(
     make_protocol(card.parent / "protocols/mini.yaml", metrics=metrics, margins={})
     assert main(["import", "none.jsonl", "--metric", name, "--protocol", "mini", "--card", str(card)]) == 2
     assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_file_is_named_as_one(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "s.jsonl.gz").write_bytes(pack(b'{"index": 0, "value": 1}'))
+    with pytest.raises(DataError, match=r"this file is compressed.*Unpack it"):
+        list(read_values(tmp_path / "s.jsonl.gz", imported_metric("any", "Any", higher_is_better=True)))
 
 
 def test_a_value_that_a_column_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -139,12 +139,16 @@ def test_a_damaged_reference_costs_the_metrics_of_pairs_alone(
         score(PSNR, original=find)
 
 
-def test_a_baseline_with_another_scheduler_is_a_reason_to_skip(
+def test_a_reference_with_another_scheduler_is_a_reason_to_skip(
     pristine_checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "captions.csv").write_text("file_name,text\n1.jpg,red\n", encoding="utf-8")
     scheduler = {"name": "checkpoint", "must_be": "LCMScheduler"}
     protocol = own_protocol(tmp_path, n=1, steps=1, metrics=PSNR, scheduler=scheduler)
     workspace = Workspace(tmp_path / "store", tmp_path, progress=False)
-    with pytest.raises(Unavailable, match=r"another scheduler.*'PNDMScheduler'.*--sdbench-weights"):
-        draw_reference(lambda: Checkpoint("tiny", pristine_checkpoint), protocol, workspace)
+    says = r"the reference tiny has another scheduler.*'PNDMScheduler'.*one of the protocol's scheduler"
+    for instead, ends in (("", "$"), ("do this", ", or do this$")):
+        with pytest.raises(Unavailable, match=f"{says}{ends}"):
+            draw_reference(
+                lambda: Checkpoint("tiny", pristine_checkpoint), protocol, workspace, instead=instead
+            )

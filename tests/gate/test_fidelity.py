@@ -19,6 +19,7 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.cases import as_candidate, is_beside_baseline, quality_cases
+from pytest_sdbench.cards.network import baseline_checkpoint
 from pytest_sdbench.evaluation import evidence
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.fidelity import Reference
@@ -124,6 +125,43 @@ def test_a_candidate_is_held_to_what_its_card_claims_beside_the_baseline(
     assert is_beside_baseline(card, "pairs")
     assert {claim.value for claim in card.claims} == {30.0}
     assert [case.id for case in quality_cases(card)] == ["pairs-psnr-recorded", "pairs-lost"]
+
+
+@pytest.mark.parametrize(
+    ("claims", "fingerprint", "candidate"),
+    [
+        ({}, "0" * 16, {"pairs-psnr": 100.0, "pairs-lost": 0.0}),
+        # Published figures of another number of images keep their names.
+        ({"psnr": 30.0}, "0" * 16, {"pairs-psnr-candidate": 100.0, "pairs-lost": 0.0}),
+        ({}, None, {}),
+    ],
+)
+def test_claims_of_a_protocol_that_has_changed_switch_no_gate_off(
+    protocol: Protocol, tmp_path: Path, claims: Any, fingerprint: str | None, candidate: Any
+) -> None:
+    more = {} if fingerprint is None else {"protocol_fingerprint": fingerprint}
+    recorded = [record("psnr", 30.0, protocol, **more)]
+    path = make_card(tmp_path / "card.md", claims=claims, protocol="pairs", records=recorded)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("type: scenes}", "type: scenes, args: {num_samples: 5000}}"), "utf-8")
+    card = read_card(path)
+    assert is_beside_baseline(card, "pairs") == (not candidate)
+    known = {claim.id for claim in card.claims}
+    new = [claim for claim in as_candidate(card).claims if claim.kind == "identity"]
+    assert {claim.id: claim.value for claim in new} == candidate
+    assert not known & candidate.keys()
+
+
+@pytest.mark.parametrize(
+    ("records", "remedy"), [(0, "Name one, or compare .*--sdbench-weights card=FOLDER$"), (1, "Name one$")]
+)
+def test_a_card_without_a_baseline_is_told_what_fits(
+    protocol: Protocol, tmp_path: Path, records: int, remedy: str
+) -> None:
+    recorded = [record("psnr", 30.0, protocol)][:records]
+    card = read_card(make_card(tmp_path / "card.md", claims={}, protocol="pairs", records=recorded))
+    with pytest.raises(Unavailable, match=remedy):
+        baseline_checkpoint(card, None, "pairs")
 
 
 @pytest.mark.parametrize(

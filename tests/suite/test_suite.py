@@ -329,6 +329,36 @@ def test_a_fixture_of_the_suite_can_be_overridden(run, project, pytester, tmp_pa
     assert list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "baseline", "must_be", "kept"),
+    [
+        ("-k psnr", "other", "PNDMScheduler", [40]),
+        ("-k psnr", "other", "LCMScheduler", []),
+        ("-k psnr", None, "PNDMScheduler", []),
+        ("-k size", "other", "PNDMScheduler", []),
+        ("-k clip_score", "other", "PNDMScheduler", []),
+    ],
+)
+def test_pictures_are_kept_for_what_the_run_compares(pytester, project, words, baseline, must_be, kept):
+    sampling = {"steps": 2, "guidance": 1.0, "resolution": 64, "dtype": "float32"}
+    sampling["scheduler"] = {"name": "checkpoint", "must_be": must_be}
+    metrics = {"psnr": {"extractor": "psnr"}, "clip_score": {"model": "local:scenes-clip"}}
+    make_protocol(
+        project.parent / "protocols/mini.yaml", n=40, sampling=sampling, metrics=metrics, margins={}
+    )
+    make_card(project.with_name("other.md"), claims={}, protocols=[])
+    make_card(project, claims={}, **({"baseline": baseline} if baseline else {}))
+    pytester.makeconftest(
+        "import json, pathlib, pytest\n"
+        "@pytest.fixture(scope='session', autouse=True)\n"
+        "def told(sdbench_pictures):\n"
+        "    pathlib.Path('told.json').write_text(json.dumps(sdbench_pictures))\n"
+    )
+    result = pytester.runpytest("cards/mini.md", "--sdbench", "--setup-only", *words.split())
+    assert result.ret == 0
+    assert [*json.loads(Path("told.json").read_text(encoding="utf-8")).values()] == kept
+
+
 def test_claims_of_an_unstated_protocol_are_shown_and_never_gated(run, project, pytester):
     text = project.read_text(encoding="utf-8").replace("config: mini", "config: unstated")
     project.write_text(text, encoding="utf-8")
