@@ -90,7 +90,8 @@ class Sampler:
             setattr(self._pipeline, name, tokenizer)
         if self._xl and pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
             # SDXL's VAE overflows in float16. Its pipeline casts it and back: other threads may be at it.
-            self._pipeline.vae = copy.deepcopy(pipeline.vae).to(torch.float32)
+            vae = copy.deepcopy(pipeline.vae)
+            self._pipeline.vae = vae.to(torch.float32) if self._staged else vae
         # SDXL's pipeline makes the states of no negative prompt without a text encoder.
         self._remember_text = remember_text and self._staged and not self._xl
         self._negative: torch.Tensor | None = None
@@ -134,7 +135,8 @@ class Sampler:
         """Turn latents into pictures, `chunk` at a time; raises CheckpointError for NaN and infinity."""
         if latents.tensor is None:
             images = np.asarray(latents.output.images)
-            blacked = latents.output.nsfw_content_detected or [False] * len(latents.indices)
+            # Only pipelines that may have a safety checker say what it found.
+            blacked = getattr(latents.output, "nsfw_content_detected", None) or [False] * len(images)
             self._check_finite(np.isfinite(images).all(axis=(1, 2, 3)), latents.indices)
             pixels = to_uint8(images)
         else:

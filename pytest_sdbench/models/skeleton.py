@@ -25,7 +25,8 @@ OTHER_CONDITIONING = ("class_embed_type", "addition_embed_type", "encoder_hid_di
 """Keys of U-Nets that take other inputs than latents, a timestep and text."""
 _TEXT_TIME = "text_time"
 """The `addition_embed_type` of SDXL: a pooled text state, and sizes and crops of the picture."""
-_TEXT_TIME_WIDTH = "projection_class_embeddings_input_dim"
+_TEXT_TIME_WIDTHS = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+"""The keys of their widths: of each of the six numbers, and of all together."""
 _MOST_LAYERS = 2000
 """Of a network: those of Stable Diffusion have 12. To build a million takes hours."""
 _LARGEST_SIDE = 1024
@@ -142,21 +143,25 @@ def unet_inputs(
     if config.get("addition_embed_type") == _TEXT_TIME:
         inputs["added_cond_kwargs"] = {
             name: torch.ones(batch, width, device=device, dtype=dtype or torch.float32)
-            for name, width in _text_time_widths(config).items()
+            for name, width in text_time_widths(config).items()
         }
     return inputs | {"timestep": torch.full((batch,), 500, dtype=torch.int64).to(device)}
 
 
-def _text_time_widths(config: Config) -> dict[str, int]:
-    """Return what SDXL's U-Net is told besides the text: six numbers, each embedded, and the pooled state."""
-    each, whole = (config.get(key) for key in ("addition_time_embed_dim", _TEXT_TIME_WIDTH))
-    if not (isinstance(each, int) and isinstance(whole, int) and 0 < 6 * each < whole <= 2**16):
-        what, remedy = (
-            "no width of SDXL's added text and sizes",
-            "SDXL's is 2816, with 256 for each of six sizes",
-        )
-        raise CardError(what, key=f"{_KEY}.{_TEXT_TIME_WIDTH}", found=whole, remedy=remedy)
-    return {"text_embeds": whole - 6 * each, "time_ids": 6}
+def text_time_widths(config: Config) -> dict[str, int]:
+    """Return what SDXL's U-Net is told besides the text: six numbers, each embedded, and the pooled state.
+
+    Raise ``CardError`` where the configuration gives no width for them.
+    """
+    sizes: int = 0
+    whole: Any = 0
+    for key in _TEXT_TIME_WIDTHS:
+        sizes, whole = 6 * whole, config.get(key)
+        if not (isinstance(whole, int) and sizes < whole <= 2**16):
+            what = "no width of SDXL's added text and sizes"
+            remedy = "SDXL's is 256 for each of six sizes, and 2816 with the text"
+            raise CardError(what, key=f"{_KEY}.{key}", found=whole, remedy=remedy)
+    return {"text_embeds": whole - sizes, "time_ids": 6}
 
 
 def text_encoder_skeleton(config: Config = SD_V1_TEXT_ENCODER, *, projected: bool = False) -> Any:

@@ -14,6 +14,7 @@ from pytest_sdbench.models.skeleton import (
     OTHER_CONDITIONING,
     component_skeleton,
     known_keys,
+    text_time_widths,
     unet_inputs,
 )
 from pytest_sdbench.models.weights import incomplete, read_json
@@ -41,6 +42,14 @@ def check_values(checkpoint: Checkpoint) -> None:
         what = f"a U-Net with other inputs than those of a {checkpoint.pipeline.name}"
         remedy = "SDXL's U-Net stands on SDXL's other parts, and those of SD v1 and v2 on theirs"
         raise CheckpointError(what, file=file, key=key, found=unet.get(key), remedy=remedy)
+    if checkpoint.pipeline is SDXL:
+        try:
+            text_time_widths(unet)
+        except CardError as error:
+            width = str(error.key).rpartition(".")[2]
+            raise CheckpointError(
+                error.message, file=file, key=width, found=error.found, remedy=error.remedy
+            ) from error
     vae = checkpoint.config("vae")
     for key in ("latents_mean", "latents_std") if checkpoint.pipeline is SDXL else ():
         if (found := vae.get(key)) is not None and not _are_numbers(found, vae.get("latent_channels", 4)):

@@ -51,6 +51,7 @@ def alone(folder: Path, indices: list[int], **options: Any) -> np.ndarray:
     dtype = options.pop("dtype", torch.float32)
     theirs = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=dtype, add_watermarker=False)
     theirs.set_progress_bar_config(disable=True)
+    theirs.watermark = options.pop("watermark", None)
     # torch multiplies a matrix that may learn another way, even where nothing does.
     theirs.unet.requires_grad_(False)
     if scheduler := options.pop("scheduler", None):
@@ -119,6 +120,25 @@ def test_float16_is_decoded_as_its_configuration_says(tmp_path: Path, upcast: bo
     ours = draw(pipeline, protocol_of(tmp_path, dtype="float16"), [2])
     np.testing.assert_array_equal(ours, alone(folder, [2], dtype=torch.float16))
     assert pipeline.vae.dtype == torch.float16
+
+
+class Watermark:
+    """Stands for what diffusers puts into pictures wherever invisible-watermark is installed."""
+
+    def apply_watermark(self, images: torch.Tensor) -> torch.Tensor:
+        return images / 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_pipeline_that_somebody_loaded_with_a_watermark_draws_with_it(
+    pristine_xl: Path, tmp_path: Path, dtype: str
+) -> None:
+    pipeline = load_pipeline(resolve(str(pristine_xl)), dtype=dtype)
+    pipeline.watermark = Watermark()
+    ours = draw(pipeline, protocol_of(tmp_path, dtype=dtype), [2])
+    theirs = alone(pristine_xl, [2], dtype=getattr(torch, dtype), watermark=Watermark())
+    np.testing.assert_array_equal(ours, theirs)
+    assert pipeline.vae.dtype == getattr(torch, dtype)
 
 
 def test_a_protocol_of_another_scheduler_is_refused(pipeline: Any, tmp_path: Path) -> None:

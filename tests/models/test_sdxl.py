@@ -186,6 +186,14 @@ CASES: dict[str, tuple[Edit, str]] = {
     ),
     "zeros": (keys("model_index.json", force_zeros_for_empty_prompt="yes"), "not true or false"),
     "other inputs": (keys(UNET, addition_embed_type=None), "other inputs than those of a StableDiffusionXL"),
+    "width of sizes": (
+        keys(UNET, addition_time_embed_dim=None),
+        "addition_time_embed_dim: no width of SDXL's",
+    ),
+    "width of all": (
+        keys(UNET, projection_class_embeddings_input_dim=12),
+        r"projection_class_embeddings_input_dim: no width of SDXL's.*found 12\)",
+    ),
     "mean": (keys(VAE, latents_mean=[0.0]), "latents_mean.*not a number for each channel"),
     "deviation": (keys(VAE, latents_std=[0, 1, 2, float("nan")]), "latents_std.*not a number for each"),
 }
