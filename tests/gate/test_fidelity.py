@@ -547,6 +547,10 @@ def test_a_student_is_compared_with_its_baseline(
     assert record_evidence(read_card(card), "pairs", Workspace(pytester.path / "store")) is None
     for pictures in (pytester.path / "store").glob("*/pictures-*"):
         pictures.unlink()
+    # What was compared before needs no picture again.
+    assert record_evidence(read_card(card), "pairs", Workspace(pytester.path / "store")) is None
+    for shard in (pytester.path / "store").glob("*/shard-*"):
+        shard.unlink()
     with pytest.raises(Unavailable, match="images are not in the store"):
         record_evidence(read_card(card), "pairs", Workspace(pytester.path / "store"))
     card.write_text(card.read_text(encoding="utf-8").replace(made, "0123456789abcdef"), encoding="utf-8")

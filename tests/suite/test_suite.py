@@ -385,7 +385,7 @@ def test_without_reference_statistics_only_the_distances_are_skipped(pytester, p
     make_protocol(path, n=2, metrics=metrics, margins={})
     make_card(project, claims={}, protocol="bare")
     words = ("cards", *QUALITY, "--sdbench-store", tmp_path, "--sdbench-report=r.json")
-    pytester.runpytest(*words, "-k", "fid").assert_outcomes(skipped=1, deselected=10)
+    pytester.runpytest(*words, "-k", "fid").assert_outcomes(skipped=1, deselected=13)
     assert not list(tmp_path.iterdir())  # no image is made for nothing
     pytester.runpytest(*words)
     verdicts = {row["metric"]: row["verdict"] for row in rows(pytester.path / "r.json").values()}
