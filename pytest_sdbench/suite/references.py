@@ -28,15 +28,17 @@ def reference_card(card: Card, weights: Path | None, protocol: Protocol) -> Card
 
 def compared_protocols(session: SdbenchSession, items: Iterable[pytest.Item]) -> Iterator[Protocol]:
     """Yield the protocols under which these tests compare pictures one by one, as far as that can be told."""
+    found: dict[tuple[Path, str], tuple[Card, Protocol]] = {}
     for item in items:
         # A card that cannot be read is an item of another type.
         module = card_of(item) if isinstance(item, pytest.Function) else None
         case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
         if module is None or not isinstance(case, Case):
             continue
-        protocol = _compared(module.card, case)
-        if protocol is not None and _can_be_drawn(session, module.card, protocol):
-            yield protocol
+        if (protocol := _compared(module.card, case)) is not None:
+            found[module.path, protocol.name] = module.card, protocol
+    # A card has several metrics of pairs under one protocol, and one reference.
+    yield from (protocol for card, protocol in found.values() if _can_be_drawn(session, card, protocol))
 
 
 def _compared(card: Card, case: Case) -> Protocol | None:
