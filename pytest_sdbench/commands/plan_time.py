@@ -102,7 +102,9 @@ class Stopwatch:
         """
         config = dict(unet_config(network.unet))
         vae = SD_V1_VAE if network.checkpoint is None else network.checkpoint.config("vae")
-        side = protocol.sampling.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
+        # diffusers builds an autoencoder of one level where its configuration gives no widths.
+        levels = len(vae.get("block_out_channels") or (64,))
+        side = protocol.sampling.resolution // 2 ** (levels - 1)
         config["sample_size"] = side
         calls, doubled = unet_calls(protocol, network), samples_per_image(protocol, config)
         sample = self._sample(protocol, config, doubled, name)

@@ -138,17 +138,25 @@ def pipeline_of(folder: Path) -> Pipeline:
             )
     kind = index.get("_class_name") or SD.name
     kind = kind[-1] if isinstance(kind, list) and kind else kind
+    if not isinstance(kind, str):
+        what = "not the name of a pipeline"
+        raise CheckpointError(what, file=file, key="_class_name", found=kind, remedy=_SUPPORTED)
     held = [
         name for name, value in index.items() if name[:1] != "_" and isinstance(value, list) and any(value)
     ]
     pipeline = SDXL if kind == SDXL.name or "text_encoder_2" in held else SD
-    lacking = [name for name in pipeline.parts if name not in held and not (folder / name).is_dir()]
+    # What the index calls [null, null] is none, whatever folder lies there; what it leaves out may be there.
+    silent = [name for name in pipeline.parts if name not in index and (folder / name).is_dir()]
+    lacking = [name for name in pipeline.parts if name not in (*held, *silent)]
     further = [name for name in held if name not in (*pipeline.parts, *UNUSED)]
     if (pipeline is SDXL or kind != SD.name) and (lacking or further):
         parts = [f"it has no {', '.join(lacking)}"] if lacking else []
         parts += [f"it has {', '.join(further)}"] if further else []
         what = f"a {kind}, which is not supported (yet): {' and '.join(parts)}"
         raise CheckpointError(what, file=file, key="_class_name", remedy=_SUPPORTED)
+    if none := next((name for name in lacking if name in index), None):
+        what = "a part that text to image needs, of which the index says that there is none"
+        raise CheckpointError(what, file=file, key=none, found=index[none], remedy=COPY_AGAIN)
     for name in pipeline.components:
         check_class(name, (index.get(name) or [None])[-1], file, key=name)
     for name in pipeline.settings:

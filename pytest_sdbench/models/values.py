@@ -50,22 +50,31 @@ def check_values(checkpoint: Checkpoint) -> None:
             raise CheckpointError(
                 error.message, file=file, key=width, found=error.found, remedy=error.remedy
             ) from error
-    vae = checkpoint.config("vae")
-    for key in ("latents_mean", "latents_std") if checkpoint.pipeline is SDXL else ():
-        if (found := vae.get(key)) is not None and not _are_numbers(found, vae.get("latent_channels", 4)):
-            what, remedy = "not a number for each channel of the latents", "Compare it with SDXL's"
-            raise CheckpointError(
-                what, file=checkpoint.config_file("vae"), key=key, found=found, remedy=remedy
-            )
-    factor = vae.get("scaling_factor", 1.0)
-    if not (isinstance(factor, int | float) and math.isfinite(factor) and factor > 0):
-        what, remedy = "not a factor that latents are scaled by", "SD v1's is 0.18215"
-        raise CheckpointError(
-            what, file=checkpoint.config_file("vae"), key="scaling_factor", found=factor, remedy=remedy
-        )
+    _check_latents(checkpoint)
     make_scheduler(checkpoint)
     for name in checkpoint.pipeline.tokenizers:
         check_vocabulary(checkpoint.part(name))
+
+
+def _check_latents(checkpoint: Checkpoint) -> None:
+    """Raise ``CheckpointError`` for a scale of the autoencoder's latents that means nothing."""
+    vae, file = checkpoint.config("vae"), checkpoint.config_file("vae")
+    for key in ("latents_mean", "latents_std") if checkpoint.pipeline is SDXL else ():
+        if (found := vae.get(key)) is None:
+            continue
+        if not _are_numbers(found, vae.get("latent_channels", 4)):
+            what, remedy = "not a number for each channel of the latents", "Compare it with SDXL's"
+            raise CheckpointError(what, file=file, key=key, found=found, remedy=remedy)
+        if key == "latents_std" and min(found) <= 0:
+            what, remedy = "a deviation of latents that is not above zero", "Compare it with SDXL's"
+            raise CheckpointError(what, file=file, key=key, found=found, remedy=remedy)
+    if not isinstance(upcast := vae.get("force_upcast", True), bool):
+        remedy = "It says whether the autoencoder decodes in float32. Where it is not given it is true"
+        raise CheckpointError("not true or false", file=file, key="force_upcast", found=upcast, remedy=remedy)
+    factor = vae.get("scaling_factor", 1.0)
+    if not (_is_number(factor) and factor > 0):
+        what, remedy = "not a factor that latents are scaled by", "SD v1's is 0.18215"
+        raise CheckpointError(what, file=file, key="scaling_factor", found=factor, remedy=remedy)
 
 
 def check_calls(checkpoint: Checkpoint) -> None:
@@ -91,8 +100,11 @@ def check_calls(checkpoint: Checkpoint) -> None:
 
 
 def _are_numbers(values: Any, count: int) -> bool:
-    numbers = isinstance(values, list) and all(isinstance(each, int | float) for each in values)
-    return numbers and len(values) == count and all(map(math.isfinite, values))
+    return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def make_scheduler(checkpoint: Checkpoint) -> Any:

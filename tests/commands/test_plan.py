@@ -448,6 +448,7 @@ class TestLacking:
         "a hub card without a protocol": {"claims": {}, "protocols": [], "checkpoint": "nobody/nothing"},
         "no checkpoint": {"claims": {}, "checkpoint": None, "architecture": "bk-sdm-tiny"},
         "a folder that is not there": {"checkpoint": "./nowhere"},
+        "an extractor that is none": {"claims": {}, "protocols": ["unheard"]},
         "a protocol that is broken": {"claims": {}, "protocols": ["broken", "mini"]},
         "extractors and prompts": {"claims": {}, "protocols": ["coco5k"], "checkpoint": "nobody/nothing"},
         "nothing": {},
@@ -457,6 +458,7 @@ class TestLacking:
     def test_plan_and_doctor_find_the_same(self, tmp_path, card, about, capsys):
         other = make_card(card.with_name("other.md"), **about)
         (card.parent / "protocols" / "broken.yaml").write_text("n: 0")
+        make_protocol(card.parent / "protocols/unheard.yaml", metrics={"fid": {"extractor": "nobody"}})
         doctor = main(["doctor", str(other)])
         told = capsys.readouterr().out
         made = main(["plan", str(other), "--store", str(tmp_path), "--no-timing"])

@@ -91,6 +91,8 @@ CASES: dict[str, tuple[Damage, str]] = {
         "FluxPipeline, .*it has no unet and it has transformer",
     ),
     "upscaler": (index(_class_name="StableDiffusionUpscalePipeline", **UPSCALER), "low_res_scheduler"),
+    "called none": (index(unet=[None, None]), "unet: a part that text to image needs, .*there is none"),
+    "no name": (index(_class_name=5), r"_class_name: not the name of a pipeline \(found 5\)"),
     "sdxl unet": (
         config(UNET_CONFIG, addition_embed_type="text_time"),
         "other inputs than those of a StableDiffusionPipeline",

@@ -196,6 +196,13 @@ CASES: dict[str, tuple[Edit, str]] = {
     ),
     "mean": (keys(VAE, latents_mean=[0.0]), "latents_mean.*not a number for each channel"),
     "deviation": (keys(VAE, latents_std=[0, 1, 2, float("nan")]), "latents_std.*not a number for each"),
+    "words for numbers": (keys(VAE, latents_mean=[True, 0, 0, 0]), "latents_mean.*not a number for each"),
+    "no deviation": (keys(VAE, latents_std=[1, 1, 0, 1]), "latents_std.*not above zero"),
+    "upcast": (keys(VAE, force_upcast="no"), "force_upcast: not true or false"),
+    "called none": (
+        keys("model_index.json", text_encoder_2=[None, None], tokenizer_2=[None, None]),
+        "not supported.*it has no text_encoder_2, tokenizer_2",
+    ),
 }
 
 
