@@ -84,9 +84,12 @@ def test_an_old_store_is_read_on_and_its_json_is_the_same(pytester: pytest.Pytes
     result = run_on_the_store(pytester)
     assert result.ret == 0
     report = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))
-    # What a later version says besides: the worst images of a score that each image has a part in.
-    worst = {row["metric"]: row["extra"].pop("worst") for row in report["results"] if "worst" in row["extra"]}
-    assert {metric: len(images) for metric, images in worst.items()} == {"clip_score": 10}
+    # What a later version says besides: images of a score that each image has a part in, and their draw.
+    for key, most in (("worst", 10), ("first", 12)):
+        images = {row["metric"]: row["extra"].pop(key) for row in report["results"] if key in row["extra"]}
+        assert {metric: len(each) for metric, each in images.items()} == {"clip_score": most}
+    draws = {row["extra"].pop("draw_fingerprint", None) for row in report["results"]}
+    assert draws == {None, load_protocol("scenes-quick").draw_fingerprint}
     assert_same(report, pinned("report.json"))
     made = [row["extra"]["images_made"] for row in report["results"] if row["test"] == "quality"]
     assert set(made) == {0}, "the old store's images were made again"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pytest_sdbench.cards.card import Claim
 from pytest_sdbench.gate.binomial import most_that_pass, repeats_of, trials_of, upper_bound
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 MOST = 10
 """Worst images that a report names."""
 
+DOZEN = 12
+"""Images from the first one on that a report shows of every checkpoint, whatever they are like."""
+
 
 @dataclass(frozen=True)
-class Worst:
+class ImageScore:
     """One image, and what it has of a metric beside what the reference's has."""
 
     index: int
@@ -46,20 +50,48 @@ class Worst:
         }
 
 
-def worst_pairs(
+@dataclass(frozen=True)
+class ImageScores:
+    """What each image has of a metric, [n] each, beside what the reference's has."""
+
+    values: npt.NDArray[np.float64]
+    theirs: npt.NDArray[np.float64]
+    """NaN where it is not known."""
+    losses: npt.NDArray[np.float64]
+    """By how much each is worse; -inf for those that are not."""
+    prompts: Sequence[str]
+
+    @property
+    def worst(self) -> list[ImageScore]:
+        """The images that lost most, worst first."""
+        order = np.argsort(-self.losses, kind="stable")[:MOST]
+        return [self._at(index) for index in order if self.losses[index] > -np.inf]
+
+    @property
+    def first(self) -> list[ImageScore]:
+        """The first dozen, whatever they have."""
+        return [self._at(index) for index in range(min(DOZEN, len(self.values)))]
+
+    def _at(self, index: int) -> ImageScore:
+        prompt = self.prompts[index] if index < len(self.prompts) else ""
+        value, theirs = float(self.values[index]), float(self.theirs[index])
+        return ImageScore(int(index), prompt, value, None if np.isnan(theirs) else theirs)
+
+
+def image_scores(
     estimate: Estimate | Undefined | None, evaluation: Evaluation, recorded: RecordedEvidence | None
-) -> list[Worst]:
-    """Return the images that lost most, worst first; of `lost` those that are lost, by what they have.
+) -> ImageScores | None:
+    """Return what each image has of a score, and how much it lost; of `lost` what the threshold is of.
 
     Of a metric of pairs the reference is what equal pictures have; of any other whose score is the mean of
-    what each image has, the `recorded` image of the same index. Empty for a score of all images together.
+    what each image has, the `recorded` image of the same index. None for a score of all images together.
     """
     if not isinstance(estimate, Estimate) or estimate.influence is None:
-        return []
+        return None
     metric = METRICS[estimate.metric]
     same = None if recorded is None else recorded.estimate(estimate.n, estimate.metric)
     if not metric.per_image:
-        return []
+        return None
     values = estimate.value + estimate.influence
     theirs = np.full(len(values), np.nan) if metric.perfect is None else np.full(len(values), metric.perfect)
     if metric.perfect is None and same is not None and same.influence is not None:
@@ -71,18 +103,8 @@ def worst_pairs(
         # All that are lost are lost alike: how far tells what the threshold is of.
         known = read_by(evaluation.protocol.metrics[estimate.metric].extractor)
         values, theirs = looked_at, np.full(len(looked_at), known.perfect)
-        losses = np.where(is_worse, theirs - values if known.higher_is_better else values - theirs, -np.inf)
-    order = np.argsort(-losses, kind="stable")[:MOST]
-    return [
-        Worst(
-            int(index),
-            evaluation.prompts[index] if index < len(evaluation.prompts) else "",
-            float(values[index]),
-            None if np.isnan(theirs[index]) else float(theirs[index]),
-        )
-        for index in order
-        if is_worse[index]
-    ]
+        losses = theirs - values if known.higher_is_better else values - theirs
+    return ImageScores(values, theirs, np.where(is_worse, losses, -np.inf), evaluation.prompts)
 
 
 def share_score(score: Score, groups: Groups | None) -> Score:

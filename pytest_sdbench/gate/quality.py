@@ -55,8 +55,8 @@ class Judgement:
     """The score, or what it is predicted to be with all images of the protocol."""
     estimate: Estimate | Undefined | None
     margin: float | None
-    worst: Sequence[fidelity.Worst] = ()
-    """The images that lost most, where each has a part in the score."""
+    images: fidelity.ImageScores | None = None
+    """What each image has, where the score is their mean."""
 
 
 def incomparable(case: Case, protocol: Protocol | None) -> Verdict | None:
@@ -205,8 +205,8 @@ class _Gate:
         verdict = noted(verdict, [*notes, *assumed, *evaluation.notes, *evaluation.changes])
         estimate = evaluation.estimates.get(claim.metric)
         value = estimate.value if isinstance(estimate, Estimate) else None
-        worst = fidelity.worst_pairs(estimate, evaluation, self.pairing.recorded)
-        return Judgement(verdict, evaluation, value, estimate, self._margin(claim), worst)
+        images = fidelity.image_scores(estimate, evaluation, self.pairing.recorded)
+        return Judgement(verdict, evaluation, value, estimate, self._margin(claim), images)
 
     def _margin(self, claim: Claim) -> float | None:
         return claim.margin if claim.margin is not None else self.protocol.margins.get(claim.metric)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
@@ -42,6 +42,15 @@ def prompt_files(protocol: Protocol, data_root: Path | None = None) -> tuple[str
     if isinstance(protocol.prompts, ScenesPrompts):
         return ()
     return tuple(_read_csv(protocol, protocol.prompts, data_root))
+
+
+def scenes_behind(protocol: Protocol, wanted: Iterable[int]) -> dict[int, int]:
+    """Return the index of the scene that each prompt is the caption of; empty for other prompts."""
+    prompts, wanted = protocol.prompts, set(wanted)
+    if not isinstance(prompts, ScenesPrompts) or not wanted:
+        return {}
+    found = enumerate(_indices(prompts.first, prompts.layouts, 0, max(wanted) + 1))
+    return {at: index for at, index in found if at in wanted}
 
 
 def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_sdbench.base.errors import MESSAGE, cut
+from pytest_sdbench.base.errors import MESSAGE, Unavailable, cut
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import card_name
 from pytest_sdbench.cards.cases import Case
@@ -45,7 +45,9 @@ def conclude(item: pytest.Item, verdict: Verdict, **figures: Any) -> None:
 
 def row_of_error(item: pytest.Item, error: Exception, *, skipped: bool) -> Row:
     """Return the row of a test that ended before it had a verdict."""
-    return _row(item, Verdict(outcome_of(error, skipped=skipped), str(error)))
+    remedy = cut(error.remedy, MESSAGE) if isinstance(error, Unavailable) and error.remedy else ""
+    extra = {"remedy": plain(remedy)} if remedy else {}
+    return _row(item, Verdict(outcome_of(error, skipped=skipped), str(error)), extra=extra)
 
 
 def claim_figures(case: Case, protocol: Protocol | None) -> dict[str, Any]:

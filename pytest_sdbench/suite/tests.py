@@ -190,14 +190,21 @@ def test_quality(
 
 def _extra(metric: str, judgement: Judgement) -> dict[str, Any]:
     """Return what explains a score, for reports: where it comes from, and what the verdict rests on."""
+    from pytest_sdbench.evaluation.evidence import on_this_device
+
     evaluation, estimate = judgement.evaluation, judgement.estimate
     extra = evaluation.provenance() | dict(judgement.verdict.figures)
     extra["torch_device"] = evaluation.torch_device
     if evaluation.reference is not None and METRICS[metric].reads == "pair":
         extra["reference"] = evaluation.reference.spec
         extra["reference_fingerprint"] = evaluation.reference.fingerprint
-    if judgement.worst:
-        extra["worst"] = [each.to_dict() for each in judgement.worst]
+    if evaluation.checkpoint_fingerprint:  # a pipeline of one's own draws into a store of this run
+        drawn = on_this_device(evaluation.protocol, evaluation.torch_device)
+        extra["draw_fingerprint"] = drawn.draw_fingerprint
+    if (scores := judgement.images) is not None:
+        extra["first"] = [each.to_dict() for each in scores.first]
+        if worst := scores.worst:
+            extra["worst"] = [each.to_dict() for each in worst]
     if isinstance(estimate, Estimate) and estimate.corrected is not None:
         extra["without_bias"] = estimate.corrected
     if isinstance(estimate, Estimate) and judgement.measured not in (None, estimate.value):

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from ruamel.yaml import YAML
-from safetensors.torch import load_file, save_file
 
+from benchmarks.family.reports import rounded
 from pytest_sdbench.base.errors import CheckpointError, SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace
@@ -26,7 +25,7 @@ from pytest_sdbench.evaluation.fidelity import Reference
 from pytest_sdbench.features.extractors import open_extractors
 from pytest_sdbench.features.fidelity.ssim import ssim
 from pytest_sdbench.features.references import load_references
-from pytest_sdbench.gate.fidelity import worst_pairs
+from pytest_sdbench.gate.fidelity import image_scores
 from pytest_sdbench.gate.quality import beside, judge, judge_unclaimed
 from pytest_sdbench.gate.recorded import (
     RecordedEvidence,
@@ -409,16 +408,23 @@ def test_a_baseline_s_own_pairs_are_not_those_of_its_student(protocol: Protocol,
 
 def test_the_worst_images_are_named_with_both_values(protocol: Protocol) -> None:
     here = pairs(protocol, 50.0, lost=2)
-    first, *_, last = worst_pairs(here.estimates["psnr"], here, None)
+    scores_of = image_scores(here.estimates["psnr"], here, None)
+    assert scores_of is not None
+    first, *_, last = scores_of.worst
     assert (first.index, first.prompt, first.value, first.reference) == (0, "prompt 0", 47.0, 100.0)
     assert last.index == 9
-    assert [each.index for each in worst_pairs(here.estimates["lost"], here, None)] == [0, 1]
+    assert [each.index for each in scores_of.first] == [*range(12)]
+    lost = image_scores(here.estimates["lost"], here, None)
+    assert lost is not None
+    assert [each.index for each in lost.worst] == [0, 1]
     # Of those that are lost the worst come first, with what the threshold is of.
     column = np.ones(protocol.n, np.float32)
     column[4:20], column[30] = 0.5, 0.25
     known = METRICS["lost"]
     count = known.estimate(Sample([column], protocol.n), None, known.options_of(protocol.metrics["lost"]))
-    worst = worst_pairs(count, here, None)
+    counted = image_scores(count, here, None)
+    assert counted is not None
+    worst = counted.worst
     assert [each.index for each in worst] == [30, *range(4, 13)]
     assert (worst[0].value, worst[0].reference) == (0.25, 1.0)
     # A score of single images is compared with the recorded ones.
@@ -427,12 +433,14 @@ def test_the_worst_images_are_named_with_both_values(protocol: Protocol) -> None
         Estimate("clip_score", each.mean(), 0.1, 3, influence=each - each.mean()) for each in (mine, theirs)
     ]
     recorded = RecordedEvidence("c", "p", {3: {"clip_score": scores[1]}})
-    worst = worst_pairs(scores[0], here, recorded)
+    single = image_scores(scores[0], here, recorded)
+    assert single is not None
+    worst = single.worst
     assert [(each.index, each.value, each.reference) for each in worst] == [
         (2, pytest.approx(0.8), pytest.approx(0.95)),
         (1, pytest.approx(0.5), pytest.approx(0.6)),
     ]
-    assert worst_pairs(replace(scores[0], metric="fid"), here, None) == []
+    assert image_scores(replace(scores[0], metric="fid"), here, None) is None
 
 
 @pytest.mark.slow
@@ -474,20 +482,6 @@ def test_one_black_picture_in_a_hundred_is_lost_and_no_mean_shows_it() -> None:
     assert judge_score(lost, family=6).outcome == "fail"
 
 
-def quantised(unet: Path, folder: Path, bits: int) -> Path:
-    """Copy a U-Net, its weights rounded to so many bits: symmetric, with a scale an output channel."""
-    shutil.copytree(unet, folder)
-    (file,) = folder.rglob("*.safetensors")
-    most, state = 2 ** (bits - 1) - 1, load_file(file)
-    for name, weight in state.items():
-        if weight.ndim > 1:
-            rows = weight.float().flatten(1)
-            scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / most
-            state[name] = ((rows / scale).round() * scale).view(weight.shape).to(torch.float32)
-    save_file({name: weight.float() for name, weight in state.items()}, file, {"format": "pt"})
-    return folder
-
-
 @pytest.mark.slow
 def test_eight_bits_a_channel_pass_and_four_fail(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
@@ -501,12 +495,17 @@ def test_eight_bits_a_channel_pass_and_four_fail(
     own = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny-lcm"}
     make_card(pytester.path / "lcm.md", claims={}, protocol="few", checkpoint=own)
     unet = reference() / "checkpoints" / "scenes-tiny-lcm"
-    place = ("--sdbench-store", pytester.path / "store", "--sdbench-report=r.json")
+    place = ("--sdbench-store", pytester.path / "store", "--sdbench-report=r.json", "--sdbench-report=r.html")
     for bits, outcome in ((8, "pass"), (4, "fail")):
-        folder = quantised(unet, pytester.path / f"q{bits}", bits)
+        folder = rounded(unet, pytester.path / f"q{bits}", bits)
         run = pytester.runpytest(
             "--sdbench", "lcm.md", "-m", "quality", "-v", f"--sdbench-weights=lcm={folder}", *place
         )
+        page = (pytester.path / "r.html").read_text(encoding="utf-8")
+        assert ("<title>Do not release" in page) == (outcome == "fail")
+        # The real scene, the reference's picture and the candidate's, of the worst and of the first dozen.
+        shown = {page.count(f'class="{role} small') for role in ("real", "baseline", "candidate")}
+        assert min(shown) == max(shown) > 12
         rows = {row["metric"]: row for row in report(pytester)["results"]}
         assert {row["verdict"] for row in rows.values()} == {outcome}
         assert {row["kind"] for row in rows.values()} == {"identity"}
@@ -529,7 +528,14 @@ def test_a_student_is_compared_with_its_baseline(
         pytester.path / "cards/protocols/pairs.yaml", n=48, metrics=PAIRS, margins={"psnr": 2, "lost": 0.07}
     )
     card = make_card(pytester.path / "cards/student.md", claims={}, protocol="pairs", baseline="mini")
-    command = ("--sdbench", "cards/student.md", "-m", "quality", "--sdbench-report=r.json")
+    command = (
+        "--sdbench",
+        "cards/student.md",
+        "-m",
+        "quality",
+        "--sdbench-report=r.json",
+        "--sdbench-report=r.html",
+    )
     store = ("--sdbench-store", pytester.path / "store")
     pytester.runpytest(*command, *store, "--sdbench-update")
     records = read_card(card).records
@@ -570,7 +576,7 @@ def test_pictures_are_drawn_once_whether_a_student_comes_before_its_teacher_or_a
     cards, plain, drawn = pytester.path / "cards", evidence.make, []
     make_protocol(cards / "protocols" / "pairs.yaml", metrics=PAIRS, margins=MARGINS)
     shutil.copytree(cards / "mini-sd", cards / "own", ignore=shutil.ignore_patterns("unet"))
-    quantised(cards / "mini-sd" / "unet", cards / "own" / "unet", 4)
+    rounded(cards / "mini-sd" / "unet", cards / "own" / "unet", 4)
     both = {"checkpoint": "./own", "protocols": ["mini", "pairs"]}
     make_card(cards / f"{student}.md", claims={}, baseline="mini", **both)
 
