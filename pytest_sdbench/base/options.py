@@ -114,8 +114,8 @@ def _card_and_path(text: str) -> tuple[str, str]:
 
 
 def _report(text: str) -> str:
-    if Path(text).suffix not in (".md", ".json"):
-        raise ValueError("give a name that ends in .md (a table) or .json (everything)")
+    if Path(text).suffix not in (".html", ".md", ".json"):
+        raise ValueError("give a name that ends in .html (a page), .md (a table) or .json (everything)")
     return text
 
 
@@ -215,7 +215,7 @@ OPTIONS = {
         ),
         Option(
             "--sdbench-report",
-            "write the results: .md for a GitHub table, .json for everything",
+            "write the results: .html for a page to pass on, .md for a GitHub table, .json for everything",
             "list",
             metavar="FILE",
             check=_report,

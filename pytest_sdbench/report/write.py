@@ -10,8 +10,8 @@ from pathlib import Path
 from pytest_sdbench.base.environment import versions
 from pytest_sdbench.base.errors import SdbenchError, first_line
 from pytest_sdbench.base.files import write_atomically
-from pytest_sdbench.cards.card import Card, read_card
-from pytest_sdbench.report.results import Row, results_json
+from pytest_sdbench.cards.card import Card, is_card, read_card
+from pytest_sdbench.report.results import NO_RUN, Row, Run, results_json
 
 
 def read_cards(rows: Sequence[Row], files: Mapping[str, Path]) -> list[Card]:
@@ -26,8 +26,26 @@ def read_cards(rows: Sequence[Row], files: Mapping[str, Path]) -> list[Card]:
     return cards
 
 
+def cards_beside(cards: Sequence[Card], rows: Sequence[Row]) -> list[Card]:
+    """Return the other cards in the folders of these that claim something under a protocol of the run.
+
+    A page compares with what they publish. Broken ones are left out: they are no part of the run.
+    """
+    own = {card.path.absolute() for card in cards}
+    files = {path: None for card in cards for path in sorted(card.path.absolute().parent.glob("*.md"))}
+    names = {row.protocol for row in rows if row.protocol}
+    found = []
+    for path in files:
+        with contextlib.suppress(SdbenchError, OSError, UnicodeDecodeError):
+            # Reading YAML takes a third of a second a card, and most are of other protocols.
+            if path not in own and any(name in path.read_text(encoding="utf-8") for name in names):
+                found += [read_card(path)] if is_card(path) else []
+    return found
+
+
 def printable(rows: Sequence[Row], cards: Sequence[Card]) -> list[Row]:
     """Return the rows; in the place of one that no report can show, an error that says what it is."""
+    from pytest_sdbench.report.html.page import page_of
     from pytest_sdbench.report.markdown import results_markdown
     from pytest_sdbench.report.terminal import terminal_tables
 
@@ -36,6 +54,7 @@ def printable(rows: Sequence[Row], cards: Sequence[Card]) -> list[Row]:
         try:
             mine = [card for card in cards if card.name == row.card]
             _ = terminal_tables([row], mine), results_markdown(mine, [row]), results_json([row], {})
+            _ = page_of(mine, [row])
             found.append(row)
         except Exception as error:  # of whatever a figure, a metric or a file of results can be
             what = f"{type(error).__name__}: {first_line(error)[:200]}"
@@ -46,12 +65,13 @@ def printable(rows: Sequence[Row], cards: Sequence[Card]) -> list[Row]:
 
 
 def write_reports(
-    paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Card]
+    paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Card], run: Run = NO_RUN
 ) -> tuple[list[str], bool]:
     """Write each report by its ending; return a line about each, and whether all were written.
 
     One that cannot be written keeps no other from it.
     """
+    from pytest_sdbench.report.html.render import results_html
     from pytest_sdbench.report.markdown import results_markdown
 
     untested = {card.name: card.explained for card in cards if card.explained}
@@ -59,6 +79,8 @@ def write_reports(
     for path in paths:
         if path.suffix == ".json":
             text = results_json(rows, {"versions": versions()}, untested)
+        elif path.suffix == ".html":
+            text = results_html(cards, rows, run, beside=cards_beside(cards, rows))
         else:
             text = results_markdown(cards, rows, {"versions": versions()})
         try:

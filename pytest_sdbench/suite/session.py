@@ -22,7 +22,8 @@ from pytest_sdbench.cards.front_matter import is_lost
 from pytest_sdbench.gate.ending import compared
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
-from pytest_sdbench.report.results import Row
+from pytest_sdbench.report.results import Row, Run
+from pytest_sdbench.suite.again import command_again
 from pytest_sdbench.suite.collection import MARKERS, SUITE, CardModule, card_of, is_broken
 from pytest_sdbench.suite.rows import PROPERTY, file_text, properties, row_of, row_of_error
 from pytest_sdbench.suite.settings import Settings
@@ -178,6 +179,16 @@ class SdbenchSession:
                     found.append(card)
         return found
 
+    def _run(self) -> Run:
+        """Return what a page says of this run."""
+        asked = self.config.invocation_params
+        weights = {row.card: self.weights_for(self.files[row.node_id]) for row in self.rows}
+        return Run(
+            command_again(map(str, asked.args), asked.dir),
+            self.settings.store,
+            {card: told(folder) for card, folder in weights.items() if folder is not None},
+        )
+
     @contextmanager
     def visible_progress(self) -> Iterator[bool]:
         """Let a progress bar through pytest's capturing; yield whether there is anybody to see it."""
@@ -254,7 +265,7 @@ class SdbenchSession:
             if (rows := printable(self.rows, cards)) != self.rows and exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             self.rows = rows
-            lines, whole = write_reports(self.settings.report, self.rows, cards)
+            lines, whole = write_reports(self.settings.report, self.rows, cards, self._run())
             self.written += lines
             if not whole and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -185,7 +185,7 @@ def test_weights_put_a_candidate_in_the_place_of_the_checkpoint(run, project, py
         (["--sdbench-samples=many"], "give a whole number of at least 1"),
         (["--sdbench-max-images=few"], "give a whole number, all or auto"),
         (["--sdbench-data=nowhere"], "nowhere is not a folder"),
-        (["--sdbench-report=results.txt"], "a name that ends in .md"),
+        (["--sdbench-report=results.txt"], "a name that ends in .html"),
         (["--sdbench-dtype=float8"], "found 'float8'; give one of auto, float32"),
         ("sdbench_samples = few", "sdbench_samples: found 'few'"),
         ("sdbench_max_images = few", "sdbench_max_images: found 'few'"),
