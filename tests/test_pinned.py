@@ -88,6 +88,7 @@ def test_an_old_store_is_read_on_and_its_json_is_the_same(pytester: pytest.Pytes
     for key, most in (("worst", 10), ("first", 12)):
         images = {row["metric"]: row["extra"].pop(key) for row in report["results"] if key in row["extra"]}
         assert {metric: len(each) for metric, each in images.items()} == {"clip_score": most}
+    assert [row for row in report["results"] if row["extra"].pop("score_fingerprint", None)]
     draws = {row["extra"].pop("draw_fingerprint", None) for row in report["results"]}
     assert draws == {None, load_protocol("scenes-quick").draw_fingerprint}
     assert_same(report, pinned("report.json"))

@@ -221,6 +221,13 @@ OPTIONS = {
             check=_report,
         ),
         Option(
+            "--sdbench-history",
+            "add an object with what this run measured to a folder or fsspec URL, for `python -m "
+            "pytest_sdbench history`",
+            metavar="DIR|URL",
+            check=_named,
+        ),
+        Option(
             "--sdbench-update",
             "record what a finished run measured in each card's sdbench.records, and each image's part in "
             "evidence/; the run itself still fails",

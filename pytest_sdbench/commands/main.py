@@ -26,6 +26,7 @@ COMMANDS = {
     "score": "score images that another tool made, under a protocol",
     "import": "take in what another tool says of each image, as a metric that a protocol declares",
     "compare": "score two checkpoints on the same prompts and seeds, and say how sure the difference is",
+    "history": "show what runs measured over time, and call the changes",
     "store": "look into an evidence store, or clean it up",
 }
 """What each command does. Its module, of the same name, declares its arguments and runs it."""

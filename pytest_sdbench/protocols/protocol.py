@@ -139,6 +139,10 @@ class Protocol(StrictModel):
         left = {name: spec for name, spec in self.metrics.items() if name not in metrics}
         return self.model_copy(update={"metrics": left})
 
+    def only(self, metric: str) -> Protocol:
+        """Return this protocol with one of its metrics alone."""
+        return self.without([name for name in self.metrics if name != metric])
+
     def locate(self, file: str, data_root: Path | None) -> Path | None:
         """Return the path of a prompt or statistics file; None if a data root is needed and none is given."""
         if file.startswith(EMBEDDED):

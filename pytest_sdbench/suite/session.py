@@ -267,6 +267,7 @@ class SdbenchSession:
             self.rows = rows
             lines, whole = write_reports(self.settings.report, self.rows, cards, self._run())
             self.written += lines
+            whole = self._add_to_history() and whole
             if not whole and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             if self.settings.update:
@@ -293,6 +294,24 @@ class SdbenchSession:
             if untold and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = UNTOLD
         return (yield)
+
+    def _add_to_history(self) -> bool:
+        """Write what was measured where a history was named; return whether nothing failed."""
+        if self.settings.history is None:
+            return True
+        from pytest_sdbench.base.source import source
+        from pytest_sdbench.report.history import run_of, write_run
+
+        run = run_of(self.rows, source(self.config.rootpath))
+        if run is None:
+            self.written.append("nothing was measured, and the history has no object of this run")
+            return True
+        try:
+            self.written.append(f"history: added {write_run(self.settings.history, run)}")
+        except SdbenchError as error:
+            self.written.append(f"history NOT written: {error}")
+            return False
+        return True
 
     @pytest.hookimpl
     def pytest_report_header(self) -> str:

@@ -12,8 +12,9 @@ import pytest
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.files import why_unwritable
 from pytest_sdbench.base.options import OPTIONS, weights_by_card
+from pytest_sdbench.base.paths import told as shown
 from pytest_sdbench.gate.looks import UNASKED
-from pytest_sdbench.store.folders import place_of
+from pytest_sdbench.store.folders import RemoteFolder, open_storage, place_of
 from pytest_sdbench.suite.options import given, option
 
 
@@ -35,6 +36,8 @@ class Settings:
     keep_images: int | str
     """Images of each draw whose pictures are kept, `all` or `auto`."""
     report: tuple[Path, ...]
+    history: Path | str | None
+    """A folder, or an fsspec URL; None: this run is in no history."""
     update: bool
     budget: int | None
     """Images of one checkpoint under one protocol that a run may look at, in growing numbers; None: all."""
@@ -98,4 +101,18 @@ class Settings:
         for path in report:
             if reason := why_unwritable(path):
                 raise pytest.UsageError(f"--sdbench-report: {path} cannot be written: {reason}")
-        return cls(**told | {"weights": weights, "data": data, "store": store, "report": report})
+        history = _history(told["history"], start("sdbench_history")) if told["history"] else None
+        places = {"data": data, "store": store, "report": report, "history": history}
+        return cls(**told | {"weights": weights, **places})
+
+
+def _history(text: str, start: Path) -> Path | str:
+    """Return the place of a history; raise pytest.UsageError for one that cannot be written."""
+    place = place_of(text, start)
+    try:
+        reason = "" if isinstance(open_storage(place), RemoteFolder) else why_unwritable(Path(place) / "run")
+    except SdbenchError as error:
+        reason = str(error)
+    if reason:
+        raise pytest.UsageError(f"--sdbench-history: {shown(place)} cannot be written: {reason}")
+    return place

@@ -195,6 +195,7 @@ def _extra(metric: str, judgement: Judgement) -> dict[str, Any]:
     evaluation, estimate = judgement.evaluation, judgement.estimate
     extra = evaluation.provenance() | dict(judgement.verdict.figures)
     extra["torch_device"] = evaluation.torch_device
+    extra["score_fingerprint"] = evaluation.protocol.only(metric).fingerprint
     if evaluation.reference is not None and METRICS[metric].reads == "pair":
         extra["reference"] = evaluation.reference.spec
         extra["reference_fingerprint"] = evaluation.reference.fingerprint

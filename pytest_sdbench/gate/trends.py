@@ -1,0 +1,125 @@
+"""Call the changes in a history of scores, paired where the evidence of its runs is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from pytest_sdbench.metrics.change_points import Change, change_points, comparisons, covariance
+from pytest_sdbench.metrics.difference import FEWEST_PROMPTS
+from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.moments import Array
+from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.metrics.standard_error import Groups
+from pytest_sdbench.report.history import Measurement, Point, Series, continues
+
+Find = Callable[[Measurement], tuple[Estimate, Groups | None] | None]
+"""Returns the estimate of a measurement from its kept evidence, and which images share a prompt."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One point of a series less the one before it."""
+
+    value: float
+    standard_error: float | None
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A series, and what can be said of it."""
+
+    series: Series
+    steps: tuple[Step, ...]
+    """One fewer than there are points."""
+    changes: tuple[Change, ...]
+    silent: str = ""
+    """Why no change of this series could be called; empty where one could."""
+
+    def worse(self, change: Change) -> bool | None:
+        """Return whether a change is one to the worse; None where the figure has no better side."""
+        metric = METRICS.get(self.series.about.metric)
+        return None if metric is None else (change.value < 0) == metric.higher_is_better
+
+
+def trends(series: Sequence[Series], find: Find = lambda _: None) -> list[Trend]:
+    """Return the trend of each series; the chance of any wrong call in all of them together is 5 %.
+
+    What is not estimated, a latency or a peak of memory, says nothing of what it scatters by from run to run:
+    it is shown, and no change of it is called. An exact count changes wherever it differs.
+    """
+    silent = {id(each): _silent(each) for each in series}
+    of = sum(comparisons(len(each.points)) for each in series if not silent[id(each)])
+    return [_trend(each, find, of, silent[id(each)]) for each in series]
+
+
+def _silent(series: Series) -> str:
+    if series.exact:
+        return ""
+    measurements = [point.measurement for point in series.points]
+    if series.about.test != "quality":
+        return "no error is known of what it scatters by from run to run"
+    if any(each.standard_error is None for each in measurements):
+        return "a standard error is not known"
+    if any((each.n or 0) < FEWEST_PROMPTS for each in measurements):
+        return f"fewer than {FEWEST_PROMPTS} images"
+    return ""
+
+
+def _trend(series: Series, find: Find, of: int, silent: str) -> Trend:
+    values = np.array([point.measurement.value for point in series.points])
+    known: list[tuple[Estimate, Groups | None] | None] = [None] * len(values)
+    # A single checkpoint is compared with nothing: its evidence need not be read.
+    if len(values) > 1 and series.about.test == "quality":
+        known = [_evidence(point, find) for point in series.points]
+    matrix = _covariances(series, known)
+    steps = []
+    for i in range(1, len(values)):
+        certain = all(_has_error(series, point) for point in series.points[i - 1 : i + 1])
+        variance = matrix[i, i] + matrix[i - 1, i - 1] - 2 * matrix[i, i - 1]
+        error = float(np.sqrt(max(variance, 0.0))) if certain else None
+        paired = known[i] is not None and known[i - 1] is not None
+        steps.append(Step(float(values[i] - values[i - 1]), error, paired))
+    if silent:
+        return Trend(series, tuple(steps), (), silent)
+    least = 0.0 if series.decimals is None else 10.0**-series.decimals
+    return Trend(series, tuple(steps), tuple(change_points(values, matrix, of=of, least=least)))
+
+
+def _has_error(series: Series, point: Point) -> bool:
+    return series.exact or point.measurement.standard_error is not None
+
+
+def _evidence(point: Point, find: Find) -> tuple[Estimate, Groups | None] | None:
+    """Return the evidence of a point where it says the figure that was measured, else None."""
+    found, said = find(point.measurement), point.measurement
+    if found is None or found[0].influence is None:
+        return None
+    return found if continues(said, replace(said, value=found[0].value)) else None
+
+
+def _covariances(series: Series, known: Sequence[tuple[Estimate, Groups | None] | None]) -> Array:
+    """Return the covariances of the points: of those with evidence their own, of others none.
+
+    Scores of one draw share their noise in part, never against each other: to leave that out makes a
+    difference of means look less certain than it is. The same evidence has the same noise, known or not.
+    """
+    measurements = [point.measurement for point in series.points]
+    errors = np.array([0.0 if series.exact else each.standard_error or 0.0 for each in measurements])
+    matrix = np.diag(errors**2)
+    draws: dict[str, list[int]] = {}
+    for i, each in enumerate(measurements):
+        if known[i] is not None:
+            draws.setdefault(each.draw, []).append(i)
+    for places in draws.values():
+        pairs = [found for i in places if (found := known[i]) is not None]
+        moves = [each.influence for each, _ in pairs if each.influence is not None]
+        matrix[np.ix_(places, places)] = covariance(moves, pairs[0][1])
+    for i, j in combinations([i for i, found in enumerate(known) if found is None], 2):
+        if continues(measurements[i], measurements[j]):
+            matrix[i, j] = matrix[j, i] = errors[i] * errors[j]
+    return matrix
