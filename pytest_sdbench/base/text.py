@@ -41,3 +41,29 @@ def size_text(count: int) -> str:
             number = count / size
             return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
     return f"{count} B"
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: wide characters two, marks on others none."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns_of(char) for char in text)
+
+
+def _columns_of(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
+
+
+def clipped(text: str, most: int) -> str:
+    """Return a text of so many columns at most; of a longer one the beginning and an ellipsis."""
+    if columns(text) <= most:
+        return text
+    kept, room = "", max(most, 1) - 1
+    for char in text:
+        room -= _columns_of(char)
+        if room < 0:
+            break
+        kept += char
+    return f"{kept.rstrip()}…"

@@ -200,11 +200,10 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
     wrong_pass = _chance_of_wrong_pass(score)
     if not failed and wrong_pass <= ALPHA * share:
         good = ", better than the claim by more than the margin: look" if at_most < -score.margin else ""
-        return Verdict(
-            Outcome.PASS,
-            f"{shown}, {_bound(at_most, unit)}, {margin}; chance of a wrong pass {percent(wrong_pass)}{good}",
-            figures | {"wrong_call": wrong_pass},
-        )
+        sure = f"{_bound(at_most, unit)}, {margin}; chance of a wrong pass {percent(wrong_pass)}{good}"
+        if float(f"{worse:{unit}}") == float(f"{at_most:{unit}}") == 0:
+            sure = margin  # beside no difference at all a chance says nothing
+        return Verdict(Outcome.PASS, f"{shown}, {sure}", figures | {"wrong_call": wrong_pass})
     # At the level of its family, which says less than one at that of a single score.
     figures["at_least"] = at_least = _at_least(score, level)
     least = _signed(at_least, unit)

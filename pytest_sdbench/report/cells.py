@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 from tabulate import tabulate
 
-from pytest_sdbench.base.text import plain
+from pytest_sdbench.base.text import columns, plain
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.results import VERDICTS, Row
@@ -74,12 +74,38 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[
     return tabulate(cells, first, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
-def plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    """Return a table for a terminal; `align` has a letter a column, l or r. A heading may have two lines."""
-    sides = ["left" if letter == "l" else "right" for letter in align]
-    first = ["\n".join(map(plain, words.split("\n"))) for words in heading]
-    cells = [[plain(cell) for cell in row] for row in rows]
-    return tabulate(cells, first, tablefmt="simple", disable_numparse=True, colalign=sides)
+Paint = Callable[[str, str], str]
+"""Colours a text by the verdict that it stands for."""
+
+
+def unpainted(text: str, verdict: str) -> str:
+    """Return a text as it is."""
+    return text
+
+
+def plain_table(
+    heading: Sequence[str], rows: Sequence[Sequence[str]], align: str, paint: Paint = unpainted
+) -> str:
+    """Return a table for a terminal; `align` has a letter a column, l or r. A heading may have two lines.
+
+    A cell that is a verdict is painted as one.
+    """
+    lines = max((words.count("\n") + 1 for words in heading), default=1)
+    heads = [([""] * lines + [plain(word) for word in words.split("\n")])[-lines:] for words in heading]
+    first = [list(line) for line in zip(*heads, strict=True)]
+    cells = [*first, *([plain(cell) for cell in row] for row in rows)]
+    widths = [max(columns(row[at]) for row in cells) for at in range(len(heading))]
+
+    def line(row: Sequence[str]) -> str:
+        parts = []
+        for text, width, side in zip(row, widths, align, strict=True):
+            room = " " * (width - columns(text))
+            shown = paint(text, text) if text in VERDICTS else text
+            parts.append(shown + room if side == "l" else room + shown)
+        return "  ".join(parts).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([*map(line, first), rule, *map(line, cells[lines:])])
 
 
 def titles(cards: Iterable[Card]) -> dict[str, str]:

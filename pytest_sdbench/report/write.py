@@ -53,8 +53,8 @@ def printable(rows: Sequence[Row], cards: Sequence[Card]) -> list[Row]:
     for row in rows:
         try:
             mine = [card for card in cards if card.name == row.card]
-            _ = terminal_tables([row], mine), results_markdown(mine, [row]), results_json([row], {})
-            _ = page_of(mine, [row])
+            _ = [terminal_tables([row], mine, verbose=verbose) for verbose in (False, True)]
+            _ = results_markdown(mine, [row]), results_json([row], {}), page_of(mine, [row])
             found.append(row)
         except Exception as error:  # of whatever a figure, a metric or a file of results can be
             what = f"{type(error).__name__}: {first_line(error)[:200]}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
+from pytest_sdbench.base.text import plain
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, baseline_of
 from pytest_sdbench.cards.cases import Case
@@ -320,6 +321,7 @@ def sdbench_judge(
 def sdbench_time(
     request: pytest.FixtureRequest,
     sdbench_session: SdbenchSession,
+    sdbench_card: Card,
     sdbench_network: Network,
     sdbench_baseline_network: Network | None,
     sdbench_device: str,
@@ -340,9 +342,16 @@ def sdbench_time(
             raise Unavailable("timing needs pytest-benchmark", remedy="Run without -p no:benchmark")
         if request.config.getoption("benchmark_skip", False):
             raise Unavailable("timing is switched off", remedy="Run without --benchmark-skip")
+
+        def benchmark() -> Any:
+            found = request.getfixturevalue("benchmark")
+            # All cards have one test of this name: its table is to say whose the times are.
+            found.name = plain(sdbench_session.names.get(sdbench_card.path, sdbench_card.name))
+            return found
+
         with sdbench_session.visible_progress() as progress:
             return measure_latency(
-                lambda: request.getfixturevalue("benchmark"),
+                benchmark,
                 sdbench_network.timed,
                 sdbench_baseline_network.timed if sdbench_baseline_network else None,
                 device=sdbench_device,

@@ -33,6 +33,14 @@ UNTOLD = 6
 compared a checkpoint with nothing."""
 
 
+_MARKUP = {
+    Outcome.PASS: {"green": True},
+    Outcome.FAIL: {"red": True, "bold": True},
+    Outcome.ERROR: {"red": True, "bold": True},
+}
+"""How verdicts look; others are yellow, as what pytest skips."""
+
+
 @dataclass(eq=False)  # pluggy keeps plugins in sets
 class SdbenchSession:
     """One run: its settings and the rows of its results."""
@@ -331,21 +339,33 @@ class SdbenchSession:
         parts += [f"{card} = {told(path)}" for card, path in chosen.weights.items()]
         return plain("sdbench: " + ", ".join(parts))
 
-    @pytest.hookimpl
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Show claimed beside measured, then what was written."""
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, None, None]:
+        """Show claimed beside measured and what was written, after all that others have to say."""
+        yield
+        self._show_results(terminalreporter)
+        for line in self.written:
+            terminalreporter.write_line(f"sdbench: {plain(told(line))}")
+
+    def _show_results(self, terminalreporter: Any) -> None:
         if self.rows:
             from pytest_sdbench.report.terminal import terminal_tables
             from pytest_sdbench.report.write import read_cards
 
             terminalreporter.section("sdbench: claimed and measured")
             cards, verbose = read_cards(self.rows, self.files), self.config.get_verbosity() > 0
-            terminalreporter.write_line(terminal_tables(self.rows, cards, worst=verbose))
+            writer = self.config.get_terminal_writer()
+            text = terminal_tables(
+                self.rows,
+                cards,
+                verbose=verbose,
+                width=writer.fullwidth,
+                paint=lambda text, verdict: writer.markup(text, **_MARKUP.get(verdict, {"yellow": True})),
+            )
+            terminalreporter.write_line(text)
         for diff in self.diffs:
             terminalreporter.section("sdbench: recorded", sep="-")
             terminalreporter.write_line("\n".join(map(plain, diff.rstrip().split("\n"))))
         if self.diffs:
             reason = "Records changed, so this run fails: review the diff, commit it, and run again."
             terminalreporter.write_line(reason)
-        for line in self.written:
-            terminalreporter.write_line(f"sdbench: {plain(told(line))}")

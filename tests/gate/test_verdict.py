@@ -182,7 +182,7 @@ def test_a_margin_of_zero_asks_for_better_than_claimed() -> None:
         (worse(FID, -0.3), ": better by 0.30, at least 0.14 better, margin"),
         (worse(FID, -0.1), ": better by 0.10, at most 0.06 worse, margin"),
         (worse(FID, 0.2), ": worse by 0.20, at most 0.36 worse, margin"),
-        (replace(FID, error=0.0), "no difference, at most 0.00 worse"),
+        (replace(FID, error=0.0), "no difference, margin 0.45"),
     ],
 )
 def test_a_verdict_tells_claim_interval_bounds_margin_chance_and_remedy(score: Score, told: str) -> None:

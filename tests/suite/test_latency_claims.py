@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,24 @@ def test_a_claim_is_judged_on_its_own_device_and_in_its_own_precision_alone(
     # Inconclusive where a machine is too slow for ten rounds.
     assert row["verdict"] in ({"fail", "inconclusive"} if outcome == "fail" else {outcome})
     assert [words for words in told if words not in row["reason"]] == []
+
+
+@pytest.mark.parametrize("colour", [True, False], ids=["colour", "plain"])
+def test_the_table_of_times_names_the_card_and_the_end_says_where_the_report_lies(
+    colour: bool, speed: Speed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    result, _ = speed("--sdbench-device=cpu", "--color=yes" if colour else "--color=no", speed={})
+    assert (
+        "\x1b[33m1 of" in result.stdout.str() or "\x1b[33mnothing was compared" in result.stdout.str()
+    ) is colour
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in result.outlines]
+    assert [line for line in lines if line.startswith("student  ")]
+    assert not [line for line in lines if line.startswith("test_speed")]
+    headline = next(at for at, line in enumerate(lines) if "sdbench: claimed and measured" in line)
+    assert all("benchmark" not in line for line in lines[headline + 1 :])
+    assert lines[-2] == "sdbench: results written to r.json"
 
 
 def test_a_card_gives_back_what_it_claims(tmp_path: Path) -> None:
