@@ -33,7 +33,7 @@ UNTOLD = 6
 compared a checkpoint with nothing."""
 
 
-_MARKUP = {
+_MARKUP: dict[str, dict[str, bool]] = {
     Outcome.PASS: {"green": True},
     Outcome.FAIL: {"red": True, "bold": True},
     Outcome.ERROR: {"red": True, "bold": True},
