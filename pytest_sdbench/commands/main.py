@@ -21,7 +21,7 @@ COMMANDS = {
     "device": "measure what a U-Net call of the cards' networks takes on this device: latency, throughput, "
     "multiply-accumulates a second, peak memory",
     "draft": "write the card of a checkpoint",
-    "table": "write the result tables as GitHub markdown",
+    "table": "write the result tables, as GitHub Markdown, LaTeX, HTML or CSV",
     "stats": "compute reference statistics of images, as an npz of mu and sigma",
     "score": "score images that another tool made, under a protocol",
     "import": "take in what another tool says of each image, as a metric that a protocol declares",

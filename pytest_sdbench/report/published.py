@@ -1,15 +1,17 @@
-"""GitHub markdown of what was published: a table for each source, to the digit."""
+"""What was published: a table for each source, to the digit."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pytest_sdbench.cards.card import Card, Claim, Source
 from pytest_sdbench.cards.claims import UNSTATED
 from pytest_sdbench.metrics.registry import METRICS
-from pytest_sdbench.report.cells import COMPONENTS, NONE, billions, in_order, link, markdown, table, titles
+from pytest_sdbench.report.cells import COMPONENTS, NONE, billions, in_order, markdown, titles
+from pytest_sdbench.report.grids import Grid, cells, github
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,22 @@ Pairs = Sequence[tuple[Card, Claim]]
 
 
 def published_tables(cards: Sequence[Card]) -> str:
+    """Return the tables of `published_grids` as GitHub Markdown; entries that are no claims stand below."""
+    shown = titles(cards)
+    unread = [
+        f"- {markdown(shown[card.name])}: {markdown(str(each))}" for card in cards for each in card.problems
+    ]
+    text = github(published_grids(cards)) or "No figures are published in these cards.\n"
+    return text + ("\n### Entries that are no claims\n\n" + "\n".join(unread) + "\n" if unread else "")
+
+
+def published_grids(cards: Sequence[Card]) -> list[Grid]:
     """Return one table per source of published figures, to the digit: scores, then sizes.
 
     A card belongs to the table of each source that its claims (or ``sdbench.sources.size``) name; each
     teacher stands before its students, larger networks before smaller ones. Figures of two datasets never
     share a row that does not say so, and a source that calls figures of two protocols by one name gets a
-    table for each protocol. Entries that are no claims are listed below.
+    table for each protocol.
     """
     groups: dict[str, dict[str, Card]] = {}
     links: dict[str, str] = {}
@@ -52,9 +64,9 @@ def published_tables(cards: Sequence[Card]) -> str:
             groups.setdefault(source.name, {})[card.name] = card
             if source.url:
                 links[source.name] = source.url
-    parts, shown = [], titles(cards)
+    grids, shown = [], titles(cards)
     for name, group in groups.items():
-        heading = link(name, links.get(name)) if name else "Published without a source"
+        grid = partial(_grid, name or "Published without a source", links.get(name) if name else None, shown)
         pairs = [(card, claim) for card in group.values() for claim in _claims_of(card, name)]
         some = _by([(claim.origin.get("type", ""), (card, claim)) for card, claim in pairs])
         for kind, same in some.items():
@@ -62,16 +74,11 @@ def published_tables(cards: Sequence[Card]) -> str:
             for protocol, few in (_by(words) if _repeats(same) else {"": same}).items():
                 # What a table is of where a source has several; unstated is no name of a protocol.
                 of = protocol if protocol not in ("", UNSTATED) else few[0][1].dataset or kind
-                title = f"{heading}: {markdown(of)}" if protocol or len(some) > 1 else heading
                 whole = list(group.values()) if not protocol and len(some) == 1 else [card for card, _ in few]
-                parts.append(f"### {title}\n\n{_table(whole, few, shown)}\n")
+                grids.append(grid(of if protocol or len(some) > 1 else "", whole, few))
         if not pairs:
-            parts.append(f"### {heading}\n\n{_table(list(group.values()), [], shown)}\n")
-    unread = [
-        f"- {markdown(shown[card.name])}: {markdown(str(each))}" for card in cards for each in card.problems
-    ]
-    text = "\n".join(parts) or "No figures are published in these cards.\n"
-    return text + ("\n### Entries that are no claims\n\n" + "\n".join(unread) + "\n" if unread else "")
+            grids.append(grid("", list(group.values()), []))
+    return grids
 
 
 def _by(items: Iterable[tuple[str, tuple[Card, Claim]]]) -> dict[str, list[tuple[Card, Claim]]]:
@@ -92,7 +99,9 @@ def _repeats(pairs: Pairs) -> bool:
     return len({label for _, label in labels}) < len(labels)
 
 
-def _table(cards: Sequence[Card], pairs: Pairs, shown: dict[str, str]) -> str:
+def _grid(
+    title: str, url: str | None, shown: dict[str, str], of: str, cards: Sequence[Card], pairs: Pairs
+) -> Grid:
     columns: dict[Column, str] = {}
     figures: dict[tuple[str, str], dict[Column, str]] = {}
     sized = dict.fromkeys((card.name, "") for card in cards)
@@ -109,8 +118,9 @@ def _table(cards: Sequence[Card], pairs: Pairs, shown: dict[str, str]) -> str:
             continue
         scores = [figures.get((name, model), {}).get(column, NONE) for column in columns]
         counted = [NONE if model else _size(by_name[name], part) or NONE for part in sizes]
-        rows.append([f"{model} ({shown[name]})" if model else shown[name], *scores, *counted])
-    return table(["Model", *_headings(columns), *(COMPONENTS[name] for name in sizes)], rows)
+        rows.append(cells([f"{model} ({shown[name]})" if model else shown[name], *scores, *counted]))
+    heading = ("Model", *_headings(columns), *(COMPONENTS[name] for name in sizes))
+    return Grid(title, heading, tuple(rows), of=of, url=url)
 
 
 def _headings(columns: dict[Column, str]) -> list[str]:

@@ -1,0 +1,125 @@
+"""Tables of what was measured: a table a protocol, a row a model, and which differences are sure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from pytest_sdbench.cards.card import Card
+from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference
+from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.report.cells import NONE, in_order, titles
+from pytest_sdbench.report.grids import MARK, Cell, Grid
+from pytest_sdbench.report.results import Row
+
+Compare = Callable[[str, str, str, str], Difference | None]
+"""Returns the first card's score less the second's, under a protocol, of a metric; None where no images of
+both are known."""
+ERROR = 0.05
+NOTE = (
+    f"± is one standard error; bold is the best of a column; {MARK} is surely worse than that (the chance of "
+    f"any wrong mark in a column is {100 * ERROR:.0f} %), picture by picture where both are recorded."
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured score of a card."""
+
+    card: str
+    protocol: str
+    metric: str
+    value: float
+    standard_error: float | None
+    n: int
+
+
+def recorded_scores(cards: Sequence[Card]) -> list[Score]:
+    """Return what the cards record."""
+    return [
+        Score(card.name, each.protocol, each.metric, each.value, each.standard_error, each.n)
+        for card in cards
+        for each in card.records
+        if each.metric in METRICS
+    ]
+
+
+def measured_scores(rows: Sequence[Row]) -> list[Score]:
+    """Return what a run measured, once where several claims are of it."""
+    found = {
+        (row.card, row.protocol, row.metric, row.n): Score(
+            row.card, row.protocol, row.metric, row.measured, row.standard_error, row.n
+        )
+        for row in rows
+        if row.test == "quality" and row.metric in METRICS and row.measured is not None and row.n is not None
+    }
+    return list(found.values())
+
+
+def measured_grids(
+    cards: Sequence[Card], scores: Sequence[Score], compare: Compare = lambda *_: None
+) -> list[Grid]:
+    """Return a table for each protocol and number of images that two cards at least were measured under.
+
+    Of a single card nothing is best: its table has neither bold nor marks.
+    """
+    shown, order = titles(cards), [card.name for card in in_order(cards)]
+    order += [name for name in dict.fromkeys(score.card for score in scores) if name not in order]
+    tables: dict[tuple[str, int], dict[str, dict[str, Score]]] = {}
+    for score in scores:
+        columns = tables.setdefault((score.protocol, score.n), {})
+        columns.setdefault(score.metric, {})[score.card] = score
+    grids = []
+    for (protocol, n), columns in tables.items():
+        marked = {metric: _cells(metric, by_card, compare) for metric, by_card in columns.items()}
+        names = [name for name in order if any(name in by_card for by_card in columns.values())]
+        rows = [
+            (Cell(shown.get(name, name)), *(marked[metric].get(name, Cell(NONE)) for metric in columns))
+            for name in names
+        ]
+        heading = ("Model", *(f"{METRICS[metric].label} {METRICS[metric].arrow}" for metric in columns))
+        of = f"{protocol}, {n:,} images"
+        grids.append(Grid("Measured", heading, tuple(rows), of=of, note=NOTE if len(names) > 1 else ""))
+    return grids
+
+
+def _cells(metric: str, scores: Mapping[str, Score], compare: Compare) -> dict[str, Cell]:
+    """Return the cell of each card in a column."""
+    known, digits = METRICS[metric], f".{METRICS[metric].decimals}f"
+    values = [score.value for score in scores.values()]
+    best = max(values) if known.higher_is_better else min(values)
+    winner = next(score for score in scores.values() if score.value == best)
+    # The best is chosen by looking: any two of a column may come to be compared.
+    pairs = max(1, len(scores) * (len(scores) - 1) // 2)
+    reach = NormalDist().inv_cdf(1 - ERROR / (2 * pairs))
+    cells = {}
+    for name, score in scores.items():
+        error = _error(score, winner, compare)
+        worse = error is not None and abs(score.value - best) > max(
+            reach * error, 10.0**-known.recorded_decimals
+        )
+        cells[name] = Cell(
+            f"{score.value:{digits}}",
+            "" if score.standard_error is None else f"{score.standard_error:{digits}}",
+            best=score.value == best and len(scores) > 1,
+            worse=worse and score.value != best,
+        )
+    return cells
+
+
+def _error(score: Score, best: Score, compare: Compare) -> float | None:
+    """Return the standard error of a score less the best one; None where it is open."""
+    if score.n < FEWEST_PROMPTS or score.card == best.card:
+        return None
+    found = compare(score.card, best.card, score.protocol, score.metric)
+    if found is not None and found.paired and found.standard_error is not None:
+        # Of images that the figures are not of it says nothing.
+        said = score.value - best.value
+        near = abs(found.value - said) <= 2 * 10.0 ** -METRICS[score.metric].recorded_decimals
+        if near or math.isclose(found.value, said, rel_tol=1e-3):
+            return found.standard_error
+    if score.standard_error is None or best.standard_error is None:
+        return None
+    return math.hypot(score.standard_error, best.standard_error)
