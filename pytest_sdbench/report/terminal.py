@@ -109,7 +109,7 @@ def _overview(names: Sequence[str], rows: Sequence[Row], width: int, paint: Pain
     for name in names:
         mine = of_card(rows, name, *NETWORK, "quality")
         macs, _, ratio, allowed, memory = call_cells(rows, name)
-        latency = ratio if NONE in (ratio, allowed) else f"{ratio} of {allowed}"
+        latency = ratio if NONE in (ratio, allowed) else f"{ratio} (max {allowed})"
         sizes = [_millions(of_card(rows, name, "size"), part) for part in ("unet", "whole")]
         verdict = next((each for each in _WORST_FIRST if any(row.verdict == each for row in mine)), NONE)
         table.append([verdict, name, *sizes, macs, latency, memory, _scores(mine, figures=True)])

@@ -117,7 +117,7 @@ def test_a_card_that_passed_has_one_row_and_each_claim_that_did_not_has_one() ->
     assert "654,897,544" in size
     (score,) = [line for line in lines if "unstated-30k-fid" in line and "17.7266" in line]
     assert "19.5000" in score
-    assert "0.712 of 0.76" in "\n".join(lines)
+    assert "0.712 (max 0.76)" in "\n".join(lines)
     assert "FID 17.01 (1 of 2)" in "\n".join(lines)
     assert "cannot be read: broken" in lines
 
