@@ -301,12 +301,12 @@ _OPTION = re.compile(r"(?<![\w-])--?[a-z]")
 def _cause_and_remedy(row: Row) -> tuple[str, str]:
     """Return the parts of a reason: what lacks and where, and the first thing to do about it, in short.
 
-    A remedy that names no option is a part of what lacks.
+    What else does not compare has a remedy where it names an option.
     """
     reason = plain(" ".join(row.reason.split())) or row.verdict
     said, _, last = reason.rpartition(". ")
     remedy = re.split(r"[,;] ", plain(str(row.extra.get("remedy") or last)))[0]
-    if not said or not _OPTION.search(remedy):
+    if not said or not (_OPTION.search(remedy) or row.verdict == "unavailable"):
         return reason.removeprefix("not comparable: "), ""
     option = remedy.partition(": ")[2]
     place, _, cause = said.partition(": ")

@@ -221,7 +221,7 @@ def test_ini_twins_stand_for_the_options(pytester, project, tmp_path):
 
 
 def test_a_device_that_is_not_there_skips_with_the_remedy(run, project):
-    result = run("cards", "--sdbench-device=cuda:99")
+    result = run("cards", "--sdbench-device=cuda:99", "-v")
     result.assert_outcomes(skipped=4)
     result.stdout.fnmatch_lines(["*--sdbench-device cuda:99: *Leave the option out*"])
 
@@ -539,7 +539,7 @@ class TestNetworks:
         assert result.ret == 0
         # Without either it says how to add one.
         make_card(project, checkpoint="nobody/nothing")
-        result = pytester.runpytest("--sdbench", "cards", "-m", "compute")
+        result = pytester.runpytest("--sdbench", "cards", "-m", "compute", "-v")
         result.stdout.fnmatch_lines(["*sdbench.architecture*draft FOLDER*"])
 
     def test_compute_is_judged_to_a_thousandth(self, pytester, project):
@@ -591,7 +591,7 @@ def test_a_hub_card_without_our_block_is_read_and_explained(run, pytester):
         hub="---\nmodel-index:\n- name: Hub\n  results:\n  - task: {type: text-to-image}\n"
         "    dataset: {type: coco, name: COCO}\n    metrics:\n    - {type: fid, value: 12.5}\n---\n# Hub\n",
     )
-    result = run("hub.md")
+    result = run("hub.md", "-v")
     assert result.parseoutcomes().get("failed") is None
     result.stdout.fnmatch_lines(["*not comparable*", "*leave untested*", "- hub: *draft FOLDER*"])
 
