@@ -72,17 +72,20 @@ class RecordedImages:
 
     def __call__(self, first: str, second: str, protocol: str, metric: str) -> Difference | None:
         """Return the first card's score less the second's; None where the images of one are not recorded."""
-        from pytest_sdbench.gate.pairing import evidence_path, read_recorded
+        from pytest_sdbench.gate.recorded import evidence_path, read_recorded
         from pytest_sdbench.metrics.difference import difference
         from pytest_sdbench.metrics.registry import METRICS
         from pytest_sdbench.metrics.standard_error import groups_of
         from pytest_sdbench.protocols.load import load_protocol
         from pytest_sdbench.protocols.prompts import load_prompts
 
-        if METRICS[metric].reads == "pair" or not {first, second} <= set(self.cards):
+        if not {first, second} <= set(self.cards):
             return None
         cards = [self.cards[name] for name in (first, second)]
         found = [read_recorded(evidence_path(card.path, card.name, protocol)) for card in cards]
+        beside = {None if each is None else each.reference_fingerprint for each in found}
+        if METRICS[metric].reads == "pair" and len(beside) > 1:
+            return None
         drawn = load_protocol(protocol, search=(cards[0].path.parent,))
         scores = [
             each.estimate(drawn.n, metric)

@@ -150,8 +150,10 @@ def beta_cdf(x: float, a: float, b: float) -> float:
     """Return the regularised incomplete beta function I_x(a, b): DLMF 8.17.22, by Lentz's method."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly, its mirror image does not
-        return 1 - beta_cdf(1 - x, b, a)
+    # Where the fraction converges slowly, its mirror image does not.
+    mirrored = x > (a + 1) / (a + b + 2)
+    if mirrored:
+        x, a, b = 1 - x, b, a
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
     front = math.exp(a * math.log(x) + b * math.log1p(-x) - log_beta) / a
     fraction, above, below = 1.0, 1.0, 0.0
@@ -168,7 +170,8 @@ def beta_cdf(x: float, a: float, b: float) -> float:
         fraction *= above * below
         if abs(above * below - 1) < 1e-15:
             break
-    return front * (fraction - 1)
+    chance = front * (fraction - 1)
+    return 1 - chance if mirrored else chance
 
 
 def _tails(part: float, share: float, repeats: Repeats) -> tuple[float, float]:

@@ -8,7 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from pytest_sdbench.metrics.change_points import Change, change_points, comparisons, covariance
+from pytest_sdbench.gate.binomial import chance_of_at_least, chance_of_at_most
+from pytest_sdbench.metrics.change_points import Chance, Change, change_points, comparisons, covariance
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import Array
@@ -86,8 +87,39 @@ def _trend(series: Series, find: Find, of: int, silent: str) -> Trend:
         steps.append(Step(float(values[i] - values[i - 1]), error, paired))
     if silent:
         return Trend(series, tuple(steps), (), silent)
-    least = 0.0 if series.decimals is None else 10.0**-series.decimals
-    return Trend(series, tuple(steps), tuple(change_points(values, matrix, of=of, least=least)))
+    least, metric = (
+        0.0 if series.decimals is None else 10.0**-series.decimals,
+        METRICS.get(series.about.metric),
+    )
+    chance: Chance = chance_of_shares(series) if metric is not None and metric.share else lambda *_: 0.0
+    found = change_points(values, matrix, of=of, least=least, chance=chance)
+    return Trend(series, tuple(steps), tuple(found))
+
+
+def chance_of_shares(series: Series) -> Chance:
+    """Return how likely shares of images differ so much by chance, by their exact distribution.
+
+    Of a count over all points of a window those before its border have a binomial part, if rarer ones are
+    Poisson's (Przyborowski, Wilenski 1940, Biometrika 31, 313-323), and one that scatters less else. Images
+    that share a prompt are worth fewer, which shows in the largest errors.
+    """
+    measurements = [point.measurement for point in series.points]
+    n = series.about.n or 1
+    known = [
+        n * each.standard_error**2 / (each.value * (1 - each.value))
+        for each in measurements
+        if each.standard_error and 0 < each.value < 1
+    ]
+    worth = max([1.0, *known])
+    sums = np.concatenate([[0.0], np.cumsum([each.value * n / worth for each in measurements])])
+
+    def chance(start: int, border: int, end: int) -> float:
+        before, whole = float(sums[border] - sums[start]), float(sums[end] - sums[start])
+        part = (border - start) / (end - start)
+        tails = chance_of_at_most(before, whole, part), chance_of_at_least(before, whole, part)
+        return 2 * min(tails)
+
+    return chance
 
 
 def _has_error(series: Series, point: Point) -> bool:

@@ -11,7 +11,7 @@ are others. Of windows that are called the narrowest count first, and none that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -25,6 +25,9 @@ Indices = npt.NDArray[np.intp]
 
 ERROR = 0.05
 """Chance of any wrong call in a whole history."""
+
+Chance = Callable[[int, int, int], float]
+"""Returns how likely the points [start, border) and [border, end) differ so much without a change."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,13 @@ def comparisons(points: int) -> int:
 
 
 def change_points(
-    values: Array, covariances: Array, *, of: int | None = None, error: float = ERROR, least: float = 0.0
+    values: Array,
+    covariances: Array,
+    *,
+    of: int | None = None,
+    error: float = ERROR,
+    least: float = 0.0,
+    chance: Chance = lambda *_: 0.0,
 ) -> list[Change]:
     """Return the changes of level in a series of K points, in their order.
 
@@ -72,14 +81,16 @@ def change_points(
     not known it is zero: their difference is then taken for less certain than it is. A variance of zero is
     that of an exact figure, which changes wherever it differs. `of` is the number of comparisons in all
     series that are looked at (`comparisons`), which the `error` is shared by. What differs by less than
-    `least` is no change.
+    `least` is no change, nor is what is likelier by `chance`, where the normal distribution alone would not
+    do.
     """
     points = len(values)
     starts, borders, ends = _windows(points)
     if not len(starts):
         return []
     steps, variances = _steps(values, covariances, starts, borders, ends)
-    critical = NormalDist().inv_cdf(1 - error / (2 * (len(starts) if of is None else of)))
+    share = error / (len(starts) if of is None else of)
+    critical = NormalDist().inv_cdf(1 - share / 2)
     sizes = np.abs(steps)
     least = max(least, 1e-12 * float(np.abs(values).max()))
     called = (sizes > critical * np.sqrt(variances)) & (sizes > least)
@@ -87,7 +98,8 @@ def change_points(
     for i in sorted(np.flatnonzero(called), key=lambda i: (ends[i] - starts[i], -sizes[i])):
         start, end = int(starts[i]), int(ends[i]) - 1
         # Windows may share a point: a change lies between two.
-        if all(end <= other[0] or start >= other[1] for other in found):
+        free = all(end <= other[0] or start >= other[1] for other in found)
+        if free and chance(start, int(borders[i]), end + 1) <= share:
             found.append((start, end))
     return _located(values, covariances, sorted(found))
 

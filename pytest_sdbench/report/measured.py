@@ -34,12 +34,17 @@ class Score:
     value: float
     standard_error: float | None
     n: int
+    reference: str = ""
+    """Fingerprint of the checkpoint that its pairs are compared with; empty for what has no pairs."""
 
 
 def recorded_scores(cards: Sequence[Card]) -> list[Score]:
     """Return what the cards record."""
     return [
-        Score(card.name, each.protocol, each.metric, each.value, each.standard_error, each.n)
+        Score(
+            *(card.name, each.protocol, each.metric, each.value, each.standard_error, each.n),
+            reference=each.reference_fingerprint or "",
+        )
         for card in cards
         for each in card.records
         if each.metric in METRICS
@@ -50,7 +55,8 @@ def measured_scores(rows: Sequence[Row]) -> list[Score]:
     """Return what a run measured, once where several claims are of it."""
     found = {
         (row.card, row.protocol, row.metric, row.n): Score(
-            row.card, row.protocol, row.metric, row.measured, row.standard_error, row.n
+            *(row.card, row.protocol, row.metric, row.measured, row.standard_error, row.n),
+            reference=str(row.extra.get("reference_fingerprint", "")),
         )
         for row in rows
         if row.test == "quality" and row.metric in METRICS and row.measured is not None and row.n is not None
@@ -61,18 +67,19 @@ def measured_scores(rows: Sequence[Row]) -> list[Score]:
 def measured_grids(
     cards: Sequence[Card], scores: Sequence[Score], compare: Compare = lambda *_: None
 ) -> list[Grid]:
-    """Return a table for each protocol and number of images that two cards at least were measured under.
+    """Return a table for each protocol, number of images and reference of pairs.
 
     Of a single card nothing is best: its table has neither bold nor marks.
     """
     shown, order = titles(cards), [card.name for card in in_order(cards)]
     order += [name for name in dict.fromkeys(score.card for score in scores) if name not in order]
-    tables: dict[tuple[str, int], dict[str, dict[str, Score]]] = {}
+    named = {each.checkpoint_fingerprint: card.name for card in cards for each in card.records}
+    tables: dict[tuple[str, int, str], dict[str, dict[str, Score]]] = {}
     for score in scores:
-        columns = tables.setdefault((score.protocol, score.n), {})
+        columns = tables.setdefault((score.protocol, score.n, score.reference), {})
         columns.setdefault(score.metric, {})[score.card] = score
     grids = []
-    for (protocol, n), columns in tables.items():
+    for (protocol, n, reference), columns in tables.items():
         marked = {metric: _cells(metric, by_card, compare) for metric, by_card in columns.items()}
         names = [name for name in order if any(name in by_card for by_card in columns.values())]
         rows = [
@@ -80,7 +87,7 @@ def measured_grids(
             for name in names
         ]
         heading = ("Model", *(f"{METRICS[metric].label} {METRICS[metric].arrow}" for metric in columns))
-        of = f"{protocol}, {n:,} images"
+        of = f"{protocol}, {n:,} images" + f", beside {named.get(reference, reference)}" * bool(reference)
         grids.append(Grid("Measured", heading, tuple(rows), of=of, note=NOTE if len(names) > 1 else ""))
     return grids
 
@@ -94,12 +101,10 @@ def _cells(metric: str, scores: Mapping[str, Score], compare: Compare) -> dict[s
     # The best is chosen by looking: any two of a column may come to be compared.
     pairs = max(1, len(scores) * (len(scores) - 1) // 2)
     reach = NormalDist().inv_cdf(1 - ERROR / (2 * pairs))
-    cells = {}
+    least, cells = 10.0**-known.recorded_decimals, {}
     for name, score in scores.items():
-        error = _error(score, winner, compare)
-        worse = error is not None and abs(score.value - best) > max(
-            reach * error, 10.0**-known.recorded_decimals
-        )
+        by, error = _lead_of_share(winner, score) if known.share else _lead(winner, score, compare)
+        worse = error is not None and by > max(reach * error, least)
         cells[name] = Cell(
             f"{score.value:{digits}}",
             "" if score.standard_error is None else f"{score.standard_error:{digits}}",
@@ -109,17 +114,31 @@ def _cells(metric: str, scores: Mapping[str, Score], compare: Compare) -> dict[s
     return cells
 
 
-def _error(score: Score, best: Score, compare: Compare) -> float | None:
-    """Return the standard error of a score less the best one; None where it is open."""
+def _lead(best: Score, score: Score, compare: Compare) -> tuple[float, float | None]:
+    """Return by how much the best score leads, and the standard error of that; None where it is open."""
+    by = abs(score.value - best.value)
     if score.n < FEWEST_PROMPTS or score.card == best.card:
-        return None
+        return by, None
     found = compare(score.card, best.card, score.protocol, score.metric)
     if found is not None and found.paired and found.standard_error is not None:
         # Of images that the figures are not of it says nothing.
         said = score.value - best.value
         near = abs(found.value - said) <= 2 * 10.0 ** -METRICS[score.metric].recorded_decimals
         if near or math.isclose(found.value, said, rel_tol=1e-3):
-            return found.standard_error
+            return by, found.standard_error
     if score.standard_error is None or best.standard_error is None:
-        return None
-    return math.hypot(score.standard_error, best.standard_error)
+        return by, None
+    return by, math.hypot(score.standard_error, best.standard_error)
+
+
+def _lead_of_share(best: Score, score: Score) -> tuple[float, float | None]:
+    """Return the same of two shares, whose counts may be too small for their own errors: 0 of 512 has none.
+
+    Each gets one image more that counts and one that does not (Agresti, Caffo 2000, American Statistician
+    54, 280-288).
+    """
+    if score.n < FEWEST_PROMPTS or score.card == best.card:
+        return 0.0, None
+    shares = [(each.value * each.n + 1) / (each.n + 2) for each in (best, score)]
+    error = math.sqrt(sum(share * (1 - share) for share in shares) / (score.n + 2))
+    return abs(shares[1] - shares[0]), error

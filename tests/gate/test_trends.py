@@ -10,7 +10,7 @@ import pytest
 from pytest_sdbench.gate.trends import trends
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.standard_error import Groups, standard_error
-from pytest_sdbench.report.history import Measurement, series_of
+from pytest_sdbench.report.history import Measurement, Series, series_of
 from tests.report.test_history import SCORE, run_at
 
 N = 400
@@ -103,3 +103,29 @@ def test_all_series_share_the_error_and_a_count_changes_wherever_it_differs() ->
 
     assert history(0) == [True, True]
     assert history(3000)[:2] == [False, True]
+
+
+def shares(seed: int, *lost: float, repeats: int = 1) -> list[Series]:
+    """Return a history of shares of 512 pairs, of which so many are lost on average; prompts may repeat."""
+    random, prompts, found = np.random.default_rng(seed), 512 // repeats, []
+    for day, mean in enumerate(lost, 1):
+        share = random.binomial(prompts, mean / 512) / prompts
+        error = (share * (1 - share) / prompts) ** 0.5
+        one = {"metric": "lost", "value": share, "standard_error": error, "n": 512, "checkpoint": str(day)}
+        found.append(run_at(day, replace(SCORE, **one)))
+    return series_of(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mean", "repeats"), [(0.1, 1), (1.0, 1), (8.0, 4), (100.0, 1)])
+def test_of_200_histories_of_rare_losses_at_most_5_percent_are_called(mean: float, repeats: int) -> None:
+    histories = [shares(seed, *[mean] * 30, repeats=repeats) for seed in range(200)]
+    assert sum(bool(trends(each)[0].changes) for each in histories) <= 10
+
+
+def test_losses_that_become_many_are_called() -> None:
+    histories = [shares(seed, *[1.0] * 15, *[15.0] * 15) for seed in range(20)]
+    for (trend,) in map(trends, histories):
+        (change,) = trend.changes
+        assert change.first < 15 <= change.last
+        assert trend.worse(change) is True

@@ -196,6 +196,24 @@ def test_what_is_not_sure_has_no_mark(scores: list[Score]) -> None:
     assert not any(worse for _, worse in marks(scores).values())
 
 
+@pytest.mark.parametrize(("lost", "marked"), [(8, False), (9, True)])
+def test_shares_of_few_images_are_compared_by_their_counts(lost: int, marked: bool) -> None:
+    # Of four cards 6 pairs share the 5 %: 9 of 512 against none has a chance of 6 * 2 * 0.5^9 = 2.3 %.
+    few = [score(name, count / 512, 0.002, "lost", 512) for name, count in (("a", lost), ("b", 0), ("c", 0))]
+    assert marks([*few, score("d", 0.0, None, "lost", 512)])["a"] == (False, marked)
+
+
+def test_pairs_beside_another_checkpoint_are_another_table() -> None:
+    one = [
+        replace(score(name, 30.0, metric="psnr"), reference=of) for name, of in zip("abc", "xxy", strict=True)
+    ]
+    grids = measured_grids([], one)
+    assert [(grid.of, len(grid.rows)) for grid in grids] == [
+        ("p, 5,000 images, beside x", 2),
+        ("p, 5,000 images, beside y", 1),
+    ]
+
+
 def test_a_single_card_is_best_of_nothing_and_each_protocol_has_a_table() -> None:
     rows = [
         row(
