@@ -148,8 +148,6 @@ class Evaluation:
     """What pairs are compared with; None where no metric compares, or there is nothing."""
     setups: Setups = frozenset()
     """Device and libraries that the images were drawn with, as of the reference."""
-    draw_fingerprint: str = ""
-    """Of the draw as this device could make it: with the checkpoint's, the folder of the evidence."""
 
     @property
     def n(self) -> int:
@@ -184,7 +182,6 @@ class Evaluation:
             "complete": self.complete,
             "protocol_fingerprint": self.protocol_fingerprint,
             "checkpoint_fingerprint": self.checkpoint_fingerprint,
-            "draw_fingerprint": self.draw_fingerprint,
             "device": self.device,
             "versions": dict(self.versions),
             "date": datetime.date.today().isoformat(),
@@ -254,7 +251,6 @@ def evaluate(
         prompts=made.prompts[: measured.n],
         reference=reference,
         setups=frozenset() if reference is None else setups_of_pairs(made.evidence, measured),
-        draw_fingerprint=made.drawn.draw_fingerprint,
     )
 
 
