@@ -6,8 +6,10 @@ With ``-v`` there is a row for every claim, exact counts, and each reason in ful
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal, InvalidOperation
+from textwrap import fill
 
 from pytest_sdbench.base.text import clipped, columns, plain
 from pytest_sdbench.cards.card import Card
@@ -31,12 +33,15 @@ from pytest_sdbench.report.cells import (
     untested,
     verdicts,
 )
+from pytest_sdbench.report.html.headline import headline
 from pytest_sdbench.report.results import VERDICTS, Row
 
-WIDTH, FEWEST_COLUMNS = 100, 79
+WIDTH, FEWEST_COLUMNS = 100, 60
 MOST_REMEDIES, MOST_NOTES = 9, 5
 _WORST_FIRST = ("error", "fail", "inconclusive", "pass")
 """Verdicts on a whole card."""
+_LEFT_OUT = ("whole", "MACs", "memory", "latency", "U-Net", "scores")
+"""Columns that a terminal has no room for, the first to go first; scores stay."""
 
 
 def terminal_tables(
@@ -84,22 +89,17 @@ def terminal_tables(
 
 
 def _headline(rows: Sequence[Row], width: int, paint: Paint) -> str:
-    """Return what came of a run in a sentence, and the number of each verdict."""
-    of = {verdict: [row for row in rows if row.verdict == verdict] for verdict in VERDICTS}
-    made = sum(len(of[verdict]) for verdict in _WORST_FIRST)
-    bad, worst = of["error"] + of["fail"], next((each for each in _WORST_FIRST if of[each]), "unavailable")
-    if worst == "unavailable":
-        said = "nothing was compared with a claim"
-    elif worst == "pass":
-        said = f"all {made} checks that could be made passed" if made > 1 else "the check passed"
-    else:
-        told = dict.fromkeys(f"{row.card} {row.name or row.test}" for row in bad or of[worst])
-        said = (
-            f"{len(bad or of[worst])} of {made} checks {'fell' if bad else 'cannot tell'}: {', '.join(told)}"
-        )
+    """Return the verdict of a run, as a page has it, what it is of, and the number of each verdict."""
+    verdict = headline(rows)
+    worst = [row for row in rows if row.verdict in ("fail", "error")]
+    names: dict[str, list[str]] = {}
+    for row in _single(worst or [row for row in rows if row.verdict == "inconclusive"]):
+        names.setdefault(row.card, []).append(row.name or row.test)
+    told = ", ".join(f"{card} ({', '.join(claims)})" for card, claims in names.items())
+    said = paint(clipped(plain(f"{verdict.sentence}{f': {told}' if told else ''}"), width), verdict.state)
     cards = len({row.card for row in rows})
-    shown = paint(clipped(plain(said), width), worst)
-    return f"{shown}\n{cards} card{'s' * (cards != 1)}: {counts(rows)}"
+    number = f"{cards} card{'s' * (cards != 1)}: {counts(rows)}"
+    return f"{said}\n{fill(number, width)}"
 
 
 def _overview(names: Sequence[str], rows: Sequence[Row], width: int, paint: Paint) -> str:
@@ -116,17 +116,17 @@ def _overview(names: Sequence[str], rows: Sequence[Row], width: int, paint: Pain
     briefly = [[*line[:-1], _scores(of_card(rows, line[1], "quality"), figures=False)] for line in table]
     shown = ""
     for lines, without in (
-        *((table, left) for left in ((), ("whole",), ("whole", "MACs"))),
-        *((briefly, left) for left in ((), ("whole",), ("whole", "MACs"), ("whole", "MACs", "memory"))),
+        *((table, _LEFT_OUT[:many]) for many in range(3)),
+        *((briefly, _LEFT_OUT[:many]) for many in range(len(_LEFT_OUT))),
     ):
         shown = _fitted(heading, lines, "llrrrrrl", without, paint)
         if _columns(shown) <= width:
             return shown
     # A name may be longer than any terminal is wide.
     longest = max(columns(plain(line[1])) for line in table)
-    most = max(longest - _columns(shown) + width, 12)
+    most = max(longest - _columns(shown) + width, 8)
     cut = [[line[0], clipped(plain(line[1]), most), *line[2:]] for line in briefly]
-    return _fitted(heading, cut, "llrrrrrl", ("whole", "MACs", "memory"), paint)
+    return _fitted(heading, cut, "llrrrrrl", _LEFT_OUT[:-1], paint)
 
 
 def _fitted(
@@ -159,17 +159,18 @@ def _scores(rows: Sequence[Row], *, figures: bool) -> str:
     """Return what came of a card's scores: those that passed as figures, or how many did."""
     scores = _single([row for row in rows if row.test == "quality"])
     looked_at = [row for row in scores if row.measured is not None]
-    passed = [row for row in looked_at if row.verdict == "pass"]
-    if not scores:
-        return ""
-    if not figures or not passed:
-        return f"{len(passed)} of {len(scores)} pass" if looked_at else f"none of {len(scores)} measured"
-    shown = ", ".join(f"{_label(row)} {measured(row).partition(' ±')[0]}" for row in passed)
-    return shown if len(passed) == len(scores) else f"{shown} ({len(passed)} of {len(scores)})"
+    passed = [row for row in looked_at if row.verdict == "pass"] if figures else []
+    number = Counter(row.verdict for row in looked_at if row not in passed)
+    rest = [f"{number[verdict]} {verdict}" for verdict in VERDICTS if number[verdict]]
+    rest += [f"{len(scores) - len(looked_at)} not measured"] if len(scores) > len(looked_at) else []
+    return "; ".join(", ".join(words) for words in ([*map(_labelled, passed)], rest) if words)
 
 
-def _label(row: Row) -> str:
-    return METRICS[row.metric].label if row.metric in METRICS else plain(row.metric or row.name)
+def _labelled(row: Row) -> str:
+    metric = METRICS.get(row.metric)
+    if metric is None:
+        return f"{row.metric or row.name} {measured(row).partition(' ±')[0]}"
+    return f"{metric.label} {figure(row.measured, f'.{metric.decimals}f')}"
 
 
 def _is_open(row: Row) -> bool:
@@ -227,13 +228,23 @@ def _claims(rows: Sequence[Row], paint: Paint, width: int | None = None) -> str:
         whole = _fitted(heading, lines, align, without, paint)
         if width is None or _columns(whole) <= width:
             return whole
-    for at, least in ((2, 16), (1, 12)):
+    hidden = ["images", "recorded"]
+    for at, least in ((2, 16), (1, 12), (2, 8), (1, 8)):
         most = max(columns(plain(line[at])) for line in lines) - _columns(whole) + (width or 0)
-        lines = [[*line[:at], clipped(plain(line[at]), max(most, least)), *line[at + 1 :]] for line in lines]
-        whole = _fitted(heading, lines, align, ("images", "recorded"), paint)
+        lines = [[*line[:at], _cut(line[at], max(most, least), at == 2), *line[at + 1 :]] for line in lines]
+        whole = _fitted(heading, lines, align, hidden, paint)
         if width is None or _columns(whole) <= width:
             break
+        if (at, least) == (1, 12):
+            hidden.append("claimed")
+            whole = _fitted(heading, lines, align, hidden, paint)
     return whole
+
+
+def _cut(text: str, most: int, from_end: bool) -> str:
+    """Return the beginning of a text that is too long, or its end: claims of one protocol begin alike."""
+    said = plain(text)
+    return clipped(said[::-1], most)[::-1] if from_end else clipped(said, most)
 
 
 def _claimed_cell(row: Row) -> str:
