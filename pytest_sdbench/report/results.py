@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.files import json_mapping
@@ -53,22 +52,6 @@ class Row:
         """Return the row of `to_dict`'s values; keys of a later version are left out."""
         known = {item.name for item in fields(cls)}
         return cls(**{key: value for key, value in values.items() if key in known})
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a page says of a run besides its rows."""
-
-    command: str = ""
-    """Runs it again; empty where it is not known."""
-    store: Path | str | None = None
-    """Where the pictures of its checkpoints are kept; None: they are not shown."""
-    weights: Mapping[str, str] = field(default_factory=dict)
-    """By card: the checkpoint that was judged in the place of its own."""
-
-
-NO_RUN = Run()
-"""Of which nothing is known."""
 
 
 def results_json(

@@ -11,7 +11,8 @@ from pytest_sdbench.base.environment import versions
 from pytest_sdbench.base.errors import SdbenchError, first_line
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.cards.card import Card, is_card, read_card
-from pytest_sdbench.report.results import NO_RUN, Row, Run, results_json
+from pytest_sdbench.report.html.run import NO_RUN, Run
+from pytest_sdbench.report.results import Row, results_json
 
 
 def read_cards(rows: Sequence[Row], files: Mapping[str, Path]) -> list[Card]:

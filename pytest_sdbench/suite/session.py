@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest.junitxml import xml_key
@@ -22,11 +22,15 @@ from pytest_sdbench.cards.front_matter import is_lost
 from pytest_sdbench.gate.ending import compared
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
-from pytest_sdbench.report.results import Row, Run
+from pytest_sdbench.report.results import Row
 from pytest_sdbench.suite.again import command_again
 from pytest_sdbench.suite.collection import MARKERS, SUITE, CardModule, card_of, is_broken
 from pytest_sdbench.suite.rows import PROPERTY, file_text, properties, row_of, row_of_error
 from pytest_sdbench.suite.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_sdbench.report import history
+    from pytest_sdbench.report.html.run import Run
 
 UNTOLD = 6
 """Exit status of a run that passed but for what is inconclusive, where that is not a failure, or that
@@ -189,13 +193,30 @@ class SdbenchSession:
 
     def _run(self) -> Run:
         """Return what a page says of this run."""
+        from pytest_sdbench.report.html.run import Run
+
         asked = self.config.invocation_params
         weights = {row.card: self.weights_for(self.files[row.node_id]) for row in self.rows}
         return Run(
             command_again(map(str, asked.args), asked.dir),
             self.settings.store,
             {card: told(folder) for card, folder in weights.items() if folder is not None},
+            self._past(),
         )
+
+    def _past(self) -> Sequence[history.Run]:
+        """Return what a page shows of the history; what cannot be read of it is said."""
+        if self.settings.history is None or all(path.suffix != ".html" for path in self.settings.report):
+            return ()
+        from pytest_sdbench.report.history import read_runs
+
+        try:
+            runs, problems = read_runs(self.settings.history)
+        except SdbenchError as error:
+            self.written.append(f"history NOT read: {error}")
+            return ()
+        self.written += [f"history: not read: {problem}" for problem in problems]
+        return runs
 
     @contextmanager
     def visible_progress(self) -> Iterator[bool]:
@@ -273,10 +294,10 @@ class SdbenchSession:
             if (rows := printable(self.rows, cards)) != self.rows and exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             self.rows = rows
+            kept = self._add_to_history()
             lines, whole = write_reports(self.settings.report, self.rows, cards, self._run())
             self.written += lines
-            whole = self._add_to_history() and whole
-            if not whole and session.exitstatus == pytest.ExitCode.OK:
+            if not (kept and whole) and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             if self.settings.update:
                 finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)

@@ -122,12 +122,15 @@ def test_runs_of_two_checkpoints_are_compared_image_by_image(
     shutil.copytree(pristine_checkpoint, candidate)
     (weights,) = (candidate / "unet").glob("*.safetensors")
     save_file({name: 1.01 * value for name, value in load_file(weights).items()}, weights)
-    words = ("--sdbench", "cards", "-m", "quality", "--sdbench-history=runs")
+    words = ("--sdbench", "cards", "-m", "quality", "--sdbench-history=runs", "--sdbench-report=r.html")
     for more in ((), (), ("--sdbench-weights=mini=candidate",)):
         result = pytester.runpytest(*words, *more)
         result.stdout.fnmatch_lines(["sdbench: history: added runs/run-*.json"])
     runs, problems = read_runs(pytester.path / "runs")
     assert (len(runs), problems) == (3, [])
+    page = (pytester.path / "r.html").read_text(encoding="utf-8")
+    assert "3 runs, this one included" in page
+    assert page.count('class="dot') == 2 * page.count('class="panel multiple"') > 2
     for each in runs[0].measurements:
         assert (pytester.path / ".sdbench" / f"{each.checkpoint}-{each.draw}").is_dir()
     capsys.readouterr()

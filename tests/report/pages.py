@@ -64,7 +64,7 @@ def keep(store: Path, checkpoint: str, images: range, side: int = 64, prompt: st
     drawn = Pictures(
         np.array(images, np.int64),
         np.array(images, np.int64) + 1000,
-        tuple(prompt.format(at) for at in images),
+        tuple(prompt.replace("{}", str(at)) for at in images),
         dice.integers(0, 256, (len(images), side, side, 3), np.uint8),
     )
     Store(store).open(checkpoint, DRAW, {"device": "cpu"}).write(images.start, {}, pictures=drawn)

@@ -14,17 +14,21 @@ import pytest
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, read_card
+from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.report.history import run_of
 from pytest_sdbench.report.html import pictures
 from pytest_sdbench.report.html.axes import axis_of
 from pytest_sdbench.report.html.claims import claim_lines, share_rows
 from pytest_sdbench.report.html.cost import cost_panels
 from pytest_sdbench.report.html.forest import CLAIM, EDGE, forest
 from pytest_sdbench.report.html.headline import gaps, headline
+from pytest_sdbench.report.html.page import page_of
 from pytest_sdbench.report.html.pictures import pair_groups
 from pytest_sdbench.report.html.render import results_html
-from pytest_sdbench.report.results import Row, Run
+from pytest_sdbench.report.html.run import Run
+from pytest_sdbench.report.results import Row
 from pytest_sdbench.report.write import cards_beside, write_reports
-from tests.report.pages import BASELINE, CANDIDATE, images_of, keep, read, row, score
+from tests.report.pages import BASELINE, CANDIDATE, Tags, images_of, keep, read, row, score
 from tests.report.test_report import FORGED, HIDDEN, ROWS
 
 
@@ -151,11 +155,25 @@ def test_what_was_not_measured_is_grouped_by_its_remedy() -> None:
     assert (second.verdict, second.remedy, second.reason) == ("mismatch", "", "else")
 
 
-def hostile(words: str) -> tuple[list[Card], list[Row], Run]:
-    """Return a run in which everything that is not ours says these words, on one line and on several."""
-    card = replace(
-        read_card(reference() / "cards" / "scenes-tiny-lcm.md"), name=words, title=words, explained=(words,)
-    )
+def test_what_a_card_claims_and_a_run_was_not_asked_for_is_told(card: Card) -> None:
+    asked = [row(name=each.id) for each in card.claims if each.protocol == "scenes-lcm4-quick"]
+    page = page_of([card], asked)
+    left = {each.metric: None for each in card.claims if each.protocol == "scenes-lcm4-5k"}
+    assert page.unasked == len(left) > 3
+    (fact,) = (fact for fact in page.facts if fact.name.startswith("Claimed"))
+    assert fact.values == (f"scenes-lcm4-5k: {', '.join(METRICS[metric].label for metric in left)}",)
+    assert page_of([card], [row(name=each.id) for each in card.claims]).unasked == 0
+
+
+def hostile(words: str, store: Path) -> tuple[list[Card], list[Row], Run, list[Card]]:
+    """Return a run in which everything that is not ours says these words, and a card beside it that does.
+
+    Their prompts do so, too, in a store of its own.
+    """
+    family = [read_card(reference() / "cards" / f"scenes-{name}.md") for name in ("tiny-lcm", "sd")]
+    named = [replace(each, name=words * times, title=words) for times, each in enumerate(family, 1)]
+    label = replace(named[0].claims[0], label=words)
+    card = replace(named[0], explained=(words,), claims=(label, *named[0].claims[1:]))
     known = score("ssim", 3.0)
     extra = dict(known.extra) | {
         "changes": [words],
@@ -164,18 +182,27 @@ def hostile(words: str) -> tuple[list[Card], list[Row], Run]:
         "device": words,
         "versions": {words: words},
         "date": words,
+        "worst": [{**each, "prompt": words} for each in images_of([3, 1])],
     }
+    for checkpoint in (CANDIDATE, BASELINE):
+        keep(store, checkpoint, range(2 if checkpoint == BASELINE else 4), prompt=words)
     told = {"card": words, "node_id": words, "name": words, "claimed_text": words, "reason": words}
     rows = [
         replace(known, **told, extra=extra),
         replace(known, **told | {"metric": words, "kind": words}),
         replace(known, **told | {"protocol": words, "verdict": "error", "measured": None}),
+        replace(known, **told | {"name": label.id, "claimed": None, "metric": label.metric}),
+        replace(known, **told, protocol="scenes-quick", metric="clip_score", measured=0.9),
         row("size", card=words, name=words, measured=1.0, claimed=1.0),
         row(words, card=words, name=words, verdict="error", reason=words),
         row(card=words, name=words, verdict="unavailable", reason=words, extra={"remedy": words}),
         row(card="another", name=words, verdict="mismatch", reason=words),
     ]
-    return [card], rows, Run(words, None, {words: words})
+    latest = run_of(rows, {"commit": words})
+    assert latest is not None
+    moved = tuple(replace(each, value=0.5, verdict=words) for each in latest.measurements)
+    past = replace(latest, id="0", date="2026-10-01T10:00:00Z", measurements=moved)
+    return [card], rows, Run(words, store, {words: words}, (past, latest)), named[1:]
 
 
 @pytest.mark.parametrize(
@@ -198,8 +225,10 @@ def hostile(words: str) -> tuple[list[Card], list[Row], Run]:
         ),
     ],
 )
-def test_the_words_of_others_are_words(words: str) -> None:
-    ours, theirs = (read(results_html(*hostile(each))) for each in ("harmless", words))
+def test_the_words_of_others_are_words(words: str, tmp_path: Path) -> None:
+    ours, theirs = (page_of_words(each, tmp_path / str(at)) for at, each in enumerate(("harmless", words)))
+    # Pictures and all plots are among it.
+    assert {"img", "circle", "polyline", "g"} <= set(ours.tags)
     assert theirs.tags == ours.tags
     assert [sorted(attributes) for _, attributes in theirs.elements] == [
         sorted(attributes) for _, attributes in ours.elements
@@ -208,9 +237,15 @@ def test_the_words_of_others_are_words(words: str) -> None:
         ours.values("class", "id", "href", "src")
     )
     shown = plain(" ".join(words.split()))
-    assert theirs.text.count(shown) >= 20
+    assert theirs.text.count(shown) >= 40
     assert all(each.isprintable() or each == "\n" for each in theirs.text)
     assert all(value.isprintable() for value in theirs.values("aria-label", "value", "data-card", "alt"))
+
+
+def page_of_words(words: str, store: Path) -> Tags:
+    """Return the page of a run that says these words."""
+    cards, rows, run, beside = hostile(words, store)
+    return read(results_html(cards, rows, run, beside=beside))
 
 
 def test_the_page_asks_for_nothing_and_may_not(card: Card, tmp_path: Path) -> None:

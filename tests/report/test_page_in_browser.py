@@ -17,8 +17,9 @@ import pytest
 
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.report.history import run_of
 from pytest_sdbench.report.html.render import results_html
-from pytest_sdbench.report.results import NO_RUN, Run
+from pytest_sdbench.report.html.run import NO_RUN, Run
 from tests.report.pages import row, score
 from tests.report.test_page import hostile, shown_rows
 from tests.report.test_report import FORGED, ROWS
@@ -60,16 +61,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         row("quality", "x" * 80, name="y" * 90, verdict="unavailable", reason="z" * 200),
     ]
     store = folder / "store"
+    rows = [*shown_rows(store), *others]
+    history = [kept for worse in (0.0, 0.5, 3.0) if (kept := run_of([score("ssim", worse), *rows], {}))]
     runs = {
-        "fell": ([card], [*shown_rows(store), *others], Run("python -m pytest", store)),
-        "hostile": hostile(FORGED),
-        "mixed": ([], ROWS, NO_RUN),
-        "nothing": ([], [], NO_RUN),
+        "fell": ([card], rows, Run("python -m pytest", store, history=history), family),
+        "hostile": hostile(FORGED, folder / "hostile"),
+        "mixed": ([], ROWS, NO_RUN, family),
+        "nothing": ([], [], NO_RUN, family),
     }
     found = {f"example {name}": path for name, path in EXAMPLES.items()}
-    for name, (cards, rows, run) in runs.items():
+    for name, (cards, rows, run, beside) in runs.items():
         found[name] = folder / f"{name}.html"
-        found[name].write_text(results_html(cards, rows, run, beside=family), encoding="utf-8")
+        found[name].write_text(results_html(cards, rows, run, beside=beside), encoding="utf-8")
     return found
 
 

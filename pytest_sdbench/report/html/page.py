@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_sdbench.base.environment import versions
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.cards.card import Card, Claim
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.report.cells import titles
 from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, share_rows
@@ -21,8 +22,10 @@ from pytest_sdbench.report.html.headline import (
     gaps,
     headline,
 )
+from pytest_sdbench.report.html.multiples import History, history_of
 from pytest_sdbench.report.html.pictures import Pair, PairGroup, pair_groups, room_text
-from pytest_sdbench.report.results import NO_RUN, Row, Run
+from pytest_sdbench.report.html.run import NO_RUN, Run
+from pytest_sdbench.report.results import Row
 
 _FELL = 4
 """Claims that fell which the top of the page names; the others stand in the list."""
@@ -60,6 +63,8 @@ class Page:
     title: str
     headline: Headline
     counts: tuple[Count, ...]
+    unasked: int
+    """Scores that the cards claim, and this run was not asked for."""
     fell: tuple[ClaimLine, ...]
     """The first of those that fell or cannot be told."""
     more: int
@@ -73,6 +78,8 @@ class Page:
     groups: tuple[PairGroup, ...]
     room: str
     panels: tuple[Panel, ...]
+    history: History | None
+    """None where the run keeps no history."""
     facts: tuple[Fact, ...]
     notes: tuple[str, ...]
     untested: tuple[Change, ...]
@@ -97,10 +104,12 @@ def page_of(
     names = list(dict.fromkeys(row.card for row in rows))
     shown = titles(cards)
     whole = shown.get(names[0], names[0]) if len(names) == 1 else f"{len(names)} model cards"
+    unasked = _unasked(cards, everything)
     return Page(
         title=whole,
         headline=state,
         counts=counts(rows),
+        unasked=sum(map(len, unasked.values())),
         fell=tuple(open_ones[:_FELL]),
         more=max(0, len(open_ones) - _FELL),
         lead=pairs[0] if pairs and open_ones else None,
@@ -111,7 +120,8 @@ def page_of(
         groups=groups,
         room=room_text(),
         panels=cost_panels(rows, cards, beside),
-        facts=tuple(_facts(cards, rows, run)),
+        history=history_of(everything, run.history),
+        facts=(*_facts(cards, rows, run), *_unasked_facts(unasked)),
         notes=tuple(dict.fromkeys(str(note) for row in rows for note in row.extra.get("notes", ()))),
         untested=tuple(Change(card.name, card.explained) for card in cards if card.explained),
         shared=len(everything) - len(rows),
@@ -175,6 +185,29 @@ def _facts(cards: Sequence[Card], rows: Sequence[Row], run: Run) -> Sequence[Fac
         Fact("Date", told("date")),
     ]
     return [fact for fact in facts if fact.values]
+
+
+def _unasked(cards: Sequence[Card], rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
+    """Return the metrics of the scores that cards claim and a run has no row of, by card and protocol."""
+    asked = {(row.card, row.name) for row in rows if row.test == "quality"}
+    found: dict[tuple[str, str], list[str]] = {}
+    for card in cards:
+        for claim in card.claims:
+            place = card.name, claim.gate_protocol or claim.protocol
+            if (card.name, claim.id) not in asked and claim.metric not in found.get(place, ()):
+                found.setdefault(place, []).append(claim.metric)
+    return found
+
+
+def _unasked_facts(unasked: Mapping[tuple[str, str], Sequence[str]]) -> Iterator[Fact]:
+    cards = {card for card, _ in unasked}
+    lines = [
+        f"{f'{card}, ' if len(cards) > 1 else ''}{protocol}: "
+        + ", ".join(METRICS[metric].label if metric in METRICS else metric for metric in metrics)
+        for (card, protocol), metrics in unasked.items()
+    ]
+    if lines:
+        yield Fact("Claimed, and not part of this run", tuple(lines))
 
 
 def _protocols(cards: Sequence[Card], rows: Sequence[Row]) -> Sequence[str]:

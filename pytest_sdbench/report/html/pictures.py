@@ -18,7 +18,8 @@ from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.report.cells import decimals
 from pytest_sdbench.report.html.claims import rank
-from pytest_sdbench.report.results import Row, Run
+from pytest_sdbench.report.html.run import Run
+from pytest_sdbench.report.results import Row
 from pytest_sdbench.store.shard_format import SHARD
 from pytest_sdbench.store.shards import Store
 

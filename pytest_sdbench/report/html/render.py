@@ -13,10 +13,11 @@ from markupsafe import Markup
 
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card
-from pytest_sdbench.report.html import cost, forest
+from pytest_sdbench.report.html import cost, forest, multiples
 from pytest_sdbench.report.html.headline import SIGNS
 from pytest_sdbench.report.html.page import Page, page_of
-from pytest_sdbench.report.results import NO_RUN, Row, Run
+from pytest_sdbench.report.html.run import NO_RUN, Run
+from pytest_sdbench.report.results import Row
 
 
 def results_html(
@@ -52,7 +53,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.globals |= {"forest": forest, "cost": cost, "signs": SIGNS}
+    environment.globals |= {"forest": forest, "cost": cost, "multiples": multiples, "signs": SIGNS}
     return environment
 
 
