@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = RESULTS / "family"
     if asked.rounds:
         found = measure(asked.protocol, asked.store, asked.rounds)
-        draw_sheet(path.with_suffix(".png"))
+        draw_sheet(path.with_suffix(".png"), asked.store)
     else:
         found = score(load(path), asked.store)
     save(path, found, report(found))

@@ -19,11 +19,11 @@ from benchmarks.turns import spread, take_turns
 from pytest_sdbench.base.environment import timed_on, versions
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.commands.main import main as command
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.scenes import captions, render_batch
 from training.data.batch import tokenize
 from training.data.source import to_pixels
-from training.export.samples import Row, draw, sheet
 from training.students.networks import load_parts
 
 PAIRS = (
@@ -202,14 +202,7 @@ def report(found: dict[str, Any]) -> str:
     )
 
 
-def draw_sheet(path: Path, count: int = 10) -> None:
-    """Draw some unseen captions with every member, from the same seeds, beside the real scenes."""
-    unseen = range(UNSEEN, UNSEEN + count)
-    prompts = captions(unseen)
-    columns = {"real": list(render_batch(unseen))}
-    for name in FAMILY:
-        columns[name] = list(draw(load_parts(spec(name)), prompts, guidance=2.0, steps=25))
-    few = list(draw(load_parts(spec("scenes-tiny-lcm")), prompts, guidance=2.0, steps=4))
-    columns["scenes-tiny-lcm, 4 steps"] = few
-    rows = [Row(prompt, [column[i] for column in columns.values()]) for i, prompt in enumerate(prompts)]
-    sheet(rows, path, columns=list(columns), cell=96)
+def draw_sheet(path: Path, store: Path) -> None:
+    """Draw some unseen captions with every member, from the same noise, beside the real scenes."""
+    words = ["figure", "sheet", *FAMILY, "scenes-tiny-lcm", "--count", "10", "--device", "cpu"]
+    command([*words, "--store", str(store), "--out", str(path)])

@@ -22,8 +22,11 @@ from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.evaluation.sampler import to_uint8
 from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.clip import load_clip
+from pytest_sdbench.report.figures.canvas import save as save_figure
+from pytest_sdbench.report.figures.canvas import style
+from pytest_sdbench.report.figures.sheet import Row, Sheet, draw_sheet, layout
 from training.data.source import to_pixels
-from training.export.samples import Row, draw, sheet
+from training.export.samples import draw
 from training.students.networks import Parts, load_parts
 
 RECIPE, CLIP = "scenes-dreambooth", "local:scenes-clip"
@@ -110,7 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for i, prompt in enumerate(PROMPTS)
     ]
     lines += [Row(CLASS_PROMPT, [real[0], *(of_class[label][i] for label in models)]) for i in range(2)]
-    sheet(lines, RESULTS / "dreambooth.png", columns=["the subject", *models], cell=110)
+    sheet = Sheet(["the subject", *models], lines)
+    with style():
+        save_figure(
+            draw_sheet(sheet, layout(sheet)), [RESULTS / "dreambooth.png"], "DreamBooth", sheet.described
+        )
     print(report(content))
 
 

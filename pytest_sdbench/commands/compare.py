@@ -9,11 +9,9 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import is_card, read_card
-from pytest_sdbench.cards.network import checkpoint_of
-from pytest_sdbench.commands.shared import find_card_of, first_images, share, show, write_figures
+from pytest_sdbench.commands.shared import first_images, share, show, write_figures
+from pytest_sdbench.commands.systems import KINDS, lone, system_of
 from pytest_sdbench.evaluation.evaluate import CUT, evaluate
 from pytest_sdbench.evaluation.evidence import Extras, NothingToMeasure
 from pytest_sdbench.evaluation.fidelity import pairs_of
@@ -26,11 +24,8 @@ from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import Groups, groups_of
 from pytest_sdbench.models.changes import changes
-from pytest_sdbench.models.checkpoint import Checkpoint, resolve
-from pytest_sdbench.models.integrity import verify
-from pytest_sdbench.models.layout import holds_unet, no_checkpoint, replaces
+from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import cut_prompts, load_tokenizer
-from pytest_sdbench.models.specs import EMBEDDED, embedded_folder
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
@@ -39,10 +34,9 @@ from pytest_sdbench.report.cells import plain_table
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    what = "a card (name or file), a folder in diffusers layout, or embedded:NAME"
-    command.add_argument("first", metavar="A", help=f"{what}; fidelity compares pictures with those of A")
+    command.add_argument("first", metavar="A", help=f"{KINDS}; fidelity compares pictures with those of A")
     command.add_argument(
-        "second", metavar="B", help=f"{what}; a U-Net's folder alone is joined to the base of the other"
+        "second", metavar="B", help=f"{KINDS}; a U-Net's folder alone is joined to the base of the other"
     )
     names = ("--protocol", "--images", "--store", "--data", "--device", "--download", "--json")
     share(command, *names, "--keep-images", device="cpu")
@@ -106,7 +100,7 @@ def compare(
     if images is not None:
         protocol = first_images(protocol, images)
     # A whole checkpoint comes first: it may be the base of the other.
-    if _lone(second) is None:
+    if lone(second) is None:
         right = _side(second, protocol, None, workspace.download)
         left = _side(first, protocol, right, workspace.download)
     else:
@@ -269,38 +263,11 @@ def _call(metric: Metric, low: float, high: float, names: tuple[str, str]) -> st
     return f"{names[0] if (low > 0) == metric.higher_is_better else names[1]} is better"
 
 
-def _lone(text: str) -> Path | None:
-    """Return the path of what stands on a base: a U-Net alone, a LoRA, a single file; None for others."""
-    embedded = text.startswith(EMBEDDED)
-    path = embedded_folder(text) if embedded else Path(text)
-    if path.is_dir() and holds_unet(path):
-        return path
-    return path if path.exists() and replaces(path) in ("lora", "file") else None
-
-
 def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) -> _Side:
-    path = Path(text)
-    is_name = ":" not in text and not path.exists()
-    if is_name and len(path.parts) > 1:
-        raise SdbenchError("there is no such file or folder", file=text, remedy="Check the path")
-    if is_name or (path.is_file() and is_card(path)):
-        card = read_card(find_card_of(text))
-        evidence = evidence_path(card.path, card.name, protocol.name)
-        return _Side(card.name, checkpoint_of(card, download=download), evidence)
-    lone = _lone(text)
-    if path.is_file() and lone is None:
-        raise no_checkpoint(path)
-    weights = path if path.is_dir() else None
-    if lone is not None:
-        if other is None:
-            remedy = "Compare it with a whole checkpoint, which lends the other parts, or give its card"
-            kind = {"lora": "LoRA", "file": "single file"}.get(replaces(lone) or "", "U-Net")
-            raise SdbenchError(f"this is a {kind} alone", file=text, remedy=remedy)
-        checkpoint = resolve(other.checkpoint, card=text, weights=lone, download=download)
-    else:
-        checkpoint = resolve(None if weights else text, card=text, weights=weights, download=download)
-    verify(checkpoint)
-    return _Side(text, checkpoint, None)
+    found = system_of(text, None if other is None else other.checkpoint, download=download)
+    card = found.card
+    evidence = None if card is None else evidence_path(card.path, card.name, protocol.name)
+    return _Side(found.name, found.checkpoint, evidence)
 
 
 def _recorded(side: _Side, protocol: Protocol, beside: _Side | None) -> Estimates | None:

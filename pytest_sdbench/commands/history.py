@@ -31,14 +31,20 @@ _FORMATS = {"customSmallerIsBetter": False, "customBiggerIsBetter": True}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+def add_choice(command: argparse.ArgumentParser) -> None:
+    """Declare where a history lies, and which of its series are wanted."""
     told = "what --sdbench-history named: a folder or an fsspec URL"
     command.add_argument("place", metavar="FOLDER|URL", help=told)
     for name in ("card", "metric", "protocol"):
         told = f"this {name} alone; may be repeated"
         command.add_argument(f"--{name}", action="append", default=[], metavar="NAME", help=told)
-    share(command, "--store", "--data", "--json", "--out")
+    share(command, "--store", "--data")
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_choice(command)
+    share(command, "--json", "--out")
     command.add_argument(
         "--format",
         choices=("text", *_FORMATS),
@@ -50,12 +56,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status: 1 where a file is not a run's."""
-    runs, problems = read_runs(place_of(options.place))
-    chosen = [each for each in series_of(runs) if _is_chosen(each.about, options)]
-    if not chosen:
-        known = ", ".join(sorted({each.card for run in runs for each in run.measurements})) or "none"
-        what = f"nothing here is of these cards, metrics and protocols; the cards are {known}"
-        raise SdbenchError(what, file=options.place, remedy="Leave out --card, --metric or --protocol")
+    runs, chosen, problems = read_chosen(options)
     if options.format in _FORMATS:
         entries = _exported(runs[-1], chosen, options.format)
         write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", options.out)
@@ -72,6 +73,20 @@ def run(options: argparse.Namespace) -> int:
     for problem in problems:
         show(f"not read: {problem}")
     return int(bool(problems))
+
+
+def read_chosen(options: argparse.Namespace) -> tuple[list[Run], list[Series], list[str]]:
+    """Return the runs of a history, those of its series that are wanted, and a line on each other file.
+
+    Raises SdbenchError where there are none, or none that is wanted.
+    """
+    runs, problems = read_runs(place_of(options.place))
+    chosen = [each for each in series_of(runs) if _is_chosen(each.about, options)]
+    if not chosen:
+        known = ", ".join(sorted({each.card for run in runs for each in run.measurements})) or "none"
+        what = f"nothing here is of these cards, metrics and protocols; the cards are {known}"
+        raise SdbenchError(what, file=options.place, remedy="Leave out --card, --metric or --protocol")
+    return runs, chosen, problems
 
 
 def _is_chosen(each: Measurement, options: argparse.Namespace) -> bool:
@@ -127,7 +142,7 @@ def history_text(found: Sequence[Trend], runs: int, *, detailed: bool, notes: Ma
     for trend in several:
         about, points = trend.series.about, trend.series.points
         ends = [_value(trend.series, point.measurement) for point in (points[0], points[-1])]
-        rows.append([about.card, _score(about), str(len(points)), *ends, _bars(points), _calls(trend)])
+        rows.append([about.card, score_text(about), str(len(points)), *ends, _bars(points), _calls(trend)])
     heading = ["card", "score", "points", "first", "latest", "", "changes"]
     parts = [plain_table(heading, rows, "llrrrll")] if rows else []
     parts += [_detail(trend) for trend in several if detailed or trend.changes]
@@ -147,7 +162,8 @@ def history_text(found: Sequence[Trend], runs: int, *, detailed: bool, notes: Ma
     return "\n\n".join(parts)
 
 
-def _score(about: Measurement, arrow: bool = True) -> str:
+def score_text(about: Measurement, arrow: bool = True) -> str:
+    """Return what a series is of."""
     metric = METRICS.get(about.metric)
     label = about.metric if metric is None else f"{metric.label}{f' {metric.arrow}' * arrow}"
     return f"{label}, {about.protocol}" if label else f"{about.test} {about.name}".strip()
@@ -176,7 +192,7 @@ def _calls(trend: Trend) -> str:
 
 def _call(trend: Trend, change: Change) -> str:
     points = trend.series.points
-    size = _difference(trend.series, change.value, change.standard_error)
+    size = difference_text(trend.series, change.value, change.standard_error)
     kind = {True: "worse ", False: "better ", None: ""}[trend.worse(change)]
     at = _when(points[change.at])
     if change.last - change.first > 1:
@@ -190,7 +206,8 @@ def _when(point: Point) -> str:
     return f"{first.date[:10]} {commit}".strip()
 
 
-def _difference(series: Series, value: float, error: float | None) -> str:
+def difference_text(series: Series, value: float, error: float | None) -> str:
+    """Return a change of a series as tables print it."""
     if series.exact:
         return f"{value:+,.0f}"
     return with_error(value, error, _decimals(series) + 1, sign="+")
@@ -209,7 +226,7 @@ def _detail(trend: Trend) -> str:
     for i, point in enumerate(series.points):
         each, first = point.measurement, point.runs[0]
         step = trend.steps[i - 1] if i else None
-        less = NONE if step is None else _difference(series, step.value, step.standard_error)
+        less = NONE if step is None else difference_text(series, step.value, step.standard_error)
         less += " paired" if step is not None and step.paired else ""
         where = first.source.get("commit", "")[:10], each.checkpoint[:8], str(len(point.runs))
         rows.append(
@@ -217,7 +234,7 @@ def _detail(trend: Trend) -> str:
         )
     heading = ["run", "commit", "checkpoint", "runs", "value", "less the one before", "called"]
     images = f", {series.about.n:,} images" if series.about.n else ""
-    title = f"{series.about.card}: {_score(series.about)}{images}"
+    title = f"{series.about.card}: {score_text(series.about)}{images}"
     return f"{plain(title)}\n{plain_table(heading, rows, 'lllrrll')}"
 
 
@@ -259,7 +276,7 @@ def _exported(latest: Run, chosen: Sequence[Series], form: str) -> list[dict[str
             about += [
                 f"{key} {plain(value)}" for key in ("checkpoint", "draw") if (value := getattr(each, key))
             ]
-            name = f"{each.card}: {_score(each, arrow=False)}"
+            name = f"{each.card}: {score_text(each, arrow=False)}"
             unit = each.unit or (metric.label if metric else each.metric) or each.test
             entry: dict[str, Any] = {"name": plain(name), "unit": plain(unit), "value": each.value}
             if each.standard_error is not None:

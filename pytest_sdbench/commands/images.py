@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.environment import torch_device
-from pytest_sdbench.base.errors import EvidenceError, SdbenchError
+from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.files import json_mapping, why_unwritable, write_atomically
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.network import checkpoint_of
@@ -20,7 +20,6 @@ from pytest_sdbench.commands.shared import card_and_weights, check_counts, share
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
-    from pytest_sdbench.evaluation.evidence import CompleteEvidence
     from pytest_sdbench.protocols.protocol import Protocol
     from pytest_sdbench.store.pictures import Pictures
 
@@ -88,7 +87,8 @@ def export(
     no extractor is asked. Raises SdbenchError for a folder that holds anything else, and for a card of
     several protocols without a `name`; else as `make_evidence`.
     """
-    from pytest_sdbench.evaluation.evidence import Extras, make_evidence, on_this_device
+    from pytest_sdbench.evaluation.evidence import on_this_device
+    from pytest_sdbench.evaluation.kept_pictures import Album
     from pytest_sdbench.store.shard_folder import in_grid
 
     protocol = _protocol(card, name)
@@ -97,22 +97,14 @@ def export(
     drawn = on_this_device(wanted, workspace.device)
     _prepare(out, {"of": f"{checkpoint.fingerprint}-{drawn.draw_fingerprint}", "images": wanted.n})
 
-    def make() -> CompleteEvidence:
-        return make_evidence(checkpoint, wanted, workspace, extras=Extras(columns={}, keep=wanted.n))
-
-    made, lines = [make()], list[str]()
+    album, lines = Album(checkpoint, wanted, workspace), list[str]()
     for shard in in_grid(wanted.n):
-        if (found := made[-1].evidence.pictures(shard)) is None:
-            made.append(make())  # they were damaged, as only who reads them finds, and are set aside now
-            found = made[-1].evidence.pictures(shard)
-        if found is None:
-            what, remedy = f"the pictures of images {shard.start} to {shard.stop - 1} are gone", "Run again"
-            raise EvidenceError(what, file=made[-1].evidence.folder, remedy=remedy)
+        pictures = album.read(shard)
         with _explained(out):
-            lines += [*_write(found[0], out)]
+            lines += [*_write(pictures, out)]
     with _explained(out):
         write_atomically(out / TABLE, "".join(lines).encode())
-    return Export(out, wanted, sum(each.images_made for each in made))
+    return Export(out, wanted, album.drawn)
 
 
 def _protocol(card: Card, name: str | None) -> Protocol:

@@ -22,6 +22,7 @@ COMMANDS = {
     "multiply-accumulates a second, peak memory",
     "draft": "write the card of a checkpoint",
     "table": "write the result tables, as GitHub Markdown, LaTeX, HTML or CSV",
+    "figure": "draw figures as PNG and SVG: pictures side by side, quality against cost, scores over time",
     "stats": "compute reference statistics of images, as an npz of mu and sigma",
     "score": "score images that another tool made, under a protocol",
     "import": "take in what another tool says of each image, as a metric that a protocol declares",
@@ -75,12 +76,12 @@ def parser(*names: str) -> argparse.ArgumentParser:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raise SdbenchError for a file that could not be written when all is done."""
+    in_place = options.command != "stats"  # which replaces the file, and makes its folder
     for name in ("out", "json"):
-        path = vars(options).get(name)
-        if isinstance(path, Path):
-            in_place = options.command != "stats"  # which replaces the file, and makes its folder
-            reason = why_unwritable(path, in_place=in_place)
-            if in_place and not path.parent.is_dir():
+        given = vars(options).get(name)
+        for path in given if isinstance(given, list) else [given]:
+            reason = why_unwritable(path, in_place=in_place) if isinstance(path, Path) else ""
+            if isinstance(path, Path) and in_place and not path.parent.is_dir():
                 reason = f"there is no folder {path.parent}"
             if reason:
                 remedy = "Name a file in a folder that exists"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_sdbench.base.errors import CardError, SdbenchError
 from pytest_sdbench.base.options import OPTIONS, weights_by_card
@@ -18,6 +18,9 @@ from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, find_card, means, own_names, read_card
 from pytest_sdbench.cards.front_matter import is_card, is_lost
 from pytest_sdbench.protocols.protocol import Protocol
+
+if TYPE_CHECKING:
+    from pytest_sdbench.report.results import Row
 
 
 def colour(text: str) -> str:
@@ -136,6 +139,20 @@ def first_images(protocol: Protocol, n: int) -> Protocol:
         message, remedy = f"{protocol.name} has {protocol.n:,} images", "Give at least 2 and at most so many"
         raise SdbenchError(message, key="--images", found=n, remedy=remedy)
     return protocol.with_samples(n)
+
+
+def results_of(path: Path) -> list[Row]:
+    """Return the rows of a file of results; raises SdbenchError where it is none."""
+    from pytest_sdbench.report.results import read_results
+
+    try:
+        return read_results(path.read_text(encoding="utf-8"))[0]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message, remedy = (
+            "not the results of a run",
+            "`pytest --sdbench --sdbench-report results.json` writes them",
+        )
+        raise SdbenchError(f"{message}: {error}", file=path, key="--results", remedy=remedy) from None
 
 
 def show(text: str, file: TextIO | None = None) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.cards.card import Card
-from pytest_sdbench.commands.shared import named_cards, share, write_text
+from pytest_sdbench.commands.shared import named_cards, results_of, share, write_text
 from pytest_sdbench.metrics.difference import Difference
 from pytest_sdbench.report.grids import FORMATS
-from pytest_sdbench.report.results import Row
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -34,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from pytest_sdbench.report.write import printable
 
     cards = named_cards(options.cards)
-    rows = [] if options.results is None else _rows(options.results)
+    rows = [] if options.results is None else results_of(options.results)
     shown_rows, shown, github = printable(rows, cards), titles(cards), options.format == "github"
     # The Markdown of a run has tables of its own of what it measured.
     scores = measured_scores(shown_rows) if rows else recorded_scores(cards)
@@ -47,21 +46,6 @@ def run(options: argparse.Namespace) -> int:
         written = "\n".join(part for part in parts if part)
     write_text(written, options.out)
     return int(rows != shown_rows)
-
-
-def _rows(results: Path) -> list[Row]:
-    """Return the rows of a file of results; raises SdbenchError where it is none."""
-    from pytest_sdbench.report.results import read_results
-
-    try:
-        rows, _ = read_results(results.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message, remedy = (
-            "not the results of a run",
-            "`pytest --sdbench --sdbench-report results.json` writes them",
-        )
-        raise SdbenchError(f"{message}: {error}", file=results, key="--results", remedy=remedy) from None
-    return rows
 
 
 class RecordedImages:

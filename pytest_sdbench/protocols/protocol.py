@@ -126,6 +126,10 @@ class Protocol(StrictModel):
         """Return this protocol with another precision of the networks: other images, another claim."""
         return self._changed(sampling={**self.sampling.model_dump(), "dtype": dtype})
 
+    def with_steps(self, steps: int) -> Protocol:
+        """Return this protocol with another number of steps: other images, another claim."""
+        return self._changed(sampling={**self.sampling.model_dump(), "steps": steps})
+
     def with_seed(self, seed: int) -> Protocol:
         """Return this protocol with another seed: another draw of the same scores."""
         return self._changed(seeds={**self.seeds.model_dump(), "seed": seed})

@@ -108,39 +108,6 @@ def gallery(
     _save(sheet, path)
 
 
-def sheet(
-    rows: Sequence[Row], path: Path, *, columns: Sequence[str], cell: int = 128, title: str | None = None
-) -> None:
-    """Write a table of pictures: a line for each row, its caption on the left, a heading over each column.
-
-    So the same prompt and seed of several models stand side by side. Raises ValueError where a row has not as
-    many pictures as there are columns.
-    """
-    for row in rows:
-        if len(row.images) != len(columns):
-            raise ValueError(f"{len(row.images)} pictures of {row.caption!r}, {len(columns)} columns")
-    side = 200
-    heads = [_wrap(column, cell) for column in columns]
-    head = max(len(lines) for lines in heads) * _LINE + 6
-    top = _top(title)
-    page, pen = _paper(
-        _MARGIN * 2 + side + _GAP + len(columns) * (cell + _THIN) - _THIN,
-        top + head + len(rows) * (cell + _THIN) - _THIN + _MARGIN,
-        title,
-    )
-    begin = _MARGIN + side + _GAP
-    for number, lines in enumerate(heads):
-        above = top + head - 6 - len(lines) * _LINE
-        _write(pen, lines, begin + number * (cell + _THIN), above)
-    for place, row in enumerate(rows):
-        upper = top + head + place * (cell + _THIN)
-        lines = _wrap(row.caption, side)
-        _write(pen, lines, _MARGIN, upper + max(0, (cell - len(lines) * _LINE) // 2))
-        for number, image in enumerate(row.images):
-            page.paste(_fit(image, cell), (begin + number * (cell + _THIN), upper))
-    _save(page, path)
-
-
 # --- drawing --------------------
 
 

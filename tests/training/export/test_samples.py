@@ -13,7 +13,7 @@ from diffusers import LCMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from tests.tiny_checkpoint import make_checkpoint
-from training.export.samples import Row, draw, gallery, sheet
+from training.export.samples import Row, draw, gallery
 from training.students.networks import Parts, load_parts
 
 PROMPTS = ["red and blue", "a large red star on a beach", "blue"]
@@ -99,25 +99,6 @@ def places(path: Path, colour: tuple[int, int, int]) -> tuple[float, float, int]
         found = (np.asarray(image.convert("RGB")) == colour).all(axis=2)
     rows, columns = found.nonzero()
     return float(columns.mean()), float(rows.mean()), len(rows)
-
-
-def test_columns_of_a_table_hold_the_same_prompt(tmp_path: Path) -> None:
-    path = tmp_path / "table.png"
-    red, green, blue, black = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
-    rows = [Row("first prompt", [plain(red), plain(green)]), Row("second", [plain(blue), plain(black)])]
-    sheet(rows, path, columns=["teacher", "student"], cell=96, title="Side by side")
-    (ax, ay, count), (bx, by, _), (cx, cy, _) = (places(path, colour) for colour in (red, green, blue))
-    assert count == 96 * 96
-    assert ax < bx
-    assert ay == by
-    assert ax == cx
-    assert ay < cy
-
-
-def test_a_table_with_a_picture_missing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 pictures of 'lonely', 2 columns"):
-        sheet([Row("lonely", [plain((1, 2, 3))])], tmp_path / "table.png", columns=["a", "b"])
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_long_caption_stays_under_its_picture(tmp_path: Path) -> None:
