@@ -1,8 +1,9 @@
-"""Make the example pages of the embedded family: ``python -m benchmarks.family.reports [FOLDER]``.
+"""Make the example pages in ``docs/examples``: ``python -m benchmarks.family.reports``.
 
-A consistency model rounded to 8 bits, whose every claim holds; to 4, whose claims fell; to 5, which 512
-images cannot tell; and a card whose weights are not on this machine. On two cores it takes ten minutes; what
-was drawn is kept in the folder.
+They are of the embedded family: a consistency model rounded to 8 bits, whose every claim holds; to 4, whose
+claims fell; to 5, which 512 images cannot tell; and a card whose weights are not on this machine. On two
+cores it takes ten minutes. Rounded weights and pictures lie in ``build/reports``: what changes of the family
+is rounded and drawn anew.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from pytest_sdbench.base.paths import reference
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES, SCRATCH = ROOT / "docs" / "examples", Path("build", "reports")
 CARD, NETWORK = "scenes-tiny-lcm", "size or compute or quality"
 MOST = 500_000
 """Bytes that an example may have."""
@@ -60,35 +62,36 @@ def rounded(unet: Path, folder: Path, bits: int) -> Path:
 
 
 def make(example: Example, folder: Path) -> Path:
-    """Run an example and return its page; raises ValueError for one that says something else."""
-    page = folder / f"{example.name}.html"
+    """Run an example with its scratch in a folder, and return its page, which replaces the one in `PAGES`.
+
+    Raises ValueError for a page that says something else, or is too large.
+    """
+    made = folder / f"{example.name}.html"
     card = (reference() / "cards" / f"{example.card}.md").relative_to(ROOT)
     words = ["--sdbench", str(card), *example.words, f"--sdbench-store={folder / 'store'}"]
     if example.bits is not None:
         weights = folder / f"{example.card}-{example.bits}-bits"
-        if not weights.exists():
-            rounded(reference() / "checkpoints" / example.card, weights, example.bits)
-        words.append(f"--sdbench-weights={example.card}={weights}")
-        # So that the worst of all pictures can be shown.
-        words.append("--sdbench-keep-images=all")
-    run = [sys.executable, "-m", "pytest", *words, f"--sdbench-report={page}"]
+        shutil.rmtree(ROOT / weights, ignore_errors=True)  # the checkpoint may be another one by now
+        rounded(reference() / "checkpoints" / example.card, ROOT / weights, example.bits)
+        # All pictures are kept, so that the worst of all can be shown.
+        words += [f"--sdbench-weights={example.card}={weights}", "--sdbench-keep-images=all"]
+    run = [sys.executable, "-m", "pytest", *words, f"--sdbench-report={made}"]
     subprocess.run(run, cwd=ROOT, check=False)  # what failed is what the page is of
-    text = page.read_text(encoding="utf-8")
-    if f"<title>{example.sentence}" not in text or page.stat().st_size > MOST:
+    text = (ROOT / made).read_text(encoding="utf-8")
+    size = len(text.encode())
+    if f"<title>{example.sentence}" not in text or size > MOST:
         title = text.partition("<title>")[2].partition("</title>")[0]
-        raise ValueError(
-            f"{page}: {page.stat().st_size:,} bytes, {title!r}; it should say {example.sentence!r}"
-        )
-    return page
+        raise ValueError(f"{made}: {size:,} bytes, {title!r}; it should say {example.sentence!r}")
+    PAGES.mkdir(exist_ok=True)
+    return Path(shutil.copy(ROOT / made, PAGES))
 
 
-def main(words: list[str]) -> int:
-    """Make all examples in a folder below the checkout, or those that are named after it."""
-    folder, *names = words or ["build/reports"]
-    (ROOT / folder).mkdir(parents=True, exist_ok=True)
+def main(names: list[str]) -> int:
+    """Make all examples, or those that are named."""
+    (ROOT / SCRATCH).mkdir(parents=True, exist_ok=True)
     for example in EXAMPLES:
         if not names or example.name in names:
-            print(make(example, ROOT / folder))
+            print(make(example, SCRATCH))
     return 0
 
 

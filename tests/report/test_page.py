@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.family import reports
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, read_card
@@ -240,6 +241,15 @@ def test_the_words_of_others_are_words(words: str, tmp_path: Path) -> None:
     assert theirs.text.count(shown) >= 40
     assert all(each.isprintable() or each == "\n" for each in theirs.text)
     assert all(value.isprintable() for value in theirs.values("aria-label", "value", "data-card", "alt"))
+
+
+@pytest.mark.parametrize("example", reports.EXAMPLES, ids=lambda each: each.name)
+def test_an_example_says_what_it_is_of_and_is_small(example: reports.Example) -> None:
+    page = (reports.PAGES / f"{example.name}.html").read_text(encoding="utf-8")
+    assert f"<title>{example.sentence}" in page
+    assert len(page.encode()) <= reports.MOST
+    # It is of whatever machine made it, and says nothing of its folders.
+    assert not re.search(r"(?<![\w.~-])/(home|root|tmp|work)/", read(page).text)
 
 
 def page_of_words(words: str, store: Path) -> Tags:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.family import reports
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.report.history import run_of
@@ -27,7 +28,7 @@ from tests.report.test_report import FORGED, ROWS
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = {path.stem: path for path in sorted((ROOT / "docs" / "examples").glob("*.html"))}
+EXAMPLES = {each.name: reports.PAGES / f"{each.name}.html" for each in reports.EXAMPLES}
 NAMES = ("fell", "hostile", "mixed", "nothing", *(f"example {name}" for name in EXAMPLES))
 
 

@@ -211,7 +211,8 @@ def _bound(row: Row) -> str:
         parts.append(f"{words} {abs(bound):{form}} {'better' if better else 'worse'}")
     elif row.verdict == "inconclusive" and {"at_least", "at_most"} <= row.extra.keys():
         low, high = (row.extra[each] for each in ("at_least", "at_most"))
-        parts.append(f"between {low:+{form}} and {high:+{form}} worse")
+        sign = "+" if low < 0 else ""
+        parts.append(f"between {low:{sign}{form}} and {high:{sign}{form}} worse")
     if row.margin is not None:
         parts.append(f"margin {row.margin:g}")
     return ", ".join(parts)
