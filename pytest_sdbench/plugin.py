@@ -6,6 +6,8 @@ nothing but pytest and the standard library.
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from pytest_sdbench.suite.options import add_options, option
@@ -20,7 +22,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Load the rest of the plugin when ``--sdbench`` is given."""
     if not option(config, "sdbench"):
         return
-    from pytest_sdbench.suite import fixtures, session
+    from pytest_sdbench.suite import fixtures, github, session
 
+    run = session.SdbenchSession.from_config(config)
     config.pluginmanager.register(fixtures, "sdbench-fixtures")
-    config.pluginmanager.register(session.SdbenchSession.from_config(config), "sdbench-session")
+    config.pluginmanager.register(run, "sdbench-session")
+    if (shown := github.GithubReport.of_run(run, os.environ)) is not None:
+        config.pluginmanager.register(shown, "sdbench-github")

@@ -228,6 +228,14 @@ OPTIONS = {
             check=_named,
         ),
         Option(
+            "--sdbench-github",
+            "auto: in GitHub Actions the step has a summary, and what fell stands on the line of the card; "
+            "off: neither",
+            default="auto",
+            metavar="HOW",
+            check=_one_of("auto", "off"),
+        ),
+        Option(
             "--sdbench-update",
             "record what a finished run measured in each card's sdbench.records, and each image's part in "
             "evidence/; the run itself still fails",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Categories of characters that control, turn, hide or break a line."""
 _JOINERS = "\u200c\u200d"
 """Which emoji and scripts need."""
+_COMMAND = re.compile(r"\A(\s*):(?=:)|##(?=\[)")
+"""What makes a line of a log a command to the runner of GitHub Actions: ``::error::`` and ``##[error]``."""
 
 
 def plain(text: object) -> str:
     """Return somebody else's text as one line that a terminal shows as it is.
 
-    What would break the line, move the cursor, colour, or turn the direction of writing is written out.
+    What would break the line, move the cursor, colour, turn the direction of writing, or command the runner
+    of a CI is written out.
     """
-    said = str(text)
+    said = _COMMAND.sub(_written_out, str(text))
     if said.isprintable():
         return said
     return "".join(
@@ -24,6 +28,10 @@ def plain(text: object) -> str:
         else char
         for char in said
     )
+
+
+def _written_out(found: re.Match[str]) -> str:
+    return f"{found[1]}\\x3a" if found[1] is not None else "#\\x23"
 
 
 def duration(seconds: float) -> str:

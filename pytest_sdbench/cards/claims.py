@@ -52,6 +52,8 @@ class Claim:
     """The same in the card's own words; empty where the model tells."""
     doubt: str = ""
     """Why it is not gated, though its protocol is stated."""
+    place: Keys = ()
+    """Where the figure stands in the front matter."""
 
     @property
     def id(self) -> str:
@@ -96,6 +98,7 @@ def recorded(front: FrontMatter, block: Block, known: Sequence[str], margins: Ma
                 kind="recorded",
                 record=replace(entry, metric=metric),
                 label=METRICS[metric].label,
+                place=(*at, "value"),
             )
         )
     return claims

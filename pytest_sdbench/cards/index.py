@@ -145,7 +145,8 @@ def _entry(context: _Context, at: Keys, place: Keys, model: str) -> Claim | Prob
         return Problem(front.error((*place, "type"), message, figure.type, remedy), False)
     value_at = (*place, "value")
     text = cut(front.scalar(*value_at) or ("" if front.find(*value_at) is None else repr(figure.value)))
-    claim = Claim(metric, math.nan, text, UNSTATED, label=figure.name or METRICS[metric].label)
+    label = figure.name or METRICS[metric].label
+    claim = Claim(metric, math.nan, text, UNSTATED, label=label, place=value_at)
     try:
         claim = _with_result(context, at, claim, figure, model)
         check_yaml_1_1(front, value_at)

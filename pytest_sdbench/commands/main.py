@@ -23,6 +23,7 @@ COMMANDS = {
     "draft": "write the card of a checkpoint",
     "table": "write the result tables, as GitHub Markdown, LaTeX, HTML or CSV",
     "figure": "draw figures as PNG and SVG: pictures side by side, quality against cost, scores over time",
+    "comment": "write what a run found as a comment on a pull request, in GitHub markdown",
     "stats": "compute reference statistics of images, as an npz of mu and sigma",
     "score": "score images that another tool made, under a protocol",
     "import": "take in what another tool says of each image, as a metric that a protocol declares",

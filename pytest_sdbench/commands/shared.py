@@ -141,7 +141,7 @@ def first_images(protocol: Protocol, n: int) -> Protocol:
     return protocol.with_samples(n)
 
 
-def results_of(path: Path) -> list[Row]:
+def results_of(path: Path, key: str | None = "--results") -> list[Row]:
     """Return the rows of a file of results; raises SdbenchError where it is none."""
     from pytest_sdbench.report.results import read_results
 
@@ -152,7 +152,7 @@ def results_of(path: Path) -> list[Row]:
             "not the results of a run",
             "`pytest --sdbench --sdbench-report results.json` writes them",
         )
-        raise SdbenchError(f"{message}: {error}", file=path, key="--results", remedy=remedy) from None
+        raise SdbenchError(f"{message}: {error}", file=path, key=key, remedy=remedy) from None
 
 
 def show(text: str, file: TextIO | None = None) -> None:

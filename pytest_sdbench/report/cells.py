@@ -36,6 +36,9 @@ _MARKUP = re.compile(
 # At the beginning of a line: a heading, a list, a quotation.
 _FIRST = re.compile(r"\A(\d*)(#+(?=\s|\Z)|[-+](?=\s|\Z)|>|(?<=\d)[.)](?=\s|\Z))")
 
+# Of what names somebody or something of GitHub: nobody is to be told of a run by the text of a card.
+_MENTION = re.compile(r"(?<!\w)@(?=\w)|#(?=\d)|(?<=\bGH)-(?=\d)", re.IGNORECASE)
+
 
 class Markup(str):
     """Text that is Markdown already: it comes into a report as it is, any other one escaped."""
@@ -48,12 +51,18 @@ def markdown(text: str) -> Markup:
     if isinstance(text, Markup):
         return text
     said = _MARKUP.sub(r"\\\g<0>", plain(" ".join(text.split())))
-    return Markup(_FIRST.sub(r"\1\\\2", said))
+    # An invisible space keeps its first sign apart from the name.
+    return Markup(_MENTION.sub(r"\g<0>&#8203;", _FIRST.sub(r"\1\\\2", said)))
 
 
 def bold(text: str) -> Markup:
     """Return a text in bold letters."""
     return Markup(f"**{markdown(text)}**")
+
+
+def code(text: str) -> Markup:
+    """Return words that somebody types, on one line; nothing but a backtick ends them, so there is none."""
+    return Markup(f"`{plain(' '.join(text.split())).replace('`', chr(39)) or ' '}`")
 
 
 def link(text: str, url: str | None) -> Markup:

@@ -48,6 +48,7 @@ def printable(rows: Sequence[Row], cards: Sequence[Card]) -> list[Row]:
     """Return the rows; in the place of one that no report can show, an error that says what it is."""
     from pytest_sdbench.report.html.page import page_of
     from pytest_sdbench.report.markdown import results_markdown
+    from pytest_sdbench.report.summary import summary
     from pytest_sdbench.report.terminal import terminal_tables
 
     found = []
@@ -56,6 +57,7 @@ def printable(rows: Sequence[Row], cards: Sequence[Card]) -> list[Row]:
             mine = [card for card in cards if card.name == row.card]
             _ = [terminal_tables([row], mine, verbose=verbose) for verbose in (False, True)]
             _ = results_markdown(mine, [row]), results_json([row], {}), page_of(mine, [row])
+            _ = summary([row], mine)
             found.append(row)
         except Exception as error:  # of whatever a figure, a metric or a file of results can be
             what = f"{type(error).__name__}: {first_line(error)[:200]}"

@@ -38,6 +38,8 @@ class Settings:
     report: tuple[Path, ...]
     history: Path | str | None
     """A folder, or an fsspec URL; None: this run is in no history."""
+    github: str
+    """``auto`` or ``off``: whether GitHub Actions shows what came of the run."""
     update: bool
     budget: int | None
     """Images of one checkpoint under one protocol that a run may look at, in growing numbers; None: all."""

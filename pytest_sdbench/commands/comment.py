@@ -1,0 +1,33 @@
+"""Write what a run found as a comment on a pull request, in GitHub Markdown."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pytest_sdbench.commands.shared import results_of, share, write_text
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    command.add_argument("results", type=Path, metavar="FILE", help="the results.json of a run")
+    told = "the exit status of pytest: what did not end well is no release"
+    command.add_argument("--status", type=int, default=0, metavar="N", help=told)
+    told = "where the report or the log is; may be repeated"
+    command.add_argument("--link", action="append", default=[], metavar="NAME=URL", help=told)
+    share(command, "--out")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    from pytest_sdbench.report.cells import link
+    from pytest_sdbench.report.summary import summary
+    from pytest_sdbench.report.write import printable
+
+    # A run that ended before it wrote anything has no results, and its status says all that is known.
+    lacks = options.status and not options.results.exists()
+    rows = [] if lacks else printable(results_of(options.results, key=None), [])
+    links = [link(name, url) for name, _, url in (text.partition("=") for text in options.link) if url]
+    ending = [" · ".join(links)] if links else []
+    write_text(summary(rows, status=options.status, ending=ending), options.out)
+    return 0

@@ -1,0 +1,30 @@
+"""A comment says what a run found, or how it ended, and where to read more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_sdbench.commands.main import main
+from pytest_sdbench.report.results import results_json
+from tests.report.pages import score
+
+
+def test_a_comment_has_the_verdict_and_the_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "results.json"
+    results.write_text(results_json([score("ssim", 3.0)], {}), encoding="utf-8")
+    links = ["Report=https://x.example/a?b=c", "Nothing=", "Script=javascript:alert(1)"]
+    assert main(["comment", str(results), *(f"--link={link}" for link in links)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("### ❌ Do not release: 1 of 1 claim fell\n")
+    assert said.endswith("[Report](https://x.example/a?b=c) · Script\n")
+
+
+def test_a_run_without_results_is_told_by_its_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["comment", str(tmp_path / "none.json"), "--status", "5"]) == 0
+    assert "Cannot tell: pytest ended with status 5 (no test was collected)" in capsys.readouterr().out
+    assert main(["comment", str(tmp_path / "none.json")]) == 2
+    assert "--sdbench-report results.json" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""A run on GitHub says what came of it once, and none does elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_sdbench.base.paths import reference
+from pytest_sdbench.suite.github import GithubReport
+from tests.report.test_github import commands
+
+
+def run_of(how: str = "auto", **config: Any) -> Any:
+    """Return what the plugin asks a run for."""
+    known = SimpleNamespace(**{"option": SimpleNamespace(collectonly=False)} | config)
+    settings = SimpleNamespace(github=how, report=(), inconclusive="fail")
+    return SimpleNamespace(config=known, settings=settings, rows=[], files={}, written=[])
+
+
+@pytest.mark.parametrize(
+    ("run", "environment", "shown"),
+    [
+        (run_of(), {"GITHUB_ACTIONS": "true"}, True),
+        (run_of(), {}, False),
+        (run_of(), {"GITHUB_ACTIONS": "false"}, False),
+        (run_of("off"), {"GITHUB_ACTIONS": "true"}, False),
+        (run_of(workerinput={}), {"GITHUB_ACTIONS": "true"}, False),
+        (run_of(option=SimpleNamespace(collectonly=True)), {"GITHUB_ACTIONS": "true"}, False),
+    ],
+)
+def test_only_the_controller_of_a_run_on_github_says_something(
+    run: Any, environment: dict[str, str], shown: bool
+) -> None:
+    assert (GithubReport.of_run(run, environment) is not None) == shown
+
+
+@pytest.mark.parametrize("fault", ["a folder", "full"])
+def test_a_summary_that_cannot_be_written_is_told(tmp_path: Path, fault: str) -> None:
+    place, run = tmp_path / "summary", run_of()
+    if fault == "full":
+        place.write_bytes(b"x" * (1 << 20))
+    else:
+        place.mkdir()
+    GithubReport(run, place, None).pytest_sessionfinish(SimpleNamespace(exitstatus=0))
+    assert "summary was NOT written" in run.written[0]
+    assert fault == "a folder" or place.stat().st_size == 1 << 20
+
+
+@pytest.mark.slow
+def test_what_fell_is_on_the_line_of_the_card_and_in_the_summary(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (reference() / "cards" / "scenes-tiny.md").read_text(encoding="utf-8")
+    card = pytester.mkdir("cards") / "mine.md"
+    card.write_bytes(
+        text.replace("1822472", "1822473").replace("2838731", "2838732").replace("\n", "\r\n").encode()
+    )
+    line = next(at for at, each in enumerate(card.read_text("utf-8").split("\n"), 1) if "1822473" in each)
+    summary = pytester.path / "summary.md"
+    summary.write_text("Of another one.\n", encoding="utf-8")
+    # A run inside a worker of this run is none itself.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    for name, value in (("ACTIONS", "true"), ("STEP_SUMMARY", summary), ("WORKSPACE", pytester.path)):
+        monkeypatch.setenv(f"GITHUB_{name}", str(value))
+    result = pytester.runpytest("--sdbench", "cards/mine.md", "-m", "size", "-n", "1")
+    assert result.ret == 1
+    (level, properties, data), (_, other, _) = commands(result.stdout.str())
+    assert level == "error"
+    title = "mine: Parameters: U-Net fell"
+    assert properties == {"file": "cards/mine.md", "line": str(line), "title": title}
+    assert "1,822,472" in data
+    assert int(other["line"]) == line + 3
+    said = summary.read_text(encoding="utf-8")
+    assert said.startswith("Of another one.\n")
+    assert said.count("### ❌ Do not release: 2 of 4 claims fell") == 1
