@@ -89,9 +89,9 @@ def test_a_sheet_is_of_the_kept_pictures_beside_the_real_scene(
     [
         (
             ["mini", "other", "--steps", "1,2"],
-            ["mini 1 step", "mini 2 steps", "other 1 step", "other 2 steps"],
+            ["1 step", "2 steps", "1 step", "2 steps", "mini", "other"],
         ),
-        (["mini", "--protocol", "mini", "--protocol", "pairs"], ["mini mini", "mini pairs"]),
+        (["mini", "--protocol", "mini", "--protocol", "pairs"], ["mini", "pairs", "mini"]),
         (["mini", "other", "--label", "a", "--label", "b"], ["a", "b"]),
         (["mini", "cards/other-sd"], ["mini", "cards/other-sd"]),
         (["mini", "cards/other-sd/unet"], ["mini", "cards/other-sd/unet"]),

@@ -103,6 +103,24 @@ def test_rows_stand_below_one_another_and_columns_under_their_headings(tmp_path:
     assert all(b - a >= places.cell for a, b in zip(places.tops, places.tops[1:], strict=False))
 
 
+def test_what_neighbours_share_stands_once_above_them(tmp_path: Path) -> None:
+    columns = ["real", "one\n1 step", "one\n2 steps", "two\n1 step", "two\n2 steps", "three\n1 step"]
+    sheet = Sheet(columns, [Row("a cat", [picture(at) for at in range(6)])])
+    with canvas.style():
+        places = layout(sheet)
+    assert [(list(run), lines) for run, lines, _ in places.shared] == [([1, 2], ["one"]), ([3, 4], ["two"])]
+    _, root = drawn(lambda: draw_sheet(sheet, places), tmp_path)
+    shown = texts(root)
+    assert [shown.count(text) for text in ("real", "one", "two", "three", "1 step", "2 steps")] == [
+        1,
+        1,
+        1,
+        1,
+        3,
+        2,
+    ]
+
+
 def test_a_long_caption_is_wrapped_and_whole(tmp_path: Path) -> None:
     words = " ".join(f"word{number}" for number in range(120)) + " " + "x" * 90
     sheet = sheet_of(rows=2, caption=words)

@@ -40,7 +40,7 @@ class Sheet:
     """What is put side by side."""
 
     columns: Sequence[str]
-    """Their headings."""
+    """Their headings; neighbours of several lines that share the first one have it once, above them."""
     rows: Sequence[Row]
     footnote: str = ""
 
@@ -69,6 +69,8 @@ class Layout:
     tops: Sequence[int]
     """Of each row."""
     headings: Sequence[Sequence[str]]
+    shared: Sequence[tuple[range, Sequence[str], int]]
+    """Columns with a heading above their own, its lines, and how many lines are below it."""
     captions: Sequence[Sequence[str]]
     notes: Sequence[Sequence[str]]
     footnote: Sequence[str]
@@ -113,16 +115,45 @@ def _placed(sheet: Sheet, inches: float, cell: int) -> Layout:
     lefts = [margin + side + gap + at * (cell + gap) for at in range(len(sheet.columns))]
     width = lefts[-1] + cell + margin
     text, small = measure(dpi), measure(dpi, SMALL)
-    headings = [_lines(column, cell, measure(dpi, TEXT, "bold")) for column in sheet.columns]
+    bold, below = measure(dpi, TEXT, "bold"), [*sheet.columns]
+    runs = _shared(sheet.columns)
+    for run in runs:
+        below[run.start : run.stop] = [sheet.columns[at].partition("\n")[2] for at in run]
+    headings = [_lines(column, cell, bold) for column in below]
+    shared = [
+        (
+            run,
+            _lines(
+                sheet.columns[run.start].partition("\n")[0],
+                lefts[run.stop - 1] + cell - lefts[run.start],
+                bold,
+            ),
+            max(len(headings[at]) for at in run),
+        )
+        for run in runs
+    ]
+    head = max([*map(len, headings), *(len(lines) + under for _, lines, under in shared)])
     captions = [_lines(row.caption, side, text) for row in sheet.rows]
     notes = [_lines(row.note, side, small) if row.note else [] for row in sheet.rows]
     footnote = _lines(sheet.footnote, width - 2 * margin, small) if sheet.footnote else []
     line, little = _leading(TEXT, dpi), _leading(SMALL, dpi)
-    tops = [margin + round(max(map(len, headings)) * line) + gap]
+    tops = [margin + round(head * line) + gap]
     for words, note in zip(captions, notes, strict=True):
         tops.append(tops[-1] + max(cell, round(len(words) * line + len(note) * little)) + gap)
     height = tops.pop() + round(len(footnote) * little) + margin
-    return Layout(dpi, width, height, cell, lefts, tops, headings, captions, notes, footnote)
+    return Layout(dpi, width, height, cell, lefts, tops, headings, shared, captions, notes, footnote)
+
+
+def _shared(columns: Sequence[str]) -> list[range]:
+    """Return the runs of two columns or more whose headings share the first of several lines."""
+    runs: list[range] = []
+    for at, column in enumerate(columns):
+        group, _, rest = column.partition("\n")
+        if runs and rest and at == runs[-1].stop and columns[at - 1].partition("\n")[0] == group:
+            runs[-1] = range(runs[-1].start, at + 1)
+        elif rest:
+            runs.append(range(at, at + 1))
+    return [run for run in runs if len(run) > 1]
 
 
 def _leading(size: float, dpi: float) -> float:
@@ -151,6 +182,11 @@ def draw_sheet(sheet: Sheet, places: Layout) -> Figure:
     line, little = places.leading(TEXT), places.leading(SMALL)
     for lines, left in zip(places.headings, places.lefts, strict=True):
         _write(axes, lines, left, places.tops[0] - 0.3 * line - len(lines) * line, line, weight="bold")
+    for run, lines, under in places.shared:
+        left, base = places.lefts[run.start], places.tops[0] - (0.3 + under) * line
+        _write(axes, lines, left, base - len(lines) * line, line, weight="bold")
+        ends = left, places.lefts[run.stop - 1] + places.cell
+        axes.plot(ends, (base + 0.06 * line, base + 0.06 * line), color=QUIET, linewidth=0.5)
     margin = round(_MARGIN * places.dpi)
     for lines, notes, top in zip(places.captions, places.notes, places.tops, strict=True):
         _write(axes, lines, margin, top, line)
