@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.commands.shared import first_images, share, show, write_figures
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.commands.shared import find_card_of, first_images, share, show, write_figures
 from pytest_sdbench.commands.systems import KINDS, lone, system_of
 from pytest_sdbench.evaluation.evaluate import CUT, evaluate
 from pytest_sdbench.evaluation.evidence import Extras, NothingToMeasure
@@ -26,7 +29,8 @@ from pytest_sdbench.metrics.standard_error import Groups, groups_of
 from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import cut_prompts, load_tokenizer
-from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.models.specs import EMBEDDED
+from pytest_sdbench.protocols.load import load_protocol, protocol_names
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.report.cells import plain_table
@@ -38,15 +42,18 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "second", metavar="B", help=f"{KINDS}; a U-Net's folder alone is joined to the base of the other"
     )
-    names = ("--protocol", "--images", "--store", "--data", "--device", "--download", "--json")
-    share(command, *names, "--keep-images", device="cpu")
+    told = "a protocol's name or file [the first that the card of B, or else of A, has a record of]"
+    command.add_argument("--protocol", metavar="NAME", help=told)
+    names = ("--images", "--store", "--data", "--device", "--download", "--json", "--keep-images")
+    share(command, *names, device="cpu")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     place = options.store, options.data, options.device
     workspace = Workspace(*place, download=options.download, keep_images=options.keep_images)
-    found = compare(options.first, options.second, options.protocol, workspace, images=options.images)
+    protocol = options.protocol or recorded_protocol(options.second, options.first)
+    found = compare(options.first, options.second, protocol, workspace, images=options.images)
     show(comparison_table(found))
     write_figures(figures(found), options.json)
     return 0
@@ -123,6 +130,17 @@ def compare(
     found = {metric: _interval(theirs.get(metric), groups) for metric in pairs_of(protocol)}
     known = {metric: interval for metric, interval in found.items() if interval is not None}
     return Comparison(names, protocol, (ours, theirs), differences, known, len(set(prompts)), tuple(told))
+
+
+def recorded_protocol(*named: str) -> str:
+    """Return the first protocol that a card of these has a record of; raise SdbenchError where none has."""
+    for text in named:
+        with suppress(SdbenchError):  # of a checkpoint without a card
+            records = read_card(find_card_of(text.removeprefix(EMBEDDED))).records
+            if records:
+                return records[0].protocol
+    remedy = f"Give --protocol one of: {', '.join(protocol_names())}, or a file"
+    raise SdbenchError("neither has a card with a record", found=" and ".join(named), remedy=remedy)
 
 
 def _interval(score: Estimate | Undefined | None, groups: Groups | None) -> tuple[float, float] | None:

@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
+from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.commands.compare import recorded_protocol
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.evaluation.evaluate import CUT, evaluate
 from pytest_sdbench.gate.recorded import record_evidence
@@ -296,3 +298,20 @@ def test_a_place_for_the_figures_that_cannot_be_written_is_an_explained_error(
     words = ["compare", "mini", "mini", "--protocol", "mini", "--store", str(store)]
     assert main([*words, "--json", "no/where.json"]) == 2
     assert "where.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("named", "protocol"),
+    [
+        (("scenes-sd", "embedded:scenes-tiny"), "scenes-quick"),
+        (("./nothing", "embedded:scenes-tiny-lcm"), "scenes-lcm4-quick"),
+        (("./nothing", "bk-sdm-tiny"), None),
+    ],
+    ids=str,
+)
+def test_without_a_protocol_it_is_that_of_a_record(named: tuple[str, str], protocol: str | None) -> None:
+    if protocol is not None:
+        assert recorded_protocol(*named) == protocol
+        return
+    with pytest.raises(SdbenchError, match=r"neither has a card with a record.*--protocol.*scenes-quick"):
+        recorded_protocol(*named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from pytest_sdbench.report.history import (
     write_run,
 )
 from pytest_sdbench.report.results import Row
+from tests.store.remote import S3, s3_server
 
 SCORE = Measurement(
     "mini",
@@ -55,9 +57,19 @@ def test_an_object_gives_its_run_back_and_leaves_out_what_is_empty() -> None:
     assert Run.from_json(json.dumps(content).encode()) == run
 
 
-@pytest.mark.parametrize("place", ["folder", "memory://history/of/runs"])
-def test_writers_at_once_lose_nothing(place: str, tmp_path: Path) -> None:
+@pytest.fixture
+def s3() -> Iterator[S3]:
+    with s3_server() as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "place", ["folder", "memory://history/of/runs", pytest.param("s3", marks=pytest.mark.slow)]
+)
+def test_writers_at_once_lose_nothing(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     where: Path | str = place if "://" in place else tmp_path / place
+    if place == "s3":
+        where = f"{request.getfixturevalue('s3').url}/runs"
     row = Row("x", "mini", "size", name="unet", measured=5.0, verdict="pass")
     runs = [run_of([row], {}) for _ in range(40)]
     with ThreadPoolExecutor(8) as pool:

@@ -221,6 +221,26 @@ def test_verdicts_and_the_headline_are_painted_and_columns_stay() -> None:
     assert "\x1b" not in terminal_tables([replace(FID, **words)], paint=lambda text, _: text)
 
 
+@pytest.mark.parametrize("verbose", [False, True], ids=["short", "verbose"])
+@pytest.mark.parametrize("verdict", ["pass", "fail", "inconclusive", "unavailable"])
+@pytest.mark.parametrize(
+    "text", [FORGED, HIDDEN, "\u202e|<b>\n- x", "\x1b]0;title\x07", "\u200f\u2067\r\x9b1A"], ids=ascii
+)
+def test_words_of_others_move_and_forge_nothing(text: str, verdict: str, verbose: bool) -> None:
+    fields = ("card", "name", "metric", "protocol", "reason", "claimed_text", "unit")
+    lost = [{"index": 1, "value": 0.5, "reference": 0.6, "prompt": text}]
+    said = {"notes": [text], "changes": [text], "remedy": text, "worst": lost}
+    rows = [
+        replace(FID, **dict.fromkeys(fields, text), verdict=verdict, measured=measured, extra=said, test=test)
+        for measured in (1.0, None)
+        for test in ("quality", "size", "speed")
+    ]
+    shown = terminal_tables(rows, verbose=verbose, width=80)
+    assert all(char.isprintable() or char in "\n\u200c\u200d" for char in shown)
+    # No line begins as one of ours does, and is another's.
+    assert not [line for line in shown.splitlines() if line.startswith(("# Passed", "- x"))]
+
+
 @pytest.mark.parametrize(
     ("text", "width"),
     [("abc", 3), ("大きい", 6), ("é", 1), ("e\u0301", 1), ("👩\u200d🚀", 4), ("Größe", 5), ("", 0)],
