@@ -69,10 +69,9 @@ def _parts(
     parts += _claims(open_ones, most, several)
     parts += _worst_pair(rows)
     parts += _reasons(open_ones, most)
-    if rest := [line for line in lines if not _is_open(line)]:
-        held = all(line.verdict == "pass" for line in rest)
-        title = f"{len(rest)} {'' if held else 'other '}{_claim(len(rest))}{' held' if held else ''}"
-        parts += _folded(title, _claims(rest, most, several))
+    # What was measured and not compared has its figures in its reason, below.
+    if held := [line for line in lines if line.verdict == "pass"]:
+        parts += _folded(f"{len(held)} {_claim(len(held))} held", _claims(held, most, several))
     if missing := gaps(rows):
         many = sum(gap.number for gap in missing)
         said = [
@@ -147,7 +146,8 @@ def _worst_pair(rows: Sequence[Row]) -> list[str]:
         beside = pair.get("reference")
         than = "" if beside is None else f", and {beside:.{digits}f} for the picture that it is compared with"
         said = f"{label} {pair['value']:.{digits}f}{than}"
-        return [f"**Worst pair:** image {pair['index']:,}, {_quote(pair['prompt'])}: {markdown(said)}"]
+        what = "picture" if beside is None else "pair"
+        return [f"**Worst {what}:** image {pair['index']:,}, {_quote(pair['prompt'])}: {markdown(said)}"]
     return []
 
 

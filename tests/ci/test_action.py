@@ -102,7 +102,7 @@ def test_a_fallen_claim_is_the_status_of_the_job_and_shown_where_people_look(
     for said in (runner.summary, comment["body"]):
         assert "### ❌ Do not release: 1 of " in said
         assert re.search(r"\| ✕ +\| \*\*CLIP score", said)
-        assert re.search(r"\*\*Worst pair:\*\* image \d+, “.+”: CLIP score", said)
+        assert re.search(r"\*\*Worst picture:\*\* image \d+, “.+”: CLIP score", said)
         assert "/artifacts/mini-gate.html)" in said
     assert comment["body"].startswith("<!-- pytest-sdbench mini-gate -->\n")
     assert "[Log of 0123456](https://github.com/owner/models/actions/runs/42)" in comment["body"]
@@ -188,7 +188,7 @@ def test_where_no_comment_can_be_written_the_summary_says_why(
         runner.pull_request = PULL_REQUEST | {"head": head}
     comment(runner, judged)
     assert runner.comments == []
-    assert runner.summary.startswith("No comment was written on the pull request: ")
+    assert runner.summary.startswith("\nNo comment was written on the pull request: ")
     assert why in runner.summary
 
 
