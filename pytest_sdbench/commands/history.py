@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,10 @@ def difference_text(series: Series, value: float, error: float | None) -> str:
     """Return a change of a series as tables print it."""
     if series.exact:
         return f"{value:+,.0f}"
-    return with_error(value, error, _decimals(series) + 1, sign="+")
+    # Two digits of the error: a figure that is small everywhere is not printed as none.
+    size = error or abs(value)
+    fine = 1 - math.floor(math.log10(size)) if 0 < size < math.inf else 0
+    return with_error(value, error, min(max(_decimals(series) + 1, fine), 12), sign="+")
 
 
 def _decimals(series: Series) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,12 +85,12 @@ def measured_points(
     """Yield where the cards of a run stand by what it measured, given their `costs` by name."""
     seen = set()
     for row in rows:
-        wanted = (row.protocol, row.metric) == (protocol, metric) and row.measured is not None
-        if wanted and row.card not in seen:
-            seen.add(row.card)
-            if row.measured is not None and row.card in costs and row.verdict in COMPARABLE:
-                text, error = measured(row), row.standard_error
-                yield CostPoint(row.card, costs[row.card], row.measured, text, True, error)
+        value = row.measured
+        if value is None or not math.isfinite(value) or (row.protocol, row.metric) != (protocol, metric):
+            continue
+        if row.card not in seen and row.card in costs and row.verdict in COMPARABLE:
+            yield CostPoint(row.card, costs[row.card], value, measured(row), True, row.standard_error)
+        seen.add(row.card)
 
 
 def claimed_costs(cards: Iterable[Card], kind: str) -> dict[str, float]:
@@ -110,7 +111,7 @@ def measured_costs(rows: Iterable[Row], kind: str) -> dict[str, float]:
     for row in rows:
         if row.test == kind and (kind != "size" or row.name == "unet"):
             cost = row.extra.get("candidate_median") if kind == "speed" else row.measured
-            if isinstance(cost, int | float):
+            if isinstance(cost, int | float) and math.isfinite(cost):
                 found.setdefault(row.card, float(cost))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, read_card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.history import run_of
-from pytest_sdbench.report.html import pictures
+from pytest_sdbench.report.html import render
 from pytest_sdbench.report.html.axes import axis_of
 from pytest_sdbench.report.html.claims import claim_lines, share_rows
 from pytest_sdbench.report.html.cost import cost_panels
@@ -316,13 +317,18 @@ def test_pictures_are_no_larger_than_said_and_the_file_no_larger_than_its_cap(
     rows = shown_rows(tmp_path, side=300)
     (group,) = pair_groups(rows, [card], Run(store=tmp_path))
     assert {(each.width, each.height) for pair in group.pairs for each in pair.pictures} == {(256, 256)}
-    monkeypatch.setattr(pictures, "MOST", 400_000)
-    (fewer,) = pair_groups(rows, [card], Run(store=tmp_path))
+    (fewer,) = pair_groups(rows, [card], Run(store=tmp_path), 400_000)
     assert sum(len(each.uri) for pair in fewer.pairs for each in pair.pictures) <= 400_000
     left = len(group.pairs) - len(fewer.pairs)
     assert 0 < left < len(group.pairs)
     assert fewer.pairs[0] == group.pairs[0]
     assert fewer.notes == (f"{left} pairs are left out, so that this file stays under 8 MB",)
+    # What is long takes the place of pictures, and the pair at the top is in the page twice.
+    monkeypatch.setattr(render, "LARGEST", 900_000)
+    rows.append(row("quality", card.name, "unavailable", reason="long " * 80_000))
+    page = results_html([card], rows, Run(store=tmp_path))
+    assert 700_000 < len(page.encode()) <= 900_000
+    assert "pairs are left out" in page
 
 
 def test_pictures_that_are_not_kept_are_told_of(card: Card, tmp_path: Path) -> None:
@@ -379,6 +385,15 @@ def test_the_frontier_is_what_no_other_card_beats_in_both(tmp_path: Path) -> Non
         }
         corners = {tuple(map(float, corner.split(","))) for corner in panel.frontier.split()}
         assert unbeaten <= corners
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_has_no_place_among_quality_and_cost(card: Card, value: float) -> None:
+    cards = [replace(card, name=name) for name in ("one", "two", "three")]
+    scores = {"one": 1.0, "two": 2.0, "three": value}
+    rows = [score("fid", 3.0, card=name, protocol="p", measured=each) for name, each in scores.items()]
+    page = page_of(cards, rows)
+    assert {point.card for panel in page.panels for point in panel.points} == {"one", "two"}
 
 
 @pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [-1e-9, 3e-9], [3.0, 3.01], [2.5e11, 9e11], [-50, 50]])

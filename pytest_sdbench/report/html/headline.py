@@ -121,7 +121,7 @@ def _gap(verdict: str, rows: Sequence[Row]) -> Gap:
 def _without(reason: str, remedy: str) -> str:
     """Return a reason without its remedy, which stands apart."""
     said = " ".join(reason.split())
-    return said.removesuffix(remedy).rstrip(". ") if remedy else said
+    return said.removesuffix(remedy).rstrip(". ") or said if remedy else said
 
 
 def is_network(row: Row) -> bool:

@@ -23,7 +23,7 @@ from pytest_sdbench.report.html.headline import (
     headline,
 )
 from pytest_sdbench.report.html.multiples import History, history_of
-from pytest_sdbench.report.html.pictures import Pair, PairGroup, pair_groups, room_text
+from pytest_sdbench.report.html.pictures import MOST, Pair, PairGroup, pair_groups, room_text
 from pytest_sdbench.report.html.run import NO_RUN, Run
 from pytest_sdbench.report.results import Row
 
@@ -89,9 +89,17 @@ class Page:
 
 
 def page_of(
-    cards: Sequence[Card], rows: Sequence[Row], run: Run = NO_RUN, *, beside: Sequence[Card] = ()
+    cards: Sequence[Card],
+    rows: Sequence[Row],
+    run: Run = NO_RUN,
+    *,
+    beside: Sequence[Card] = (),
+    room: int = MOST,
 ) -> Page:
-    """Return the page of a run's rows; with what the cards `beside` publish its own are compared."""
+    """Return the page of a run's rows; with what the cards `beside` publish its own are compared.
+
+    `room` is how many characters its pictures take at most.
+    """
     claims = {(card.name, claim.id): claim for card in cards for claim in card.claims}
     rows = [_with_claim(row, claims.get((row.card, row.name))) for row in rows]
     everything = rows
@@ -99,7 +107,7 @@ def page_of(
     lines = claim_lines(rows, twins, {key: claim.label for key, claim in claims.items()})
     state = headline(rows)
     open_ones = [line for line in lines if line.verdict in JUDGED and line.verdict != "pass"]
-    groups = pair_groups(rows, cards, run)
+    groups = pair_groups(rows, cards, run, room)
     pairs = [pair for group in groups for pair in group.pairs if pair.compares]
     names = list(dict.fromkeys(row.card for row in rows))
     shown = titles(cards)

@@ -28,7 +28,7 @@ SIDE = 256
 DOZEN, WORST = 12, 10
 """Pairs of each checkpoint: the first ones, and those that lost most."""
 MOST = 6_500_000
-"""Characters that the pictures of a file take at most: it stays under 8 MB."""
+"""Characters that the pictures of a page take at most; where its text is long, `render` gives them fewer."""
 _SMALL = 96
 """Pixels of a side up to which a picture is kept to the bit; of larger ones nobody sees the difference."""
 _QUALITY = 85
@@ -114,9 +114,9 @@ class _Album:
     """Reads kept pictures, each file once."""
 
     store: Store
-    files: dict[tuple[str, int], tuple[Sequence[str], Sequence[int], Pixels] | None] = field(
-        default_factory=dict
-    )
+    wanted: frozenset[int]
+    """Images that are looked at: no others are held, as a file has 64."""
+    files: dict[tuple[str, int], dict[int, tuple[str, int, Pixels]]] = field(default_factory=dict)
     lost: dict[str, None] = field(default_factory=dict)
     """What could not be read, in words."""
 
@@ -126,14 +126,9 @@ class _Album:
         key = f"{checkpoint}-{draw}", start
         if key not in self.files:
             self.files[key] = self._read(checkpoint, draw, start)
-        if (found := self.files[key]) is None or index - start >= len(found[1]):
-            return None
-        prompts, seeds, images = found
-        return prompts[index - start], seeds[index - start], images[index - start]
+        return self.files[key].get(index)
 
-    def _read(
-        self, checkpoint: str, draw: str, start: int
-    ) -> tuple[Sequence[str], Sequence[int], Pixels] | None:
+    def _read(self, checkpoint: str, draw: str, start: int) -> dict[int, tuple[str, int, Pixels]]:
         try:
             evidence = self.store.open(checkpoint, draw, {})
             files = evidence.storage.files()
@@ -142,28 +137,38 @@ class _Album:
                 if f"pictures-{start:08d}-{stop:08d}.tar" in files:
                     found = evidence.pictures(range(start, stop))
                     if found is not None:
-                        pictures = found[0]
-                        return pictures.prompts, [int(seed) for seed in pictures.seeds], pictures.images
+                        prompts, seeds, images = found[0].prompts, found[0].seeds, found[0].images
+                        kept = self.wanted.intersection(range(start, start + len(images)))
+                        return {
+                            at: (prompts[at - start], int(seeds[at - start]), images[at - start].copy())
+                            for at in kept
+                        }
         except EvidenceError as error:
             self.lost[str(error)] = None
-        return None
+        return {}
 
 
-def pair_groups(rows: Sequence[Row], cards: Sequence[Card], run: Run) -> tuple[PairGroup, ...]:
+def pair_groups(
+    rows: Sequence[Row], cards: Sequence[Card], run: Run, room: int = MOST
+) -> tuple[PairGroup, ...]:
     """Return the pictures of each checkpoint of a run, as far as the store keeps them and the page has room.
 
-    Of every checkpoint the worst pairs come first, then the first dozen. Room is given in that order to all
-    checkpoints in turn, so that none takes it from the others.
+    Of every checkpoint the worst pairs come first, then the first dozen. The room, in characters, is given in
+    that order to all checkpoints in turn, so that none takes it from the others.
     """
     if run.store is None:
         return ()
-    draws, album, room = list(_draws(rows, cards)), _Album(Store(run.store)), MOST
+    draws = list(_draws(rows, cards))
+    album = _Album(Store(run.store), frozenset(index for draw in draws for index, _ in draw.wanted))
     baselines = [_baseline(draw, album) for draw in draws]
     shown: list[dict[int, Pair]] = [{} for _ in draws]
     absent, crowded = [0] * len(draws), [0] * len(draws)
     for turn in zip_longest(*(draw.wanted for draw in draws)):
         for at, wanted in enumerate(turn):
             if wanted is None:
+                continue
+            if any(crowded):  # the page is full: nothing more is read
+                crowded[at] += 1
                 continue
             pair = _pair(draws[at], baselines[at], album, *wanted)
             size = 0 if pair is None else sum(len(picture.uri) for picture in pair.pictures)

@@ -16,15 +16,26 @@ from pytest_sdbench.cards.card import Card
 from pytest_sdbench.report.html import cost, forest, multiples
 from pytest_sdbench.report.html.headline import SIGNS
 from pytest_sdbench.report.html.page import Page, page_of
+from pytest_sdbench.report.html.pictures import MOST
 from pytest_sdbench.report.html.run import NO_RUN, Run
 from pytest_sdbench.report.results import Row
+
+LARGEST = 8_000_000
+"""Bytes of a page that mail and artifacts take."""
 
 
 def results_html(
     cards: Sequence[Card], rows: Sequence[Row], run: Run = NO_RUN, *, beside: Sequence[Card] = ()
 ) -> str:
-    """Return the page of a run as one file of HTML."""
-    return render(page_of(cards, rows, run, beside=beside))
+    """Return the page of a run as one file of HTML, of `LARGEST` bytes where its text alone is not longer."""
+    room = MOST
+    while True:
+        page = page_of(cards, rows, run, beside=beside, room=room)
+        text = render(page)
+        over = len(text.encode("utf-8", "backslashreplace")) - LARGEST
+        if over <= 0 or not page.groups or not room:
+            return text
+        room = max(0, room - over)  # what is long takes the place of pictures
 
 
 def render(page: Page) -> str:
