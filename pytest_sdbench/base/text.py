@@ -9,8 +9,11 @@ _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Categories of characters that control, turn, hide or break a line."""
 _JOINERS = "\u200c\u200d"
 """Which emoji and scripts need."""
-_COMMAND = re.compile(r"\A(\s*):(?=:)|##(?=\[)")
-"""What makes a line of a log a command to the runner of GitHub Actions: ``::error::`` and ``##[error]``."""
+_COMMAND = re.compile(r"(?<!\S):(?=:)|##(?=\[)")
+"""What makes a line of a log a command to the runner of GitHub Actions: ``::error::`` and ``##[error]``.
+
+Any word may come to be the first one of a line.
+"""
 
 
 def plain(text: object) -> str:
@@ -31,7 +34,7 @@ def plain(text: object) -> str:
 
 
 def _written_out(found: re.Match[str]) -> str:
-    return f"{found[1]}\\x3a" if found[1] is not None else "#\\x23"
+    return "#\\x23" if found[0] == "##" else "\\x3a"
 
 
 def duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from pytest_sdbench.report.cells import link
-    from pytest_sdbench.report.summary import summary
+    from pytest_sdbench.report.summary import COMMENT, summary
     from pytest_sdbench.report.write import printable
 
     # A run that ended before it wrote anything has no results, and its status says all that is known.
@@ -29,5 +29,6 @@ def run(options: argparse.Namespace) -> int:
     rows = [] if lacks else printable(results_of(options.results, key=None), [])
     links = [link(name, url) for name, _, url in (text.partition("=") for text in options.link) if url]
     ending = [" · ".join(links)] if links else []
-    write_text(summary(rows, status=options.status, ending=ending), options.out)
+    room = COMMENT - 512  # the sign by which a comment is found again stands in it, too
+    write_text(summary(rows, status=options.status, ending=ending, room=room), options.out)
     return 0

@@ -37,7 +37,7 @@ _MARKUP = re.compile(
 _FIRST = re.compile(r"\A(\d*)(#+(?=\s|\Z)|[-+](?=\s|\Z)|>|(?<=\d)[.)](?=\s|\Z))")
 
 # Of what names somebody or something of GitHub: nobody is to be told of a run by the text of a card.
-_MENTION = re.compile(r"(?<!\w)@(?=\w)|#(?=\d)|(?<=\bGH)-(?=\d)", re.IGNORECASE)
+_MENTION = re.compile(r"(?<![a-z0-9_])@(?=\w)|#(?=\d)|(?<=\bGH)-(?=\d)", re.IGNORECASE)
 
 
 class Markup(str):

@@ -52,12 +52,13 @@ class GithubReport:
                 status=int(session.exitstatus),
                 instead={card: told(folder) for card, folder in weights.items() if folder is not None},
                 ending=[f"Written: {reports}"] if reports else [],
-                room=SUMMARY - before,
+                room=SUMMARY - before - 1,
             )
             if not text:
                 raise OSError(f"the step has one of {before:,} bytes already, and GitHub shows {SUMMARY:,}")
             with self.summary.open("ab") as file:
-                file.write(text.encode("utf-8", "replace"))
+                # A blank line ends whatever the text before it is.
+                file.write((b"\n" if before else b"") + text.encode("utf-8", "replace"))
         except OSError as error:
             run.written.append(f"the step's summary was NOT written: {error}")
 

@@ -8,6 +8,7 @@ import pytest
 
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.report.results import results_json
+from pytest_sdbench.report.summary import COMMENT
 from tests.report.pages import score
 
 
@@ -19,6 +20,16 @@ def test_a_comment_has_the_verdict_and_the_links(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().out
     assert said.startswith("### ❌ Do not release: 1 of 1 claim fell\n")
     assert said.endswith("[Report](https://x.example/a?b=c) · Script\n")
+
+
+def test_a_comment_leaves_room_for_the_sign_by_which_it_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.json"
+    worst = [{"index": 0, "prompt": "long " * 30_000, "value": 0.5, "reference": None}]
+    results.write_text(results_json([score("ssim", 3.0, extra={"worst": worst})], {}), encoding="utf-8")
+    assert main(["comment", str(results)]) == 0
+    assert 60_000 < len(f"<!-- pytest-sdbench {'a' * 64} -->\n{capsys.readouterr().out}") < COMMENT
 
 
 def test_a_run_without_results_is_told_by_its_status(

@@ -216,6 +216,7 @@ def test_the_words_of_others_are_words_of_a_summary(words: str) -> None:
         ("@org/team", "@&#8203;org/team"),
         ("fixes #12 and a/b#3", "fixes #&#8203;12 and a/b#&#8203;3"),
         ("GH-7, a@b.example", "GH-&#8203;7, a@b.example"),
+        ("é@org", "é@&#8203;org"),
         ("&#64;org", "\\&#&#8203;64;org"),
     ],
 )
@@ -230,3 +231,5 @@ def test_no_text_commands_the_runner(text: str) -> None:
     assert commands(text)
     assert commands(plain(text)) == []
     assert plain(plain(text)) == plain(text)
+    # A word may come to be the first one of a line that is wrapped.
+    assert commands("\n".join(plain(f"a {text} {text}").split(" "))) == []

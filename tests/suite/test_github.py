@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,14 @@ def test_a_summary_that_cannot_be_written_is_told(tmp_path: Path, fault: str) ->
     GithubReport(run, place, None).pytest_sessionfinish(SimpleNamespace(exitstatus=0))
     assert "summary was NOT written" in run.written[0]
     assert fault == "a folder" or place.stat().st_size == 1 << 20
+
+
+def test_a_summary_is_apart_from_what_is_before_it(tmp_path: Path) -> None:
+    place = tmp_path / "summary"
+    for _ in range(2):
+        GithubReport(run_of(), place, None).pytest_sessionfinish(SimpleNamespace(exitstatus=5))
+    first, second = re.split(r"^### ", place.read_text("utf-8"), flags=re.MULTILINE)[1:]
+    assert first == second + "\n"
 
 
 @pytest.mark.slow
