@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import numpy as np
 
 from pytest_sdbench.gate.binomial import chance_of_at_least, chance_of_at_most
-from pytest_sdbench.metrics.change_points import Chance, Change, change_points, comparisons, covariance
+from pytest_sdbench.metrics.change_points import (
+    Chance,
+    Change,
+    change_points,
+    comparisons,
+    covariance,
+    steadied,
+)
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import Array
@@ -77,7 +84,8 @@ def _trend(series: Series, find: Find, of: int, silent: str) -> Trend:
     # A single checkpoint is compared with nothing: its evidence need not be read.
     if len(values) > 1 and series.about.test == "quality":
         known = [_evidence(point, find) for point in series.points]
-    matrix = _covariances(series, known)
+    matrices = _covariances(series, known)
+    matrix = matrices[0]
     steps = []
     for i in range(1, len(values)):
         certain = all(_has_error(series, point) for point in series.points[i - 1 : i + 1])
@@ -92,7 +100,9 @@ def _trend(series: Series, find: Find, of: int, silent: str) -> Trend:
         METRICS.get(series.about.metric),
     )
     chance: Chance = chance_of_shares(series) if metric is not None and metric.share else lambda *_: 0.0
-    found = change_points(values, matrix, of=of, least=least, chance=chance)
+    # Exact figures have no error that could be uncertain.
+    freedom = float(series.about.n - 1) if series.about.n and not series.exact else math.inf
+    found = change_points(values, matrices, of=of, least=least, chance=chance, freedom=freedom)
     return Trend(series, tuple(steps), tuple(found))
 
 
@@ -135,23 +145,38 @@ def _evidence(point: Point, find: Find) -> tuple[Estimate, Groups | None] | None
 
 
 def _covariances(series: Series, known: Sequence[tuple[Estimate, Groups | None] | None]) -> Array:
-    """Return the covariances of the points: of those with evidence their own, of others none.
+    """Return two covariances of the points, [2, K, K], between which the truth lies.
 
-    Scores of one draw share their noise in part, never against each other: to leave that out makes a
-    difference of means look less certain than it is. The same evidence has the same noise, known or not.
+    Of those with evidence they are their own in both. Others of one draw share their noise, to a part that is
+    not known: none of it in the first, all in the second. In a comparison within a draw what is shared
+    cancels; in one of two draws it does not, however many points there are. The same evidence has the same
+    noise, known or not.
     """
     measurements = [point.measurement for point in series.points]
     errors = np.array([0.0 if series.exact else each.standard_error or 0.0 for each in measurements])
-    matrix = np.diag(errors**2)
     draws: dict[str, list[int]] = {}
     for i, each in enumerate(measurements):
-        if known[i] is not None:
-            draws.setdefault(each.draw, []).append(i)
+        draws.setdefault(each.draw, []).append(i)
+    least = np.diag(errors**2)
+    unknown = [i for i, found in enumerate(known) if found is None]
+    least[np.ix_(unknown, unknown)] = steadied(least[np.ix_(unknown, unknown)])
+    errors = np.sqrt(np.diag(least))
+    alike: dict[tuple[str, str], list[int]] = {}
+    for i in unknown:
+        same = alike.setdefault((measurements[i].checkpoint, measurements[i].draw), [])
+        for j in same:
+            if continues(measurements[j], measurements[i]):
+                least[i, j] = least[j, i] = errors[i] * errors[j]
+        same.append(i)
+    most = least.copy()
     for places in draws.values():
-        pairs = [found for i in places if (found := known[i]) is not None]
-        moves = [each.influence for each, _ in pairs if each.influence is not None]
-        matrix[np.ix_(places, places)] = covariance(moves, pairs[0][1])
-    for i, j in combinations([i for i, found in enumerate(known) if found is None], 2):
-        if continues(measurements[i], measurements[j]):
-            matrix[i, j] = matrix[j, i] = errors[i] * errors[j]
-    return matrix
+        here = np.ix_(places, places)
+        if any(known[i] is None for i in places):
+            most[here] = np.outer(errors[places], errors[places])
+        kept = [(i, found) for i in places if (found := known[i]) is not None]
+        if kept:
+            moves = [each.influence for _, (each, _) in kept if each.influence is not None]
+            block = steadied(covariance(moves, kept[0][1][1]))
+            for matrix in (least, most):
+                matrix[np.ix_([i for i, _ in kept], [i for i, _ in kept])] = block
+    return np.stack([least, most])

@@ -64,7 +64,8 @@ class Measurement:
         """What the figures of one series have in common."""
         where = self.device if self.test in ("speed", "memory") else ""
         of = self.score_fingerprint or self.protocol_fingerprint
-        return self.card, self.test, self.name, self.metric, self.protocol, of, self.reference, where
+        n = str(self.n or "")
+        return self.card, self.test, self.name, self.metric, self.protocol, of, n, self.reference, where
 
     @property
     def evidence(self) -> tuple[str, str] | None:
@@ -82,6 +83,12 @@ class Run:
     measurements: tuple[Measurement, ...]
     source: Mapping[str, str] = field(default_factory=dict)
     """``commit``, ``branch``, ``url`` and ``changed``, as far as they are known."""
+
+    @property
+    def ended(self) -> datetime.datetime:
+        """When it ended, whatever the zone its date is written in; UTC where it says none."""
+        found = datetime.datetime.fromisoformat(self.date)
+        return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
 
     def to_json(self) -> str:
         """Return the object of the run; what is empty is left out."""
@@ -102,9 +109,10 @@ class Run:
         measurements, source = found.get("measurements"), found.get("source", {})
         if not isinstance(measurements, list) or not _is_words(source):
             raise ValueError("no list of measurements with the words of their source")
-        datetime.datetime.fromisoformat(_word(found, "date"))
         measured = tuple(_measurement(each) for each in measurements)
-        return cls(_word(found, "id"), _word(found, "date"), measured, source)
+        run = cls(_word(found, "id"), _word(found, "date"), measured, source)
+        run.ended.timestamp()  # ValueError for no date, OverflowError for one that no clock has
+        return run
 
 
 def _word(found: Mapping[str, Any], key: str) -> str:
@@ -129,6 +137,8 @@ def _measurement(found: object) -> Measurement:
         right = (
             number if key in numbers else _is_words(value) if key == "versions" else isinstance(value, str)
         )
+        if key == "n":
+            right = type(value) is int and value > 0
         if not right or (key == "standard_error" and value < 0):
             raise ValueError(f"a measurement's {key} is {value!r:.100}")
     for key in ("card", "test", "value"):
@@ -217,7 +227,7 @@ def read_runs(place: Path | str) -> tuple[list[Run], list[str]]:
     if not runs and not problems:
         remedy = "`pytest --sdbench --sdbench-history PLACE` writes them"
         raise SdbenchError("there are no runs here", file=str(storage.root), remedy=remedy)
-    return sorted(runs, key=lambda run: (run.date, run.id)), problems
+    return sorted(runs, key=lambda run: (run.ended, run.id)), problems
 
 
 def _elsewhere(error: EvidenceError) -> SdbenchError:
@@ -279,7 +289,8 @@ def continues(known: Measurement, new: Measurement) -> bool:
     """Return whether a measurement has another one's evidence, and its figure but for the last digits."""
     if known.test in ("size", "compute"):
         return known.value == new.value
-    same = new.evidence is not None and known.evidence == new.evidence
+    # Of what nothing identifies the same figure tells that it is the same.
+    same = (known.checkpoint, known.draw) == (new.checkpoint, new.draw)
     metric = METRICS.get(new.metric)
     last = 0.0 if metric is None else 10.0**-metric.recorded_decimals
     return same and (nearly(known.value, new.value) or abs(known.value - new.value) <= last)

@@ -7,7 +7,14 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from pytest_sdbench.metrics.change_points import change_points, comparisons, covariance
+from pytest_sdbench.gate.binomial import beta_cdf
+from pytest_sdbench.metrics.change_points import (
+    change_points,
+    comparisons,
+    covariance,
+    critical_value,
+    steadied,
+)
 from pytest_sdbench.metrics.difference import difference
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.standard_error import standard_error
@@ -119,3 +126,48 @@ def test_the_variance_of_a_difference_is_that_of_paired_images(groups: np.ndarra
             assert np.sqrt(found[i, i] + found[j, j] - 2 * found[i, j]) == pytest.approx(less.standard_error)
     if groups is None:
         assert found == pytest.approx(np.cov(moves) / 60)
+
+
+@pytest.mark.parametrize("freedom", [19, 49, 511])
+@pytest.mark.parametrize("level", [0.05, 1e-4, 1e-6])
+def test_the_critical_value_is_that_of_students_distribution(freedom: int, level: float) -> None:
+    def level_of(t: float) -> float:
+        return beta_cdf(freedom / (freedom + t**2), freedom / 2, 0.5)
+
+    found = critical_value(level, freedom)
+    assert level_of(1.01 * found) < level < level_of(0.99 * found)
+    assert critical_value(level, np.inf) == pytest.approx(NormalDist().inv_cdf(1 - level / 2))
+
+
+SCATTER = {
+    "normal": lambda random, *size: random.normal(size=size),
+    "skewed": lambda random, *size: np.exp(random.normal(size=size)),
+    "heavy tails": lambda random, *size: random.standard_t(3, size=size),
+    "few images decide": lambda random, *size: (
+        (random.random(size) < 0.02) * random.exponential(10, size=size)
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paired", [False, True], ids=["unpaired", "paired"])
+@pytest.mark.parametrize("kind", list(SCATTER))
+def test_errors_that_are_estimated_of_few_or_unlike_images_make_no_calls(kind: str, paired: bool) -> None:
+    images = 50
+
+    def called(seed: int) -> bool:
+        random = np.random.default_rng(seed)
+        scores = SCATTER[kind](random, RUNS, images) + 3 * paired * SCATTER[kind](random, images)
+        moves = scores - scores.mean(axis=1, keepdims=True)
+        known = covariance(list(moves)) if paired else np.diag(moves.var(axis=1, ddof=1) / images)
+        return bool(change_points(scores.mean(axis=1), steadied(known), freedom=images - 1))
+
+    assert sum(map(called, range(200))) <= 10
+
+
+def test_no_variance_is_far_below_the_others_and_those_that_are_alike_stay() -> None:
+    shared = np.full((4, 4), 5.0)
+    assert steadied(shared + np.diag([1.0, 2.0, 3.0, 6.0])) == pytest.approx(shared + np.diag([3.0, 3, 3, 6]))
+    assert steadied(shared + np.eye(4)) == pytest.approx(shared + np.eye(4))
+    for few in (np.zeros((0, 0)), np.eye(1), np.diag([1.0, 4.0])):
+        assert steadied(few) is few

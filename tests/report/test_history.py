@@ -95,6 +95,8 @@ def test_writers_at_once_lose_nothing(place: str, tmp_path: Path, request: pytes
         {"measurements": [{"card": "x", "test": "size", "value": 1, "standard_error": -1}]},
         {"measurements": [{"card": ["x"], "test": "size", "value": 1}]},
         {"measurements": [{"card": "x", "test": "size", "value": 1, "versions": [1]}]},
+        {"measurements": [{"card": "x", "test": "size", "value": 1, "n": 2.5}]},
+        {"measurements": [{"card": "x", "test": "size", "value": 1, "n": 0}]},
     ],
     ids=str,
 )
@@ -110,6 +112,19 @@ def test_what_is_no_run_is_told_and_hides_no_other(change: dict[str, Any], tmp_p
         "run-bad.json",
         "run-worse.json",
     ]
+
+
+def test_runs_stand_in_the_order_of_their_ends_whatever_the_zone(tmp_path: Path) -> None:
+    dates = {
+        "b": "2026-10-01T23:30:00-05:00",
+        "a": "2026-10-02T01:00:00Z",
+        "d": "2026-10-02",
+        "c": "2026-10-02T10:00:00+09:00",
+    }
+    for name, date in dates.items():
+        write_run(tmp_path, replace(run_at(1, SCORE), id=name, date=date))
+    found, problems = read_runs(tmp_path)
+    assert ([run.id for run in found], problems) == (["d", "a", "c", "b"], [])
 
 
 def test_a_place_without_runs_or_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
@@ -153,17 +168,18 @@ def test_a_checkpoint_measured_again_on_the_same_images_is_no_further_point() ->
     nameless = replace(SCORE, checkpoint="")
     days = [SCORE, again, other, SCORE, moved, nameless, nameless]
     (series,) = series_of([run_at(day, each) for day, each in enumerate(days, 1)])
-    assert [len(point.runs) for point in series.points] == [2, 1, 1, 1, 1, 1]
+    assert [len(point.runs) for point in series.points] == [2, 1, 1, 1, 2]
     assert series.points[0].runs[0].id == "x01"
 
 
 def test_series_are_of_one_score_each() -> None:
     others = [
-        replace(SCORE, **change) for change in ({"metric": "kid"}, {"score_fingerprint": "0"}, {"card": "y"})
+        replace(SCORE, **change)
+        for change in ({"metric": "kid"}, {"n": 4999}, {"score_fingerprint": "0"}, {"card": "y"})
     ]
     speed = Measurement("mini", "speed", 0.6, device="cpu")
     everywhere = [SCORE, *others, speed, replace(speed, device="gpu"), replace(SCORE, device="gpu")]
-    assert len(series_of([run_at(1, *everywhere)])) == 6
+    assert len(series_of([run_at(1, *everywhere)])) == 7
 
 
 @pytest.mark.parametrize(
