@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import random
 import re
 import subprocess
@@ -224,6 +225,25 @@ def test_no_name_lies_on_another_or_on_a_mark(seed: int) -> None:
     for at, box in enumerate(boxes):
         assert not box.outside(room)
         assert not any(box.overlap(other) for other in (*boxes[:at], *marks))
+
+
+@pytest.mark.parametrize("width", [2.0, 6.5])
+def test_what_a_change_is_stands_within_its_panel_and_shrinks_none(width: float) -> None:
+    calls = [Call(at, at - 1, at, True, "+0.0000190 ± 0.0000014") for at in (1, 2, 3, 4)]
+    steps = [at * 1e-5 for at in range(1, 6)]
+    panels = [Series(("card", "KID"), steps, [1e-6] * 5, ["2026-01-01"] * 5, calls[:1])]
+    panels.append(Series(("card", "KID"), steps, [1e-6] * 5, ["2026-01-01"] * 5, calls))
+    with canvas.style():
+        figure = draw_history(panels * 2, "note", width)
+        figure.draw_without_rendering()
+        for axes in [each for each in figure.axes if each.get_visible()]:
+            room = axes.get_window_extent()
+            assert room.width > 0.25 * min(width, 2.1) * canvas.DPI
+            said = [text.get_window_extent() for text in axes.texts]
+            assert all(room.x0 - 3 < each.x0 and each.x1 < room.x1 + 3 for each in said)
+            assert not any(a.y0 + 1 < b.y1 - 1 for a, b in itertools.pairwise(said))
+            first, last = (each.get_window_extent() for each in axes.get_xticklabels())
+            assert first.x1 < last.x0 or last.y0 + first.height < first.y1  # beside it or below
 
 
 def test_a_history_shows_each_value_and_where_a_change_was_called(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ MOST = 24
 """Panels of a figure."""
 _HEIGHT, _ACROSS = 1.55, 2.1
 """Inches of a panel, and those that one has across at least."""
+_STACK = 6
+"""Changes that are told one below the other."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def draw_history(panels: Sequence[Panel], note: str, width: float = WIDTH) -> Fi
     grid = figure.subplots(down, across, squeeze=False)
     for at, axes in enumerate(grid.flat):
         if at < len(panels):
-            _plot(axes, panels[at], at, wide / across - 0.5)
+            _plot(axes, panels[at], at, wide / across - 0.7)
         else:
             axes.set_visible(False)
     for at, line in enumerate(reversed(notes)):
@@ -119,16 +121,21 @@ def _plot(axes: Axes, panel: Panel, at: int, wide: float) -> None:
         axes.errorbar(places, values, reaches, fmt="none", ecolor="#8fb0d6", elinewidth=0.9, zorder=2)
     axes.plot(places, values, color=BLUE, linewidth=0.6, alpha=0.5, zorder=3)
     axes.plot(places, values, "o", color=BLUE, markersize=2.2, zorder=4, gid=f"points-{at}")
-    _mark(axes, panel, at, wide)
+    small = measure(DPI, SMALL)
+    told = [wrap(f"{_word(call)}{_brief(call.text)}", wide * DPI, small) for call in panel.calls]
+    _mark(axes, panel, at, wide, told)
     axes.set_xlim(-0.6, len(values) - 0.4)
     axes.margins(y=0.12)
     low, high = axes.get_ylim()
-    lines = min(3, len(panel.calls))
+    lines = max((_below(told, start, start + _STACK) for start in range(0, len(told), _STACK)), default=0)
     axes.set_ylim(low, high + 0.14 * lines * (high - low))  # room for what the changes are
     axes.locator_params(axis="y", nbins=5)
     axes.ticklabel_format(axis="y", useOffset=False, style="plain")
     ends = [0, len(values) - 1] if len(values) > 1 else [0]
-    axes.set_xticks(ends, [clipped(shown(panel.whens[end]), 10) for end in ends])
+    whens = [clipped(shown(panel.whens[end]), 10) for end in ends]
+    if sum(map(small, whens)) > 0.9 * wide * DPI * ends[-1] / len(values):
+        whens[-1] = f"\n{whens[-1]}"  # below the first one
+    axes.set_xticks(ends, whens)
     labels = axes.get_xticklabels()
     labels[-1].set_horizontalalignment("right")
     labels[0].set_horizontalalignment("left")
@@ -137,8 +144,13 @@ def _plot(axes: Axes, panel: Panel, at: int, wide: float) -> None:
     axes.set_title(title, loc="left", size=TEXT, weight="bold")
 
 
-def _mark(axes: Axes, panel: Panel, at: int, wide: float) -> None:
-    """Draw the level between changes, and each change with its size."""
+def _below(told: Sequence[Sequence[str]], start: int, stop: int) -> int:
+    """Return how many lines some changes take together."""
+    return sum(map(len, told[start:stop]))
+
+
+def _mark(axes: Axes, panel: Panel, at: int, wide: float, told: Sequence[Sequence[str]]) -> None:
+    """Draw the level between changes, and each change with the lines that say its size."""
     borders = [0, *(call.at for call in panel.calls), len(panel.values)]
     for begin, stop in itertools.pairwise(borders):
         level = sum(panel.values[begin:stop]) / (stop - begin)
@@ -149,16 +161,16 @@ def _mark(axes: Axes, panel: Panel, at: int, wide: float) -> None:
         if call.last - call.first > 1:
             axes.axvspan(call.first + 0.5, call.last - 0.5, color=colour, alpha=0.14, linewidth=0)
         axes.axvline(call.at - 0.5, color=colour, linewidth=0.9, dashes=(3, 2), gid=f"change-{at}-{number}")
-        text = f"{_word(call)}{_brief(call.text)}"
-        part, share = (call.at + 0.1) / len(panel.values), measure(DPI, SMALL)(text) / (wide * DPI)
+        widest = max(map(measure(DPI, SMALL), told[number]))
+        part, share = (call.at + 0.1) / len(panel.values), widest / (wide * DPI)
         # Beside its line where there is room, else from the left edge on.
         side, start = ("right", part) if part >= share else ("left", part if part + share <= 1 else 0.0)
         shift = -2.5 if side == "right" else 2.5
-        axes.annotate(
-            text,
+        text = axes.annotate(
+            "\n".join(told[number]),
             (start, 1),
             xycoords="axes fraction",
-            xytext=(shift, -1 - 1.25 * SMALL * (number % 3)),
+            xytext=(shift, -1 - 1.25 * SMALL * _below(told, number - number % _STACK, number)),
             textcoords="offset points",
             ha=side,
             va="top",
@@ -167,6 +179,7 @@ def _mark(axes: Axes, panel: Panel, at: int, wide: float) -> None:
             bbox=PALE,
             zorder=6,
         )
+        text.set_in_layout(False)  # it stands within its panel, which must not shrink to make room for it
 
 
 def _brief(text: str) -> str:
