@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130: interrupted from the keyboard.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without arrows shows their numbers
     # Only the module of the command at hand is loaded: some of them need numpy.
     named = next((word for word in words if word in COMMANDS), "")
     try:

@@ -7,6 +7,7 @@ An arrow in a heading points to the better side.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -236,9 +237,16 @@ def measured(row: Row) -> str:
 
 
 def with_error(value: float, error: float | None, digits: int, sign: str = "") -> str:
-    """Return a value, and its standard error where that is known, with as many decimals each."""
-    shown = f"{value:{sign}.{digits}f}"
-    return shown if error is None else f"{shown} ± {error:.{digits}f}"
+    """Return a value, and its standard error where that is known, with as many decimals each.
+
+    There are more where the error would be nothing but zeros. One that is zero is none that is known: of a
+    share that no image has it says nothing. A zero has no minus.
+    """
+    known = error is not None and error > 1e-9  # what is less is what rounding left
+    if error and known and not round(error, digits):
+        digits = -math.floor(math.log10(error))
+    shown = f"{value:{sign}z.{digits}f}"
+    return f"{shown} ± {error:.{digits}f}" if known else shown
 
 
 def decimals(row: Row) -> int:

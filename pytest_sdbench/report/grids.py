@@ -129,8 +129,10 @@ def latex(grids: Sequence[Grid]) -> str:
 def _latex_cell(cell: Cell) -> str:
     text = latex_text(_shown(cell))
     shown = rf"\textbf{{{text}}}" if cell.best else text
-    # What begins with a bracket is no option of the line's end before it.
-    return ("{}" + shown if shown.startswith("[") else shown) + (latex_text(MARK) if cell.worse else "")
+    # What begins with a bracket or a star is no option of the line's end before it.
+    return ("{}" + shown if shown.startswith(("[", "*")) else shown) + (
+        latex_text(MARK) if cell.worse else ""
+    )
 
 
 def page(grids: Sequence[Grid]) -> str:
@@ -182,11 +184,13 @@ _NUMBER = re.compile(r"[-+]?[\d.,_]+(?:[eE][-+]?\d+)?[A-Za-z%]?\Z")
 def csv_text(text: str) -> str:
     """Return a text as a field: one line, and nothing that a spreadsheet takes for a formula.
 
-    What begins as a formula does and is no number gets an apostrophe before it, as OWASP advises ("CSV
-    injection"): a program that wants the text back takes the first apostrophe off.
+    What begins as a formula does, in wide letters too, and is no number gets an apostrophe before it, as
+    OWASP advises ("CSV injection"): a program that wants the text back takes the first apostrophe off.
     """
     said = plain(" ".join(text.split()))
-    return f"'{said}" if said[:1] in tuple("=+-@'") and not _NUMBER.match(said) else said
+    return (
+        f"'{said}" if said[:1] in tuple("=+-@'\uff1d\uff0b\uff0d\uff20") and not _NUMBER.match(said) else said
+    )
 
 
 def csv_lines(grids: Sequence[Grid]) -> str:

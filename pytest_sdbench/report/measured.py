@@ -10,7 +10,7 @@ from statistics import NormalDist
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference
 from pytest_sdbench.metrics.registry import METRICS
-from pytest_sdbench.report.cells import NONE, in_order, titles
+from pytest_sdbench.report.cells import NONE, in_order, titles, with_error
 from pytest_sdbench.report.grids import MARK, Cell, Grid
 from pytest_sdbench.report.results import Row
 
@@ -94,7 +94,7 @@ def measured_grids(
 
 def _cells(metric: str, scores: Mapping[str, Score], compare: Compare) -> dict[str, Cell]:
     """Return the cell of each card in a column."""
-    known, digits = METRICS[metric], f".{METRICS[metric].decimals}f"
+    known = METRICS[metric]
     values = [score.value for score in scores.values()]
     best = max(values) if known.higher_is_better else min(values)
     winner = next(score for score in scores.values() if score.value == best)
@@ -105,9 +105,10 @@ def _cells(metric: str, scores: Mapping[str, Score], compare: Compare) -> dict[s
     for name, score in scores.items():
         by, error = _lead_of_share(winner, score) if known.share else _lead(winner, score, compare)
         worse = error is not None and by > max(reach * error, least)
+        shown, _, beside = with_error(score.value, score.standard_error, known.decimals).partition(" ± ")
         cells[name] = Cell(
-            f"{score.value:{digits}}",
-            "" if score.standard_error is None else f"{score.standard_error:{digits}}",
+            shown,
+            beside,
             best=score.value == best and len(scores) > 1,
             worse=worse and score.value != best,
         )

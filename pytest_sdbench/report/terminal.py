@@ -33,8 +33,8 @@ from pytest_sdbench.report.cells import (
     untested,
     verdicts,
 )
-from pytest_sdbench.report.html.headline import headline
 from pytest_sdbench.report.results import VERDICTS, Row
+from pytest_sdbench.report.summary import verdict_of
 
 WIDTH, FEWEST_COLUMNS = 100, 60
 MOST_REMEDIES, MOST_NOTES = 9, 5
@@ -51,16 +51,18 @@ def terminal_tables(
     verbose: bool = False,
     width: int = WIDTH,
     paint: Paint = unpainted,
+    status: int = 0,
 ) -> str:
     """Return the tables of a run in short, or every claim and reason where it is to be `verbose`.
 
-    `width` is that of the terminal. Only with `verbose` come the images that lost most, a table a score.
+    `width` is that of the terminal, `status` what pytest ended with: a run that did not end well releases
+    nothing. Only with `verbose` come the images that lost most, a table a score.
     """
     if not rows:
         return ""
     width = max(width, FEWEST_COLUMNS)
     names = list(dict.fromkeys(row.card for row in rows if row.test in (*NETWORK, "quality")))
-    parts = [_headline(rows, width, paint)]
+    parts = [_headline(rows, width, paint, status)]
     if verbose:
         networks = [name for name in names if of_card(rows, name, *NETWORK)]
         parts += [_networks(networks, rows, paint)] if networks else []
@@ -88,9 +90,9 @@ def terminal_tables(
     return "\n\n".join(part for part in parts if part)
 
 
-def _headline(rows: Sequence[Row], width: int, paint: Paint) -> str:
+def _headline(rows: Sequence[Row], width: int, paint: Paint, status: int) -> str:
     """Return the verdict of a run, as a page has it, what it is of, and the number of each verdict."""
-    verdict = headline(rows)
+    verdict = verdict_of(rows, status)
     worst = [row for row in rows if row.verdict in ("fail", "error")]
     names: dict[str, list[str]] = {}
     for row in _single(worst or [row for row in rows if row.verdict == "inconclusive"]):

@@ -361,14 +361,16 @@ class SdbenchSession:
         return plain("sdbench: " + ", ".join(parts))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, None, None]:
+    def pytest_terminal_summary(
+        self, terminalreporter: Any, exitstatus: int | pytest.ExitCode
+    ) -> Generator[None, None, None]:
         """Show claimed beside measured and what was written, after all that others have to say."""
         yield
-        self._show_results(terminalreporter)
+        self._show_results(terminalreporter, int(exitstatus))
         for line in self.written:
             terminalreporter.write_line(f"sdbench: {plain(told(line))}")
 
-    def _show_results(self, terminalreporter: Any) -> None:
+    def _show_results(self, terminalreporter: Any, status: int) -> None:
         if self.rows:
             from pytest_sdbench.report.terminal import terminal_tables
             from pytest_sdbench.report.write import read_cards
@@ -382,8 +384,11 @@ class SdbenchSession:
                 verbose=verbose,
                 width=writer.fullwidth,
                 paint=lambda text, verdict: writer.markup(text, **_MARKUP.get(verdict, {"yellow": True})),
+                status=status,
             )
-            terminalreporter.write_line(text)
+            # Of a line that the terminal's encoding cannot show pytest writes out all, its end too.
+            for line in text.split("\n"):
+                terminalreporter.write_line(line)
         for diff in self.diffs:
             terminalreporter.section("sdbench: recorded", sep="-")
             terminalreporter.write_line("\n".join(map(plain, diff.rstrip().split("\n"))))

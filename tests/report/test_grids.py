@@ -15,6 +15,7 @@ import pytest
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.metrics.difference import Difference
+from pytest_sdbench.report.cells import with_error
 from pytest_sdbench.report.grids import CSV_HEADING, FORMATS, MARK, Cell, Grid, csv_text, latex_text
 from pytest_sdbench.report.measured import Score, measured_grids, measured_scores
 from tests.report.test_report import FORGED, HIDDEN, rendered, row
@@ -69,6 +70,8 @@ WORDS = [
         "<b>",
         "&amp;",
         "[x]",
+        "*x",
+        "\uff1d1+1",
         "a--b",
     ),
 ]
@@ -103,7 +106,8 @@ def test_words_are_words_in_html_and_markdown(text: str) -> None:
     assert said in page.text
     html = rendered(FORMATS["github"]([hostile(text)]))
     assert not re.findall(r"<(?:script|a|img|h1|code|em|b)\b", html)
-    assert said in unescape(re.sub(r"<[^>]+>", "", html))
+    # A space of no width keeps a name from being called.
+    assert said in unescape(re.sub(r"<[^>]+>|\u200b", "", html))
 
 
 @pytest.mark.parametrize("text", WORDS, ids=ascii)
@@ -120,13 +124,14 @@ def test_words_are_words_in_latex(text: str) -> None:
     assert len(re.findall(r"^\\begin\{tabular\}\{lr\}$", text_of_all, re.M)) == 1
     (line,) = [each for each in text_of_all.splitlines() if r"\textbf{" in each]
     assert len(re.findall(r"(?<!\\)&", line)) == 1
+    assert not line.startswith(("[", "*"))
 
 
 @pytest.mark.parametrize("text", WORDS, ids=ascii)
 def test_words_are_words_in_a_spreadsheet(text: str) -> None:
     said = plain(" ".join(text.split()))
     _, fields = csv.reader(io.StringIO(FORMATS["csv"]([hostile(text)])))
-    assert fields[1][:1] not in tuple("=+-@\t\r")
+    assert fields[1][:1] not in tuple("=+-@\t\r\uff1d")
     assert fields[1].removeprefix("'") == said.removeprefix("'") or fields[1] == f"'{said}"
     assert all(char.isprintable() for field in fields for char in field)
 
@@ -157,6 +162,25 @@ def marks(scores: list[Score], difference: Difference | None = None) -> dict[str
 def test_the_best_is_bold_and_what_is_surely_worse_marked(metric: str, best: str) -> None:
     found = marks([score(name, value, 0.001, metric) for name, value in (("a", 0.1), ("b", 0.2), ("c", 0.3))])
     assert found == {name: (name == best, name != best) for name in "abc"}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "sign", "shown"),
+    [
+        (1.234, 0.056, "", "1.23 ± 0.06"),
+        (-0.0004, 0.0004, "+", "-0.0004 ± 0.0004"),
+        (-0.001, None, "", "0.00"),
+        (-0.001, 0.2, "+", "+0.00 ± 0.20"),
+        (0.0, 0.0, "", "0.00"),
+        (-0.0, 0.0, "+", "+0.00"),
+        (1.0, 1e-30, "", "1.00"),
+        (0.93024, 0.00096, "", "0.9302 ± 0.0010"),
+    ],
+)
+def test_an_error_is_never_printed_as_none_and_a_zero_has_no_minus(
+    value: float, error: float | None, sign: str, shown: str
+) -> None:
+    assert with_error(value, error, 2, sign) == shown
 
 
 @pytest.mark.parametrize("cards", [2, 3, 10])

@@ -115,6 +115,11 @@ def test_the_first_line_says_what_came_of_it(rows: list[Row], headline: str) -> 
     assert re.match(r"\d+ cards?: \d+ ", second)
 
 
+def test_a_run_that_was_interrupted_releases_nothing() -> None:
+    assert terminal_tables([FID], status=2).startswith("Cannot tell: the claims hold, but pytest ended with")
+    assert terminal_tables([replace(FID, verdict="fail")], status=1).startswith("Do not release")
+
+
 def test_a_card_that_passed_has_one_row_and_each_claim_that_did_not_has_one() -> None:
     lines = terminal_tables(ROWS, width=120).splitlines()
     assert [line.split()[:2] for line in lines if re.match(r"(pass|fail|error)\s", line)] == [
