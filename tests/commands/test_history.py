@@ -6,10 +6,12 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from pytest_sdbench.commands.history import difference_text
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.report.history import Measurement, read_runs, write_run
 from tests.project import make_project
@@ -138,3 +140,18 @@ def test_runs_of_two_checkpoints_are_compared_image_by_image(
     text = capsys.readouterr().out
     assert "not paired" not in text
     assert sum(line.endswith(" paired") or " paired " in line for line in text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (0.33, 0.019, "+0.330 ± 0.019"),
+        (-3.1e-6, 4.2e-7, "-0.00000310 ± 0.00000042"),
+        (-3.1e-6, None, "-0.0000031"),
+        (0.0, None, "+0.000"),
+        (0.0, 0.0, "+0.000 ± 0.000"),
+    ],
+)
+def test_a_small_change_is_not_printed_as_none(value: float, error: float | None, said: str) -> None:
+    series = SimpleNamespace(exact=False, about=SimpleNamespace(metric="fid"))
+    assert difference_text(series, value, error) == said

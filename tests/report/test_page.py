@@ -387,6 +387,14 @@ def test_the_frontier_is_what_no_other_card_beats_in_both(tmp_path: Path) -> Non
         assert unbeaten <= corners
 
 
+def test_what_is_of_many_cards_is_told_in_few_lines(card: Card) -> None:
+    cards = [replace(card, name=f"card-{at}") for at in range(100)]
+    facts = page_of(cards, [row("size", card=each.name) for each in cards]).facts
+    (fact,) = [each for each in facts if each.name == "Claimed, and not part of this run"]
+    assert len(fact.values) == 13
+    assert re.fullmatch(r"and [1-9]\d+ more", fact.values[-1])
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_has_no_place_among_quality_and_cost(card: Card, value: float) -> None:
     cards = [replace(card, name=name) for name in ("one", "two", "three")]

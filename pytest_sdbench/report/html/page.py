@@ -27,6 +27,8 @@ from pytest_sdbench.report.html.pictures import MOST, Pair, PairGroup, pair_grou
 from pytest_sdbench.report.html.run import NO_RUN, Run
 from pytest_sdbench.report.results import Row
 
+_LINES = 12
+"""Of one fact of the set-up."""
 _FELL = 4
 """Claims that fell which the top of the page names; the others stand in the list."""
 
@@ -129,7 +131,7 @@ def page_of(
         room=room_text(),
         panels=cost_panels(rows, cards, beside),
         history=history_of(everything, run.history),
-        facts=(*_facts(cards, rows, run), *_unasked_facts(unasked)),
+        facts=tuple(map(_first, (*_facts(cards, rows, run), *_unasked_facts(unasked)))),
         notes=tuple(dict.fromkeys(str(note) for row in rows for note in row.extra.get("notes", ()))),
         untested=tuple(Change(card.name, card.explained) for card in cards if card.explained),
         shared=len(everything) - len(rows),
@@ -193,6 +195,12 @@ def _facts(cards: Sequence[Card], rows: Sequence[Row], run: Run) -> Sequence[Fac
         Fact("Date", told("date")),
     ]
     return [fact for fact in facts if fact.values]
+
+
+def _first(fact: Fact) -> Fact:
+    """Return a fact of so many lines at most that the claims below are found."""
+    more = len(fact.values) - _LINES
+    return fact if more <= 1 else Fact(fact.name, (*fact.values[:_LINES], f"and {more} more"))
 
 
 def _unasked(cards: Sequence[Card], rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
