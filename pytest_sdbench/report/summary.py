@@ -9,7 +9,7 @@ from pytest_sdbench.cards.card import Card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import Markup, bold, code, decimals, markdown, table
 from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, rank, share_rows
-from pytest_sdbench.report.html.headline import JUDGED, SIGNS, Headline, counts, gaps, headline
+from pytest_sdbench.report.html.headline import JUDGED, SIGNS, counts, gaps, verdict_of
 from pytest_sdbench.report.results import Row
 
 SUMMARY = 1 << 20
@@ -22,15 +22,6 @@ _LIGHTS = {"fail": "❌", "inconclusive": "⚠️", "pass": "✅"}
 """What a reader sees first."""
 _NAMED = 4
 """Cards that the counts name."""
-_STATUS = {
-    1: "a test that is no claim failed, or something could not be written",
-    2: "the run was interrupted",
-    3: "pytest itself failed",
-    4: "the command line or the configuration is wrong",
-    5: "no test was collected",
-    6: "a card was compared with nothing, or a claim is open",
-}
-"""What an exit status means where no claim says it."""
 
 
 def summary(
@@ -95,16 +86,6 @@ def _counts(rows: Sequence[Row], instead: Mapping[str, str]) -> str:
     told += [f"{len(names) - _NAMED} more cards"] if len(names) > _NAMED else []
     shown = " · ".join(f"{markdown(each.sign)} {each.number} {each.verdict}" for each in counts(rows))
     return f"{', '.join(told)}: {shown}" if rows else ""
-
-
-def verdict_of(rows: Sequence[Row], status: int) -> Headline:
-    """Return the verdict of a run: no claim makes one good that did not end well."""
-    found = headline(rows) if rows else Headline("inconclusive", "Cannot tell: no claim was looked at")
-    if status and (not rows or found.state == "pass"):
-        why = _STATUS.get(status, "see its log")
-        held = "the claims hold, but " if found.state == "pass" else ""
-        return Headline("inconclusive", f"Cannot tell: {held}pytest ended with status {status} ({why})")
-    return found
 
 
 def _claims(lines: Sequence[ClaimLine], most: int, several: bool) -> list[str]:

@@ -33,8 +33,8 @@ from pytest_sdbench.report.cells import (
     untested,
     verdicts,
 )
+from pytest_sdbench.report.html.headline import verdict_of
 from pytest_sdbench.report.results import VERDICTS, Row
-from pytest_sdbench.report.summary import verdict_of
 
 WIDTH, FEWEST_COLUMNS = 100, 60
 MOST_REMEDIES, MOST_NOTES = 9, 5

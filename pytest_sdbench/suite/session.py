@@ -191,7 +191,7 @@ class SdbenchSession:
                     found.append(card)
         return found
 
-    def _run(self) -> Run:
+    def _run(self, status: int) -> Run:
         """Return what a page says of this run."""
         from pytest_sdbench.report.html.run import Run
 
@@ -202,6 +202,7 @@ class SdbenchSession:
             self.settings.store,
             {card: told(folder) for card, folder in weights.items() if folder is not None},
             self._past(),
+            status,
         )
 
     def _past(self) -> Sequence[history.Run]:
@@ -295,7 +296,9 @@ class SdbenchSession:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             self.rows = rows
             kept = self._add_to_history()
-            lines, whole = write_reports(self.settings.report, self.rows, cards, self._run())
+            lines, whole = write_reports(
+                self.settings.report, self.rows, cards, self._run(int(session.exitstatus))
+            )
             self.written += lines
             if not (kept and whole) and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -81,6 +81,15 @@ def test_one_sentence_says_whether_to_release(verdicts: str, sentence: str) -> N
     assert found.state == states[sentence.partition(":")[0]]
 
 
+def test_no_page_releases_what_a_run_did_not_end_well_with(card: Card, tmp_path: Path) -> None:
+    rows = rows_of("pass pass size:pass")
+    assert "<h1" in (released := results_html([card], rows, Run(status=0)))
+    assert "Release: all 3 claims hold" in released
+    broken = results_html([card], rows, Run(status=2))
+    assert "Release:" not in broken
+    assert "Cannot tell: the claims hold, but pytest ended with status 2 (the run was interrupted)" in broken
+
+
 @pytest.mark.parametrize("half", [0, 0.2])
 @pytest.mark.parametrize("worse", [-3, -0.5, 0, 0.5, 0.95, 1.05, 1.5, 9])
 def test_the_bar_lies_where_the_verdict_says(worse: float, half: float) -> None:

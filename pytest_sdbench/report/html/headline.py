@@ -21,6 +21,15 @@ SIGNS = {
     "unavailable": "–",  # noqa: RUF001 - an en dash, as in the tables
 }
 """What tells verdicts apart without colour."""
+_STATUS = {
+    1: "a test that is no claim failed, or something could not be written",
+    2: "the run was interrupted",
+    3: "pytest itself failed",
+    4: "the command line or the configuration is wrong",
+    5: "no test was collected",
+    6: "a card was compared with nothing, or a claim is open",
+}
+"""What an exit status means where no claim says it."""
 _WEIGHTS = re.compile(r"--sdbench-weights \S+=")
 
 
@@ -85,6 +94,16 @@ def headline(rows: Sequence[Row]) -> Headline:
     if absent:
         return Headline("inconclusive", f"Cannot tell: {holds}, and {absent} {_were(absent)} not measured")
     return Headline("pass", f"Release: {f'all {holds}' if held > 1 else f'the one {holds[2:]}'}")
+
+
+def verdict_of(rows: Sequence[Row], status: int) -> Headline:
+    """Return the verdict of a run: no claim makes one good that did not end well."""
+    found = headline(rows) if rows else Headline("inconclusive", "Cannot tell: no claim was looked at")
+    if status and (not rows or found.state == "pass"):
+        why = _STATUS.get(status, "see its log")
+        held = "the claims hold, but " if found.state == "pass" else ""
+        return Headline("inconclusive", f"Cannot tell: {held}pytest ended with status {status} ({why})")
+    return found
 
 
 def counts(rows: Sequence[Row]) -> tuple[Count, ...]:

@@ -20,7 +20,7 @@ from pytest_sdbench.report.html.headline import (
     Headline,
     counts,
     gaps,
-    headline,
+    verdict_of,
 )
 from pytest_sdbench.report.html.multiples import History, history_of
 from pytest_sdbench.report.html.pictures import MOST, Pair, PairGroup, pair_groups, room_text
@@ -107,7 +107,7 @@ def page_of(
     everything = rows
     rows, twins = share_rows(rows)
     lines = claim_lines(rows, twins, {key: claim.label for key, claim in claims.items()})
-    state = headline(rows)
+    state = verdict_of(rows, run.status)
     open_ones = [line for line in lines if line.verdict in JUDGED and line.verdict != "pass"]
     groups = pair_groups(rows, cards, run, room)
     pairs = [pair for group in groups for pair in group.pairs if pair.compares]

@@ -21,6 +21,8 @@ class Run:
     """By card: the checkpoint that was judged in the place of its own."""
     history: Sequence[history.Run] = ()
     """What runs measured so far, this one last; empty where no history is kept."""
+    status: int = 0
+    """With what pytest ended, as far as that is known when the page is written."""
 
 
 NO_RUN = Run()
