@@ -283,7 +283,7 @@ def namesakes(pytester):
 def test_namesakes_are_cards_of_their_own(pytester):
     namesakes(pytester)
     words = ("--sdbench", "x", "y", "-m", "compute", "--sdbench-report=r.json", "--sdbench-report=r.md")
-    pytester.runpytest(*words).stdout.fnmatch_lines(["x/v1 *", "y/v1 *"])
+    pytester.runpytest(*words).stdout.fnmatch_lines(["*  x/v1 *", "*  y/v1 *"])
     results = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))["results"]
     measured = {row["card"]: row["measured"] for row in results}
     assert set(measured) == {"x/v1", "y/v1"}
