@@ -9,7 +9,7 @@ help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 bench: install  ## run the packaged model cards
-	$(BIN)/python -m pytest --sdbench --benchmark-columns=median,iqr,rounds --sdbench-report .sdbench/report.html
+	$(BIN)/python -m pytest --sdbench --benchmark-quiet --sdbench-report .sdbench/report.html
 
 test: install  ## run the project's own tests, without the slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
