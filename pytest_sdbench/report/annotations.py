@@ -18,7 +18,7 @@ from pytest_sdbench.cards.card import Card, check_lineage, read_card
 from pytest_sdbench.cards.front_matter import FrontMatter, parse, read_text
 from pytest_sdbench.cards.places import claim_keys, line_at, line_of_fault
 from pytest_sdbench.report.cells import NETWORK
-from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, share_rows
+from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, labels_of, share_rows
 from pytest_sdbench.report.results import Row
 
 MOST = 10
@@ -71,10 +71,9 @@ def annotations_of(
     `open_fails` says whether a claim that is too close to call is an error, or a warning.
     """
     rows, twins = share_rows([row for row in rows if row.verdict in _SAYS])
-    labels = {(card.name, claim.id): claim.label for card in cards for claim in card.claims}
     known = {row.node_id: row for row in rows}
     found: dict[tuple[str, str], list[Annotation]] = {}
-    for line in claim_lines(rows, twins, labels):
+    for line in claim_lines(rows, twins, labels_of(cards)):
         row = known[line.node_ids[0]]
         level = "error" if open_fails or row.verdict != "inconclusive" else "warning"
         path = files[row.node_id]

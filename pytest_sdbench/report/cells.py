@@ -28,6 +28,8 @@ COMPONENTS = {
     "image_decoder": "Image decoder",
     "whole": "Whole",
 }
+REACH = 1.96
+"""Standard errors on either side of a 95 % interval."""
 NETWORK = ("size", "compute", "speed", "memory")
 """The tests of a network; those of scores are ``quality`` and ``calibration``."""
 # Within a word an underscore is one; a link needs its opening bracket, its colon or its dot.

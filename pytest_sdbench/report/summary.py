@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import Markup, bold, code, decimals, markdown, table
-from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, rank, share_rows
-from pytest_sdbench.report.html.headline import JUDGED, SIGNS, counts, gaps, verdict_of
+from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, labels_of, rank, share_rows
+from pytest_sdbench.report.html.headline import SIGNS, claims_word, counts, gaps, verdict_of
 from pytest_sdbench.report.results import Row
 
 SUMMARY = 1 << 20
@@ -49,12 +49,11 @@ def summary(
 def _parts(
     rows: Sequence[Row], cards: Sequence[Card], status: int, instead: Mapping[str, str], most: int
 ) -> list[str]:
-    labels = {(card.name, claim.id): claim.label for card in cards for claim in card.claims}
     rows, twins = share_rows(rows)
-    lines = claim_lines(rows, twins, labels)
+    lines = claim_lines(rows, twins, labels_of(cards))
     state = verdict_of(rows, status)
     several = len({row.card for row in rows}) > 1
-    open_ones = [line for line in lines if _is_open(line)]
+    open_ones = [line for line in lines if line.is_open]
     parts = [f"### {_LIGHTS[state.state]} {markdown(state.sentence)}"]
     parts.append(_counts(rows, instead))
     parts += _claims(open_ones, most, several)
@@ -62,7 +61,7 @@ def _parts(
     parts += _reasons(open_ones, most)
     # What was measured and not compared has its figures in its reason, below.
     if held := [line for line in lines if line.verdict == "pass"]:
-        parts += _folded(f"{len(held)} {_claim(len(held))} held", _claims(held, most, several))
+        parts += _folded(f"{len(held)} {claims_word(len(held))} held", _claims(held, most, several))
     if missing := gaps(rows):
         many = sum(gap.number for gap in missing)
         said = [
@@ -73,10 +72,6 @@ def _parts(
         ]
         parts += _folded(f"{many} not compared", ["\n".join(_first(said, most, "groups"))])
     return [part for part in parts if part]
-
-
-def _is_open(line: ClaimLine) -> bool:
-    return line.verdict in JUDGED and line.verdict != "pass"
 
 
 def _counts(rows: Sequence[Row], instead: Mapping[str, str]) -> str:
@@ -91,7 +86,7 @@ def _counts(rows: Sequence[Row], instead: Mapping[str, str]) -> str:
 def _claims(lines: Sequence[ClaimLine], most: int, several: bool) -> list[str]:
     """Return a table of claims; none where there are none."""
     if not lines or not most:
-        return [f"{len(lines)} {_claim(len(lines))}: see the report."] if lines else []
+        return [f"{len(lines)} {claims_word(len(lines))}: see the report."] if lines else []
     kept = lines[:most]
     heading = ["", *(["Card"] if several else []), "Claim", "Claimed", "Measured", "Difference"]
     cells = [
@@ -154,7 +149,3 @@ def _folded(title: str, parts: Sequence[str]) -> list[str]:
 
 def _quote(text: str) -> str:
     return f"“{markdown(text)}”"
-
-
-def _claim(number: int) -> str:
-    return "claim" if number == 1 else "claims"

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from decimal import Decimal, InvalidOperation
+from collections.abc import Sequence
 from textwrap import fill
 
 from pytest_sdbench.base.text import clipped, columns, plain
@@ -33,6 +32,7 @@ from pytest_sdbench.report.cells import (
     untested,
     verdicts,
 )
+from pytest_sdbench.report.html.claims import share_rows
 from pytest_sdbench.report.html.headline import verdict_of
 from pytest_sdbench.report.results import VERDICTS, Row
 
@@ -183,29 +183,10 @@ def _is_open(row: Row) -> bool:
     )
 
 
-def _paired(rows: Iterable[Row]) -> list[tuple[Row, Row | None]]:
+def _paired(rows: Sequence[Row]) -> list[tuple[Row, Row | None]]:
     """Return rows, each published figure with its record where the two agree to the printed digits."""
-    records = {
-        (row.card, row.metric, row.protocol, row.verdict): row for row in rows if row.kind == "recorded"
-    }
-    found: list[tuple[Row, Row | None]] = []
-    shared = set()
-    for row in rows:
-        record = records.get((row.card, row.metric, row.protocol, row.verdict))
-        same = record is not None and row.kind == "published" and _agree(row, record)
-        if same and record is not None:
-            shared.add(record.node_id)
-        found.append((row, record if same else None))
-    return [(row, record) for row, record in found if row.node_id not in shared]
-
-
-def _agree(published: Row, record: Row) -> bool:
-    try:
-        text = Decimal(published.claimed_text.replace("_", ""))
-        known = Decimal(record.claimed_text.replace("_", ""))
-        return known.quantize(text) == text
-    except InvalidOperation:
-        return False
+    left, twins = share_rows(rows)
+    return [(row, twins.get(row.node_id)) for row in left]
 
 
 def _claims(rows: Sequence[Row], paint: Paint, width: int | None = None) -> str:

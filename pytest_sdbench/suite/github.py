@@ -42,7 +42,6 @@ class GithubReport:
         from pytest_sdbench.report.write import read_cards
 
         run = self.session
-        weights = {row.card: run.weights_for(run.files[row.node_id]) for row in run.rows}
         reports = ", ".join(code(told(path)) for path in run.settings.report)
         try:
             before = self.summary.stat().st_size if self.summary.is_file() else 0
@@ -50,7 +49,7 @@ class GithubReport:
                 run.rows,
                 read_cards(run.rows, run.files),
                 status=int(session.exitstatus),
-                instead={card: told(folder) for card, folder in weights.items() if folder is not None},
+                instead=run.replaced(),
                 ending=[f"Written: {reports}"] if reports else [],
                 room=SUMMARY - before - 1,
             )

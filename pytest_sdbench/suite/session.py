@@ -173,16 +173,17 @@ class SdbenchSession:
         found = [folder for key, folder in self.settings.weights.items() if self._means(key, path)]
         return found[0] if found else None
 
-    def _replaced(self) -> frozenset[str]:
-        """Return the cards whose checkpoint another one stands in for."""
-        return frozenset(row.card for row in self.rows if self.weights_for(self.files[row.node_id]))
+    def replaced(self) -> dict[str, str]:
+        """Return the checkpoint that stands in for a card's own, by card, as it is told."""
+        found = {row.card: self.weights_for(self.files[row.node_id]) for row in self.rows}
+        return {card: told(folder) for card, folder in found.items() if folder is not None}
 
     def _unjudged(self) -> list[str]:
         """Return the cards with claims of which none was compared with the checkpoint in its place."""
         if self.settings.samples:
             return []  # so few images were asked for, and compare with nothing
         found = []
-        for card in sorted(self._replaced()):
+        for card in sorted(self.replaced()):
             rows = [row for row in self.rows if row.card == card and row.test == "quality"]
             if not rows or compared(row.verdict for row in rows):
                 continue
@@ -196,11 +197,10 @@ class SdbenchSession:
         from pytest_sdbench.report.html.run import Run
 
         asked = self.config.invocation_params
-        weights = {row.card: self.weights_for(self.files[row.node_id]) for row in self.rows}
         return Run(
             command_again(map(str, asked.args), asked.dir),
             self.settings.store,
-            {card: told(folder) for card, folder in weights.items() if folder is not None},
+            self.replaced(),
             self._past(),
             status,
         )
@@ -306,7 +306,7 @@ class SdbenchSession:
                 finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
                 finished = finished and not (session.shouldstop or session.shouldfail)  # -x, --maxfail
                 diffs, refused, unwritten = write_records_of(
-                    self.rows, finished=finished, files=self.files, replaced=self._replaced()
+                    self.rows, finished=finished, files=self.files, replaced=frozenset(self.replaced())
                 )
                 self.diffs += diffs
                 lines = write_evidence_of(
@@ -314,7 +314,7 @@ class SdbenchSession:
                     Workspace(self.settings.store, self.settings.data, progress=False),
                     finished=finished,
                     files=self.files,
-                    replaced=self._replaced(),
+                    replaced=frozenset(self.replaced()),
                 )
                 self.written += [*refused, *unwritten, *lines]
                 if diffs or unwritten or lines:

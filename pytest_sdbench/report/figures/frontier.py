@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.text import clipped
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.report.cells import REACH
 from pytest_sdbench.report.figures.canvas import (
     BLUE,
     DPI,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-REACH = 1.96
-"""Standard errors on either side of a 95 % interval."""
 NOTE = "Full: measured, with its 95 % interval. Hollow: published. Line: no other card is better and cheaper."
 _HEIGHT = 2.35
 """Inches of a panel."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.text import clipped
+from pytest_sdbench.report.cells import REACH
 from pytest_sdbench.report.figures.canvas import (
     BETTER,
     BLUE,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-REACH = 1.96
-"""Standard errors on either side of a 95 % interval."""
 MOST = 24
 """Panels of a figure."""
 _HEIGHT, _ACROSS = 1.55, 2.1

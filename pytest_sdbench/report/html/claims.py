@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 
+from pytest_sdbench.cards.card import Card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import (
     COMPONENTS,
@@ -61,6 +63,16 @@ class ClaimLine:
     """What would tell, where it is inconclusive."""
     forest: Forest | None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it was judged and did not hold."""
+        return self.verdict in JUDGED and self.verdict != "pass"
+
+
+def labels_of(cards: Iterable[Card]) -> dict[tuple[str, str], str]:
+    """Return what cards call the metrics of their claims, by card and claim."""
+    return {(card.name, claim.id): claim.label for card in cards for claim in card.claims}
+
 
 def share_rows(rows: Sequence[Row]) -> tuple[list[Row], dict[str, Row]]:
     """Return rows without records that say what a published figure says, and these by its node id.
@@ -77,18 +89,20 @@ def share_rows(rows: Sequence[Row]) -> tuple[list[Row], dict[str, Row]]:
     for row in rows:
         other = published.get((row.card, row.protocol, row.metric))
         same = row.test == "quality" and row.kind == "recorded" and row.claimed is not None
-        if other is not None and same and row.verdict == other.verdict and _agree(other, row.claimed):
+        if other is not None and same and row.verdict == other.verdict and _agree(other, row):
             twins[other.node_id] = row
         else:
             left.append(row)
     return left, twins
 
 
-def _agree(published: Row, recorded: float | None) -> bool:
-    assert published.claimed is not None
-    _, _, digits = published.claimed_text.partition(".")
-    half = 0.5000001 * 10.0 ** -(len(digits) if digits.isdigit() else 0)
-    return recorded is not None and abs(published.claimed - recorded) <= half
+def _agree(published: Row, record: Row) -> bool:
+    """Return whether a record, rounded to the digits of a published figure, is that figure."""
+    try:
+        text = Decimal((published.claimed_text or repr(published.claimed)).replace("_", ""))
+        return Decimal(repr(record.claimed)).quantize(text) == text
+    except InvalidOperation:
+        return False
 
 
 def claim_lines(

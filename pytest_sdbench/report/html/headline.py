@@ -71,7 +71,7 @@ def headline(rows: Sequence[Row]) -> Headline:
     """
     count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
     judged, held = sum(count[verdict] for verdict in JUDGED), count["pass"]
-    of = f"{judged} {_claims(judged)}"
+    of = f"{judged} {claims_word(judged)}"
     if count["fail"]:
         more = f", and {count['error']} cannot be judged" if count["error"] else ""
         return Headline("fail", f"Do not release: {count['fail']} of {of} fell{more}")
@@ -82,7 +82,7 @@ def headline(rows: Sequence[Row]) -> Headline:
         return Headline("inconclusive", f"Cannot tell: {told} too close to call")
     quality = [row for row in rows if row.test == "quality"]
     absent = sum(row.verdict == "unavailable" for row in quality)
-    holds = f"{held} {_claims(held)} {'holds' if held == 1 else 'hold'}"
+    holds = f"{held} {claims_word(held)} {'holds' if held == 1 else 'hold'}"
     if not held:
         nothing = "nothing was measured"
         if any(row.measured is not None for row in rows):
@@ -148,7 +148,8 @@ def is_network(row: Row) -> bool:
     return row.test in NETWORK
 
 
-def _claims(number: int) -> str:
+def claims_word(number: int) -> str:
+    """Return the word for so many of them."""
     return "claim" if number == 1 else "claims"
 
 

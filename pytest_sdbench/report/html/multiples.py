@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_sdbench.metrics.registry import METRICS
-from pytest_sdbench.report.cells import COMPONENTS, figure, mebibytes
+from pytest_sdbench.report.cells import COMPONENTS, REACH, figure, mebibytes
 from pytest_sdbench.report.history import Measurement, Point, Run, Series, run_of, series_of
 from pytest_sdbench.report.html.axes import Axis, axis_of
 from pytest_sdbench.report.html.headline import JUDGED
@@ -18,8 +18,6 @@ WIDTH, HEIGHT = 300, 130
 LEFT, RIGHT, TOP, BOTTOM = 56, 10, 8, 22
 """Of a plot, in its own units."""
 _LARGEST = 1e100
-_NORMAL = 1.96
-"""Standard errors to either side of an interval of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def _multiple(series: Series) -> Multiple:
 
 def _bounds(each: Measurement) -> tuple[float, float]:
     """Return the ends of a figure's interval; a share lies between 0 and 1."""
-    half = _NORMAL * (each.standard_error or 0.0)
+    half = REACH * (each.standard_error or 0.0)
     low, high = each.value - half, each.value + half
     if each.metric in METRICS and METRICS[each.metric].share:
         return max(low, min(0.0, each.value)), min(high, max(1.0, each.value))

@@ -11,10 +11,9 @@ from pytest_sdbench.cards.card import Card, Claim
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.report.cells import titles
-from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, share_rows
+from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, labels_of, share_rows
 from pytest_sdbench.report.html.cost import Panel, cost_panels
 from pytest_sdbench.report.html.headline import (
-    JUDGED,
     Count,
     Gap,
     Headline,
@@ -106,9 +105,9 @@ def page_of(
     rows = [_with_claim(row, claims.get((row.card, row.name))) for row in rows]
     everything = rows
     rows, twins = share_rows(rows)
-    lines = claim_lines(rows, twins, {key: claim.label for key, claim in claims.items()})
+    lines = claim_lines(rows, twins, labels_of(cards))
     state = verdict_of(rows, run.status)
-    open_ones = [line for line in lines if line.verdict in JUDGED and line.verdict != "pass"]
+    open_ones = [line for line in lines if line.is_open]
     groups = pair_groups(rows, cards, run, room)
     pairs = [pair for group in groups for pair in group.pairs if pair.compares]
     names = list(dict.fromkeys(row.card for row in rows))
