@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
@@ -51,7 +50,6 @@ from pytest_sdbench.models.values import check_values
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.report.results import Row, results_json
-from pytest_sdbench.store.leases import lease_name
 from pytest_sdbench.store.pictures import format_pictures, parse_pictures
 from pytest_sdbench.store.shard_format import Damage, format_shard, parse_shard
 from pytest_sdbench.store.shards import Store
@@ -169,14 +167,12 @@ def in_store(name: str) -> Callable[[Path], None]:
     """Return what reads a store with one shard and a further file of this name."""
 
     def read(path: Path) -> None:
-        evidence = Store(path.parent / "store", lease_seconds=0.0).open("a" * 16, "b" * 16, {"device": "x"})
+        evidence = Store(path.parent / "store").open("a" * 16, "b" * 16, {"device": "x"})
         evidence.write(0, {"fid": np.ones((3, 4), np.float32)})
         assert isinstance(evidence.folder, Path)
         shutil.copy(path, evidence.folder / name.replace("WRITER", evidence.writer))
         assert (evidence.missing(3), len(evidence.writers(3))) == ([], 1)
         evidence.pace()
-        evidence.leases.take(range(64), evidence.storage.files())
-        evidence.leases.release(range(64))
         for action in ("ls", "gc"):
             assert main(["store", action, "--store", str(path.parent / "store")]) == 0
 
@@ -184,10 +180,6 @@ def in_store(name: str) -> Callable[[Path], None]:
 
 
 MANIFEST = b'{"format": 1, "checkpoint": "x", "draw": "y", "device": "cpu", "options": {"seed": 1}}'
-
-
-def lease() -> bytes:
-    return json.dumps({"host": "x", "pid": 1, "id": "y", "beat": 2}).encode()
 
 
 PROMPTS = 'file_name,text\n1.jpg,"A dog, asleep."\n2.jpg,"He said ""stop"""\n3.jpg,Un café\n'.encode()
@@ -332,7 +324,6 @@ KINDS = {
 SLOW = {
     "readme": Kind("README.md", readme, drafted),
     "manifest": Kind("manifest", lambda: MANIFEST, in_store("manifest-WRITER.json")),
-    "lease": Kind("lease", lease, in_store(lease_name(range(64)))),
     "pace": Kind("pace", lambda: b'{"seconds_per_image": 0.5}', in_store("pace-WRITER.json")),
 } | {
     file.replace("/", "-"): part(file, form)

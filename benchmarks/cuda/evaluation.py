@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,12 +127,12 @@ def _ours(
         evidence.prepare()
         tuning = Tuning(batch_size=batch, compile=compiled, overlap=True)
         scheduler = type(ready.pipeline.scheduler).__name__
-        with watching(scheduler=scheduler) as watch, closing(evidence.work(images)) as work:
+        with watching(scheduler=scheduler) as watch:
             make(
                 evidence,
                 networks.protocol,
                 networks.prompts,
-                work,
+                iter(evidence.missing(images)),
                 Setup(ready.pipeline, networks.extractors, str(asked.device), tuning),
                 n=images,
                 count=lambda some: stamps.append((time.perf_counter(), some)),

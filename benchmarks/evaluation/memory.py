@@ -20,7 +20,7 @@ from benchmarks import machine
 from benchmarks.turns import in_a_process
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate
-from pytest_sdbench.evaluation.evidence import open_evidence
+from pytest_sdbench.evaluation.job import open_evidence
 from pytest_sdbench.features.inception import WIDTH
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.moments import Array

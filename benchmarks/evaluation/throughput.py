@@ -19,7 +19,7 @@ from benchmarks.turns import Worker, spread, take_turns
 from pytest_sdbench.base.environment import release_memory, synchronise
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate
-from pytest_sdbench.evaluation.evidence import on_this_device
+from pytest_sdbench.evaluation.job import on_this_device
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features import inception
 from pytest_sdbench.features.extractors import column_widths

@@ -18,7 +18,7 @@ from benchmarks.family.members import spec
 from benchmarks.gate.pools import STORE
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.estimate import estimate
-from pytest_sdbench.evaluation.evidence import open_evidence
+from pytest_sdbench.evaluation.job import open_evidence
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.estimates import Estimate

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pytest_sdbench.base.errors import Unavailable, first_line
+from pytest_sdbench.base.part import ALONE, Part
 
 T = TypeVar("T")
 
@@ -31,14 +32,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def torch_device(asked: str, *, option: str, index: int = 0) -> str:
+def torch_device(asked: str, *, option: str, part: Part = ALONE) -> str:
     """Return the torch device that is meant; ``auto`` is a GPU where there is one.
 
-    Of several GPUs, the process with this index on this machine takes its own. Raises Unavailable, naming the
-    option, for a device that this machine has not.
+    Of several GPUs ``auto`` and ``cuda`` are all, and one of several processes takes its own. Raises
+    Unavailable, naming the option, for a device that this machine has not.
     """
     import torch
 
+    if asked in ("auto", "cuda") and torch.cuda.is_available():
+        number = torch.cuda.device_count()
+        return "cuda" if part.size == 1 < number else f"cuda:{part.local_rank % number}"
     if asked != "auto":
         try:
             torch.empty(0, device=asked)
@@ -46,9 +50,16 @@ def torch_device(asked: str, *, option: str, index: int = 0) -> str:
             remedy = "Leave the option out, or name a device of this machine"
             raise Unavailable(f"{option} {asked}: {first_line(error)}", remedy=remedy) from None
         return asked
-    if torch.cuda.is_available():
-        return f"cuda:{index % torch.cuda.device_count()}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def devices_of(device: str) -> list[str]:
+    """Return the devices that a torch device stands for: ``cuda`` for all GPUs."""
+    import torch
+
+    if device != "cuda":
+        return [device]
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or [device]
 
 
 @contextmanager

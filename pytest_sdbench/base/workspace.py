@@ -5,6 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_sdbench.base.part import ALONE, Part
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Workers of a Ray cluster, as a user asks for them."""
+
+    address: str = ""
+    """Of the cluster; empty: this machine alone."""
+    gpus: float | None = None
+    """Share of a GPU that a worker takes; None: a whole one, or none where the device is a CPU."""
+    workers: int | None = None
+    """At most so many; None: as many as the cluster has room for."""
+    mixed: bool = False
+    """Whether workers of other devices or library versions than the first one may take part."""
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -24,3 +40,7 @@ class Workspace:
     """Whether to show progress bars."""
     keep_images: int | str = "auto"
     """Images of a draw whose pictures are kept; `all`, or `auto`: some, where they are made anyway."""
+    part: Part = ALONE
+    """This process among those that make the same images, each its share."""
+    pool: Pool | None = None
+    """The cluster whose workers make the images; None: this process does."""

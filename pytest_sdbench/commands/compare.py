@@ -16,8 +16,9 @@ from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands.shared import find_card_of, first_images, share, show, write_figures
 from pytest_sdbench.commands.systems import KINDS, lone, system_of
 from pytest_sdbench.evaluation.evaluate import CUT, evaluate
-from pytest_sdbench.evaluation.evidence import Extras, NothingToMeasure
+from pytest_sdbench.evaluation.evidence import NothingToMeasure
 from pytest_sdbench.evaluation.fidelity import pairs_of
+from pytest_sdbench.evaluation.job import Extras
 from pytest_sdbench.gate.binomial import lower_bound, repeats_of, trials_of, upper_bound
 from pytest_sdbench.gate.fidelity import other_setups
 from pytest_sdbench.gate.recorded import evidence_path, read_recorded

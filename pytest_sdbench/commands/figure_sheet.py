@@ -13,7 +13,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.sample import protocols_of
 from pytest_sdbench.commands.systems import System, lone, system_of
 from pytest_sdbench.evaluation.evaluate import evaluate
-from pytest_sdbench.evaluation.evidence import Extras
+from pytest_sdbench.evaluation.job import Extras
 from pytest_sdbench.evaluation.kept_pictures import Album
 from pytest_sdbench.gate.fidelity import image_scores
 from pytest_sdbench.metrics.estimates import Estimate

@@ -13,7 +13,7 @@ from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.shared import share, show, write_figures, write_text
-from pytest_sdbench.evaluation.evidence import on_this_device
+from pytest_sdbench.evaluation.job import on_this_device
 from pytest_sdbench.evaluation.known import known_estimate
 from pytest_sdbench.gate.trends import Trend, trends
 from pytest_sdbench.metrics.change_points import ERROR, Change

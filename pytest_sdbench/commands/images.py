@@ -87,7 +87,7 @@ def export(
     no extractor is asked. Raises SdbenchError for a folder that holds anything else, and for a card of
     several protocols without a `name`; else as `make_evidence`.
     """
-    from pytest_sdbench.evaluation.evidence import on_this_device
+    from pytest_sdbench.evaluation.job import on_this_device
     from pytest_sdbench.evaluation.kept_pictures import Album
     from pytest_sdbench.store.shard_folder import in_grid
 

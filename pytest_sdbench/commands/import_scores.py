@@ -72,7 +72,7 @@ class Value:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    from pytest_sdbench.evaluation.evidence import on_this_device, open_evidence
+    from pytest_sdbench.evaluation.job import on_this_device, open_evidence
     from pytest_sdbench.protocols.load import load_protocol
     from pytest_sdbench.protocols.prompts import load_prompts
 

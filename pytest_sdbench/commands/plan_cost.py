@@ -24,8 +24,8 @@ from pytest_sdbench.commands.plan_downloads import (
 )
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.commands.shared import named_card, weights_of
-from pytest_sdbench.evaluation.evidence import Extras, kept_images, on_this_device, open_evidence
 from pytest_sdbench.evaluation.fidelity import known_pairs, other_scheduler, pairs_of
+from pytest_sdbench.evaluation.job import Extras, kept_images, on_this_device, open_evidence
 from pytest_sdbench.features.extractors import column_widths, extractor_of
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.gap import Gap

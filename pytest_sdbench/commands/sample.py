@@ -1,22 +1,21 @@
 """Make the images of cards, as one of any number of processes that share a store.
 
-The processes need not know of each other: each makes the shards of the store that no other is making. One
-that a launcher (accelerate, torchrun) started begins at its share of them and takes the device of its rank.
+A process that a launcher started (accelerate, torchrun, srun, a Slurm array), or that was told which part it
+is, begins with its share, takes the device of its rank, and then helps the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.options import weights_by_card
+from pytest_sdbench.base.part import Part
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import own_names
 from pytest_sdbench.cards.network import checkpoint_of
@@ -32,6 +31,7 @@ from pytest_sdbench.commands.shared import (
 
 if TYPE_CHECKING:
     from pytest_sdbench.cards.card import Card
+    from pytest_sdbench.evaluation.evidence import CompleteEvidence, Request
     from pytest_sdbench.evaluation.tuning import Tuning
     from pytest_sdbench.protocols.protocol import Protocol
 
@@ -46,41 +46,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=int, metavar="N", help=told)
     told = "beside each other on a CPU; default: found"
     command.add_argument("--workers", type=int, metavar="N", help=told)
+    told = "be the K-th of N processes that share the work; default: what the launcher says"
+    command.add_argument("--part", type=_part, metavar="K/N", help=told)
 
 
-@dataclass(frozen=True)
-class World:
-    """This process among those that one launcher started."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
-        """Read what accelerate and torchrun say of a process; without them it is the only one.
-
-        Raises SdbenchError for what is no number or contradicts itself.
-        """
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        found = {name: environment[name] for name in alone if name in environment}
-        try:
-            world = cls(*map(int, (alone | found).values()))
-        except ValueError:
-            world = None
-        if world is None or not (0 <= world.rank < world.size and world.local_rank >= 0):
-            message = "the variables of the launcher contradict each other"
-            remedy = "Start it with `accelerate launch -m pytest_sdbench sample`, or unset these variables"
-            raise SdbenchError(message, key="environment", found=found, remedy=remedy)
-        return world
-
-    def share_cores(self) -> None:
-        """Take this process's part of the CPU's cores, unless its number of threads is set."""
-        import torch
-
-        if self.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.local_size))
+def _part(text: str) -> Part:
+    try:
+        return Part.from_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"found {text!r}; {error}") from None
 
 
 def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
@@ -101,7 +75,7 @@ def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
     return found
 
 
-def sample_card(
+def requests_of(
     card: Card,
     workspace: Workspace,
     *,
@@ -109,66 +83,89 @@ def sample_card(
     images: int | None = None,
     weights: Path | None = None,
     tuning: Tuning | None = None,
-    world: World | None = None,
-) -> list[str]:
-    """Make what the store lacks of a card, and return a line for each protocol.
+) -> list[Request]:
+    """Return what the store lacks of a card, by protocol.
 
     Raises Unavailable, CheckpointError, DataError and EvidenceError, as an evaluation does.
     """
-    from pytest_sdbench.evaluation.evidence import Extras, make_evidence
+    from pytest_sdbench.evaluation.evidence import request
+    from pytest_sdbench.evaluation.fidelity import pairs_of
+    from pytest_sdbench.evaluation.job import Extras
+
+    found = []
+    checkpoint = None
+    for protocol in protocols_of(card, names):
+        checkpoint = checkpoint or checkpoint_of(card, weights, download=workspace.download)
+        wanted = protocol if images is None else protocol.with_samples(min(images, protocol.n))
+        # What compares pictures later needs all of them.
+        extras = Extras(keep=wanted.n if pairs_of(protocol) else 0)
+        found.append(request(checkpoint, wanted, workspace, tuning=tuning, extras=extras))
+    return found
+
+
+def told_of(name: str, found: CompleteEvidence) -> list[str]:
+    """Return what to tell of the evidence of a card under one protocol."""
     from pytest_sdbench.evaluation.fidelity import pairs_of
     from pytest_sdbench.metrics.registry import METRICS
 
-    world = world or World()
-    protocols = protocols_of(card, names)
-    checkpoint = checkpoint_of(card, weights, download=workspace.download)
-    workspace, start_at = replace(workspace, progress=world.rank == 0), world.rank / world.size
-    lines = []
-    for protocol in protocols:
-        wanted = protocol if images is None else protocol.with_samples(min(images, protocol.n))
-        pairs = pairs_of(protocol)
-        # What compares pictures later needs all of them.
-        extras = Extras(keep=wanted.n if pairs else 0)
-        made = make_evidence(checkpoint, wanted, workspace, tuning=tuning, start_at=start_at, extras=extras)
-        counts = f"{wanted.n:,} images in the store, {made.images_made:,} made here"
-        lines.append(f"{card.name}: {protocol.name}: {counts}")
-        if pairs:
-            labels = ", ".join(METRICS[metric].label for metric in pairs)
-            told = f"{labels} are told when the card is judged, and need the reference's pictures, too"
-            lines.append(f"{card.name}: {protocol.name}: {told}: sample its card under this protocol")
+    protocol = found.drawn
+    beginning = f"{name}: {protocol.name}:"
+    lines = [f"{beginning} {protocol.n:,} images in the store, {found.images_made:,} made here"]
+    if pairs := pairs_of(protocol):
+        labels = ", ".join(METRICS[metric].label for metric in pairs)
+        told = f"{labels} are told when the card is judged, and need the reference's pictures, too"
+        lines.append(f"{beginning} {told}: sample its card under this protocol")
     return lines
 
 
 def run(options: argparse.Namespace) -> int:
     """Sample cards one after the other; return 1 where one could not be, having done the others."""
+    from pytest_sdbench.evaluation.evidence import fulfil
     from pytest_sdbench.evaluation.tuning import Tuning
 
     check_counts(options, "images", "batch_size", "workers")
-    names, world = own_names(cards_of(options.cards)), World.from_environment()
-    world.share_cores()
-    device = torch_device(options.device, option="--device", index=world.local_rank)
+    names = own_names(cards_of(options.cards))
+    part = options.part or Part.from_environment()
+    part.share_cores()
     workspace = Workspace(
-        options.store, options.data, device, download=options.download, keep_images=options.keep_images
+        options.store,
+        options.data,
+        torch_device(options.device, option="--device", part=part),
+        download=options.download,
+        progress=part.rank == 0,
+        keep_images=options.keep_images,
+        part=part,
     )
     weights = weights_of(names, weights_by_card(options.weights))
     # A process of this command makes images and ends: it may keep its memory.
     tuning = Tuning(batch_size=options.batch_size, workers=options.workers, keep_memory=True)
-    failed = 0
+    asked: dict[int, str] = {}
+    requests, failed = list[Request](), 0
+
+    def fail(name: str, error: SdbenchError) -> None:
+        nonlocal failed
+        failed += 1
+        show(f"{name}: not sampled: {own_words(error, options)}", sys.stderr)
+
     for path, name in names.items():
         try:
-            lines = sample_card(
+            found = requests_of(
                 named_card(path, name),
                 workspace,
                 names=options.protocol,
                 images=options.images,
                 weights=weights.get(path),
                 tuning=tuning,
-                world=world,
             )
         except SdbenchError as error:
-            failed += 1
-            show(f"{name}: not sampled: {own_words(error, options)}", sys.stderr)
+            fail(name, error)
             continue
-        for line in lines:
-            show(line if world.size == 1 else f"[{world.rank}] {line}")
+        requests += found
+        asked |= {id(each): name for each in found}
+    for each, outcome in fulfil(requests):
+        if isinstance(outcome, SdbenchError):
+            fail(asked[id(each)], outcome)
+            continue
+        for line in told_of(asked[id(each)], outcome):
+            show(line if part.size == 1 else f"[{part.rank}] {line}")
     return int(failed > 0)

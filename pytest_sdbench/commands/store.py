@@ -21,7 +21,6 @@ from pytest_sdbench.commands.shared import share, show
 from pytest_sdbench.report.cells import plain_table
 from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage
 from pytest_sdbench.store.kept import holds_pictures
-from pytest_sdbench.store.leases import PREFIX
 from pytest_sdbench.store.older import manifests
 from pytest_sdbench.store.pictures import pictures_range
 from pytest_sdbench.store.shard_folder import ShardFolder
@@ -34,7 +33,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     ls = actions.add_parser("ls", help="list what it holds of which checkpoint and draw")
     ls.add_argument("--json", action="store_true", help="as JSON, sizes in bytes")
     told = (
-        "remove what nothing needs: damaged and unfinished files, leases that nobody renews, shards that a "
+        "remove what nothing needs: damaged and unfinished files, leases of earlier versions, shards that a "
     )
     gc = actions.add_parser("gc", help=f"{told}longer one covers")
     told = "also evidence that nothing was written to for so many days"
@@ -154,9 +153,9 @@ def inventory(store: Path | str) -> list[Holding]:
 def leftovers(store: Path | str, *, older_than: float | None = None) -> Iterator[Leftover]:
     """Yield what nothing needs: of each folder, or with `older_than`, in days, folders not written to since.
 
-    Files set aside as damaged. Files that were never finished, and leases, of more than a day ago. Shards
-    whose images are all in a longer one of the same columns that is sound, and pictures likewise. Raises
-    EvidenceError.
+    Files set aside as damaged. Files that were never finished, and leases of earlier versions, of more than
+    a day ago. Shards whose images are all in a longer one of the same columns that is sound, and pictures
+    likewise. Raises EvidenceError.
     """
     root, now = open_storage(store), time.time()
     for folder in _folders(root):
@@ -229,6 +228,8 @@ def _draw_of(said: list[dict[str, Any]]) -> str | None:
 
 
 _PICTURES = "pictures"
+LEASE = "lease-"
+"""How files began with which processes of earlier versions shared their work."""
 
 
 def _content(name: str) -> tuple[str, range] | None:
@@ -260,8 +261,8 @@ def _unneeded(folder: ShardFolder, files: Mapping[str, Stamp], now: float) -> It
     for name, stamp in sorted(files.items()):
         if name.endswith(DAMAGED):
             yield name, "damaged, and set aside"
-        elif name.startswith((TEMPORARY, PREFIX)) and 0 < stamp.modified < now - _DAY:
-            yield name, "never finished" if name.startswith(TEMPORARY) else "a lease that nobody renews"
+        elif name.startswith((TEMPORARY, LEASE)) and 0 < stamp.modified < now - _DAY:
+            yield name, "never finished" if name.startswith(TEMPORARY) else "a lease of an earlier version"
         elif (content := _content(name)) is not None:
             kind, images = content
             longer, other = max(alike[kind, images.start], key=lambda each: len(each[0]))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -63,22 +63,35 @@ class Setup:
         return self.device.startswith("cpu")
 
 
+class Work(NamedTuple):
+    """What was drawn."""
+
+    images: int
+    seconds: float
+    """With what decodes, measures and writes them, and without what loads networks."""
+
+
+NO_WORK = Work(0, 0.0)
+
+
 def make(
     evidence: Evidence,
     protocol: Protocol,
     prompts: Sequence[str],
-    work: Iterator[range],
+    shards: Iterator[range],
     setup: Setup,
     *,
     n: int,
     count: Callable[[int], object] = lambda images: None,
-) -> int:
-    """Make the shards that `work` yields, write each when it is whole, and return the number of images.
+    done: Callable[[range], object] = lambda images: None,
+) -> Work:
+    """Make the shards that an iterator yields, write each when it is whole, and return what was drawn.
 
     Of each shard those columns alone are made that lack, and the pictures where they are to be kept.
-    `n` is the number of images of the whole run, of which `work` yields the missing ones: how many threads
+    `n` is the number of images of the whole run, of which `shards` yields missing ones: how many threads
     compute an image depends on `n` alone, so that a run that goes on makes the bits of an undisturbed one.
-    `count` is told of images as they are made. Raises what the sampler, the extractors and the store raise;
+    Whoever yields a shard has just listed the folder. `count` is told of images as they are made, and `done`
+    of each shard that is whole in the store. Raises what the sampler, the extractors and the store raise;
     what was written stays. At the end the pipeline, torch's threads and its precision are as they were.
     """
     from pytest_sdbench.evaluation.sampler import Sampler, draws_singly
@@ -89,7 +102,8 @@ def make(
         protocol,
         setup,
         count,
-        work,
+        done,
+        shards,
         batch_size=1 if single else tuning.batch_size or default_batch_size(protocol, setup.device),
         chunk=default_decoding(protocol, setup.device),
     )
@@ -107,10 +121,7 @@ def make(
     ):
         started = time.monotonic()
         _in_workers(workers, run, sampler)
-        seconds = time.monotonic() - started
-    if run.made:
-        evidence.keep_pace(seconds / run.made)
-    return run.made
+        return Work(run.made, time.monotonic() - started)
 
 
 @dataclass(eq=False)
@@ -121,7 +132,8 @@ class _Run:
     protocol: Protocol
     setup: Setup
     count: Callable[[int], object]
-    work: Iterator[range]
+    done: Callable[[range], object]
+    wanted: Iterator[range]
     batch_size: int
     chunk: int
     """Pictures that the VAE decodes at a time."""
@@ -133,7 +145,7 @@ class _Run:
         """Yield the shards that fall to one worker."""
         while not self.stop.is_set():
             with self.lock:
-                images = next(self.work, None)
+                images = next(self.wanted, None)
             if images is None:
                 return
             yield images
@@ -164,10 +176,10 @@ def _work(run: _Run, sampler: Sampler) -> None:
     """Make shards until there are none left."""
     with _Finisher(run, sampler) as finisher:
         for images in run.shards():
-            gap = run.evidence.gap(images)
+            gap = run.evidence.gap(images, last=True)
             left = list(images) if gap else []
             if not gap:  # somebody has filled it
-                run.evidence.leases.release(images)
+                run.done(images)
             while left and not run.stop.is_set():
                 latents = _draw(run, sampler, left)
                 left = left[len(latents.indices) :]
@@ -273,6 +285,7 @@ class _Finisher:
         if not wanted:
             shard = {}
         self._run.evidence.write(gap.images.start, shard, pictures=pictures, reference=drawn_with)
+        self._run.done(gap.images)
 
     def _through_codec(self, images: Images) -> Images:
         steps = self._run.protocol.image

@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_sdbench.base.errors import CheckpointError, PictureLoss, SdbenchError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.estimate import estimate
-from pytest_sdbench.evaluation.evidence import (
-    PLAIN,
-    CompleteEvidence,
-    Extras,
-    Load,
-    NothingToMeasure,
-    make_evidence,
-)
+from pytest_sdbench.evaluation.evidence import CompleteEvidence, NothingToMeasure, make_evidence
 from pytest_sdbench.evaluation.fidelity import (
     Reference,
     Setups,
@@ -35,6 +28,7 @@ from pytest_sdbench.evaluation.fidelity import (
     setups_of_pairs,
     setups_of_references,
 )
+from pytest_sdbench.evaluation.job import PLAIN, Extras, Load
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features.references import load_references
 from pytest_sdbench.metrics.estimates import Estimate, Undefined

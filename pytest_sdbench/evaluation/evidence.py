@@ -2,74 +2,35 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_sdbench.base.environment import device_name, versions
-from pytest_sdbench.base.errors import EvidenceError, Unavailable
-from pytest_sdbench.base.paths import shown, told
+from pytest_sdbench.base.errors import EvidenceError, SdbenchError, Unavailable
 from pytest_sdbench.base.progress import Progress
-from pytest_sdbench.base.text import duration
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.engine import Setup, make
-from pytest_sdbench.evaluation.measuring import measure_kept
-from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
-from pytest_sdbench.features.extractors import (
-    column_keys,
-    describe,
-    extractor_of,
-    identity,
-    open_extractors,
-    outputs_of,
+from pytest_sdbench.evaluation.executors import local, static
+from pytest_sdbench.evaluation.job import (
+    PLAIN,
+    Extras,
+    Job,
+    Load,
+    check_number,
+    images_of,
+    on_this_device,
+    open_evidence,
 )
+from pytest_sdbench.evaluation.tuning import Tuning
+from pytest_sdbench.features.extractors import describe, extractor_of, identity, outputs_of
 from pytest_sdbench.metrics.definition import column
-from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.prompts import load_prompts
-from pytest_sdbench.protocols.protocol import DRAWN, Protocol
-from pytest_sdbench.protocols.sections import SequentialSeeds
+from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.gap import Gap
-from pytest_sdbench.store.shards import Evidence, Store
+from pytest_sdbench.store.shards import Evidence
 
 if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
-
-Load = Callable[[str], Any]
-"""Makes the pipeline under test, given the name of a dtype."""
-
-
-_KEPT = 64
-"""Images of a draw whose pictures are kept where nobody says how many."""
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What a run wants of a draw beside, or instead of, what its protocol's metrics read."""
-
-    columns: Mapping[str, str] | None = None
-    """The key of each wanted column by its name in rows; None: those that the metrics read."""
-    keep: int = 0
-    """The pictures of so many images, from the first one on and in whole shards, are needed, whatever the
-    workspace says."""
-    later: int = 0
-    """Of so many images others of this run will need the pictures: they are kept of what is drawn anyway,
-    where the workspace leaves that open."""
-    reference: Evidence | None = None
-    """Whose kept pictures paired extractors compare with."""
-    original: Callable[[], Checkpoint] | None = None
-    """Finds the checkpoint that an evaluation draws those pictures with, where a metric needs them."""
-    instead: str = ""
-    """What else can be done where that checkpoint has another scheduler than the protocol."""
-    original_store: Path | str | None = None
-    """Where they are kept; None: beside the evaluation's own. Where a pipeline of one's own draws, the two
-    may have one key."""
-
-
-PLAIN = Extras()
 
 
 class NothingToMeasure(Unavailable):
@@ -101,6 +62,51 @@ class CompleteEvidence:
     """By metric: why what it reads is neither known nor to be had here."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """Evidence of a checkpoint under a protocol that is asked for, and what it takes to complete it."""
+
+    job: Job
+    evidence: Evidence
+    prompts: tuple[str, ...]
+    lacking: Mapping[str, Unavailable]
+    """By metric: why what it reads is neither known nor to be had here."""
+
+
+def request(
+    checkpoint: Checkpoint,
+    protocol: Protocol,
+    workspace: Workspace,
+    *,
+    tuning: Tuning | None = None,
+    max_images: int | None = None,
+    load: Load | None = None,
+    extras: Extras = PLAIN,
+) -> Request:
+    """Find out what the store lacks of a checkpoint under a protocol; for the rest see `make_evidence`."""
+    prompts, device = load_prompts(protocol, workspace.data_root), workspace.device
+    asked = protocol if workspace.dtype is None else protocol.with_dtype(workspace.dtype)
+    tuning = tuning or Tuning()
+    open_one = partial(open_evidence, workspace, checkpoint, batch_size=tuning.batch_size, extras=extras)
+    asked = on_this_device(asked, device)
+    drawn, evidence, gaps, absent = _open_what_can_be_had(asked, workspace, open_one)
+    check_number(gaps, max_images, protocol, evidence)
+    # Who finds the original, and how, is known here alone.
+    wanted = replace(extras, original=None)
+    job = Job(checkpoint, drawn, workspace, tuple(gaps), tuning, wanted, max_images, load)
+    return Request(job, evidence, prompts, absent)
+
+
+def fulfil(requests: Sequence[Request]) -> Iterator[tuple[Request, CompleteEvidence | SdbenchError]]:
+    """Make what some requests lack, one by one; yield the evidence of each, or why it is not whole."""
+    for each in requests:
+        try:
+            made = _make_here(each) if each.job.gaps else 0
+            yield each, _complete(each, made)
+        except SdbenchError as error:
+            yield each, error
+
+
 def make_evidence(
     checkpoint: Checkpoint,
     protocol: Protocol,
@@ -109,7 +115,6 @@ def make_evidence(
     tuning: Tuning | None = None,
     max_images: int | None = None,
     load: Load | None = None,
-    start_at: float = 0.0,
     extras: Extras = PLAIN,
 ) -> CompleteEvidence:
     """Make the images of a protocol that the store lacks, and what its extractors say of them.
@@ -118,48 +123,47 @@ def make_evidence(
     its picture where that is kept, else the image is drawn again. A column whose extractor is not on this
     machine is left out, with the reason in `lacking`, unless no metric is left then.
 
-    Any number of processes and hosts may do so at once in one store: each makes the shards that no other is
-    making, from the fraction `start_at` of them on. Arguments and errors are those of `evaluate`; what the
-    store holds is counted at the end, so that whoever empties it meanwhile is noticed.
+    Any number of processes and hosts may do so at once in one store; `workspace` says which part is this
+    one's, or which cluster does the work. Arguments and errors are those of `evaluate`; what the store holds
+    is counted at the end, so that whoever empties it meanwhile is noticed.
     """
-    from pytest_sdbench.models.pipeline import load_pipeline
+    asked = request(
+        checkpoint,
+        protocol,
+        workspace,
+        tuning=tuning,
+        max_images=max_images,
+        load=load,
+        extras=extras,
+    )
+    ((_, outcome),) = fulfil([asked])
+    if isinstance(outcome, SdbenchError):
+        raise outcome
+    return outcome
 
-    prompts, device = load_prompts(protocol, workspace.data_root), workspace.device
-    asked = protocol if workspace.dtype is None else protocol.with_dtype(workspace.dtype)
-    tuning, made = tuning or Tuning(), 0
-    open_one = partial(open_evidence, workspace, checkpoint, batch_size=tuning.batch_size, extras=extras)
-    asked = on_this_device(asked, device)
-    drawn, evidence, gaps, absent = _open_what_can_be_had(asked, workspace, open_one)
-    _check_number(gaps, max_images, protocol, evidence)
-    if gaps:
-        evidence.prepare()
-        lacking = frozenset[str]().union(*(gap.columns for gap in gaps))
-        extractors = open_extractors(
-            drawn,
-            columns=lacking,
-            data_root=workspace.data_root,
-            device=device,
-            download=workspace.download,
-        )
-        title, missing = f"{checkpoint.spec}: {protocol.name}", _images_of(gaps)
-        with Progress(missing, "images", title, shown=workspace.progress) as shower:
-            work = evidence.work(protocol.n, start_at=start_at, only=lambda gap: not gap.draws)
-            with closing(work):
-                reference, count = extras.reference, shower.update
-                measure_kept(evidence, drawn, work, extractors, reference=reference, count=count)
-            _check_number(left := evidence.gaps(protocol.n), max_images, protocol, evidence)
-            if any(gap.draws for gap in left):
-                dtype = drawn.sampling.dtype
-                pipeline = load(dtype) if load else load_pipeline(checkpoint, device=device, dtype=dtype)
-                setup = Setup(pipeline, extractors, device, tuning, extras.reference)
-                work = evidence.work(protocol.n, start_at=start_at, only=lambda gap: gap.draws)
-                with closing(work):
-                    made = make(evidence, drawn, prompts, work, setup, n=protocol.n, count=shower.update)
-        if lost := _images_of(evidence.gaps(protocol.n)):
-            there = f"{protocol.n - lost:,} of {protocol.n:,} images are in the store"
-            what, remedy = f"{there}: the others were removed meanwhile", "Run again: they are made anew"
-            raise EvidenceError(what, file=evidence.folder, remedy=remedy)
-    return CompleteEvidence(evidence, prompts, drawn, made, absent)
+
+def _make_here(request: Request) -> int:
+    """Make what a request lacks in this process, or on this machine; return how many images were drawn."""
+    job, evidence = request.job, request.evidence
+    evidence.prepare()
+    with Progress(job.images, "images", job.title, shown=job.workspace.progress) as shower:
+        if job.workspace.part.size > 1:
+            work = static.make(job, evidence, count=shower.update, elsewhere=shower.update)
+        else:
+            work = local.make(job, evidence, count=shower.update)
+    if work.images:
+        evidence.keep_pace(work.seconds / work.images)
+    return work.images
+
+
+def _complete(request: Request, made: int) -> CompleteEvidence:
+    """Return the evidence, which is whole by now; raises EvidenceError where it is not."""
+    protocol, evidence = request.job.protocol, request.evidence
+    if request.job.gaps and (lost := images_of(evidence.gaps(protocol.n))):
+        there = f"{protocol.n - lost:,} of {protocol.n:,} images are in the store"
+        what, remedy = f"{there}: the others were removed meanwhile", "Run again: they are made anew"
+        raise EvidenceError(what, file=evidence.folder, remedy=remedy)
+    return CompleteEvidence(evidence, request.prompts, protocol, made, request.lacking)
 
 
 def _open_what_can_be_had(
@@ -198,92 +202,3 @@ def _open_what_can_be_had(
         evidence = open_one(fewer)
         gaps = evidence.gaps(protocol.n)
     return fewer, evidence, gaps, reasons
-
-
-def _images_of(gaps: Iterable[Gap]) -> int:
-    return sum(len(gap.images) for gap in gaps)
-
-
-def _check_number(gaps: Sequence[Gap], most: int | None, protocol: Protocol, evidence: Evidence) -> None:
-    """Raise Unavailable where more images are to be drawn than this run may make."""
-    missing = _images_of(gap for gap in gaps if gap.draws)
-    if most is not None and missing > most:
-        raise _too_many(missing, most, protocol, evidence.pace())
-
-
-def _too_many(missing: int, most: int, protocol: Protocol, pace: float | None) -> Unavailable:
-    """Return the reason for a score that costs more images than this run may make."""
-    cost = f"{protocol.sampling.steps} steps each"
-    if pace is not None:
-        cost += f", about {duration(missing * pace)} on this machine"
-    return Unavailable(
-        f"{missing:,} of {protocol.n:,} images are not in the store ({cost}), and this run makes at most "
-        f"{most:,} of a checkpoint and protocol",
-        key=protocol.name,
-        remedy="To make them: --sdbench-max-images all",
-    )
-
-
-def open_evidence(
-    workspace: Workspace,
-    checkpoint: Checkpoint,
-    protocol: Protocol,
-    *,
-    batch_size: int | None = None,
-    extras: Extras = PLAIN,
-) -> Evidence:
-    """Return what the store holds of a checkpoint under a protocol: features and scores of images.
-
-    Raises Unavailable where the weights of an extractor are not on this machine: they are in the keys of its
-    columns.
-    """
-    data = workspace.data_root
-    manifest = {
-        # Of a folder elsewhere the name alone: evidence is passed on, and where somebody keeps files is not.
-        "checkpoint_spec": re.sub(r"(?<!\S)/\S*/(?=\S)", "", told(checkpoint.spec)),
-        "protocol": protocol.model_dump(mode="json", include=DRAWN),
-        "device": device_name(workspace.device),
-        "versions": versions(),
-        "batch_size": batch_size or default_batch_size(protocol, workspace.device),
-        # What the run was told, and not the command: there may stand in it what is nobody's business.
-        "options": {
-            "device": workspace.device,
-            "dtype": workspace.dtype,
-            "data": None if data is None else shown(data),
-        },
-    }
-    against = None if extras.reference is None else str(extras.reference.manifest["checkpoint"])
-    here = replace(workspace, download=False)
-    columns = column_keys(protocol, against, here) if extras.columns is None else extras.columns
-    keep, insists = kept_images(protocol, workspace.keep_images, extras.keep, extras.later)
-    key = checkpoint.fingerprint, protocol.draw_fingerprint
-    return Store(workspace.store).open(*key, manifest, columns, keep=keep, insists=insists)
-
-
-def kept_images(protocol: Protocol, asked: int | str, needed: int = 0, later: int = 0) -> tuple[int, bool]:
-    """Return of how many images pictures are kept, and whether those that lack are drawn for that alone.
-
-    `asked` is what a workspace says; `needed` and `later` are the `keep` and `later` of extras.
-    """
-    if needed or asked != "auto":
-        number = asked if isinstance(asked, int) else protocol.n if asked == "all" else 0
-        return max(needed, number), True
-    return max(_KEPT, later, *compared_pictures([protocol]).values()), False
-
-
-def compared_pictures(protocols: Iterable[Protocol]) -> dict[str, int]:
-    """Return, by draw, of how many images the metrics of pairs of any protocol compare the pictures."""
-    found: dict[str, int] = {}
-    for protocol in protocols:
-        if any(METRICS[metric].reads == "pair" for metric in protocol.metrics):
-            draw = protocol.draw_fingerprint
-            found[draw] = max(protocol.n, found.get(draw, 0))
-    return found
-
-
-def on_this_device(protocol: Protocol, device: str) -> Protocol:
-    """Return the protocol as this device can draw it: a CUDA generator needs CUDA."""
-    seeds = protocol.seeds
-    if isinstance(seeds, SequentialSeeds) and seeds.device == "cuda" and not device.startswith("cuda"):
-        return protocol.with_seeds_on("cpu")
-    return protocol

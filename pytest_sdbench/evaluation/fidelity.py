@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.evidence import Extras, make_evidence, on_this_device, open_evidence
+from pytest_sdbench.evaluation.evidence import make_evidence
+from pytest_sdbench.evaluation.job import Extras, on_this_device, open_evidence
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.registry import METRICS

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.evidence import CompleteEvidence, Extras, make_evidence
+from pytest_sdbench.evaluation.evidence import CompleteEvidence, make_evidence
+from pytest_sdbench.evaluation.job import Extras
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.pictures import Pictures
 

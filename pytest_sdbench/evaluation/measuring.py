@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_sdbench.base.environment import true_float32
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.store.gap import Gap
 from pytest_sdbench.store.kept import not_kept
 from pytest_sdbench.store.shards import Evidence
 
@@ -27,33 +27,29 @@ class Beside:
 def measure_kept(
     evidence: Evidence,
     protocol: Protocol,
-    work: Iterator[range],
+    gap: Gap,
     extractors: Extractors,
     *,
     reference: Evidence | None = None,
-    count: Callable[[int], object] = lambda images: None,
-) -> None:
-    """Fill the columns that lack in the shards that `work` yields, as far as their pictures are kept.
+) -> bool:
+    """Fill the columns that lack in a shard from its kept pictures, and return whether that could be done.
 
-    What is damaged stays a gap. Paired extractors compare with the pictures of `reference`. `count` is told
-    of images as they are measured. Raises what the extractors and the store raise; what was written stays.
+    What is not kept, or damaged, stays a gap. Paired extractors compare with the pictures of `reference`.
+    Raises what the extractors and the store raise.
     """
-    with true_float32():
-        for images in work:
-            gap = evidence.gap(images)
-            kept = None if gap.draws or not gap.columns else evidence.pictures(images)
-            flags = None if kept is None else evidence.flags(images)
-            if kept is None or flags is None:
-                evidence.leases.release(images)
-                continue
-            pictures, artist = kept
-            wanted = extractors.only(gap.columns)
-            beside = references_of(reference, protocol, wanted, images)
-            measured = apply_image_steps(pictures.images, protocol.image)
-            rows = wanted.extract(measured, pictures.prompts, None if beside is None else beside.images)
-            drawn_with = None if beside is None else beside.drawn_with
-            evidence.write(images.start, {**rows, **flags}, artist=artist, reference=drawn_with)
-            count(len(images))
+    images = gap.images
+    kept = None if gap.draws or not gap.columns else evidence.pictures(images)
+    flags = None if kept is None else evidence.flags(images)
+    if kept is None or flags is None:
+        return False
+    pictures, artist = kept
+    wanted = extractors.only(gap.columns)
+    beside = references_of(reference, protocol, wanted, images)
+    measured = apply_image_steps(pictures.images, protocol.image)
+    rows = wanted.extract(measured, pictures.prompts, None if beside is None else beside.images)
+    drawn_with = None if beside is None else beside.drawn_with
+    evidence.write(images.start, {**rows, **flags}, artist=artist, reference=drawn_with)
+    return True
 
 
 def references_of(

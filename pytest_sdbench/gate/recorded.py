@@ -197,7 +197,7 @@ def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Pat
     lacks the references for. Raises Unavailable where the store lacks some of the images.
     """
     from pytest_sdbench.evaluation.evaluate import evaluate
-    from pytest_sdbench.evaluation.evidence import Extras
+    from pytest_sdbench.evaluation.job import Extras
     from pytest_sdbench.models.changes import describe
     from pytest_sdbench.models.checkpoint import resolve
 

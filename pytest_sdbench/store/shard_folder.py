@@ -76,6 +76,10 @@ class Known:
     """Device and versions with which the pictures were drawn that its pairs compare with, if it says so."""
 
 
+def _as_they_are(rows: Rows) -> Rows:
+    return rows
+
+
 @dataclass(frozen=True)
 class ShardFolder:
     """The shards of a folder. What was found sound is not read again for each question."""
@@ -85,7 +89,7 @@ class ShardFolder:
     """Whose rows these are: shards that were copied together from several stores must not mix."""
     mirror: Mirror | None = None
     """Copies of a remote store's shards; None where the store is as near."""
-    renamed: Callable[[Rows], Rows] = lambda rows: rows
+    renamed: Callable[[Rows], Rows] = _as_they_are
     """Gives the columns of an old store the names of today."""
     _sound: dict[str, Known] = field(default_factory=dict, repr=False)
     """What is known of each shard whose checksum was right."""

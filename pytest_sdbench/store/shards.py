@@ -15,7 +15,7 @@ A column is what one extractor says of each image. Its key, ``IDENTITY/OUTPUT``,
 weights, so that metrics can be added to a draw: what another one reads lies in further shards. Shards lie on
 a fixed grid, so that their borders do not depend on where a run was killed. Nothing is ever written in place
 (see `folders`): a reader finds a whole file or none, and of two writers of one shard the last wins, with the
-same rows.
+same rows. So whoever hands out shards need not be right about who makes what: two who make one lose time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,6 @@ from pytest_sdbench.base.files import TEMPORARY, json_mapping
 from pytest_sdbench.store.folders import ELSEWHERE, Stamp, Storage, open_storage
 from pytest_sdbench.store.gap import Gap
 from pytest_sdbench.store.kept import are_kept, artist_of, put_with_pictures, read_pictures
-from pytest_sdbench.store.leases import BEAT, SECONDS, Leases, Work
 from pytest_sdbench.store.mirror import Mirror
 from pytest_sdbench.store.older import older_folders
 from pytest_sdbench.store.pictures import Pictures, pictures_name
@@ -65,10 +64,6 @@ class Store:
 
     root: Path | str
     """A path, or an fsspec URL."""
-    lease_seconds: float = SECONDS
-    """A lease of a process that was not heard of for so long is taken over."""
-    beat: float = BEAT
-    """Seconds after which a process renews its leases."""
 
     def open(
         self,
@@ -96,7 +91,6 @@ class Store:
         return Evidence(
             ShardFolder(folder, name, mirror),
             {"checkpoint": checkpoint, "draw": draw, **manifest},
-            Leases(folder, seconds=self.lease_seconds, beat=self.beat),
             dict(columns or {}),
             keep,
             insists,
@@ -110,7 +104,6 @@ class Evidence:
 
     shards: ShardFolder
     manifest: Mapping[str, Any]
-    leases: Leases = field(repr=False)
     columns: Mapping[str, str] = field(default_factory=dict)
     """The key of each wanted column, by its name in rows. Where none is wanted, any shard will do."""
     keep: int = 0
@@ -149,31 +142,23 @@ class Evidence:
         look = self._look()
         return [gap for images in in_grid(n) if (gap := self._gap(images, look))]
 
-    def gap(self, images: range) -> Gap:
+    def gap(self, images: range, *, last: bool = False) -> Gap:
         """Return what the images of one shard still need, if anything.
 
-        Who has leased them has looked since, and does not look again.
+        `last` looks no further than the last listing, for whoever has just had one.
         """
-        return self._gap(images, self._look(last=self.leases.holds(images)))
+        return self._gap(images, self._look(last=last))
 
-    def work(self, n: int, *, start_at: float = 0.0, only: Callable[[Gap], bool] = lambda gap: True) -> Work:
-        """Return an iterator over the shards that the first `n` images still need, for this process to make.
+    def left(self, wanted: Sequence[range]) -> list[range]:
+        """Return those of some shards that are not made yet, as one new listing tells it.
 
-        Each is leased before it is given out, so that processes and hosts that share the store do not make
-        the same; `write` lets it go. At the end it waits for those that others are making, and takes over
-        those of owners that are gone. `start_at` is the fraction of the missing ones at which to begin:
-        processes that begin apart seldom meet. Several threads may call `next`. Close it if it is left before
-        its end. `only` chooses among what is missing.
+        What is damaged counts as made: `gaps` finds it.
         """
-        missing = [gap.images for gap in self.gaps(n) if only(gap)]
-        first = int(start_at * len(missing))
-        older = [(folder, folder.listing()) for folder in self.older] if missing else []
-
-        def left(wanted: Sequence[range], files: Mapping[str, Stamp]) -> list[range]:
-            listings = [(self.shards, self.shards.listing(files)), *older]
-            return [images for images in wanted if not self._is_made(images, listings)]
-
-        return Work(missing[first:] + missing[:first], self.leases, left)
+        if not wanted:
+            return []
+        listings = [(self.shards, self.shards.listing())]
+        listings += [(folder, folder.last_listing()) for folder in self.older]
+        return [images for images in wanted if not self._is_made(images, listings)]
 
     def write(
         self,
@@ -215,7 +200,6 @@ class Evidence:
             put()
         else:
             put_with_pictures(self.shards, pictures, writer, put, insists=self.insists)
-        self.leases.release(images)
         return self.storage.where(name if rows else pictures_name(images))
 
     def pictures(self, images: range) -> tuple[Pictures, str] | None:

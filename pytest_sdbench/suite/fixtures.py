@@ -97,9 +97,8 @@ def sdbench_device(sdbench_session: SdbenchSession) -> str:
     """Return the torch device of this process; under xdist the workers share out the GPUs."""
     from pytest_sdbench.base.environment import torch_device
 
-    worker = getattr(sdbench_session.config, "workerinput", {}).get("workerid", "gw0")
-    index = int(worker.removeprefix("gw"))
-    return torch_device(sdbench_session.settings.device, option="--sdbench-device", index=index)
+    settings = sdbench_session.settings
+    return torch_device(settings.device, option="--sdbench-device", part=settings.part)
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +119,7 @@ def sdbench_pictures(request: pytest.FixtureRequest) -> Mapping[str, int]:
 
     Those of a teacher are kept when its own card is the first to draw them, and drawn once.
     """
-    from pytest_sdbench.evaluation.evidence import compared_pictures
+    from pytest_sdbench.evaluation.job import compared_pictures
 
     session = request.getfixturevalue("sdbench_session")
     return compared_pictures(compared_protocols(session, request.session.items))
@@ -219,7 +218,7 @@ def sdbench_evaluate(
     Called with a protocol, and with a number of images where not all of them are wanted.
     """
     from pytest_sdbench.evaluation.evaluate import evaluate
-    from pytest_sdbench.evaluation.evidence import Extras
+    from pytest_sdbench.evaluation.job import Extras
     from pytest_sdbench.gate.identity import recorded_changes
 
     settings = sdbench_session.settings
@@ -233,17 +232,19 @@ def sdbench_evaluate(
         None if settings.dtype == "auto" else settings.dtype,
         settings.download,
         keep_images=settings.keep_images if plain else 0,
+        part=settings.part,
     )
     done: dict[tuple[str, int | None], Evaluation | SdbenchError] = {}
-    # A sequence comes back for more images: its pipeline is loaded once.
-    load = lru_cache(maxsize=1)(sdbench_pipeline) if settings.budget else sdbench_pipeline
+    load = None if plain else sdbench_pipeline
+    if settings.budget and not (plain and sdbench_device == "cuda"):  # each GPU has its own pipeline
+        load = lru_cache(maxsize=1)(sdbench_pipeline)  # a sequence comes back for more images
 
     def once(protocol: Protocol, samples: int | None = None) -> Evaluation:
         def make() -> Evaluation:
             find = partial(request.getfixturevalue("sdbench_reference"), protocol)
             later = request.getfixturevalue("sdbench_pictures").get(protocol.draw_fingerprint, 0)
-            is_candidate = request.getfixturevalue("sdbench_weights") is not None
-            instead = "" if is_candidate else candidate_remedy(sdbench_card, protocol.name)
+            candidate = request.getfixturevalue("sdbench_weights")
+            instead = "" if candidate else candidate_remedy(sdbench_card, protocol.name)
             with sdbench_session.visible_progress() as progress:
                 found = evaluate(
                     sdbench_checkpoint,

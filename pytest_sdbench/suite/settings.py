@@ -12,6 +12,7 @@ import pytest
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.files import why_unwritable
 from pytest_sdbench.base.options import OPTIONS, weights_by_card
+from pytest_sdbench.base.part import ALONE, Part
 from pytest_sdbench.base.paths import told as shown
 from pytest_sdbench.gate.looks import UNASKED
 from pytest_sdbench.store.folders import RemoteFolder, open_storage, place_of
@@ -47,6 +48,8 @@ class Settings:
     """What becomes of a test that cannot tell: ``fail`` or ``xfail``."""
     calibrate: int | None
     """Runs with other seeds that calibrate each protocol; None: none."""
+    part: Part = ALONE
+    """This process among the workers of xdist, which are all on this machine."""
 
     def limit(self, device: str) -> int | None:
         """Return how many new images a score may cost on a torch device, or None where there is no limit."""
@@ -105,7 +108,16 @@ class Settings:
                 raise pytest.UsageError(f"--sdbench-report: {path} cannot be written: {reason}")
         history = _history(told["history"], start("sdbench_history")) if told["history"] else None
         places = {"data": data, "store": store, "report": report, "history": history}
-        return cls(**told | {"weights": weights, **places})
+        return cls(**told | {"weights": weights, "part": _part(config), **places})
+
+
+def _part(config: pytest.Config) -> Part:
+    worker = getattr(config, "workerinput", None)
+    if worker is None:
+        return ALONE
+    number, size = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
+    rank = number % size  # one that replaces a worker that died has a higher number
+    return Part(rank, size, rank, size)
 
 
 def _history(text: str, start: Path) -> Path | str:

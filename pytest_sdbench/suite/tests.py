@@ -190,7 +190,7 @@ def test_quality(
 
 def _extra(metric: str, judgement: Judgement) -> dict[str, Any]:
     """Return what explains a score, for reports: where it comes from, and what the verdict rests on."""
-    from pytest_sdbench.evaluation.evidence import on_this_device
+    from pytest_sdbench.evaluation.job import on_this_device
 
     evaluation, estimate = judgement.evaluation, judgement.estimate
     extra = evaluation.provenance() | dict(judgement.verdict.figures)

@@ -20,6 +20,7 @@ from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands import sample
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.sample import protocols_of
+from pytest_sdbench.evaluation.engine import Work
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.protocols import scenes
 from tests.project import make_card, make_project
@@ -113,7 +114,7 @@ class TestSample:
     ):
         card, store = make_project(tmp_path, pristine_checkpoint), tmp_path / "store"
         # Whoever removes a store does so while images are made.
-        monkeypatch.setattr("pytest_sdbench.evaluation.evidence.make", lambda *_, n, **__: n)
+        monkeypatch.setattr("pytest_sdbench.evaluation.maker.make", lambda *_, n, **__: Work(n, 1.0))
         words = ["sample", str(card), "--store", str(store), "--images", "2"]
         assert main(words) == 1
         told = capsys.readouterr()

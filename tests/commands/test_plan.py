@@ -25,7 +25,8 @@ from pytest_sdbench.commands.plan import report
 from pytest_sdbench.commands.plan_cost import Plan, plan
 from pytest_sdbench.commands.plan_time import Stopwatch, samples_per_image, time_unet, unet_calls
 from pytest_sdbench.evaluation.evaluate import evaluate
-from pytest_sdbench.evaluation.evidence import Extras, make_evidence
+from pytest_sdbench.evaluation.evidence import make_evidence
+from pytest_sdbench.evaluation.job import Extras
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.load import load_protocol

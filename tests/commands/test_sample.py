@@ -19,12 +19,12 @@ from typing import Any
 import fsspec
 import pytest
 
-from pytest_sdbench.base.errors import SdbenchError, Unavailable
+from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.plan_cost import plan
-from pytest_sdbench.commands.sample import World, protocols_of
+from pytest_sdbench.commands.sample import protocols_of
 from tests.project import make_card, make_project, make_protocol
 from tests.store.remote import S3, s3_server
 
@@ -206,10 +206,24 @@ def test_four_processes_one_of_them_killed_make_what_one_makes(
     assert shards(store) == undisturbed
 
 
+ARRAY = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "4"}
+
+
 @pytest.mark.slow
-def test_a_world_of_two_makes_the_bits_of_one(runner: Runner, undisturbed: Shards, tmp_path: Path) -> None:
-    for rank in range(2):
-        runner.start(str(tmp_path), RANK=str(rank), WORLD_SIZE="2")
+@pytest.mark.parametrize(
+    "world",
+    [
+        [{"RANK": "0", "WORLD_SIZE": "1"}],
+        [{"RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)],
+        [{"SLURM_ARRAY_TASK_ID": str(task), **ARRAY} for task in (3, 4)],
+    ],
+    ids=["alone", "two", "slurm array"],
+)
+def test_any_world_makes_the_bits_of_one(
+    runner: Runner, undisturbed: Shards, tmp_path: Path, world: list[dict[str, str]]
+) -> None:
+    for environment in world:
+        runner.start(str(tmp_path), **environment)
     assert set(runner.finish().values()) == {0}
     assert shards(str(tmp_path)) == undisturbed
 
@@ -238,15 +252,6 @@ def test_a_broken_card_damage_and_a_world_of_two_leave_the_same_evidence(
         monkeypatch.setenv("RANK", str(rank))
         made("two")
     assert shards(str(tmp_path / "two")) == expected
-
-
-def test_a_world_is_read_from_what_a_launcher_says() -> None:
-    assert World.from_environment({}) == World(0, 1, 0, 1)
-    launched = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert World.from_environment(launched) == World(5, 8, 1, 4)
-    for broken in ({"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "one"}, {"WORLD_SIZE": "0"}):
-        with pytest.raises(SdbenchError, match="accelerate launch"):
-            World.from_environment(broken)
 
 
 def test_a_card_is_sampled_under_what_it_is_judged_by(card: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation import evidence as making
 from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
-from pytest_sdbench.evaluation.evidence import Extras, open_evidence
+from pytest_sdbench.evaluation.job import Extras, open_evidence
 from pytest_sdbench.features.extractors import EXTRACTORS, column_keys
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve

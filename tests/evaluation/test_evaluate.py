@@ -270,7 +270,7 @@ def at_second_shard(store: Path, stop: Callable[[], object]) -> Callable[[int], 
 
     def stopping_fsync(handle: int) -> None:
         status = os.fstat(handle)
-        # Neither a manifest nor a lease is as large.
+        # No manifest is as large.
         large = stat.S_ISREG(status.st_mode) and status.st_size > 5_000
         if large and shards(store):
             stop()

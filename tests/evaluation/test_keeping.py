@@ -12,7 +12,8 @@ import pytest
 
 from pytest_sdbench.base.errors import EvidenceError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.evidence import CompleteEvidence, Extras, make_evidence
+from pytest_sdbench.evaluation.evidence import CompleteEvidence, make_evidence
+from pytest_sdbench.evaluation.job import Extras
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.protocols.load import load_protocol
@@ -123,7 +124,7 @@ def test_pictures_that_are_asked_for_are_drawn_where_all_rows_are_there(
 
 
 def test_workers_make_the_same_pictures(make: Make, whole: Path, tmp_path: Path) -> None:
-    make(tmp_path, "all", tuning=Tuning(batch_size=16, workers=3), start_at=0.5)
+    make(tmp_path, "all", tuning=Tuning(batch_size=16, workers=3))
     assert files(tmp_path) == files(whole)
 
 

@@ -11,8 +11,8 @@ import pytest
 from pytest_sdbench.base.errors import CheckpointError, EvidenceError, SdbenchError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
-from pytest_sdbench.evaluation.evidence import Extras
 from pytest_sdbench.evaluation.fidelity import draw_reference
+from pytest_sdbench.evaluation.job import Extras
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.store.shard_folder import DamagedEvidence
@@ -37,7 +37,7 @@ def score(pristine_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     tiny = Checkpoint("tiny", pristine_checkpoint)
 
     def score(metrics: dict[str, Any], *, on: str = "here", original: Any = lambda: tiny) -> Evaluation:
-        monkeypatch.setattr("pytest_sdbench.evaluation.evidence.device_name", lambda device: on)
+        monkeypatch.setattr("pytest_sdbench.evaluation.job.device_name", lambda device: on)
         protocol = own_protocol(tmp_path, n=N, steps=1, metrics=metrics)
         workspace = Workspace(tmp_path / "store", tmp_path, progress=False, keep_images=0)
         extras = Extras(original=original, original_store=tmp_path / "originals")

@@ -15,7 +15,7 @@ import pytest
 from pytest_sdbench.base.errors import EvidenceError, PictureLoss
 from pytest_sdbench.store.gap import Gap
 from pytest_sdbench.store.pictures import Pictures, pictures_name
-from pytest_sdbench.store.shard_folder import DamagedEvidence
+from pytest_sdbench.store.shard_folder import DamagedEvidence, in_grid
 from pytest_sdbench.store.shard_format import SHARD, format_shard, parse_shard, set_of, shard_name
 from pytest_sdbench.store.shards import Evidence, Store
 from tests.training.helpers import files_no_longer_than
@@ -120,14 +120,13 @@ def test_a_file_under_the_name_of_other_columns_is_damaged(tmp_path: Path) -> No
 
 def test_of_each_set_one_file_is_read_to_know_what_is_made(tmp_path: Path) -> None:
     """The others are told by their names, in however many sets they lie."""
-    work = evidence_of(tmp_path, "ab").work(640)
+    grid = list(in_grid(640))
     for start in range(0, 640, SHARD):
         images, beside = range(start, start + SHARD), evidence_of(tmp_path, "abc")
         fill(fill(beside, "a", images), "b", images)
-    assert list(work) == []
-    half = evidence_of(tmp_path, "abc").work(640)
+    assert evidence_of(tmp_path, "ab").left(grid) == []
     fill(evidence_of(tmp_path, "c"), "c", *(range(start, start + SHARD) for start in range(0, 320, SHARD)))
-    assert [images.start for images in half] == [320, 384, 448, 512, 576]
+    assert [images.start for images in evidence_of(tmp_path, "abc").left(grid)] == [320, 384, 448, 512, 576]
 
 
 def test_everyone_who_wrote_a_file_that_is_used_is_named(tmp_path: Path) -> None:
@@ -218,26 +217,6 @@ def test_a_disk_that_fills_up_with_pictures_loses_no_row(tmp_path: Path) -> None
         evidence.write(0, rows_of(FIRST, "a"), pictures=drawn(FIRST))
     assert files(evidence, "pictures") == files(evidence, ".tmp") == {}
     assert evidence.gaps(64) == [Gap(FIRST, frozenset(), rows=False, pictures=True, kept=False, keeps=True)]
-
-
-def test_a_lease_is_held_until_the_pictures_are_there_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evidence = evidence_of(tmp_path, "a", keep=64)
-    held: list[bool] = []
-    work = evidence.work(64)
-    write = type(evidence.storage).write
-
-    def watched(storage: Any, name: str, content: bytes) -> Any:
-        held.append(evidence.leases.holds(FIRST))
-        return write(storage, name, content)
-
-    monkeypatch.setattr(type(evidence.storage), "write", watched)
-    for images in work:
-        evidence.write(images.start, rows_of(images, "a"), pictures=drawn(images))
-    assert held
-    assert all(held)
-    assert not evidence.leases.holds(FIRST)
 
 
 PROTOCOL = {"prompts": {"kind": "csv", "sha256": "1", "file": "a.csv", "rows": 9}, "seeds": {"seed": 1}}

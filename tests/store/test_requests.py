@@ -78,13 +78,15 @@ def test_what_is_there_is_listed_once_for_all_shards() -> None:
 
 
 def test_pictures_are_measured_with_one_listing_a_shard() -> None:
-    """It comes after the lease: only so is it sure that nobody has made the shard meanwhile."""
+    """It comes before each: only so is it sure that nobody has made the shard meanwhile."""
     used = []
     for shards in (2, 9):
         reference, evidence = fill(shards), evidence_of(MORE)
-        Counted.listings, work = 0, evidence.work(shards * SHARD)
-        for images in work:
-            assert evidence.gap(images).columns == {"more"}
+        Counted.listings = 0
+        left = evidence.missing(shards * SHARD)
+        while left := evidence.left(left):
+            images = left.pop(0)
+            assert evidence.gap(images, last=True).columns == {"more"}
             for kept in (evidence.pictures(images), reference.pictures(images), evidence.flags(images)):
                 assert kept is not None
             evidence.write(images.start, rows_of(images, "more"))

@@ -108,7 +108,7 @@ def test_a_damaged_shard_that_cannot_be_set_aside_is_made_again(
 
     monkeypatch.setattr("pytest_sdbench.store.folders.RemoteFolder.set_aside", refuse)
     with pytest.warns(DamagedEvidence, match="left in place: evidence cannot be set aside: Access Denied"):
-        work = evidence.work(64)
+        work = evidence.missing(64)
     for images in work:
         evidence.write(images.start, rows_of(images))
     assert read(evidence_of(root), 64)["index"].tolist() == list(range(64))
