@@ -30,7 +30,40 @@ class Sample:
 
     def rows(self) -> Rows:
         """Return all rows at once, [n, D] or [n]; raises ValueError where there is no image."""
-        return np.concatenate(list(self.batches))
+        if not self.n:
+            raise ValueError("no images")
+        return next(self.parts(self.n))
+
+    def parts(self, most: int) -> Iterator[Rows]:
+        """Yield the rows in parts of at most so many images, whose sizes differ by one at most."""
+        count = -(-self.n // most)
+        return self._cut(self.n * (k + 1) // count - self.n * k // count for k in range(count))
+
+    def blocks(self, size: int) -> Iterator[Rows]:
+        """Yield the rows in blocks of one size; the last may be smaller."""
+        return self._cut(min(size, self.n - start) for start in range(0, self.n, size))
+
+    def _cut(self, sizes: Iterable[int]) -> Iterator[Rows]:
+        """Yield rows in blocks of these sizes, whatever batches they come in.
+
+        Raises ValueError where there are fewer.
+        """
+        batches, left = iter(self.batches), None
+        for size in sizes:
+            block, filled = None, 0
+            while block is None or filled < size:
+                while left is None or not len(left):
+                    if (left := next(batches, None)) is None:
+                        raise ValueError(f"fewer rows than the {self.n} images")
+                taken, left = left[: size - filled], left[size - filled :]
+                if block is None:
+                    # In place: a list of what came and all of it joined would take twice the memory.
+                    whole = len(taken) == size
+                    block = taken if whole else np.empty((size, *taken.shape[1:]), taken.dtype)
+                if block is not taken:
+                    block[filled : filled + len(taken)] = taken
+                filled += len(taken)
+            yield block
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pytest_sdbench.metrics.fid_bias import (
     squared_scales,
     together,
 )
-from pytest_sdbench.metrics.frechet import fid, fid_influence
+from pytest_sdbench.metrics.frechet import Influence, fid, fid_influence
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments, Rows
 from pytest_sdbench.metrics.standard_error import Groups, standard_error
 
@@ -30,7 +30,7 @@ from pytest_sdbench.metrics.standard_error import Groups, standard_error
 def fid_estimate(
     rows: Iterable[Rows], reference: FeatureStatistics, groups: Groups | None = None
 ) -> Estimate | Undefined:
-    """Return FID, its standard error and its value without bias; `rows` are batches [B, D], read three times.
+    """Return FID, its standard error and its value without bias; `rows` are batches [B, D], read twice.
 
     Undefined with no more images than features: the covariance then has no full rank, and what FID prints is
     mostly the number of images. Up to twice as many, the value stands alone. Without blocks to compare, or
@@ -51,14 +51,14 @@ def fid_estimate(
     even = min(sizes) * 2 * BLOCKS >= n and n - max(sizes) >= FEWEST_LEFT * reference.width
     # Covariances go as soon as they are used: with 2,048 features each takes 34 MB.
     parts = [part(blocks.pop(), reference) for _ in range(BLOCKS)]
-    squares = squared_scales(np.concatenate([_distances(batch, sample.mu) for batch in rows]), sample)
+    whole = together(parts, reference)
+    influence = fid_influence(sample, reference, whole.product / (n - 1))
+    distances, psi = _of_each(rows, n, influence)
+    squares = squared_scales(distances, sample)
     of_parts = [squares[places == k] for k in reversed(range(BLOCKS))]
     without = mean_without_each(parts, reference, of_parts) if even else math.nan
-    whole = together(parts, reference)
     del parts
-    influence = fid_influence(sample, reference, whole.product / (n - 1))
     value = influence.value
-    psi = np.concatenate([influence(batch) for batch in rows])
     psi -= psi.mean()
     degenerate = degenerate_variance(influence.eigenvalues, sample)
     error = standard_error(psi, groups, degenerate=degenerate, blocks=BLOCKS)
@@ -71,10 +71,16 @@ def fid_estimate(
     return Estimate("fid", value, error, n, influence=psi, degenerate=degenerate)
 
 
-def _distances(rows: Rows, mean: Array) -> Array:
-    """Return the squared distance of each row from the mean, [n, D] -> [n]."""
-    centred = np.subtract(rows, mean, dtype=np.float64)
-    return np.asarray(np.einsum("ij,ij->i", centred, centred))
+def _of_each(rows: Iterable[Rows], n: int, influence: Influence) -> tuple[Array, Array]:
+    """Return each image's squared distance from the mean and its influence, of batches [B, D]: both [n]."""
+    distances, psi, seen = np.empty(n), np.empty(n), 0
+    for batch in rows:
+        part = slice(seen, seen + len(batch))
+        centred = np.subtract(batch, influence.mu, dtype=np.float64)
+        distances[part] = np.einsum("ij,ij->i", centred, centred)
+        psi[part] = influence(batch)
+        seen = part.stop
+    return distances, psi
 
 
 def _blocks(

@@ -25,6 +25,9 @@ from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments
 _POINTS = 24
 """Of the rule that stands for a distribution: exact for polynomials of a degree below twice this number."""
 
+_MOST = 1 << 16
+"""Images that one rule is found of: each takes a row of as many numbers as there are points."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scales:
@@ -61,13 +64,26 @@ def squared_scales(distances: Array, sample: FeatureStatistics) -> Array:
 def scales(squares: Array) -> Scales:
     """Return the distribution of squared scales, [n], as the points of its Gauss quadrature.
 
-    Lanczos's method on the diagonal matrix of the squares (Golub and Welsch 1969): the rule has its moments
-    up to the order 2 K - 1. Fewer points where there are fewer different squares.
+    Fewer points where there are fewer different squares. The rule of many images is that of the rules of some
+    images each, in a bounded memory: these have all the moments that it is made of.
     """
-    squares = squares / squares.mean()
-    n = len(squares)
-    basis = np.zeros((min(_POINTS, n), n))
-    basis[0] = n**-0.5
+    n, squares = len(squares), squares / squares.mean()
+    if n <= _MOST:
+        return _quadrature(squares, np.full(n, n**-0.5))
+    parts = np.array_split(squares, -(-n // _MOST))
+    rules = [_quadrature(part, np.full(len(part), len(part) ** -0.5)) for part in parts]
+    weights = [np.sqrt(rule.shares * (len(part) / n)) for rule, part in zip(rules, parts, strict=True)]
+    return _quadrature(np.concatenate([rule.squares for rule in rules]), np.concatenate(weights))
+
+
+def _quadrature(squares: Array, first: Array) -> Scales:
+    """Return the Gauss quadrature of squares, [n], whose shares are the squares of `first`, [n].
+
+    Lanczos's method on the diagonal matrix of the squares (Golub and Welsch 1969): the rule has its moments
+    up to the order 2 K - 1.
+    """
+    basis = np.zeros((min(_POINTS, len(squares)), len(squares)))
+    basis[0] = first
     diagonal, beside = [], []
     for k, vector in enumerate(basis):
         turned = squares * vector

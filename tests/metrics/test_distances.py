@@ -74,8 +74,8 @@ def test_cmmd_foretells_what_more_images_will_come_to() -> None:
     rng = np.random.default_rng(4)
     found = measured("cmmd")
     assert found.corrected == pytest.approx(cmmd_by_hand(ROWS, REAL)[1], rel=1e-9)
-    few = [cmmd_estimate(rng.normal(0.4, 1, (60, 6)), REAL).at(600) for _ in range(100)]
-    many = [cmmd_estimate(rng.normal(0.4, 1, (600, 6)), REAL).value for _ in range(10)]
+    few = [cmmd_estimate([rng.normal(0.4, 1, (60, 6))], REAL).at(600) for _ in range(100)]
+    many = [cmmd_estimate([rng.normal(0.4, 1, (600, 6))], REAL).value for _ in range(10)]
     assert np.mean(few) == pytest.approx(np.mean(many), abs=4 * np.std(few) / 10)
 
 
@@ -124,7 +124,7 @@ def test_fd_dinov2_needs_more_images_than_features() -> None:
 
 def test_a_picture_without_direction_is_named() -> None:
     with pytest.raises(ValueError, match="no direction"):
-        cmmd_estimate(np.zeros((5, 6)), REAL)
+        cmmd_estimate([np.zeros((5, 6))], REAL)
 
 
 @pytest.mark.parametrize(

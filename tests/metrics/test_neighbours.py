@@ -58,7 +58,8 @@ def by_hand(x: Array, y: Array, of_two: int = 3, of_balls: int = 5) -> dict[str,
 def test_equal_their_definitions_whatever_the_blocks(
     n: int, m: int, k: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_sdbench.metrics.distances.rows._BLOCK", 37)
+    for module in ("rows", "neighbours"):
+        monkeypatch.setattr(f"pytest_sdbench.metrics.distances.{module}.BLOCK", 37)
     rng = np.random.default_rng(n)
     x, y = rng.normal(0.3, 1.2, (n, 4)).astype(np.float32), rng.normal(size=(m, 4)).astype(np.float32)
     expected = by_hand(x.astype(float), y.astype(float), k or Three.neighbours, k or Five.neighbours)

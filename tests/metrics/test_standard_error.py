@@ -466,7 +466,7 @@ class TestKid:
     def test_influence_is_what_leaving_an_image_out_changes(self) -> None:
         rng = np.random.default_rng(23)
         rows, reference = rng.normal(0.5, 1, (150, 4)), self.reference().features
-        found = mmd_estimate("kid", rows, reference, cubic)
+        found = mmd_estimate("kid", [rows], reference, cubic)
         left = np.array([kid(np.delete(rows, i, axis=0), reference) for i in range(150)])
         changed = 149 * (found.value - left)
         changed -= changed.mean()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pytest_sdbench.metrics.distances.rows import nearest
+from pytest_sdbench.metrics.distances.rows import Mask, nearest
 from pytest_sdbench.metrics.moments import Array, Rows
 from pytest_sdbench.metrics.standard_error import Groups
 
@@ -23,7 +23,8 @@ _SPLITS = 64
 _KEPT = 40
 """Neighbours of each image that are known: in a half of the images, some 20 of them are left."""
 
-Mask = npt.NDArray[np.bool_]
+_TOLD = 4
+"""Units of a ball that are told apart: of more than three their number is all the same."""
 
 
 def units_of(groups: Groups | None, n: int) -> Groups:
@@ -42,31 +43,39 @@ class Coverage:
     (1 - exp(-L)) / L, for L from a gamma distribution.
     """
 
-    def __init__(self, units: Groups) -> None:
+    def __init__(self, units: Groups, real: int) -> None:
         self.units = units
         self.count = int(units.max()) + 1
-        self.real = self._held = 0
-        self._contents: dict[int, list[npt.NDArray[np.intp]]] = {1: [], 2: [], 3: []}
-        self._order = np.argsort(units, kind="stable")
-        self._starts = np.searchsorted(units[self._order], np.arange(self.count))
+        self.real = real
+        self._contents = np.full((real, _TOLD), -1, np.intp)
+        """The first units that each ball was found to hold, so many at most."""
+        self._sizes = np.zeros(real, np.intp)
+        """How many these are."""
 
-    def update(self, inside: Mask) -> None:
-        """Count which images, [n], lie in some balls, [B, n]."""
-        of_units = np.logical_or.reduceat(inside[:, self._order], self._starts, axis=1)
-        sizes = np.count_nonzero(of_units, axis=1)
-        self.real += len(sizes)
-        self._held += int(np.count_nonzero(sizes))
-        for size, contents in self._contents.items():
-            contents.append(np.nonzero(of_units[sizes == size])[1].reshape(-1, size))
+    def update(self, ball: int, image: int, inside: Mask) -> None:
+        """Count which images, from the one at `image` on, lie in balls, from `ball` on: [B, images]."""
+        balls, images = np.nonzero(inside & (self._sizes[ball : ball + len(inside), None] < _TOLD))
+        balls, units = balls + ball, self.units[image + images]
+        new = (self._contents[balls] != units[:, None]).all(axis=1)
+        balls, units = np.divmod(np.unique(balls[new] * self.count + units[new]), self.count)
+        # Behind those that are known, in the order of their units.
+        places = self._sizes[balls] + np.arange(len(balls)) - np.searchsorted(balls, balls)
+        fits = places < _TOLD
+        self._contents[balls[fits], places[fits]] = units[fits]
+        self._sizes += np.bincount(balls[fits], minlength=self.real)
+
+    def _holding(self, size: int) -> npt.NDArray[np.intp]:
+        """Return the units of the balls that hold so many, [balls, size], ascending."""
+        return np.sort(self._contents[self._sizes == size, :size], axis=1)
 
     @property
     def share(self) -> float:
-        return self._held / self.real
+        return int(np.count_nonzero(self._sizes)) / self.real
 
     @property
     def changes(self) -> Array:
         """Return how many balls hold each unit and no other, [units]."""
-        alone = np.concatenate(self._contents[1])[:, 0]
+        alone = self._holding(1)[:, 0]
         return np.bincount(alone, minlength=self.count).astype(np.float64)
 
     def variance(self) -> float | None:
@@ -74,8 +83,8 @@ class Coverage:
         if self.count < 2:
             return None
         pairs = []
-        for contents in self._contents.values():
-            counts = np.unique(np.concatenate(contents), axis=0, return_counts=True)[1]
+        for size in (1, 2, 3):
+            counts = np.unique(self._holding(size), axis=0, return_counts=True)[1]
             pairs.append(float(np.square(counts).sum()))
         jackknife = float(np.square(self.changes - self.changes.mean()).sum())
         return _share_of_jackknife(*pairs) * jackknife / self.real**2

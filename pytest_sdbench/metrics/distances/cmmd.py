@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from pytest_sdbench.metrics.definition import Metric, NoOptions, Sample
-from pytest_sdbench.metrics.distances.mmd import features_of, mmd_estimate
+from pytest_sdbench.metrics.distances.mmd import ALL_PAIRS, mmd_estimate, real_features
 from pytest_sdbench.metrics.distances.rows import unit
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Rows
@@ -28,21 +29,22 @@ def kernel(x: Array, y: Array) -> Array:
     return np.asarray(SCALE * np.expm1(k, out=k))
 
 
-def cmmd_estimate(features: Rows, reference: Rows, groups: Groups | None = None) -> Estimate:
-    """Return CMMD of [n, D] and [m, D] as its source prints it, biased and times 1000; `corrected` is not.
+def cmmd_estimate(parts: Iterable[Rows], reference: Rows, groups: Groups | None = None) -> Estimate:
+    """Return CMMD of features, in parts [n, D], and reference features [m, D], as its source prints it.
 
-    Rows are divided by their lengths first. Raises ValueError as `mmd_estimate`, and for a row of length 0.
+    That is biased and times 1000; `corrected` is not biased. Rows are divided by their lengths first. Raises
+    ValueError as `mmd_estimate`, and for a row of length 0.
     """
-    return mmd_estimate("cmmd", unit(features), unit(reference), kernel, groups, biased=True)
+    return mmd_estimate("cmmd", map(unit, parts), unit(reference), kernel, groups, biased=True)
 
 
 def estimate(sample: Sample, reference: FeatureStatistics | None, _: NoOptions) -> Estimate | Undefined:
     """Return the CMMD of features, [n, D]; undefined without reference features and for a single image."""
-    found = features_of("cmmd", sample, reference, fewest=2)
-    if isinstance(found, Undefined):
-        return found
+    real = real_features("cmmd", sample, reference, fewest=2)
+    if isinstance(real, Undefined):
+        return real
     try:
-        return cmmd_estimate(*found, sample.groups)
+        return cmmd_estimate(sample.parts(ALL_PAIRS), real, sample.groups)
     except ValueError as reason:
         return Undefined("cmmd", str(reason), sample.n)
 

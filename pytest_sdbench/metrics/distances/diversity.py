@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from pytest_sdbench.metrics.definition import Metric, Sample
-from pytest_sdbench.metrics.distances.rows import unit
+from pytest_sdbench.metrics.distances.rows import BLOCK, Mask, unit
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Rows
 from pytest_sdbench.metrics.standard_error import Groups, standard_error
+
+_MOST = 1 << 16
+"""Pictures whose features are kept at a time, but for those of one prompt."""
 
 
 @dataclass(frozen=True)
@@ -22,30 +26,45 @@ class Distance:
     """1 - cosine of two rows of features, or their Euclidean distance."""
 
 
-def diversity_estimate(features: Rows, groups: Groups, distance: str = "cosine") -> Estimate | Undefined:
-    """Return the mean distance of two pictures of one prompt, averaged over the prompts; [n, D] -> Estimate.
+def diversity_estimate(sample: Sample, groups: Groups, distance: str = "cosine") -> Estimate | Undefined:
+    """Return the mean distance of two pictures of one prompt, averaged over the prompts; features are [n, D].
 
     Over pairs of different pictures, so there is no bias, however few a prompt has; prompts with one picture
     say nothing. The part of a picture is its mean distance from the others of its prompt, and the standard
     error that of a mean over prompts. Undefined where no prompt has two pictures. Raises ValueError for
     features of length 0.
+
+    The features are read once for each 65,536 pictures, and so many are kept, with those of one more prompt.
     """
-    n, (order, borders) = len(features), _order(groups)
-    parts, sizes = np.full(n, np.nan), np.zeros(n)
-    for members in np.split(order, borders):
-        if len(members) > 1:
-            parts[members] = _mean_distances(features[members], distance)
-            sizes[members] = len(members)
-    some = sizes > 0
+    n, sizes = len(groups), np.bincount(groups)
+    sizes[sizes == 1] = 0
+    of_each = sizes[groups]
+    some = of_each > 0
     if not some.any():
         return Undefined("diversity", "no prompt has two pictures among these", n)
+    parts = np.full(n, np.nan)
+    turns = ((np.cumsum(sizes) - sizes) // _MOST)[groups]
+    for turn in np.unique(turns[some]):
+        (at,) = np.nonzero(some & (turns == turn))
+        features = Sample(_chosen(sample, some & (turns == turn)), len(at)).rows()
+        order, borders = _order(groups[at])
+        for members in np.split(order, borders):
+            parts[at[members]] = _mean_distances(features[members], distance)
     # Each prompt counts once, whatever its number of pictures.
-    weights = np.divide(1.0, sizes, out=np.zeros(n), where=some)
+    weights = np.divide(1.0, of_each, out=np.zeros(n), where=some)
     prompts = round(float(weights.sum()))
     value = float((weights[some] * parts[some]).sum()) / prompts
     influence = np.where(some, weights * (parts - value), 0.0) * n / prompts
     error = standard_error(influence, groups) if prompts > 1 else None
     return Estimate("diversity", value, error, n, value, influence=influence if prompts > 1 else None)
+
+
+def _chosen(batches: Iterable[Rows], chosen: Mask) -> Iterator[Rows]:
+    """Yield the chosen ones of all rows, batch by batch."""
+    seen = 0
+    for batch in batches:
+        yield batch[chosen[seen : seen + len(batch)]]
+        seen += len(batch)
 
 
 def _order(groups: Groups) -> tuple[Groups, Groups]:
@@ -57,13 +76,15 @@ def _order(groups: Groups) -> tuple[Groups, Groups]:
 def _mean_distances(rows: Rows, distance: str) -> Array:
     """Return the mean distance of each row from the others, [k, D] -> [k]."""
     if distance == "cosine":
-        directions = unit(rows)
-        distances = 1.0 - directions @ directions.T
+        directions, sums = unit(rows), np.empty(len(rows))
+        for start in range(0, len(rows), BLOCK):
+            distances = 1.0 - directions[start : start + BLOCK] @ directions.T
+            np.fill_diagonal(distances[:, start:], 0.0)
+            sums[start : start + BLOCK] = distances.sum(axis=1)
     else:
         wide = np.asarray(rows, np.float64)
-        distances = np.stack([np.linalg.norm(wide - row, axis=1) for row in wide])
-    np.fill_diagonal(distances, 0.0)
-    return np.asarray(distances.sum(axis=1) / (len(rows) - 1))
+        sums = np.array([np.linalg.norm(wide - row, axis=1).sum() for row in wide])
+    return sums / (len(rows) - 1)
 
 
 def estimate(sample: Sample, _: FeatureStatistics | None, options: Distance) -> Estimate | Undefined:
@@ -72,7 +93,7 @@ def estimate(sample: Sample, _: FeatureStatistics | None, options: Distance) -> 
         reason = "no prompt has two pictures; a protocol whose prompts repeat tells how much they differ"
         return Undefined("diversity", reason, sample.n)
     try:
-        return diversity_estimate(sample.rows(), sample.groups, options.distance)
+        return diversity_estimate(sample, sample.groups, options.distance)
     except ValueError as reason:
         return Undefined("diversity", str(reason), sample.n)
 

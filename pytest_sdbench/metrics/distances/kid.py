@@ -14,7 +14,7 @@ def kid(features: Rows, reference: Rows) -> float:
     The full U-statistic over all pairs: no random subsets, so no draw to repeat. It may be slightly negative.
     Raises ValueError for fewer than two rows on a side or for different widths.
     """
-    return mmd_estimate("kid", features, reference, cubic).value
+    return mmd_estimate("kid", [features], reference, cubic).value
 
 
 def estimate(sample: Sample, reference: FeatureStatistics | None, _: NoOptions) -> Estimate | Undefined:

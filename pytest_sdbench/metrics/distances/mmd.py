@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,86 +18,137 @@ Kernel = Callable[[Array, Array], Array]
 _BLOCK = 1024
 """Rows and columns of the kernel matrix that exist at one time."""
 
+ALL_PAIRS = 1 << 16
+"""Of so many images all pairs are visited: of more, those of parts of nearly so many."""
+
 _EVEN, _ENOUGH = 6, 500
 """Images that may stand for one (see `_few_outweigh`), and images that are enough whatever they stand for."""
 
 
 def mmd_estimate(
     metric: str,
-    features: Rows,
+    parts: Iterable[Rows],
     reference: Rows,
     kernel: Kernel,
     groups: Groups | None = None,
     *,
     biased: bool = False,
 ) -> Estimate:
-    """Return the squared MMD of features [n, D] and reference features [m, D], in float64.
+    """Return the squared MMD of features, in parts [n, D], and reference features [m, D], in float64.
 
     The U-statistic over all pairs (Gretton et al. 2012, equation 3), which may be slightly negative; `biased`
     is the V-statistic (equation 5), in which rows count with themselves, and which is never negative. Its
     `corrected` value lacks that of the images; the reference is taken as given, and keeps it.
     By Hoeffding's decomposition (1948) an image moves the U-statistic by h(x) = 2 (E k(x, x') - E k(x, y)),
-    centred, and the remainder has the variance 2 / n (n - 1) of the kernel centred on both sides. `groups`
-    tell which images share a prompt: images of one prompt are alike, and `corrected` is the value over pairs
-    of different prompts alone. Where a few images outweigh the rest the standard error is not known.
+    centred, and the remainder has the variance 2 / P of the kernel centred on both sides, P the number of
+    pairs in either order. `groups` tell which images share a prompt: images of one prompt are alike, and
+    `corrected` is the value over pairs of different prompts alone. Where a few images outweigh the rest the
+    standard error is not known.
 
-    Kernels are visited block by block: memory is that of the features. Raises ValueError for fewer than two
-    rows on a side or for different widths.
+    Pairs are those of each part (the block statistic of Zaremba et al. 2013): in one part all, in several so
+    many that the remainder hardly counts. Parts are visited block by block: memory is that of one part.
+    Raises ValueError for fewer than two rows in a part or in the reference, and for different widths.
     """
-    if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
-        shapes = f"features {list(features.shape)} and reference features {list(reference.shape)}"
-        raise ValueError(f"{shapes} do not match")
-    if min(len(features), len(reference)) < 2:
-        raise ValueError("there must be at least 2 images and 2 references")
-    n, m = len(features), len(reference)
-    sums, squares, own = _sums_of_pairs(features, kernel)
+    found = _pairs(parts, reference, kernel, groups)
+    n, m, mean = len(found.means), len(reference), float(found.means.mean())
     sums_of_reference, _, own_of_reference = _sums_of_pairs(reference, kernel)
     pairs_of_reference = float(sums_of_reference.sum()) / (m * (m - 1))
     # The mean over pairs of the reference where rows count with themselves.
     whole = pairs_of_reference + (float(own_of_reference.mean()) - pairs_of_reference) / m
-    means = sums / (n - 1)
-    across = _sums_across(features, reference, kernel) / m
-    mean = float(means.mean())
-    moved = 2 * (means - across)
+    moved = 2 * (found.means - found.across)
     # E (k - a - b + mean)^2 with a and b the conditional means of the two sides.
-    centred = squares / (n * (n - 1)) - 2 * float(np.square(means).mean()) + mean**2
-    among = mean
-    if groups is not None:
-        alike, pairs = _among_groups(features, groups, kernel)
-        # With one prompt for all images there is no pair of two.
-        among = (float(sums.sum()) - alike) / (n * (n - 1) - pairs) if pairs < n * (n - 1) else mean
-    rest = (whole if biased else pairs_of_reference) - 2 * float(across.mean())
+    centred = found.squares / found.pairs - 2 * float(np.square(found.means).mean()) + mean**2
+    among, all_pairs = found.among_prompts(groups)
+    rest = (whole if biased else pairs_of_reference) - 2 * float(found.across.mean())
     corrected = among + rest
     # From the mean of the images to that of the reference.
-    apart = max(among + whole - 2 * float(across.mean()), 0.0)
-    with_themselves = float((sums + own).mean()) / n
-    value = (with_themselves if biased else mean) + rest
-    distances = _from_the_mean(sums, own)
-    all_distances = np.concatenate([distances, _from_the_mean(sums_of_reference, own_of_reference)])
+    apart = max(among + whole - 2 * float(found.across.mean()), 0.0)
+    with_themselves = all_pairs + (float(found.own.mean()) - all_pairs) / n
+    value = (with_themselves if biased else all_pairs) + rest
+    of_reference = _from_the_mean(sums_of_reference / (m - 1), own_of_reference)
+    distances = _from_the_mean(found.means, found.own)
     slope = (value - corrected) * n
-    if _few_outweigh(distances) or _few_outweigh(all_distances):
+    if _few_outweigh(distances) or _few_outweigh(np.concatenate([distances, of_reference])):
         return Estimate(metric, value, None, n, corrected, slope)
-    influence, degenerate = moved - moved.mean(), 2 * max(centred, 0.0) / (n * (n - 1))
+    influence, degenerate = moved - moved.mean(), 2 * max(centred, 0.0) / found.pairs
     # Squared distance to the mean of the reference without its bias over the one with it, 0 to 1.
     unbiased = apart / (apart + with_themselves - among) if apart > 0 else 0.0
     error = standard_error(influence, groups, degenerate=degenerate, unbiased=unbiased)
     return Estimate(metric, value, error, n, corrected, slope, influence, degenerate)
 
 
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """The kernel of pairs of images, of each part, and of images and references."""
+
+    means: Array
+    """Over the other images of its part, of each image, [n]."""
+    own: Array
+    """Of each image with itself, [n]."""
+    across: Array
+    """Mean over the references, of each image, [n]."""
+    squares: float
+    """Sum of squares over pairs."""
+    pairs: int
+    """In either order."""
+    alike: float
+    """Sum over pairs of one prompt."""
+    alike_pairs: int
+    parts: int
+
+    def among_prompts(self, groups: Groups | None) -> tuple[float, float]:
+        """Return the mean over pairs of different prompts, and over all pairs of two images."""
+        n, mean = len(self.means), float(self.means.mean())
+        # With one prompt for all images there is no pair of two.
+        if groups is None or self.alike_pairs == self.pairs:
+            return mean, mean
+        among = (mean * self.pairs - self.alike) / (self.pairs - self.alike_pairs)
+        if self.parts == 1:
+            return among, mean
+        # Parts hold another share of pairs of one prompt than all images do.
+        sizes = np.bincount(groups)
+        share = float((sizes * (sizes - 1.0)).sum()) / (n * (n - 1))
+        alike = self.alike / self.alike_pairs if self.alike_pairs else among
+        return among, among + share * (alike - among)
+
+
+def _pairs(parts: Iterable[Rows], reference: Rows, kernel: Kernel, groups: Groups | None) -> _Pairs:
+    """Visit the pairs of each part, and those of images and references; raises as `mmd_estimate`."""
+    each: list[tuple[Array, Array, Array]] = []
+    squares, alike, counts, seen = 0.0, 0.0, [0, 0], 0
+    for part in parts:
+        if part.ndim != 2 or reference.ndim != 2 or part.shape[1] != reference.shape[1]:
+            shapes = f"features {list(part.shape)} and reference features {list(reference.shape)}"
+            raise ValueError(f"{shapes} do not match")
+        if min(len(part), len(reference)) < 2:
+            break
+        sums, squared, own = _sums_of_pairs(part, kernel)
+        squares += squared
+        if groups is not None:
+            of_prompts, count = _among_groups(part, groups[seen : seen + len(part)], kernel)
+            alike, counts[1] = alike + of_prompts, counts[1] + count
+        seen, counts[0] = seen + len(part), counts[0] + len(part) * (len(part) - 1)
+        each.append((sums / (len(part) - 1), own, _sums_across(part, reference, kernel) / len(reference)))
+    if not each:
+        raise ValueError("there must be at least 2 images and 2 references")
+    means, owns, across = map(np.concatenate, zip(*each, strict=True))
+    return _Pairs(means, owns, across, squares, counts[0], alike, counts[1], len(each))
+
+
 def kernel_distance(
     metric: str, sample: Sample, reference: FeatureStatistics | None, kernel: Kernel
 ) -> Estimate | Undefined:
     """Return the unbiased squared MMD; undefined without reference features and for a single image."""
-    found = features_of(metric, sample, reference, fewest=2)
-    if isinstance(found, Undefined):
-        return found
-    return mmd_estimate(metric, *found, kernel, sample.groups)
+    real = real_features(metric, sample, reference, fewest=2)
+    if isinstance(real, Undefined):
+        return real
+    return mmd_estimate(metric, sample.parts(ALL_PAIRS), real, kernel, sample.groups)
 
 
-def features_of(
+def real_features(
     metric: str, sample: Sample, reference: FeatureStatistics | None, *, fewest: int
-) -> tuple[Rows, Rows] | Undefined:
-    """Return the features of the images, [n, D], and of the reference, [m, D].
+) -> Rows | Undefined:
+    """Return the features of the reference, [m, D].
 
     Undefined without a reference that holds `fewest` features, and for fewer than so many images.
     """
@@ -109,7 +161,7 @@ def features_of(
     if len(reference.features) < fewest:
         reason = f"it needs the features of at least {fewest} references, not {len(reference.features)}"
         return Undefined(metric, reason, sample.n)
-    return sample.rows(), reference.features
+    return reference.features
 
 
 def cubic(x: Array, y: Array) -> Array:
@@ -124,9 +176,12 @@ def _blocks(rows: Rows) -> list[slice]:
     return [slice(start, start + _BLOCK) for start in range(0, len(rows), _BLOCK)]
 
 
-def _from_the_mean(sums: Array, own: Array) -> Array:
-    """Return the squared distance of each row from the mean of all, in the space of the kernel, [n]."""
-    means = (sums + own) / len(sums)
+def _from_the_mean(means: Array, own: Array) -> Array:
+    """Return the squared distance of each row from the mean of all, in the space of the kernel, [n].
+
+    `means` are those over the other rows.
+    """
+    means = means + (own - means) / len(means)
     return np.asarray(np.maximum(own - 2 * means + means.mean(), 0.0))
 
 

@@ -9,7 +9,8 @@ around each image of the checkpoint to its k-th nearest such image.
 * coverage: share of the balls of real images that hold an image (the same)
 
 Distances are Euclidean and balls are closed. The reference is taken as given. Precision and density are means
-over images. Recall and coverage depend on the number of images: they stand for this very number alone.
+over images. Recall and coverage depend on the number of images: they stand for this very number alone. Images
+come block by block and are not kept, but for recall.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from pydantic import PositiveInt
 
 from pytest_sdbench.metrics.definition import Metric, Sample
 from pytest_sdbench.metrics.distances.balls import Coverage, Recall, units_of
-from pytest_sdbench.metrics.distances.mmd import features_of
-from pytest_sdbench.metrics.distances.rows import distance_blocks, nearest
+from pytest_sdbench.metrics.distances.mmd import real_features
+from pytest_sdbench.metrics.distances.rows import BLOCK, distance_blocks, nearest
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics
 from pytest_sdbench.metrics.standard_error import standard_error
@@ -45,6 +46,9 @@ class Five:
     neighbours: PositiveInt = 5
     """The neighbour that a ball reaches to."""
 
+
+MOST = 100_000
+"""Images that recall compares with each other, which takes the square of their number in time."""
 
 _KNOWN: WeakKeyDictionary[FeatureStatistics, Array] = WeakKeyDictionary()
 """Squared distances of references from their neighbours: the same for all four, and for all checkpoints."""
@@ -67,12 +71,15 @@ def density(sample: Sample, reference: FeatureStatistics | None, options: Five) 
 
 
 def recall(sample: Sample, reference: FeatureStatistics | None, options: Three) -> Estimate | Undefined:
-    """Return the share of real images among the images, of features [n, D]."""
+    """Return the share of real images among the images, of features [n, D]; undefined for too many."""
     k = options.neighbours
-    found = features_of("recall", sample, reference, fewest=k + 1)
-    if isinstance(found, Undefined):
-        return found
-    features, real = found
+    real = real_features("recall", sample, reference, fewest=k + 1)
+    if isinstance(real, Undefined):
+        return real
+    if sample.n > MOST:
+        why = f"it compares every image with every other one, and does so for at most {MOST:,}"
+        return Undefined("recall", f"{why}; coverage takes any number", sample.n)
+    features = sample.rows()
     balls = Recall.around(features, k, units_of(sample.groups, len(features)))
     for _, squares in distance_blocks(real, features):
         balls.update(squares)
@@ -81,15 +88,16 @@ def recall(sample: Sample, reference: FeatureStatistics | None, options: Three) 
 
 def coverage(sample: Sample, reference: FeatureStatistics | None, options: Five) -> Estimate | Undefined:
     """Return the share of real images that have an image near, of features [n, D]."""
-    found = features_of("coverage", sample, reference, fewest=options.neighbours + 1)
-    if isinstance(found, Undefined):
-        return found
+    real = real_features("coverage", sample, reference, fewest=options.neighbours + 1)
+    if isinstance(real, Undefined):
+        return real
     assert reference is not None
-    features, real = found
-    radii = _radii(reference, options.neighbours)
-    balls = Coverage(units_of(sample.groups, len(features)))
-    for part, squares in distance_blocks(real, features):
-        balls.update(squares <= radii[part, None])
+    radii, seen = _radii(reference, options.neighbours), 0
+    balls = Coverage(units_of(sample.groups, sample.n), len(real))
+    for block in sample.blocks(BLOCK):
+        for part, squares in distance_blocks(real, block):
+            balls.update(part.start, seen, squares <= radii[part, None])
+        seen += len(block)
     return _estimate("coverage", balls, sample)
 
 
@@ -107,15 +115,14 @@ def _balls_around(
     metric: str, sample: Sample, reference: FeatureStatistics | None, k: int
 ) -> Array | Undefined:
     """Return how many balls of real images hold each image, [n]."""
-    found = features_of(metric, sample, reference, fewest=k + 1)
-    if isinstance(found, Undefined):
-        return found
+    real = real_features(metric, sample, reference, fewest=k + 1)
+    if isinstance(real, Undefined):
+        return real
     assert reference is not None
-    features, real = found
-    radii, counts = _radii(reference, k), np.empty(len(features))
-    for part, squares in distance_blocks(features, real):
-        counts[part] = np.count_nonzero(squares <= radii, axis=1)
-    return counts
+    radii, counts = _radii(reference, k), []
+    for block in sample.blocks(BLOCK):
+        counts += [np.count_nonzero(squares <= radii, axis=1) for _, squares in distance_blocks(block, real)]
+    return np.concatenate(counts).astype(np.float64)
 
 
 def _mean(metric: str, values: Array, sample: Sample, *, share: bool) -> Estimate:

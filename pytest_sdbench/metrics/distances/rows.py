@@ -9,7 +9,9 @@ import numpy.typing as npt
 
 from pytest_sdbench.metrics.moments import Array, Rows
 
-_BLOCK = 512
+Mask = npt.NDArray[np.bool_]
+
+BLOCK = 512
 """Rows whose distances from all others exist at one time."""
 
 
@@ -57,4 +59,4 @@ def nearest(rows: Rows, count: int) -> tuple[Array, npt.NDArray[np.intp]]:
 
 
 def _parts(n: int) -> list[slice]:
-    return [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+    return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
