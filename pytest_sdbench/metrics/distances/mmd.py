@@ -91,6 +91,8 @@ class _Pairs:
     """Sum of squares over pairs."""
     pairs: int
     """In either order."""
+    total: float
+    """Sum over pairs."""
     alike: float
     """Sum over pairs of one prompt."""
     alike_pairs: int
@@ -102,7 +104,7 @@ class _Pairs:
         # With one prompt for all images there is no pair of two.
         if groups is None or self.alike_pairs == self.pairs:
             return mean, mean
-        among = (mean * self.pairs - self.alike) / (self.pairs - self.alike_pairs)
+        among = (self.total - self.alike) / (self.pairs - self.alike_pairs)
         if self.parts == 1:
             return among, mean
         # Parts hold another share of pairs of one prompt than all images do.
@@ -115,7 +117,7 @@ class _Pairs:
 def _pairs(parts: Iterable[Rows], reference: Rows, kernel: Kernel, groups: Groups | None) -> _Pairs:
     """Visit the pairs of each part, and those of images and references; raises as `mmd_estimate`."""
     each: list[tuple[Array, Array, Array]] = []
-    squares, alike, counts, seen = 0.0, 0.0, [0, 0], 0
+    squares, total, alike, counts, seen = 0.0, 0.0, 0.0, [0, 0], 0
     for part in parts:
         if part.ndim != 2 or reference.ndim != 2 or part.shape[1] != reference.shape[1]:
             shapes = f"features {list(part.shape)} and reference features {list(reference.shape)}"
@@ -123,7 +125,7 @@ def _pairs(parts: Iterable[Rows], reference: Rows, kernel: Kernel, groups: Group
         if min(len(part), len(reference)) < 2:
             break
         sums, squared, own = _sums_of_pairs(part, kernel)
-        squares += squared
+        squares, total = squares + squared, total + float(sums.sum())
         if groups is not None:
             of_prompts, count = _among_groups(part, groups[seen : seen + len(part)], kernel)
             alike, counts[1] = alike + of_prompts, counts[1] + count
@@ -132,7 +134,7 @@ def _pairs(parts: Iterable[Rows], reference: Rows, kernel: Kernel, groups: Group
     if not each:
         raise ValueError("there must be at least 2 images and 2 references")
     means, owns, across = map(np.concatenate, zip(*each, strict=True))
-    return _Pairs(means, owns, across, squares, counts[0], alike, counts[1], len(each))
+    return _Pairs(means, owns, across, squares, counts[0], total, alike, counts[1], len(each))
 
 
 def kernel_distance(
