@@ -139,8 +139,8 @@ def run(options: argparse.Namespace) -> int:
     weights = weights_of(names, weights_by_card(options.weights))
     # A process of this command makes images and ends: it may keep its memory.
     tuning = Tuning(batch_size=options.batch_size, workers=options.workers, keep_memory=True)
-    asked: dict[int, str] = {}
-    requests, failed = list[Request](), 0
+    asked: list[tuple[str, Request]] = []
+    failed = 0
 
     def fail(name: str, error: SdbenchError) -> None:
         nonlocal failed
@@ -160,12 +160,12 @@ def run(options: argparse.Namespace) -> int:
         except SdbenchError as error:
             fail(name, error)
             continue
-        requests += found
-        asked |= {id(each): name for each in found}
-    for each, outcome in fulfil(requests):
+        asked += [(name, each) for each in found]
+    for number, outcome in fulfil([each for _, each in asked]):
+        name = asked[number][0]
         if isinstance(outcome, SdbenchError):
-            fail(asked[id(each)], outcome)
+            fail(name, outcome)
             continue
-        for line in told_of(asked[id(each)], outcome):
+        for line in told_of(name, outcome):
             show(line if part.size == 1 else f"[{part.rank}] {line}")
     return int(failed > 0)

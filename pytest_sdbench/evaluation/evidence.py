@@ -97,14 +97,14 @@ def request(
     return Request(job, evidence, prompts, absent)
 
 
-def fulfil(requests: Sequence[Request]) -> Iterator[tuple[Request, CompleteEvidence | SdbenchError]]:
-    """Make what some requests lack, one by one; yield the evidence of each, or why it is not whole."""
-    for each in requests:
+def fulfil(requests: Sequence[Request]) -> Iterator[tuple[int, CompleteEvidence | SdbenchError]]:
+    """Make what some requests lack; yield the number of each, and its evidence or why that is not whole."""
+    for number, each in enumerate(requests):
         try:
             made = _make_here(each) if each.job.gaps else 0
-            yield each, _complete(each, made)
+            yield number, _complete(each, made)
         except SdbenchError as error:
-            yield each, error
+            yield number, error
 
 
 def make_evidence(
