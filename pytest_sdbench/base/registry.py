@@ -57,6 +57,10 @@ class Registry(Mapping[str, Definition]):
     def __len__(self) -> int:
         return len({**self._places, **self._loaded})
 
+    def is_installed(self, name: str) -> bool:
+        """Return whether other processes have this definition, too: not one that a conftest registers."""
+        return name in self._places
+
     def register(self, definition: Definition) -> None:
         """Add a definition; the same one may come twice.
 

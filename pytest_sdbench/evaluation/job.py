@@ -14,7 +14,7 @@ from pytest_sdbench.base.paths import shown, told
 from pytest_sdbench.base.text import duration
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.tuning import Tuning, default_batch_size
-from pytest_sdbench.features.extractors import column_keys
+from pytest_sdbench.features.extractors import EXTRACTORS, column_keys, extractor_of
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.protocol import DRAWN, Protocol
 from pytest_sdbench.protocols.sections import SequentialSeeds
@@ -74,6 +74,18 @@ class Job:
     """Images that may be drawn; None: any number."""
     load: Load | None = None
     """Makes a pipeline of the user's own: such a job stays in its process."""
+
+    @property
+    def tie(self) -> str:
+        """Why no other process can do it; empty where one can."""
+        if self.load is not None:
+            return "its pipeline is one of your own, which lies in this process"
+        metrics = [spec.metric for spec in self.protocol.metrics.values()]
+        own = [name for name in metrics if not METRICS.is_installed(name)]
+        own += [
+            name for name in self.protocol.extractors if not EXTRACTORS.is_installed(extractor_of(name).name)
+        ]
+        return f"{own[0]} is registered in a conftest, and other processes do not have it" if own else ""
 
     @property
     def title(self) -> str:

@@ -20,6 +20,7 @@ from pytest_sdbench.evaluation.executors import local, static
 from pytest_sdbench.evaluation.executors.static import shards_of
 from pytest_sdbench.evaluation.job import Extras
 from pytest_sdbench.evaluation.tuning import Tuning
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.store.shard_folder import in_grid
@@ -113,10 +114,11 @@ def test_a_process_that_is_a_hundred_times_slower_holds_nobody_up() -> None:
 def ask(tmp_path: Path, pristine_checkpoint: Path) -> Ask:
     """Return what asks for the pictures of a small draw, in a store."""
     sampling: dict[str, Any] = {"steps": 1, "guidance": 1.0, "resolution": 64, "dtype": "float32"}
-    protocol = load_protocol(make_protocol(tmp_path / "mini.yaml", n=N, sampling=sampling))
 
-    def ask(store: str, checkpoint: Path = pristine_checkpoint, **changes: Any) -> Request:
-        workspace = replace(Workspace(tmp_path / store, progress=False, keep_images="all"), **changes)
+    def ask(store: str, checkpoint: Path = pristine_checkpoint, metric: str = "clip_score") -> Request:
+        words = {"n": N, "sampling": sampling, "metrics": {metric: {"model": "local:scenes-clip"}}}
+        protocol = load_protocol(make_protocol(tmp_path / "mini.yaml", margins={}, **words))
+        workspace = Workspace(tmp_path / store, progress=False, keep_images="all")
         tuning, extras = Tuning(batch_size=32, workers=1), Extras(columns={})
         return request(Checkpoint("tiny", checkpoint), protocol, workspace, tuning=tuning, extras=extras)
 
@@ -159,7 +161,8 @@ def test_what_the_process_of_one_gpu_leaves_the_others_make(
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(doomed(tmp_path)), os.environ.get("PYTHONPATH", "")])
     )
-    ((_, found),) = fulfil([ask("store")])
+    with pytest.warns(local.FewerProcesses, match=f"made up for it.*signal {signal.SIGKILL}"):
+        ((_, found),) = fulfil([ask("store")])
     assert not isinstance(found, SdbenchError)
     assert found.images_made == N
     monkeypatch.setattr(local, "devices_of", lambda device: ["cpu:doomed", "cpu:doomed"])
@@ -183,6 +186,19 @@ local._child = kill
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(text, encoding="utf-8")
     return folder / "site"
+
+
+@pytest.mark.slow
+def test_what_a_conftest_registers_is_computed_in_its_own_process(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "devices_of", lambda device: ["cpu", "cpu"])
+    monkeypatch.setattr(METRICS, "_loaded", {**METRICS})
+    METRICS.register(replace(METRICS["clip_score"], name="own_score"))
+    with pytest.warns(local.FewerProcesses, match="own_score is registered in a conftest"):
+        ((_, found),) = fulfil([ask("store", metric="own_score")])
+    assert not isinstance(found, SdbenchError)
+    assert found.images_made == N
 
 
 @pytest.mark.slow

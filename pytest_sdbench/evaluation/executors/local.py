@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 
@@ -16,15 +17,22 @@ from pytest_sdbench.evaluation.job import Job
 from pytest_sdbench.store.shards import Evidence
 
 
+class FewerProcesses(UserWarning):
+    """Images that were made by fewer processes than there are GPUs."""
+
+
 def make(job: Job, evidence: Evidence, *, count: Callable[[int], object]) -> Work:
     """Make what a job lacks, and return what was drawn; raises as `Maker.make` does.
 
-    A pipeline of the user's own lies on one device, and stays there.
+    A job that is tied to this process (`Job.tie`) has one GPU, and a warning says why. Where a process dies
+    or fails and others make up for it, there is a warning, too.
     """
     devices = devices_of(job.workspace.device)
-    if len(devices) == 1 or job.load is not None or len(job.gaps) == 1:
-        return static.make(job, evidence, count=count, elsewhere=count)
-    return _in_processes(job, devices, count)
+    if len(devices) > 1 and (tie := job.tie):
+        warnings.warn(f"{job.title}: one GPU of {len(devices)} draws: {tie}", FewerProcesses, stacklevel=2)
+    elif len(devices) > 1 and len(job.gaps) > 1:
+        return _in_processes(job, devices, count)
+    return static.make(job, evidence, count=count, elsewhere=count)
 
 
 def _in_processes(job: Job, devices: list[str], count: Callable[[int], object]) -> Work:
@@ -62,7 +70,8 @@ def _in_processes(job: Job, devices: list[str], count: Callable[[int], object]) 
             child.terminate()
     if errors and not drawn:
         raise errors[0]
-    # What one could not do, the others have done.
+    for error in errors:
+        warnings.warn(f"{job.title}: the others made up for it: {error}", FewerProcesses, stacklevel=3)
     return Work(sum(work.images for work in drawn), max(work.seconds for work in drawn))
 
 
