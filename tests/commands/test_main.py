@@ -138,7 +138,7 @@ class TestSample:
         cards = [str(make_card(Path(place, "v1", "README.md"), protocol="scenes-quick")) for place in "xy"]
         given = {}
         monkeypatch.setattr(
-            sample, "sample_card", lambda card, _, weights, **__: given.update({card.name: weights}) or []
+            sample, "requests_of", lambda card, _, weights, **__: given.update({card.name: weights}) or []
         )
         status = main(["sample", *cards, "--store=store", f"--weights={key}=folder"])
         assert (status, given) == ((2, {}) if key == "v1" else (0, {"x/v1": Path("folder"), "y/v1": None}))
