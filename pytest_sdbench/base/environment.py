@@ -92,11 +92,12 @@ def true_float32() -> Iterator[None]:
 
 
 def device_name(device: str) -> str:
-    """Return a device's name as its maker calls it."""
+    """Return a device's name as its maker calls it; that of a GPU elsewhere is not known here."""
     if device.startswith("cuda"):
         import torch
 
-        return str(torch.cuda.get_device_name(torch.device(device)))
+        # The driver of a cluster need not have what its workers have.
+        return str(torch.cuda.get_device_name(torch.device(device))) if torch.cuda.is_available() else device
     if device == "cpu":
         return _cpu_name()
     return device

@@ -27,6 +27,8 @@ class Option:
     default: str | None = None
     """Of a text, where neither the command line nor the ini file has one."""
     metavar: str | None = None
+    bare: str | None = None
+    """Of a text: what the option means without one."""
     check: Callable[[str], Any] = str
     """Turns a text into the value; raises ValueError that says what to give."""
 
@@ -52,6 +54,7 @@ class Option:
         if self.kind == "list":
             return told | {"action": "append", "default": [], "help": f"{self.help}; may be repeated"}
         shown = "" if self.default is None else f" [{'%(default)s' if default else self.default}]"
+        told |= {"nargs": "?", "const": self.bare} if self.bare is not None else {}
         return told | {"default": default, "help": self.help + shown}
 
     def read(self, text: str) -> Any:
@@ -117,6 +120,22 @@ def _report(text: str) -> str:
     if Path(text).suffix not in (".html", ".md", ".json"):
         raise ValueError("give a name that ends in .html (a page), .md (a table) or .json (everything)")
     return text
+
+
+def _address(text: str) -> str:
+    if not text or text.lower().endswith(".md") or Path(text).exists():
+        raise ValueError("give the address of a cluster, auto, local or nothing, and cards before the option")
+    return text
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not (0 < share <= 1 or (share > 1 and share.is_integer())):
+        raise ValueError("give a share of a GPU such as 0.25, or a whole number of GPUs")
+    return share
 
 
 def _named(text: str) -> str:
@@ -189,6 +208,31 @@ OPTIONS = {
             "auto (cuda, else mps, else cpu), or a torch device such as cuda:1",
             default="auto",
             metavar="DEVICE",
+        ),
+        Option(
+            "--sdbench-ray",
+            "have the workers of a Ray cluster make the images: of the one at ADDRESS (auto: that of this "
+            "machine), or, without an address, of this machine alone",
+            metavar="ADDRESS",
+            bare="local",
+            check=_address,
+        ),
+        Option(
+            "--sdbench-ray-gpus",
+            "GPUs that a worker takes, or a share of one: several small models fit one GPU [1]",
+            metavar="X",
+            check=_share,
+        ),
+        Option(
+            "--sdbench-ray-workers",
+            "ask for N workers, even if the cluster has to grow for them; default: as many as have room",
+            metavar="N",
+            check=_at_least(1),
+        ),
+        Option(
+            "--sdbench-ray-mixed",
+            "let workers differ in device and library versions; they are refused otherwise",
+            "switch",
         ),
         Option(
             "--sdbench-dtype",

@@ -35,7 +35,7 @@ class Progress:
     ) -> None:
         self._total, self._unit, self._description = total, unit, plain(description)
         self._stream, self._clock = stream or sys.stderr, clock
-        self._done, self._spoke, self._start = 0, False, clock()
+        self._done, self._spoke, self._start, self._note = 0, False, clock(), ""
         self._due = self._start + _QUIET_SECONDS
         self._shown, self._bar = shown, None
         if shown and self._stream.isatty():
@@ -62,7 +62,19 @@ class Progress:
         self._done += n
         if self._bar is not None:
             self._bar.update(n)
-        elif self._shown and self._clock() >= self._due:
+        else:
+            self._say_if_due()
+
+    def note(self, text: str) -> None:
+        """Show a text beside the counter, such as what is waited for, until there is another."""
+        changed, self._note = text != self._note, text
+        if self._bar is None:
+            self._say_if_due()
+        elif changed:
+            self._bar.set_postfix_str(plain(text))
+
+    def _say_if_due(self) -> None:
+        if self._shown and self._clock() >= self._due:
             self._say()
             self._due = self._clock() + _QUIET_SECONDS
 
@@ -74,6 +86,8 @@ class Progress:
         after = f", took {_minutes(seconds)}" if end else ""
         if self._total and rate and not end:
             after = f", {_minutes((self._total - self._done) / rate)} left"
+        if self._note and not end:
+            after += f" ({plain(self._note)})"
         text = f"{self._description}: {self._done:,}{of} {self._unit}, {rate:.3g} {self._unit}/s{after}"
         print(text, file=self._stream, flush=True)
 

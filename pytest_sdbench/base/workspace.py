@@ -12,8 +12,8 @@ from pytest_sdbench.base.part import ALONE, Part
 class Pool:
     """Workers of a Ray cluster, as a user asks for them."""
 
-    address: str = ""
-    """Of the cluster; empty: this machine alone."""
+    address: str = "local"
+    """Of the cluster; ``local``: one that is this machine alone."""
     gpus: float | None = None
     """Share of a GPU that a worker takes; None: a whole one, or none where the device is a CPU."""
     workers: int | None = None

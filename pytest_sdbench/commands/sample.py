@@ -16,7 +16,7 @@ from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.options import weights_by_card
 from pytest_sdbench.base.part import Part
-from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.base.workspace import Pool, Workspace
 from pytest_sdbench.cards.card import own_names
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.shared import (
@@ -48,6 +48,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, metavar="N", help=told)
     told = "be the K-th of N processes that share the work; default: what the launcher says"
     command.add_argument("--part", type=_part, metavar="K/N", help=told)
+    share(command, "--ray", "--ray-gpus", "--ray-workers", "--ray-mixed")
 
 
 def _part(text: str) -> Part:
@@ -118,6 +119,34 @@ def told_of(name: str, found: CompleteEvidence) -> list[str]:
     return lines
 
 
+def workspace_of(options: argparse.Namespace) -> Workspace:
+    """Return where the images are made, and by whom; raises SdbenchError for options at odds."""
+    part = options.part or Part.from_environment()
+    pool = None
+    if options.ray is not None:
+        from pytest_sdbench.evaluation.executors.ray import cluster_of
+
+        if part.size > 1 or options.workers is not None:
+            what = "the workers of the cluster share the work"
+            remedy = "Leave out --part, --workers and launchers, or --ray. How many workers: --ray-workers"
+            raise SdbenchError(what, key="--ray", remedy=remedy)
+        pool = Pool(options.ray, options.ray_gpus, options.ray_workers, options.ray_mixed)
+        device = cluster_of(pool).device(options.device)
+    else:
+        part.share_cores()
+        device = torch_device(options.device, option="--device", part=part)
+    return Workspace(
+        options.store,
+        options.data,
+        device,
+        download=options.download,
+        progress=part.rank == 0,
+        keep_images=options.keep_images,
+        part=part,
+        pool=pool,
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Sample cards one after the other; return 1 where one could not be, having done the others."""
     from pytest_sdbench.evaluation.evidence import fulfil
@@ -125,17 +154,8 @@ def run(options: argparse.Namespace) -> int:
 
     check_counts(options, "images", "batch_size", "workers")
     names = own_names(cards_of(options.cards))
-    part = options.part or Part.from_environment()
-    part.share_cores()
-    workspace = Workspace(
-        options.store,
-        options.data,
-        torch_device(options.device, option="--device", part=part),
-        download=options.download,
-        progress=part.rank == 0,
-        keep_images=options.keep_images,
-        part=part,
-    )
+    workspace = workspace_of(options)
+    part = workspace.part
     weights = weights_of(names, weights_by_card(options.weights))
     # A process of this command makes images and ends: it may keep its memory.
     tuning = Tuning(batch_size=options.batch_size, workers=options.workers, keep_memory=True)
@@ -161,11 +181,17 @@ def run(options: argparse.Namespace) -> int:
             fail(name, error)
             continue
         asked += [(name, each) for each in found]
-    for number, outcome in fulfil([each for _, each in asked]):
-        name = asked[number][0]
-        if isinstance(outcome, SdbenchError):
-            fail(name, outcome)
-            continue
-        for line in told_of(name, outcome):
-            show(line if part.size == 1 else f"[{part.rank}] {line}")
+    try:
+        for number, outcome in fulfil([each for _, each in asked]):
+            name = asked[number][0]
+            if isinstance(outcome, SdbenchError):
+                fail(name, outcome)
+                continue
+            for line in told_of(name, outcome):
+                show(line if part.size == 1 else f"[{part.rank}] {line}")
+    finally:
+        if workspace.pool is not None:
+            from pytest_sdbench.evaluation.executors import ray
+
+            ray.close()
     return int(failed > 0)

@@ -98,13 +98,36 @@ def request(
 
 
 def fulfil(requests: Sequence[Request]) -> Iterator[tuple[int, CompleteEvidence | SdbenchError]]:
-    """Make what some requests lack; yield the number of each, and its evidence or why that is not whole."""
+    """Make what some requests lack; yield the number of each, and its evidence or why that is not whole.
+
+    The workers of a cluster make all of them at once, and they come as they are done; else one comes after
+    the other. What a pipeline of the user's own draws is made here.
+    """
+    apart = [
+        number
+        for number, each in enumerate(requests)
+        if each.job.workspace.pool is not None and each.job.gaps and each.job.load is None
+    ]
     for number, each in enumerate(requests):
-        try:
-            made = _make_here(each) if each.job.gaps else 0
-            yield number, _complete(each, made)
-        except SdbenchError as error:
-            yield number, error
+        if number not in apart:
+            yield number, _outcome(each)
+    if apart:
+        from pytest_sdbench.evaluation.executors import ray
+
+        for place, made in ray.make([requests[number].job for number in apart]):
+            yield apart[place], _outcome(requests[apart[place]], made)
+
+
+def _outcome(request: Request, made: int | SdbenchError | None = None) -> CompleteEvidence | SdbenchError:
+    """Return the evidence of a request, or why it is not whole; it is made here where nobody else has."""
+    try:
+        if isinstance(made, SdbenchError):
+            return made
+        if made is None:
+            made = _make_here(request) if request.job.gaps else 0
+        return _complete(request, made)
+    except SdbenchError as error:
+        return error
 
 
 def make_evidence(

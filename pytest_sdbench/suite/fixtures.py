@@ -6,7 +6,7 @@ modules are imported inside, when a test asks for what they make.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -99,6 +99,16 @@ def sdbench_device(sdbench_session: SdbenchSession) -> str:
 
     settings = sdbench_session.settings
     return torch_device(settings.device, option="--sdbench-device", part=settings.part)
+
+
+@pytest.fixture(scope="session")
+def sdbench_drawing_device(sdbench_session: SdbenchSession) -> Iterator[str]:
+    """Return the torch device of the workers of a cluster, which live until the end of the run."""
+    from pytest_sdbench.evaluation.executors import ray
+
+    settings = sdbench_session.settings
+    yield ray.cluster_of(settings.pool).device(settings.device)
+    ray.close()
 
 
 @pytest.fixture(scope="session")
@@ -225,18 +235,16 @@ def sdbench_evaluate(
     # A pipeline of one's own has no fingerprint: its images are kept for this run alone, and apart from those
     # of a reference, which may have the same weights.
     plain = isinstance(sdbench_pipeline, PlainPipeline)
-    workspace = Workspace(
-        sdbench_store if plain else request.getfixturevalue("tmp_path_factory").mktemp("sdbench-store"),
-        sdbench_data,
-        sdbench_device,
-        None if settings.dtype == "auto" else settings.dtype,
-        settings.download,
-        keep_images=settings.keep_images if plain else 0,
-        part=settings.part,
-    )
+    pool = settings.pool if plain else None
+    device = request.getfixturevalue("sdbench_drawing_device") if pool else sdbench_device
+    store = sdbench_store if plain else request.getfixturevalue("tmp_path_factory").mktemp("sdbench-store")
+    dtype = None if settings.dtype == "auto" else settings.dtype
+    who: dict[str, Any] = {"part": settings.part, "pool": pool}
+    keep = settings.keep_images if plain else 0
+    workspace = Workspace(store, sdbench_data, device, dtype, settings.download, keep_images=keep, **who)
     done: dict[tuple[str, int | None], Evaluation | SdbenchError] = {}
     load = None if plain else sdbench_pipeline
-    if settings.budget and not (plain and sdbench_device == "cuda"):  # each GPU has its own pipeline
+    if settings.budget and not (plain and (pool or device == "cuda")):  # each worker has its own pipeline
         load = lru_cache(maxsize=1)(sdbench_pipeline)  # a sequence comes back for more images
 
     def once(protocol: Protocol, samples: int | None = None) -> Evaluation:
@@ -251,7 +259,7 @@ def sdbench_evaluate(
                     protocol,
                     replace(workspace, progress=progress),
                     samples=samples or settings.samples,
-                    max_images=settings.limit(sdbench_device),
+                    max_images=settings.limit(device),
                     load=load,
                     extras=Extras(later=later, original=find, instead=instead, original_store=sdbench_store),
                 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from pytest_sdbench.base.files import why_unwritable
 from pytest_sdbench.base.options import OPTIONS, weights_by_card
 from pytest_sdbench.base.part import ALONE, Part
 from pytest_sdbench.base.paths import told as shown
+from pytest_sdbench.base.workspace import Pool
 from pytest_sdbench.gate.looks import UNASKED
 from pytest_sdbench.store.folders import RemoteFolder, open_storage, place_of
 from pytest_sdbench.suite.options import given, option
@@ -50,6 +53,8 @@ class Settings:
     """Runs with other seeds that calibrate each protocol; None: none."""
     part: Part = ALONE
     """This process among the workers of xdist, which are all on this machine."""
+    pool: Pool | None = None
+    """The workers of a cluster that make the images; None: this process does."""
 
     def limit(self, device: str) -> int | None:
         """Return how many new images a score may cost on a torch device, or None where there is no limit."""
@@ -108,7 +113,9 @@ class Settings:
                 raise pytest.UsageError(f"--sdbench-report: {path} cannot be written: {reason}")
         history = _history(told["history"], start("sdbench_history")) if told["history"] else None
         places = {"data": data, "store": store, "report": report, "history": history}
-        return cls(**told | {"weights": weights, "part": _part(config), **places})
+        asked = [told.pop(name) for name in ("ray", "ray_gpus", "ray_workers", "ray_mixed")]
+        own = {"weights": weights, "part": _part(config), "pool": _pool(config, *asked)}
+        return cls(**told | own | places)
 
 
 def _part(config: pytest.Config) -> Part:
@@ -118,6 +125,17 @@ def _part(config: pytest.Config) -> Part:
     number, size = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
     rank = number % size  # one that replaces a worker that died has a higher number
     return Part(rank, size, rank, size)
+
+
+def _pool(config: pytest.Config, address: str | None, *asked: Any) -> Pool | None:
+    """Return the pool that was asked for; raise pytest.UsageError where there can be none."""
+    if address is None:
+        return None
+    if find_spec("ray") is None:
+        raise pytest.UsageError('--sdbench-ray: Ray is not installed; pip install "pytest-sdbench[ray]"')
+    if hasattr(config, "workerinput") or config.getoption("numprocesses", None):
+        raise pytest.UsageError("--sdbench-ray: the workers of the cluster share the work; leave out -n")
+    return Pool(address, *asked)
 
 
 def _history(text: str, start: Path) -> Path | str:
