@@ -33,10 +33,10 @@ def estimate(
     leaves its metric undefined. `groups` tell which images share a prompt (`groups_of`): they are
     not independent, and standard errors then count prompts.
 
-    `rows` is read several times where it can be (a list, or an object whose `__iter__` starts anew): memory
-    then grows with neither FID nor the Inception score. The first time gives all columns of one number an
-    image. Of an iterator, which can be read only once, the needed columns are kept. Raises EvidenceError for
-    a column that is missing, is not finite or has another width than the reference.
+    `rows` is read several times where it can be (a list, or an object whose `__iter__` starts anew): rows of
+    features are then let go, and an image takes a few numbers. The first time gives all columns of one number
+    an image. Of an iterator, which can be read only once, the needed columns are kept. Raises EvidenceError
+    for a column that is missing, is not finite or has another width than the reference.
     """
     columns = {name: METRICS[name].column(spec.extractor) for name, spec in protocol.metrics.items()}
     if isinstance(rows, Iterator):

@@ -21,6 +21,7 @@ from pytest_sdbench.metrics.fid_bias import (
     part,
     squared_scales,
     together,
+    without_each,
 )
 from pytest_sdbench.metrics.frechet import Influence, fid, fid_influence
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Moments, Rows
@@ -51,18 +52,19 @@ def fid_estimate(
     even = min(sizes) * 2 * BLOCKS >= n and n - max(sizes) >= FEWEST_LEFT * reference.width
     # Covariances go as soon as they are used: with 2,048 features each takes 34 MB.
     parts = [part(blocks.pop(), reference) for _ in range(BLOCKS)]
+    rests = without_each(parts, reference) if even else []
     whole = together(parts, reference)
+    del parts
     influence = fid_influence(sample, reference, whole.product / (n - 1))
     distances, psi = _of_each(rows, n, influence)
     squares = squared_scales(distances, sample)
-    of_parts = [squares[places == k] for k in reversed(range(BLOCKS))]
-    without = mean_without_each(parts, reference, of_parts) if even else math.nan
-    del parts
     value = influence.value
     psi -= psi.mean()
     degenerate = degenerate_variance(influence.eigenvalues, sample)
     error = standard_error(psi, groups, degenerate=degenerate, blocks=BLOCKS)
     if even:
+        of_parts = [squares[places == k] for k in reversed(range(BLOCKS))]
+        without = mean_without_each(rests, reference, of_parts)
         biased = elliptical_fid(whole, reference, squares, influence.eigenvalues)
         # The term in 1/n goes (Quenouille 1956). Below zero, as an unbiased estimate of zero must at times.
         corrected = biased - (BLOCKS - 1) * (without - biased)

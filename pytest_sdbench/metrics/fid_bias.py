@@ -14,7 +14,7 @@ whatever the features are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -156,14 +156,24 @@ def together(parts: Sequence[Part], reference: FeatureStatistics) -> Part:
     return Part(n, mean, sum(each.trace for each in parts) + float(np.vdot(steps, steps)), whole)
 
 
-def mean_without_each(
-    blocks: Sequence[Part], reference: FeatureStatistics, squares: Sequence[Array]
-) -> float:
-    """Return the mean of `elliptical_fid` without each block; `squares` are those of each block."""
+def without_each(blocks: Sequence[Part], reference: FeatureStatistics) -> list[tuple[Part, Array]]:
+    """Return all images but those of each block, and the eigenvalues of their S R; no product is kept."""
     found = []
     for k in range(len(blocks)):
         rest = together([*blocks[:k], *blocks[k + 1 :]], reference)
-        found.append(elliptical_fid(rest, reference, np.concatenate([*squares[:k], *squares[k + 1 :]])))
+        values = np.linalg.eigvalsh(rest.product) / (rest.n - 1)
+        found.append((replace(rest, product=np.empty((0, 0))), values))
+    return found
+
+
+def mean_without_each(
+    rests: Sequence[tuple[Part, Array]], reference: FeatureStatistics, squares: Sequence[Array]
+) -> float:
+    """Return the mean of `elliptical_fid` without each block; `squares` are those of each block."""
+    left = [np.concatenate([*squares[:k], *squares[k + 1 :]]) for k in range(len(rests))]
+    found = [
+        elliptical_fid(rest, reference, of, values) for (rest, values), of in zip(rests, left, strict=True)
+    ]
     return float(np.mean(found))
 
 
@@ -247,16 +257,13 @@ def joined(blocks: Sequence[Moments]) -> FeatureStatistics:
     return whole.statistics()
 
 
-def elliptical_fid(
-    sample: Part, reference: FeatureStatistics, squares: Array, values: Array | None = None
-) -> float:
+def elliptical_fid(sample: Part, reference: FeatureStatistics, squares: Array, values: Array) -> float:
     """Return FID without its bias for images that are Gaussian but for their scales.
 
-    `squares` are those of the scales, [n] (`scales.squared_scales`); `values` are the eigenvalues of S R if
-    known. NaN where it cannot be told.
+    `squares` are those of the scales, [n] (`scales.squared_scales`); `values` are the eigenvalues of S R, [p]
+    ascending. NaN where it cannot be told.
     """
     trace = sample.trace / (sample.n - 1)
-    values = np.linalg.eigvalsh(sample.product) / (sample.n - 1) if values is None else values
     values = values[values > CUT_OFF * values[-1]]
     # Without an eigenvalue above zero the root of S R is zero.
     root = sum_of_roots(values, sample.n - 1, scales(squares)) if len(values) else 0.0

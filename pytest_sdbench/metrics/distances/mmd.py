@@ -131,6 +131,7 @@ def _pairs(parts: Iterable[Rows], reference: Rows, kernel: Kernel, groups: Group
             alike, counts[1] = alike + of_prompts, counts[1] + count
         seen, counts[0] = seen + len(part), counts[0] + len(part) * (len(part) - 1)
         each.append((sums / (len(part) - 1), own, _sums_across(part, reference, kernel) / len(reference)))
+        del part  # the next one is read before the loop would let this one go
     if not each:
         raise ValueError("there must be at least 2 images and 2 references")
     means, owns, across = map(np.concatenate, zip(*each, strict=True))
