@@ -188,7 +188,7 @@ def test_with_all_evidence_there_nothing_is_loaded(
 ) -> None:
     """More samples than the protocol has are the protocol."""
     store, first = undisturbed
-    monkeypatch.setattr(making, "open_extractors", never)
+    monkeypatch.setattr("pytest_sdbench.evaluation.maker.open_extractors", never)
     again = score(protocol, store, samples=samples, load=never)
     assert values(again) == values(first)
     assert (again.n, again.complete, again.images_made) == (N, True, 0)
