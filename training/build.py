@@ -84,6 +84,8 @@ def connect(
 
 def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelerator, say: Say) -> Pairs:
     """Open the recipe's data, encoded and cached where it says so."""
+    # One file for each process: not every file system keeps lines whole that several hosts append.
+    number = "" if accelerator.is_main_process else f"-{accelerator.process_index}"
     return pairs_of(
         recipe,
         open_source(recipe.data, say=say),
@@ -92,7 +94,7 @@ def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelera
         device=accelerator.device,
         dtype=half_type(accelerator) if accelerator.device.type == "cuda" else torch.float32,
         say=say,
-        record=folder / "skipped.jsonl",
+        record=folder / f"skipped{number}.jsonl",
     )
 
 

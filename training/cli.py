@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 STOPPED = 143
 """Exit status of a run that was asked to stop before its end: that of a process ended by SIGTERM."""
 
+_RELEASE = 120.0
+"""Seconds until a restart takes the lock of the start before for that of another run."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 explained error, 143 stopped, 130 interrupted.
@@ -42,11 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     141: nobody reads the output any more.
     """
     options = _parser().parse_intermixed_args(arguments)
+    rank = int(os.environ.get("RANK", "0"))
     try:
         return _run(options)
     except SdbenchError as error:
-        rank = int(os.environ.get("RANK", "0"))
         print(f"error{f' of process {rank}' if rank else ''}: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        from training.run.processes import lost_process
+
+        if (lost := lost_process(error)) is None:
+            raise
+        print(f"error of process {rank}: {lost}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -143,7 +153,7 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
 
     from training.build import build_task
     from training.run.loop import train
-    from training.run.processes import sharded, start
+    from training.run.processes import check_shared, sharded, start, started_again
     from training.run.state import load_trained
 
     if options.threads:
@@ -158,8 +168,11 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
         return build_task(recipe, folder=folder, accelerator=accelerator, download=options.download, say=say)
 
     status = 0
-    with _locked(folder) if accelerator.is_main_process else nullcontext():
+    with (
+        _locked(folder, _RELEASE if started_again() else 0) if accelerator.is_main_process else nullcontext()
+    ):
         _prepare(folder, options, accelerator)
+        check_shared(folder, accelerator)
         task = build()
         if options.export_only:
             seen = load_trained(task, recipe, folder)
@@ -170,12 +183,12 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
             say(f"stopped after {reached}: the same command goes on, --export-only exports it as it is")
             status = 0 if options.stop_at and seen >= options.stop_at else STOPPED
         else:
-            if sharded(accelerator) and not options.export_only:
-                del task  # two of full size might not fit
-                task = build()
-                load_trained(task, recipe, folder)
             out = (options.out or folder / "export").expanduser().absolute()
             if accelerator.is_main_process:
+                if sharded(accelerator) and not options.export_only:
+                    del task  # two of full size might not fit
+                    task = build()
+                    load_trained(task, recipe, folder)
                 _export(task, recipe, folder, out, seen, accelerator)
             say(f"exported to {out}")
     accelerator.end_training()
@@ -193,12 +206,23 @@ def _export(task: Task, recipe: Recipe, folder: Path, out: Path, seen: int, acce
 
 def _prepare(folder: Path, options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Check that there is a run to resume, or put one aside, as asked for."""
+    from training.run.processes import started_again
     from training.run.state import FILE
 
     state = folder / FILE
     if options.resume and not state.is_file():
         raise TrainingError("there is no run to resume", file=state, remedy="Leave --resume out to begin one")
-    if options.restart and accelerator.is_main_process and state.is_file():
+    if options.restart and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        raise TrainingError(
+            "each restart of torchrun would put aside what it should go on with",
+            key="--restart",
+            found=f"--max-restarts {os.environ['TORCHELASTIC_MAX_RESTARTS']}",
+            remedy=f"Move {folder} away, or give another --folder",
+        )
+    if options.restart and started_again():
+        if accelerator.is_main_process:
+            print("this job was started before: --restart has been done, and the run goes on", flush=True)
+    elif options.restart and accelerator.is_main_process and state.is_file():
         number = 1
         while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1
@@ -208,15 +232,18 @@ def _prepare(folder: Path, options: argparse.Namespace, accelerator: Accelerator
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second run out of this folder; the lock goes with the process, however that ends."""
+def _locked(folder: Path, seconds: float) -> Iterator[None]:
+    """Keep a second run out of this folder; the lock goes with the process, however that ends.
+
+    Waits `seconds` for it: a server of files may learn late that a host is gone.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     with explain_write_errors(folder, "the run", remedy="Give another folder: --folder RUN_FOLDER"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=seconds, poll_interval=1.0)
         except Timeout:
             remedy = "Wait for it, or give --folder"
             message = "another process is training in this folder"

@@ -31,7 +31,7 @@ UNETS = {
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_MAX_RESTARTS", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -179,6 +179,21 @@ def test_two_runs_do_not_share_a_folder(recipe: str, capsys: pytest.CaptureFixtu
     with FileLock(folder.parent / ".mini.lock"):
         assert run(recipe) == 2
     assert "another process is training in this folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_job_that_is_started_again_puts_its_own_run_not_aside(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(recipe, "--stop-at", "2") == 0
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert run(recipe, "--restart") == 2
+    assert "--restart: each restart of torchrun would put aside" in capsys.readouterr().err
+    monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run(recipe, "--restart", "--stop-at", "4") == 0
+    assert "--restart has been done" in capsys.readouterr().out
+    assert seen(run_folder("mini")) == [2, 4]
 
 
 @pytest.mark.slow

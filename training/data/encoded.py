@@ -255,7 +255,7 @@ def _build_once(folder: Path, build: Callable[[DiskArrays], None], say: Say) -> 
         lock.acquire(timeout=0)
     except Timeout:
         say(f"another process is encoding {folder.name}: waiting for it")
-        lock.acquire()
+        lock.acquire(poll_interval=1.0)  # a server of files is asked by every process of every host
     try:
         arrays = DiskArrays(folder)
         if not arrays.finished:

@@ -20,8 +20,8 @@ class LivePairs:
     """Pairs whose pictures are read, by several threads, when they are taken: as pixels, not latents.
 
     In the place of a corrupt row comes the next good one: so a batch is always full, and always the same.
-    A corrupt row is reported once, counted, and noted in the file `record`, which every process and every
-    sitting of a run shares.
+    A corrupt row is reported once, counted, and noted in the file `record`, for the sittings to come. Files
+    beside it that are called the same but for a hyphen and a number are those of other processes.
     """
 
     def __init__(
@@ -105,10 +105,11 @@ class LivePairs:
 
 
 def _read_record(record: Path | None) -> dict[str, str]:
-    if record is None or not record.is_file():
+    if record is None:
         return {}
+    files = sorted(record.parent.glob(f"{record.stem.partition('-')[0]}*{record.suffix}"))
     found = {}
-    for line in record.read_text(encoding="utf-8").splitlines():
+    for line in "\n".join(file.read_text(encoding="utf-8") for file in files).splitlines():
         try:
             entry = json.loads(line)
             found[str(entry["key"])] = str(entry["reason"])

@@ -5,19 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from training.errors import TrainingError
+from pytest_sdbench.base.errors import first_line
+from training.errors import TrainingError, explain_write_errors
 from training.recipes.schema import Recipe
+
+FRESH_SECONDS = 75.0
+"""Longer than the minute for which NFS may show a host a folder as it was."""
 
 
 def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
@@ -31,6 +39,8 @@ def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
     _check_available(recipe, device, cpu)
     # accelerate keeps the precision of the first run of a process; the next may want another.
     AcceleratorState._reset_state()
+    if _restartable():
+        _join_under_own_keys("gloo" if cpu else _gpu_backend())
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision),
         cpu=cpu,
@@ -41,6 +51,8 @@ def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         ],
     )
+    if cpu and accelerator.num_processes > 1 and _fsdp_is_wanted():
+        shard_on_cpus(accelerator, FullyShardedDataParallelPlugin())
     if sharded(accelerator) and not accelerator.is_fsdp2:
         raise TrainingError(
             "FSDP of version 1 cuts weights without regard to their names, so no average could be saved",
@@ -54,6 +66,14 @@ def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
     return accelerator
 
 
+def shard_on_cpus(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Have accelerate shard here, too: it does on GPUs alone, and would go on unsharded without a word."""
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
+    # Where accelerate keeps it for all who ask later.
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+
 def sharded(accelerator: Accelerator) -> bool:
     """Say whether each process holds only a part of the weights."""
     return accelerator.distributed_type is DistributedType.FSDP
@@ -61,11 +81,67 @@ def sharded(accelerator: Accelerator) -> bool:
 
 def agree(accelerator: Accelerator, *wishes: bool) -> list[bool]:
     """Make one process's wish that of all: they report, save and stop at the same step."""
+    return [bool(most) for most in largest(accelerator, *wishes)]
+
+
+def largest(accelerator: Accelerator, *numbers: int) -> list[int]:
+    """Return the largest of each number over all processes."""
     if accelerator.num_processes == 1:
-        return list(wishes)
-    flags = torch.tensor([float(wish) for wish in wishes], device=accelerator.device)
-    distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-    return [bool(flag) for flag in flags.tolist()]
+        return list(numbers)
+    shared = torch.tensor(numbers, dtype=torch.int64, device=accelerator.device)
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return [int(most) for most in shared.tolist()]
+
+
+def started_again() -> bool:
+    """Say whether torchrun or Slurm has started this run before, and it failed or had to make room."""
+    return any(
+        os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    )
+
+
+def lost_process(error: RuntimeError) -> TrainingError | None:
+    """Explain the error of a process that waits for one that is gone; return None for any other error.
+
+    torch raises a RuntimeError with the words of the library that carries the messages.
+    """
+    words = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "TCPStore")
+    if not any(word in str(error) for word in words):
+        return None
+    return TrainingError(
+        "another process of the run is gone, or does not answer",
+        found=first_line(error),
+        remedy="Look for that process's own error; the same command goes on from the last state",
+    )
+
+
+def check_shared(folder: Path, accelerator: Accelerator) -> None:
+    """Raise TrainingError where not all hosts of a run share its folder; all processes take part.
+
+    Without that a restart would find no state, or an old one, whenever another host has the first process.
+    """
+    if accelerator.num_processes <= int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)):
+        return
+    name = [f".shared-{uuid.uuid4().hex}"]
+    distributed.broadcast_object_list(name)
+    mark = folder.parent / name[0]
+    with explain_write_errors(mark, "the run"):
+        if accelerator.is_main_process:
+            mark.touch()
+        accelerator.wait_for_everyone()
+        until = time.monotonic() + FRESH_SECONDS
+        while not (found := mark.exists()) and time.monotonic() < until:
+            time.sleep(1.0)
+        (missing,) = agree(accelerator, not found)
+        if accelerator.is_main_process:
+            mark.unlink()
+    if missing:
+        raise TrainingError(
+            "the hosts of the run do not share this folder",
+            file=folder,
+            found=f"a file of the first process, {'also' if found else 'not'} seen by this one",
+            remedy="Give a folder that all hosts see: --folder RUN_FOLDER, or SDBENCH_CACHE=FOLDER",
+        )
 
 
 @contextmanager
@@ -87,6 +163,42 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _restartable() -> bool:
+    """Say whether torchrun may start the processes again, with one store for all starts."""
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def _join_under_own_keys(backend: str) -> None:
+    """Join the processes of a torchrun under keys of this start alone.
+
+    In the store that torchrun keeps for all starts, processes find addresses of the start before: that is
+    PyTorch's issue 135712. Starts are counted by each host for itself, so with several hosts there is no
+    number that all know. Raises TrainingError there.
+    """
+    if distributed.is_initialized():
+        return
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        raise TrainingError(
+            "torchrun would show the processes of a restart addresses of those before it",
+            key="TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
+            remedy="Set it to 1 in the environment of torchrun, with --rdzv-backend c10d",
+        )
+    store, rank, world = next(rendezvous("env://"))
+    own = PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    distributed.init_process_group(backend, store=own, rank=rank, world_size=world)
+
+
+def _gpu_backend() -> str:
+    """Return the library of messages between GPUs; sharded weights are gathered on CPUs, too."""
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return "cuda:nccl,cpu:gloo" if _fsdp_is_wanted() else "nccl"
+
+
+def _fsdp_is_wanted() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def _check_available(recipe: Recipe, device: str, cpu: bool) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -20,12 +24,14 @@ from torch.distributed.checkpoint.state_dict import (
 from pytest_sdbench.base.errors import first_line
 from training.errors import TrainingError
 from training.recipes.schema import Recipe
-from training.run.processes import agree
+from training.run.processes import FRESH_SECONDS, largest
 from training.run.sharding import fill, full
 from training.run.step import Learner
 from training.run.task import Task
 
 FILE = "state.pt"
+_PAUSE = 5.0
+"""Seconds between two looks for a state that other processes find."""
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 _SHARED = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
 
@@ -53,9 +59,7 @@ def save_state(folder: Path, learner: Learner, seen: int) -> None:
         "seen": seen,
         "model": get_model_state_dict(model, options=_WHOLE),
         "optimizer": get_optimizer_state_dict(model, _torch_optimizer(learner), options=_WHOLE),
-        "average": {name: full(value).detach().cpu().clone() for name, value in average.values.items()}
-        if average
-        else None,
+        "average": _whole(average.values, keep=accelerator.is_main_process) if average else None,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "generator": torch.get_rng_state(),
         "extra": learner.task.state(),
@@ -68,20 +72,15 @@ def save_state(folder: Path, learner: Learner, seen: int) -> None:
 def load_state(folder: Path, learner: Learner) -> int:
     """Load what `save_state` wrote; return the images seen, 0 where nothing was saved.
 
-    Raises TrainingError for a damaged file, for the state of another recipe, and where some processes find no
-    state: on several hosts the folder has to be a shared one.
+    Raises TrainingError for a damaged file, for the state of another recipe, and where processes find
+    different states: on several hosts the folder has to be a shared one.
     """
     path, average, scaler = folder / FILE, learner.average, learner.accelerator.scaler
-    found, missing = agree(learner.accelerator, path.is_file(), not path.is_file())
-    if not found:
+    several, on_gpu = learner.accelerator.num_processes > 1, learner.accelerator.device.type != "cpu"
+    if not (_all_find(path, learner.accelerator) if several else path.is_file()):
         return 0
-    if missing:
-        raise TrainingError(
-            "only some processes find the state of the run",
-            file=path,
-            remedy="Give a folder that all hosts share: --folder RUN_FOLDER",
-        )
-    state = read_state(path)
+    # To a GPU the tensors are copied anyway: mapped, the processes of a host share one copy of the file.
+    state = read_state(path, mapped=several and on_gpu)
     if state["identity"] != identity(learner.recipe):
         raise TrainingError(
             "the state of another recipe: networks, data, objective, optimiser or schedule differ",
@@ -131,10 +130,13 @@ def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
     return int(state["seen"])
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Read a state file to the CPU; raise TrainingError where it is damaged."""
+def read_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a state file to the CPU; raise TrainingError where it is damaged.
+
+    With `mapped` tensors are read from the disk when they are used.
+    """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         if not {"identity", "seen", "model", "average"} <= set(state):
             raise KeyError("identity, seen, model or average")
     except Exception as error:  # a damaged file raises errors of zipfile, pickle or torch alike
@@ -145,6 +147,42 @@ def read_state(path: Path) -> dict[str, Any]:
             remedy="Copy it from a backup, or start anew with --restart",
         ) from error
     return state
+
+
+def _all_find(path: Path, accelerator: Accelerator) -> bool:
+    """Say whether all processes find the same state, by the images seen, or none finds one.
+
+    Hosts may see a folder of the network as it was a moment ago, so they look again for a while. Raises
+    TrainingError where they go on seeing different states.
+    """
+    looks = 1 + int(FRESH_SECONDS / _PAUSE)
+    for look in range(looks):
+        here = int(read_state(path, mapped=True)["seen"]) if path.is_file() else -1
+        most, least = largest(accelerator, here, -here)
+        if most == -least:
+            return here >= 0
+        if look + 1 < looks:
+            time.sleep(_PAUSE)
+    raise TrainingError(
+        "the processes of the run find different states",
+        file=path,
+        found=f"{_told(here)} here, {_told(-least)} to {_told(most)} elsewhere",
+        remedy="Give a folder that all hosts share: --folder RUN_FOLDER",
+    )
+
+
+def _told(seen: int) -> str:
+    return f"{seen:,} images" if seen >= 0 else "no state"
+
+
+def _whole(values: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Gather tensors that may be sharded, one after the other; return them where they are to be kept."""
+    kept = {}
+    for name, value in values.items():
+        gathered = full(value).detach()
+        if keep:
+            kept[name] = gathered.cpu().clone()
+    return kept
 
 
 def _torch_optimizer(learner: Learner) -> torch.optim.Optimizer:

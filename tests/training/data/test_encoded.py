@@ -380,9 +380,15 @@ def test_the_next_good_row_stands_in_for_a_corrupt_one(pipeline):
 
 
 def test_what_was_skipped_is_counted_over_processes_and_sittings(pipeline, tmp_path):
-    source, record = ListSource(samples(6, row_1="broken", row_2="gone", row_5="cut")), tmp_path / "skipped"
+    source, record = (
+        ListSource(samples(6, row_1="broken", row_2="gone", row_5="cut")),
+        tmp_path / "skipped.jsonl",
+    )
     lines: list[str] = []
-    one, two = (LivePairs(source, pipeline.tokenizer, 64, say=lines.append, record=record) for _ in "ab")
+    one, two = (
+        LivePairs(source, pipeline.tokenizer, 64, say=lines.append, record=each)
+        for each in (record, tmp_path / "skipped-1.jsonl")
+    )
     one.take([0, 1])
     two.take([1, 5])
     assert one.skipped == two.skipped == {"row 1": "broken", "row 2": "gone", "row 5": "cut"}

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from tests.training.helpers import (
@@ -29,7 +28,7 @@ from tests.training.helpers import (
 from training.errors import TrainingError
 from training.run import processes
 from training.run.loop import train
-from training.run.processes import sharded, start
+from training.run.processes import shard_on_cpus, sharded, start
 from training.run.randomness import Dice
 from training.run.state import FILE, load_trained, read_state
 from training.run.step import Plan, learning_rate
@@ -83,13 +82,13 @@ def sharded_toy(folder: str, stop_at: int | None) -> None:
     """Train with FSDP, which accelerate itself leaves to GPUs."""
     recipe = tiny_recipe(*EMA, "schedule.micro_batch=2")
     accelerator = start(recipe, Path(folder), "cpu")
-    accelerator.state.distributed_type = DistributedType.FSDP
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+    plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False
     )
-    assert sharded(accelerator)
+    shard_on_cpus(accelerator, plugin)
     toy = Toy()
     train(toy, recipe, Path(folder), accelerator, stop_at=stop_at, say=lambda _line: None)
+    assert sharded(accelerator)
     assert all(isinstance(value, DTensor) for value in toy.model.parameters())
 
 
