@@ -315,6 +315,28 @@ def test_workers_agree_with_a_single_process_and_the_controller_writes(pytester,
         assert (pytester.path / "evidence" / card.stem / "mini.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_workers_that_need_the_same_images_share_them(pytester, project, tmp_path):
+    make_protocol(project.parent / "protocols" / "long.yaml", n=5 * 64)
+    for name in ("one", "two"):
+        make_card(project.with_name(f"{name}.md"), claims={}, protocols=["long"])
+    words = (
+        "--sdbench",
+        "cards/one.md",
+        "cards/two.md",
+        "-m",
+        "quality",
+        "-n",
+        "2",
+        f"--sdbench-store={tmp_path}",
+    )
+    pytester.runpytest_subprocess(*words, "--sdbench-report=r.json")
+    found = [rows(pytester.path / "r.json", card) for card in ("one", "two")]
+    assert all(row["measured"] is not None for each in found for row in each.values())
+    made = sum(max(row["provenance"]["images_made"] for row in each.values()) for each in found)
+    assert 5 * 64 <= made <= 5 * 64 + 3 * 64, "they meet at the end at most"
+
+
 def test_a_fixture_of_the_suite_can_be_overridden(run, project, pytester, tmp_path):
     pytester.makeconftest(
         f"""
