@@ -333,7 +333,7 @@ def test_workers_that_need_the_same_images_share_them(pytester, project, tmp_pat
     pytester.runpytest_subprocess(*words, "--sdbench-report=r.json")
     found = [rows(pytester.path / "r.json", card) for card in ("one", "two")]
     assert all(row["measured"] is not None for each in found for row in each.values())
-    made = sum(max(row["provenance"]["images_made"] for row in each.values()) for each in found)
+    made = sum(max(row["extra"]["images_made"] for row in each.values()) for each in found)
     assert 5 * 64 <= made <= 5 * 64 + 3 * 64, "they meet at the end at most"
 
 
