@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.evaluation import many_rows
 from benchmarks.evaluation import report as evaluation
 from benchmarks.family import comparison, dreambooth, experiments
 from benchmarks.family.experiment_list import EXPERIMENTS
@@ -27,6 +28,7 @@ REPORTS: dict[str, Callable[[Any], str]] = {
     "evaluation-cpu": evaluation.report,
     "evaluation-cpu-scenes-sd": evaluation.report,
     "evaluation-cpu-scenes-tiny-lcm": evaluation.report,
+    "scoring-rows": many_rows.report,
     "training-cpu": compare.report,
     "family": comparison.report,
     "dreambooth": dreambooth.report,
