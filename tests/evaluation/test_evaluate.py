@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from pytest_sdbench.base.errors import CheckpointError, DataError, EvidenceError, ProtocolError, Unavailable
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation import evaluate as evaluation
-from pytest_sdbench.evaluation import evidence as making
+from pytest_sdbench.evaluation import job
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.tuning import Tuning, arranged
 from pytest_sdbench.features import extractors
@@ -429,8 +429,8 @@ def test_evidence_from_elsewhere_is_used_and_every_set_up_is_named(
     protocol = protocol_of(data_root, "quick", metrics=CLIP)
     here = score(protocol, tmp_path, samples=64)
     assert not any("set-ups" in note or "other" in note for note in here.notes)
-    monkeypatch.setattr(making, "device_name", lambda device: "Another Device")
-    monkeypatch.setattr(making, "versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(job, "device_name", lambda device: "Another Device")
+    monkeypatch.setattr(job, "versions", lambda: {"torch": "9.9"})
     there = score(protocol, tmp_path, samples=64, load=never)
     assert (there.device, there.versions) == (here.device, here.versions)
     assert "images were made with other device than here" in there.notes
