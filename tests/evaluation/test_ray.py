@@ -325,10 +325,12 @@ def orders(card: Path, tmp_path: Path) -> Callable[..., Order]:
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> RayWorker:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayWorker]:
     """A worker that takes orders themselves for references to them."""
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda reference: reference))
-    return RayWorker("cpu")
+    worker = RayWorker("cpu")
+    yield worker
+    worker.stop()
 
 
 def ask(worker: RayWorker, order: Order, *numbers: int) -> list[Report]:

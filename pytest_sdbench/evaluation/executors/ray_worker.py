@@ -52,12 +52,15 @@ class RayWorker:
 
     def __init__(self, device: str) -> None:
         self._device = "cuda:0" if device == "cuda" else device  # Ray shows a worker its own GPU alone
-        self._wishes: queue.Queue[_Wish] = queue.Queue()
+        self._wishes: queue.Queue[_Wish | None] = queue.Queue()
+        """What is asked for; None: nothing more."""
+        self._stopped = threading.Event()
         self._next: _Wish | None = None
         """One that was taken from the queue and belongs to another job."""
         self._begun: dict[range, _Wish] = {}
         self._maker: tuple[Any, Maker] | None = None
-        threading.Thread(target=self._run, name="sdbench-worker", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="sdbench-worker", daemon=True)
+        self._thread.start()
 
     def tell(self) -> Station:
         """Say where this is, and what computes."""
@@ -72,15 +75,19 @@ class RayWorker:
         self._wishes.put(wish)
         return wish.report.result()
 
+    def stop(self) -> None:
+        """End the thread when it has made what it has begun."""
+        self._stopped.set()
+        self._wishes.put(None)
+        self._thread.join()
+
     def _run(self) -> None:
-        """Work for ever."""
+        """Work until it is stopped."""
         import torch
 
         if self._device == "cpu":  # as many as Ray was asked for, whatever the node's environment says
             torch.set_num_threads(1)
-        while True:
-            wish = self._take(None)
-            assert wish is not None
+        while not self._stopped.is_set() and (wish := self._take(None)) is not None:
             report = Report()
             try:
                 self._maker_of(wish.order).make(self._shards(wish), done=self._done)
@@ -93,7 +100,7 @@ class RayWorker:
             del wish
 
     def _take(self, seconds: float | None) -> _Wish | None:
-        """Return the next wish; None where there is none for so long."""
+        """Return the next wish; None where there is none for so long, or never again."""
         wish, self._next = self._next, None
         try:
             wish = wish or self._wishes.get(timeout=seconds)
