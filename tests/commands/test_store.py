@@ -143,7 +143,7 @@ def test_gc_removes_what_killed_runs_left(tmp_path: Path, run: Run) -> None:
         age(evidence, 1.1, prefix)
     said = run("gc", "--store", root)
     assert ".tmp-old: never finished (5 B)" in said
-    assert "lease-00000000-00000064.json: a lease that nobody renews (5 B)" in said
+    assert "lease-00000000-00000064.json: a lease of an earlier version (5 B)" in said
     assert said.endswith(f"10 B removed from {root}\n")
     assert {".tmp-young", "lease-00000064-00000128.json"} < names(evidence)
     assert len(names(evidence)) == 4

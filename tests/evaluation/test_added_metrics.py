@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation import evidence as making
+from pytest_sdbench.evaluation import maker as making
 from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
 from pytest_sdbench.evaluation.job import Extras, open_evidence
 from pytest_sdbench.features.extractors import EXTRACTORS, column_keys

@@ -19,7 +19,8 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.cases import as_candidate, is_beside_baseline, quality_cases
 from pytest_sdbench.cards.network import baseline_checkpoint
-from pytest_sdbench.evaluation import evidence
+from pytest_sdbench.evaluation import maker
+from pytest_sdbench.evaluation.engine import Work
 from pytest_sdbench.evaluation.estimate import estimate
 from pytest_sdbench.evaluation.fidelity import Reference
 from pytest_sdbench.features.extractors import open_extractors
@@ -573,18 +574,19 @@ def test_pictures_are_drawn_once_whether_a_student_comes_before_its_teacher_or_a
     """The protocols of one draw share them: distances from real images, and pairs with the teacher's."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     make_project(pytester.path, pristine_checkpoint, claims={})
-    cards, plain, drawn = pytester.path / "cards", evidence.make, []
+    cards, plain, drawn = pytester.path / "cards", maker.make, []
     make_protocol(cards / "protocols" / "pairs.yaml", metrics=PAIRS, margins=MARGINS)
     shutil.copytree(cards / "mini-sd", cards / "own", ignore=shutil.ignore_patterns("unet"))
     rounded(cards / "mini-sd" / "unet", cards / "own" / "unet", 4)
     both = {"checkpoint": "./own", "protocols": ["mini", "pairs"]}
     make_card(cards / f"{student}.md", claims={}, baseline="mini", **both)
 
-    def counted(of: Any, *rest: Any, **words: Any) -> int:
-        drawn.append((of.manifest["checkpoint"], plain(of, *rest, **words)))
-        return drawn[-1][1]
+    def counted(of: Any, *rest: Any, **words: Any) -> Work:
+        work = plain(of, *rest, **words)
+        drawn.append((of.manifest["checkpoint"], work.images))
+        return work
 
-    monkeypatch.setattr(evidence, "make", counted)
+    monkeypatch.setattr(maker, "make", counted)
     run = pytester.runpytest("--sdbench", "cards", "-m", "quality", "--sdbench-store", cards / "store")
     run.assert_outcomes(skipped=len(MINI) * 2 + len(PAIRS))
     assert [count for _, count in drawn] == [IMAGES, IMAGES]

@@ -234,7 +234,7 @@ def test_clocks_leave_nothing_behind() -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    from pytest_sdbench.evaluation import evidence as evaluation
+    from pytest_sdbench.evaluation import maker as evaluation
     from pytest_sdbench.features import extractors as features
     from pytest_sdbench.models import pipeline as module
     from pytest_sdbench.store.shards import Evidence
