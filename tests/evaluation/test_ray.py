@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -232,17 +233,26 @@ def test_a_poison_shard_and_a_damaged_checkpoint_are_named_and_all_else_is_made(
 def test_a_run_of_pytest_has_one_pool_for_its_cards(
     pytester: pytest.Pytester, pristine_checkpoint: Path
 ) -> None:
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
     card = make_project(pytester.path, pristine_checkpoint, claims={"clip_score": 0.99})
     make_mini(card, "mini", 70)
-    result = pytester.runpytest_inprocess(
+    result = pytester.runpytest_subprocess(
         *("--sdbench", "cards", "-m", "quality", "--sdbench-device=cpu", "--sdbench-max-images=all"),
         *("--sdbench-ray-workers=2", "--sdbench-report=r.json", "--sdbench-ray"),
     )
     result.assert_outcomes(failed=1)
     (row,) = json.loads((pytester.path / "r.json").read_text(encoding="utf-8"))["results"]
     assert row["extra"]["images_made"] == 70
-    assert not ray.is_initialized()
+    wait_for(lambda: not left_of(pytester.path), "the end of the cluster")
+
+
+def left_of(folder: Path) -> list[str]:
+    """Return the processes that still work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found += [process.name] * (process / "cwd").resolve(strict=True).is_relative_to(folder)
+    return [pid for pid in found if pid != str(os.getpid())]
 
 
 @pytest.mark.slow
