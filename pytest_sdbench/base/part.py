@@ -66,18 +66,14 @@ class Part:
 ALONE = Part()
 
 
-def _of_launcher(rank: int, size: int, local_rank: int, local_size: int) -> Part:
-    return Part(rank, size, local_rank, local_size)
-
-
 def _of_array(task: int, count: int, least: int, step: int) -> Part:
     """Return the part of a task; numbers of an array may begin anywhere, and some may be left out."""
     return Part((task - least) // max(step, 1) % count, count)
 
 
-_LAUNCHER = (_of_launcher, {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1})
+_LAUNCHER = (Part, {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1})
 _TASKS = (
-    _of_launcher,
+    Part,
     {"SLURM_PROCID": 0, "SLURM_NTASKS": 1, "SLURM_LOCALID": 0, "SLURM_NTASKS_PER_NODE": 1},
 )
 _ARRAY = (

@@ -7,7 +7,6 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from pytest_sdbench.base.environment import true_float32
 from pytest_sdbench.evaluation.engine import NO_WORK, Setup, Work, make
 from pytest_sdbench.evaluation.job import Job, check_number
 from pytest_sdbench.evaluation.measuring import measure_kept
@@ -62,18 +61,14 @@ class Maker:
         stays.
         """
         job, evidence = self.job, self.evidence
-        with true_float32():
-            drawing = self._measured(shards, count, done)
-            first = next(drawing, None)
-            if first is None:
-                return NO_WORK
-            setup = Setup(
-                self.pipeline, self.extractors, job.workspace.device, job.tuning, job.extras.reference
-            )
-            prompts = load_prompts(job.protocol, job.workspace.data_root)
-            shards = chain([first], drawing)
-            n = job.protocol.n
-            return make(evidence, job.protocol, prompts, shards, setup, n=n, count=count, done=done)
+        drawing = self._measured(shards, count, done)
+        first = next(drawing, None)
+        if first is None:
+            return NO_WORK
+        setup = Setup(self.pipeline, self.extractors, job.workspace.device, job.tuning, job.extras.reference)
+        prompts = load_prompts(job.protocol, job.workspace.data_root)
+        shards, n = chain([first], drawing), job.protocol.n
+        return make(evidence, job.protocol, prompts, shards, setup, n=n, count=count, done=done)
 
     def _measured(
         self, shards: Iterator[range], count: Callable[[int], object], done: Callable[[range], object]

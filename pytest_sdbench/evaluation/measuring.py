@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_sdbench.base.environment import true_float32
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol
@@ -46,7 +47,8 @@ def measure_kept(
     wanted = extractors.only(gap.columns)
     beside = references_of(reference, protocol, wanted, images)
     measured = apply_image_steps(pictures.images, protocol.image)
-    rows = wanted.extract(measured, pictures.prompts, None if beside is None else beside.images)
+    with true_float32():
+        rows = wanted.extract(measured, pictures.prompts, None if beside is None else beside.images)
     drawn_with = None if beside is None else beside.drawn_with
     evidence.write(images.start, {**rows, **flags}, artist=artist, reference=drawn_with)
     return True

@@ -81,7 +81,7 @@ def _child(job: Job, parent: Connection) -> None:
     job.workspace.part.share_cores()
     try:
         parent.send(static.make(job, job.evidence(), count=parent.send))
-    except Exception as error:
+    except Exception as error:  # raised by the parent, or told where the others made up for it
         parent.send(error)
 
 
