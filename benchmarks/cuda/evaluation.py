@@ -132,7 +132,7 @@ def _ours(
                 evidence,
                 networks.protocol,
                 networks.prompts,
-                iter(evidence.missing(images)),
+                iter(evidence.gaps(images)),
                 Setup(ready.pipeline, networks.extractors, str(asked.device), tuning),
                 n=images,
                 count=lambda some: stamps.append((time.perf_counter(), some)),

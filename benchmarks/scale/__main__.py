@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import machine, options
 from benchmarks.report import RESULTS, load, save
 from benchmarks.scale import executors, requests, simulated
+from benchmarks.scale.paper import WIDTH
 from benchmarks.scale.report import SECTIONS, report
 from benchmarks.turns import in_a_process
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         # Written after each part: a long run that is stopped keeps what it has.
         known = load(asked.out).get("parts", {}) | {name: {"circumstances": circumstances, "found": found}}
-        content = {"parts": {each: known[each] for each in SECTIONS if each in known}}
+        content = {"scoring": _scoring(), "parts": {each: known[each] for each in SECTIONS if each in known}}
         save(asked.out, content, report(content))
     print(asked.out.with_suffix(".md").read_text(encoding="utf-8"))
 
@@ -60,6 +61,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return asked
 
 
+def _scoring() -> float:
+    """Return the processor time that FID of full width takes an image, as another benchmark found it."""
+    rows = [row for row in load(RESULTS / "scoring-rows")["scores"] if row["metric"] == "fid"]
+    (row,) = [row for row in rows if row["width"] == WIDTH]
+    return float(row["cpu"] / row["images"])
+
+
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
@@ -75,7 +83,7 @@ def _parts(asked: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
         return rows
 
     def stored() -> dict[str, Any]:
-        return {"images": asked.stored, "rows": requests.measure(asked.stored, workers=8)}
+        return requests.measure(asked.stored, workers=8)
 
     return {
         "executors": partial(executors.compare, asked.images, asked.rounds),

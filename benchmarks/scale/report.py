@@ -7,19 +7,9 @@ from typing import Any
 
 from benchmarks.machine import libraries_and_load
 from benchmarks.report import Cell, grid, paragraphs, table
-from pytest_sdbench.base.text import duration, size_text
+from benchmarks.scale.paper import GPUS, IMAGES, paper
+from benchmarks.scale.requests import PAGE
 from pytest_sdbench.store.shard_format import SHARD
-
-GPUS, IMAGES = 1000, 10_000_000
-PUTS, GETS, PAGE = 3500, 5500, 1000
-"""Requests a second that S3 promises for a prefix, and names on a page of a listing:
-https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html"""
-ONE_SHARD = 1 << 20
-"""Bytes of a shard of MS-COCO's columns, without pictures: 64 rows of 2,048 + 2,048 + 1,008 numbers."""
-LINE = 1_250_000_000
-"""Bytes a second of a line of 10 Gbit/s."""
-PICTURE = 450_000
-"""Bytes of a picture of 512 x 512 as lossless PNG."""
 
 
 def report(content: Mapping[str, Any]) -> str:
@@ -32,8 +22,8 @@ def report(content: Mapping[str, Any]) -> str:
         line = "{device}, {cores} cores. ".format_map(about) + libraries_and_load(about)
         pieces += [f"## {title}", f"`{about['command']}`", line, *section(part["found"])]
     if {"driver", "requests"} <= parts.keys():
-        pieces += ["## On paper: 1,000 GPUs and 10 million images"]
-        pieces += _paper(parts["driver"]["found"], parts["requests"]["found"])
+        pieces += [f"## On paper: {GPUS:,} GPUs and {IMAGES // 10**6} million images"]
+        pieces += paper(parts["driver"]["found"], parts["requests"]["found"], content["scoring"])
     return paragraphs(*pieces)
 
 
@@ -63,6 +53,7 @@ def _executors(found: Sequence[Mapping[str, Any]]) -> list[str]:
         {
             **row,
             "rate": sorted(row["rates"])[len(row["rates"]) // 2],
+            "each": ", ".join(f"{rate:.0f}" for rate in row["rates"]),
             "startup": sorted(row["startups"])[len(row["startups"]) // 2],
             "over": 100 * (row["ratio"] - 1),
             "rounds": len(row["rates"]),
@@ -71,7 +62,8 @@ def _executors(found: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     columns: list[tuple[str, Cell]] = [
         ("executor", "{name}"),
-        ("images/s", "{rate:.2f}"),
+        ("images/s", "{rate:.1f}"),
+        ("in each round", "{each}"),
         ("time over `local`", "{over:+.1f} %"),
         ("ratio in all rounds", "{lowest:.3f} to {highest:.3f}"),
         ("start-up", "{startup:.1f} s"),
@@ -79,7 +71,8 @@ def _executors(found: Sequence[Mapping[str, Any]]) -> list[str]:
     about = (
         f"`scenes-tiny-lcm` under `scenes-lcm4-5k`: {rows[0]['images']:,} images on {rows[0]['workers']} CPU "
         f"workers, {rows[0]['rounds']} rounds in turn. The rate is that between the first and the last "
-        "shard; start-up is all other time. Medians."
+        "shard; start-up is all other time. Medians, and ratios of the same round. They say how much the "
+        "speed of the machine itself changed meanwhile, too."
     )
     return [about, table(rows, columns)]
 
@@ -98,46 +91,23 @@ def _kill(found: Mapping[str, Any]) -> list[str]:
 
 
 def _requests(found: Mapping[str, Any]) -> list[str]:
-    kinds = [kind for kind in found["rows"][0] if kind != "who"]
-    rows = [[row["who"], *(f"{row[kind]:,}" for kind in kinds)] for row in found["rows"]]
-    rows.append(["all", *(f"{sum(row[kind] for row in found['rows']):,}" for kind in kinds)])
+    kinds = [kind for kind in found["cluster"][0] if kind != "who"]
     about = (
-        f"{found['images']:,} images and their pictures, {-(-found['images'] // SHARD):,} shards. A listing "
-        f"of more than {PAGE:,} names is several requests to S3, and one here."
+        f"{found['images']:,} images and their pictures, {-(-found['images'] // SHARD):,} shards, with a "
+        f"store in memory that counts. A request lists {PAGE:,} names, as on S3. Every process has a cache of "
+        "its own. On a cluster the driver lists what lacks, and hands it out:"
     )
-    return [about, grid(rows, ["who", *kinds])]
-
-
-def _paper(driver: Sequence[Mapping[str, Any]], requests: Mapping[str, Any]) -> list[str]:
-    """Return what each part of a very large run would have to do, reckoned from what was measured."""
-    most = max(driver, key=lambda row: row["workers"])
-    a_gpu = SHARD / most["seconds"]
-    shards, each_second = IMAGES / SHARD, GPUS * a_gpu / SHARD
-    made = next(row for row in requests["rows"] if "shards" in row["who"])
-    puts = each_second * made["PUT"] / -(-requests["images"] // SHARD)
-    # The driver's work is that of shards.
-    core = most["core"] * each_second / (most["rate"] / SHARD)
-    pages = -(-2 * shards // PAGE)
-    rows_bytes, picture_bytes = shards * ONE_SHARD, IMAGES * PICTURE
-    seconds = IMAGES / (GPUS * a_gpu)
-    rows = [
-        ["the whole run", duration(seconds), f"{GPUS * a_gpu:,.0f} images/s"],
-        ["pictures to the store", size_text(picture_bytes), f"{size_text(int(picture_bytes / seconds))}/s"],
-        ["rows to the store", size_text(int(rows_bytes)), f"{size_text(int(rows_bytes / seconds))}/s"],
-        ["PUT requests", f"{puts:,.0f}/s", f"S3 promises {PUTS:,}/s a prefix"],
-        ["driver, handing out", f"{core:.0%} of a core", "one core"],
-        ["driver, reading all rows once", f"{duration(rows_bytes / LINE)} at {size_text(LINE)}/s", ""],
-        ["a listing of the whole draw", f"{pages:,.0f} pages", f"S3 promises {GETS:,} requests/s a prefix"],
-        ["all workers, started near the end", f"{duration(GPUS * pages / GETS)} of listings", ""],
-    ]
     return [
-        f"A GPU makes {a_gpu:.0f} images a second, as the sleepers do. Measured figures are scaled by shards "
-        "a second; sizes are those of MS-COCO's columns and of pictures of 512 x 512.",
-        grid(rows, ["what", "takes", "beside"]),
-        "Pictures saturate first, if all are kept: they are most of what goes to the store. Next is the one "
-        "machine that scores, which reads all rows; then a start of all workers near the end of a run, since "
-        "each lists the draw once, page after page. Requests and the hand-out of shards come last.",
+        about,
+        _kinds(found["cluster"], kinds),
+        "Processes that share the work by their number look before each shard whether another has made it:",
+        _kinds(found["parts"], kinds),
     ]
+
+
+def _kinds(found: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
+    rows = [[row["who"], *(f"{row[kind]:,}" for kind in kinds)] for row in found]
+    return grid(rows, ["who", *kinds])
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Any], list[str]]]] = {

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pytest_sdbench.base.part import Part
+from pytest_sdbench.evaluation.executors.static import shards_of
 from pytest_sdbench.store.pictures import Pictures
+from pytest_sdbench.store.shard_folder import in_grid
+from pytest_sdbench.store.shard_format import SHARD
 from pytest_sdbench.store.shards import Evidence, Store
 
 KINDS = {"ls": "LIST", "cat_file": "GET", "pipe_file": "PUT", "info": "HEAD", "rm_file": "DELETE"}
 COLUMNS = {"score": "net@0/score"}
-
+PAGE = 1000
+"""Names that a request for a listing returns: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"""
 
 asked: Counter[str] = Counter()
 
@@ -23,8 +31,9 @@ def _counting(name: str) -> Any:
     plain = getattr(MemoryFileSystem, name)
 
     def counted(self: Any, *arguments: Any, **named: Any) -> Any:
-        asked[KINDS[name]] += 1
-        return plain(self, *arguments, **named)
+        found = plain(self, *arguments, **named)
+        asked[KINDS[name]] += max(1, -(-len(found) // PAGE)) if name == "ls" else 1
+        return found
 
     return counted
 
@@ -38,37 +47,80 @@ def _server() -> None:
     )
 
 
-def measure(images: int, workers: int) -> list[dict[str, Any]]:
+def measure(images: int, workers: int) -> dict[str, Any]:
     """Return the requests of each kind, by who sends them, for so many images with their pictures."""
-    _server()
+    before = os.environ.get("SDBENCH_CACHE")
+    try:
+        with tempfile.TemporaryDirectory(prefix="sdbench-scale-") as caches:
+            _server()
+            return {
+                "images": images,
+                "workers": workers,
+                "cluster": _of_a_cluster(images, workers, Path(caches)),
+                "parts": _of_parts(images, workers, Path(caches)),
+            }
+    finally:
+        if before is None:
+            os.environ.pop("SDBENCH_CACHE", None)
+        else:
+            os.environ["SDBENCH_CACHE"] = before
+
+
+def _of_a_cluster(images: int, workers: int, caches: Path) -> list[dict[str, Any]]:
+    """Do as the driver of a cluster does, its workers, and who scores what they made."""
     rows = []
-
-    def note(who: str) -> None:
-        rows.append({"who": who, **{kind: asked[kind] for kind in KINDS.values()}})
-        asked.clear()
-
     asked.clear()
-    driver = _evidence("driver", images)
+    driver = _evidence("cluster", "driver", images, caches)
     driver.prepare()
     missing = driver.left(driver.missing(images))
-    note("driver, before")
-    makers = [_evidence(f"worker {number}", images) for number in range(workers)]
+    rows.append(_row("driver, before"))
+    makers = [_evidence("cluster", f"worker {number}", images, caches) for number in range(workers)]
     for maker in makers:
         maker.shards.listing()  # is the driver's manifest there?
         maker.prepare()
-    note(f"{workers} workers, each once")
+    rows.append(_row(f"{workers} workers, each once"))
     for number, wanted in enumerate(missing):
         _make(makers[number % workers], wanted)
-    note(f"{workers} workers, {len(missing):,} shards")
-    assert not driver.missing(images)
-    note("driver, after")
-    assert sum(len(rows["score"]) for rows in _evidence("scorer", images).read(images)) == images
-    note("scoring, on another machine")
-    return rows
+    rows.append(_row(f"{workers} workers, {len(missing):,} shards"))
+    assert not driver.left(list(in_grid(images)))
+    rows.append(_row("driver, after"))
+    assert (
+        sum(len(rows["score"]) for rows in _evidence("cluster", "scorer", images, caches).read(images))
+        == images
+    )
+    return [*rows, _row("scoring, on another machine")]
 
 
-def _evidence(who: str, images: int) -> Evidence:
-    return Store("counted://store").open("c", "d", {"device": who}, COLUMNS, keep=images)
+def _of_parts(images: int, parts: int, caches: Path) -> list[dict[str, Any]]:
+    """Do as processes do that share the work by their number, at one pace, and list before each shard."""
+    asked.clear()
+    ranks = []
+    for rank in range(parts):
+        evidence = _evidence("parts", f"part {rank}", images, caches)
+        evidence.prepare()
+        own, others = Part(rank, parts).slice(evidence.missing(images))
+        ranks.append((evidence, shards_of(Part(rank, parts), list(own), list(others), evidence.left)))
+    rows = [_row(f"{parts} parts, each once")]
+    while ranks:
+        taken = [(evidence, shards, next(shards, None)) for evidence, shards in ranks]
+        ranks = [(evidence, shards) for evidence, shards, wanted in taken if wanted is not None]
+        for evidence, _, wanted in taken:
+            if wanted is not None:
+                _make(evidence, wanted)
+    return [*rows, _row(f"{parts} parts, {-(-images // SHARD):,} shards")]
+
+
+def _row(who: str) -> dict[str, Any]:
+    """Return what was asked since the last row."""
+    row = {"who": who, **{kind: asked[kind] for kind in KINDS.values()}}
+    asked.clear()
+    return row
+
+
+def _evidence(store: str, who: str, images: int, caches: Path) -> Evidence:
+    """Open the evidence on a machine of its own: nothing that others have read is in its cache."""
+    os.environ["SDBENCH_CACHE"] = str(caches / store / who)
+    return Store(f"counted://{store}").open("c", "d", {"device": who}, COLUMNS, keep=images)
 
 
 def _make(evidence: Evidence, images: range) -> None:

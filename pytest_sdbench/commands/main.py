@@ -57,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {own_words(error, options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        kept = (
+            ": what is whole in the store is kept, and the same command goes on" if named in _DRAWING else ""
+        )
+        print(f"\ninterrupted{kept}", file=sys.stderr)
         return 130
 
 
@@ -98,5 +101,7 @@ def _module(name: str) -> Any:
     return import_module(f"pytest_sdbench.commands.{_MODULES.get(name, name)}")
 
 
+_DRAWING = ("sample", "images", "compare")
+"""Commands that make images, and leave those that they have made."""
 _MODULES = {"import": "import_scores"}
 """Commands whose names no module can have."""

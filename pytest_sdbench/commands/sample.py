@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
-from pytest_sdbench.base.options import weights_by_card
+from pytest_sdbench.base.options import Option, weights_by_card
 from pytest_sdbench.base.part import Part
 from pytest_sdbench.base.workspace import Pool, Workspace
 from pytest_sdbench.cards.card import own_names
@@ -36,6 +36,14 @@ if TYPE_CHECKING:
     from pytest_sdbench.protocols.protocol import Protocol
 
 
+_PART = Option(
+    "--part",
+    "be the K-th of N processes that share the work; default: what the launcher says",
+    metavar="K/N",
+    check=Part.from_text,
+)
+
+
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     command.add_argument("cards", nargs="+", type=Path, metavar="CARD", help="a card, or a folder of cards")
@@ -46,16 +54,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=int, metavar="N", help=told)
     told = "beside each other on a CPU; default: found"
     command.add_argument("--workers", type=int, metavar="N", help=told)
-    told = "be the K-th of N processes that share the work; default: what the launcher says"
-    command.add_argument("--part", type=_part, metavar="K/N", help=told)
+    command.add_argument(_PART.flag, **_PART.arguments())
     share(command, "--ray", "--ray-gpus", "--ray-workers", "--ray-mixed")
-
-
-def _part(text: str) -> Part:
-    try:
-        return Part.from_text(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"found {text!r}; {error}") from None
 
 
 def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:

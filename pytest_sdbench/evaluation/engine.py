@@ -78,21 +78,21 @@ def make(
     evidence: Evidence,
     protocol: Protocol,
     prompts: Sequence[str],
-    shards: Iterator[range],
+    gaps: Iterator[Gap],
     setup: Setup,
     *,
     n: int,
     count: Callable[[int], object] = lambda images: None,
     done: Callable[[range], object] = lambda images: None,
 ) -> Work:
-    """Make the shards that an iterator yields, write each when it is whole, and return what was drawn.
+    """Fill the gaps that an iterator yields, write each shard when it is whole, and return what was drawn.
 
     Of each shard those columns alone are made that lack, and the pictures where they are to be kept.
-    `n` is the number of images of the whole run, of which `shards` yields missing ones: how many threads
+    `n` is the number of images of the whole run, of which `gaps` yields missing ones: how many threads
     compute an image depends on `n` alone, so that a run that goes on makes the bits of an undisturbed one.
-    Whoever yields a shard has just listed the folder. `count` is told of images as they are made, and `done`
-    of each shard that is whole in the store. Raises what the sampler, the extractors and the store raise;
-    what was written stays. At the end the pipeline, torch's threads and its precision are as they were.
+    `count` is told of images as they are made, and `done` of each shard that is whole in the store. Raises
+    what the sampler, the extractors and the store raise; what was written stays. At the end the pipeline,
+    torch's threads and its precision are as they were.
     """
     from pytest_sdbench.evaluation.sampler import Sampler, draws_singly
 
@@ -103,7 +103,7 @@ def make(
         setup,
         count,
         done,
-        shards,
+        gaps,
         batch_size=1 if single else tuning.batch_size or default_batch_size(protocol, setup.device),
         chunk=default_decoding(protocol, setup.device),
     )
@@ -133,7 +133,7 @@ class _Run:
     setup: Setup
     count: Callable[[int], object]
     done: Callable[[range], object]
-    wanted: Iterator[range]
+    wanted: Iterator[Gap]
     batch_size: int
     chunk: int
     """Pictures that the VAE decodes at a time."""
@@ -141,14 +141,14 @@ class _Run:
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def shards(self) -> Iterator[range]:
-        """Yield the shards that fall to one worker."""
+    def gaps(self) -> Iterator[Gap]:
+        """Yield the gaps that fall to one worker."""
         while not self.stop.is_set():
             with self.lock:
-                images = next(self.wanted, None)
-            if images is None:
+                gap = next(self.wanted, None)
+            if gap is None:
                 return
-            yield images
+            yield gap
 
     def add(self, images: int) -> None:
         """Count images that are made."""
@@ -175,11 +175,8 @@ def _in_workers(workers: int, run: _Run, sampler: Callable[[], Sampler]) -> None
 def _work(run: _Run, sampler: Sampler) -> None:
     """Make shards until there are none left."""
     with _Finisher(run, sampler) as finisher:
-        for images in run.shards():
-            gap = run.evidence.gap(images, last=True)
-            left = list(images) if gap else []
-            if not gap:  # somebody has filled it
-                run.done(images)
+        for gap in run.gaps():
+            left = list(gap.images)
             while left and not run.stop.is_set():
                 latents = _draw(run, sampler, left)
                 left = left[len(latents.indices) :]

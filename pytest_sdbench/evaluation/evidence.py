@@ -17,7 +17,6 @@ from pytest_sdbench.evaluation.job import (
     Job,
     Load,
     check_number,
-    images_of,
     on_this_device,
     open_evidence,
 )
@@ -27,6 +26,7 @@ from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.gap import Gap
+from pytest_sdbench.store.shard_folder import in_grid
 from pytest_sdbench.store.shards import Evidence
 
 if TYPE_CHECKING:
@@ -180,9 +180,14 @@ def _make_here(request: Request) -> int:
 
 
 def _complete(request: Request, made: int) -> CompleteEvidence:
-    """Return the evidence, which is whole by now; raises EvidenceError where it is not."""
+    """Return the evidence, which is whole by now; raises EvidenceError where it is not.
+
+    A listing tells that. Who scores it reads and checks every row; who only makes it need not read what
+    others have made.
+    """
     protocol, evidence = request.job.protocol, request.evidence
-    if request.job.gaps and (lost := images_of(evidence.gaps(protocol.n))):
+    left = evidence.left(list(in_grid(protocol.n))) if request.job.gaps else []
+    if lost := sum(map(len, left)):
         there = f"{protocol.n - lost:,} of {protocol.n:,} images are in the store"
         what, remedy = f"{there}: the others were removed meanwhile", "Run again: they are made anew"
         raise EvidenceError(what, file=evidence.folder, remedy=remedy)

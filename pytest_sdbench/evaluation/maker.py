@@ -12,6 +12,7 @@ from pytest_sdbench.evaluation.job import Job, check_number
 from pytest_sdbench.evaluation.measuring import measure_kept
 from pytest_sdbench.features.extractors import Extractors, open_extractors
 from pytest_sdbench.protocols.prompts import load_prompts
+from pytest_sdbench.store.gap import Gap
 from pytest_sdbench.store.shards import Evidence
 
 
@@ -55,25 +56,25 @@ class Maker:
     ) -> Work:
         """Make what lacks of some shards, and return what was drawn.
 
-        Whoever yields a shard has just listed the folder (`Evidence.left`). Columns are read off pictures
+        Whoever yields a shard has lately listed the folder (`Evidence.left`). Columns are read off pictures
         that are kept, and what has none is drawn. `count` is told of images as they are made, `done` of each
         shard that is whole in the store. Raises what sampler, extractors and store raise; what was written
         stays.
         """
         job, evidence = self.job, self.evidence
-        drawing = self._measured(shards, count, done)
+        drawing = self._to_draw(shards, count, done)
         first = next(drawing, None)
         if first is None:
             return NO_WORK
         setup = Setup(self.pipeline, self.extractors, job.workspace.device, job.tuning, job.extras.reference)
         prompts = load_prompts(job.protocol, job.workspace.data_root)
-        shards, n = chain([first], drawing), job.protocol.n
-        return make(evidence, job.protocol, prompts, shards, setup, n=n, count=count, done=done)
+        gaps, n = chain([first], drawing), job.protocol.n
+        return make(evidence, job.protocol, prompts, gaps, setup, n=n, count=count, done=done)
 
-    def _measured(
+    def _to_draw(
         self, shards: Iterator[range], count: Callable[[int], object], done: Callable[[range], object]
-    ) -> Iterator[range]:
-        """Yield the shards that are to be drawn, having measured the others."""
+    ) -> Iterator[Gap]:
+        """Yield what is to be drawn, having measured the pictures that are kept."""
         job, evidence = self.job, self.evidence
         planned = {gap.images for gap in job.gaps if gap.draws}
         for images in shards:
@@ -88,4 +89,4 @@ class Maker:
                 continue
             if images not in planned:  # its pictures are damaged
                 check_number(evidence.gaps(job.protocol.n), job.most, job.protocol, evidence)
-            yield images
+            yield gap

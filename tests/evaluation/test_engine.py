@@ -88,7 +88,7 @@ def run_in(load: Callable[[], Any], protocol: Protocol) -> Run:
         protocol: Protocol = protocol,
     ) -> Evidence:
         evidence = Store(folder).open("c", "d", {})
-        work = iter(evidence.missing(N) if images is None else images)
+        work = iter(evidence.gaps(N) if images is None else map(evidence.gap, images))
         setup = Setup(pipeline or load(), extractors or Pixels(), tuning=tuning)
         make(evidence, protocol, PROMPTS, work, setup, n=N, count=count)
         return evidence

@@ -110,6 +110,28 @@ def test_a_process_that_is_a_hundred_times_slower_holds_nobody_up() -> None:
     assert sum(rank == 1 for rank, _ in world.made) == 1
 
 
+def test_a_store_that_takes_long_to_list_is_listed_for_a_twentieth_of_the_time() -> None:
+    grid, made, listings = list(in_grid(64 * 200)), set[range](), 0
+    mine = list[range]()
+
+    def left(wanted: Sequence[range]) -> list[range]:
+        nonlocal listings
+        listings += 1
+        made.update(grid[-5 * listings :])  # somebody else makes five meanwhile, from the back
+        return [images for images in wanted if images not in made]
+
+    def clock() -> float:
+        return 5.0 * listings + 10.0 * len(mine)
+
+    for images in static.shards_of(Part(), grid, [], static.sparing(left, clock)):
+        made.add(images)
+        mine.append(images)
+    assert made == set(grid)
+    assert len(mine) == len(set(mine))
+    assert 5.0 * (listings - 1) <= clock() / 20
+    assert len(mine) < len(grid) - 5 * (listings - 2), "what others have made is found out all the same"
+
+
 @pytest.fixture
 def ask(tmp_path: Path, pristine_checkpoint: Path) -> Ask:
     """Return what asks for the pictures of a small draw, in a store."""

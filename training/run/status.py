@@ -20,6 +20,7 @@ from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.base.text import duration
 from training.errors import TrainingError, explain_write_errors
 from training.recipes.schema import Recipe
+from training.run.processes import sharded
 
 LOG = "log.jsonl"
 _NEVER = 2**62
@@ -95,7 +96,7 @@ class Reporter:
         Lines of the log that come from steps lost with a kill are dropped; those steps are taken again.
         """
         self._folder, self._recipe, self._say = folder, recipe, say
-        self._main = accelerator.is_main_process
+        self._main, self._shared = accelerator.is_main_process, _shared(accelerator)
         self._accelerator = accelerator if recipe.watch.trackers and self._main else None
         self._first = self._last = seen
         self._end = end
@@ -111,7 +112,10 @@ class Reporter:
         if self._main:
             done = f"{self._first:,} of {self._recipe.images:,} images seen"
             batch = self._recipe.schedule.batch
-            self._say(f"{self._folder.name}: {done}; {parameters:,} parameters learn; {batch} images a step")
+            self._say(
+                f"{self._folder.name}: {done}; {parameters:,} parameters learn; {batch} images a step"
+                f"{self._shared}"
+            )
 
     def report(self, seen: int, values: Mapping[str, float]) -> None:
         """Tell images, rate, losses, learning rate, gradient norm, memory and time left."""
@@ -161,6 +165,14 @@ class Reporter:
         if path.is_file() and kept.encode() != path.read_bytes():
             with explain_write_errors(path, "the log of the run"):
                 write_atomically(path, kept.encode())
+
+
+def _shared(accelerator: Accelerator) -> str:
+    """Say how several processes share the work; nothing for one."""
+    if accelerator.num_processes == 1:
+        return ""
+    of_each = "which share the weights (FSDP2)" if sharded(accelerator) else "each with all weights"
+    return f"; {accelerator.num_processes} processes, {of_each}"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

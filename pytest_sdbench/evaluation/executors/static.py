@@ -7,6 +7,8 @@ the last few shards at the same time. Both make the same, and the time of one is
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from pytest_sdbench.base.part import Part
@@ -15,6 +17,11 @@ from pytest_sdbench.evaluation.job import Job
 from pytest_sdbench.evaluation.maker import Maker
 from pytest_sdbench.store.shard_folder import in_grid
 from pytest_sdbench.store.shards import Evidence
+
+REST = 20
+"""So many times as long as a listing took, the next one waits."""
+Left = Callable[[Sequence[range]], list[range]]
+"""Returns those of some shards that are not made yet."""
 
 
 def make(
@@ -31,7 +38,7 @@ def make(
     grid = list(in_grid(job.protocol.n))
     parts = (set(some) for some in job.workspace.part.slice(grid))
     own, others = ([images for images in job.missing if images in some] for some in parts)
-    shards = shards_of(job.workspace.part, own, others, evidence.left, elsewhere)
+    shards = shards_of(job.workspace.part, own, others, sparing(evidence.left), elsewhere)
     return Maker(job, evidence).make(shards, count=count)
 
 
@@ -39,13 +46,12 @@ def shards_of(
     part: Part,
     own: Sequence[range],
     others: Sequence[range],
-    left: Callable[[Sequence[range]], list[range]],
+    left: Left,
     elsewhere: Callable[[int], object] = lambda images: None,
 ) -> Iterator[range]:
     """Yield shards for one process to make: its own, then from the back what is left of the others'.
 
-    `left` returns those of some shards that are not made yet; it is asked before each. `elsewhere` is told of
-    images that others have made.
+    `left` is asked before each. `elsewhere` is told of images that others have made.
     """
     while own or others:
         there = set(left([*own, *others]))
@@ -56,3 +62,24 @@ def shards_of(
         elif others:
             # Helpers spread over what is left: of several at the very end all would make the same one.
             yield others.pop(-1 - len(others) * part.rank // part.size)
+
+
+def sparing(left: Left, clock: Callable[[], float] = time.monotonic) -> Left:
+    """Ask what is left so seldom that it takes a twentieth of the time, and answer from memory in between.
+
+    To list a draw of ten million images takes hundreds of requests, and each of a thousand processes asks. An
+    answer from memory may name a shard that another has made meanwhile. A draw of usual size is listed in a
+    fraction of the time that a shard takes: then each question is asked.
+    """
+    known, ready = set[range](), -math.inf
+
+    def ask(wanted: Sequence[range]) -> list[range]:
+        nonlocal known, ready
+        began = clock()
+        if began >= ready:
+            known = set(left(wanted))
+            now = clock()
+            ready = now + REST * (now - began)
+        return [images for images in wanted if images in known]
+
+    return ask

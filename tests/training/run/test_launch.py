@@ -86,6 +86,15 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def cut_undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run where each process holds a part of the weights (FSDP2)."""
+    folder = tmp_path_factory.mktemp("cut") / "mini"
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    assert finish(begin_pair(train_here, str(recipe), str(folder), **fsdp)) == [0, 0]
+    return folder
+
+
 class Launch:
     """A launcher that runs, with the file of what it and its processes print."""
 
@@ -219,3 +228,32 @@ def test_a_slurm_job_stops_before_its_time_is_over_and_goes_on_when_it_is_requeu
         assert launch.status() == 0, launch.text[-5000:]
     assert not requeued.exists()
     assert_same_run(folder, undisturbed)
+
+
+def test_weights_that_are_cut_over_the_processes_outlive_these(
+    recipe: Path, undisturbed: Path, cut_undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mini"
+    with launched(documented("accelerate launch --use_fsdp", recipe, folder), folder) as launch:
+        for rank, images in ((1, 4), (0, 14)):
+            launch.wait_for(images)
+            launch.kill(rank)
+        assert launch.status() == 0, launch.text[-5000:]
+    began = re.findall(r"mini: (\d+) of 24 images seen.*2 processes, which share the weights", launch.text)
+    assert len(began) == 3
+    assert int(began[1]) >= 4
+    assert int(began[2]) >= 14
+    assert_same_run(folder, cut_undisturbed)
+    assert_same_export(folder, cut_undisturbed)
+    curves = [[line["loss"] for line in log_lines(each)] for each in (folder, undisturbed)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def assert_same_export(folder: Path, other: Path) -> None:
+    """Assert that two runs exported the same weights, byte for byte."""
+    weights = [
+        {path.relative_to(each): path.read_bytes() for path in each.glob("export/**/*.safetensors")}
+        for each in (folder, other)
+    ]
+    assert weights[0]
+    assert weights[0] == weights[1]
