@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.report import grid
 from benchmarks.scale.requests import PAGE
 from pytest_sdbench.base.text import duration, size_text
+from pytest_sdbench.evaluation.executors.static import REST
 from pytest_sdbench.store.shard_format import SHARD
 
 GPUS, IMAGES = 1000, 10_000_000
@@ -102,15 +103,15 @@ def paper(driver: Sequence[Mapping[str, Any]], requests: Mapping[str, Any], scor
     headings = ["part", "needs", "has", "share", "full with so many GPUs"]
     first, second = found[:2]
     said = (
-        f"Full first is {first.name}, and next is {second.name}. Neither hands out shards. FID is computed when "
-        "all images are there: it keeps no GPU waiting, more cores divide its time, and nobody has to take "
-        "all of ten million images for it. A bucket in the place of one file server takes what a thousand "
-        "GPUs write."
+        f"Full first is {first.name}, and next is {second.name}. Neither hands out shards. FID is computed "
+        "when all images are there: it keeps no GPU waiting, more cores divide its time, and nobody has to "
+        "take all of ten million images for it. A bucket in the place of one file server takes what a "
+        "thousand GPUs write."
     )
     static = (
-        "Processes that share the work by their number (`--part`, Slurm arrays) have no driver. Each lists the "
-        f"draw itself, {-(-2 * IMAGES // SHARD // PAGE):,} pages near the end, for a twentieth of its time at "
-        f"most: of {GPUS:,} some {GPUS // 20} are listing at any moment."
+        "Processes that share the work by their number (`--part`, Slurm arrays) have no driver. Each lists "
+        f"the draw itself, {-(-2 * IMAGES // SHARD // PAGE):,} pages near the end, so seldom that it works "
+        f"{REST} times as long: of {GPUS:,} some {GPUS // (REST + 1)} are listing at any moment."
     )
     return [about, grid([part.row() for part in found], headings), said, static]
 

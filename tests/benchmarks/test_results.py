@@ -15,6 +15,7 @@ from benchmarks.family import comparison, dreambooth, experiments
 from benchmarks.family.experiment_list import EXPERIMENTS
 from benchmarks.gate import coverage, mutation, tables
 from benchmarks.report import RESULTS, load, paragraphs, save, table
+from benchmarks.scale import report as scale
 from benchmarks.training import compare
 
 
@@ -29,6 +30,7 @@ REPORTS: dict[str, Callable[[Any], str]] = {
     "evaluation-cpu-scenes-sd": evaluation.report,
     "evaluation-cpu-scenes-tiny-lcm": evaluation.report,
     "scoring-rows": many_rows.report,
+    "scale": scale.report,
     "training-cpu": compare.report,
     "family": comparison.report,
     "dreambooth": dreambooth.report,
