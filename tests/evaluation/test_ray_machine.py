@@ -78,6 +78,8 @@ def test_ctrl_c_ends_all_workers_and_the_same_command_goes_on(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell has what it starts in the background ignore Ctrl-C, these tests maybe.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         wait_for(lambda: len(shards(store)) >= 2, "the first shards", driver)
