@@ -247,10 +247,10 @@ def _too_little(
     folder: Path,
     undisturbed: Sequence[Evidence],
 ) -> Mapping[str, Any]:
-    """Allow the process half of what the whole batch needs beyond an eighth of it, and draw with the whole one.
+    """Draw with a whole batch in the memory that lies halfway between what it needs and what an eighth needs.
 
-    `unet_batches` are the numbers of latents in the U-Net's calls, with those that failed: halves of the first
-    say that memory did run out.
+    `unet_batches` are the numbers of latents in the U-Net's calls, with those that failed: halves of the
+    first say that memory did run out.
     """
     some = protocol.with_samples(SHARD)
 

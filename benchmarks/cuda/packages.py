@@ -19,6 +19,7 @@ LACKING = (
     "diffusers",
     "ftfy",
     "importlib_metadata",
+    "lazy-importer",
     "open_clip_torch",
     "pydantic",
     "pydantic_core",

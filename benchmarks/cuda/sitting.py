@@ -26,7 +26,7 @@ from training.data.disk_arrays import DiskArrays
 from training.data.encoded import CachedPairs
 from training.recipes.load import load_recipe
 from training.recipes.schema import Recipe
-from training.run import loop, processes
+from training.run import loop, processes, state
 from training.students.networks import Parts
 
 NOTES = "notes.jsonl"
@@ -73,12 +73,8 @@ def sit(
     with _repeatable(note):
         accelerator = processes.start(recipe, place, torch.device(device).type)
         arrays = DiskArrays(Path(cache))
-        pairs = CachedPairs(
-            *(arrays.open(column) for column in ("latents", "tokens")),
-            {},
-            arrays.open("text"),
-            np.arange(len(arrays.open("text"))),
-        )
+        tokens, rows = arrays.open("tokens"), np.arange(len(arrays.open("tokens")))
+        pairs = CachedPairs(arrays.open("latents"), tokens, {}, arrays.open("text"), rows)
         task = connect(recipe, _parts(accelerator.device, smoke), pairs, accelerator, say=lambda _line: None)
         note("networks", at=time.time())
         with _noting_states(note):
@@ -119,7 +115,7 @@ def _telling(note: Callable[..., None]) -> Callable[[str], None]:
 @contextmanager
 def _noting_states(note: Callable[..., None]) -> Iterator[None]:
     """Note how long states take to be read and written, and after how many images."""
-    save, load = loop.save_state, loop.load_state
+    save, load = state.save_state, state.load_state
 
     def saving(folder: Path, learner: Any, seen: int) -> None:
         began = time.perf_counter()
