@@ -5,8 +5,10 @@ README.md beside this file says what each measurement answers.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,8 +16,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import options
-from benchmarks.cuda import agreement, evaluation, records, training
+from benchmarks.cuda import agreement, evaluation, records, resume, training
 from benchmarks.cuda.measurement import Measurement
+from pytest_sdbench.evaluation.tuning import NotCompiled
 
 MEASUREMENTS: Mapping[str, Callable[[Measurement], None]] = {
     "evaluation": partial(evaluation.measure, architecture="sd-v1"),
@@ -23,6 +26,7 @@ MEASUREMENTS: Mapping[str, Callable[[Measurement], None]] = {
     "evaluation-lcm": partial(evaluation.measure, architecture="bk-sdm-tiny-lcm"),
     "training-base": partial(training.measure, recipe="bk-sdm-base"),
     "training-tiny": partial(training.measure, recipe="bk-sdm-tiny"),
+    "training-resume": partial(resume.measure, recipe="bk-sdm-tiny"),
     "precision": agreement.precision,
     "evidence": agreement.evidence,
     "cards": agreement.cards,
@@ -44,9 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measurement = Measurement(
         asked.name, asked.out, torch.device(asked.device), asked.minutes, asked.smoke, began=began
     )
-    MEASUREMENTS[asked.name](measurement)
-    print((asked.out / f"{asked.name}.md").read_text(encoding="utf-8"))
+    # The engine goes on without a compiler that fails. An eager figure is no answer about compiled networks.
+    warnings.filterwarnings("error", category=NotCompiled)
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        MEASUREMENTS[asked.name](measurement)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if measurement.answers:
+            print((asked.out / f"{asked.name}.md").read_text(encoding="utf-8"))
     return 1 if measurement.problems else 0
+
+
+def _end(_signal: int, _frame: object) -> None:
+    """End as an error does: processes that were started end, temporary files go, the table is printed."""
+    raise SystemExit(143)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import gc
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.cuda.measurement import Measurement
+from benchmarks.cuda.process import failed, running
+from benchmarks.evaluation.stages import UNET, watching
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.evidence import make_evidence
@@ -42,6 +43,8 @@ PRECISIONS = (
     ("bfloat16", True),
 )
 """Types, eager and compiled, that are held against eager float32."""
+_ENDING = 20.0
+"""Seconds that pytest is given to write what it has found."""
 
 
 def precision(asked: Measurement) -> None:
@@ -111,7 +114,8 @@ def evidence(asked: Measurement) -> None:
         for what, disturb in (("killed", _killed), ("two processes", _two_processes)):
             asked.ask(what, 60, partial(equal_after, partial(disturb, asked), folder / what))
         if asked.device.type == "cuda":
-            asked.ask("too little memory", 30, partial(_too_little, asked, checkpoint, protocol, folder))
+            call = partial(_too_little, asked, checkpoint, protocol, folder, undisturbed)
+            asked.ask("too little memory", 30, call)
 
 
 def cards(asked: Measurement) -> None:
@@ -121,19 +125,21 @@ def cards(asked: Measurement) -> None:
 
     def judge() -> Mapping[str, Any]:
         selected = ["-k", CARD] if asked.smoke else []
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "pytest", "-p", "pytest_sdbench.plugin", "--sdbench", "-q"),
-                *("-m", "speed or memory", "--sdbench-device", str(asked.device)),
-                *("--sdbench-json", str(report), "-p", "no:cacheprovider", *selected),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=asked.left(),
-        )
-        (asked.folder / f"{asked.name}-output.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
-        lines = done.stdout.strip().splitlines()
-        return {"exit": done.returncode, "last_line": lines[-1] if lines else ""}
+        output = asked.folder / f"{asked.name}-output.txt"
+        arguments = [
+            *("-p", "pytest_sdbench.plugin", "--sdbench", "-q"),
+            *("-m", "speed or memory", "--sdbench-device", str(asked.device)),
+            *("--sdbench-json", str(report), "-p", "no:cacheprovider", *selected),
+        ]
+        code = f"import sys, pytest; sys.exit(pytest.main({arguments!r}))"
+        with running(code, output) as process:
+            try:
+                status = process.wait(timeout=max(1.0, asked.left() - _ENDING))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)  # what pytest has found is then reported
+                status = process.wait(timeout=_ENDING)
+        lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return {"exit": status, "last_line": lines[-1] if lines else ""}
 
     asked.ask("speed and memory of the cards", 60, judge)
 
@@ -203,46 +209,86 @@ def draw(device: str, smoke: bool, store: str) -> None:
     make_evidence(resolve(SPEC), _protocol(asked, "scenes-quick"), _workspace(asked, Path(store)))
 
 
-def _start(asked: Measurement, store: Path) -> subprocess.Popen[bytes]:
-    """Start drawing in a process of its own."""
+def _drawing(asked: Measurement, store: Path, number: int = 0) -> Any:
+    """Draw in a process of its own."""
     arguments = f"{str(asked.device)!r}, {asked.smoke}, {str(store)!r}"
-    code = f"from benchmarks.cuda.agreement import draw; draw({arguments})"
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    return running(f"from benchmarks.cuda.agreement import draw; draw({arguments})", _output(store, number))
+
+
+def _output(store: Path, number: int = 0) -> Path:
+    """Return where what a process prints goes: beside its store."""
+    return store.with_name(f"{store.name}-{number}.txt")
 
 
 def _killed(asked: Measurement, store: Path) -> Mapping[str, Any]:
     """Kill a process that draws as soon as a shard of it is there."""
-    process = _start(asked, store)
-    try:
-        while not list(store.rglob("shard-*")) and process.poll() is None:
+    with _drawing(asked, store) as process:
+        while not list(store.rglob("shard-*")):
+            if process.poll() is not None:
+                raise failed(f"exit status {process.returncode} before the first shard", _output(store))
             time.sleep(0.05)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.wait()
+        process.kill()
     return {"shards_at_the_kill": len(list(store.rglob("shard-*")))}
 
 
 def _two_processes(asked: Measurement, store: Path) -> Mapping[str, Any]:
     """Let two processes draw at once on one device."""
-    statuses = [process.wait() for process in [_start(asked, store) for _ in range(2)]]
-    return {"exits": str(statuses)}
+    with _drawing(asked, store) as one, _drawing(asked, store, 1) as other:
+        for number, process in enumerate((one, other)):
+            if process.wait(timeout=max(1.0, asked.left())):
+                raise failed(f"exit status {process.returncode}", _output(store, number))
+    return {"processes": 2}
 
 
 def _too_little(
-    asked: Measurement, checkpoint: Checkpoint, protocol: Protocol, folder: Path
+    asked: Measurement,
+    checkpoint: Checkpoint,
+    protocol: Protocol,
+    folder: Path,
+    undisturbed: Sequence[Evidence],
 ) -> Mapping[str, Any]:
-    """Allow the process as much memory as an eighth of the batch takes, and draw with the whole one."""
-    torch.cuda.reset_peak_memory_stats()
+    """Draw with a whole batch in the memory that lies halfway between what it needs and what an eighth needs.
+
+    `unet_batches` are the numbers of latents in the U-Net's calls, with those that failed: halves of the
+    first say that memory did run out.
+    """
     some = protocol.with_samples(SHARD)
-    make_evidence(checkpoint, some, _workspace(asked, folder / "small"), tuning=Tuning(batch_size=SHARD // 8))
-    allowed = 1.5 * torch.cuda.max_memory_reserved()
-    total = torch.cuda.get_device_properties(asked.device).total_memory
+
+    def draw(batch: int, place: str) -> tuple[Evidence, int]:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        tuning = Tuning(batch_size=batch)
+        made = make_evidence(checkpoint, some, _workspace(asked, folder / place), tuning=tuning)
+        return made.evidence, torch.cuda.max_memory_reserved()
+
+    (_, least), (_, most) = draw(SHARD // 8, "small"), draw(SHARD, "whole")
+    allowed = (least + most) / 2
+    gc.collect()
     torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(asked.device).total_memory
     torch.cuda.set_per_process_memory_fraction(allowed / total)
     try:
-        made = make_evidence(
-            checkpoint, some, _workspace(asked, folder / "halved"), tuning=Tuning(batch_size=SHARD)
-        )
+        with watching() as watch:
+            made, _ = draw(SHARD, "halved")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    return {"allowed_gb": allowed / 1e9, "images": made.images_made}
+    batches = sorted({span.samples for span in watch.spans if span.stage == UNET}, reverse=True)
+    return {
+        "allowed_gb": allowed / 1e9,
+        "whole_gb": most / 1e9,
+        "unet_batches": ", ".join(map(str, batches)),
+        # Another batch rounds otherwise: how far, not whether, is the question here.
+        "largest_relative": _apart(undisturbed[0], made, SHARD),
+    }
+
+
+def _apart(one: Evidence, other: Evidence, n: int) -> float:
+    """Return the largest difference of a column of numbers, over the largest number in it."""
+    largest = 0.0
+    for mine, theirs in zip(one.rows(n), other.rows(n), strict=True):
+        for name, values in mine.items():
+            if np.issubdtype(values.dtype, np.floating):
+                scale = float(np.abs(values).max()) or 1.0
+                largest = max(largest, float(np.abs(values - theirs[name]).max()) / scale)
+    return largest

@@ -61,7 +61,8 @@ def measure(asked: Measurement, architecture: str) -> None:
         for way, seconds, call in ways:
             asked.ask(way, seconds, call)
         for kind, run in _calls(networks, 2 * batch).items():
-            asked.ask(f"roofline of the {kind}", 10, partial(_roofline, asked, kind, run, peak, copy))
+            done = 2 * batch * flops if kind == UNET else None
+            asked.ask(f"roofline of the {kind}", 10, partial(_roofline, asked, kind, run, done, peak, copy))
         # A second turn says how much to trust the first.
         for way, seconds, call in [] if asked.smoke else ways:
             asked.ask(f"{way}, again", seconds, call)
@@ -172,12 +173,22 @@ def _calls(networks: Networks, samples: int) -> dict[str, Callable[[], object]]:
 
 
 def _roofline(
-    asked: Measurement, kind: str, call: Callable[[], object], peak: float, copy: float
+    asked: Measurement, kind: str, call: Callable[[], object], flops: int | None, peak: float, copy: float
 ) -> Mapping[str, Any]:
+    """Keep a row for each class of operation; return what a call takes without clocks in it."""
     rows = roofline(call, asked.device, flops_peak=peak, bytes_peak=copy)
     for row in rows:
         asked.keep({"what": kind, **row})
-    return {"ms": sum(row["ms"] for row in rows)}
+    calls = 1 if asked.smoke else 3
+    with torch.inference_mode():
+        synchronise(str(asked.device))
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        synchronise(str(asked.device))
+    alone = (time.perf_counter() - began) / calls
+    share = {"share": flops / alone / peak} if flops else {}
+    return {"ms_of_the_classes": sum(row["ms"] for row in rows), "ms_alone": 1e3 * alone, **share}
 
 
 def _flops(networks: Networks) -> int:

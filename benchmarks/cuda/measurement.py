@@ -64,9 +64,9 @@ class Measurement:
         except Exception as error:
             self.problems += 1
             self.keep({"what": what, "problem": f"{type(error).__name__}: {error}"})
-            (self.folder / f"{self.name}-{self.problems}.txt").write_text(
-                traceback.format_exc(), encoding="utf-8"
-            )
+            # One file for all of them: few files come back from where a GPU is lent.
+            with (self.folder / f"{self.name}-problems.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{what}\n{traceback.format_exc()}\n")
         else:
             self.keep({"what": what, **found, "took": time.monotonic() - started})
         finally:

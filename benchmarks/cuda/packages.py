@@ -19,14 +19,41 @@ LACKING = (
     "diffusers",
     "ftfy",
     "importlib_metadata",
+    "lazy-importer",
     "open_clip_torch",
     "pydantic",
     "pydantic_core",
+    "ruamel.yaml",
     "torch-fidelity",
     "typing-inspection",
     "wcwidth",
 )
-"""What the measurements import beside what comes with torch, transformers, accelerate, timm and scipy."""
+"""What the measurements import beside `PRESENT`; it is installed without what it needs in turn."""
+PRESENT = (
+    "accelerate",
+    "filelock",
+    "fsspec",
+    "huggingface-hub",
+    "jinja2",
+    "markupsafe",
+    "numpy",
+    "pillow",
+    "pytest",
+    "pytest-benchmark",
+    "regex",
+    "requests",
+    "safetensors",
+    "scipy",
+    "tabulate",
+    "timm",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+    "tqdm",
+    "transformers",
+    "zipp",
+)
+"""What such a machine is taken to have, each with what it needs."""
 LIMIT = 16 << 20
 """Bytes of wheels: they travel with the tree."""
 

@@ -43,7 +43,8 @@ def measure(asked: Measurement, recipe: str) -> None:
     ]
     for name, way, seconds in ways:
         if way is None or not (way.compiled and asked.smoke):
-            asked.ask(name, seconds, partial(_rate, asked, scenario, name, way, peak / flops))
+            call = partial(_rate, asked, scenario, name, way, peak / flops)
+            asked.ask(f"{name}: all of it", seconds, call)
     rates = {answer["what"]: answer["rate"] for answer in asked.answers if "rate" in answer}
     for name in [name for name in rates if name != SCRIPT and SCRIPT in rates]:
         asked.keep({"what": f"{name}: ratio", "times_the_script": rates[name] / rates[SCRIPT]})
@@ -88,7 +89,12 @@ def _rate(
     synchronise(str(asked.device))
     seconds = (time.perf_counter() - began) / steps
     peak = torch.cuda.max_memory_allocated() / 1e9 if on_cuda else None
+    rate = scenario.recipe.schedule.batch / seconds
+    # Kept before the profiler begins: it may fail, and time may be up.
+    asked.keep(
+        {"what": name, "rate": rate, "step_s": seconds, "whole": rate / most}
+        | {"peak_gb": peak, "first_loss": loss}
+    )
     for kind, own in breakdown(run, asked.device).items():
         asked.keep({"what": f"{name}: breakdown", "class": kind, "ms": 1e3 * own})
-    rate = scenario.recipe.schedule.batch / seconds
-    return {"rate": rate, "step_s": seconds, "whole": rate / most, "peak_gb": peak, "first_loss": loss}
+    return {"steps": steps}

@@ -49,10 +49,11 @@ _SMOKE_VAE = {
     "layers_per_block": 1,
     "norm_num_groups": 4,
 }
-_CONFIGS: Mapping[str, Any] = {
+CONFIGS: Mapping[str, Any] = {
     "full": (ARCHITECTURES["sd-v1"], SD_V1_TEXT_ENCODER, SD_V1_VAE),
     "smoke": (_SMOKE_UNET, _SMOKE_TEXT, _SMOKE_VAE),
 }
+"""The configurations of U-Net, text encoder and VAE."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def random_parts(size: str, **words: int) -> Parts:
     from diffusers import AutoencoderKL, PNDMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    unet, text_encoder, vae = _CONFIGS[size]
+    unet, text_encoder, vae = CONFIGS[size]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         text = CLIPTextModel(CLIPTextConfig.from_dict({**text_encoder, **words}))

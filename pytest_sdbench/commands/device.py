@@ -114,16 +114,18 @@ def measure(
     modes: Sequence[str] = (),
     seconds: float = 3.0,
     largest: int = 64,
+    batch: int | None = None,
     tell: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Measurement]:
     """Measure the U-Net call of each card: its latency with one sample, and its throughput.
 
     Throughput is that of the batch with most samples a second. In eager mode the batch is doubled, up to
-    `largest`, until a sample gets no faster or memory runs out; the compiled network runs the same one. The
-    weights are random; cards of one architecture are measured once. Without `dtypes` these are float16 and
-    bfloat16 on CUDA, else float32; without `modes` both on CUDA, else eager. `seconds` is what the rounds of
-    one call may take, the fewest rounds apart; `tell` hears what comes next. Raises Unavailable for a card of
-    no network, and where another process keeps the machine's lock for timings.
+    `largest`, until a sample gets no faster or memory runs out; the compiled network runs the same one. A
+    given `batch` is taken as that one. The weights are random; cards of one architecture are measured once.
+    Without `dtypes` these are float16 and bfloat16 on CUDA, else float32; without `modes` both on CUDA, else
+    eager. `seconds` is what the rounds of one call may take, the fewest rounds apart; `tell` hears what comes
+    next. Raises Unavailable for a card of no network, and where another process keeps the machine's lock for
+    timings.
     """
     on_cuda = device.startswith("cuda")
     dtypes = dtypes or (("float16", "bfloat16") if on_cuda else ("float32",))
@@ -136,7 +138,7 @@ def measure(
         macs, found = unet_macs(network).total, Measurement(tuple(those), ())
         with machine_lock():
             for dtype in dtypes:
-                doubled, best = [2**power for power in range(largest.bit_length())], 0
+                doubled, best = [2**power for power in range(largest.bit_length())], batch or 0
                 for mode in modes:
                     tell(f"{found.names}: {dtype}, {mode}, on {timed_on(device)}")
                     call = partial(_measure, network, macs, device, dtype, mode, seconds)

@@ -27,6 +27,10 @@ _PIXELS = 1 << 20
 _DECODED = 1 << 16
 """Pixels that a CPU decodes at a time: what the decoder makes of more does not fit its caches."""
 
+_DECODED_ON_ACCELERATOR = 1 << 22
+"""The same on an accelerator: 16 pictures of 512x512. Its widest tensor then has 2^30 numbers; not every
+kernel of torch takes more than 2^31, and 64 pictures would take, by reckoning, 30 GB beside the U-Net."""
+
 _SMALL = 128
 """Pixels to a side up to which several workers of one thread each beat one worker with all threads."""
 
@@ -65,7 +69,8 @@ def default_batch_size(protocol: Protocol, device: str = "cpu") -> int:
 
 def default_decoding(protocol: Protocol, device: str) -> int:
     """Return how many pictures the VAE decodes at a time; where memory runs out it is halved."""
-    return max(1, _DECODED // protocol.sampling.resolution**2) if device.startswith("cpu") else SHARD
+    pixels = _DECODED if device.startswith("cpu") else _DECODED_ON_ACCELERATOR
+    return max(1, min(SHARD, pixels // protocol.sampling.resolution**2))
 
 
 def worker_count(protocol: Protocol, n: int, device: str, tuning: Tuning) -> int:

@@ -136,6 +136,12 @@ def test_the_compiled_network_runs_the_batch_that_was_found(
 
 
 @pytest.mark.slow
+def test_a_batch_that_is_given_is_not_looked_for(card: Path) -> None:
+    (found,) = measure([read_card(card)], device="cpu", seconds=0.01, largest=64, batch=3)
+    assert {each.batch for each in found.records} <= {1, 3}
+
+
+@pytest.mark.slow
 def test_the_command_shows_and_records(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["device", str(card), *QUICKLY]
     here, before = timed_on("cpu"), card.read_text(encoding="utf-8")

@@ -17,11 +17,19 @@ from torch._dynamo.exc import TorchDynamoException
 from pytest_sdbench.evaluation import engine
 from pytest_sdbench.evaluation.engine import Setup, make
 from pytest_sdbench.evaluation.sampler import image_seed
-from pytest_sdbench.evaluation.tuning import NotCompiled, Tuning, arranged, default_batch_size, keep_memory
+from pytest_sdbench.evaluation.tuning import (
+    NotCompiled,
+    Tuning,
+    arranged,
+    default_batch_size,
+    default_decoding,
+    keep_memory,
+)
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
+from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import SequentialSeeds
 from pytest_sdbench.store.shard_format import SHARD, Rows
@@ -373,6 +381,13 @@ def test_a_default_batch_suits_resolution_device_and_seeds(protocol: Protocol, s
     assert [at(64), at(256), at(512), at(1024), at(4096)] == [64, 16, 4, 1, 1]
     assert default_batch_size(protocol, "cuda:1") == default_batch_size(sequential, "cuda") == SHARD
     assert default_batch_size(sequential) == 1
+
+
+def test_a_gpu_decodes_no_tensor_that_kernels_cannot_count() -> None:
+    large = load_protocol("coco30k-bksdm")
+    widest = 256 * large.sampling.resolution**2
+    assert 1 < default_decoding(large, "cuda") * widest <= 2**31 - 1
+    assert default_decoding(load_protocol("scenes-quick"), "cuda") == SHARD
 
 
 def test_the_noise_of_a_sequence_is_drawn_one_by_one_and_used_in_batches(
