@@ -9,8 +9,11 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,8 +131,24 @@ def cluster_of(pool: Pool | None) -> Cluster:
 
 def close() -> None:
     """End the workers of all pools; a cluster that was there before stays."""
-    while _clusters:
-        _clusters.popitem()[1].close()
+    if not _clusters:
+        return
+    with _undisturbed():
+        while _clusters:
+            _clusters.popitem()[1].close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C, pressed again, not interrupt what ends the workers: it takes a second."""
+    if threading.current_thread() is not threading.main_thread():  # others are not interrupted
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def make(jobs: Sequence[Job]) -> Iterator[tuple[int, int | SdbenchError]]:
