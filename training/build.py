@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from pytest_sdbench.models.checkpoint import resolve
 from training.data.batch import Pairs
 from training.data.open import open_source, pairs_of
 from training.objectives.consistency import ConsistencyTask
@@ -48,9 +49,15 @@ def build_task(
     if kind == "dreambooth":
         return build_dreambooth(recipe, folder=folder, accelerator=accelerator, download=download, say=say)
     if recipe.teacher is None:
-        from training.students.scratch import build_scratch
+        from training.students.scratch import build_scratch, write_down
 
         parts = build_scratch(recipe, download=download)
+        if recipe.data.cache:
+            # Pictures and captions are encoded by networks of a checkpoint, whose files tell caches apart.
+            if accelerator.is_main_process:
+                write_down(parts, folder / "start")
+            accelerator.wait_for_everyone()
+            parts = replace(parts, checkpoint=resolve(str(folder / "start")))
     else:
         parts = load_parts(recipe.teacher, download=download)
     return connect(recipe, parts, open_pairs(recipe, parts, folder, accelerator, say), accelerator, say=say)
