@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import fsspec
 import numpy as np
@@ -49,21 +50,14 @@ def _server() -> None:
 
 def measure(images: int, workers: int) -> dict[str, Any]:
     """Return the requests of each kind, by who sends them, for so many images with their pictures."""
-    before = os.environ.get("SDBENCH_CACHE")
-    try:
-        with tempfile.TemporaryDirectory(prefix="sdbench-scale-") as caches:
-            _server()
-            return {
-                "images": images,
-                "workers": workers,
-                "cluster": _of_a_cluster(images, workers, Path(caches)),
-                "parts": _of_parts(images, workers, Path(caches)),
-            }
-    finally:
-        if before is None:
-            os.environ.pop("SDBENCH_CACHE", None)
-        else:
-            os.environ["SDBENCH_CACHE"] = before
+    with tempfile.TemporaryDirectory(prefix="sdbench-scale-") as caches, patch.dict(os.environ):
+        _server()
+        return {
+            "images": images,
+            "workers": workers,
+            "cluster": _of_a_cluster(images, workers, Path(caches)),
+            "parts": _of_parts(images, workers, Path(caches)),
+        }
 
 
 def _of_a_cluster(images: int, workers: int, caches: Path) -> list[dict[str, Any]]:
