@@ -83,10 +83,11 @@ class Maker:
             measured = bool(gap) and measure_kept(
                 evidence, job.protocol, gap, extractors, reference=job.extras.reference
             )
+            if gap and not measured and images not in planned:  # its pictures are damaged, and lack now
+                check_number(evidence.gaps(job.protocol.n), job.most, job.protocol, evidence)
+                gap = evidence.gap(images, last=True)
             if measured or not gap:
                 count(len(images))
                 done(images)
                 continue
-            if images not in planned:  # its pictures are damaged
-                check_number(evidence.gaps(job.protocol.n), job.most, job.protocol, evidence)
             yield gap
