@@ -169,19 +169,24 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert curves[0] == curves[1]
 
 
+def assert_outlives_two_kills(launch: Launch) -> None:
+    """Kill each rank once, and assert that every time the run goes on from the last state, to its end."""
+    for rank, images in ((1, 4), (0, 14)):
+        launch.wait_for(images)
+        launch.kill(rank)
+    assert launch.status() == 0, launch.text[-5000:]
+    began = re.findall(r"mini: (\d+) of 24 images seen", launch.text)
+    assert len(began) == 3
+    assert int(began[1]) >= 4
+    assert int(began[2]) >= 14
+
+
 def test_torchrun_restarts_all_processes_and_they_go_on_from_the_last_state(
     recipe: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "mini"
     with launched(documented("torchrun --standalone", recipe, folder), folder) as launch:
-        for rank, images in ((1, 4), (0, 14)):
-            launch.wait_for(images)
-            launch.kill(rank)
-        assert launch.status() == 0, launch.text[-5000:]
-    began = re.findall(r"mini: (\d+) of 24 images seen", launch.text)
-    assert len(began) == 3
-    assert int(began[1]) >= 4
-    assert int(began[2]) >= 14
+        assert_outlives_two_kills(launch)
     assert "timed out connecting" not in launch.text
     assert_same_run(folder, undisturbed)
 
@@ -235,14 +240,8 @@ def test_weights_that_are_cut_over_the_processes_outlive_these(
 ) -> None:
     folder = tmp_path / "mini"
     with launched(documented("accelerate launch --use_fsdp", recipe, folder), folder) as launch:
-        for rank, images in ((1, 4), (0, 14)):
-            launch.wait_for(images)
-            launch.kill(rank)
-        assert launch.status() == 0, launch.text[-5000:]
-    began = re.findall(r"mini: (\d+) of 24 images seen.*2 processes, which share the weights", launch.text)
-    assert len(began) == 3
-    assert int(began[1]) >= 4
-    assert int(began[2]) >= 14
+        assert_outlives_two_kills(launch)
+    assert launch.text.count("2 processes, which share the weights") == 3
     assert_same_run(folder, cut_undisturbed)
     assert_same_export(folder, cut_undisturbed)
     curves = [[line["loss"] for line in log_lines(each)] for each in (folder, undisturbed)]
