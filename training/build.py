@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.data.batch import Pairs
+from training.data.batch import NoPairs, Pairs
 from training.data.open import open_source, pairs_of
 from training.objectives.consistency import ConsistencyTask
 from training.objectives.diffusion import Say
@@ -34,11 +34,13 @@ def build_task(
     accelerator: Accelerator,
     download: bool = False,
     say: Say = print,
+    export_only: bool = False,
 ) -> Task:
     """Load, build and connect everything that a recipe trains.
 
-    Latents and text states are cached beside the run's folder, in `../cache`, so that runs share them. Raises
-    TrainingError for what cannot be trained so, CheckpointError and Unavailable for the teacher.
+    Latents and text states are cached beside the run's folder, in `../cache`, so that runs share them. What
+    is to be exported alone needs no data, and none is opened. Raises TrainingError for what cannot be trained
+    so, CheckpointError and Unavailable for the teacher.
     """
     kind = recipe.objective.kind
     if kind in ("autoencoder", "classifier", "clip"):
@@ -46,14 +48,22 @@ def build_task(
 
         return build_extractor(recipe)
     if kind == "dreambooth":
-        return build_dreambooth(recipe, folder=folder, accelerator=accelerator, download=download, say=say)
+        return build_dreambooth(
+            recipe,
+            folder=folder,
+            accelerator=accelerator,
+            download=download,
+            say=say,
+            export_only=export_only,
+        )
     if recipe.teacher is None:
         from training.students.scratch import build_scratch
 
         parts = build_scratch(recipe, download=download)
     else:
         parts = load_parts(recipe.teacher, download=download)
-    return connect(recipe, parts, open_pairs(recipe, parts, folder, accelerator, say), accelerator, say=say)
+    pairs = NoPairs() if export_only else open_pairs(recipe, parts, folder, accelerator, say)
+    return connect(recipe, parts, pairs, accelerator, say=say)
 
 
 def connect(
@@ -139,18 +149,22 @@ def build_dreambooth(
     accelerator: Accelerator,
     download: bool = False,
     say: Say = print,
+    export_only: bool = False,
 ) -> DreamBoothTask:
     """Draw the pictures of the class, encode both kinds and prepare what learns."""
     objective = recipe.objective
     assert isinstance(objective, DreamBooth)
     assert recipe.teacher is not None  # the recipe's own check
     parts = load_parts(recipe.teacher, download=download)
-    cache, device = folder.parent / "cache", accelerator.device
-    # Whoever comes first draws, and the others wait at its lock: at a barrier they would run out of time.
-    of_class = class_pairs(
-        recipe, parts, folder, cache, device=device, dtype=half_type(accelerator), download=download, say=say
-    )
-    of_subject = subject_pairs(recipe, parts, cache, device=device, say=say)
+    of_class: Pairs | None = NoPairs()
+    of_subject: Pairs = NoPairs()
+    if not export_only:
+        cache, device, dtype = folder.parent / "cache", accelerator.device, half_type(accelerator)
+        # Whoever comes first draws, and the others wait at its lock: at a barrier they would run out of time.
+        of_class = class_pairs(
+            recipe, parts, folder, cache, device=device, dtype=dtype, download=download, say=say
+        )
+        of_subject = subject_pairs(recipe, parts, cache, device=device, say=say)
     prior = _inputs(recipe, parts, of_class, accelerator) if of_class is not None else None
     inputs = _inputs(recipe, parts, of_subject, accelerator)
     model = _trainable(recipe, parts, objective)

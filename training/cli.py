@@ -164,8 +164,15 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
         if accelerator.is_main_process:
             print(line, flush=True)
 
-    def build() -> Task:
-        return build_task(recipe, folder=folder, accelerator=accelerator, download=options.download, say=say)
+    def build(*, export_only: bool) -> Task:
+        return build_task(
+            recipe,
+            folder=folder,
+            accelerator=accelerator,
+            download=options.download,
+            say=say,
+            export_only=export_only,
+        )
 
     status = 0
     with (
@@ -173,7 +180,7 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
     ):
         _prepare(folder, options, accelerator)
         check_shared(folder, accelerator)
-        task = build()
+        task = build(export_only=options.export_only)
         if options.export_only:
             seen = load_trained(task, recipe, folder)
         else:
@@ -187,7 +194,7 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
             if accelerator.is_main_process:
                 if sharded(accelerator) and not options.export_only:
                     del task  # two of full size might not fit
-                    task = build()
+                    task = build(export_only=True)
                     load_trained(task, recipe, folder)
                 _export(task, recipe, folder, out, seen, accelerator)
             say(f"exported to {out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,11 +163,13 @@ def test_a_run_stops_goes_on_is_exported_and_put_aside(
     assert json.loads((out / "unet" / "config.json").read_text())["mid_block_type"] is None
     assert (out / "README.md").is_file()
 
-    again = tmp_path / "again"
+    again, cache = tmp_path / "again", run_folder("mini").parent / "cache"
+    shutil.rmtree(cache)
     assert run(recipe, "--export-only", "--out", str(again)) == 0
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (again / weights).read_bytes() == (out / weights).read_bytes()
     assert f"exported to {again}" in capsys.readouterr().out
+    assert not cache.exists(), "what is exported alone needs no data"
 
     assert run(recipe, "--restart", "--stop-at", "2") == 0
     assert seen(run_folder("mini")) == [2]

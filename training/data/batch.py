@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +65,19 @@ class Pairs(Protocol):
     def take(self, rows: Sequence[int], flipped: Sequence[bool] | None = None) -> Examples:
         """Return the pairs of these rows, with the pictures mirrored where `flipped` says so."""
         ...
+
+
+class NoPairs:
+    """What stands in the place of a run's pairs where it is exported and not trained."""
+
+    group_sizes: Sequence[int] = (1,)
+    skipped: Mapping[str, str] = MappingProxyType({})
+
+    def __len__(self) -> int:
+        return 1
+
+    def take(self, rows: Sequence[int], flipped: Sequence[bool] | None = None) -> Examples:
+        raise RuntimeError("a run that is exported takes no pairs")
 
 
 _ONE_AT_A_TIME = threading.Lock()
