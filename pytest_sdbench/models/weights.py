@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -47,6 +48,13 @@ COPY_AGAIN = "Copy or download the checkpoint again"
 def incomplete(message: str, file: Path, *, key: str | None = None, found: object = None) -> CheckpointError:
     """Return the error of a checkpoint that did not arrive whole: it is to be copied again."""
     return CheckpointError(message, file=file, key=key, found=found, remedy=COPY_AGAIN)
+
+
+def forbidden(file: Path) -> CheckpointError:
+    """Return the error of a file that this user may not read."""
+    why = ": safetensors 0.8 saves it for its owner alone" if file.suffix == ".safetensors" else ""
+    remedy = "Let its owner run: chmod -R a+rX FOLDER"
+    return CheckpointError(f"this user may not read the file{why}", file=file, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,9 @@ def find_weights(folder: Path, component: str) -> Weights:
         if (folder / each.name).is_file():
             index = folder / each.name if each.shards else None
             files = (folder / each.name,) if index is None else _shards(index)
+            for file in files:
+                if not os.access(file, os.R_OK):
+                    raise forbidden(file)
             return Weights(files, each.variant, each.safetensors, index)
     what, stem = f"no weights of the {component}", STEMS[component][0]
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -234,6 +245,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json_mapping(read_bounded(path, LARGEST_JSON).decode("utf-8"))
     except FileNotFoundError:
         raise incomplete("missing file", path) from None
+    except PermissionError:
+        raise forbidden(path) from None
     except (OSError, ValueError) as error:
         found = error.strerror if isinstance(error, OSError) else first_line(error)
         raise incomplete("unreadable JSON", path, found=found) from error

@@ -380,6 +380,18 @@ def test_a_bin_of_the_format_before_zip_is_read(tiny_checkpoint: Path) -> None:
     verify(resolve(str(tiny_checkpoint)))
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="to root nothing is forbidden")
+@pytest.mark.parametrize("name", [UNET_WEIGHTS, "unet/config.json", "tokenizer/tokenizer_config.json"])
+def test_a_file_that_may_not_be_read_is_named_and_not_called_damaged(
+    tiny_checkpoint: Path, name: str
+) -> None:
+    (tiny_checkpoint / name).chmod(0o200)
+    error = error_of(tiny_checkpoint)
+    assert error.message.startswith("this user may not read the file")
+    assert error.file == tiny_checkpoint / name
+    assert "chmod" in str(error)
+
+
 def test_a_missing_shard_and_one_outside_are_named(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "sharded", max_shard_size="200KB")
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"

@@ -319,8 +319,10 @@ def _move_entries(new: Path, out: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """See that every file is on the disk before it replaces anything."""
+    """See that every file is on the disk, for all who may read its folder, before it replaces anything."""
+    rights = folder.stat().st_mode & 0o666  # safetensors 0.8 gives them to the owner alone
     for path in folder.rglob("*"):
         if path.is_file():
+            path.chmod(rights)
             with path.open("rb") as file:
                 os.fsync(file.fileno())

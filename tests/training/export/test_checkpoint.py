@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -139,6 +141,14 @@ def test_stored_type_is_what_the_recipe_says(exported: Exported, parts: Parts, t
         assert all(torch.equal(value, theirs[name]) for name, value in stored(full, part).items())
     pipeline = DiffusionPipeline.from_pretrained(full, torch_dtype=torch.float16)
     assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float16}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no rights of a group")
+def test_who_may_read_new_files_may_read_the_checkpoint(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    _, folder = exported("small")
+    rights = {stat.filemode(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert rights == {stat.filemode((tmp_path / "new").stat().st_mode)}
 
 
 def test_no_file_tells_a_path_of_this_machine(exported: Exported, parts: Parts) -> None:
