@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from pytest_sdbench.base.errors import ProtocolError
 from pytest_sdbench.cards.card import Card
+from pytest_sdbench.cards.records import Record
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.report.cells import NONE, in_order, titles, with_error
 from pytest_sdbench.report.grids import MARK, Cell, Grid
 from pytest_sdbench.report.results import Row
@@ -36,6 +40,8 @@ class Score:
     n: int
     reference: str = ""
     """Fingerprint of the checkpoint that its pairs are compared with; empty for what has no pairs."""
+    content: str = ""
+    """Fingerprint of the protocol as it was, where several of one name may be meant."""
 
 
 def recorded_scores(cards: Sequence[Card]) -> list[Score]:
@@ -44,11 +50,22 @@ def recorded_scores(cards: Sequence[Card]) -> list[Score]:
         Score(
             *(card.name, each.protocol, each.metric, each.value, each.standard_error, each.n),
             reference=each.reference_fingerprint or "",
+            content=_content(card, each),
         )
         for card in cards
         for each in card.records
         if each.metric in METRICS
     ]
+
+
+def _content(card: Card, record: Record) -> str:
+    """Return the fingerprint of a record's protocol as it is now, or else as it was then."""
+    made = record.protocol_fingerprint or ""
+    try:
+        today = load_protocol(record.protocol, search=(card.path.parent,))
+    except ProtocolError:
+        return made
+    return today.fingerprint if not made or today.covers(made, record.metric) else made
 
 
 def measured_scores(rows: Sequence[Row]) -> list[Score]:
@@ -69,17 +86,18 @@ def measured_grids(
 ) -> list[Grid]:
     """Return a table for each protocol, number of images and reference of pairs.
 
-    Of a single card nothing is best: its table has neither bold nor marks.
+    Two protocols of one name, such as one before and after it was changed, have a table each. Of a single
+    card nothing is best: its table has neither bold nor marks.
     """
     shown, order = titles(cards), [card.name for card in in_order(cards)]
     order += [name for name in dict.fromkeys(score.card for score in scores) if name not in order]
     named = {each.checkpoint_fingerprint: card.name for card in cards for each in card.records}
-    tables: dict[tuple[str, int, str], dict[str, dict[str, Score]]] = {}
+    tables: dict[tuple[str, int, str, str], dict[str, dict[str, Score]]] = {}
     for score in scores:
-        columns = tables.setdefault((score.protocol, score.n, score.reference), {})
+        columns = tables.setdefault((score.protocol, score.n, score.reference, score.content), {})
         columns.setdefault(score.metric, {})[score.card] = score
-    grids = []
-    for (protocol, n, reference), columns in tables.items():
+    grids, namesakes = [], Counter(tuple(rest) for *rest, _ in tables)
+    for (protocol, n, reference, content), columns in tables.items():
         marked = {metric: _cells(metric, by_card, compare) for metric, by_card in columns.items()}
         names = [name for name in order if any(name in by_card for by_card in columns.values())]
         rows = [
@@ -87,7 +105,9 @@ def measured_grids(
             for name in names
         ]
         heading = ("Model", *(f"{METRICS[metric].label} {METRICS[metric].arrow}" for metric in columns))
-        of = f"{protocol}, {n:,} images" + f", beside {named.get(reference, reference)}" * bool(reference)
+        which = f" ({content})" if namesakes[protocol, n, reference] > 1 else ""
+        beside = f", beside {named.get(reference, reference)}" if reference else ""
+        of = f"{protocol}{which}, {n:,} images{beside}"
         grids.append(Grid("Measured", heading, tuple(rows), of=of, note=NOTE if len(names) > 1 else ""))
     return grids
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.doctor import examine
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.plan_cost import figures, plan
-from tests.project import make_card
+from pytest_sdbench.protocols.load import load_protocol
+from tests.project import IMAGES, make_card, make_protocol
 from tests.report.test_report import FORGED, HIDDEN
 
 
@@ -31,6 +33,31 @@ def test_namesakes_have_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture
         [" Mini (x/v1) ", "     9.5 "],
         [" Mini (y/v1) ", "     8.5 "],
     ]
+
+
+def test_protocols_of_one_name_have_a_table_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # x and y measured the same; z has since had its protocol changed, and was measured before that.
+    steps = {"x": 10, "y": 10, "z": 20}
+    cards, made = [], {}
+    for place, count in steps.items():
+        file = make_protocol(tmp_path / place / "protocols" / "mini.yaml")
+        file.write_text(re.sub(r"\bsteps: \d+", f"steps: {count}", file.read_text()))
+        made[place] = load_protocol(file).fingerprint
+        record = {"protocol": "mini", "metric": "clip_score", "value": 0.31, "n": IMAGES}
+        cards.append(
+            make_card(
+                tmp_path / place / f"{place}.md",
+                claims={},
+                title=place,
+                records=[record | {"protocol_fingerprint": made[place]}],
+            )
+        )
+    make_protocol(tmp_path / "z" / "protocols" / "mini.yaml")
+    assert main(["table", *map(str, cards)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    headings = [line for line in out if line.startswith("### Measured")]
+    assert [line.split("(")[1].split(")")[0] for line in headings] == [made["x"], made["z"]]
+    assert [line.split("|")[1].strip() for line in out if "0.31" in line] == ["x", "y", "z"]
 
 
 def test_doctor_tells_namesakes_apart(tmp_path: Path) -> None:
