@@ -50,7 +50,7 @@ def test_every_word_of_the_captions_is_one_token():
 
 
 def test_merges_can_be_learned_again():
-    assert {"".join(pair) for pair in learn_merges(2000)} >= {"striped</w>", "underneath</w>"}
+    assert {"".join(pair) for pair in learn_merges(2000)} >= {"umbrella</w>", "underneath</w>"}
 
 
 def trained(name, folder, *overrides):
