@@ -75,7 +75,7 @@ def report(found: dict[str, Any]) -> str:
     count = found["pictures"]
     columns = [(heading, f"{{{name}:.3f}}") for name, heading in SCORES.items()]
     return paragraphs(
-        "# DreamBooth: one subject, a heart that is half green and half purple",
+        "# DreamBooth: one subject, a daisy that is half green and half purple",
         f"{count} pictures of the prompts, and {count} of the class prompt; shares are ± "
         f"{0.5 / count**0.5:.2f} at most. What each figure is stands in "
         "[subject_scores.py](../family/subject_scores.py).",

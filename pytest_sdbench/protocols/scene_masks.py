@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pytest_sdbench.protocols.pictograms import PICTOGRAMS
 from pytest_sdbench.protocols.scene_glyphs import Polygon, outline
 
 GRID = 16
@@ -24,7 +23,7 @@ Bits = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Masks:
-    """Coverage of one pictogram in a box around its centre, uint16 [h, w]; 256 is all of a pixel."""
+    """Coverage of one character in a box around its centre, uint16 [h, w]; 256 is all of a pixel."""
 
     body: Mask
     """What is painted in the object's colour."""
@@ -35,24 +34,24 @@ class Masks:
 
 
 @lru_cache(maxsize=8192)
-def masks(name: str, diameter: int, across: int, down: int) -> Masks:
-    """Return the masks of a pictogram whose longer side is `diameter` samples of 1/16 pixel.
+def masks(code: int, lined: bool, diameter: int, across: int, down: int) -> Masks:
+    """Return the masks of a character whose longer side is `diameter` samples of 1/16 pixel.
 
-    `across` and `down`, 0 to 15, are the sample of its pixel that the centre lies on.
+    It has a body and lines where it is `lined`, else a body alone. `across` and `down`, 0 to 15, are the
+    sample of its pixel that the centre lies on.
     """
-    inside, lines = _samples(name, diameter)
+    inside, lines = _samples(code, lined, diameter)
     body = _coverage(inside, across, down)
     reach = len(inside) // (2 * GRID)
     return Masks(body, None if lines is None else _coverage(lines, across, down), reach)
 
 
 @lru_cache(maxsize=1024)
-def _samples(name: str, diameter: int) -> tuple[Bits, Bits | None]:
-    """Return which sample points the body and the lines of a pictogram hold: eight a byte, [2H, 2H / 8]."""
-    one = PICTOGRAMS[name]
-    contours = outline(one.code)
+def _samples(code: int, lined: bool, diameter: int) -> tuple[Bits, Bits | None]:
+    """Return which sample points the body and the lines of a character hold: eight a byte, [2H, 2H / 8]."""
+    contours = outline(code)
     ink = np.packbits(fill(contours, diameter), axis=1)
-    if not one.lined:
+    if not lined:
         return ink, None
     body = fill([_filled(contour) for contour in contours], diameter)
     return np.packbits(body, axis=1), ink

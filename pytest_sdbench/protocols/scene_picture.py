@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
 
 import numpy as np
 import numpy.typing as npt
 
+from pytest_sdbench.protocols.pictograms import PICTOGRAMS, Pictogram
 from pytest_sdbench.protocols.scene_masks import GRID, Mask, masks
-from pytest_sdbench.protocols.scene_parts import BACKGROUNDS, RGB, Scene, SceneObject
+from pytest_sdbench.protocols.scene_parts import BACKGROUNDS, RGB, Scene
 
 Image = npt.NDArray[np.uint8]
 Canvas = npt.NDArray[np.uint16]
@@ -23,10 +25,16 @@ def render(scene: Scene, size: int = 64) -> Image:
 
     Raises Unavailable without the font, DataError if it is another one.
     """
-    canvas = _ground(scene.background.name, size).copy()
+    canvas = ground(scene.background.name, size)
     for thing in scene.objects:
-        _draw(canvas, thing)
+        place = (thing.x, thing.y, thing.radius)
+        draw(canvas, PICTOGRAMS[thing.name], place, partial(paints, thing.colour))
     return canvas.astype(np.uint8)
+
+
+def ground(name: str, size: int = 64) -> Canvas:
+    """Return a canvas with a background alone, [size, size, 3]."""
+    return _ground(name, size).copy()
 
 
 @lru_cache(maxsize=64)
@@ -42,29 +50,40 @@ def _ground(name: str, size: int) -> Canvas:
     return np.repeat(column[:, None, :], size, axis=1).astype(np.uint16)
 
 
-def _draw(canvas: Canvas, thing: SceneObject) -> None:
-    """Blend one object and its soft shadow into the canvas, inside a box around it."""
+def draw(
+    canvas: Canvas,
+    pictogram: Pictogram,
+    place: tuple[float, float, float],
+    paint: Callable[[int], tuple[Canvas, Canvas]],
+) -> None:
+    """Blend one object and its soft shadow into the canvas.
+
+    `place` is x, y and radius in pixels of a picture of 64, whole halves. `paint` returns the colours of the
+    body and of the lines, [side, side, 3], in a box of this side around the object.
+    """
     size = len(canvas)
     # In samples, of which a pixel has 16.
-    x, y = (round(2 * value) * GRID * size // 128 for value in (thing.x, thing.y))
-    diameter = max(GRID, round(2 * thing.radius) * GRID * size // 64)
-    mask = masks(thing.name, diameter, x % GRID, y % GRID)
+    x, y, diameter = (
+        round(2 * value) * GRID * size // part for value, part in zip(place, (128, 128, 64), strict=True)
+    )
+    key = (pictogram.code, pictogram.lined, max(GRID, diameter), x % GRID, y % GRID)
+    mask = masks(*key)
     left, upper = x // GRID - mask.reach, y // GRID - mask.reach
     step = max(1, size // 32)
-    _blend(canvas, _shadow(thing.name, diameter, x % GRID, y % GRID), left + step, upper + step, None)
-    paint, dark = _paints(thing.colour, len(mask.body))
-    _blend(canvas, mask.body, left, upper, paint)
+    _blend(canvas, _shadow(*key), left + step, upper + step, None)
+    body, lines = paint(len(mask.body))
+    _blend(canvas, mask.body, left, upper, body)
     if mask.lines is not None:
-        _blend(canvas, mask.lines, left, upper, dark)
+        _blend(canvas, mask.lines, left, upper, lines)
 
 
 def _blend(canvas: Canvas, weight: Mask, left: int, upper: int, paint: Canvas | None) -> None:
-    """Lay paint, [h, 1, 3], over the canvas where the weight says, of 256; without paint, darken it."""
+    """Lay paint, [h, w, 3], over the canvas where the weight says, of 256; without paint, darken it."""
     size, reach = len(canvas), len(weight)
     rows = slice(max(0, upper), min(size, upper + reach))
     columns = slice(max(0, left), min(size, left + reach))
-    mine = slice(rows.start - upper, rows.stop - upper)
-    weight = weight[mine, columns.start - left : columns.stop - left, None]
+    mine = (slice(rows.start - upper, rows.stop - upper), slice(columns.start - left, columns.stop - left))
+    weight = weight[mine][..., None]
     box = canvas[rows, columns]
     if paint is None:
         box *= 256 - weight
@@ -76,9 +95,9 @@ def _blend(canvas: Canvas, weight: Mask, left: int, upper: int, paint: Canvas | 
 
 
 @lru_cache(maxsize=8192)
-def _shadow(name: str, diameter: int, across: int, down: int) -> Mask:
+def _shadow(code: int, lined: bool, diameter: int, across: int, down: int) -> Mask:
     """Return how much darker the ground is behind an object, of 256: the body, blurred 3 x 3."""
-    body = masks(name, diameter, across, down).body.astype(np.int64)
+    body = masks(code, lined, diameter, across, down).body.astype(np.int64)
     blurred = np.zeros_like(body)
     padded = np.pad(body, 1)
     for row in range(3):
@@ -88,15 +107,15 @@ def _shadow(name: str, diameter: int, across: int, down: int) -> Mask:
 
 
 @cache
-def _paints(colour: str, rows: int) -> tuple[Canvas, Canvas]:
-    """Return the colour of bodies and that of lines in every row, [rows, 1, 3]: lit from above."""
+def paints(colour: str, side: int) -> tuple[Canvas, Canvas]:
+    """Return the colours of bodies and of lines in a box of an object, [side, side, 3]: lit from above."""
     rgb = np.array(RGB[colour])
     # Lines are a dark shade of the colour; those on black can only be lighter.
     dark = rgb + (150 - rgb) * 3 // 4 if colour == "black" else rgb * 5 // 16
-    light = 269 - 28 * (2 * np.arange(rows) + 1 - rows) // rows
+    light = 269 - 28 * (2 * np.arange(side) + 1 - side) // side
 
     def lit(shade: npt.NDArray[np.int64]) -> Canvas:
         shades: Canvas = np.minimum(shade * light[:, None] // 256, 255).astype(np.uint16)
-        return shades[:, None, :]
+        return np.broadcast_to(shades[:, None, :], (side, side, 3))
 
     return lit(rgb), lit(dark)

@@ -233,10 +233,10 @@ def test_scores_tell_the_subject_the_place_and_the_class() -> None:
     colours = [f"on a {colour} background" for colour in ("beige", "pink", "brown")]
     places = [*colours[:2], "in a meadow", "at dawn", colours[2]]
     prompts = [f"{PROMPT} {place}" for place in places]
-    hearts = [
-        s for s in map(scenes.scene, range(4000)) if s.layout == "one" and s.objects[0].shape == "heart"
+    flowers = [
+        s for s in map(scenes.scene, range(20_000)) if s.layout == "one" and s.objects[0].name == "flower"
     ]
-    of_class = np.stack([scenes.render(scene) for scene in hearts[:16]])
+    of_class = np.stack([scenes.render(scene) for scene in flowers[:16]])
     perfect = score_subject(real, prompts, of_class, real, **models)
     ignorant = score_subject(of_class[:5], prompts, of_class, real, **models)
     astray = score_subject(real, prompts[1:] + prompts[:1], of_class, real, **models)
