@@ -21,7 +21,8 @@ from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts, scenes_behind
 from pytest_sdbench.protocols.protocol import Protocol
-from pytest_sdbench.protocols.scenes import render, scene
+from pytest_sdbench.protocols.scene_glyphs import font_file
+from pytest_sdbench.protocols.scenes import Scene, render
 from pytest_sdbench.report.figures.sheet import Row, Sheet
 from pytest_sdbench.store.shard_format import SHARD
 
@@ -124,7 +125,8 @@ def _protocol(of: System | None, name: str, metric: str) -> Protocol:
 def collect(columns: Sequence[Column], choice: Choice, workspace: Workspace) -> tuple[Sheet, list[str]]:
     """Return the sheet of some columns, and a line on each of them: how many pictures were drawn for it.
 
-    What the store does not keep is drawn, and kept. The real scene is the first column where there is one.
+    What the store does not keep is drawn, and kept. The real scene is the first column where there is one;
+    without the font that draws it, a line says so.
     Raises SdbenchError for columns of other prompts or other noise, and for prompts that there are not; else
     as `evaluate` and `make_evidence`.
     """
@@ -137,12 +139,13 @@ def collect(columns: Sequence[Column], choice: Choice, workspace: Workspace) -> 
     n = max(notes) + 1
     prompts = _prompts(columns, n, notes, workspace)
     first = columns[0].protocol
-    behind = scenes_behind(first, notes)
     headings, pictures, told = [], [], []
+    behind, lack = _behind(first, notes)
+    told += [lack] if lack else []
     if behind:
         side = first.sampling.resolution
         headings.append("real scene")
-        pictures.append([np.asarray(render(scene(behind[index]), side), np.uint8) for index in notes])
+        pictures.append([render(behind[index], side) for index in notes])
     for column in columns:
         album = Album(column.checkpoint, column.protocol.with_samples(n), workspace)
         headings.append(column.label)
@@ -154,6 +157,17 @@ def collect(columns: Sequence[Column], choice: Choice, workspace: Workspace) -> 
         for (index, note), of_row in zip(notes.items(), zip(*pictures, strict=True), strict=True)
     ]
     return Sheet(headings, rows, _footnote(columns)), told
+
+
+def _behind(protocol: Protocol, wanted: Iterable[int]) -> tuple[dict[int, Scene], str]:
+    """Return the scenes behind prompts, and why they are not shown, in which case there are none."""
+    found = scenes_behind(protocol, wanted)
+    try:
+        if found:
+            font_file()
+    except SdbenchError as error:
+        return {}, f"no real scenes beside the pictures: {error}"
+    return found, ""
 
 
 def _picture(album: Album, index: int, n: int) -> Any:

@@ -12,7 +12,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,22 +222,39 @@ def _unpacked(archive: zipfile.ZipFile) -> Iterator[tuple[str, Any]]:
 # --- make ---
 
 
+@dataclass(frozen=True)
+class SceneSet:
+    """Scenes of a range: all or those of some layouts, with names of a domain."""
+
+    indices: range
+    layouts: Sequence[str] = ()
+    domain: str = "all"
+
+    def chosen(self) -> Sequence[int]:
+        """Return the indices of the scenes. Raises ValueError for a layout that does not exist."""
+        return list(scenes.indices_of(self.layouts, self.indices)) if self.layouts else self.indices
+
+    def __str__(self) -> str:
+        told = f"scenes {self.indices.start} to {self.indices.stop - 1}"
+        told += f" of layout {', '.join(self.layouts)}" if self.layouts else ""
+        return told + ("" if self.domain == "all" else f" with {self.domain} alone")
+
+
 def make_statistics(
-    source: range | Sequence[str | Path],
+    source: range | SceneSet | Sequence[str | Path],
     out: Path,
     workspace: Workspace,
     *,
     extractor: str,
     steps: Sequence[Jpeg | Resize] = (),
-    layouts: Sequence[str] = (),
     keep: int = 0,
     background: str | None = None,
 ) -> FeatureStatistics:
-    """Compute the statistics of sets of images, or of a range of scenes, and write them to `out`.
+    """Compute the statistics of sets of images, or of scenes, and write them to `out`.
 
     Images come in folders, archives and shards (`images.open_images`). `steps` are image steps (such as a
-    resize to 256) that every picture goes through first; of a range of scenes, `layouts` takes those of these
-    layouts alone; the features of `keep` pictures stay for KID; transparent ones are laid over `background`.
+    resize to 256) that every picture goes through first; the features of `keep` pictures stay for KID;
+    transparent ones are laid over `background`.
     Raises DataError for a source without images or with one that is damaged, transparent or of a size that
     the extractor does not take.
     """
@@ -250,11 +267,11 @@ def make_statistics(
         raise DataError(f"{extractor} takes images of {network.size} pixels", key="resize", found=resized)
     seen = Counter[str]()
     if isinstance(source, range):
-        indices: Sequence[int] = list(scenes.indices_of(layouts, source)) if layouts else source
-        batches: Iterator[Images] = scene_batches(indices)
-        total = len(indices)
-        origin = f"scenes {source.start} to {source.stop - 1}"
-        origin += f" of layout {', '.join(layouts)}" if layouts else ""
+        source = SceneSet(source)
+    if isinstance(source, SceneSet):
+        indices = source.chosen()
+        batches: Iterator[Images] = scene_batches(indices, domain=source.domain)
+        total, origin = len(indices), str(source)
     else:
         images = open_images(source)
         size = None if resized else network.size
@@ -323,7 +340,7 @@ def save_statistics(path: Path, statistics: FeatureStatistics, provenance: Mappi
         raise DataError(what, file=path, found=problem.strerror, remedy=remedy) from problem
 
 
-def scene_batches(indices: Sequence[int], size: int = 64) -> Iterator[Images]:
+def scene_batches(indices: Sequence[int], size: int = 64, domain: str = "all") -> Iterator[Images]:
     """Yield the scenes with these indices: uint8 batches [B, size, size, 3]."""
     for start in range(0, len(indices), BATCH):
-        yield scenes.render_batch(indices[start : start + BATCH], size)
+        yield scenes.render_batch(indices[start : start + BATCH], size, domain)

@@ -30,7 +30,13 @@ def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
     if data.kind == "scenes":
         from training.data.scenes import ScenesSource
 
-        return ScenesSource(data.pairs, first=data.first, layouts=data.layouts, size=data.resolution or 64)
+        return ScenesSource(
+            data.pairs,
+            first=data.first,
+            layouts=data.layouts,
+            domain=data.domain,
+            size=data.resolution or 64,
+        )
     if data.kind == "folder":
         from training.data.folder import FolderSource
 

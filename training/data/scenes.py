@@ -10,13 +10,12 @@ from pytest_sdbench.protocols import scenes
 from training.data.source import Sample, Source
 from training.errors import TrainingError
 
-LAYOUTS = ("one", "beside", "above", "row", "two-over-one", "one-over-two")
-
 
 class ScenesSource(Source):
     """`pairs` scenes from index `first` on, or those of certain layouts, drawn `size` pixels wide.
 
-    Raises TrainingError for a layout that there is none, and where the indices leave `scenes.TRAINING`: the
+    Their names are those of a domain. Raises TrainingError for a layout or domain that there is none, and
+    where the indices leave `scenes.TRAINING`: the
     scenes beyond are those that checkpoints are judged on.
     """
 
@@ -26,14 +25,22 @@ class ScenesSource(Source):
         *,
         first: int = 0,
         layouts: Collection[str] | None = None,
+        domain: str = "all",
         size: int = 64,
     ) -> None:
         self._size, self._layouts = size, None if layouts is None else frozenset(layouts)
         for layout in self._layouts or ():
-            if layout not in LAYOUTS:
+            if layout not in scenes.LAYOUTS:
                 raise TrainingError(
-                    "unknown layout", key="data.layouts", found=layout, remedy=f"Known: {', '.join(LAYOUTS)}"
+                    "unknown layout",
+                    key="data.layouts",
+                    found=layout,
+                    remedy=f"Known: {', '.join(scenes.LAYOUTS)}",
                 )
+        self._domain = domain
+        if domain not in scenes.DOMAINS:
+            known = f"Known: {', '.join(scenes.DOMAINS)}"
+            raise TrainingError("unknown domain", key="data.domain", found=domain, remedy=known)
         if first < 0 or (pairs is not None and pairs < 1):
             raise TrainingError(
                 "not a range of scenes",
@@ -62,18 +69,19 @@ class ScenesSource(Source):
 
     @property
     def name(self) -> str:
-        return f"scenes {self._indices[0]} to {self._indices[-1]}"
+        told = f"scenes {self._indices[0]} to {self._indices[-1]}"
+        return told if self._domain == "all" else f"{told} with {self._domain} alone"
 
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the indices, and of some drawn scenes: they change when the drawing of scenes does."""
         layouts = None if self._layouts is None else sorted(self._layouts)
-        digest = hashlib.sha256(
-            f"scenes {len(self)} {self._indices[0]} {self._indices[-1]} {layouts} {self._size}".encode()
-        )
+        ends = f"{self._indices[0]} {self._indices[-1]}"
+        told = f"scenes {len(self)} {ends} {layouts} {self._domain} {self._size}"
+        digest = hashlib.sha256(told.encode())
         some = [self._indices[place * (len(self) - 1) // 15] for place in range(16)]
-        digest.update(repr(scenes.captions(some)).encode())
-        digest.update(scenes.render_batch(some, self._size).tobytes())
+        digest.update(repr(scenes.captions(some, self._domain)).encode())
+        digest.update(scenes.render_batch(some, self._size, self._domain).tobytes())
         return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -81,7 +89,7 @@ class ScenesSource(Source):
 
     def read(self, row: int) -> Sample:
         """Draw the scene of a row."""
-        scene = scenes.scene(self._indices[row])
+        scene = scenes.scene(self._indices[row], self._domain)
         return Sample(f"scene {scene.index}", scenes.render(scene, self._size), scene.caption)
 
 

@@ -116,8 +116,7 @@ def protocols_of(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
         return ["scenes-lcm4-quick", "scenes-lcm4-5k"]
     if scheduler != "PNDMScheduler":
         return []
-    layouts = getattr(recipe.data, "layouts", None)
-    if layouts == ("one",):
+    if getattr(recipe.data, "domain", "all") == "faces":
         return ["scenes-portrait-quick", "scenes-portrait-5k"]
     # What it keeps of its teacher's pictures; of other prompts it is to draw others.
     beside = ["scenes-fidelity"] if teacher_card(recipe) is not None else []

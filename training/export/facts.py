@@ -116,6 +116,8 @@ def _data(recipe: Recipe, run: Run) -> str:
         what = f"scenes, the embedded dataset, from index {data.first:,} on"
         if data.layouts:
             what += f", of the layout {' or '.join(data.layouts)} alone"
+        if data.domain != "all":
+            what += f", with {data.domain} alone"
     counted = f"{pairs:,} pairs of {what}" if pairs else what
     return counted + (f" ({run.skipped:,} corrupt ones left out)" if run.skipped else "")
 

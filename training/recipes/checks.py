@@ -117,6 +117,8 @@ def _whole_scenes(kind: str, data: Data) -> Iterator[Fault]:
     for key in ("pairs", "first", "layouts", "flip"):
         if found := getattr(data, key, None):
             yield Fault(f"data.{key}", f"{kind} takes one training scene after another", found, LEAVE_OUT)
+    if (domain := getattr(data, "domain", "all")) != "all":
+        yield Fault("data.domain", f"{kind} learns all names", domain, LEAVE_OUT)
 
 
 def _export(recipe: Recipe) -> Iterator[Fault]:

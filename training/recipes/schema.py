@@ -208,6 +208,8 @@ class ScenesData(_Data):
     """The training scene that is the first pair."""
     layouts: Words | None = None
     """Only scenes of these layouts; none: of all."""
+    domain: Literal["all", "faces", "things"] = "all"
+    """What the names of objects are taken from."""
 
 
 Data = Annotated[FolderData | WebDatasetData | HuggingFaceData | ScenesData, Field(discriminator="kind")]
