@@ -15,8 +15,7 @@ class ScenesSource(Source):
     """`pairs` scenes from index `first` on, or those of certain layouts, drawn `size` pixels wide.
 
     Their names are those of a domain. Raises TrainingError for a layout or domain that there is none, and
-    where the indices leave `scenes.TRAINING`: the
-    scenes beyond are those that checkpoints are judged on.
+    where the indices leave `scenes.TRAINING`: the scenes beyond are those that checkpoints are judged on.
     """
 
     def __init__(
