@@ -160,7 +160,7 @@ class TestStats:
         with np.load(out, allow_pickle=False) as found:
             np.testing.assert_allclose(found["mu"], features.mean(axis=0), atol=1e-5)
             np.testing.assert_allclose(found["sigma"], np.cov(features, rowvar=False), atol=1e-5)
-            assert found["features"].shape == (16, 64)
+            assert found["features"].shape == (16, 96)
 
     def test_a_folder_of_images_is_squashed_first_when_asked(self, tmp_path, capsys):
         folder = tmp_path / "images"
@@ -171,7 +171,7 @@ class TestStats:
         words = ["stats", str(folder), "-o", str(out), "--extractor", "scenes-classifier", "--resize", "64"]
         assert main(words) == 0
         with np.load(out, allow_pickle=False) as found:
-            assert found["mu"].shape == (64,)
+            assert found["mu"].shape == (96,)
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -181,6 +181,11 @@ class TestStats:
                 "--layouts: no scene has this layout (found 'pile'). Give one",
             ),
             (["nowhere", "--layouts", "one"], "--layouts: layouts are those of scenes (found 'nowhere')"),
+            (
+                ["scenes:0-9", "--domain", "cats"],
+                "--domain: scenes have no such domain (found 'cats'). Give all, faces, things",
+            ),
+            (["nowhere", "--domain", "faces"], "--domain: domains are those of scenes (found 'nowhere')"),
             (["images.zip", "scenes:0-9"], "a range of scenes stands alone"),
             (["scenes:5", "--extractor", "scenes-classifier"], "5"),
             (["scenes:9-5", "--extractor", "scenes-classifier"], "9-5"),

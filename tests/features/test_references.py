@@ -23,6 +23,7 @@ from pytest_sdbench.features import references as statistics
 from pytest_sdbench.features.definition import Extractor, FeatureNetwork
 from pytest_sdbench.features.extractors import EXTRACTORS, open_extractor
 from pytest_sdbench.features.references import (
+    SceneSet,
     compute_statistics,
     describe,
     load_reference,
@@ -339,14 +340,19 @@ def test_statistics_equal_those_of_the_images_one_by_one(folder: Path, kind: str
 
 
 @pytest.mark.usefixtures("_net")
-@pytest.mark.parametrize("layouts", [(), ("row",)])
-def test_statistics_of_scenes(layouts: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layouts", "domain"), [((), "all"), (("row",), "all"), ((), "faces")])
+def test_statistics_of_scenes(layouts: tuple[str, ...], domain: str, tmp_path: Path) -> None:
     indices = scenes.REFERENCE[:200]
     out = tmp_path / "s.npz"
-    made = make_statistics(indices, out, Workspace(), extractor="net", keep=200, layouts=layouts)
+    source = SceneSet(indices, layouts, domain) if layouts or domain != "all" else indices
+    made = make_statistics(source, out, Workspace(), extractor="net", keep=200)
     chosen = [index for index in indices if not layouts or scenes.scene(index).layout in layouts]
-    expected = colours(scenes.render_batch(chosen))["features"].float().numpy()
+    expected = colours(scenes.render_batch(chosen, domain=domain))["features"].float().numpy()
     assert np.array_equal(made.features, expected)
+    with np.load(out) as content:
+        told = json.loads(str(content["provenance"]))["images"]
+    assert told.startswith("scenes 20000000 to 20000199")
+    assert ("of layout row" in told, "with faces alone" in told) == (bool(layouts), domain == "faces")
     np.testing.assert_allclose(made.mu, expected.mean(axis=0, dtype=float), rtol=1e-6)
 
 

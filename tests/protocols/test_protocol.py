@@ -105,7 +105,7 @@ def test_protocols_of_other_models_change_no_more_than_they_need(
         scheduler = {"name": "checkpoint", "must_be": "LCMScheduler"}
         assert ours["sampling"] == theirs["sampling"] | {"steps": 4, "scheduler": scheduler}
     else:
-        assert ours["prompts"]["layouts"] == ["one"]
+        assert ours["prompts"]["domain"] == "faces"
         for name in ("inception_score", "clip_score"):
             assert ours["metrics"][name] == theirs["metrics"][name]
 
@@ -118,6 +118,15 @@ def test_layouts_are_a_set_and_their_absence_moves_no_fingerprint(tmp_path: Path
     assert fingerprint(None) == load_protocol("scenes-quick").draw_fingerprint
     assert fingerprint(["row", "one"]) == fingerprint(["one", "row", "one"]) != fingerprint(["one"])
     assert fingerprint(["one"]) != fingerprint(None)
+
+
+def test_a_domain_moves_the_fingerprint_unless_it_is_all(tmp_path: Path) -> None:
+    def fingerprint(domain: str) -> str:
+        path = edited(tmp_path, {"prompts.domain": domain}, "scenes-quick")
+        return load_protocol(path).draw_fingerprint
+
+    assert fingerprint("all") == load_protocol("scenes-quick").draw_fingerprint
+    assert len({fingerprint(domain) for domain in ("all", "faces", "things")}) == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.protocols import scenes
-from training.data.scenes import LAYOUTS, ScenesSource
+from training.data.scenes import ScenesSource
 from training.errors import TrainingError
 
 
@@ -26,10 +26,22 @@ def test_only_some_layouts():
 
 
 def test_every_layout_can_be_named():
-    assert {scenes.scene(index).layout for index in range(500)} == set(LAYOUTS)
+    assert {scenes.scene(index).layout for index in range(500)} == set(scenes.LAYOUTS)
     with pytest.raises(TrainingError, match="unknown layout") as caught:
         ScenesSource(5, layouts=["circle"])
     assert "two-over-one" in str(caught.value)
+
+
+def test_names_of_a_domain_alone():
+    source = ScenesSource(10, first=50, domain="faces")
+    for row in range(10):
+        one = scenes.scene(50 + row, "faces")
+        assert source.read(row).caption == one.caption
+        assert np.array_equal(source.read(row).image, scenes.render(one))
+    assert "faces alone" in source.name
+    with pytest.raises(TrainingError, match="unknown domain") as caught:
+        ScenesSource(5, domain="cats")
+    assert "faces, things" in str(caught.value)
 
 
 def test_the_scenes_of_the_evaluation_are_out_of_reach():
@@ -57,6 +69,7 @@ def test_fingerprints_tell_different_scenes_apart():
         ScenesSource(10, first=1),
         ScenesSource(10, layouts=["one"]),
         ScenesSource(10, size=32),
+        ScenesSource(10, domain="faces"),
     ]
-    assert len({source.fingerprint for source in sources}) == 5
+    assert len({source.fingerprint for source in sources}) == 6
     assert ScenesSource(10).fingerprint == sources[0].fingerprint

@@ -261,26 +261,26 @@ def test_use_restrictions_pass_to_the_derivative(tiny_checkpoint: Path, tmp_path
     reason="the embedded teacher is not here",
 )
 @pytest.mark.parametrize(
-    ("scheduler", "layouts", "protocols"),
+    ("scheduler", "domain", "protocols"),
     [
-        ("PNDMScheduler", None, ("scenes-quick", "scenes-fidelity", "scenes-5k")),
+        ("PNDMScheduler", "all", ("scenes-quick", "scenes-fidelity", "scenes-5k")),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
-                ("PNDMScheduler", ["one"], ("scenes-portrait-quick", "scenes-portrait-5k")),
-                ("LCMScheduler", None, ("scenes-lcm4-quick", "scenes-lcm4-5k")),
-                ("DDIMScheduler", None, ()),
+                ("PNDMScheduler", "faces", ("scenes-portrait-quick", "scenes-portrait-5k")),
+                ("LCMScheduler", "all", ("scenes-lcm4-quick", "scenes-lcm4-5k")),
+                ("DDIMScheduler", "all", ()),
             )
         ),
     ],
 )
 def test_an_embedded_teachers_student_knows_protocols(
-    scheduler: str, layouts: Any, protocols: Any, tmp_path: Path
+    scheduler: str, domain: str, protocols: Any, tmp_path: Path
 ) -> None:
     parts = load_parts("embedded:scenes-sd")
     recipe = recipe_of(
         "embedded:scenes-sd",
-        data=SCENES | {"layouts": layouts},
+        data=SCENES | {"domain": domain},
         export={"unet_only": True, "scheduler": {"class": scheduler}},
     )
     out = export(trained(parts), recipe, tmp_path / "student")
