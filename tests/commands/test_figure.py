@@ -19,6 +19,7 @@ from pytest_sdbench.protocols.scenes import render, scene
 from pytest_sdbench.report.history import write_run
 from pytest_sdbench.report.results import Row, results_json
 from pytest_sdbench.store.pictures import parse_pictures
+from tests.fonts import installed
 from tests.project import make_card, make_project, make_protocol
 from tests.report.test_history import SCORE, run_at
 
@@ -82,6 +83,18 @@ def test_a_sheet_is_of_the_kept_pictures_beside_the_real_scene(
     shown = said(Path("sheet.svg"))
     assert shown[:3] == ["real scene", "mini", "other"]
     assert [text for text in shown if text.startswith("prompt")] == ["prompt 4", "prompt 0"]
+
+
+def test_without_the_font_a_sheet_says_that_the_real_scenes_are_missing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["figure", "sheet", "mini", "--count", "1", "--store", "store", "--device", "cpu"]
+    with installed(None):
+        assert main([*words, "--out", "bare.svg"]) == 0
+    told = capsys.readouterr().out
+    assert "no real scenes beside the pictures: scenes cannot be drawn here: matplotlib is not" in told
+    assert "pip install 'pytest-sdbench[scenes]'" in told
+    assert said(Path("bare.svg"))[0] == "mini"
 
 
 @pytest.mark.parametrize(

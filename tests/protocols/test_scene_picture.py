@@ -16,6 +16,7 @@ from pytest_sdbench.base.errors import DataError, Unavailable
 from pytest_sdbench.protocols import scene_glyphs, scenes
 from pytest_sdbench.protocols.scene_glyphs import font_file, outline
 from pytest_sdbench.protocols.scene_masks import fill, masks
+from tests.fonts import installed
 
 SAMPLE = range(10_000_000, 10_000_300)
 SIDE = 224
@@ -176,14 +177,11 @@ def test_render_batch_is_the_renders_stacked():
 
 
 @pytest.fixture
-def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def other(tmp_path: Path) -> Iterator[Path]:
     """Another matplotlib, whose font is not there yet: the font's path."""
     package = tmp_path / "matplotlib" / "__init__.py"
-    spec = ModuleSpec("matplotlib", None, origin=str(package))
-    monkeypatch.setattr(scene_glyphs, "find_spec", lambda name: spec)
-    scene_glyphs._checked.cache_clear()
-    yield package.parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-    scene_glyphs._checked.cache_clear()
+    with installed(ModuleSpec("matplotlib", None, origin=str(package))):
+        yield package.parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def test_another_font_is_refused(other):

@@ -30,6 +30,7 @@ from pytest_sdbench.report.html.render import results_html
 from pytest_sdbench.report.html.run import Run
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.report.write import cards_beside, write_reports
+from tests.fonts import installed
 from tests.report.pages import BASELINE, CANDIDATE, Tags, images_of, keep, read, row, score
 from tests.report.test_report import FORGED, HIDDEN, ROWS
 
@@ -318,6 +319,16 @@ def test_the_worst_pairs_come_first_and_a_dozen_always(card: Card, tmp_path: Pat
     assert (group.baseline, group.notes) == ("the reference", ())
     values = {value.label: (value.value, value.beside) for value in group.pairs[3].values}
     assert values == {"PSNR": ("0.50", "equal pictures 1.00"), "SSIM": ("0.5000", "equal pictures 1.0000")}
+
+
+def test_without_the_font_a_page_says_that_the_real_scenes_are_missing(card: Card, tmp_path: Path) -> None:
+    with installed(None):
+        (group,) = pair_groups(shown_rows(tmp_path), [card], Run(store=tmp_path))
+    assert {picture.role for pair in group.pairs for picture in pair.pictures} == {"baseline", "candidate"}
+    (note,) = group.notes
+    assert note.startswith(
+        "real scenes are not shown: scenes cannot be drawn here: matplotlib is not installed"
+    )
 
 
 def test_pictures_are_no_larger_than_said_and_the_file_no_larger_than_its_cap(
