@@ -26,6 +26,7 @@ from pytest_sdbench.features import classifier, inception
 from pytest_sdbench.features import extractors as features
 from pytest_sdbench.features.clip import load_clip
 from pytest_sdbench.features.extractors import describe, open_extractor, open_extractors
+from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.metric_specs import read_spec
 from tests.tiny_checkpoint import make_tokenizer
 
@@ -256,7 +257,8 @@ def scenes_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     folder = tmp_path / "checkpoints" / "scenes-classifier"
     folder.mkdir(parents=True)
-    config = {"widths": [16, 32, 64], "hidden": 192, "features": 64}
+    config = {"widths": [24, 48, 96], "hidden": 256, "features": 96}
+    config |= {"names": scenes.NAMES, "colours": scenes.COLOURS}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(classifier.SceneClassifier().state_dict(), folder / "model.safetensors")
     monkeypatch.setattr(classifier, "reference", lambda: tmp_path)
