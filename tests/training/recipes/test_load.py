@@ -205,6 +205,12 @@ def test_a_recipe_that_is_a_bomb_or_no_file_is_refused(content: str, tmp_path: P
             "its states change",
         ),
         (["objective={kind: classifier, network: {}}"], "data.cache", "learns from pictures"),
+        (
+            ["objective={kind: classifier, network: {}}", "data={kind: scenes, domain: faces}"],
+            "data.domain",
+            "classifier learns all names",
+        ),
+        (["data={kind: scenes, domain: cats}"], "data.domain", "Take one of: all, faces, things"),
     ],
 )
 def test_values_that_contradict_are_named(file: Path, overrides: list[str], key: str, words: str) -> None:
