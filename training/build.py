@@ -127,7 +127,8 @@ def _student(recipe: Recipe, teacher: Any, say: Say) -> Any:
 def _trainable(recipe: Recipe, parts: Parts, objective: Prediction | DreamBooth) -> Denoiser:
     """Return the U-Net, with its text encoder if that learns too."""
     encoder = parts.text_encoder if objective.train_text_encoder else None
-    return Denoiser(prepare_unet(parts.unet, recipe), (), encoder).requires_grad_(True)
+    model = Denoiser(prepare_unet(parts.unet, recipe), (), encoder).requires_grad_(True)
+    return model.drop_skips() if getattr(objective, "skip_dropout", 0) else model
 
 
 def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Denoiser:

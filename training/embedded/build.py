@@ -19,6 +19,10 @@ def build_extractor(recipe: Recipe) -> Task:
 
         return ClassifierTask(recipe, objective)
     assert isinstance(objective, Clip)
+    if objective.exports == "text_encoder":
+        from training.embedded.clip_text import ClipTextTask
+
+        return ClipTextTask(recipe, objective)
     from training.embedded.clip import ClipTask
 
     return ClipTask(recipe, objective)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pytest_sdbench.protocols import scenes
 from training.recipes.schema import Autoencoder, Recipe
+from training.run.randomness import Dice
 from training.run.task import Piece, Task
 
 _SCALE_FROM = 1_000_000
@@ -46,12 +47,14 @@ class AutoencoderTask(Task):
         self.objective = objective
         self.vae = AutoencoderKL(**objective.network).to(memory_format=torch.channels_last)
         self.model = Reconstruction(self.vae)
-        side = recipe.data.resolution or 64
+        side = objective.square or recipe.data.resolution or 64
         self._latents = side // 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
         pictures = to_unit(scenes.render_batch(scenes.TRAINING[piece.first : piece.first + piece.count]))
         pictures = pictures.to(piece.dice.device)
+        if self.objective.square:
+            pictures = squares(pictures, self.objective.square, piece.dice)
         noise = piece.dice.normal(self.vae.config.latent_channels, self._latents, self._latents)
         drawn, mean, log_variance = model(pictures, noise)
         absolute = (drawn - pictures).abs().mean()
@@ -74,6 +77,17 @@ class AutoencoderTask(Task):
         )
         vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
         save_half(vae, folder / "vae")
+
+
+def squares(pictures: Tensor, side: int, dice: Dice) -> Tensor:
+    """Cut a square of `side` pixels out of every picture, at a random place: [N, C, side, side]."""
+    across = pictures.shape[-1] - side + 1
+    places = dice.integers(across, 2).tolist()
+    cut = [
+        one[:, top : top + side, left : left + side]
+        for one, (top, left) in zip(pictures, places, strict=True)
+    ]
+    return torch.stack(cut)
 
 
 def save_half(network: Any, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from training.objectives import losses as objectives
@@ -17,7 +18,12 @@ class PredictionTask(DiffusionTask):
         objective = self.recipe.objective
         assert isinstance(objective, Prediction)
         noisy, text = self.noisy_inputs(piece, self.inputs, objective.caption_dropout)
-        guess, _ = model(noisy.latents, noisy.steps, text)
+        through = None
+        if objective.skip_dropout:
+            levels = len(self.model.unet.up_blocks)
+            dropped = piece.dice.uniform() < objective.skip_dropout
+            through = torch.where(dropped, 1 + piece.dice.integers(levels), 0)
+        guess, _ = model(noisy.latents, noisy.steps, text, None, through)
         return objectives.prediction_losses(
             guess, noisy.target, noisy.steps, self.inputs.schedule, objective.min_snr
         )

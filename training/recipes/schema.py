@@ -50,10 +50,13 @@ class Networks(_Part):
 
     unet: dict[str, Any]
     """Constructor arguments of diffusers' ``UNet2DConditionModel``."""
-    text_encoder: dict[str, Any] | None = None
-    """Constructor arguments of transformers' ``CLIPTextConfig``; none: that of the checkpoint of ``vae``."""
+    start: Literal["random", "straight"] = "random"
+    """How the U-Net begins: as diffusers draws it, or so that its levels pass pictures on (`straight`)."""
+    text_encoder: str | dict[str, Any] | None = None
+    """The checkpoint that lends a trained one; or constructor arguments of transformers' ``CLIPTextConfig``;
+    none: that of the checkpoint of ``vae``."""
     vae: Spec
-    """The checkpoint that lends its autoencoder."""
+    """The checkpoint that lends its autoencoder; a folder may hold it alone, in ``vae/``."""
 
 
 class Student(_Part):
@@ -72,6 +75,8 @@ class Prediction(_Part):
     caption_dropout: Share = 0.0
     min_snr: Positive | None = None
     """Gamma of the min-SNR weights; none: every timestep counts the same."""
+    skip_dropout: Share = 0.0
+    """Share of the pictures whose prediction must do without the skip connections of outer levels."""
     train_text_encoder: bool = False
 
 
@@ -134,6 +139,8 @@ class Autoencoder(_Part):
     kind: Literal["autoencoder"]
     squared_weight: NotNegative
     kl_weight: NotNegative
+    square: Count | None = None
+    """Learn from one square of so many pixels of every picture, at a random place; none: from the whole."""
     network: dict[str, Any]
 
 
@@ -148,6 +155,8 @@ class Clip(_Part):
     """Learn to tell the caption of a picture from other captions and from near misses."""
 
     kind: Literal["clip"]
+    exports: Literal["open_clip", "text_encoder"] = "open_clip"
+    """The whole model for open_clip, or its text encoder and tokenizer for pipelines."""
     near_misses: Whole
     embed_dim: Count
     vision: dict[str, Any]

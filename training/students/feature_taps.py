@@ -55,6 +55,7 @@ class Denoiser(nn.Module):
         self.text_encoder = text_encoder
         self.taps = tuple(taps)
         self._caught: dict[str, Tensor] | None = None
+        self._through: Tensor | None = None
         layers = dict(unet.named_modules())
         for tap in self.taps:
             if tap not in layers:
@@ -65,25 +66,35 @@ class Denoiser(nn.Module):
                 )
             layers[tap].register_forward_hook(self._hook(tap))
 
+    def drop_skips(self) -> Denoiser:
+        """Let calls say through which level a picture has to go: skips of the levels outside it are zero."""
+        blocks: Any = self.unet.up_blocks
+        for place, block in enumerate(blocks):
+            block.register_forward_pre_hook(self._dropper(len(blocks) - 1 - place), with_kwargs=True)
+        return self
+
     def forward(
         self,
         noisy: Tensor,
         steps: Tensor,
         text: Tensor,
         guidance: Tensor | None = None,
+        through: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the prediction [B, C, h, w] and a feature for each tap.
 
         `text` is token numbers [B, T] where this module has a text encoder, else text states [B, T, D];
-        `guidance` is the embedding of the guidance scale [B, G] of a consistency model.
+        `guidance` is the embedding of the guidance scale [B, G] of a consistency model. `through` is, after
+        `drop_skips`, the outermost level of each picture whose skips are kept, int64 [B]: 0 keeps all, and
+        the number of levels none, so that all goes through the mid block.
         """
         if self.text_encoder is not None:
             text = self.text_encoder(text).last_hidden_state
         caught: dict[str, Tensor] = {}
-        self._caught = caught
+        self._caught, self._through = caught, through
         prediction = self.unet(noisy, steps, text, timestep_cond=guidance, return_dict=False)[0]
         # Gradient checkpointing runs layers again in the backward pass: what they put out then is not kept.
-        self._caught = None
+        self._caught = self._through = None
         return prediction, tuple(caught[tap] for tap in self.taps)
 
     def _hook(self, tap: str) -> Any:
@@ -92,6 +103,18 @@ class Denoiser(nn.Module):
                 self._caught[tap] = output[0] if isinstance(output, tuple) else output
 
         return keep
+
+    def _dropper(self, level: int) -> Any:
+        def drop(
+            _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if self._through is None:
+                return None
+            kept = (self._through <= level).view(-1, 1, 1, 1)
+            skips = named["res_hidden_states_tuple"]
+            return inputs, {**named, "res_hidden_states_tuple": tuple(skip * kept for skip in skips)}
+
+        return drop
 
 
 @torch.no_grad()

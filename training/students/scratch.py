@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import PNDMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.recipes.schema import Recipe
 from training.students.networks import Parts, load_parts
+from training.students.straight import straighten
 from training.students.tokenizer import CONTEXT, build_tokenizer
 
 
 def build_scratch(recipe: Recipe, *, download: bool = False) -> Parts:
-    """Return a random U-Net and text encoder, the autoencoder that the recipe names, and SD v1's sampler.
+    """Return a new U-Net, SD v1's sampler, and the autoencoder and text encoder that the recipe names.
 
     A recipe without a text encoder borrows that of the checkpoint of its autoencoder.
     """
     networks = recipe.student.networks
     assert networks is not None  # the recipe's own check
-    lender = load_parts(networks.vae, download=download)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.schedule.seed)
         unet = UNet2DConditionModel(**networks.unet)
-        parts = replace(lender, unet=unet, scheduler=sd_v1_scheduler())
-        if networks.text_encoder is None:
-            return parts
-        tokenizer = build_tokenizer()
-        encoder = CLIPTextModel(text_config(networks.text_encoder, len(tokenizer)))
-    return replace(parts, text_encoder=encoder, tokenizer=tokenizer)
+        if isinstance(networks.text_encoder, dict):
+            tokenizer = build_tokenizer()
+            encoder = CLIPTextModel(text_config(networks.text_encoder, len(tokenizer)))
+        else:
+            lender = networks.text_encoder or networks.vae
+            encoder, tokenizer = _lend(lender, "text_encoder", "tokenizer", download=download)
+    (vae,) = _lend(networks.vae, "vae", download=download)
+    if networks.start == "straight":
+        straighten(unet)
+    return Parts(unet, encoder, vae, tokenizer, sd_v1_scheduler())
+
+
+_LOADERS: dict[str, Any] = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "tokenizer": CLIPTokenizer}
+
+
+def _lend(spec: str | dict[str, str], *names: str, download: bool) -> list[Any]:
+    """Load parts of a checkpoint, or of a folder that holds these parts alone."""
+    folder = Path(spec) if isinstance(spec, str) else None
+    if folder is None or not all((folder / name).is_dir() for name in names):
+        parts = load_parts(spec, download=download)
+        return [getattr(parts, name) for name in names]
+    loaded = [_LOADERS[name].from_pretrained(folder, subfolder=name, local_files_only=True) for name in names]
+    # Kept as float16, computed with as float32: as a whole checkpoint is loaded.
+    return [part.float().eval() if isinstance(part, nn.Module) else part for part in loaded]
 
 
 def sd_v1_scheduler() -> PNDMScheduler:
