@@ -1,4 +1,4 @@
-"""Train the text encoder of the embedded family beside pictures, as Stable Diffusion's was trained by CLIP."""
+"""Train the text encoder of the embedded family beside pictures, as CLIP trained Stable Diffusion's."""
 
 from __future__ import annotations
 
