@@ -36,12 +36,13 @@ def straighten(unet: UNet2DConditionModel) -> None:
     for block in (*unet.down_blocks, unet.mid_block):
         for resnet in block.resnets:
             if resnet.conv_shortcut is not None:
-                _shortcut(resnet.conv_shortcut, resnet.conv_shortcut.in_channels)
-    straight = unet.config["block_out_channels"][-1]
+                _shortcut(resnet.conv_shortcut, resnet.conv_shortcut.in_channels, 1.0)
+    straight, met = unet.config["block_out_channels"][-1], 1
     for block in unet.up_blocks:
         for resnet in block.resnets:
-            _shortcut(resnet.conv_shortcut, straight)
-            straight = resnet.out_channels
+            # A running mean: in the end the mid block and each skip count the same.
+            _shortcut(resnet.conv_shortcut, straight, met / (met + 1))
+            straight, met = resnet.out_channels, met + 1
 
 
 def _silence(layer: nn.Module) -> None:
@@ -59,8 +60,8 @@ def _pass_on(convolution: nn.Module, taps: tuple[slice | int, slice | int], weig
         kernel[(channel, channel, *taps)] = weight
 
 
-def _shortcut(convolution: nn.Module, straight: int) -> None:
-    """Take the mean of what comes on the straight way, the first channels, and over the skip, the others.
+def _shortcut(convolution: nn.Module, straight: int, share: float) -> None:
+    """Take a share of what comes on the straight way, the first channels, and the rest of the skip, the others.
 
     Where there are more channels behind than before, they repeat; where there are fewer, the last are left.
     """
@@ -70,8 +71,7 @@ def _shortcut(convolution: nn.Module, straight: int) -> None:
     kernel.zero_()
     bias.zero_()
     skip = kernel.shape[1] - straight
-    share = 0.5 if skip else 1.0
     for channel in range(len(kernel)):
         kernel[channel, channel % straight] = share
         if skip:
-            kernel[channel, straight + channel % skip] = share
+            kernel[channel, straight + channel % skip] = 1 - share

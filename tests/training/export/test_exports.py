@@ -17,6 +17,8 @@ from training.embedded import vae
 from training.recipes.load import load_recipe
 from training.run.loop import train
 from training.run.processes import start
+from training.run.randomness import Dice
+from training.students.scratch import build_scratch
 from training.students.tokenizer import CONTEXT, MERGES, build_tokenizer, learn_merges, save_tokenizer
 
 SHIPPED = reference() / "checkpoints"
@@ -64,7 +66,7 @@ def trained(name, folder, *overrides):
 
 @pytest.mark.slow
 def test_autoencoder_learns_and_exports(tmp_path):
-    task = trained("scenes-vae", tmp_path / "run", "objective.network.block_out_channels=[8, 8, 8, 8]")
+    task = trained("scenes-vae", tmp_path / "run", "objective.network.block_out_channels=[8, 8, 8]")
     task.export(tmp_path)
     loaded = AutoencoderKL.from_pretrained(tmp_path / "vae")
     assert loaded.config.scaling_factor == task.vae.config.scaling_factor != 0.18215
@@ -96,6 +98,35 @@ def test_clip_exports_what_open_clip_loads(tmp_path):
     torch.testing.assert_close(
         model.eval().encode_text(tokens), saved.encode_text(tokens), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.slow
+def test_a_text_encoder_and_an_autoencoder_alone_start_a_teacher(tmp_path):
+    text, pictures = tmp_path / "text", tmp_path / "pictures"
+    learned = trained("scenes-clip-text", tmp_path / "clip-run")
+    learned.export(text)
+    trained("scenes-vae", tmp_path / "vae-run", "objective.network.block_out_channels=[8, 8, 8]").export(
+        pictures
+    )
+    recipe = load_recipe(
+        "scenes-sd", [f"student.networks.vae={pictures}", f"student.networks.text_encoder={text}"]
+    )
+    parts = build_scratch(recipe)
+    tokens = torch.tensor(
+        parts.tokenizer(["a large red umbrella on a beach"], padding="max_length").input_ids
+    )
+    said = learned.text.eval().half().float()(tokens).last_hidden_state
+    torch.testing.assert_close(parts.text_encoder(tokens).last_hidden_state, said)
+    assert parts.vae.config.block_out_channels == [8, 8, 8]
+    assert {weight.dtype for weight in parts.vae.parameters()} == {torch.float32}
+
+
+def test_squares_are_cut_out_of_their_pictures():
+    pictures = torch.randn(3, 3, 8, 8)
+    cut = vae.squares(pictures, 5, Dice(0, 0, 3, 0, 3))
+    for picture, square in zip(pictures, cut, strict=True):
+        places = [picture[:, y : y + 5, x : x + 5] for y in range(4) for x in range(4)]
+        assert sum(bool((place == square).all()) for place in places) == 1
 
 
 @needs_weights

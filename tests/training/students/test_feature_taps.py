@@ -199,3 +199,44 @@ def test_text_encoder_that_learns_gets_a_gradient() -> None:
     assert torch.equal(prediction, student(noisy, steps, encoder(tokens).last_hidden_state).sample)
     prediction.square().mean().backward()
     assert all(weight.grad is not None for weight in encoder.parameters())
+
+
+class TestDroppedSkips:
+    """A call says through which level each picture has to go."""
+
+    @staticmethod
+    def without_skips(unet: UNet2DConditionModel, outermost: int) -> torch.Tensor:
+        """Return the prediction with the skips of the levels outside `outermost` zeroed by hand."""
+        unet = copy.deepcopy(unet)
+        for level in range(outermost):
+            block = unet.up_blocks[3 - level]
+            usual = block.forward
+
+            def forward(*inputs: Any, usual: Any = usual, **named: Any) -> torch.Tensor:
+                skips = named.pop("res_hidden_states_tuple")
+                nothing = tuple(torch.zeros_like(skip) for skip in skips)
+                output: torch.Tensor = usual(*inputs, res_hidden_states_tuple=nothing, **named)
+                return output
+
+            block.forward = forward  # type: ignore[method-assign]
+        prediction: torch.Tensor = unet(*inputs()).sample
+        return prediction
+
+    @pytest.mark.parametrize("outermost", range(5))
+    def test_levels_outside_are_zero(self, outermost: int) -> None:
+        teacher, _ = networks("base")
+        wanted = self.without_skips(teacher, outermost)
+        found, _ = Denoiser(teacher).drop_skips()(*inputs(), None, torch.tensor([outermost] * 2))
+        torch.testing.assert_close(found, wanted)
+
+    def test_each_picture_goes_its_own_way(self) -> None:
+        teacher, _ = networks("base")
+        wanted = [self.without_skips(teacher, outermost)[row] for row, outermost in enumerate((0, 3))]
+        found, _ = Denoiser(teacher).drop_skips()(*inputs(), None, torch.tensor([0, 3]))
+        torch.testing.assert_close(found, torch.stack(wanted))
+
+    def test_nothing_is_dropped_unless_a_call_says_so(self) -> None:
+        teacher, _ = networks("base")
+        wanted = teacher(*inputs()).sample
+        found, _ = Denoiser(teacher).drop_skips()(*inputs())
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
