@@ -61,7 +61,7 @@ def _pass_on(convolution: nn.Module, taps: tuple[slice | int, slice | int], weig
 
 
 def _shortcut(convolution: nn.Module, straight: int, share: float) -> None:
-    """Take a share of what comes on the straight way, the first channels, and the rest of the skip, the others.
+    """Take a share of the straight way, the first channels, and the rest of the skip, the others.
 
     Where there are more channels behind than before, they repeat; where there are fewer, the last are left.
     """
