@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from pytest_sdbench.models.checkpoint import resolve
 from training.data.batch import NoPairs, Pairs
 from training.data.open import open_source, pairs_of
 from training.objectives.consistency import ConsistencyTask
@@ -57,9 +58,15 @@ def build_task(
             export_only=export_only,
         )
     if recipe.teacher is None:
-        from training.students.scratch import build_scratch
+        from training.students.scratch import build_scratch, write_down
 
         parts = build_scratch(recipe, download=download)
+        if recipe.data.cache and not export_only:
+            # Pictures and captions are encoded by networks of a checkpoint, whose files tell caches apart.
+            if accelerator.is_main_process:
+                write_down(parts, folder / "start")
+            accelerator.wait_for_everyone()
+            parts = replace(parts, checkpoint=resolve(str(folder / "start")))
     else:
         parts = load_parts(recipe.teacher, download=download)
     pairs = NoPairs() if export_only else open_pairs(recipe, parts, folder, accelerator, say)

@@ -84,7 +84,7 @@ def pairs_of(
         return LivePairs(
             source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say, record=record
         )
-    assert parts.checkpoint is not None  # networks from scratch have that of their autoencoder
+    assert parts.checkpoint is not None  # networks from scratch are written down first
     encoding = Encoding(
         parts.checkpoint, data.resolution, data.flip, data.cache_text, data.upscale, dtype, device
     )

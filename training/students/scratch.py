@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from training.recipes.schema import Recipe
 from training.students.networks import Parts, load_parts
 from training.students.straight import straighten
-from training.students.tokenizer import CONTEXT, build_tokenizer
+from training.students.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
 
 
 def build_scratch(recipe: Recipe, *, download: bool = False) -> Parts:
@@ -50,6 +50,24 @@ def _lend(spec: str | dict[str, str], *names: str, download: bool) -> list[Any]:
     loaded = [_LOADERS[name].from_pretrained(folder, subfolder=name, local_files_only=True) for name in names]
     # Kept as float16, computed with as float32: as a whole checkpoint is loaded.
     return [part.float().eval() if isinstance(part, nn.Module) else part for part in loaded]
+
+
+def write_down(parts: Parts, folder: Path) -> None:
+    """Write networks as a checkpoint, so that what does not learn of them can be read again, and be known."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        unet=parts.unet,
+        scheduler=parts.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    save_tokenizer(parts.tokenizer, folder / "tokenizer")
 
 
 def sd_v1_scheduler() -> PNDMScheduler:

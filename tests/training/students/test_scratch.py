@@ -1,0 +1,38 @@
+"""A teacher from scratch learns on latents and text states of the networks that it borrows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pytest_sdbench.protocols.scenes import captions, render_batch
+from tests.tiny_checkpoint import UNET
+from training.build import build_task
+from training.data.batch import tokenize
+from training.data.source import to_pixels
+from training.recipes.load import load_recipe
+from training.run.processes import start
+from training.students.networks import Parts
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_it_learns_on_is_encoded_by_the_networks_that_it_borrows(
+    pristine_checkpoint: Path, parts: Parts, tmp_path: Path
+) -> None:
+    overrides = [f"student.networks.{name}={pristine_checkpoint}" for name in ("vae", "text_encoder")]
+    overrides += [f"student.networks.unet={json.dumps(UNET)}", "data.pairs=3"]
+    recipe, folder = load_recipe("scenes-sd", overrides), tmp_path / "run"
+    task: Any = build_task(
+        recipe, folder=folder, accelerator=start(recipe, folder, "cpu"), say=lambda line: None
+    )
+    found = task.inputs.pairs.take([0, 1, 2])
+    with torch.no_grad():
+        mean = parts.vae.encode(to_pixels(list(render_batch(range(3))))).latent_dist.mean
+        states = parts.text_encoder(tokenize(parts.tokenizer, captions(range(3)))[0]).last_hidden_state
+    # Kept as float16.
+    torch.testing.assert_close(found.mean.float(), mean, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(found.text.float(), states, atol=2e-3, rtol=2e-3)
