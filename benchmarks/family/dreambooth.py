@@ -80,12 +80,8 @@ def report(found: dict[str, Any]) -> str:
         f"{0.5 / count**0.5:.2f} at most. What each figure is stands in "
         "[subject_scores.py](../family/subject_scores.py).",
         table(found["rows"], [("", "{model}"), *columns]),
-        "The first row is a ceiling: the autoencoder, which has never seen an object of two colours, "
-        "returns the real pictures with a seam between the halves, and the reader of the subject allows"
-        " as wide a seam.",
-        "All ways learn the subject and pay for it in fidelity to the prompt (backgrounds of the five "
-        "pictures come along) and in diversity of the class. Without prior preservation the class "
-        "becomes the subject.",
+        "The first row is a ceiling: the real pictures as the autoencoder returns them, which has never seen "
+        "an object of two colours.",
         "![samples](dreambooth.png)",
     )
 
