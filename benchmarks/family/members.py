@@ -16,7 +16,7 @@ from benchmarks.report import ROOT
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.metrics import difference as comparison
-from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.protocol import Protocol
 from training.recipes.load import load_recipe
@@ -66,7 +66,9 @@ def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Pa
         if metric not in measured.estimates:
             continue
         estimate = measured.estimates[metric]
-        assert isinstance(estimate, Estimate), estimate
+        if isinstance(estimate, Undefined):
+            print(f"no {metric} of {measured.n} images: {estimate.reason}", flush=True)
+            continue
         estimates[metric] = estimate
         scores[metric] = estimate.value
         if estimate.standard_error is not None:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from benchmarks import options
-from benchmarks.family.members import FAMILY, METRICS, quality, spec
+from benchmarks.family.members import FAMILY, spec
 from benchmarks.family.reading import COLUMN, readings, right, told, with_readings
 from benchmarks.report import RESULTS, Cell, load, paragraphs, save, table
 from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.evaluation.job import open_evidence
+from pytest_sdbench.evaluation.evidence import make_evidence
 from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.metrics.moments import Rows
 from pytest_sdbench.models.checkpoint import resolve
@@ -59,9 +59,8 @@ def total(found: Iterable[Sequence[int]]) -> Count:
 
 def drawn(member: str, protocol: Protocol, store: Path) -> Rows:
     """Return the readings of a member's images, [n, 6], making those that the store lacks."""
-    quality(spec(member), protocol, store)
-    wanted = with_readings(protocol, METRICS)
-    evidence = open_evidence(Workspace(store), resolve(spec(member)), wanted)
+    checkpoint, wanted = resolve(spec(member)), with_readings(protocol, ())
+    evidence = make_evidence(checkpoint, wanted, Workspace(store)).evidence
     return np.concatenate([batch[COLUMN] for batch in evidence.rows(wanted.n)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,14 +176,23 @@ def _by_card(name: str) -> tuple[str, str] | None:
 def _scratch(recipe: Recipe) -> Configs:
     networks = recipe.student.networks
     assert networks is not None  # the recipe was checked
-    lender = resolve(networks.vae, near=Path.cwd())
-    text: dict[str, Any] = dict(networks.text_encoder or lender.config("text_encoder"))
-    if "vocab_size" not in text:
+    if isinstance(networks.text_encoder, Mapping):
         from training.students.scratch import text_config
         from training.students.tokenizer import build_tokenizer
 
-        text = text_config(text, len(build_tokenizer())).to_dict()
-    return Configs(networks.unet, text, lender.config("vae"), "trained from scratch")
+        text = text_config(dict(networks.text_encoder), len(build_tokenizer())).to_dict()
+    else:
+        text = _lent(networks.text_encoder or networks.vae, "text_encoder")
+    return Configs(networks.unet, text, _lent(networks.vae, "vae"), "trained from scratch")
+
+
+def _lent(spec: str | dict[str, str], name: str) -> Config:
+    """Return the configuration of a network of a checkpoint, or of a folder that may hold it alone."""
+    file = Path(spec, name, "config.json") if isinstance(spec, str) else None
+    if file is None or not file.is_file():
+        return resolve(spec, near=Path.cwd()).config(name)
+    found: Config = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def _network(
