@@ -21,6 +21,7 @@ from benchmarks.family.reading import with_readings
 from benchmarks.report import RESULTS, Cell, load, paragraphs, save, table
 from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.models.checkpoint import resolve
+from training.run.state import FILE, read_state
 
 Row = dict[str, Any]
 Place = tuple[Run, int, Draw]
@@ -38,12 +39,21 @@ def made_by(run: Run) -> str:
 
 
 def export(run: Run, stop: int, folder: Path, threads: int) -> Path:
-    """Train until `stop` images, unless that is done; return the folder of the exported U-Net."""
+    """Train until `stop` images, unless that is done; return the folder of the exported U-Net.
+
+    All runs lie side by side in `folder/runs`, so that they share what is encoded.
+    """
     assert run.recipe is not None
-    out = folder / f"at-{stop:09d}"
+    maker = made_by(run)
+    out = folder / "exports" / maker / f"at-{stop:09d}"
     if not (out / "README.md").is_file():
-        where = ("--folder", str(folder / "run"))
+        where = ("--folder", str(folder / "runs" / maker))
         train(run.recipe, run.overrides, threads, *where, "--stop-at", str(stop))
+        seen = read_state(folder / "runs" / maker / FILE, mapped=True)["seen"]
+        if seen != stop:  # it was trained further than what is asked for now
+            raise SystemExit(
+                f"runs/{maker} has seen {seen:,} images, not {stop:,}: move it away, and run again"
+            )
         train(run.recipe, run.overrides, threads, *where, "--export-only", "--out", str(out))
     return out
 
@@ -51,7 +61,7 @@ def export(run: Run, stop: int, folder: Path, threads: int) -> Path:
 def trained(name: str, *, folder: Path, threads: int, only: str = "") -> list[tuple[Run, int, Path]]:
     """Train what is missing of an experiment, and return where each export lies; checkpoints need none."""
     return [
-        (run, stop, export(run, stop, folder / "runs" / made_by(run), threads))
+        (run, stop, export(run, stop, folder, threads))
         for run in EXPERIMENTS[name].runs
         if run.recipe is not None and only in run.label
         for stop in run.stops
@@ -82,8 +92,7 @@ def perform(name: str, *, images: int, folder: Path, threads: int, only: str = "
         run, stop, draw = places[key]
         checkpoint: Any = run.checkpoint
         if checkpoint is None:
-            own = folder / "runs" / makers[run.label]
-            checkpoint = {"base": BASE, "unet": str(export(run, stop, own, threads))}
+            checkpoint = {"base": BASE, "unet": str(export(run, stop, folder, threads))}
         return quality(checkpoint, draw.of(images), folder / "evidence")
 
     for key, (run, stop, draw) in places.items():

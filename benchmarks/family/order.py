@@ -6,6 +6,7 @@ same prompts from the same noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -75,7 +76,9 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def errors(row: Row) -> float:
-    """Return by how many standard errors the first of a pair is better."""
+    """Return by how many standard errors the first of a pair is better; 0 where every image is the same."""
+    if not row["standard_error"]:
+        return math.copysign(math.inf, row["better"]) if row["better"] else 0.0
     return float(row["better"] / row["standard_error"])
 
 
