@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,8 @@ class PredictionTask(DiffusionTask):
         noisy, text = self.noisy_inputs(piece, self.inputs, objective.caption_dropout)
         through = None
         if objective.skip_dropout:
-            levels = len(self.model.unet.up_blocks)
+            unet: Any = self.model.unet
+            levels = len(unet.up_blocks)
             dropped = piece.dice.uniform() < objective.skip_dropout
             through = torch.where(dropped, 1 + piece.dice.integers(levels), 0)
         guess, _ = model(noisy.latents, noisy.steps, text, None, through)
