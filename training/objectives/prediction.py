@@ -26,7 +26,13 @@ class PredictionTask(DiffusionTask):
             levels = len(unet.up_blocks)
             dropped = piece.dice.uniform() < objective.skip_dropout
             through = torch.where(dropped, 1 + piece.dice.integers(levels), 0)
-        guess, _ = model(noisy.latents, noisy.steps, text, None, through)
+        heard_from = nothing = None
+        if objective.inner_captions:
+            unet = self.model.unet
+            muffled = piece.dice.uniform() < objective.inner_captions
+            heard_from = torch.where(muffled, 1 + piece.dice.integers(len(unet.up_blocks) - 1), 0)
+            nothing = self.inputs.empty_prompt().to(text.dtype)
+        guess, _ = model(noisy.latents, noisy.steps, text, None, through, heard_from, nothing)
         return objectives.prediction_losses(
             guess, noisy.target, noisy.steps, self.inputs.schedule, objective.min_snr
         )

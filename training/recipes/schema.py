@@ -77,6 +77,8 @@ class Prediction(_Part):
     """Gamma of the min-SNR weights; none: every timestep counts the same."""
     skip_dropout: Share = 0.0
     """Share of the pictures whose prediction must do without the skip connections of outer levels."""
+    inner_captions: Share = 0.0
+    """Share of the pictures whose caption is heard by inner levels alone."""
     train_text_encoder: bool = False
 
 

@@ -56,6 +56,8 @@ class Denoiser(nn.Module):
         self.taps = tuple(taps)
         self._caught: dict[str, Tensor] | None = None
         self._through: Tensor | None = None
+        self._heard_from: Tensor | None = None
+        self._nothing: Tensor | None = None
         layers = dict(unet.named_modules())
         for tap in self.taps:
             if tap not in layers:
@@ -73,6 +75,15 @@ class Denoiser(nn.Module):
             block.register_forward_pre_hook(self._dropper(len(blocks) - 1 - place), with_kwargs=True)
         return self
 
+    def tell_levels_apart(self) -> Denoiser:
+        """Let calls say from which level on a picture's caption is heard: to levels outside it it is empty."""
+        unet: Any = self.unet
+        last = len(unet.up_blocks) - 1
+        levels = [*enumerate(unet.down_blocks), *((last - i, block) for i, block in enumerate(unet.up_blocks))]
+        for level, block in [*levels, (last, unet.mid_block)]:
+            block.register_forward_pre_hook(self._muffler(level), with_kwargs=True)
+        return self
+
     def forward(
         self,
         noisy: Tensor,
@@ -80,6 +91,8 @@ class Denoiser(nn.Module):
         text: Tensor,
         guidance: Tensor | None = None,
         through: Tensor | None = None,
+        heard_from: Tensor | None = None,
+        nothing: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the prediction [B, C, h, w] and a feature for each tap.
 
@@ -92,9 +105,10 @@ class Denoiser(nn.Module):
             text = self.text_encoder(text).last_hidden_state
         caught: dict[str, Tensor] = {}
         self._caught, self._through = caught, through
+        self._heard_from, self._nothing = heard_from, nothing
         prediction = self.unet(noisy, steps, text, timestep_cond=guidance, return_dict=False)[0]
         # Gradient checkpointing runs layers again in the backward pass: what they put out then is not kept.
-        self._caught = self._through = None
+        self._caught = self._through = self._heard_from = self._nothing = None
         return prediction, tuple(caught[tap] for tap in self.taps)
 
     def _hook(self, tap: str) -> Any:
@@ -103,6 +117,18 @@ class Denoiser(nn.Module):
                 self._caught[tap] = output[0] if isinstance(output, tuple) else output
 
         return keep
+
+    def _muffler(self, level: int) -> Any:
+        def muffle(
+            _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if self._heard_from is None or "encoder_hidden_states" not in named:
+                return None
+            hears = (self._heard_from <= level).view(-1, 1, 1)
+            text = torch.where(hears, named["encoder_hidden_states"], self._nothing)
+            return inputs, {**named, "encoder_hidden_states": text}
+
+        return muffle
 
     def _dropper(self, level: int) -> Any:
         def drop(
