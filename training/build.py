@@ -135,11 +135,7 @@ def _trainable(recipe: Recipe, parts: Parts, objective: Prediction | DreamBooth)
     """Return the U-Net, with its text encoder if that learns too."""
     encoder = parts.text_encoder if objective.train_text_encoder else None
     model = Denoiser(prepare_unet(parts.unet, recipe), (), encoder).requires_grad_(True)
-    if getattr(objective, "skip_dropout", 0):
-        model.drop_skips()
-    if getattr(objective, "inner_captions", 0):
-        model.tell_levels_apart()
-    return model
+    return model.tell_levels_apart() if getattr(objective, "inner_captions", 0) else model
 
 
 def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Denoiser:

@@ -11,6 +11,7 @@ from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
 from training.recipes.schema import Prediction
 from training.run.task import Piece
+from training.students.feature_taps import Hearing
 
 
 class PredictionTask(DiffusionTask):
@@ -20,19 +21,16 @@ class PredictionTask(DiffusionTask):
         objective = self.recipe.objective
         assert isinstance(objective, Prediction)
         noisy, text = self.noisy_inputs(piece, self.inputs, objective.caption_dropout)
-        through = None
-        if objective.skip_dropout:
-            unet: Any = self.model.unet
-            levels = len(unet.up_blocks)
-            dropped = piece.dice.uniform() < objective.skip_dropout
-            through = torch.where(dropped, 1 + piece.dice.integers(levels), 0)
-        heard_from = nothing = None
-        if objective.inner_captions:
-            unet = self.model.unet
-            muffled = piece.dice.uniform() < objective.inner_captions
-            heard_from = torch.where(muffled, 1 + piece.dice.integers(len(unet.up_blocks) - 1), 0)
-            nothing = self.inputs.empty_prompt().to(text.dtype)
-        guess, _ = model(noisy.latents, noisy.steps, text, None, through, heard_from, nothing)
+        guess, _ = model(noisy.latents, noisy.steps, text, None, self._hearing(piece, objective))
         return objectives.prediction_losses(
             guess, noisy.target, noisy.steps, self.inputs.schedule, objective.min_snr
         )
+
+    def _hearing(self, piece: Piece, objective: Prediction) -> Hearing | None:
+        """Draw which levels hear the captions of a piece; None where all do."""
+        if not objective.inner_captions:
+            return None
+        unet: Any = self.model.unet
+        muffled = piece.dice.uniform() < objective.inner_captions
+        outermost = 1 + piece.dice.integers(len(unet.up_blocks) - 1)
+        return Hearing(torch.where(muffled, outermost, 0), self.empty_prompt())

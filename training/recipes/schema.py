@@ -75,10 +75,8 @@ class Prediction(_Part):
     caption_dropout: Share = 0.0
     min_snr: Positive | None = None
     """Gamma of the min-SNR weights; none: every timestep counts the same."""
-    skip_dropout: Share = 0.0
-    """Share of the pictures whose prediction must do without the skip connections of outer levels."""
     inner_captions: Share = 0.0
-    """Share of the pictures whose caption is heard by inner levels alone."""
+    """Share of the pictures whose caption the U-Net's inner levels alone hear; which, is drawn evenly."""
     train_text_encoder: bool = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,15 @@ def feature_pairs(pairing: Pairing, remove: Removal) -> tuple[Pair, ...]:
     return _LEVELS
 
 
+class Hearing(NamedTuple):
+    """Which levels of a U-Net hear a picture's caption."""
+
+    outermost: Tensor
+    """The outermost level that does, for each picture, int64 [B]; the inner ones do, too."""
+    nothing: Tensor
+    """What the others hear: the empty prompt, as the text is given, of one picture."""
+
+
 class Denoiser(nn.Module):
     """A U-Net, with its text encoder if that learns too, that also returns the features at `taps`.
 
@@ -55,9 +64,7 @@ class Denoiser(nn.Module):
         self.text_encoder = text_encoder
         self.taps = tuple(taps)
         self._caught: dict[str, Tensor] | None = None
-        self._through: Tensor | None = None
-        self._heard_from: Tensor | None = None
-        self._nothing: Tensor | None = None
+        self._hearing: Hearing | None = None
         layers = dict(unet.named_modules())
         for tap in self.taps:
             if tap not in layers:
@@ -68,20 +75,15 @@ class Denoiser(nn.Module):
                 )
             layers[tap].register_forward_hook(self._hook(tap))
 
-    def drop_skips(self) -> Denoiser:
-        """Let calls say through which level a picture has to go: skips of the levels outside it are zero."""
-        blocks: Any = self.unet.up_blocks
-        for place, block in enumerate(blocks):
-            block.register_forward_pre_hook(self._dropper(len(blocks) - 1 - place), with_kwargs=True)
-        return self
-
     def tell_levels_apart(self) -> Denoiser:
-        """Let calls say from which level on a picture's caption is heard: to levels outside it it is empty."""
+        """Let calls say which levels of the U-Net hear a picture's caption; level 0 is the outermost."""
         unet: Any = self.unet
         last = len(unet.up_blocks) - 1
-        levels = [*enumerate(unet.down_blocks), *((last - i, block) for i, block in enumerate(unet.up_blocks))]
-        for level, block in [*levels, (last, unet.mid_block)]:
-            block.register_forward_pre_hook(self._muffler(level), with_kwargs=True)
+        levels = [*enumerate(unet.down_blocks), (last, unet.mid_block)]
+        levels += [(last - place, block) for place, block in enumerate(unet.up_blocks)]
+        for level, block in levels:
+            if block is not None:  # some have no mid block
+                block.register_forward_pre_hook(self._muffler(level), with_kwargs=True)
         return self
 
     def forward(
@@ -90,25 +92,23 @@ class Denoiser(nn.Module):
         steps: Tensor,
         text: Tensor,
         guidance: Tensor | None = None,
-        through: Tensor | None = None,
-        heard_from: Tensor | None = None,
-        nothing: Tensor | None = None,
+        hearing: Hearing | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the prediction [B, C, h, w] and a feature for each tap.
 
         `text` is token numbers [B, T] where this module has a text encoder, else text states [B, T, D];
-        `guidance` is the embedding of the guidance scale [B, G] of a consistency model. `through` is, after
-        `drop_skips`, the outermost level of each picture whose skips are kept, int64 [B]: 0 keeps all, and
-        the number of levels none, so that all goes through the mid block.
+        `guidance` is the embedding of the guidance scale [B, G] of a consistency model; `hearing` says, after
+        `tell_levels_apart`, to which levels the text is another.
         """
         if self.text_encoder is not None:
             text = self.text_encoder(text).last_hidden_state
+            if hearing is not None:
+                hearing = hearing._replace(nothing=self.text_encoder(hearing.nothing).last_hidden_state)
         caught: dict[str, Tensor] = {}
-        self._caught, self._through = caught, through
-        self._heard_from, self._nothing = heard_from, nothing
+        self._caught, self._hearing = caught, hearing
         prediction = self.unet(noisy, steps, text, timestep_cond=guidance, return_dict=False)[0]
         # Gradient checkpointing runs layers again in the backward pass: what they put out then is not kept.
-        self._caught = self._through = self._heard_from = self._nothing = None
+        self._caught = self._hearing = None
         return prediction, tuple(caught[tap] for tap in self.taps)
 
     def _hook(self, tap: str) -> Any:
@@ -122,25 +122,14 @@ class Denoiser(nn.Module):
         def muffle(
             _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if self._heard_from is None or "encoder_hidden_states" not in named:
+            text = named.get("encoder_hidden_states")
+            if self._hearing is None or text is None:
                 return None
-            hears = (self._heard_from <= level).view(-1, 1, 1)
-            text = torch.where(hears, named["encoder_hidden_states"], self._nothing)
-            return inputs, {**named, "encoder_hidden_states": text}
+            outermost, nothing = self._hearing
+            heard = torch.where((outermost <= level).view(-1, 1, 1), text, nothing.to(text.dtype))
+            return inputs, {**named, "encoder_hidden_states": heard}
 
         return muffle
-
-    def _dropper(self, level: int) -> Any:
-        def drop(
-            _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if self._through is None:
-                return None
-            kept = (self._through <= level).view(-1, 1, 1, 1)
-            skips = named["res_hidden_states_tuple"]
-            return inputs, {**named, "res_hidden_states_tuple": tuple(skip * kept for skip in skips)}
-
-        return drop
 
 
 @torch.no_grad()

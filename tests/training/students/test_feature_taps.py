@@ -18,7 +18,7 @@ from pytest_sdbench.models.skeleton import unet_skeleton
 from tests.tiny_checkpoint import TEXT_ENCODER, UNET
 from training.errors import TrainingError
 from training.students.block_removal import build_student, student_config
-from training.students.feature_taps import Denoiser, feature_pairs, without_gradient
+from training.students.feature_taps import Denoiser, Hearing, feature_pairs, without_gradient
 
 ENDS = [("down_blocks.0", "down_blocks.0"), ("down_blocks.1", "down_blocks.1")]
 UPS = [("up_blocks.1", "up_blocks.0"), ("up_blocks.2", "up_blocks.1"), ("up_blocks.3", "up_blocks.2")]
@@ -201,42 +201,60 @@ def test_text_encoder_that_learns_gets_a_gradient() -> None:
     assert all(weight.grad is not None for weight in encoder.parameters())
 
 
-class TestDroppedSkips:
-    """A call says through which level each picture has to go."""
+class TestHearing:
+    """A call says which levels hear the caption of each picture."""
 
-    @staticmethod
-    def without_skips(unet: UNet2DConditionModel, outermost: int) -> torch.Tensor:
-        """Return the prediction with the skips of the levels outside `outermost` zeroed by hand."""
+    NOTHING = torch.full((1, 7, 16), 0.5)
+
+    def heard(self, unet: UNet2DConditionModel, outermost: int) -> torch.Tensor:
+        """Return the prediction where every attention outside a level is handed another text by hand."""
         unet = copy.deepcopy(unet)
-        for level in range(outermost):
-            block = unet.up_blocks[3 - level]
-            usual = block.forward
-
-            def forward(*inputs: Any, usual: Any = usual, **named: Any) -> torch.Tensor:
-                skips = named.pop("res_hidden_states_tuple")
-                nothing = tuple(torch.zeros_like(skip) for skip in skips)
-                output: torch.Tensor = usual(*inputs, res_hidden_states_tuple=nothing, **named)
-                return output
-
-            block.forward = forward  # type: ignore[method-assign]
+        outer = [f"down_blocks.{level}." for level in range(outermost)]
+        outer += [f"up_blocks.{3 - level}." for level in range(outermost)]
+        for name, layer in unet.named_modules():
+            if name.endswith(("attn2.to_k", "attn2.to_v")) and name.startswith(tuple(outer)):
+                layer.register_forward_pre_hook(lambda _, given: (self.NOTHING.expand_as(given[0]),))
         prediction: torch.Tensor = unet(*inputs()).sample
         return prediction
 
-    @pytest.mark.parametrize("outermost", range(5))
-    def test_levels_outside_are_zero(self, outermost: int) -> None:
+    @pytest.mark.parametrize("outermost", range(4))
+    def test_outer_levels_hear_nothing(self, outermost: int) -> None:
         teacher, _ = networks("base")
-        wanted = self.without_skips(teacher, outermost)
-        found, _ = Denoiser(teacher).drop_skips()(*inputs(), None, torch.tensor([outermost] * 2))
-        torch.testing.assert_close(found, wanted)
+        hearing = Hearing(torch.tensor([outermost] * 2), self.NOTHING)
+        found, _ = Denoiser(teacher).tell_levels_apart()(*inputs(), None, hearing)
+        torch.testing.assert_close(found, self.heard(teacher, outermost))
 
-    def test_each_picture_goes_its_own_way(self) -> None:
+    def test_the_mid_block_alone_makes_a_difference(self) -> None:
         teacher, _ = networks("base")
-        wanted = [self.without_skips(teacher, outermost)[row] for row, outermost in enumerate((0, 3))]
-        found, _ = Denoiser(teacher).drop_skips()(*inputs(), None, torch.tensor([0, 3]))
+        unheard, _ = Denoiser(teacher).tell_levels_apart()(
+            *inputs(), None, Hearing(torch.tensor([4, 4]), self.NOTHING)
+        )
+        assert not torch.allclose(self.heard(teacher, 3), unheard)
+
+    def test_each_picture_has_its_own_level(self) -> None:
+        teacher, _ = networks("base")
+        wanted = [self.heard(teacher, outermost)[row] for row, outermost in enumerate((0, 3))]
+        hearing = Hearing(torch.tensor([0, 3]), self.NOTHING)
+        found, _ = Denoiser(teacher).tell_levels_apart()(*inputs(), None, hearing)
         torch.testing.assert_close(found, torch.stack(wanted))
 
-    def test_nothing_is_dropped_unless_a_call_says_so(self) -> None:
+    def test_all_hear_unless_a_call_says_otherwise(self) -> None:
         teacher, _ = networks("base")
         wanted = teacher(*inputs()).sample
-        found, _ = Denoiser(teacher).drop_skips()(*inputs())
+        found, _ = Denoiser(teacher).tell_levels_apart()(*inputs())
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+    def test_a_text_encoder_that_learns_encodes_the_empty_prompt_too(self) -> None:
+        _, student = networks("small")
+        encoder = CLIPTextModel(CLIPTextConfig(vocab_size=50, **TEXT_ENCODER)).eval()
+        noisy, steps, _ = inputs()
+        tokens, empty = torch.zeros(2, 77, dtype=torch.int64), torch.ones(1, 77, dtype=torch.int64)
+        outermost = torch.tensor([0, 2])
+        found, _ = Denoiser(student, (), encoder).tell_levels_apart()(
+            noisy, steps, tokens, None, Hearing(outermost, empty)
+        )
+        states = [encoder(each).last_hidden_state for each in (tokens, empty)]
+        wanted, _ = Denoiser(student).tell_levels_apart()(
+            noisy, steps, states[0], None, Hearing(outermost, states[1])
+        )
+        torch.testing.assert_close(found, wanted)
