@@ -52,6 +52,8 @@ class Networks(_Part):
     """Constructor arguments of diffusers' ``UNet2DConditionModel``."""
     start: Literal["random", "straight"] = "random"
     """How the U-Net begins: as diffusers draws it, or so that its levels pass pictures on (`straight`)."""
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the U-Net predicts: the noise, or the velocity (Salimans and Ho 2022)."""
     text_encoder: str | dict[str, Any] | None = None
     """The checkpoint that lends a trained one; or constructor arguments of transformers' ``CLIPTextConfig``;
     none: that of the checkpoint of ``vae``."""

@@ -35,7 +35,7 @@ def build_scratch(recipe: Recipe, *, download: bool = False) -> Parts:
     (vae,) = _lend(networks.vae, "vae", download=download)
     if networks.start == "straight":
         straighten(unet)
-    return Parts(unet, encoder, vae, tokenizer, sd_v1_scheduler())
+    return Parts(unet, encoder, vae, tokenizer, sd_v1_scheduler(networks.prediction))
 
 
 _LOADERS: dict[str, Any] = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "tokenizer": CLIPTokenizer}
@@ -70,8 +70,8 @@ def write_down(parts: Parts, folder: Path) -> None:
     save_tokenizer(parts.tokenizer, folder / "tokenizer")
 
 
-def sd_v1_scheduler() -> PNDMScheduler:
-    """Return the scheduler of Stable Diffusion v1."""
+def sd_v1_scheduler(prediction: str = "epsilon") -> PNDMScheduler:
+    """Return the scheduler of Stable Diffusion v1, for what a U-Net predicts."""
     return PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -80,7 +80,7 @@ def sd_v1_scheduler() -> PNDMScheduler:
         steps_offset=1,
         skip_prk_steps=True,
         set_alpha_to_one=False,
-        prediction_type="epsilon",
+        prediction_type=prediction,
     )
 
 
