@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_sdbench.features import classifier
 from pytest_sdbench.protocols import scenes
+from training.embedded.half import save_weights
 from training.recipes.schema import Classifier, Recipe
 from training.run.randomness import Dice
 from training.run.task import Piece, Task
@@ -63,8 +63,7 @@ class ClassifierTask(Task):
         """Write config.json and model.safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
         model = with_unit_features(self.model.cpu(), range(_SCALE_FROM, _SCALE_FROM + 2048))
-        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        save_weights(model, folder / "model.safetensors")
         config = {**self.network, "names": scenes.NAMES, "colours": scenes.COLOURS}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from training.embedded.clip import ClipTask
-from training.embedded.vae import save_half
+from training.embedded.half import save_half
 from training.recipes.schema import Clip, Recipe
 from training.students.scratch import text_config
 from training.students.tokenizer import build_tokenizer, save_tokenizer

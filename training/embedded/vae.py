@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from pytest_sdbench.protocols import scenes
+from training.embedded.half import save_half
 from training.recipes.schema import Autoencoder, Recipe
 from training.run.randomness import Dice
 from training.run.task import Piece, Task
@@ -88,12 +89,6 @@ def squares(pictures: Tensor, side: int, dice: Dice) -> Tensor:
         for one, (top, left) in zip(pictures, places, strict=True)
     ]
     return torch.stack(cut)
-
-
-def save_half(network: Any, folder: Path) -> None:
-    """Save a network as float16 safetensors and leave it in float32."""
-    network.half().save_pretrained(folder, safe_serialization=True)
-    network.float()
 
 
 @torch.no_grad()
