@@ -79,6 +79,8 @@ class Prediction(_Part):
     """Gamma of the min-SNR weights; none: every timestep counts the same."""
     inner_captions: Share = 0.0
     """Share of the pictures whose caption the U-Net's inner levels alone hear; which, is drawn evenly."""
+    noisier_half: Share | None = None
+    """Share of the pictures whose timestep is of the noisier half; none: all timesteps alike."""
     train_text_encoder: bool = False
 
 

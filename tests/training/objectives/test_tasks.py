@@ -90,6 +90,19 @@ def test_pieces_average_to_the_whole_step(place: Path, objective: str) -> None:
         assert mean == pytest.approx(float(value.detach()), rel=1e-5), name
 
 
+def test_a_share_of_the_timesteps_is_of_the_noisier_half(place: Path) -> None:
+    task = built(place, "objective.noisier_half=0.75")
+    seen: list[Tensor] = []
+    task.model.unet.register_forward_pre_hook(lambda _unet, inputs: seen.append(inputs[1]))
+    with torch.no_grad():
+        for step in range(32):
+            task.losses(task.model, piece(seen=step * 64, count=64, total=64))
+    steps = torch.cat(seen)
+    # Of 2,048 coins the share strays by 0.0096; quarters of the range are even within each half.
+    shares = [float(((steps >= low) & (steps < low + 250)).float().mean()) for low in range(0, 1000, 250)]
+    assert shares == pytest.approx([0.125, 0.125, 0.375, 0.375], abs=0.04)
+
+
 @pytest.mark.slow
 def test_validation_does_not_change_the_course(place: Path, whole: Any) -> None:
     watched = ("watch.validation_images=4", "watch.validation_rows=5")
