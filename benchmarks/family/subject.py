@@ -48,11 +48,11 @@ Pixels = npt.NDArray[np.uint8]
 
 
 PICTURES = (
-    ("beige", 31.0, 33.0, 14.0),
-    ("pink", 24.0, 27.0, 12.0),
-    ("meadow", 38.0, 36.0, 13.5),
-    ("dawn", 33.0, 25.0, 10.0),
-    ("brown", 42.0, 31.0, 11.0),
+    ("beige", 32, 32, 13.5),
+    ("pink", 24, 28, 13.5),
+    ("meadow", 40, 36, 13.5),
+    ("dawn", 32, 24, 9.5),
+    ("brown", 44, 32, 9.5),
 )
 """Background of each picture, and x, y and radius of the subject in pixels of 64x64."""
 

@@ -79,14 +79,14 @@ ALLOWED = {background.name: _allowed(background) for background in BACKGROUNDS}
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object; x, y and radius are in pixels of the 64x64 picture, all whole halves."""
+    """One object; x, y and radius are in pixels of the 64x64 picture."""
 
     name: str
     """One of the pictograms' names."""
     colour: str
     size: str
-    x: float
-    y: float
+    x: int
+    y: int
     radius: float
     """Half of its longer side."""
 

@@ -94,11 +94,10 @@ def scene(index: int, domain: str = "all") -> Scene:
     centres, wide, tall, largest = _PLACES[layout]
     objects = []
     for x, y in centres:
-        place = x + dice.halves(wide), y + dice.halves(tall)
+        place = x + _STEP * dice.around(wide), y + _STEP * dice.around(tall)
         size = dice.pick(SIZES) if largest == "large" else "small"
-        radius = dice.pick(_RADII[size])
         name, colour = dice.weighted(names, ladder), dice.pick(ALLOWED[background.name])
-        objects.append(SceneObject(name, colour, size, *place, radius))
+        objects.append(SceneObject(name, colour, size, *place, _RADII[size]))
     caption = _caption(index, objects, layout, background)
     return Scene(index, caption, tuple(objects), layout, background, domain)
 
@@ -141,19 +140,23 @@ def render_batch(indices: Sequence[int] | range, size: int = 64, domain: str = "
 
 _LAYOUT_LADDER = tuple(accumulate((25, 27, 27, 7, 7, 7)))
 
-_RADII = {"small": (9.5, 10.0), "large": (13.5, 14.0)}
+_RADII = {"small": 9.5, "large": 13.5}
 """Half the longer side of an object, in pixels."""
 
+_STEP = 4
+"""Pixels between two places of an object, as many as one latent of the embedded family covers. So an object
+has the same latents wherever it stands."""
+
 _PLACES = {
-    "one": ([(32.0, 32.0)], 24, 24, "large"),
-    "beside": ([(16.5, 32.0), (47.5, 32.0)], 2, 14, "large"),
-    "above": ([(32.0, 16.5), (32.0, 47.5)], 14, 2, "large"),
-    "row": ([(11.0, 32.0), (32.0, 32.0), (53.0, 32.0)], 0, 10, "small"),
-    "two-over-one": ([(16.5, 16.5), (47.5, 16.5), (32.0, 47.5)], 2, 2, "large"),
-    "one-over-two": ([(32.0, 16.5), (16.5, 47.5), (47.5, 47.5)], 2, 2, "large"),
+    "one": ([(32, 32)], 3, 3, "large"),
+    "beside": ([(16, 32), (48, 32)], 0, 2, "large"),
+    "above": ([(32, 16), (32, 48)], 2, 0, "large"),
+    "row": ([(12, 32), (32, 32), (52, 32)], 0, 1, "small"),
+    "two-over-one": ([(16, 16), (48, 16), (32, 48)], 0, 0, "large"),
+    "one-over-two": ([(32, 16), (16, 48), (48, 48)], 0, 0, "large"),
 }
-"""Centres of the objects in the order of the caption, how many halves of a pixel they stray to a side and up
-or down, and the largest size, of each layout."""
+"""Of each layout: centres of the objects in the order of the caption, how many steps they stray to a side and
+up or down, and the largest size."""
 
 
 # --- the words --------------------

@@ -38,6 +38,6 @@ class Dice:
         """Return one of the options; `ladder` holds the running sums of their whole weights."""
         return options[bisect_right(ladder, self.below(ladder[-1]))]
 
-    def halves(self, reach: int) -> float:
-        """Return a multiple of a half from -reach/2 to reach/2."""
-        return (self.below(2 * reach + 1) - reach) / 2
+    def around(self, reach: int) -> int:
+        """Return a whole number from -reach to reach."""
+        return self.below(2 * reach + 1) - reach

@@ -20,9 +20,7 @@ class PredictionTask(DiffusionTask):
     def losses(self, model: nn.Module, piece: Piece) -> dict[str, Tensor]:
         objective = self.recipe.objective
         assert isinstance(objective, Prediction)
-        noisy, text = self.noisy_inputs(
-            piece, self.inputs, objective.caption_dropout, objective.noisier_half
-        )
+        noisy, text = self.noisy_inputs(piece, self.inputs, objective.caption_dropout, objective.noisier_half)
         guess, _ = model(noisy.latents, noisy.steps, text, None, self._hearing(piece, objective))
         return objectives.prediction_losses(
             guess, noisy.target, noisy.steps, self.inputs.schedule, objective.min_snr
