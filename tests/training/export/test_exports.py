@@ -69,8 +69,24 @@ def test_autoencoder_learns_and_exports(tmp_path):
     task = trained("scenes-vae", tmp_path / "run", "objective.network.block_out_channels=[8, 8, 8]")
     task.export(tmp_path)
     loaded = AutoencoderKL.from_pretrained(tmp_path / "vae")
-    assert loaded.config.scaling_factor == task.vae.config.scaling_factor != 0.18215
+    assert loaded.config.scaling_factor == 1.0
     assert np.isfinite(vae.psnr(loaded, scenes.EVALUATION[:2]))
+
+
+@torch.no_grad()
+def test_latents_are_standardised_and_pictures_stay():
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    network = AutoencoderKL(**blocks, block_out_channels=[8, 8], norm_num_groups=4, latent_channels=3)
+    network = network.double().eval()
+    pictures = torch.rand(16, 3, 16, 16, dtype=torch.float64) * 2 - 1
+    before = network.encode(pictures).latent_dist
+    drawn = network.decode(before.mean + before.std).sample
+    vae.standardise(network, before.mean)
+    after = network.encode(pictures).latent_dist
+    torch.testing.assert_close(network.decode(after.mean + after.std).sample, drawn)
+    torch.testing.assert_close(after.mean.mean(dim=(0, 2, 3)), torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(after.mean.std(dim=(0, 2, 3)), torch.ones(3, dtype=torch.float64))
 
 
 @pytest.mark.slow
