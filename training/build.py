@@ -21,7 +21,7 @@ from training.objectives.dreambooth import DreamBoothTask
 from training.objectives.dreambooth_pictures import add_adapters, class_pairs, subject_pairs
 from training.objectives.inputs import Inputs
 from training.objectives.prediction import PredictionTask
-from training.recipes.schema import Consistency, Distillation, DreamBooth, Prediction, Recipe
+from training.recipes.schema import EXTRACTORS, Consistency, Distillation, DreamBooth, Prediction, Recipe
 from training.run.task import Task
 from training.students.block_removal import account, build_student
 from training.students.feature_taps import Denoiser, feature_pairs
@@ -44,7 +44,7 @@ def build_task(
     so, CheckpointError and Unavailable for the teacher.
     """
     kind = recipe.objective.kind
-    if kind in ("autoencoder", "classifier", "clip"):
+    if kind in EXTRACTORS:
         from training.embedded.build import build_extractor
 
         return build_extractor(recipe)

@@ -36,6 +36,7 @@ def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
             layouts=data.layouts,
             domain=data.domain,
             size=data.resolution or 64,
+            close_up=data.close_up,
         )
     if data.kind == "folder":
         from training.data.folder import FolderSource

@@ -6,16 +6,27 @@ import hashlib
 from collections.abc import Collection, Sequence
 from functools import cached_property
 
+import numpy as np
+
 from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.splitmix import Dice
 from training.data.source import Sample, Source
 from training.errors import TrainingError
+
+
+WIDTH = 64
+"""Pixels of a side of the scenes that close-ups are cut out of."""
+_STRAY = 4
+"""How far the object of a close-up stands off its middle at most, in pixels."""
 
 
 class ScenesSource(Source):
     """`pairs` scenes from index `first` on, or those of certain layouts, drawn `size` pixels wide.
 
-    Their names are those of a domain. Raises TrainingError for a layout or domain that there is none, and
-    where the indices leave `scenes.TRAINING`: the scenes beyond are those that checkpoints are judged on.
+    Their names are those of a domain. A close-up is the square of `size` pixels around the object, which is
+    within four pixels of its middle, of a scene that holds one and is drawn 64 pixels wide. Raises TrainingError
+    for a layout or domain that there is none, for close-ups of several objects or wider than scenes, and where
+    the indices leave `scenes.TRAINING`: the scenes beyond are those that checkpoints are judged on.
     """
 
     def __init__(
@@ -26,7 +37,16 @@ class ScenesSource(Source):
         layouts: Collection[str] | None = None,
         domain: str = "all",
         size: int = 64,
+        close_up: bool = False,
     ) -> None:
+        if close_up and (set(layouts or ()) != {"one"} or size > WIDTH):
+            raise TrainingError(
+                "a close-up is cut around the only object of a scene, and is no wider than the scene",
+                key="data.close_up",
+                found=True,
+                remedy=f"Write layouts: [one], and a resolution of at most {WIDTH}",
+            )
+        self._close_up = close_up
         self._size, self._layouts = size, None if layouts is None else frozenset(layouts)
         for layout in self._layouts or ():
             if layout not in scenes.LAYOUTS:
@@ -77,6 +97,8 @@ class ScenesSource(Source):
         layouts = None if self._layouts is None else sorted(self._layouts)
         ends = f"{self._indices[0]} {self._indices[-1]}"
         told = f"scenes {len(self)} {ends} {layouts} {self._domain} {self._size}"
+        if self._close_up:
+            told += " close-up"
         digest = hashlib.sha256(told.encode())
         some = [self._indices[place * (len(self) - 1) // 15] for place in range(16)]
         digest.update(repr(scenes.captions(some, self._domain)).encode())
@@ -89,7 +111,17 @@ class ScenesSource(Source):
     def read(self, row: int) -> Sample:
         """Draw the scene of a row."""
         scene = scenes.scene(self._indices[row], self._domain)
-        return Sample(f"scene {scene.index}", scenes.render(scene, self._size), scene.caption)
+        picture = self._near(scene) if self._close_up else scenes.render(scene, self._size)
+        return Sample(f"scene {scene.index}", picture, scene.caption)
+
+    def _near(self, scene: scenes.Scene) -> scenes.Image:
+        dice, (thing,) = Dice(scene.index, stream=3), scene.objects
+        left, top = (
+            min(max(middle + dice.pick((-_STRAY, 0, _STRAY)) - self._size // 2, 0), WIDTH - self._size)
+            for middle in (thing.x, thing.y)
+        )
+        picture = scenes.render(scene, WIDTH)
+        return np.ascontiguousarray(picture[top : top + self._size, left : left + self._size])
 
 
 def _beyond(found: str) -> TrainingError:

@@ -13,7 +13,7 @@ from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODE
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.specs import EMBEDDED
 from training.recipes.load import load_recipe, recipe_names
-from training.recipes.schema import Recipe
+from training.recipes.schema import EXTRACTORS, Recipe
 
 Config = Mapping[str, Any]
 Role = Literal["learns", "frozen", "average"]
@@ -69,7 +69,7 @@ class Blueprint:
 def blueprint(recipe: Recipe) -> Blueprint:
     """Return the networks of a recipe; read configurations at most: no weights, and nothing from the hub."""
     objective = recipe.objective
-    if objective.kind in ("autoencoder", "classifier", "clip"):
+    if objective.kind in EXTRACTORS:
         import torch
 
         from training.embedded.build import build_extractor

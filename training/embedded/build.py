@@ -7,7 +7,7 @@ from training.run.task import Task
 
 
 def build_extractor(recipe: Recipe) -> Task:
-    """Return the task of a recipe whose objective is `autoencoder`, `classifier` or `clip`."""
+    """Return the task of a recipe whose objective is one of `EXTRACTORS`."""
     objective = recipe.objective
     # Each of them imports libraries that the others do not need.
     if isinstance(objective, Autoencoder):
@@ -19,10 +19,6 @@ def build_extractor(recipe: Recipe) -> Task:
 
         return ClassifierTask(recipe, objective)
     assert isinstance(objective, Clip)
-    if objective.exports == "text_encoder":
-        from training.embedded.clip_text import ClipTextTask
-
-        return ClipTextTask(recipe, objective)
     from training.embedded.clip import ClipTask
 
     return ClipTask(recipe, objective)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_sdbench.base.schema import Fault, suggestion
-from training.recipes.schema import Data, Recipe, Student
+from training.recipes.schema import EXTRACTORS, Data, Recipe, Student
 
 LEAVE_OUT = "Leave the key out"
 
@@ -41,7 +41,7 @@ def _schedule(recipe: Recipe) -> Iterator[Fault]:
 def _teacher(recipe: Recipe) -> Iterator[Fault]:
     kind = recipe.objective.kind
     if recipe.teacher is not None:
-        if kind in ("autoencoder", "classifier", "clip"):
+        if kind in EXTRACTORS:
             yield Fault("teacher", f"{kind} is trained from scratch", recipe.teacher, LEAVE_OUT)
         elif recipe.student.networks is not None:
             message = "the networks come from student.networks, not from a teacher"
@@ -56,7 +56,7 @@ def _teacher(recipe: Recipe) -> Iterator[Fault]:
 
 def _student(recipe: Recipe) -> Iterator[Fault]:
     kind, student = recipe.objective.kind, recipe.student
-    if kind in ("autoencoder", "classifier", "clip"):
+    if kind in EXTRACTORS:
         if student != Student():
             yield Fault("student", f"{kind} trains no U-Net", None, LEAVE_OUT)
         return
@@ -95,9 +95,9 @@ def _objective(recipe: Recipe) -> Iterator[Fault]:
 
 def _data(recipe: Recipe) -> Iterator[Fault]:
     kind, data = recipe.objective.kind, recipe.data
-    if kind in ("autoencoder", "classifier", "clip"):
+    if kind in EXTRACTORS:
         yield from _whole_scenes(kind, data)
-    if data.cache and kind in ("autoencoder", "classifier", "clip"):
+    if data.cache and kind in EXTRACTORS:
         yield Fault("data.cache", f"{kind} learns from pictures, not latents", True, "Write cache: false")
     if data.cache_text and not data.cache:
         yield Fault("data.cache_text", "text is cached beside latents", True, "Write cache: true too")
@@ -114,7 +114,7 @@ def _whole_scenes(kind: str, data: Data) -> Iterator[Fault]:
         )
     if data.resolution not in (None, 64):
         yield Fault("data.resolution", f"{kind} draws scenes 64 pixels wide", data.resolution, "Take 64")
-    for key in ("pairs", "first", "layouts", "flip"):
+    for key in ("pairs", "first", "layouts", "close_up", "flip"):
         if found := getattr(data, key, None):
             yield Fault(f"data.{key}", f"{kind} takes one training scene after another", found, LEAVE_OUT)
     if (domain := getattr(data, "domain", "all")) != "all":

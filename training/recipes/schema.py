@@ -159,12 +159,14 @@ class Clip(_Part):
     """Learn to tell the caption of a picture from other captions and from near misses."""
 
     kind: Literal["clip"]
-    exports: Literal["open_clip", "text_encoder"] = "open_clip"
-    """The whole model for open_clip, or its text encoder and tokenizer for pipelines."""
     near_misses: Whole
     embed_dim: Count
     vision: dict[str, Any]
     text: dict[str, Any]
+
+
+EXTRACTORS = ("autoencoder", "classifier", "clip")
+"""Kinds of objectives that train what the U-Net, or the suite, takes as given."""
 
 
 Objective = Annotated[
@@ -221,6 +223,8 @@ class ScenesData(_Data):
     """The training scene that is the first pair."""
     layouts: Words | None = None
     """Only scenes of these layouts; none: of all."""
+    close_up: bool = False
+    """Only the square of ``resolution`` pixels around the object, of scenes that hold one."""
     domain: Literal["all", "faces", "things"] = "all"
     """What the names of objects are taken from."""
 

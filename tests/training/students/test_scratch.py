@@ -28,7 +28,9 @@ def test_what_it_learns_on_is_encoded_by_the_networks_that_it_borrows(
 ) -> None:
     overrides = [f"student.networks.{name}={pristine_checkpoint}" for name in ("vae", "text_encoder")]
     overrides += [f"student.networks.unet={json.dumps(UNET)}", "data.pairs=3"]
-    recipe, folder = load_recipe("scenes-sd", overrides), tmp_path / "run"
+    overrides += ["data.cache_text=true", "objective.train_text_encoder=false", "data.close_up=false"]
+    overrides += ["data.layouts=null", "data.resolution=64"]
+    recipe, folder = load_recipe("scenes-objects", overrides), tmp_path / "run"
     task: Any = build_task(
         recipe, folder=folder, accelerator=start(recipe, folder, "cpu"), say=lambda line: None
     )
@@ -45,7 +47,7 @@ def test_a_dry_run_counts_networks_that_folders_hold_alone(pristine_checkpoint: 
     for name in ("vae", "text_encoder", "tokenizer"):
         shutil.copytree(pristine_checkpoint / name, tmp_path / name)
     overrides = [f"student.networks.{name}={tmp_path}" for name in ("vae", "text_encoder")]
-    recipe = load_recipe("scenes-sd", [*overrides, f"student.networks.unet={json.dumps(UNET)}"])
+    recipe = load_recipe("scenes-objects", [*overrides, f"student.networks.unet={json.dumps(UNET)}"])
     counted = {network.name: network.parameters for network in blueprint(recipe).networks}
     parts = build_scratch(recipe)
     for name, network in (("U-Net", parts.unet), ("text encoder", parts.text_encoder), ("VAE", parts.vae)):
