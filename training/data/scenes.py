@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Collection, Sequence
 from functools import cached_property
 
-import numpy as np
-
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.splitmix import Dice
 from training.data.source import Sample, Source
@@ -15,7 +13,7 @@ from training.errors import TrainingError
 
 
 WIDTH = 64
-"""Pixels of a side of the scenes that close-ups are cut out of."""
+"""Pixels of a side of the scenes that close-ups are cut out of: the places of objects are told in these."""
 _STRAY = 4
 """How far the object of a close-up stands off its middle at most, in pixels."""
 
@@ -23,10 +21,10 @@ _STRAY = 4
 class ScenesSource(Source):
     """`pairs` scenes from index `first` on, or those of certain layouts, drawn `size` pixels wide.
 
-    Their names are those of a domain. A close-up is the square of `size` pixels around the object, which is
-    within four pixels of its middle, of a scene that holds one and is drawn 64 pixels wide. Raises TrainingError
-    for a layout or domain that there is none, for close-ups of several objects or wider than scenes, and where
-    the indices leave `scenes.TRAINING`: the scenes beyond are those that checkpoints are judged on.
+    Their names are those of a domain. A close-up is a square of so many pixels around the only object of a scene,
+    which stands within four pixels of its middle; its latents alone are learned from. Raises TrainingError for a
+    layout or domain that there is none, for close-ups of several objects or wider than scenes, and where the
+    indices leave `scenes.TRAINING`: the scenes beyond are those that checkpoints are judged on.
     """
 
     def __init__(
@@ -37,14 +35,14 @@ class ScenesSource(Source):
         layouts: Collection[str] | None = None,
         domain: str = "all",
         size: int = 64,
-        close_up: bool = False,
+        close_up: int | None = None,
     ) -> None:
-        if close_up and (set(layouts or ()) != {"one"} or size > WIDTH):
+        if close_up is not None and (set(layouts or ()) != {"one"} or size != WIDTH or close_up > size):
             raise TrainingError(
-                "a close-up is cut around the only object of a scene, and is no wider than the scene",
+                f"a close-up is cut around the only object of a scene that is {WIDTH} pixels wide",
                 key="data.close_up",
-                found=True,
-                remedy=f"Write layouts: [one], and a resolution of at most {WIDTH}",
+                found=close_up,
+                remedy=f"Write layouts: [one] and resolution: {WIDTH}, and a close-up that is no wider",
             )
         self._close_up = close_up
         self._size, self._layouts = size, None if layouts is None else frozenset(layouts)
@@ -98,7 +96,7 @@ class ScenesSource(Source):
         ends = f"{self._indices[0]} {self._indices[-1]}"
         told = f"scenes {len(self)} {ends} {layouts} {self._domain} {self._size}"
         if self._close_up:
-            told += " close-up"
+            told += f" close-up {self._close_up}"
         digest = hashlib.sha256(told.encode())
         some = [self._indices[place * (len(self) - 1) // 15] for place in range(16)]
         digest.update(repr(scenes.captions(some, self._domain)).encode())
@@ -111,17 +109,18 @@ class ScenesSource(Source):
     def read(self, row: int) -> Sample:
         """Draw the scene of a row."""
         scene = scenes.scene(self._indices[row], self._domain)
-        picture = self._near(scene) if self._close_up else scenes.render(scene, self._size)
-        return Sample(f"scene {scene.index}", picture, scene.caption)
+        window = None if self._close_up is None else _around(scene, self._close_up)
+        return Sample(f"scene {scene.index}", scenes.render(scene, self._size), scene.caption, window)
 
-    def _near(self, scene: scenes.Scene) -> scenes.Image:
-        dice, (thing,) = Dice(scene.index, stream=3), scene.objects
-        left, top = (
-            min(max(middle + dice.pick((-_STRAY, 0, _STRAY)) - self._size // 2, 0), WIDTH - self._size)
-            for middle in (thing.x, thing.y)
-        )
-        picture = scenes.render(scene, WIDTH)
-        return np.ascontiguousarray(picture[top : top + self._size, left : left + self._size])
+
+def _around(scene: scenes.Scene, side: int) -> tuple[int, int, int]:
+    """Return top, left and side of a square within a scene that holds its only object."""
+    dice, (thing,) = Dice(scene.index, stream=3), scene.objects
+    left, top = (
+        min(max(middle + dice.pick((-_STRAY, 0, _STRAY)) - side // 2, 0), WIDTH - side)
+        for middle in (thing.x, thing.y)
+    )
+    return top, left, side
 
 
 def _beyond(found: str) -> TrainingError:

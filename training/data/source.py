@@ -36,6 +36,9 @@ class Sample:
 
     caption: str
 
+    window: tuple[int, int, int] | None = None
+    """Top, left and side of the square whose latents are learned from, in pixels; none: of the whole picture."""
+
 
 class BadSample(Exception):
     """A sample that cannot be used; it is reported, counted and left out."""

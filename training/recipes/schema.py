@@ -223,8 +223,8 @@ class ScenesData(_Data):
     """The training scene that is the first pair."""
     layouts: Words | None = None
     """Only scenes of these layouts; none: of all."""
-    close_up: bool = False
-    """Only the square of ``resolution`` pixels around the object, of scenes that hold one."""
+    close_up: Count | None = None
+    """Only the latents of a square of so many pixels around the object, of scenes that hold one."""
     domain: Literal["all", "faces", "things"] = "all"
     """What the names of objects are taken from."""
 

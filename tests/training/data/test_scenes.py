@@ -25,32 +25,27 @@ def test_only_some_layouts():
     assert [source.read(row).key for row in range(20)] == [f"scene {index}" for index in expected]
 
 
-def test_close_ups_show_the_object_wherever_it_stands():
-    source = ScenesSource(60, layouts=["one"], size=32, close_up=True)
-    offsets = set()
+def test_close_ups_hold_the_object_wherever_it_stands():
+    source, offsets = ScenesSource(60, layouts=["one"], close_up=32), set()
     for row in range(60):
         sample = source.read(row)
         drawn = scenes.scene(int(sample.key.split()[1]))
-        assert sample.image.shape == (32, 32, 3)
-        assert sample.caption == drawn.caption
-        whole, (thing,) = scenes.render(drawn), drawn.objects
-        places = [
-            (top, left)
-            for top in range(thing.y - 20, thing.y - 11)
-            for left in range(thing.x - 20, thing.x - 11)
-            if np.array_equal(whole[top : top + 32, left : left + 32], sample.image)
-        ]
-        assert places
-        offsets.update((top - thing.y, left - thing.x) for top, left in places if len(places) == 1)
-    assert {-20, -16, -12} <= {left for _, left in offsets}
+        assert np.array_equal(sample.image, scenes.render(drawn))
+        top, left, side = sample.window
+        (thing,) = drawn.objects
+        offsets.add((top + 16 - thing.y, left + 16 - thing.x))
+        assert side == 32
+        assert 0 <= top <= 32 and 0 <= left <= 32
+    assert offsets == {(y, x) for y in (-4, 0, 4) for x in (-4, 0, 4)}
 
 
 @pytest.mark.parametrize(
-    "options", [{"layouts": ["row"]}, {}, {"layouts": ["one", "row"]}, {"layouts": ["one"], "size": 72}]
+    "options",
+    [{"layouts": ["row"]}, {}, {"layouts": ["one", "row"]}, {"layouts": ["one"], "size": 32}, {"close_up": 72}],
 )
 def test_close_ups_of_several_objects_are_refused(options):
     with pytest.raises(TrainingError, match="only object") as caught:
-        ScenesSource(5, **{"size": 32, **options}, close_up=True)
+        ScenesSource(5, **{"close_up": 24, **options})
     assert "layouts: [one]" in str(caught.value)
 
 
@@ -99,8 +94,8 @@ def test_fingerprints_tell_different_scenes_apart():
         ScenesSource(10, layouts=["one"]),
         ScenesSource(10, size=32),
         ScenesSource(10, domain="faces"),
-        ScenesSource(10, layouts=["one"], size=32),
-        ScenesSource(10, layouts=["one"], size=32, close_up=True),
+        ScenesSource(10, layouts=["one"], close_up=32),
+        ScenesSource(10, layouts=["one"], close_up=24),
     ]
     assert len({source.fingerprint for source in sources}) == 8
     assert ScenesSource(10).fingerprint == sources[0].fingerprint

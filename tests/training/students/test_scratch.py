@@ -28,7 +28,7 @@ def test_what_it_learns_on_is_encoded_by_the_networks_that_it_borrows(
 ) -> None:
     overrides = [f"student.networks.{name}={pristine_checkpoint}" for name in ("vae", "text_encoder")]
     overrides += [f"student.networks.unet={json.dumps(UNET)}", "data.pairs=3"]
-    overrides += ["data.cache_text=true", "objective.train_text_encoder=false", "data.close_up=false"]
+    overrides += ["data.cache_text=true", "objective.train_text_encoder=false", "data.close_up=null"]
     overrides += ["data.layouts=null", "data.resolution=64"]
     recipe, folder = load_recipe("scenes-objects", overrides), tmp_path / "run"
     task: Any = build_task(
