@@ -11,7 +11,6 @@ from pytest_sdbench.protocols.splitmix import Dice
 from training.data.source import Sample, Source
 from training.errors import TrainingError
 
-
 WIDTH = 64
 """Pixels of a side of the scenes that close-ups are cut out of: the places of objects are told in these."""
 _STRAY = 4
@@ -21,10 +20,11 @@ _STRAY = 4
 class ScenesSource(Source):
     """`pairs` scenes from index `first` on, or those of certain layouts, drawn `size` pixels wide.
 
-    Their names are those of a domain. A close-up is a square of so many pixels around the only object of a scene,
-    which stands within four pixels of its middle; its latents alone are learned from. Raises TrainingError for a
-    layout or domain that there is none, for close-ups of several objects or wider than scenes, and where the
-    indices leave `scenes.TRAINING`: the scenes beyond are those that checkpoints are judged on.
+    Their names are those of a domain. A close-up is a square of so many pixels around the only object of a
+    scene, which stands within four pixels of its middle; its latents alone are learned from. Raises
+    TrainingError for a layout or domain that there is none, for close-ups of several objects or wider than
+    scenes, and where the indices leave `scenes.TRAINING`: the scenes beyond are those that checkpoints are
+    judged on.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class Sample:
     caption: str
 
     window: tuple[int, int, int] | None = None
-    """Top, left and side of the square whose latents are learned from, in pixels; none: of the whole picture."""
+    """Top, left and side, in pixels, of the square whose latents are learned from; none: of the whole."""
 
 
 class BadSample(Exception):

@@ -99,9 +99,9 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
         yield from _whole_scenes(kind, data)
     if data.cache and kind in EXTRACTORS:
         yield Fault("data.cache", f"{kind} learns from pictures, not latents", True, "Write cache: false")
-    if getattr(data, "close_up", None) and (data.flip or not data.cache):
-        message, remedy = "close-ups are cut out of the latents of whole scenes", "Write cache: true and flip: false"
-        yield Fault("data.close_up", message, getattr(data, "close_up", None), remedy)
+    if (side := getattr(data, "close_up", None)) and (data.flip or not data.cache):
+        remedy = "Write cache: true and flip: false"
+        yield Fault("data.close_up", "cut out of the cached latents of whole scenes", side, remedy)
     if data.cache_text and not data.cache:
         yield Fault("data.cache_text", "text is cached beside latents", True, "Write cache: true too")
     if data.cache_text and getattr(recipe.objective, "train_text_encoder", False):

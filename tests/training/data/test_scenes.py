@@ -35,13 +35,20 @@ def test_close_ups_hold_the_object_wherever_it_stands():
         (thing,) = drawn.objects
         offsets.add((top + 16 - thing.y, left + 16 - thing.x))
         assert side == 32
-        assert 0 <= top <= 32 and 0 <= left <= 32
+        assert 0 <= top <= 32
+        assert 0 <= left <= 32
     assert offsets == {(y, x) for y in (-4, 0, 4) for x in (-4, 0, 4)}
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"layouts": ["row"]}, {}, {"layouts": ["one", "row"]}, {"layouts": ["one"], "size": 32}, {"close_up": 72}],
+    [
+        {"layouts": ["row"]},
+        {},
+        {"layouts": ["one", "row"]},
+        {"layouts": ["one"], "size": 32},
+        {"close_up": 72},
+    ],
 )
 def test_close_ups_of_several_objects_are_refused(options):
     with pytest.raises(TrainingError, match="only object") as caught:
