@@ -249,15 +249,12 @@ def windows(latents: Array, squares: Sequence[tuple[int, int, int] | None], heig
 
     Encoded alone, a square would have other latents: what surrounds it counts, and so do its borders.
     """
-    shrink = height // latents.shape[-2]
-    cut = [
-        whole
-        if square is None
-        else whole[..., square[0] // shrink :, square[1] // shrink :][
-            ..., : square[2] // shrink, : square[2] // shrink
-        ]
-        for whole, square in zip(latents, squares, strict=True)
-    ]
+    shrink, cut = height // latents.shape[-2], []
+    for whole, square in zip(latents, squares, strict=True):
+        if square is not None:
+            top, left, side = (place // shrink for place in square)
+            whole = whole[..., top : top + side, left : left + side]
+        cut.append(whole)
     return np.stack(cut)
 
 
