@@ -31,6 +31,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
+    from pytest_sdbench.base.environment import torch_device
     from pytest_sdbench.features.references import make_statistics
     from pytest_sdbench.protocols.sections import Resize
 
@@ -40,7 +41,11 @@ def run(options: argparse.Namespace) -> int:
     steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
     source = _source(options.source)
     _check_layouts(options.layouts, source)
-    workspace = Workspace(data_root=options.data, device=options.device, download=options.download)
+    workspace = Workspace(
+        data_root=options.data,
+        device=torch_device(options.device, option="--device"),
+        download=options.download,
+    )
     made = make_statistics(
         source,
         options.out,
