@@ -24,7 +24,7 @@ from training.objectives.prediction import PredictionTask
 from training.recipes.schema import EXTRACTORS, Consistency, Distillation, DreamBooth, Prediction, Recipe
 from training.run.task import Task
 from training.students.block_removal import account, build_student
-from training.students.feature_taps import Denoiser, feature_pairs
+from training.students.feature_taps import Denoiser, Readout, feature_pairs, inner_taps
 from training.students.networks import Parts, load_parts
 
 
@@ -134,8 +134,13 @@ def _student(recipe: Recipe, teacher: Any, say: Say) -> Any:
 def _trainable(recipe: Recipe, parts: Parts, objective: Prediction | DreamBooth) -> Denoiser:
     """Return the U-Net, with its text encoder if that learns too."""
     encoder = parts.text_encoder if objective.train_text_encoder else None
-    model = Denoiser(prepare_unet(parts.unet, recipe), (), encoder).requires_grad_(True)
-    return model.tell_levels_apart() if getattr(objective, "inner_captions", 0) else model
+    unet: Any = prepare_unet(parts.unet, recipe)
+    if not getattr(objective, "readout", 0):
+        return Denoiser(unet, (), encoder).requires_grad_(True)
+    taps = inner_taps(unet)
+    latent_channels = unet.config["in_channels"]
+    readouts = nn.ModuleList(Readout(channels, latent_channels, covers) for channels, covers in taps.values())
+    return Denoiser(unet, tuple(taps), encoder, readouts).requires_grad_(True)
 
 
 def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Denoiser:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +9,6 @@ from training.objectives import losses as objectives
 from training.objectives.diffusion import DiffusionTask
 from training.recipes.schema import Prediction
 from training.run.task import Piece
-from training.students.feature_taps import Hearing
 
 
 class PredictionTask(DiffusionTask):
@@ -21,16 +18,13 @@ class PredictionTask(DiffusionTask):
         objective = self.recipe.objective
         assert isinstance(objective, Prediction)
         noisy, text = self.noisy_inputs(piece, self.inputs, objective.caption_dropout, objective.noisier_half)
-        guess, _ = model(noisy.latents, noisy.steps, text, None, self._hearing(piece, objective))
-        return objectives.prediction_losses(
+        guess, read = model(noisy.latents, noisy.steps, text)
+        found = objectives.prediction_losses(
             guess, noisy.target, noisy.steps, self.inputs.schedule, objective.min_snr
         )
-
-    def _hearing(self, piece: Piece, objective: Prediction) -> Hearing | None:
-        """Draw which levels hear the captions of a piece; None where all do."""
-        if not objective.inner_captions:
-            return None
-        unet: Any = self.model.unet
-        muffled = piece.dice.uniform() < objective.inner_captions
-        outermost = 1 + piece.dice.integers(len(unet.up_blocks) - 1)
-        return Hearing(torch.where(muffled, outermost, 0), self.empty_prompt())
+        if read:
+            high, wide = noisy.clean.shape[2:]  # where these do not halve evenly, what levels cover juts out
+            errors = [objectives.squared_error(each[..., :high, :wide], noisy.clean) for each in read]
+            found["readout"] = torch.stack(errors).mean()
+            found["loss"] = found["loss"] + objective.readout * found["readout"]
+        return found

@@ -77,8 +77,8 @@ class Prediction(_Part):
     caption_dropout: Share = 0.0
     min_snr: Positive | None = None
     """Gamma of the min-SNR weights; none: every timestep counts the same."""
-    inner_captions: Share = 0.0
-    """Share of the pictures whose caption the U-Net's inner levels alone hear; which, is drawn evenly."""
+    readout: NotNegative = 0.0
+    """What counts, beside the prediction, how badly the picture can be read out of the inner levels alone."""
     noisier_half: Share | None = None
     """Share of the pictures whose timestep is of the noisier half; none: all timesteps alike."""
     train_text_encoder: bool = False

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training.errors import TrainingError
 from training.students.block_removal import Removal
@@ -39,13 +40,34 @@ def feature_pairs(pairing: Pairing, remove: Removal) -> tuple[Pair, ...]:
     return _LEVELS
 
 
-class Hearing(NamedTuple):
-    """Which levels of a U-Net hear a picture's caption."""
+def inner_taps(unet: Any) -> dict[str, tuple[int, int]]:
+    """Return where a U-Net's inner levels end on the way up, innermost first, and the mid block's end.
 
-    outermost: Tensor
-    """The outermost level that does, for each picture, int64 [B]; the inner ones do, too."""
-    nothing: Tensor
-    """What the others hear: the empty prompt, as the text is given, of one picture."""
+    With each comes how many channels it has, and how many pixels of the outermost level one of its covers
+    on a side.
+    """
+    covers, found = 2 ** (len(unet.up_blocks) - 1), {}
+    if unet.mid_block is not None:
+        found["mid_block"] = unet.mid_block.resnets[-1].out_channels, covers
+    for place, block in enumerate(unet.up_blocks[:-1]):
+        kind, last = "attentions" if hasattr(block, "attentions") else "resnets", len(block.resnets) - 1
+        found[f"up_blocks.{place}.{kind}.{last}"] = block.resnets[last].out_channels, covers >> place
+    return found
+
+
+class Readout(nn.Module):
+    """Read the picture out of what a level of a U-Net says, each pixel of it alone; begins with nothing."""
+
+    def __init__(self, channels: int, latent_channels: int, covers: int) -> None:
+        super().__init__()
+        self.read = nn.Conv2d(channels, latent_channels * covers**2, 1)
+        self.covers = covers
+        for parameter in self.read.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return latents [B, C, h, w] of a feature [B, F, h / covers, w / covers]."""
+        return functional.pixel_shuffle(self.read(feature), self.covers)
 
 
 class Denoiser(nn.Module):
@@ -57,14 +79,18 @@ class Denoiser(nn.Module):
     """
 
     def __init__(
-        self, unet: nn.Module, taps: Sequence[str] = (), text_encoder: nn.Module | None = None
+        self,
+        unet: nn.Module,
+        taps: Sequence[str] = (),
+        text_encoder: nn.Module | None = None,
+        readouts: nn.ModuleList | None = None,
     ) -> None:
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
+        self.readouts = readouts
         self.taps = tuple(taps)
         self._caught: dict[str, Tensor] | None = None
-        self._hearing: Hearing | None = None
         layers = dict(unet.named_modules())
         for tap in self.taps:
             if tap not in layers:
@@ -75,41 +101,30 @@ class Denoiser(nn.Module):
                 )
             layers[tap].register_forward_hook(self._hook(tap))
 
-    def tell_levels_apart(self) -> Denoiser:
-        """Let calls say which levels of the U-Net hear a picture's caption; level 0 is the outermost."""
-        unet: Any = self.unet
-        last = len(unet.up_blocks) - 1
-        levels = [*enumerate(unet.down_blocks), (last, unet.mid_block)]
-        levels += [(last - place, block) for place, block in enumerate(unet.up_blocks)]
-        for level, block in levels:
-            if block is not None:  # some have no mid block
-                block.register_forward_pre_hook(self._muffler(level), with_kwargs=True)
-        return self
-
     def forward(
         self,
         noisy: Tensor,
         steps: Tensor,
         text: Tensor,
         guidance: Tensor | None = None,
-        hearing: Hearing | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the prediction [B, C, h, w] and a feature for each tap.
 
         `text` is token numbers [B, T] where this module has a text encoder, else text states [B, T, D];
-        `guidance` is the embedding of the guidance scale [B, G] of a consistency model; `hearing` says, after
-        `tell_levels_apart`, to which levels the text is another.
+        `guidance` is the embedding of the guidance scale [B, G] of a consistency model. With readouts, a
+        feature is the picture that they read out of it.
         """
         if self.text_encoder is not None:
             text = self.text_encoder(text).last_hidden_state
-            if hearing is not None:
-                hearing = hearing._replace(nothing=self.text_encoder(hearing.nothing).last_hidden_state)
         caught: dict[str, Tensor] = {}
-        self._caught, self._hearing = caught, hearing
+        self._caught = caught
         prediction = self.unet(noisy, steps, text, timestep_cond=guidance, return_dict=False)[0]
         # Gradient checkpointing runs layers again in the backward pass: what they put out then is not kept.
-        self._caught = self._hearing = None
-        return prediction, tuple(caught[tap] for tap in self.taps)
+        self._caught = None
+        features = (caught[tap] for tap in self.taps)
+        if self.readouts is not None:
+            return prediction, tuple(read(each) for read, each in zip(self.readouts, features, strict=True))
+        return prediction, tuple(features)
 
     def _hook(self, tap: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -117,19 +132,6 @@ class Denoiser(nn.Module):
                 self._caught[tap] = output[0] if isinstance(output, tuple) else output
 
         return keep
-
-    def _muffler(self, level: int) -> Any:
-        def muffle(
-            _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            text = named.get("encoder_hidden_states")
-            if self._hearing is None or text is None:
-                return None
-            outermost, nothing = self._hearing
-            heard = torch.where((outermost <= level).view(-1, 1, 1), text, nothing.to(text.dtype))
-            return inputs, {**named, "encoder_hidden_states": heard}
-
-        return muffle
 
 
 @torch.no_grad()

@@ -103,6 +103,28 @@ def test_a_share_of_the_timesteps_is_of_the_noisier_half(place: Path) -> None:
     assert shares == pytest.approx([0.125, 0.125, 0.375, 0.375], abs=0.04)
 
 
+def test_readouts_count_beside_the_prediction_and_learn(place: Path) -> None:
+    task = built(place, "objective.readout=0.5", "objective.min_snr=5.0")
+    first = task.losses(task.model, piece())
+    plain = built(place, "objective.min_snr=5.0")
+    alone = plain.losses(plain.model, piece())
+    torch.testing.assert_close(first["loss"], alone["loss"] + 0.5 * first["readout"])
+    optimizer = torch.optim.Adam(task.model.parameters(), 1e-2)
+    for _ in range(30):
+        losses = task.losses(task.model, piece())
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses["readout"] < 0.9 * first["readout"]
+
+
+def test_readouts_take_latents_that_do_not_halve_evenly(place: Path) -> None:
+    task = built(place, "objective.readout=0.5", "data.resolution=48")
+    losses = task.losses(task.model, piece())
+    losses["loss"].backward()
+    assert math.isfinite(float(losses["readout"]))
+
+
 @pytest.mark.slow
 def test_validation_does_not_change_the_course(place: Path, whole: Any) -> None:
     watched = ("watch.validation_images=4", "watch.validation_rows=5")

@@ -18,7 +18,7 @@ from pytest_sdbench.models.skeleton import unet_skeleton
 from tests.tiny_checkpoint import TEXT_ENCODER, UNET
 from training.errors import TrainingError
 from training.students.block_removal import build_student, student_config
-from training.students.feature_taps import Denoiser, Hearing, feature_pairs, without_gradient
+from training.students.feature_taps import Denoiser, Readout, feature_pairs, inner_taps, without_gradient
 
 ENDS = [("down_blocks.0", "down_blocks.0"), ("down_blocks.1", "down_blocks.1")]
 UPS = [("up_blocks.1", "up_blocks.0"), ("up_blocks.2", "up_blocks.1"), ("up_blocks.3", "up_blocks.2")]
@@ -201,60 +201,42 @@ def test_text_encoder_that_learns_gets_a_gradient() -> None:
     assert all(weight.grad is not None for weight in encoder.parameters())
 
 
-class TestHearing:
-    """A call says which levels hear the caption of each picture."""
+class TestReadouts:
+    """What the inner levels say is read as a picture."""
 
-    NOTHING = torch.full((1, 7, 16), 0.5)
+    def readouts(self, unet: UNet2DConditionModel) -> Denoiser:
+        taps = inner_taps(unet)
+        reads = nn.ModuleList(Readout(channels, 4, covers) for channels, covers in taps.values())
+        return Denoiser(unet, tuple(taps), None, reads)
 
-    def heard(self, unet: UNet2DConditionModel, outermost: int) -> torch.Tensor:
-        """Return the prediction where every attention outside a level is handed another text by hand."""
-        unet = copy.deepcopy(unet)
-        outer = [f"down_blocks.{level}." for level in range(outermost)]
-        outer += [f"up_blocks.{3 - level}." for level in range(outermost)]
-        for name, layer in unet.named_modules():
-            if name.endswith(("attn2.to_k", "attn2.to_v")) and name.startswith(tuple(outer)):
-                layer.register_forward_pre_hook(lambda _, given: (self.NOTHING.expand_as(given[0]),))
-        prediction: torch.Tensor = unet(*inputs()).sample
-        return prediction
+    @pytest.mark.parametrize(("remove", "levels"), [("base", 4), ("small", 3), ("tiny", 2)])
+    def test_each_inner_level_and_the_mid_block_give_a_picture(self, remove: Any, levels: int) -> None:
+        noisy, steps, text = inputs()
+        for unet in networks(remove)[remove != "base" :]:
+            _, pictures = self.readouts(unet)(noisy, steps, text)
+            assert {picture.shape for picture in pictures} == {noisy.shape}
+        assert len(pictures) == levels
 
-    @pytest.mark.parametrize("outermost", range(4))
-    def test_outer_levels_hear_nothing(self, outermost: int) -> None:
-        teacher, _ = networks("base")
-        hearing = Hearing(torch.tensor([outermost] * 2), self.NOTHING)
-        found, _ = Denoiser(teacher).tell_levels_apart()(*inputs(), None, hearing)
-        torch.testing.assert_close(found, self.heard(teacher, outermost))
+    def test_the_innermost_are_read_before_outer_levels_add_to_them(self) -> None:
+        model = self.readouts(networks("base")[0])
+        for read in model.readouts or ():
+            nn.init.normal_(read.read.weight)
+        _, (mid, *_) = model(*inputs())
+        mid.square().mean().backward()
+        reached = {name for name, weight in model.unet.named_parameters() if weight.grad is not None}
+        assert any(name.startswith("mid_block") for name in reached)
+        assert not any(name.startswith("up_blocks") for name in reached)
 
-    def test_the_mid_block_alone_makes_a_difference(self) -> None:
-        teacher, _ = networks("base")
-        unheard, _ = Denoiser(teacher).tell_levels_apart()(
-            *inputs(), None, Hearing(torch.tensor([4, 4]), self.NOTHING)
-        )
-        assert not torch.allclose(self.heard(teacher, 3), unheard)
+    def test_pixels_of_a_level_are_read_one_by_one(self) -> None:
+        read = Readout(6, 4, 2)
+        nn.init.normal_(read.read.weight)
+        feature = torch.randn(1, 6, 3, 3)
+        changed = feature.clone()
+        changed[:, :, 1, 2] += 1
+        moved = (read(changed) - read(feature)).abs().sum(dim=(0, 1)) > 0
+        assert moved.nonzero().tolist() == [[2, 4], [2, 5], [3, 4], [3, 5]]
 
-    def test_each_picture_has_its_own_level(self) -> None:
-        teacher, _ = networks("base")
-        wanted = [self.heard(teacher, outermost)[row] for row, outermost in enumerate((0, 3))]
-        hearing = Hearing(torch.tensor([0, 3]), self.NOTHING)
-        found, _ = Denoiser(teacher).tell_levels_apart()(*inputs(), None, hearing)
-        torch.testing.assert_close(found, torch.stack(wanted))
-
-    def test_all_hear_unless_a_call_says_otherwise(self) -> None:
-        teacher, _ = networks("base")
-        wanted = teacher(*inputs()).sample
-        found, _ = Denoiser(teacher).tell_levels_apart()(*inputs())
-        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
-
-    def test_a_text_encoder_that_learns_encodes_the_empty_prompt_too(self) -> None:
-        _, student = networks("small")
-        encoder = CLIPTextModel(CLIPTextConfig(vocab_size=50, **TEXT_ENCODER)).eval()
-        noisy, steps, _ = inputs()
-        tokens, empty = torch.zeros(2, 77, dtype=torch.int64), torch.ones(1, 77, dtype=torch.int64)
-        outermost = torch.tensor([0, 2])
-        found, _ = Denoiser(student, (), encoder).tell_levels_apart()(
-            noisy, steps, tokens, None, Hearing(outermost, empty)
-        )
-        states = [encoder(each).last_hidden_state for each in (tokens, empty)]
-        wanted, _ = Denoiser(student).tell_levels_apart()(
-            noisy, steps, states[0], None, Hearing(outermost, states[1])
-        )
-        torch.testing.assert_close(found, wanted)
+    def test_they_leave_the_prediction_alone(self) -> None:
+        unet, _ = networks("base")
+        found, _ = self.readouts(unet)(*inputs())
+        torch.testing.assert_close(found, unet(*inputs()).sample, rtol=0, atol=0)
