@@ -119,7 +119,8 @@ _DDIM = Scheduler(
 )
 _DPM = Scheduler(name="DPMSolverMultistepScheduler", config={"timestep_spacing": "trailing"})
 _FEWER_STEPS = (Draw("DPM-Solver++ 10", steps=10, scheduler=_DPM),)
-"""Where many runs are compared with each other alone: two fifths of the U-Net calls of PNDM 25."""
+"""For runs that are compared with each other alone: two fifths of the U-Net calls of PNDM 25."""
+_DRAWN_WITH = "Drawn with ten steps of DPM-Solver++ (trailing spacing), guidance 2."
 _LCM_DRAWS = tuple(Draw(f"LCM {steps}", "scenes-lcm4-5k", steps) for steps in (1, 2, 4, 8))
 _TINY_DRAWS = (
     Draw("PNDM 25"),
@@ -161,6 +162,7 @@ EXPERIMENTS = {
             Run("22,565 pairs", "scenes-small-2m", (), _GROWTH, draws=_FEWER_STEPS),
         ),
         against="2,128 pairs",
+        notes=_DRAWN_WITH,
     ),
     "ablation": Experiment(
         "What helps: initialisation, output and feature distillation; scenes-small, 32,000 images",
@@ -170,6 +172,7 @@ EXPERIMENTS = {
             for label, without in _COMPONENTS.items()
         ),
         against=_WITHOUT,
+        notes=_DRAWN_WITH,
     ),
     "consistency": Experiment(
         "Few steps: scenes-tiny-lcm beside scenes-tiny",
