@@ -22,6 +22,7 @@ from training.objectives.dreambooth_pictures import add_adapters, class_pairs, s
 from training.objectives.inputs import Inputs
 from training.objectives.prediction import PredictionTask
 from training.recipes.schema import EXTRACTORS, Consistency, Distillation, DreamBooth, Prediction, Recipe
+from training.run.state import FILE, read_state
 from training.run.task import Task
 from training.students.block_removal import account, build_student
 from training.students.feature_taps import Denoiser, Readout, feature_pairs, inner_taps
@@ -69,7 +70,7 @@ def build_task(
             parts = replace(parts, checkpoint=resolve(str(folder / "start")))
     else:
         parts = load_parts(recipe.teacher, download=download)
-    pairs = NoPairs() if export_only else open_pairs(recipe, parts, folder, accelerator, say)
+    pairs = recalled_pairs(folder) if export_only else open_pairs(recipe, parts, folder, accelerator, say)
     return connect(recipe, parts, pairs, accelerator, say=say)
 
 
@@ -113,6 +114,15 @@ def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelera
         say=say,
         record=folder / f"skipped{number}.jsonl",
     )
+
+
+def recalled_pairs(folder: Path) -> NoPairs:
+    """Return what the state of a run tells of its pairs; older states tell nothing.
+
+    Raises TrainingError for a damaged file.
+    """
+    path = folder / FILE
+    return NoPairs(**read_state(path, mapped=True).get("pairs", {})) if path.is_file() else NoPairs()
 
 
 def _inputs(recipe: Recipe, parts: Parts, pairs: Pairs, accelerator: Accelerator) -> Inputs:
@@ -170,7 +180,7 @@ def build_dreambooth(
     assert recipe.teacher is not None  # the recipe's own check
     parts = load_parts(recipe.teacher, download=download)
     of_class: Pairs | None = NoPairs()
-    of_subject: Pairs = NoPairs()
+    of_subject: Pairs = recalled_pairs(folder)
     if not export_only:
         cache, device, dtype = folder.parent / "cache", accelerator.device, half_type(accelerator)
         # Whoever comes first draws, and the others wait at its lock: at a barrier they would run out of time.

@@ -170,6 +170,13 @@ def test_a_run_stops_goes_on_is_exported_and_put_aside(
     assert (again / weights).read_bytes() == (out / weights).read_bytes()
     assert f"exported to {again}" in capsys.readouterr().out
     assert not cache.exists(), "what is exported alone needs no data"
+    cards = [(folder / "README.md").read_text() for folder in (out, again)]
+    told = [
+        [line for line in card.splitlines() if line.startswith(("- Training data", "- Images seen"))]
+        for card in cards
+    ]
+    assert told[0] == told[1]
+    assert "8 pairs" in told[1][0]
 
     assert run(recipe, "--restart", "--stop-at", "2") == 0
     assert seen(run_folder("mini")) == [2]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -67,14 +66,17 @@ class Pairs(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class NoPairs:
-    """What stands in the place of a run's pairs where it is exported and not trained."""
+    """What stands in the place of a run's pairs where it is exported and not trained: how many there were."""
 
+    count: int = 0
+    """0: not known."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
     group_sizes: Sequence[int] = (1,)
-    skipped: Mapping[str, str] = MappingProxyType({})
 
     def __len__(self) -> int:
-        return 1
+        return self.count
 
     def take(self, rows: Sequence[int], flipped: Sequence[bool] | None = None) -> Examples:
         raise RuntimeError("a run that is exported takes no pairs")

@@ -63,10 +63,17 @@ def save_state(folder: Path, learner: Learner, seen: int) -> None:
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "generator": torch.get_rng_state(),
         "extra": learner.task.state(),
+        "pairs": _told_of_pairs(learner.task),
     }
     if accelerator.is_main_process:
         _write(folder / FILE, state)
     accelerator.wait_for_everyone()
+
+
+def _told_of_pairs(task: Any) -> dict[str, Any]:
+    """Return how many pairs a task learns from, and which were corrupt: what its card tells later."""
+    pairs = getattr(getattr(task, "inputs", None), "pairs", None)
+    return {} if pairs is None else {"count": len(pairs), "skipped": dict(pairs.skipped)}
 
 
 def load_state(folder: Path, learner: Learner) -> int:
