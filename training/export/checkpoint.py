@@ -19,20 +19,25 @@ from torch import Tensor, nn
 
 from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.base.paths import real
-from pytest_sdbench.models.checkpoint import resolve
+from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.models.skeleton import known_keys
 from training.errors import TrainingError, explain_write_errors
 from training.export.card import card_spec, write_card
 from training.export.facts import Run
-from training.export.samples import sampling_scheduler, with_settings
-from training.recipes.schema import Recipe
+from training.export.samples import sampling_kind, with_settings
+from training.recipes.schema import Consistency, Recipe
 from training.students.networks import Parts
 from training.students.tokenizer import save_tokenizer
 
 ADAPTER = "pytorch_lora_weights.safetensors"
-_OURS = ("model_index.json", "unet", "config.json", "open_clip_config.json", ADAPTER)
+_MARKS = ("model_index.json", "unet", ADAPTER)
+"""What an exported folder holds one of, at least."""
+_OURS = frozenset((*_MARKS, "README.md", "scheduler", "text_encoder", "tokenizer", "vae"))
+"""All that an exported folder holds."""
+_OF_TASKS = ("config.json", "open_clip_config.json", "unet", "vae", "model_index.json")
+"""What a folder holds one of that a task's own export may add to."""
 
 
 def export_checkpoint(
@@ -59,11 +64,13 @@ def export_checkpoint(
     """
     out = real(out)
     if hasattr(task, "export"):
-        with _folder_beside(out) as temporary:
+        with _folder_beside(out, adds=True) as temporary:
             task.export(temporary)
             _move_entries(temporary, out)
         return out
     parts: Parts = task.parts
+    if recipe.teacher is not None and parts.checkpoint is not None:
+        _refuse_sources(parts.checkpoint, out)
     pairs = getattr(getattr(task, "inputs", None), "pairs", None)
     run = Run(run_folder, seen, hardware, seconds)
     if pairs is not None:
@@ -84,14 +91,19 @@ def export_checkpoint(
 def export_scheduler(parts: Parts, recipe: Recipe) -> Any:
     """Return the scheduler that is written: the recipe's, else the teacher's.
 
-    Without one in the recipe a consistency model gets LCMScheduler: no other draws what it predicts. Raises
-    TrainingError for a class or a setting that diffusers does not know.
+    Without one in the recipe a consistency model gets LCMScheduler: no other draws what it predicts. What it
+    was distilled with, the scheduler is told. Raises TrainingError for a class or a setting that diffusers
+    does not know.
     """
     import diffusers
 
-    wanted = recipe.export.scheduler
+    wanted, objective = recipe.export.scheduler, recipe.objective
+    distilled = {}
+    if isinstance(objective, Consistency):
+        scaling = objective.timestep_scaling
+        distilled = {"original_inference_steps": objective.grid_steps, "timestep_scaling": scaling}
     if wanted is None:
-        return sampling_scheduler(parts)
+        return with_settings(sampling_kind(parts), parts.scheduler, distilled)
     kind: Any = getattr(diffusers, wanted.class_, None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
     if not known:
@@ -110,7 +122,7 @@ def export_scheduler(parts: Parts, recipe: Recipe) -> Any:
             key=f"export.scheduler.config.{unknown[0]}",
             remedy="diffusers would pass over it without a word: correct or remove it",
         )
-    return with_settings(kind, {**parts.scheduler.config, **wanted.config})
+    return with_settings(kind, parts.scheduler, {**distilled, **wanted.config})
 
 
 def save_adapter(parts: Parts, folder: Path) -> Path:
@@ -164,7 +176,9 @@ def _save_networks(parts: Parts, recipe: Recipe, folder: Path) -> None:
         _cast(unet, dtype).save_pretrained(folder / "unet")
         # A consistency model is none under the scheduler of its base.
         scheduler = export_scheduler(parts, recipe)
-        if recipe.export.scheduler is not None or type(scheduler) is not type(parts.scheduler):
+        of_its_own = parts.checkpoint is not None and parts.checkpoint.scheduler_folder is not None
+        stated = recipe.export.scheduler is not None
+        if stated or of_its_own or type(scheduler) is not type(parts.scheduler):
             scheduler.save_pretrained(folder / "scheduler")
         _tidy(folder)
         return
@@ -267,18 +281,21 @@ def _finite(network: nn.Module) -> bool:
 
 
 @contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
-    """Give an empty folder beside `out` that is gone afterwards; a full disk becomes a TrainingError."""
+def _folder_beside(out: Path, *, adds: bool = False) -> Iterator[Path]:
+    """Give an empty folder beside `out` that is gone afterwards; a full disk becomes a TrainingError.
+
+    It is to take the place of `out`, where nothing else may be, or to be added to it.
+    """
     old, new = out.with_name(f".{out.name}.old"), out.with_name(f".{out.name}.new")
     try:
         with explain_write_errors(out, "the checkpoint"):
             if old.exists() and not out.exists():
                 old.rename(out)  # an export was killed between its last two steps
-            if out.exists() and not _replaceable(out):
+            if out.exists() and (foreign := _foreign(out, adds)):
                 raise TrainingError(
                     "the folder holds something that is no checkpoint, which would be lost",
                     file=out,
-                    found=sorted(path.name for path in out.iterdir())[:5] if out.is_dir() else "a file",
+                    found=", ".join(foreign[:5]),
                     remedy="Name another folder",
                 )
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -293,8 +310,27 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _replaceable(out: Path) -> bool:
-    return out.is_dir() and (not any(out.iterdir()) or any((out / name).exists() for name in (*_OURS, "vae")))
+def _foreign(out: Path, adds: bool) -> list[str]:
+    """Return the names in a folder that no export wrote; all, where there is nothing of a checkpoint."""
+    if not out.is_dir():
+        return ["a file"]
+    names = sorted(path.name for path in out.iterdir())
+    if not any(name in names for name in (_OF_TASKS if adds else _MARKS)):
+        return names
+    return [] if adds else [name for name in names if name not in _OURS]
+
+
+def _refuse_sources(checkpoint: Checkpoint, out: Path) -> None:
+    """Raise TrainingError where an export would take the place of what it learned from."""
+    folders = (checkpoint.folder, checkpoint.unet_folder, checkpoint.scheduler_folder)
+    for folder in folders:
+        if folder is not None and out in (real(folder), *real(folder).parents):
+            raise TrainingError(
+                "the folder is one that the run starts from, which would be lost",
+                file=out,
+                found=folder,
+                remedy="Name another folder",
+            )
 
 
 def _swap(new: Path, out: Path) -> None:

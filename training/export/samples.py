@@ -24,6 +24,8 @@ Pixels = npt.NDArray[np.uint8]
 
 BATCH = 8
 """Prompts that are drawn together."""
+_FOR_CONSISTENCY = ("LCMScheduler", "TCDScheduler")
+"""Schedulers that take the prediction of a consistency model."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,33 @@ def draw(
 
 
 def sampling_scheduler(parts: Parts) -> Any:
-    """Return a fresh scheduler for the U-Net: the checkpoint's own, or LCMScheduler for a consistency model.
+    """Return a fresh scheduler for the U-Net: the checkpoint's own, or one for a consistency model."""
+    return with_settings(sampling_kind(parts), parts.scheduler)
+
+
+def sampling_kind(parts: Parts) -> Any:
+    """Return the class of that scheduler.
 
     What the U-Net of a consistency model predicts is no step of another solver.
     """
     from diffusers import LCMScheduler
 
     kind = type(parts.scheduler)
-    if parts.unet.config.time_cond_proj_dim is not None and "generator" not in _arguments(kind.step):
-        kind = LCMScheduler
-    return with_settings(kind, parts.scheduler.config)
+    consistent = parts.unet.config.time_cond_proj_dim is not None
+    return LCMScheduler if consistent and kind.__name__ not in _FOR_CONSISTENCY else kind
 
 
-def with_settings(kind: Any, settings: Mapping[str, Any]) -> Any:
-    """Return a scheduler with those of the settings that its class knows; others would warn at every load."""
+def with_settings(kind: Any, scheduler: Any, changes: Mapping[str, Any] | None = None) -> Any:
+    """Return a scheduler of a class with the settings of another one, as far as it knows them, and changes.
+
+    Defaults of the other's class are no settings, as `from_config` has it. Settings that the class does not
+    know are left out: they would warn at every load. Latents are no pixels: they are not clipped, unless the
+    settings say so.
+    """
+    found = dict(scheduler.config)
+    defaults = () if type(scheduler) is kind else found.get("_use_default_values", ())
+    stated = {name: value for name, value in found.items() if name not in defaults}
+    settings = {"clip_sample": False, **stated, **(changes or {})}
     return kind(**{name: value for name, value in settings.items() if name in _arguments(kind.__init__)})
 
 

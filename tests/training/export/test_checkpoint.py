@@ -18,7 +18,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
@@ -34,6 +37,7 @@ from pytest_sdbench.models.pipeline import load_pipeline
 from tests.training.helpers import files_no_longer_than, recipe_of
 from training.errors import TrainingError
 from training.export.checkpoint import ADAPTER, export_checkpoint, export_scheduler
+from training.export.samples import sampling_scheduler
 from training.recipes.schema import Recipe
 from training.students.block_removal import build_student
 from training.students.networks import Parts, load_parts
@@ -386,6 +390,78 @@ def test_a_folder_of_anything_else_is_left_alone(parts: Parts, tmp_path: Path) -
     with pytest.raises(TrainingError, match="no checkpoint"):
         export(trained(parts), recipe_of(parts.checkpoint.folder), tmp_path / "holidays")
     assert (tmp_path / "holidays" / "beach.jpg").read_bytes() == b"picture"
+
+
+@pytest.mark.parametrize("marked_by", ["unet", "model_index.json"])
+def test_what_stands_beside_a_checkpoint_is_not_lost(marked_by: str, parts: Parts, tmp_path: Path) -> None:
+    out = tmp_path / "project"
+    shutil.copytree(parts.checkpoint.folder / "unet", out / "unet")
+    if marked_by != "unet":
+        (out / marked_by).write_text("{}")
+    (out / "src").mkdir()
+    (out / "src" / "thesis.tex").write_text("chapter")
+    with pytest.raises(TrainingError, match=r"would be lost[\s\S]*src"):
+        export(trained(parts), recipe_of(parts.checkpoint.folder), out)
+    assert (out / "src" / "thesis.tex").read_text() == "chapter"
+
+
+@pytest.mark.parametrize("lost", ["base", "donor"])
+def test_the_teacher_is_not_replaced_by_its_student(lost: str, parts: Parts, tmp_path: Path) -> None:
+    for folder in ("base", "donor"):
+        shutil.copytree(parts.checkpoint.folder, tmp_path / folder)
+    teacher = {"base": str(tmp_path / "base"), "unet": str(tmp_path / "donor")}
+    before = content(tmp_path / lost)
+    with pytest.raises(TrainingError, match="starts from"):
+        export(trained(load_parts(teacher)), recipe_of(teacher), tmp_path / lost)
+    assert content(tmp_path / lost) == before
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_no_other_solver_takes_what_a_consistency_model_predicts(kind: Any, parts: Parts) -> None:
+    consistent = replace(
+        trained(parts, "none", guidance_embedding=8).parts, scheduler=kind.from_config(parts.scheduler.config)
+    )
+    recipe = recipe_of(
+        parts.checkpoint.folder,
+        student={},
+        objective={"kind": "consistency", "embedding": 8, "grid_steps": 20, "timestep_scaling": 7.0},
+    )
+    assert isinstance(sampling_scheduler(consistent), LCMScheduler)
+    exported = export_scheduler(consistent, recipe)
+    assert isinstance(exported, LCMScheduler)
+    assert (exported.config.original_inference_steps, exported.config.timestep_scaling) == (20, 7.0)
+
+
+def test_another_class_takes_settings_and_no_defaults(parts: Parts) -> None:
+    stated = {"beta_start": 0.001, "timestep_spacing": "trailing"}
+    teacher = replace(parts, scheduler=PNDMScheduler(**stated))
+    for kind in (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
+        recipe = recipe_of(parts.checkpoint.folder, export={"scheduler": {"class": kind.__name__}})
+        found, wanted = (
+            export_scheduler(teacher, recipe).config,
+            kind.from_config(teacher.scheduler.config).config,
+        )
+        same = {
+            name: value
+            for name, value in wanted.items()
+            if not name.startswith("_") and name != "clip_sample"
+        }
+        assert {name: found[name] for name in same} == same
+        assert not found.get("clip_sample")
+
+
+@pytest.mark.slow
+def test_a_unet_keeps_the_scheduler_it_came_with(parts: Parts, tmp_path: Path) -> None:
+    donor = tmp_path / "donor"
+    shutil.copytree(parts.checkpoint.folder / "unet", donor / "unet")
+    LCMScheduler.from_config(parts.scheduler.config).save_pretrained(donor / "scheduler")
+    teacher = {"base": str(parts.checkpoint.folder), "unet": str(donor)}
+    task = trained(load_parts(teacher), "none")
+    recipe = recipe_of(teacher, student={}, objective={"kind": "prediction"}, export={"unet_only": True})
+    out = export(task, recipe, tmp_path / "out")
+    assert isinstance(
+        load_pipeline(resolve(read_card(out / "README.md").checkpoint, near=out)).scheduler, LCMScheduler
+    )
 
 
 @pytest.mark.parametrize(
