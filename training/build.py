@@ -22,7 +22,7 @@ from training.objectives.dreambooth_pictures import add_adapters, class_pairs, s
 from training.objectives.inputs import Inputs
 from training.objectives.prediction import PredictionTask
 from training.recipes.schema import EXTRACTORS, Consistency, Distillation, DreamBooth, Prediction, Recipe
-from training.run.state import FILE, read_state
+from training.run.state import told
 from training.run.task import Task
 from training.students.block_removal import account, build_student
 from training.students.feature_taps import Denoiser, Readout, feature_pairs, inner_taps
@@ -117,12 +117,9 @@ def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelera
 
 
 def recalled_pairs(folder: Path) -> NoPairs:
-    """Return what the state of a run tells of its pairs; older states tell nothing.
-
-    Raises TrainingError for a damaged file.
-    """
-    path = folder / FILE
-    return NoPairs(**read_state(path, mapped=True).get("pairs", {})) if path.is_file() else NoPairs()
+    """Return what the state of a run tells of its pairs."""
+    known = told(folder)
+    return NoPairs(known.get("pairs", 0), known.get("skipped", {}))
 
 
 def _inputs(recipe: Recipe, parts: Parts, pairs: Pairs, accelerator: Accelerator) -> Inputs:

@@ -196,18 +196,18 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
                     del task  # two of full size might not fit
                     task = build(export_only=True)
                     load_trained(task, recipe, folder)
-                _export(task, recipe, folder, out, seen, accelerator)
+                _export(task, recipe, folder, out, seen)
             say(f"exported to {out}")
     accelerator.end_training()
     return status
 
 
-def _export(task: Task, recipe: Recipe, folder: Path, out: Path, seen: int, accelerator: Accelerator) -> None:
+def _export(task: Task, recipe: Recipe, folder: Path, out: Path, seen: int) -> None:
     from training.export.checkpoint import export_checkpoint
-    from training.run.status import hardware, trained_seconds
+    from training.run.state import told
+    from training.run.status import trained_seconds
 
-    devices = hardware(accelerator.device, accelerator.num_processes)
-    seconds = trained_seconds(folder)
+    devices, seconds = told(folder).get("hardware", "not recorded"), trained_seconds(folder)
     export_checkpoint(task, recipe, folder, out, seen=seen, hardware=devices, seconds=seconds)
 
 

@@ -172,11 +172,14 @@ def test_a_run_stops_goes_on_is_exported_and_put_aside(
     assert not cache.exists(), "what is exported alone needs no data"
     cards = [(folder / "README.md").read_text() for folder in (out, again)]
     told = [
-        [line for line in card.splitlines() if line.startswith(("- Training data", "- Images seen"))]
+        [line for line in card.splitlines() if line.startswith(("- Training data", "- Images", "- Hardware"))]
         for card in cards
     ]
     assert told[0] == told[1]
     assert "8 pairs" in told[1][0]
+    assert "processes: 1, " in told[1][2]
+    assert run(recipe, "--export-only", "--out", str(again), "optimizer.learning_rate=0.5") == 2
+    assert "the state of another recipe" in capsys.readouterr().err
 
     assert run(recipe, "--restart", "--stop-at", "2") == 0
     assert seen(run_folder("mini")) == [2]

@@ -55,7 +55,7 @@ def facts(recipe: Recipe, run: Run) -> Iterator[tuple[str, str]]:
     steps = run.seen // schedule.batch
     planned = "" if run.seen >= recipe.images else f" of {schedule.steps:,} planned"
     yield "Steps", f"{steps:,}{planned}"
-    yield "Batch", f"{schedule.batch:,} ({schedule.micro_batch:,} at once in a process)"
+    yield "Batch", f"{schedule.batch:,}"
     epochs = f", {run.seen / run.pairs:.3g} times each pair" if run.pairs else ""
     yield "Images seen", f"{run.seen:,}{epochs}"
     warmup = f" after {optimizer.warmup_steps:,} steps of warm-up" if optimizer.warmup_steps else ""

@@ -26,6 +26,7 @@ from training.errors import TrainingError
 from training.recipes.schema import Recipe
 from training.run.processes import FRESH_SECONDS, largest
 from training.run.sharding import fill, full
+from training.run.status import hardware
 from training.run.step import Learner
 from training.run.task import Task
 
@@ -63,17 +64,28 @@ def save_state(folder: Path, learner: Learner, seen: int) -> None:
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "generator": torch.get_rng_state(),
         "extra": learner.task.state(),
-        "pairs": _told_of_pairs(learner.task),
+        "told": _circumstances(learner),
     }
     if accelerator.is_main_process:
         _write(folder / FILE, state)
     accelerator.wait_for_everyone()
 
 
-def _told_of_pairs(task: Any) -> dict[str, Any]:
-    """Return how many pairs a task learns from, and which were corrupt: what its card tells later."""
-    pairs = getattr(getattr(task, "inputs", None), "pairs", None)
-    return {} if pairs is None else {"count": len(pairs), "skipped": dict(pairs.skipped)}
+def _circumstances(learner: Learner) -> dict[str, Any]:
+    """Return what a card tells later: the devices, how many pairs there were, and which were corrupt."""
+    accelerator, pairs = learner.accelerator, getattr(getattr(learner.task, "inputs", None), "pairs", None)
+    devices = hardware(accelerator.device, accelerator.num_processes, learner.plan.micro)
+    of_pairs = {} if pairs is None else {"pairs": len(pairs), "skipped": dict(pairs.skipped)}
+    return {"hardware": devices, **of_pairs}
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """Return what the state in a folder tells of its run: nothing where there is none, or an older one.
+
+    Raises TrainingError for a damaged file.
+    """
+    path = folder / FILE
+    return dict(read_state(path, mapped=True).get("told", {})) if path.is_file() else {}
 
 
 def load_state(folder: Path, learner: Learner) -> int:
@@ -110,7 +122,7 @@ def load_state(folder: Path, learner: Learner) -> int:
 def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
     """Put into `task.model` what a run has learned so far, averaged if it does that; return the images seen.
 
-    Raises TrainingError where nothing was saved.
+    Raises TrainingError where nothing was saved, and for the state of another recipe.
     """
     path = folder / FILE
     if not path.is_file():
@@ -118,6 +130,13 @@ def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
             "there is no state of a run", file=path, remedy=f"Train first: python -m training {recipe.name}"
         )
     state = read_state(path)
+    if state["identity"] != identity(recipe):  # its card would tell the figures of a run that never was
+        raise TrainingError(
+            "the state of another recipe: networks, data, objective, optimiser or schedule differ",
+            file=path,
+            found=state["identity"],
+            remedy=f"Give the recipe and the overrides that it was trained with, not those of {recipe.name}",
+        )
     try:
         missing, unknown = task.model.load_state_dict(state["model"], strict=False)
         if recipe.ema and state["average"]:

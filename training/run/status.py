@@ -192,12 +192,14 @@ def trained_seconds(folder: Path) -> float | None:
     return float(told[-1]) if told else None
 
 
-def hardware(device: torch.device, processes: int) -> str:
-    """Return the devices of a run in words."""
+def hardware(device: torch.device, processes: int, micro_batch: int) -> str:
+    """Return the devices of a run in words, and how many images one of them takes at once."""
     if device.type != "cpu":
-        return f"{processes} x {device_name(str(device))}"
-    threads = torch.get_num_threads()
-    return f"{device_name(device.type)}; processes: {processes}, threads of each: {threads}"
+        return f"{processes} x {device_name(str(device))}, {micro_batch:,} images at once on each"
+    told = (
+        f"processes: {processes}, threads of each: {torch.get_num_threads()}, images at once: {micro_batch:,}"
+    )
+    return f"{device_name(device.type)}; {told}"
 
 
 def memory_gib() -> float:
