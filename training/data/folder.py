@@ -108,7 +108,7 @@ def _captioned(folder: Path, caption: str | None) -> list[tuple[str, str]]:
     """Find the pictures of a folder, and the text beside each."""
     rows, texts = [], 0
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         present = set(files)
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() not in PICTURES or name.startswith("."):

@@ -19,22 +19,17 @@ from pytest_sdbench.models.checkpoint import Checkpoint, resolve, scheduler_clas
 from pytest_sdbench.models.hub import HUB_ID
 from pytest_sdbench.models.specs import EMBEDDED
 from training.export.facts import Run, facts, is_local, log_table, shown_name
-from training.recipes.schema import Recipe
+from training.recipes.load import OVERRIDDEN, recipe_names
+from training.recipes.schema import Consistency, Distillation, DreamBooth, Recipe
 from training.students.networks import Parts
 
 Spec = str | dict[str, str]
 
 _KINDS = {
-    "prediction": ("fine-tuned", "learned from noise that is added to latents"),
-    "distillation": (
-        "distilled",
-        "learned from the noise, from the predictions of the teacher and from its features",
-    ),
-    "consistency": ("consistency-distilled", "learned to jump to the end of the teacher's guided trajectory"),
-    "dreambooth": (
-        "personalised",
-        "learned one subject from a few pictures, keeping the class it belongs to",
-    ),
+    "prediction": "fine-tuned",
+    "distillation": "distilled",
+    "consistency": "consistency-distilled",
+    "dreambooth": "personalised",
 }
 _TAGS = {
     "distillation": "knowledge-distillation",
@@ -169,20 +164,62 @@ def _hub_name(spec: Any) -> str | None:
 
 
 def _body(recipe: Recipe, run: Run, licence: str | None, spec: Spec, whole: bool, name: str) -> Iterator[str]:
-    done, how = _KINDS.get(recipe.objective.kind, ("trained", "was trained"))
-    origin = f"{done} from {shown_name(recipe.teacher)}" if recipe.teacher else "trained from scratch"
+    origin = "trained from scratch"
+    if recipe.teacher:
+        shown, afresh = shown_name(recipe.teacher), recipe.objective.kind == "prediction" and _anew(recipe)
+        done = "trained from random weights, with parts" if afresh else _KINDS[recipe.objective.kind]
+        origin = f"{done} {'of' if afresh else 'from'} {shown}"
     yield f"# {recipe.title}\n"
-    yield f"A text-to-image latent diffusion model, {origin}: it {how}.\n"
+    yield f"A text-to-image latent diffusion model, {origin}: it {_learned(recipe)}.\n"
     yield from (f"- {label}: {text}" for label, text in facts(recipe, run))
     yield f"\n{_licence(recipe, licence)}\n"
     yield from _use(recipe, spec, whole, name)
     yield "\n## How it was made\n"
-    yield f"`python -m training {recipe.name}` rebuilds it. Its figures, and where they come from:\n"
+    changed = OVERRIDDEN in recipe.unstated.values()
+    if recipe.name in recipe_names() and not changed:
+        yield f"`python -m training {recipe.name}` rebuilds it. Its figures, and where they come from:\n"
+    else:
+        how = ", with what is told below as set on the command line" if changed else ""
+        yield f"It was made by the recipe `{recipe.name}`{how}. Its figures, and where they come from:\n"
     yield from (f"- `{key}`: {text}" for key, text in recipe.sources.items())
     if recipe.unstated:
         yield "\nWhat no source states, and why it is as it is:\n"
         yield from (f"- `{key}`: {text}" for key, text in recipe.unstated.items())
     yield from log_table(run)
+
+
+def _anew(recipe: Recipe) -> bool:
+    return recipe.student.init == "random"
+
+
+def _learned(recipe: Recipe) -> str:
+    """Say what a model learned from, as far as that counted."""
+    objective = recipe.objective
+    if isinstance(objective, Distillation):
+        weights = objective.weights
+        sources = {
+            "the noise": weights.task,
+            "the teacher's predictions": weights.output,
+            "the teacher's features": weights.feature,
+        }
+        *others, last = [source for source, weight in sources.items() if weight] or ["nothing"]
+        return f"learned from {', '.join(others)} and {last}" if others else f"learned from {last}"
+    if isinstance(objective, DreamBooth):
+        keeps = (
+            ", keeping the class it belongs to" if objective.class_images and objective.prior_weight else ""
+        )
+        return f"learned one subject from a few pictures{keeps}"
+    if isinstance(objective, Consistency):
+        return "learned to jump to the end of the teacher's guided trajectory"
+    return "learned from noise that is added to latents"
+
+
+def _prompt(recipe: Recipe) -> str:
+    """Return the prompt of the example: for a subject one that calls it."""
+    objective, prompts = recipe.objective, recipe.watch.prompts
+    if isinstance(objective, DreamBooth):
+        return next((prompt for prompt in prompts if objective.prompt in prompt), objective.prompt)
+    return prompts[0] if prompts else "..."
 
 
 def _licence(recipe: Recipe, licence: str | None) -> str:
@@ -216,5 +253,5 @@ def _use(recipe: Recipe, spec: Spec, whole: bool, name: str) -> Iterator[str]:
         library = "from pytest_sdbench import load_pipeline, resolve"
         loading = f"pipeline = load_pipeline(resolve({json.dumps({'base': shown, 'unet': f'./{name}'})}))"
     settings = f"num_inference_steps={recipe.watch.sampling_steps}, guidance_scale={recipe.watch.guidance:g}"
-    prompt = json.dumps(recipe.watch.prompts[0]) if recipe.watch.prompts else '"..."'
+    prompt = json.dumps(_prompt(recipe))
     yield f"```python\n{library}\n\n{loading}\npipeline({prompt}, {settings}).images[0]\n```"

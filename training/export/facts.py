@@ -41,12 +41,13 @@ def facts(recipe: Recipe, run: Run) -> Iterator[tuple[str, str]]:
     schedule, optimizer, data = recipe.schedule, recipe.optimizer, recipe.data
     yield "Recipe", f"`{recipe.name}`"
     if recipe.teacher is not None:
+        afresh = recipe.student.init == "random"
         learns = recipe.objective.kind in ("prediction", "dreambooth") and recipe.student.remove == "none"
-        yield "Fine-tuned from" if learns else "Teacher", shown_name(recipe.teacher)
-    if recipe.student.remove != "none":
-        yield "Blocks removed", f"`{recipe.student.remove}`: {REMOVED[recipe.student.remove]}"
-        start = "the teacher's weights" if recipe.student.init == "teacher" else "random weights"
-        yield "Started from", start
+        yield "Fine-tuned from" if learns and not afresh else "Teacher", shown_name(recipe.teacher)
+        if recipe.student.remove != "none":
+            yield "Blocks removed", f"`{recipe.student.remove}`: {REMOVED[recipe.student.remove]}"
+        if recipe.student.remove != "none" or afresh:
+            yield "Started from", "random weights" if afresh else "the teacher's weights"
     yield "Objective", _objective(recipe)
     yield "Training data", _data(recipe, run)
     if data.resolution is not None:

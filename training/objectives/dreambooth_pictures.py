@@ -17,6 +17,7 @@ from pytest_sdbench.base.files import write_atomically
 from training.data.batch import Pairs
 from training.data.folder import FolderSource
 from training.data.open import pairs_of
+from training.data.source import Subset
 from training.errors import TrainingError, explain_write_errors
 from training.export.samples import BATCH, draw
 from training.recipes.schema import DreamBooth, FolderData, Lora, Recipe
@@ -47,7 +48,7 @@ def subject_pairs(
             found=None if isinstance(data, FolderData) else data.kind,
             remedy="Give data.kind=folder data.path=FOLDER; no captions are needed",
         )
-    source = FolderSource(data.path, caption=objective.prompt)
+    source = Subset(FolderSource(data.path, caption=objective.prompt), data.pairs)
     return pairs_of(recipe, source, parts, folder, device=device, say=say)
 
 

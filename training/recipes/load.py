@@ -22,6 +22,8 @@ from training.recipes.schema import Recipe
 
 RECIPES = Path(__file__).parent
 COMMAND_LINE = "command line"
+OVERRIDDEN = "set on the command line"
+"""What a recipe says of the origin of a figure that an override gave."""
 
 
 def recipe_names() -> list[str]:
@@ -172,16 +174,12 @@ def _disown(values: dict[str, Any], given: Sequence[str]) -> None:
         notes = values.get(name)
         if isinstance(notes, dict):
             values[name] = {
-                note: text
+                note: f"{text} (but for what was {OVERRIDDEN})"
+                if any(str(key).startswith(f"{note}.") for key in given)
+                else text
                 for note, text in notes.items()
                 if not any(note == key or str(note).startswith(f"{key}.") for key in given)
             }
     notes = values.setdefault("unstated", {})
     if isinstance(notes, dict):
-        notes.update(
-            {
-                key: "set on the command line"
-                for key in given
-                if key.split(".")[0] not in ("sources", "unstated")
-            }
-        )
+        notes.update({key: OVERRIDDEN for key in given if key.split(".")[0] not in ("sources", "unstated")})

@@ -240,7 +240,7 @@ class Schedule(_Part):
     """Images of one step, over all processes."""
     micro_batch: Count
     """Images that one process computes at once."""
-    seed: Whole = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 class Optimizer(_Part):

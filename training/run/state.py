@@ -107,6 +107,14 @@ def load_state(folder: Path, learner: Learner) -> int:
             found=state["identity"],
             remedy="Give another --folder, or start anew with --restart",
         )
+    then, now = state.get("told", {}).get("pairs"), _circumstances(learner).get("pairs")
+    if then is not None and now is not None and then != now:
+        raise TrainingError(
+            f"the data has changed since: {then:,} pairs then",
+            file=path,
+            found=f"{now:,} pairs",
+            remedy="Give the data that the run began with, or start anew with --restart",
+        )
     set_model_state_dict(learner.model, state["model"], options=_SHARED)
     set_optimizer_state_dict(learner.model, _torch_optimizer(learner), state["optimizer"], options=_SHARED)
     if average is not None:

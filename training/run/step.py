@@ -77,7 +77,7 @@ def prepare(task: Task, recipe: Recipe, accelerator: Accelerator) -> Learner:
     if recipe.speed.compile:
         task.model.compile()
     model, optimizer = accelerator.prepare(task.model, optimizer)
-    plain = accelerator.unwrap_model(model)
+    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     average = Average(plain, recipe.ema.decay) if recipe.ema else None
     meter = Meter(accelerator.device)

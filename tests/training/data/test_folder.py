@@ -77,7 +77,7 @@ def test_captions_are_those_that_score_reads(tmp_path, name):
 
 
 def test_a_text_beside_each_picture(tmp_path):
-    for name in ("b.jpg", "a.webp", "deep/er/c.PNG", ".hidden.png"):
+    for name in ("b.jpg", "a.webp", "deep/er/c.PNG", ".hidden.png", ".cache/thumb.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         form = {"jpg": "jpeg", "webp": "webp"}.get(name.rsplit(".")[-1], "png")
         (tmp_path / name).write_bytes(encoded(picture(1), form))

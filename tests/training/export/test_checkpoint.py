@@ -36,8 +36,11 @@ from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.pipeline import load_pipeline
 from tests.training.helpers import files_no_longer_than, recipe_of
 from training.errors import TrainingError
+from training.export.card import write_card
 from training.export.checkpoint import ADAPTER, export_checkpoint, export_scheduler
+from training.export.facts import Run
 from training.export.samples import sampling_scheduler
+from training.recipes.load import load_recipe
 from training.recipes.schema import Recipe
 from training.students.block_removal import build_student
 from training.students.networks import Parts, load_parts
@@ -249,6 +252,68 @@ def test_the_card_tells_how_it_was_made_and_makes_up_no_licence(exported: Export
         f"torch {torch.__version__.partition('+')[0]}",
     ):
         assert told in card.content, told
+
+
+def told(parts: Parts, tmp_path: Path, recipe: Recipe) -> str:
+    """Return the card of a recipe's export, without its front matter."""
+    out = tmp_path / "mini"
+    shutil.copytree(parts.checkpoint.folder, out)
+    return ModelCard.load(
+        write_card(out, recipe, Run(tmp_path, 8, "", None), name="mini", near=out, parts=parts)
+    ).text
+
+
+@pytest.mark.parametrize(
+    ("weights", "sources"),
+    [
+        ((1.0, 1.0, 1.0), "the noise, the teacher's predictions and the teacher's features"),
+        ((1.0, 0.5, 0.0), "the noise and the teacher's predictions"),
+        ((0.0, 0.0, 1.0), "the teacher's features"),
+    ],
+)
+def test_a_card_tells_what_counted(weights: Any, sources: str, parts: Parts, tmp_path: Path) -> None:
+    named = dict(zip(("task", "output", "feature"), weights, strict=True))
+    objective = {"kind": "distillation", "pairing": "bk-sdm", "weights": named}
+    recipe = recipe_of(parts.checkpoint.folder, objective=objective)
+    assert f"it learned from {sources}." in told(parts, tmp_path, recipe)
+
+
+@pytest.mark.parametrize("prior", [0.0, 1.0])
+def test_a_card_of_a_subject_calls_it(prior: float, parts: Parts, tmp_path: Path) -> None:
+    objective = {
+        "kind": "dreambooth",
+        "prompt": "a v backpack",
+        "class_prompt": "a backpack",
+        "prior_weight": prior,
+    }
+    recipe = recipe_of(
+        parts.checkpoint.folder,
+        student={},
+        objective={**objective, "prior_weight": prior},
+        data={"kind": "folder", "path": "pictures"},
+        watch={"prompts": ["a sks dog in the jungle"]},
+    )
+    card = told(parts, tmp_path, recipe)
+    assert 'pipeline("a v backpack"' in card
+    assert ("keeping the class" in card) == bool(prior)
+
+
+def test_a_card_tells_random_weights(parts: Parts, tmp_path: Path) -> None:
+    objective = {"kind": "prediction"}
+    recipe = recipe_of(parts.checkpoint.folder, student={"init": "random"}, objective=objective)
+    card = told(parts, tmp_path, recipe)
+    assert "- Started from: random weights" in card
+    assert "ine-tuned" not in card
+
+
+@pytest.mark.parametrize("override", [(), ("schedule.steps=7",)])
+def test_only_a_shipped_recipe_as_it_is_rebuilds_a_checkpoint(
+    override: Any, parts: Parts, tmp_path: Path
+) -> None:
+    recipe = load_recipe("bk-sdm-small", override)
+    card = told(parts, tmp_path, recipe)
+    assert ("`python -m training bk-sdm-small` rebuilds it" in card) == (not override)
+    assert ("`schedule.steps`: set on the command line" in card) == bool(override)
 
 
 @pytest.mark.slow

@@ -122,6 +122,11 @@ def test_pictures_can_be_encoded_once(parts: Parts, subject: Path, tmp_path: Pat
     torch.testing.assert_close(taken.mean.float(), mean, atol=2e-3, rtol=2e-3)
 
 
+def test_as_many_pictures_as_the_recipe_says(parts: Parts, subject: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(parts, {"kind": "folder", "path": str(subject), "pairs": 3})
+    assert len(subject_pairs(recipe, parts, tmp_path / "cache", say=lambda _: None)) == 3
+
+
 def test_a_subject_without_a_folder_is_refused(parts: Parts, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"data\.kind.*scenes.*data\.path=FOLDER"):
         subject_pairs(recipe_for(parts, {"kind": "scenes"}), parts, tmp_path)

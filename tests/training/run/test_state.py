@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.training.helpers import (
     tiny_recipe,
     train_toy,
 )
+from training.data.batch import NoPairs
 from training.errors import TrainingError
 from training.run.processes import start
 from training.run.state import FILE, load_state, read_state, save_state
@@ -42,6 +44,18 @@ def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path, share: float) ->
     train_toy(tmp_path / "run", *settings, toy=Toy(width=256))
     train_toy(tmp_path / "whole", *settings, toy=Toy(width=256))
     assert_same_state(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    def with_pairs(count: int) -> Toy:
+        toy = Toy()
+        toy.inputs = SimpleNamespace(pairs=NoPairs(count))  # type: ignore[attr-defined]
+        return toy
+
+    train_toy(tmp_path, toy=with_pairs(12), stop_at=8)
+    with pytest.raises(TrainingError, match=r"12 pairs then.*'13 pairs'"):
+        train_toy(tmp_path, toy=with_pairs(13))
+    assert train_toy(tmp_path, toy=with_pairs(12))[0] == 48
 
 
 def test_a_full_disk_at_the_first_save_says_that_nothing_is_there(tmp_path: Path) -> None:
