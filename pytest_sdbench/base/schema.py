@@ -82,8 +82,9 @@ def faults(
 
 def suggestion(word: str, known: Sequence[str]) -> str:
     """Return ``Did you mean X? `` where a known word is near, else nothing."""
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}? " if near else ""
+    folded = {each.casefold(): each for each in known}
+    near = get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    return f"Did you mean {folded[near[0]]!r}? " if near else ""
 
 
 def dotted(keys: Keys) -> str:

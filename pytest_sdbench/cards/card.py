@@ -302,6 +302,8 @@ def _own_folder(path: Path, front: FrontMatter) -> str | Mapping[str, str] | Non
     if (path.parent / "model_index.json").is_file():
         return "./"
     base = front.data.get("base_model")
+    if isinstance(base, list) and len(base) == 1:  # the hub's form for several
+        base = base[0]
     lora = any((path.parent / f"{LORA}{suffix}").is_file() for suffix in (".safetensors", ".bin"))
     return {"base": base, "lora": "./"} if lora and isinstance(base, str) else None
 

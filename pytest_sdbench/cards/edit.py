@@ -20,7 +20,7 @@ from pytest_sdbench.base.paths import shown
 from pytest_sdbench.cards.front_matter import FrontMatter, below, parse, read_text
 from pytest_sdbench.cards.records import Entry, Record
 from pytest_sdbench.cards.schema import check_value
-from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.metrics.registry import METRICS, metric_name
 
 _ENDING = re.compile(r"[\r\n]")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -210,7 +210,10 @@ def _apart(front: FrontMatter, record: Entry) -> tuple[Any, list[dict[str, Any]]
 
 def _is_of(entry: Mapping[str, Any], record: Entry) -> bool:
     """Return whether an entry of a card is the record's older self."""
-    return tuple(str(entry.get(name)) for name in record.names) == record.key
+    found = {name: str(entry.get(name)) for name in record.names}
+    if "metric" in found:  # a card may spell it in another way
+        found["metric"] = metric_name(found["metric"]) or found["metric"]
+    return tuple(found.values()) == record.key
 
 
 def _plain_dates(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError, cut
-from pytest_sdbench.base.schema import Keys, suggestion
+from pytest_sdbench.base.schema import Keys
 from pytest_sdbench.cards.claims import UNSTATED, Claim, Margins, check_protocol, margin_of
 from pytest_sdbench.cards.front_matter import FrontMatter, check_yaml_1_1
 from pytest_sdbench.cards.schema import Figure, Figures, Result, Results, Source, check_value, validate
@@ -175,10 +176,27 @@ def _foreign(front: FrontMatter, at: Keys, name: str, *, hub: bool) -> Problem:
 
     On a hub card nobody can tell which; a card with a block of ours means our metrics.
     """
-    near = get_close_matches(name.lower(), list(METRICS), n=1, cutoff=_NEAR)
+    near = _near(name)
     message = "unknown metric" if near else "not a metric of this suite, so nothing is compared with it"
-    remedy = f"{suggestion(name, near)}Known metrics: {', '.join(METRICS)}"
+    remedy = f"{f'Did you mean {near[0]!r}? ' if near else ''}Known metrics: {', '.join(METRICS)}"
     return Problem(front.error(at, message, name, remedy), bool(near) and not hub)
+
+
+def _near(name: str) -> list[str]:
+    """Return our name of the metric that a text is a slip of, if of any: "FID-30K", "IS (10 splits)"."""
+    known = {_plain(word): each.name for each in METRICS.values() for word in (each.name, *each.aliases)}
+    # Short aliases are near to other metrics: CLIP-I is no slip of CLIP.
+    names = [*map(_plain, METRICS), *(word for word in known if len(word) > 8)]
+    bare = _plain(re.sub(r"\(.*\)|[\s_-]\d+k?\s*$", "", name, flags=re.IGNORECASE))
+    for text in (_plain(name), bare):
+        if found := [text] if text in known else get_close_matches(text, names, n=1, cutoff=_NEAR):
+            return [known[found[0]]]
+    return []
+
+
+def _plain(text: str) -> str:
+    """Return the letters and digits of a text, without accents, in lower case."""
+    return "".join(sign for sign in unicodedata.normalize("NFKD", text).casefold() if sign.isalnum())
 
 
 def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, model: str) -> Claim:
@@ -190,7 +208,7 @@ def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, mode
     protocol = config if config is not None and config in known else UNSTATED
     # A card with a block of ours means our protocols: a slip in a name must not ungate its claim.
     near = _NEAR if context.hub else _LIKELY
-    if protocol == UNSTATED and config and get_close_matches(config, known, 1, near):
+    if protocol == UNSTATED and config and get_close_matches(_plain(config), map(_plain, known), 1, near):
         check_protocol(front, (*at, "dataset", "config"), config, known, UNSTATED)
     assumed, n = _arguments(front, (*at, "dataset", "args"), dataset.args, protocol, known)
     own = margins.get(UNSTATED, {}).get(claim.metric) if protocol == UNSTATED else None

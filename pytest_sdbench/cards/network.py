@@ -24,10 +24,14 @@ class Network:
     """Name or configuration of the U-Net."""
     checkpoint: Checkpoint | None
     """None: a skeleton of the architecture."""
+    unlike: Unavailable | None = None
+    """Why that skeleton says nothing of how fast the checkpoint is, which this machine cannot load."""
 
     @property
     def timed(self) -> str | Config:
         """The U-Net that speed and memory are measured on; raises Unavailable for a quantised one."""
+        if self.unlike is not None:
+            raise self.unlike
         how = self.checkpoint.quantised("unet") if self.checkpoint is not None else None
         if how is None:
             return self.unet
@@ -79,10 +83,10 @@ def baseline_checkpoint(
     return checkpoint_of(baseline, download=download)
 
 
-def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
+def network_of(card: Card, checkpoint: Checkpoint | None, why: Unavailable | None = None) -> Network:
     """Return the network of a checkpoint, or of the card's architecture where there is no checkpoint.
 
-    Raises Unavailable if the card names no architecture either.
+    `why` says what keeps it from being one. Raises Unavailable if the card names no architecture either.
     """
     from pytest_sdbench.models.hub import HUB_ID
     from pytest_sdbench.models.specs import split_pair
@@ -99,7 +103,8 @@ def network_of(card: Card, checkpoint: Checkpoint | None) -> Network:
         remedy += f"--sdbench-weights {card.name}=FOLDER"
         remedy = remedy[0].upper() + remedy[1:]
         raise Unavailable(message, file=card.path, key="sdbench.architecture", remedy=remedy)
-    return Network(card.architecture, None)
+    quantised = why is not None and why.key == "quantization_config"
+    return Network(card.architecture, None, why if quantised else None)
 
 
 def named_network(card: Card, *, download: bool = False) -> Network:
@@ -108,8 +113,18 @@ def named_network(card: Card, *, download: bool = False) -> Network:
     Raises what `network_of` and `checkpoint.resolve` raise.
     """
     from pytest_sdbench.models.checkpoint import resolve
+    from pytest_sdbench.models.specs import split_pair
 
-    if card.architecture is not None or card.checkpoint is None:
+    pair = split_pair(card.checkpoint) if card.checkpoint is not None else None
+    made = pair is not None and pair[1] != "unet"  # fused or converted: never quantised, and dear to make
+    if card.checkpoint is None or (made and card.architecture is not None):
         return network_of(card, None)
-    near = card.path.parent
-    return network_of(card, resolve(card.checkpoint, card=card.name, near=near, download=download))
+    try:
+        checkpoint = resolve(card.checkpoint, card=card.name, near=card.path.parent, download=download)
+    except Unavailable:
+        if card.architecture is None:
+            raise
+        return network_of(card, None)
+    # An architecture is what the card claims figures of, and its checkpoint may hold a quantised one.
+    quantised = checkpoint.quantised("unet") is not None
+    return network_of(card, checkpoint if quantised or card.architecture is None else None)

@@ -80,6 +80,7 @@ class MemoryClaim(Part):
 
     max: Positive
     device: OrDefault[Word] = ""
+    dtype: OrDefault[Word] = ""
     source: OrDefault[Word] = ""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
@@ -51,7 +52,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    place = options.store, options.data, options.device
+    place = options.store, options.data, torch_device(options.device, option="--device")
     workspace = Workspace(*place, download=options.download, keep_images=options.keep_images)
     protocol = options.protocol or recorded_protocol(options.second, options.first)
     found = compare(options.first, options.second, protocol, workspace, images=options.images)

@@ -94,7 +94,8 @@ def run(options: argparse.Namespace) -> int:
     if known and (count := _unlike(evidence, column, found)):
         message = f"{count:,} other values of {metric.label} were imported before"
         raise DataError(message, file=options.scores, remedy="To take these in their place: --replace")
-    _keep(evidence, column, found)
+    if not known:
+        _keep(evidence, column, found)
     if evidence.missing(protocol.n) or _unlike(evidence, column, found):
         message, remedy = "other values were imported at the same time", "Run again, with --replace"
         raise DataError(message, file=options.scores, remedy=remedy)
@@ -139,7 +140,7 @@ def _unlike(evidence: Evidence, column: str, values: npt.NDArray[np.float32]) ->
 
 
 def _keep(evidence: Evidence, column: str, values: npt.NDArray[np.float32]) -> None:
-    """Write the values of images, after all that were imported before: old and new ones do not mix."""
+    """Write the values of images in the place of all that were imported before: old and new do not mix."""
     for name in evidence.storage.files():
         if (shard := read_shard_name(name)) is not None and shard[1] == set_of(evidence.columns.values()):
             evidence.storage.remove(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pytest_sdbench.base.environment import versions
+from pytest_sdbench.base.environment import torch_device, versions
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.commands.score_images import Scores, score
@@ -43,7 +43,11 @@ def run(options: argparse.Namespace) -> int:
     found = score(
         options.images,
         options.protocol,
-        Workspace(data_root=options.data, device=options.device, download=options.download),
+        Workspace(
+            data_root=options.data,
+            device=torch_device(options.device, option="--device"),
+            download=options.download,
+        ),
         n=options.n,
         stage=options.stage,
         match_by=options.match,

@@ -33,6 +33,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
+    from pytest_sdbench.base.environment import torch_device
     from pytest_sdbench.features.references import SceneSet, make_statistics
     from pytest_sdbench.protocols.sections import Resize
 
@@ -42,7 +43,11 @@ def run(options: argparse.Namespace) -> int:
     steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
     source = _source(options.source)
     _check_scenes(options, source)
-    workspace = Workspace(data_root=options.data, device=options.device, download=options.download)
+    workspace = Workspace(
+        data_root=options.data,
+        device=torch_device(options.device, option="--device"),
+        download=options.download,
+    )
     made = make_statistics(
         SceneSet(source, options.layouts, options.domain) if isinstance(source, range) else source,
         options.out,

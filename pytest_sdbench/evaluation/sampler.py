@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pytest_sdbench.base.errors import CheckpointError, ProtocolError
+from pytest_sdbench.base.errors import CheckpointError, ProtocolError, first_line
 from pytest_sdbench.models.layout import SD, SDXL
 from pytest_sdbench.models.pipeline import cut_prompts
 from pytest_sdbench.protocols.protocol import Protocol
@@ -269,6 +269,13 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
             raise CheckpointError(what, key="scheduler", found=kind.__name__, remedy=remedy)
     else:
         kind = getattr(diffusers, wanted.name, None)
+        if lacking := getattr(kind, "_backends", None):
+            raise ProtocolError(
+                f"{wanted.name} needs {', '.join(lacking)}, and not all of them are installed",
+                file=protocol.path,
+                key="sampling.scheduler.name",
+                remedy=f"pip install {' '.join(lacking)}",
+            )
         if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
             raise ProtocolError(
                 f"diffusers {diffusers.__version__} has no such scheduler",
@@ -285,7 +292,21 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
             key=f"sampling.scheduler.config.{unknown[0]}",
             remedy="Leave it out: diffusers would ignore it silently.",
         )
-    return lambda: kind.from_config(own.config, **wanted.config)
+
+    def make() -> Any:
+        return kind.from_config(own.config, **wanted.config)
+
+    try:
+        make().set_timesteps(protocol.sampling.steps)
+    except (ValueError, NotImplementedError) as error:
+        raise ProtocolError(
+            f"{kind.__name__} does not draw so: {first_line(error)}",
+            file=protocol.path,
+            key="sampling.scheduler" if wanted.config else "sampling.steps",
+            found=wanted.config or protocol.sampling.steps,
+            remedy="Correct the scheduler's settings, or the number of steps",
+        ) from error
+    return make
 
 
 class _Sequence:

@@ -120,7 +120,8 @@ def judge_latency_of(card: Card, seconds: Sequence[float], place: Place) -> Verd
 def memory_claim(card: Card, place: Place) -> MemoryClaim | None:
     """Return what a peak is judged by: the card's claim, or its record where the claim is of elsewhere."""
     claim, record = card.memory, place.record(card)
-    if (claim is None or not place.of(claim.device)) and record is not None and record.peak_bytes is not None:
+    own = claim is not None and place.of(claim.device) and claim.dtype in ("", place.dtype)
+    if not own and record is not None and record.peak_bytes is not None:
         return MemoryClaim(record.peak_bytes)
     return claim
 
@@ -132,4 +133,6 @@ def judge_peak(claim: MemoryClaim | None, peak: int, place: Place) -> Verdict:
         return uncalibrated(f"{shown}; none is claimed")
     if not place.of(claim.device):
         return uncalibrated(f"{shown}; the claim is of {claim.device}")
+    if claim.dtype not in ("", place.dtype):
+        return uncalibrated(f"{shown} in {place.dtype}; the claim is of {claim.dtype}")
     return judge_memory(claimed=claim.max, measured=peak)

@@ -139,11 +139,15 @@ class Metric:
     def room(self, score: float) -> float:
         """Return how far a score is from the worst there is; a distance has no worst, and is its own room.
 
-        That of pairs may be claimed to be nothing: its room is that up to the largest value there is.
+        That of pairs, and one that may fall to zero or below it, may be claimed to be nothing: its room is
+        that up to the largest value there is.
         """
         if self.higher_is_better:
-            return score - (self.minimum or 0.0)
-        return score if self.perfect is None else (math.inf if self.maximum is None else self.maximum - score)
+            worst = self.minimum if self.signed else self.minimum or 0.0
+            return math.inf if worst is None else score - worst
+        if self.perfect is None and not self.signed:
+            return score
+        return math.inf if self.maximum is None else self.maximum - score
 
     @property
     def arrow(self) -> str:

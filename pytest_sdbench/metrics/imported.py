@@ -5,10 +5,17 @@ A protocol declares one, with everything that a verdict asks of a metric; its sc
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import cache, partial
 
-from pytest_sdbench.metrics.definition import Metric
+import numpy as np
+
+from pytest_sdbench.metrics.definition import Metric, NoOptions, Sample
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.mean import plain_mean
+from pytest_sdbench.metrics.moments import FeatureStatistics
+from pytest_sdbench.metrics.standard_error import doubt
 
 OUTPUT = "value"
 """The column that the values become."""
@@ -33,7 +40,7 @@ def imported_metric(
         decimals=decimals,
         recorded_decimals=decimals + 2,
         higher_is_better=higher_is_better,
-        estimate=partial(plain_mean, name),
+        estimate=partial(_mean, name, minimum, maximum),
         output=OUTPUT,
         reads="imported",
         minimum=minimum,
@@ -41,3 +48,21 @@ def imported_metric(
         signed=minimum is None or minimum <= 0,
         scale=f"the protocol declares {label} as {said or 'without bounds'}",
     )
+
+
+def _mean(
+    metric: str,
+    minimum: float | None,
+    maximum: float | None,
+    sample: Sample,
+    reference: FeatureStatistics | None,
+    options: NoOptions,
+) -> Estimate | Undefined:
+    """Return the mean; of values that are all the least or the greatest there is, it is a share."""
+    found = plain_mean(metric, sample, reference, options)
+    if isinstance(found, Undefined) or found.standard_error is None or minimum is None or maximum is None:
+        return found
+    if not np.isin(sample.rows(), (minimum, maximum)).all():
+        return found
+    besides = (maximum - minimum) * doubt(sample.n, sample.groups)
+    return replace(found, standard_error=math.hypot(found.standard_error, besides))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 from pytest_sdbench.base.registry import Registry
 from pytest_sdbench.metrics.definition import Metric
 
@@ -44,5 +46,6 @@ def register_metric(metric: Metric) -> None:
 
 def metric_name(text: str) -> str | None:
     """Return our name of a metric as a model card spells it (``FID``, ``CLIP-Score``), or None."""
-    spelled = text.strip().lower().replace("-", "_").replace(" ", "_")
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()  # Fréchet
+    spelled = plain.strip().lower().replace("-", "_").replace(" ", "_")
     return next((name for name, metric in METRICS.items() if spelled in (name, *metric.aliases)), None)

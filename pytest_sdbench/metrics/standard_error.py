@@ -20,6 +20,14 @@ def groups_of(prompts: tuple[str, ...]) -> Groups | None:
     return groups if len(numbers) < len(prompts) else None
 
 
+def doubt(n: int, groups: Groups | None) -> float:
+    """Return the standard error that a share of `n` images has besides its own: one of 1 is not certain.
+
+    As if two images, or prompts where these repeat, were otherwise (after Agresti and Coull 1998).
+    """
+    return math.sqrt(2) / (n if groups is None else int(groups.max()) + 1)
+
+
 def standard_error(
     influence: Array,
     groups: Groups | None = None,

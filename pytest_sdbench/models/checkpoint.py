@@ -309,8 +309,27 @@ def _override(
         components = () if kind == "file" else COMPONENTS
         base = Checkpoint(name, complete(locate(name, card, near, download, components)))
     if own is not None:
-        return Checkpoint(f"base: {base.spec}, unet: {path}", base.folder, *own, notes=base.notes)
+        scheduler, notes = own[1], base.notes
+        if scheduler is None:  # weights alone: it is that of what they take the place of
+            try:
+                scheduler = _scheduler_of(spec, card, near, download)
+            except (CheckpointError, Unavailable):
+                told = "the scheduler is that of the base: the U-Net that the card names is not at hand"
+                notes = (*notes, told)
+        return Checkpoint(f"base: {base.spec}, unet: {path}", base.folder, own[0], scheduler, notes=notes)
     return _of_file(path, base) if kind == "file" else _of_lora(path, str(path), base)
+
+
+def _scheduler_of(
+    spec: str | Mapping[str, str] | Checkpoint, card: str, near: Path | None, download: bool
+) -> Path | None:
+    """Return the scheduler that was published together with a card's own U-Net."""
+    if isinstance(spec, Checkpoint):
+        return spec.scheduler_folder
+    pair = split_pair(spec)
+    if pair is None or pair[1] != "unet":
+        return None
+    return unet_parts(locate(pair[2], card, near, download, components=("unet",)))[1]
 
 
 def _of_file(file: Path, base: Checkpoint) -> Checkpoint:

@@ -60,6 +60,10 @@ def locate(
         folder = real((near or Path.cwd()) / os.path.expanduser(spec))
         remedy = f"Put the checkpoint there, or give another: --sdbench-weights {card}=PATH"
     elif match := re.fullmatch(HUB_ID, spec):
+        if ((near or Path.cwd()) / spec).is_dir():
+            what = "this is a folder here, and the name of a repository on the hub"
+            remedy = f"For the folder write ./{spec}, for the repository {spec}@main"
+            raise CheckpointError(what, key="sdbench.checkpoint", found=spec, remedy=remedy)
         find = download_snapshot if download else cached_snapshot
         try:
             return find(match["name"], match["revision"], components)

@@ -180,10 +180,10 @@ def sdbench_network(
     """Return the network under test: the checkpoint's where it is at hand, else the card's architecture."""
     try:
         checkpoint = request.getfixturevalue("sdbench_checkpoint")
-    except Unavailable:
+    except Unavailable as error:
         if sdbench_weights is not None:
             raise  # a candidate was named: the card's architecture must not pass in its place
-        checkpoint = None
+        return network_of(sdbench_card, None, error)
     return network_of(sdbench_card, checkpoint)
 
 

@@ -488,6 +488,7 @@ Parti} | Parti, args: {num_samples: -5}} | results[1].dataset.args.num_samples |
 Parti} | Parti, args: {assumed: coco}} | results[1].dataset.args.assumed | 'coco' | Known protocols | no
 Parti} | Parti, config: [a, b]} | results[1].dataset.config | ['a', 'b'] | quotes | no
 Parti} | Parti, config: coco-5k} | results[1].dataset.config | 'coco-5k' | Did you mean 'coco5k' | no
+Parti} | Parti, config: COCO-5K} | results[1].dataset.config | 'COCO-5K' | Did you mean 'coco5k' | no
 {type: parti, name: Parti} | Parti | results[1].dataset | 'Parti' | key: value | no
 parti, name: Parti | parti | results[1].dataset.name | | Add it | no
 13.05 | null | results[1].metrics[0].value | is null | plain number | no
@@ -505,6 +506,9 @@ parti, name: Parti | parti | results[1].dataset.name | | Add it | no
 fid, value: 13.05 | clip_score, value: 29.58 | results[1].metrics[0].value | torchmetrics | write 0.2958 | yes
 fid, value: 13.05 | CLIP, value: 310 | results[1].metrics[0].value | 310 | cosine | yes
 type: fid | type: fidd | results[1].metrics[0].type | 'fidd' | Did you mean 'fid' | no
+type: fid | type: FID-30K | results[1].metrics[0].type | 'FID-30K' | Did you mean 'fid' | no
+type: fid | type: IS (10 splits) | results[1].metrics[0].type | (10 splits) | you mean 'inception_score' | no
+type: fid | type: frechet inception distence | results[1].metrics[0].type | distence | Did you mean 'fid' | no
 type: fid | type: sFID | results[1].metrics[0].type | 'sFID' | Known metrics | no
 type: fid | type: CLIP-I score | results[1].metrics[0].type | 'CLIP-I score' | Known metrics | no
 type: fid | type: wer | results[1].metrics[0].type | 'wer' | Known metrics | no

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import DataError, SdbenchError
+from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands import import_scores
 from pytest_sdbench.commands.import_scores import by_image, read_values
 from pytest_sdbench.commands.main import main
@@ -202,6 +204,9 @@ def test_imported_scores_are_judged_like_all_others(
     assert main(command) == 0
     assert main(["plan", "cards/mini.md", "--no-timing"]) == 0  # nothing lacks any more
     assert judged()["geneval"].startswith("pass")
+    give(*(int(i % 10 > 0) for i in range(69)))
+    assert main([*command, "--images", "69"]) == 0  # the same values: the others stay
+    assert judged()["geneval"].startswith("pass")
     give(*(i % 2 for i in range(N)))
     assert main(command) == 2
     assert main([*command, "--replace"]) == 0
@@ -232,4 +237,18 @@ def test_the_mean_has_the_standard_error_of_its_prompts() -> None:
     found = GENEVAL.estimate(Sample([values], 8), None, NoOptions())
     assert isinstance(found, Estimate)
     assert found.value == 0.625
-    assert found.standard_error == pytest.approx(values.std(ddof=1) / 8**0.5)
+    # A share: as if two images were otherwise, so that one of 1 is not certain.
+    besides = 2**0.5 / 8
+    assert found.standard_error == pytest.approx(math.hypot(values.std(ddof=1) / 8**0.5, besides))
+    certain = GENEVAL.estimate(Sample([np.ones(8, np.float32)], 8), None, NoOptions())
+    assert isinstance(certain, Estimate)
+    assert certain.standard_error == pytest.approx(besides)
+    graded = GENEVAL.estimate(Sample([values * 0.5], 8), None, NoOptions())
+    assert isinstance(graded, Estimate)
+    assert graded.standard_error == pytest.approx(0.5 * values.std(ddof=1) / 8**0.5)
+
+
+def test_a_margin_of_per_cent_is_refused_beside_a_share(tmp_path: Path) -> None:
+    make_protocol(tmp_path / "protocols/mini.yaml", metrics={"geneval": DECLARED}, margins={})
+    with pytest.raises(SdbenchError, match="would pass nearly anything"):
+        read_card(make_card(tmp_path / "mini.md", claims={"geneval": 0.62}, margins={"geneval": 2}))

@@ -476,6 +476,28 @@ def test_weights_replace_what_the_card_names(tiny_checkpoint: Path, tmp_path: Pa
     assert pair.folder == tiny_checkpoint
 
 
+def test_a_unet_alone_takes_the_scheduler_of_the_one_it_replaces(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    donor = tmp_path / "donor"
+    shutil.copytree(tiny_checkpoint / "unet", donor / "unet")
+    shutil.copytree(tiny_checkpoint / "scheduler", donor / "scheduler")
+    spec = {"base": str(tiny_checkpoint), "unet": str(donor)}
+    for own in (spec, resolve(spec)):
+        found = resolve(own, weights=tiny_checkpoint / "unet")
+        assert found.part("scheduler") == donor / "scheduler"
+    absent = resolve({**spec, "unet": "./absent"}, weights=donor / "unet")
+    assert "the scheduler is that of the base" in "".join(absent.notes)
+
+
+def test_a_folder_without_a_dot_is_not_looked_up_on_the_hub(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "models" / "student")
+    with pytest.raises(CheckpointError, match=r"write \./models/student"):
+        resolve("models/student", near=tmp_path)
+    with pytest.raises(Unavailable, match="not in the hub cache"):
+        resolve("models/student@main", near=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spec", "weights", "message"),
     [

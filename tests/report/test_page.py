@@ -59,6 +59,7 @@ def rows_of(text: str) -> list[Row]:
     [
         ("pass pass size:pass", "Release: all 3 claims hold"),
         ("pass", "Release: the one claim holds"),
+        ("pass pass mismatch", "Release: all 2 claims hold; 1 was not compared"),
         ("pass fail fail mismatch unavailable", "Do not release: 2 of 3 claims fell"),
         ("pass fail error", "Do not release: 1 of 3 claims fell, and 1 cannot be judged"),
         ("pass card:error", "Do not release: 1 of 2 claims cannot be judged"),

@@ -49,6 +49,9 @@ def learn_merges(count: int = 20_000) -> list[tuple[str, str]]:
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write tokenizer.json and, for older libraries, vocab.json and merges.txt."""
+    # It keeps how the last texts were cut and padded: what is written would depend on what it was used for.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")

@@ -28,7 +28,7 @@ from pytest_sdbench.metrics.distances.mmd import real_features
 from pytest_sdbench.metrics.distances.rows import BLOCK, distance_blocks, nearest
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics
-from pytest_sdbench.metrics.standard_error import standard_error
+from pytest_sdbench.metrics.standard_error import doubt, standard_error
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,7 @@ def _mean(metric: str, values: Array, sample: Sample, *, share: bool) -> Estimat
     influence = values - value
     error = standard_error(influence, sample.groups)
     if share and error is not None:
-        # As if two images were otherwise (after Agresti and Coull 1998): a share of 1 is not certain.
-        error = math.hypot(
-            error, math.sqrt(2) / (sample.n if sample.groups is None else sample.groups.max() + 1)
-        )
+        error = math.hypot(error, doubt(sample.n, sample.groups))
     return Estimate(metric, value, error, sample.n, value, influence=influence)
 
 

@@ -93,7 +93,9 @@ def headline(rows: Sequence[Row]) -> Headline:
         return Headline("inconclusive", f"Cannot tell: {why}; {holds} of the networks")
     if absent:
         return Headline("inconclusive", f"Cannot tell: {holds}, and {absent} {_were(absent)} not measured")
-    return Headline("pass", f"Release: {f'all {holds}' if held > 1 else f'the one {holds[2:]}'}")
+    others = sum(row.verdict == "mismatch" for row in quality)
+    more = f"; {others} {_were(others)} not compared" if others else ""
+    return Headline("pass", f"Release: {f'all {holds}' if held > 1 else f'the one {holds[2:]}'}{more}")
 
 
 def verdict_of(rows: Sequence[Row], status: int) -> Headline:

@@ -43,6 +43,9 @@ def test_tokenizer_is_small(tmp_path):
     save_tokenizer(tokenizer, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"tokenizer.json", "vocab.json", "merges.txt"}
     assert (tmp_path / "merges.txt").read_text() == MERGES.read_text()
+    tokenizer("a star", padding="max_length", truncation=True)
+    save_tokenizer(tokenizer, tmp_path / "used")
+    assert (tmp_path / "used" / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
 
 
 def test_every_word_of_the_captions_is_one_token():
