@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,16 @@ def test_a_kid_of_nothing_is_one_and_an_error_of_nothing_is_none(existing: Path)
     write_records(existing, [score("kid", 3e-9, standard_error=1e-12)])
     (found,) = [record for record in read_card(existing).records if record.metric == "kid"]
     assert (found.value, found.standard_error) == (0.0, None)
+
+
+def test_a_record_is_found_however_its_metric_is_spelt(existing: Path) -> None:
+    write_records(existing, [KID])
+    existing.write_text(
+        existing.read_text(encoding="utf-8").replace("metric: kid", "metric: KID"), encoding="utf-8"
+    )
+    write_records(existing, [replace(KID, value=0.0002)])
+    (found,) = [record for record in read_card(existing).records if record.metric == "kid"]
+    assert found.value == 0.0002
 
 
 def test_a_figure_that_cannot_be_a_reference_keeps_no_other_from_being_one(tmp_path: Path) -> None:

@@ -175,6 +175,17 @@ def test_a_named_scheduler_has_the_checkpoints_settings_for_one_draw(pipeline: A
             CheckpointError,
             r"scheduler: protocol own .* the checkpoint's own DDIMScheduler \(found 'PNDMScheduler'\)",
         ),
+        (
+            {"name": "DDIMScheduler", "config": {"timestep_spacing": "traling"}},
+            ProtocolError,
+            r"sampling\.scheduler: DDIMScheduler does not draw so: .*traling",
+        ),
+        (
+            {"name": "DPMSolverMultistepScheduler", "config": {"algorithm_type": "none"}},
+            ProtocolError,
+            r"sampling\.scheduler: DPMSolverMultistepScheduler does not draw so: none",
+        ),
+        ("DPMSolverSDEScheduler", ProtocolError, r"needs torch, torchsde.*pip install torch torchsde"),
     ],
 )
 def test_a_scheduler_that_does_not_fit_says_so(

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
-from pytest_sdbench.cards.network import Network
+from pytest_sdbench.cards.card import read_card
+from pytest_sdbench.cards.network import Network, checkpoint_of, named_network, network_of
 from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.counts import component_sizes, unet_macs
@@ -25,6 +26,7 @@ from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.models.weights import read_tensors
 from tests.models.test_single_file import Code, pictures
+from tests.project import make_card
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -197,3 +199,24 @@ def test_it_is_not_timed_as_if_it_were_whole(quantised: Path, pristine_checkpoin
         _ = network(resolve(str(quantised))).timed
     whole = network(resolve(str(pristine_checkpoint)))
     assert whole.timed == whole.unet
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["under test", "as a baseline"])
+def test_what_cannot_be_loaded_is_not_timed_as_its_architecture(
+    named: bool, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    edit(tiny_checkpoint / "unet" / "config.json", {"quant_method": "bitsandbytes", "load_in_8bit": True})
+    path = make_card(
+        tmp_path / "mini.md",
+        claims={},
+        protocol="scenes-quick",
+        checkpoint=str(tiny_checkpoint),
+        architecture="bk-sdm-tiny",
+    )
+    card = read_card(path)
+    with pytest.raises(Unavailable) as why:
+        checkpoint_of(card)
+    network = network_of(card, None, why.value) if named else named_network(card)
+    assert network.unet == "bk-sdm-tiny" or not named
+    with pytest.raises(Unavailable, match="bitsandbytes"):
+        _ = network.timed

@@ -203,6 +203,15 @@ def test_an_option_or_ini_line_that_makes_no_sense_ends_the_run_with_a_reason(
     assert message in result.stdout.str() + result.stderr.str()
 
 
+def test_a_mistyped_card_is_told_where_workers_run(pytester, project, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    words = ("--sdbench", "cards", "-m", "size", "-n", "1", "--sdbench-weights=nobody=cards")
+    told = pytester.runpytest_subprocess(*words)
+    assert told.ret == pytest.ExitCode.INTERRUPTED
+    assert "'nobody' is none of the cards of this run (mini)" in told.stdout.str()
+    assert "INTERNALERROR" not in told.stdout.str()
+
+
 def test_ini_twins_stand_for_the_options(pytester, project, tmp_path):
     pytester.makeini(
         f"""
