@@ -23,6 +23,7 @@ def describe(recipe: Recipe, folder: Path) -> str:
     Raise TrainingError where the processes of this launch do not divide the batch, or where the teacher is
     of a topology that no blocks can be removed from.
     """
+    from training.run.processes import fsdp_is_wanted
     from training.run.step import Plan
 
     cut = Plan.of(recipe, int(os.environ.get("WORLD_SIZE", "1")))
@@ -33,7 +34,7 @@ def describe(recipe: Recipe, folder: Path) -> str:
         "Networks\n" + _networks(plan),
         "Run\n" + _rows(_run(recipe, cut.micro, cut.parts, cut.world), indent=2),
         "Memory of each GPU\n"
-        + _amounts(memory(recipe, plan, cut.micro))
+        + _amounts(memory(recipe, plan, cut.micro, owners=cut.world if fsdp_is_wanted() else 1))
         + (_COUNTED if plan.student else _NOT),
         "Disk\n" + _amounts(disk(recipe, plan), total=recipe.data.pairs is not None or not recipe.data.cache),
     ]

@@ -18,27 +18,27 @@ class Amount:
     note: str = ""
 
 
-def memory(recipe: Recipe, plan: Blueprint, micro_batch: int) -> list[Amount]:
+def memory(recipe: Recipe, plan: Blueprint, micro_batch: int, owners: int = 1) -> list[Amount]:
     """Return what one process keeps on its device while it computes ``micro_batch`` images.
 
-    Weights, gradients, moments and average are exact; activations are counted layer by layer by
-    ``training.dry_run.activations``. Not counted: what is alive for a moment only, workspaces, gaps of the
-    allocator.
+    What learns is shared by so many ``owners`` (FSDP2): each keeps its part. Weights, gradients, moments and
+    average are exact; activations are counted layer by layer by ``training.dry_run.activations``. Not
+    counted: what is alive for a moment only, workspaces, gaps of the allocator.
     """
     half = recipe.precision != "fp32"
     frozen_bytes = 2 if half else 4
-    trained, follower = plan.parameters("learns"), plan.parameters("average")
+    trained, follower = -(-plan.parameters("learns") // owners), plan.parameters("average")
     frozen = [network for network in plan.networks if network.role == "frozen" and network.resident]
-    learned = plan.learned
+    learned, of = -(-plan.learned // owners), "float32" if owners == 1 else f"float32, a part in {owners}"
     parts = [
-        Amount("weights", 4 * trained, "float32"),
-        Amount("gradients", 4 * learned, "float32"),
-        Amount("moments of AdamW", 8 * learned, "float32, two for each parameter that learns"),
+        Amount("weights", 4 * trained, of),
+        Amount("gradients", 4 * learned, of),
+        Amount("moments of AdamW", 8 * learned, f"{of}, two for each parameter that learns"),
     ]
     if half:
         parts.insert(1, Amount("their 16-bit copies", 2 * trained, "kept by autocast through a micro-batch"))
     if recipe.ema is not None:
-        parts.append(Amount("moving average", 4 * learned, "float32"))
+        parts.append(Amount("moving average", 4 * learned, of))
     if follower:
         parts.append(Amount("target network", 4 * follower, "float32"))
     if frozen:

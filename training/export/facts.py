@@ -33,7 +33,7 @@ class Run:
     """How long it trained; None: not recorded."""
     pairs: int | None = None
     skipped: int = 0
-    """Corrupt pairs that were left out."""
+    """Pairs that were left out: corrupt, or without a caption where the recipe passes over these."""
 
 
 def facts(recipe: Recipe, run: Run) -> Iterator[tuple[str, str]]:
@@ -120,7 +120,7 @@ def _data(recipe: Recipe, run: Run) -> str:
         if data.domain != "all":
             what += f", with {data.domain} alone"
     counted = f"{pairs:,} pairs of {what}" if pairs else what
-    return counted + (f" ({run.skipped:,} corrupt ones left out)" if run.skipped else "")
+    return counted + (f" ({run.skipped:,} left out)" if run.skipped else "")
 
 
 def log_table(run: Run) -> Iterator[str]:

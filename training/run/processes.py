@@ -51,7 +51,7 @@ def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         ],
     )
-    if cpu and accelerator.num_processes > 1 and _fsdp_is_wanted():
+    if cpu and accelerator.num_processes > 1 and fsdp_is_wanted():
         shard_on_cpus(accelerator, FullyShardedDataParallelPlugin())
     if sharded(accelerator) and not accelerator.is_fsdp2:
         raise TrainingError(
@@ -194,10 +194,11 @@ def _join_under_own_keys(backend: str) -> None:
 def _gpu_backend() -> str:
     """Return the library of messages between GPUs; sharded weights are gathered on CPUs, too."""
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return "cuda:nccl,cpu:gloo" if _fsdp_is_wanted() else "nccl"
+    return "cuda:nccl,cpu:gloo" if fsdp_is_wanted() else "nccl"
 
 
-def _fsdp_is_wanted() -> bool:
+def fsdp_is_wanted() -> bool:
+    """Say whether the processes of this launch are to share the weights."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 

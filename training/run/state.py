@@ -43,6 +43,8 @@ def identity(recipe: Recipe) -> str:
         mode="json", include={"teacher", "student", "objective", "data", "schedule", "optimizer", "ema"}
     )
     del kept["schedule"]["micro_batch"]
+    if recipe.objective.kind == "dreambooth":  # it draws the pictures of the class that are learned, too
+        kept["drawn"] = [recipe.watch.guidance, recipe.watch.sampling_steps]
     if recipe.optimizer.schedule == "constant":
         del kept["schedule"]["steps"]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

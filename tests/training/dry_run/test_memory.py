@@ -95,6 +95,12 @@ def test_weights_gradients_and_moments_take_what_torch_allocates(teacher: Path) 
     moments = sum(value.nbytes for value in states if value.dim() > 0)
     assert estimated["weights"] == estimated["gradients"] == estimated["moving average"] == weights
     assert estimated["moments of AdamW"] == moments
+    shared = named(memory(recipe, plan, 2, owners=8))
+    learned = ("weights", "gradients", "moving average", "moments of AdamW")
+    assert {name: -(-estimated[name] // 8) for name in learned} == pytest.approx(
+        {name: shared[name] for name in learned}, abs=8
+    )
+    assert shared["frozen networks"] == estimated["frozen networks"]
     frozen = UNet2DConditionModel(**resolve(str(teacher)).unet_config)
     assert estimated["frozen networks"] == sum(parameter.nbytes for parameter in frozen.parameters())
 

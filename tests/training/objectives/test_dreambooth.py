@@ -34,6 +34,7 @@ from training.errors import TrainingError
 from training.objectives import dreambooth_pictures as dreambooth
 from training.objectives.dreambooth_pictures import add_adapters, class_pairs, draw_class, subject_pairs
 from training.recipes.schema import Lora, Recipe
+from training.run.state import identity
 from training.students.networks import Parts
 from training.students.tokenizer import build_tokenizer
 
@@ -165,6 +166,16 @@ def test_class_pictures_are_drawn_once_and_only_missing_ones_again(
     take()
     assert drawn == [3, 2]
     assert not torch.equal(first[0], first[1])
+
+
+def test_a_run_does_not_go_on_with_other_class_pictures(parts: Parts) -> None:
+    recipe = recipe_for(parts, {"kind": "folder", "path": "pictures"})
+
+    def watched(**changes: Any) -> str:
+        return identity(recipe.model_copy(update={"watch": recipe.watch.model_copy(update=changes)}))
+
+    assert len({watched(), watched(guidance=3.0), watched(sampling_steps=2)}) == 3
+    assert watched(validation_images=8) == watched()
 
 
 def test_other_class_pictures_lie_elsewhere(parts: Parts, tmp_path: Path) -> None:
