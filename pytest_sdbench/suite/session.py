@@ -26,7 +26,7 @@ from pytest_sdbench.report.results import Row
 from pytest_sdbench.suite.again import command_again
 from pytest_sdbench.suite.collection import MARKERS, SUITE, CardModule, card_of, is_broken
 from pytest_sdbench.suite.rows import PROPERTY, file_text, properties, row_of, row_of_error
-from pytest_sdbench.suite.settings import Settings
+from pytest_sdbench.suite.settings import Settings, refuse
 
 if TYPE_CHECKING:
     from pytest_sdbench.report import history
@@ -157,21 +157,12 @@ class SdbenchSession:
             meant = [path for path in paths if self._means(key, path)]
             if not meant and typed:
                 known = ", ".join(sorted(self.names[path] for path in paths)) or "none"
-                self._refuse(
+                refuse(
                     session, f"{key!r} is none of the cards of this run ({known}); name a card or its file"
                 )
             if len(meant) > 1:
                 files = ", ".join(told(path) for path in meant)
-                self._refuse(
-                    session, f"{key!r} is the name of {len(meant)} cards: {files}. Give the file of one"
-                )
-
-    def _refuse(self, session: pytest.Session, text: str) -> None:
-        """End the run; a worker of xdist cannot raise there, and hands the reason to who started it."""
-        text = f"--sdbench-weights: {plain(text)}"
-        if not hasattr(self.config, "workerinput"):
-            raise pytest.UsageError(text)
-        session.shouldfail = text
+                refuse(session, f"{key!r} is the name of {len(meant)} cards: {files}. Give the file of one")
 
     def _means(self, key: str, path: Path) -> bool:
         """Return whether a key names a card, by its path from the working folder or the rootdir on too."""

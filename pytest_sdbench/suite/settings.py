@@ -16,6 +16,7 @@ from pytest_sdbench.base.files import why_unwritable
 from pytest_sdbench.base.options import OPTIONS, weights_by_card
 from pytest_sdbench.base.part import ALONE, Part
 from pytest_sdbench.base.paths import told as shown
+from pytest_sdbench.base.text import plain
 from pytest_sdbench.base.workspace import Pool
 from pytest_sdbench.gate.looks import UNASKED
 from pytest_sdbench.store.folders import RemoteFolder, open_storage, place_of
@@ -148,3 +149,14 @@ def _history(text: str, start: Path) -> Path | str:
     if reason:
         raise pytest.UsageError(f"--sdbench-history: {shown(place)} cannot be written: {reason}")
     return place
+
+
+def refuse(session: pytest.Session, text: str) -> None:
+    """End a run of which `--sdbench-weights` makes no sense.
+
+    A worker of xdist cannot raise there, and hands the reason to who started it.
+    """
+    text = f"--sdbench-weights: {plain(text)}"
+    if not hasattr(session.config, "workerinput"):
+        raise pytest.UsageError(text)
+    session.shouldfail = text
