@@ -142,12 +142,12 @@ def _trainable(recipe: Recipe, parts: Parts, objective: Prediction | DreamBooth)
     """Return the U-Net, with its text encoder if that learns too."""
     encoder = parts.text_encoder if objective.train_text_encoder else None
     unet: Any = prepare_unet(parts.unet, recipe)
-    if not getattr(objective, "readout", 0):
-        return Denoiser(unet, (), encoder).requires_grad_(True)
-    taps = inner_taps(unet)
-    latent_channels = unet.config["in_channels"]
-    readouts = nn.ModuleList(Readout(channels, latent_channels, covers) for channels, covers in taps.values())
-    return Denoiser(unet, tuple(taps), encoder, readouts).requires_grad_(True)
+    taps, readouts = {}, None
+    if getattr(objective, "readout", 0):
+        taps, made = inner_taps(unet), unet.config["in_channels"]
+        readouts = nn.ModuleList(Readout(channels, made, covers) for channels, covers in taps.values())
+    model = Denoiser(unet, tuple(taps), encoder, readouts).requires_grad_(True)
+    return model.drop_inner_skips() if getattr(objective, "dropped_skips", 0) else model
 
 
 def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Denoiser:

@@ -18,7 +18,8 @@ class PredictionTask(DiffusionTask):
         objective = self.recipe.objective
         assert isinstance(objective, Prediction)
         noisy, text = self.noisy_inputs(piece, self.inputs, objective.caption_dropout, objective.noisier_half)
-        guess, read = model(noisy.latents, noisy.steps, text)
+        kept = piece.dice.uniform() >= objective.dropped_skips if objective.dropped_skips else None
+        guess, read = model(noisy.latents, noisy.steps, text, None, kept)
         found = objectives.prediction_losses(
             guess, noisy.target, noisy.steps, self.inputs.schedule, objective.min_snr
         )

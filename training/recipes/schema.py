@@ -79,6 +79,8 @@ class Prediction(_Part):
     """Gamma of the min-SNR weights; none: every timestep counts the same."""
     readout: NotNegative = 0.0
     """What counts, beside the prediction, how badly the picture can be read out of the inner levels alone."""
+    dropped_skips: Share = 0.0
+    """Share of the pictures in which the two innermost levels are handed no skips on the way up."""
     noisier_half: Share | None = None
     """Share of the pictures whose timestep is of the noisier half; none: all timesteps alike."""
     train_text_encoder: bool = False

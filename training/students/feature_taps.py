@@ -91,6 +91,7 @@ class Denoiser(nn.Module):
         self.readouts = readouts
         self.taps = tuple(taps)
         self._caught: dict[str, Tensor] | None = None
+        self._kept: Tensor | None = None
         layers = dict(unet.named_modules())
         for tap in self.taps:
             if tap not in layers:
@@ -101,30 +102,50 @@ class Denoiser(nn.Module):
                 )
             layers[tap].register_forward_hook(self._hook(tap))
 
+    def drop_inner_skips(self) -> Denoiser:
+        """Let calls say in which pictures the two innermost levels are handed no skips on the way up."""
+        unet: Any = self.unet
+        for block in unet.up_blocks[:2]:
+            block.register_forward_pre_hook(self._drop, with_kwargs=True)
+        return self
+
     def forward(
         self,
         noisy: Tensor,
         steps: Tensor,
         text: Tensor,
         guidance: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the prediction [B, C, h, w] and a feature for each tap.
 
         `text` is token numbers [B, T] where this module has a text encoder, else text states [B, T, D];
         `guidance` is the embedding of the guidance scale [B, G] of a consistency model. With readouts, a
-        feature is the picture that they read out of it.
+        feature is the picture that they read out of it. `kept` says, after `drop_inner_skips`, in which
+        pictures there are such skips, [B].
         """
         if self.text_encoder is not None:
             text = self.text_encoder(text).last_hidden_state
         caught: dict[str, Tensor] = {}
-        self._caught = caught
+        self._caught, self._kept = caught, kept
         prediction = self.unet(noisy, steps, text, timestep_cond=guidance, return_dict=False)[0]
         # Gradient checkpointing runs layers again in the backward pass: what they put out then is not kept.
-        self._caught = None
+        self._caught = self._kept = None
         features = (caught[tap] for tap in self.taps)
         if self.readouts is not None:
             return prediction, tuple(read(each) for read, each in zip(self.readouts, features, strict=True))
         return prediction, tuple(features)
+
+    def _drop(
+        self, _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._kept is None:
+            return None
+        kept, skips = self._kept.view(-1, 1, 1, 1), named["res_hidden_states_tuple"]
+        return inputs, {
+            **named,
+            "res_hidden_states_tuple": tuple(skip * kept.to(skip.dtype) for skip in skips),
+        }
 
     def _hook(self, tap: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -201,6 +201,26 @@ def test_text_encoder_that_learns_gets_a_gradient() -> None:
     assert all(weight.grad is not None for weight in encoder.parameters())
 
 
+def test_inner_levels_are_handed_no_skips_in_the_pictures_that_say_so() -> None:
+    unet, _ = networks("base")
+    model, given = Denoiser(unet).drop_inner_skips(), inputs()
+    whole, _ = model(*given)
+    torch.testing.assert_close(whole, unet(*given).sample, rtol=0, atol=0)
+    found, _ = model(*given, None, torch.tensor([True, False]))
+    torch.testing.assert_close(found[0], whole[0])
+
+    def zero(_module: Any, inputs: Any, named: dict[str, Any]) -> Any:
+        skips = tuple(torch.zeros_like(skip) for skip in named["res_hidden_states_tuple"])
+        return inputs, {**named, "res_hidden_states_tuple": skips}
+
+    hooks = [block.register_forward_pre_hook(zero, with_kwargs=True) for block in unet.up_blocks[:2]]
+    without = unet(*given).sample
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(found[1], without[1])
+    assert not torch.allclose(without[1], whole[1])
+
+
 class TestReadouts:
     """What the inner levels say is read as a picture."""
 
