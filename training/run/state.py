@@ -102,13 +102,7 @@ def load_state(folder: Path, learner: Learner) -> int:
         return 0
     # To a GPU the tensors are copied anyway: mapped, the processes of a host share one copy of the file.
     state = read_state(path, mapped=several and on_gpu)
-    if state["identity"] != identity(learner.recipe):
-        raise TrainingError(
-            "the state of another recipe: networks, data, objective, optimiser or schedule differ",
-            file=path,
-            found=state["identity"],
-            remedy="Give another --folder, or start anew with --restart",
-        )
+    _check_identity(state, learner.recipe, path, "Give another --folder, or start anew with --restart")
     then, now = state.get("told", {}).get("pairs"), _circumstances(learner).get("pairs")
     if then is not None and now is not None and then != now:
         raise TrainingError(
@@ -129,6 +123,17 @@ def load_state(folder: Path, learner: Learner) -> int:
     return int(state["seen"])
 
 
+def _check_identity(state: Mapping[str, Any], recipe: Recipe, path: Path, remedy: str) -> None:
+    """Raise TrainingError for the state of another recipe."""
+    if state["identity"] != identity(recipe):
+        raise TrainingError(
+            "the state of another recipe: networks, data, objective, optimiser or schedule differ",
+            file=path,
+            found=state["identity"],
+            remedy=remedy,
+        )
+
+
 def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
     """Put into `task.model` what a run has learned so far, averaged if it does that; return the images seen.
 
@@ -140,13 +145,9 @@ def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
             "there is no state of a run", file=path, remedy=f"Train first: python -m training {recipe.name}"
         )
     state = read_state(path)
-    if state["identity"] != identity(recipe):  # its card would tell the figures of a run that never was
-        raise TrainingError(
-            "the state of another recipe: networks, data, objective, optimiser or schedule differ",
-            file=path,
-            found=state["identity"],
-            remedy=f"Give the recipe and the overrides that it was trained with, not those of {recipe.name}",
-        )
+    # Its card would tell the figures of a run that never was.
+    remedy = f"Give the recipe and the overrides that it was trained with, not those of {recipe.name}"
+    _check_identity(state, recipe, path, remedy)
     try:
         missing, unknown = task.model.load_state_dict(state["model"], strict=False)
         if recipe.ema and state["average"]:
