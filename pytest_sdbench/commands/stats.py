@@ -26,7 +26,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--features", type=int, default=0, metavar="N", help=told)
     told = "of a range of scenes, those of these layouts"
     command.add_argument("--layouts", nargs="+", default=[], metavar="NAME", help=told)
-    share(command, "--background", "--data", "--device", "--download", device="cpu")
+    share(command, "--background", "--data", "--device", "--download")
 
 
 def run(options: argparse.Namespace) -> int:
