@@ -207,8 +207,8 @@ def _export(task: Task, recipe: Recipe, folder: Path, out: Path, seen: int) -> N
     from training.run.state import told
     from training.run.status import trained_seconds
 
-    devices, seconds = told(folder).get("hardware", "not recorded"), trained_seconds(folder)
-    export_checkpoint(task, recipe, folder, out, seen=seen, hardware=devices, seconds=seconds)
+    seconds = trained_seconds(folder)
+    export_checkpoint(task, recipe, folder, out, seen=seen, told=told(folder), seconds=seconds)
 
 
 def _prepare(folder: Path, options: argparse.Namespace, accelerator: Accelerator) -> None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
 
@@ -171,13 +172,12 @@ def test_a_run_stops_goes_on_is_exported_and_put_aside(
     assert f"exported to {again}" in capsys.readouterr().out
     assert not cache.exists(), "what is exported alone needs no data"
     cards = [(folder / "README.md").read_text() for folder in (out, again)]
-    told = [
-        [line for line in card.splitlines() if line.startswith(("- Training data", "- Images", "- Hardware"))]
-        for card in cards
-    ]
+    shown = ("- Training data", "- Images", "- Hardware", "- Libraries")
+    told = [[line for line in card.splitlines() if line.startswith(shown)] for card in cards]
     assert told[0] == told[1]
     assert "8 pairs" in told[1][0]
     assert "processes: 1, " in told[1][2]
+    assert f"torch {torch.__version__.partition('+')[0]}" in told[1][3]
     assert run(recipe, "--export-only", "--out", str(again), "optimizer.learning_rate=0.5") == 2
     assert "the state of another recipe" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from pytest_sdbench.models.checkpoint import Checkpoint, resolve, scheduler_clas
 from pytest_sdbench.models.hub import HUB_ID
 from pytest_sdbench.models.specs import EMBEDDED
 from training.export.facts import Run, facts, is_local, log_table, shown_name
-from training.recipes.load import OVERRIDDEN, recipe_names
+from training.recipes.load import OVERRIDDEN, load_recipe, recipe_names
 from training.recipes.schema import Consistency, Distillation, DreamBooth, Recipe
 from training.students.networks import Parts
 
@@ -176,7 +176,7 @@ def _body(recipe: Recipe, run: Run, licence: str | None, spec: Spec, whole: bool
     yield from _use(recipe, spec, whole, name)
     yield "\n## How it was made\n"
     changed = OVERRIDDEN in recipe.unstated.values()
-    if recipe.name in recipe_names() and not changed:
+    if recipe.name in recipe_names() and recipe == load_recipe(recipe.name):
         yield f"`python -m training {recipe.name}` rebuilds it. Its figures, and where they come from:\n"
     else:
         how = ", with what is told below as set on the command line" if changed else ""

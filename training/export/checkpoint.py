@@ -47,12 +47,13 @@ def export_checkpoint(
     out: Path,
     *,
     seen: int,
-    hardware: str,
+    told: Mapping[str, Any],
     seconds: float | None,
     merge: bool = True,
 ) -> Path:
     """Write the checkpoint of a task to the folder `out`, with its card, and return the folder.
 
+    `told` is what the run's state tells of it, and `seconds` how long it trained.
     `task.parts` holds the networks, the trained ones among them, plain and on any device; they stay as they
     are. What was not trained is taken from the checkpoint that it came from, where that is known. A task with
     an `export(folder)` of its own writes its files itself, without a card. Low-rank adapters are written as
@@ -72,7 +73,7 @@ def export_checkpoint(
     if recipe.teacher is not None and parts.checkpoint is not None:
         _refuse_sources(parts.checkpoint, out)
     pairs = getattr(getattr(task, "inputs", None), "pairs", None)
-    run = Run(run_folder, seen, hardware, seconds)
+    run = Run(run_folder, seen, told, seconds)
     if pairs is not None:
         run = replace(run, pairs=len(pairs), skipped=len(pairs.skipped))
     with _folder_beside(out) as temporary:

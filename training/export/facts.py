@@ -5,11 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.base.environment import versions
 from pytest_sdbench.base.text import duration
 from training.recipes.schema import Recipe
 from training.run.status import read_log
@@ -28,7 +26,8 @@ class Run:
     folder: Path
     seen: int
     """Images."""
-    hardware: str
+    told: Mapping[str, Any]
+    """What its state tells: `hardware` and `libraries`, each in words, as far as it does."""
     seconds: float | None
     """How long it trained; None: not recorded."""
     pairs: int | None = None
@@ -74,9 +73,9 @@ def facts(recipe: Recipe, run: Run) -> Iterator[tuple[str, str]]:
         + ("" if recipe.precision == "fp32" else " with float32 master weights"),
     )
     yield "Stored as", "float16" if recipe.export.half else "float32"
-    yield "Hardware", run.hardware
+    yield "Hardware", str(run.told.get("hardware", "not recorded"))
     yield "Duration", "not recorded" if run.seconds is None else duration(run.seconds)
-    yield "Libraries", ", ".join(f"{library} {number}" for library, number in _libraries().items())
+    yield "Libraries", str(run.told.get("libraries", "not recorded"))
 
 
 def _objective(recipe: Recipe) -> str:
@@ -151,16 +150,6 @@ def shown_name(spec: Any, *, code: bool = True) -> str:
     if len(named) == 2:
         return f"{mark}{named[1]}{mark} on {mark}{named[0]}{mark}" if code else named[0]
     return f"{mark}{named[0]}{mark}"
-
-
-def _libraries() -> dict[str, str]:
-    found = versions()
-    for library in ("accelerate", "peft"):
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def is_local(spec: str) -> bool:

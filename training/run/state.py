@@ -26,7 +26,7 @@ from training.errors import TrainingError
 from training.recipes.schema import Recipe
 from training.run.processes import FRESH_SECONDS, largest
 from training.run.sharding import fill, full
-from training.run.status import hardware
+from training.run.status import hardware, libraries
 from training.run.step import Learner
 from training.run.task import Task
 
@@ -74,11 +74,11 @@ def save_state(folder: Path, learner: Learner, seen: int) -> None:
 
 
 def _circumstances(learner: Learner) -> dict[str, Any]:
-    """Return what a card tells later: the devices, how many pairs there were, and which were corrupt."""
+    """Return what a card tells later: devices, libraries, how many pairs, and which were corrupt."""
     accelerator, pairs = learner.accelerator, getattr(getattr(learner.task, "inputs", None), "pairs", None)
     devices = hardware(accelerator.device, accelerator.num_processes, learner.plan.micro)
     of_pairs = {} if pairs is None else {"pairs": len(pairs), "skipped": dict(pairs.skipped)}
-    return {"hardware": devices, **of_pairs}
+    return {"hardware": devices, "libraries": libraries(), **of_pairs}
 
 
 def told(folder: Path) -> dict[str, Any]:

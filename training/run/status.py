@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pytest_sdbench.base.environment import device_name
+from pytest_sdbench.base.environment import device_name, versions
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.base.text import duration
 from training.errors import TrainingError, explain_write_errors
@@ -200,6 +201,15 @@ def hardware(device: torch.device, processes: int, micro_batch: int) -> str:
         f"processes: {processes}, threads of each: {torch.get_num_threads()}, images at once: {micro_batch:,}"
     )
     return f"{device_name(device.type)}; {told}"
+
+
+def libraries() -> str:
+    """Return the versions of Python and of the libraries that train, in words."""
+    found = versions()
+    for library in ("accelerate", "peft"):
+        with suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return ", ".join(f"{library} {number}" for library, number in found.items())
 
 
 def memory_gib() -> float:
