@@ -397,6 +397,14 @@ def test_an_exception_is_told_of_all_that_was_begun_and_an_error_of_ours_as_it_i
     assert ask(worker, order, 0) == [Report()], "and it works on"
 
 
+@pytest.mark.slow
+def test_what_is_found_before_the_first_shard_is_told_of_all_that_are_asked_for(
+    worker: RayWorker, orders: Callable[..., Order]
+) -> None:
+    order = replace(orders(), checkpoint="0" * 16)
+    assert {type(report.error) for report in ask(worker, order, 0, 1)} == {CheckpointError}
+
+
 def test_another_store_or_checkpoint_than_the_drivers_is_refused(
     orders: Callable[..., Order], tmp_path: Path
 ) -> None:

@@ -163,6 +163,23 @@ def test_a_job_over_which_every_worker_breaks_down_is_given_up_and_the_other_goe
     assert sorted(ended) == [0, 1]
 
 
+def test_nodes_that_go_away_while_all_are_loading_do_not_end_the_job() -> None:
+    cluster = Cluster(room=16, answer=lambda hand, job, images: DEATH if hand.number < 16 else Report())
+    dispatch, _ = work(cluster, 100)
+    assert (dispatch.made, dispatch.lost, dispatch.failed) == ([6400], {}, {})
+
+
+def test_a_cluster_that_grows_keeps_the_workers_that_are_starting() -> None:
+    cluster = Cluster(room=4, starts=False)
+
+    def grow(text: str) -> None:
+        cluster.room = min(20, 4 + int(cluster.now / 4))
+
+    with pytest.raises(EvidenceError, match="no worker could be had"):
+        list(cluster.crew(patience=100.0).work(Dispatch([shards(200)]), ["job"], note=grow))
+    assert len(cluster.hands) == 20, "nobody was sent away and hired anew"
+
+
 def test_a_damaged_checkpoint_fails_its_job_at_once() -> None:
     broken = Report(error=CheckpointError("torn"))
     cluster = Cluster(answer=lambda hand, job, images: broken if job == "job1" else Report())

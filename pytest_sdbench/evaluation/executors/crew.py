@@ -174,7 +174,8 @@ class Crew:
         self._looked = self.clock()
         # Where a number is asked for, those without room are asked for too: a cluster that can grow sees it.
         wanted = min(shards, self.most or max(1, self.room()))
-        for worker in [each for each in self.workers if each.station is None][: len(self.workers) - wanted]:
+        too_many = max(0, len(self.workers) - wanted)
+        for worker in [each for each in self.workers if each.station is None][:too_many]:
             self._let_go(worker)
         while len(self.workers) < wanted:
             worker = Worker(self.hire(), since=self.clock())

@@ -2,7 +2,8 @@
 
 Nothing here waits, computes or knows a cluster. A worker gets the next shard when it has made one, so that a
 fast one makes more; it stays with the job it has loaded while that has shards left. What was held by a worker
-that broke down is under suspicion: it is made last, and alone, so that no neighbour is blamed for it.
+that broke down is under suspicion: it is made last, and alone, so that no neighbour is blamed for it. Only
+while nothing of its job was made yet it comes first: that tells a hopeless job from a node that went away.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ AHEAD = 2
 MOST = {"died": 5, "raised": 3}
 """Workers that a shard may kill, and exceptions that it may raise, before it is given up."""
 HOPELESS = 10
-"""Breakdowns over a job of which no shard was ever made, before all of it is given up."""
+"""Breakdowns over a job of which no shard was ever made, before all of it is given up: exceptions, and deaths
+over a suspect alone. What dies otherwise may have been on a node that went away."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Dispatch:
 
     def _next(self, worker: Any, level: int) -> Shard | None:
         """Return the next shard for a worker: of its own job, else of that with most left for each worker."""
-        for queues in (self._fresh, self._suspects)[: 1 if level else 2]:
+        unproven = [deque() if made else each for each, made in zip(self._suspects, self.made, strict=True)]
+        for queues in (self._fresh,) if level else (unproven, self._fresh, self._suspects):
             busy, own = Counter(self._loaded.values()), self._loaded.get(worker)
             order = sorted(range(len(queues)), key=lambda job: -len(queues[job]) / (busy[job] + 1))
             for job in order if own is None else [own, *order]:
@@ -127,6 +130,7 @@ class Dispatch:
         """Take back what a worker held that broke down: each of these shards may have been the cause."""
         self._loaded.pop(worker, None)
         held = self._held.pop(worker, [])
+        telling = breakdown.how == "raised" or self._alone(held)
         for shard in held:
             past = self._breakdowns.setdefault(shard, [])
             past.append(breakdown)
@@ -135,7 +139,7 @@ class Dispatch:
             else:
                 self.lost[shard] = past
         for job in {shard.job for shard in held}:
-            self._mishaps[job] += 1
+            self._mishaps[job] += telling
             if self._mishaps[job] >= HOPELESS and not self.made[job]:
                 what = f"{HOPELESS} workers broke down over it, and none made a shard"
                 remedy = "Try a few images without a cluster: --images 64"

@@ -89,6 +89,7 @@ class RayWorker:
             torch.set_num_threads(1)
         while not self._stopped.is_set() and (wish := self._take(None)) is not None:
             report = Report()
+            self._begun[wish.images] = wish  # answered whatever happens, before the first shard, too
             try:
                 self._maker_of(wish.order).make(self._shards(wish), done=self._done)
             except SdbenchError as error:
