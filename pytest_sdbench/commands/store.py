@@ -111,10 +111,15 @@ class Leftover:
 
     def remove(self) -> None:
         """Remove it; raises EvidenceError."""
-        if self.name is None:
-            self.storage.discard()
-        else:
+        if self.name is not None:
             self.storage.remove(self.name)
+            return
+        files = self.storage.files()
+        for name in files:
+            if _is_ours(name):
+                self.storage.remove(name)
+        if all(map(_is_ours, files)):
+            self.storage.discard()
 
 
 def inventory(store: Path | str) -> list[Holding]:
@@ -153,9 +158,9 @@ def inventory(store: Path | str) -> list[Holding]:
 def leftovers(store: Path | str, *, older_than: float | None = None) -> Iterator[Leftover]:
     """Yield what nothing needs: of each folder, or with `older_than`, in days, folders not written to since.
 
-    Files set aside as damaged. Files that were never finished, and leases of earlier versions, of more than
-    a day ago. Shards whose images are all in a longer one of the same columns that is sound, and pictures
-    likewise. Raises EvidenceError.
+    Whatever does not have the name of our files stays. Files set aside as damaged. Files that were never
+    finished, and leases of earlier versions, of more than a day ago. Shards whose images are all in a longer
+    one of the same columns that is sound, and pictures likewise. Raises EvidenceError.
     """
     root, now = open_storage(store), time.time()
     for folder in _folders(root):
@@ -164,7 +169,7 @@ def leftovers(store: Path | str, *, older_than: float | None = None) -> Iterator
         changed = _changed(files)
         if older_than is not None and 0 < changed < now - older_than * _DAY:
             days = (now - changed) / _DAY
-            size = sum(stamp.size for stamp in files.values())
+            size = sum(stamp.size for name, stamp in files.items() if _is_ours(name))
             yield Leftover(storage, None, size, f"not written to for {days:.0f} days")
             continue
         for name, reason in _unneeded(ShardFolder(storage, folder), files, now):
@@ -196,7 +201,7 @@ def inventory_table(found: list[Holding]) -> str:
 
 def _folders(storage: Storage) -> list[str]:
     """Return the folders that look like evidence; whatever else lies in the place is not ours."""
-    return [name for name in storage.folders() if re.fullmatch(r"[^\W_]+-[^\W_]+", name)]
+    return [name for name in storage.folders() if re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]{16}", name)]
 
 
 def _draws() -> dict[str, list[str]]:
@@ -230,6 +235,17 @@ def _draw_of(said: list[dict[str, Any]]) -> str | None:
 _PICTURES = "pictures"
 LEASE = "lease-"
 """How files began with which processes of earlier versions shared their work."""
+_OURS = re.compile(
+    rf"{re.escape(TEMPORARY)}[0-9a-f]{{32}}"
+    r"|((manifest|pace)-[0-9a-f]{12}\.json"
+    r"|(shard|pictures|lease)-\d{8,}-\d{8,}(-[0-9a-f]{8})?\.(safetensors|tar|json)"
+    rf")({re.escape(DAMAGED)})?"
+)
+"""The names of all files that a store is written with."""
+
+
+def _is_ours(name: str) -> bool:
+    return _OURS.fullmatch(name) is not None
 
 
 def _content(name: str) -> tuple[str, range] | None:
@@ -259,6 +275,8 @@ def _unneeded(folder: ShardFolder, files: Mapping[str, Stamp], now: float) -> It
         if (content := _content(name)) is not None:
             alike.setdefault((content[0], content[1].start), []).append((content[1], name))
     for name, stamp in sorted(files.items()):
+        if not _is_ours(name):
+            continue
         if name.endswith(DAMAGED):
             yield name, "damaged, and set aside"
         elif name.startswith((TEMPORARY, LEASE)) and 0 < stamp.modified < now - _DAY:

@@ -19,6 +19,7 @@ from pytest_sdbench.store.shards import Evidence, Store
 from tests.store.remote import s3_server
 
 DAY = 24 * 3600
+OLD, YOUNG = f".tmp-{'0' * 32}", f".tmp-{'f' * 32}"
 Run = Callable[..., str]
 
 
@@ -97,7 +98,7 @@ def test_a_store_that_is_not_there_is_empty_and_images_that_two_shards_hold_coun
 
 def test_gc_keeps_what_a_run_needs(root: str, run: Run) -> None:
     evidence = fill(root, 30, 100, 150)
-    fresh = {".tmp-young", "lease-00000128-00000192.json"}
+    fresh = {YOUNG, "lease-00000128-00000192.json"}
     for name in fresh:
         evidence.storage.write(name, b"{}")
     evidence.storage.write("shard-00000000-00000064.safetensors.damaged", b"bad")
@@ -137,15 +138,15 @@ def test_gc_keeps_a_short_shard_where_the_longer_one_is_damaged(root: str, run: 
 def test_gc_removes_what_killed_runs_left(tmp_path: Path, run: Run) -> None:
     root = str(tmp_path / "store")
     evidence = fill(root, 64)
-    for name in (".tmp-old", "lease-00000000-00000064.json", ".tmp-young", "lease-00000064-00000128.json"):
+    for name in (OLD, "lease-00000000-00000064.json", YOUNG, "lease-00000064-00000128.json"):
         evidence.storage.write(name, b"12345")
-    for prefix in (".tmp-old", "lease-00000000"):
+    for prefix in (OLD, "lease-00000000"):
         age(evidence, 1.1, prefix)
     said = run("gc", "--store", root)
-    assert ".tmp-old: never finished (5 B)" in said
+    assert f"{OLD}: never finished (5 B)" in said
     assert "lease-00000000-00000064.json: a lease of an earlier version (5 B)" in said
     assert said.endswith(f"10 B removed from {root}\n")
-    assert {".tmp-young", "lease-00000064-00000128.json"} < names(evidence)
+    assert {YOUNG, "lease-00000064-00000128.json"} < names(evidence)
     assert len(names(evidence)) == 4
 
 
@@ -170,6 +171,24 @@ def test_a_folder_of_one_late_file_is_not_old(tmp_path: Path, run: Run) -> None:
     evidence = fill(root, 128)
     age(evidence, 40, "shard-00000000")
     assert "0 B" in run("gc", "--older-than", "30", "--store", root)
+
+
+def test_what_is_not_of_a_store_stays(tmp_path: Path, run: Run) -> None:
+    root = tmp_path / "store"
+    evidence = fill(str(root), 64)
+    inside = f"{'c' * 16}-{'d' * 16}"
+    theirs = [f"my-project/{name}" for name in ("thesis.txt", "lease-agreement.pdf", "photo.png.damaged")]
+    theirs += [f"{inside}/{name}" for name in ("notes.txt", "lease-agreement.pdf", ".tmp-mine", "a.damaged")]
+    for name in theirs:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("mine")
+    for path in root.glob("*/*"):
+        os.utime(path, (time.time() - 40 * DAY,) * 2)
+    assert "my" not in run("ls", "--store", str(root))
+    assert run("gc", "--store", str(root)) == f"0 B removed from {root}\n"
+    assert "not written to for 40 days" in run("gc", "--older-than", "30", "--store", str(root))
+    assert sorted(str(path.relative_to(root)) for path in root.glob("*/*")) == sorted(theirs)
+    assert evidence.missing(64)
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
