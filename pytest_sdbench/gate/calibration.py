@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation
 
 FOLDER = "calibration"
+_WRITABLE = "Make the folder writable, or calibrate a copy of the protocol beside your card"
 _LARGEST = 1 << 24
 """Bytes of a calibration."""
 FEWEST = 4
@@ -115,7 +117,7 @@ def calibrate(
     return Calibration(
         protocol=protocol.name,
         protocol_fingerprint=protocol.fingerprint,
-        checkpoint=f"{card.name} ({found[0].checkpoint_fingerprint})",
+        checkpoint=calibrator(card, found[0].checkpoint_fingerprint),
         values={metric: [_short(run.value) for run in each] for metric, each in estimates.items()},
         seeds=list(seeds),
         standard_errors={
@@ -195,29 +197,28 @@ def read_calibration(protocol: Protocol) -> Calibration | None:
     return found if protocol.covers(found.protocol_fingerprint) else None
 
 
+def calibrator(card: Card, fingerprint: str) -> str:
+    """Return what a calibration calls the checkpoint that it was run with."""
+    return f"{card.name} ({fingerprint})"
+
+
+def check_calibration(protocol: Protocol, checkpoint: str, runs: int) -> None:
+    """Raise DataError, before an image is made, where so many runs of a checkpoint could not be recorded."""
+    path = calibration_path(protocol)
+    _refuse_to_replace(read_calibration(protocol), checkpoint, dict.fromkeys(protocol.metrics, runs), path)
+    place = next(each for each in (path, *path.parents) if each.exists())
+    if not os.access(place, os.W_OK):
+        raise DataError("the calibration cannot be written", file=path, remedy=_WRITABLE)
+
+
 def write_calibration(protocol: Protocol, calibration: Calibration) -> Path:
     """Write a calibration into its place and return that.
 
     Raises DataError where another checkpoint has calibrated the protocol: that one is not overwritten.
     """
     path = calibration_path(protocol)
-    known = read_calibration(protocol)
-    if known is not None and known.checkpoint != calibration.checkpoint:
-        raise DataError(
-            "the protocol is calibrated by another checkpoint",
-            file=path,
-            found=known.checkpoint,
-            remedy=f"Delete the file to calibrate it by {calibration.checkpoint}",
-        )
-    for metric, values in ({} if known is None else known.values).items():
-        runs = len(calibration.values.get(metric, ()))
-        if runs < len(values):
-            raise DataError(
-                f"{METRICS[metric].label} is calibrated by more runs than these {runs}",
-                file=path,
-                found=f"{len(values)} runs",
-                remedy=f"Ask for {len(values)} or more where its references are, or delete the file",
-            )
+    runs = {metric: len(values) for metric, values in calibration.values.items()}
+    _refuse_to_replace(read_calibration(protocol), calibration.checkpoint, runs, path)
     text = json.dumps(asdict(calibration), indent=2, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,9 +227,32 @@ def write_calibration(protocol: Protocol, calibration: Calibration) -> Path:
         raise DataError(
             f"the calibration cannot be written: {error.strerror or error}",
             file=path,
-            remedy="Make the folder writable, or calibrate a protocol of your own beside your card",
+            remedy=_WRITABLE,
         ) from error
     return path
+
+
+def _refuse_to_replace(
+    known: Calibration | None, checkpoint: str, runs: Mapping[str, int], path: Path
+) -> None:
+    """Raise DataError where a calibration is by another checkpoint, or by more runs."""
+    if known is None:
+        return
+    if known.checkpoint != checkpoint:
+        raise DataError(
+            "the protocol is calibrated by another checkpoint",
+            file=path,
+            found=known.checkpoint,
+            remedy=f"Calibrate a copy of the protocol beside your card, or delete the file for {checkpoint}",
+        )
+    for metric, values in known.values.items():
+        if (own := runs.get(metric, 0)) < len(values):
+            raise DataError(
+                f"{METRICS[metric].label} is calibrated by more runs than these {own}",
+                file=path,
+                found=f"{len(values)} runs",
+                remedy=f"Ask for {len(values)} or more where its references are, or delete the file",
+            )
 
 
 def record_calibration(protocol: Protocol, calibration: Calibration) -> tuple[Verdict, Path | None]:
@@ -236,5 +260,9 @@ def record_calibration(protocol: Protocol, calibration: Calibration) -> tuple[Ve
     verdict = calibration.verdict()
     if verdict.outcome is not Outcome.PASS:
         return verdict, None
-    path = write_calibration(protocol, calibration)
+    try:
+        path = write_calibration(protocol, calibration)
+    except DataError as error:  # the runs may have taken days: what they found is told all the same
+        what = f"{error.message}; measured: {verdict.reason}"
+        raise DataError(what, file=error.file, found=error.found, remedy=error.remedy) from error
     return replace(verdict, reason=f"{verdict.reason}; recorded in {path}"), path

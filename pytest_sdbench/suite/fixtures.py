@@ -242,7 +242,7 @@ def sdbench_evaluate(
     who: dict[str, Any] = {"part": settings.part, "pool": pool}
     keep = settings.keep_images if plain else 0
     workspace = Workspace(store, sdbench_data, device, dtype, settings.download, keep_images=keep, **who)
-    done: dict[tuple[str, int | None], Evaluation | SdbenchError] = {}
+    done: dict[tuple[str, str, int | None], Evaluation | SdbenchError] = {}
     load = None if plain else sdbench_pipeline
     if settings.budget and not (plain and (pool or device == "cuda")):  # each worker has its own pipeline
         load = lru_cache(maxsize=1)(sdbench_pipeline)  # a sequence comes back for more images
@@ -267,13 +267,14 @@ def sdbench_evaluate(
                 return replace(found, checkpoint_fingerprint="")
             return replace(found, changes=recorded_changes(sdbench_card, sdbench_checkpoint, protocol.name))
 
-        return _once(done, (protocol.fingerprint, samples), make)
+        # Protocols may differ in name and margins alone, and what a claim is judged by has both.
+        return _once(done, (protocol.name, protocol.fingerprint, samples), make)
 
     return once
 
 
 @pytest.fixture(scope="module")
-def sdbench_judgements() -> dict[str, Any]:
+def sdbench_judgements() -> dict[Any, Any]:
     """Return the verdicts of this card by protocol: its claims are judged together, once."""
     return {}
 
@@ -284,7 +285,7 @@ def sdbench_judge(
     sdbench_session: SdbenchSession,
     sdbench_card: Card,
     sdbench_data: Path | None,
-    sdbench_judgements: dict[str, Any],
+    sdbench_judgements: dict[Any, Any],
 ) -> Callable[[Case, Protocol], Judgement]:
     """Return a function that judges a score under a protocol; the checkpoint is asked for when it is called.
 
@@ -302,7 +303,7 @@ def sdbench_judge(
     def claims(protocol: Protocol) -> Mapping[str, Judgement]:
         return _once(
             sdbench_judgements,
-            protocol.fingerprint,
+            (protocol.name, protocol.fingerprint),
             lambda: judge(sdbench_card, protocol, partial(evaluate, protocol), budget),
         )
 

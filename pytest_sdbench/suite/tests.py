@@ -24,11 +24,13 @@ from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.suite.collection import card_of
+from pytest_sdbench.suite.fixtures import PlainPipeline
 from pytest_sdbench.suite.rows import claim_figures
 from pytest_sdbench.suite.session import SdbenchSession
 
 if TYPE_CHECKING:
     from pytest_sdbench.evaluation.evaluate import Evaluation
+    from pytest_sdbench.models.checkpoint import Checkpoint
     from pytest_sdbench.models.latency import Ratio
     from pytest_sdbench.protocols.protocol import Protocol
 
@@ -139,11 +141,13 @@ def test_calibration(
     sdbench_session: SdbenchSession,
     sdbench_card: Card,
     sdbench_weights: Path | None,
+    sdbench_checkpoint: Checkpoint,
+    sdbench_pipeline: Callable[[str], Any],
     sdbench_evaluate: Callable[..., Evaluation],
     sdbench_conclude: Conclude,
 ) -> None:
     """Run the checkpoint with other seeds, judge each run by the others, and record how they scatter."""
-    from pytest_sdbench.gate.calibration import calibrate, record_calibration
+    from pytest_sdbench.gate.calibration import calibrate, calibrator, check_calibration, record_calibration
 
     if sdbench_weights is not None:
         raise Unavailable(
@@ -154,6 +158,8 @@ def test_calibration(
     drawn = load_protocol(protocol, search=(sdbench_card.path.parent,))
     runs = sdbench_session.settings.calibrate
     assert runs is not None
+    fingerprint = sdbench_checkpoint.fingerprint if isinstance(sdbench_pipeline, PlainPipeline) else ""
+    check_calibration(drawn, calibrator(sdbench_card, fingerprint), runs)
     verdict, path = record_calibration(drawn, calibrate(sdbench_card, drawn, sdbench_evaluate, runs))
     extra = {} if path is None else {"recorded_in": told(path)}
     sdbench_conclude(verdict, protocol=protocol, n=drawn.n, extra=extra)
@@ -208,6 +214,7 @@ def _extra(metric: str, judgement: Judgement) -> dict[str, Any]:
             extra["worst"] = [each.to_dict() for each in worst]
     if isinstance(estimate, Estimate) and estimate.corrected is not None:
         extra["without_bias"] = estimate.corrected
-    if isinstance(estimate, Estimate) and judgement.measured not in (None, estimate.value):
+    early = evaluation.n < evaluation.requested
+    if early and isinstance(estimate, Estimate) and judgement.measured not in (None, estimate.value):
         extra["predicted_for"] = evaluation.requested
     return extra

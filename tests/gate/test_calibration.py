@@ -12,7 +12,13 @@ import pytest
 from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import Evaluation, evaluate
-from pytest_sdbench.gate.calibration import Calibration, calibration_path, read_calibration, write_calibration
+from pytest_sdbench.gate.calibration import (
+    Calibration,
+    calibration_path,
+    read_calibration,
+    record_calibration,
+    write_calibration,
+)
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.models.checkpoint import resolve
@@ -149,6 +155,27 @@ def test_a_figure_that_is_not_finite_calibrates_nothing(tmp_path: Path, figure: 
     write_calibration(protocol, Calibration("mini", protocol.fingerprint, "mini", scores))
     with pytest.raises(DataError, match=r"mini\.json.*fid holds a figure that is not finite"):
         read_calibration(protocol)
+
+
+def test_what_could_not_be_recorded_is_refused_before_an_image_is_made(
+    run: Run, project: Path, store: Path
+) -> None:
+    protocol = load_protocol(project.parent / "protocols" / "mini.yaml")
+    write_calibration(
+        protocol, Calibration("mini", protocol.fingerprint, "other (f00d)", {"fid": [1.0, 2.0]})
+    )
+    result = run("--sdbench-calibrate=2", "-k", "calibration", "--sdbench-store", str(store))
+    result.assert_outcomes(failed=1, deselected=11)
+    assert "calibrated by another checkpoint (found 'other (f00d)')" in result.stdout.str()
+    assert not list(store.glob("*/*"))
+
+
+def test_what_runs_found_is_told_where_it_cannot_be_recorded(tmp_path: Path) -> None:
+    protocol = load_protocol(make_protocol(tmp_path / "protocols" / "mini.yaml"))
+    calibration_path(protocol).parent.write_text("a file in the place of the folder")
+    found = Calibration("mini", protocol.fingerprint, "mini", {"fid": [1.0, 2.0]}, [1, 2])
+    with pytest.raises(DataError, match=r"cannot be written.*measured: 2 runs: FID 1\.5"):
+        record_calibration(protocol, found)
 
 
 def test_fewer_runs_do_not_replace_more(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import xml.etree.ElementTree as ET
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.cards.card import read_card
@@ -100,6 +103,21 @@ def test_claims_pass_fail_or_have_nothing_to_compare(run, project, pytester):
     assert float(properties["sdbench_measured"]) == pytest.approx(passed["measured"])
     # The fallen claim runs alone again.
     run("cards", "--lf").assert_outcomes(failed=1)
+
+
+def test_protocols_that_differ_in_margins_alone_are_judged_each_by_its_own(run, project, pytester):
+    make_protocol(project.parent / "protocols" / "strict.yaml", margins=MARGINS | {"inception_score": 1e-9})
+    _, front, body = project.read_text().split("---\n")
+    yaml = YAML(typ="safe", pure=True)
+    content, text = yaml.load(front), io.StringIO()
+    results = content["model-index"][0]["results"]
+    results += [deepcopy(results[0]) | {"dataset": results[0]["dataset"] | {"config": "strict"}}]
+    yaml.dump(content, text)
+    project.write_text(f"---\n{text.getvalue()}---\n{body}")
+    run("cards", "-k", "inception_score", "--sdbench-report=r.json")
+    found = rows(pytester.path / "r.json")
+    assert found["test_quality[mini-inception_score]"]["margin"] == MARGINS["inception_score"]
+    assert found["test_quality[strict-inception_score]"]["margin"] == 1e-9
 
 
 def test_fewer_samples_and_another_precision_are_shown_and_never_compared(run, project, pytester):
