@@ -47,7 +47,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     told = "a protocol's name or file [the first that the card of B, or else of A, has a record of]"
     command.add_argument("--protocol", metavar="NAME", help=told)
     names = ("--images", "--store", "--data", "--device", "--download", "--json", "--keep-images")
-    share(command, *names, device="cpu")
+    share(command, *names)
 
 
 def run(options: argparse.Namespace) -> int:

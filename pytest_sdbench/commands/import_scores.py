@@ -53,7 +53,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--metric", required=True, metavar="NAME", help=told)
     told = "whose images they are: a card's name or file"
     command.add_argument("--card", required=True, metavar="CARD", help=told)
-    told = "take them in place of values that were imported before"
+    told = "take them in place of all values that were imported before"
     command.add_argument("--replace", action="store_true", help=told)
     share(command, "--protocol", "--images", "--store", "--data", "--device", "--weights")
 
@@ -90,13 +90,17 @@ def run(options: argparse.Namespace) -> int:
     prompts = load_prompts(protocol, options.data)
     column = metric.column(protocol.metrics[metric.name].extractor)
     found = by_image(options.scores, values, prompts, _seeds(evidence, protocol.n))
-    known = not options.replace and not evidence.missing(protocol.n)
-    if known and (count := _unlike(evidence, column, found)):
+    earlier = _imported(evidence, column)
+    if not options.replace and (count := _unlike(earlier, found)):
         message = f"{count:,} other values of {metric.label} were imported before"
         raise DataError(message, file=options.scores, remedy="To take these in their place: --replace")
-    if not known:
+    if options.replace or evidence.missing(protocol.n):
+        if not options.replace and max(earlier, default=0) >= protocol.n:  # a shard of the others is damaged
+            message, found_here = "values of more images were imported before", f"{protocol.n:,} images"
+            remedy = "Import those of all images, or let these alone stay: --replace"
+            raise DataError(message, file=options.scores, found=found_here, remedy=remedy)
         _keep(evidence, column, found)
-    if evidence.missing(protocol.n) or _unlike(evidence, column, found):
+    if evidence.missing(protocol.n) or _unlike(_imported(evidence, column), found):
         message, remedy = "other values were imported at the same time", "Run again, with --replace"
         raise DataError(message, file=options.scores, remedy=remedy)
     show(f"{card.name}: {protocol.name}: {metric.label} of {protocol.n:,} images, mean {found.mean():.6g}")
@@ -133,10 +137,21 @@ def _seeds(evidence: Evidence, n: int) -> list[int]:
     return seeds
 
 
-def _unlike(evidence: Evidence, column: str, values: npt.NDArray[np.float32]) -> int:
-    """Return for how many images other values are kept."""
-    known = np.concatenate([rows[column] for rows in evidence.rows(len(values))])
-    return int((known != values).sum())
+def _imported(evidence: Evidence, column: str) -> dict[int, float]:
+    """Return the values that were imported before, by image."""
+    found: dict[int, float] = {}
+    shards = evidence.shards
+    listing = shards.listing()
+    for name in listing.of_set(set_of(evidence.columns.values())):
+        if shards.is_sound(name, listing):
+            rows = shards.open(name, listing.files[name])
+            found |= zip(rows["index"].tolist(), rows[evidence.columns[column]].tolist(), strict=True)
+    return found
+
+
+def _unlike(known: Mapping[int, float], values: npt.NDArray[np.float32]) -> int:
+    """Return for how many images other values are known."""
+    return sum(index < len(values) and values[index] != value for index, value in known.items())
 
 
 def _keep(evidence: Evidence, column: str, values: npt.NDArray[np.float32]) -> None:
@@ -263,9 +278,9 @@ def by_image(
             remedy = "Correct it, or give the `index` of the image"
             raise fault("no prompt of the protocol", each.prompt, remedy)
         if len(meant) > 1:
-            raise fault(
-                f"{len(meant)} images are of this prompt", each.prompt, "Say which: `index`, or `seed`"
-            )
+            told = {seeds[place] for place in meant}
+            remedy = "Say which: `index`" + (", or `seed`" if len(told) == len(meant) else "")
+            raise fault(f"{len(meant)} images are of this prompt", each.prompt, remedy)
         (index,) = meant
         if not 0 <= index < len(prompts):
             remedy = "Images are counted from 0; --images N takes the first ones alone"

@@ -35,7 +35,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     told += "these that the images have, but never their order"
     command.add_argument("--match", choices=("caption", "name", "index", "order"), help=told)
     command.add_argument("--card", metavar="CARD", help="show what this card (name or file) claims beside it")
-    share(command, "--protocol", "--background", "--data", "--device", "--download", "--json", device="cpu")
+    share(command, "--protocol", "--background", "--data", "--device", "--download", "--json")
 
 
 def run(options: argparse.Namespace) -> int:

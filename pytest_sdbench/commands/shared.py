@@ -51,8 +51,8 @@ _SHARED: dict[str, dict[str, Any]] = {
 """Arguments that more than one command has, beside the options that pytest has too."""
 
 
-def share(command: argparse.ArgumentParser, *names: str, device: str | None = None) -> None:
-    """Declare arguments that other commands or pytest have too; `device` is another default for that one."""
+def share(command: argparse.ArgumentParser, *names: str) -> None:
+    """Declare arguments that other commands or pytest have too."""
     for name in names:
         if name in _SHARED:
             told, short = _SHARED[name], ["-o"] if name == "--out" else []
@@ -60,8 +60,6 @@ def share(command: argparse.ArgumentParser, *names: str, device: str | None = No
             option, short = OPTIONS[name.replace("--", "--sdbench-", 1)], []
             told = option.arguments(option.default) | ({"type": Path} if name == "--data" else {})
         command.add_argument(*short, name, **told)
-    if device is not None:
-        command.set_defaults(device=device)
 
 
 def cards_of(named: Sequence[Path]) -> list[Path]:

@@ -28,7 +28,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--layouts", nargs="+", default=[], metavar="NAME", help=told)
     told = "of a range of scenes, take names of faces, or of everything else, alone [%(default)s]"
     command.add_argument("--domain", default="all", metavar="NAME", help=told)
-    share(command, "--background", "--data", "--device", "--download", device="cpu")
+    share(command, "--background", "--data", "--device", "--download")
 
 
 def run(options: argparse.Namespace) -> int:

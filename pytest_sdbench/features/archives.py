@@ -204,6 +204,9 @@ def _tar(path: Path, module: str) -> Source:
         # A writer that was killed leaves out the empty block at the end, even where no member is cut.
         if len(end) < tarfile.BLOCKSIZE or any(end):
             raise EOFError("no end mark: it was cut short")
+        if archive.fileobj.read(_INDEX).strip(b"\0"):
+            what = "more follows behind the end of this archive: several were joined"
+            raise DataError(what, remedy="Give them one by one, or extract all: tar --ignore-zeros -xf")
 
     @contextmanager
     def opened() -> Iterator[Read]:

@@ -35,9 +35,10 @@ def open_picture(content: bytes) -> Image.Image:
             if file.width * file.height > LARGEST:
                 raise DataError(large, found=f"{file.width}x{file.height}", remedy=remedy)
             if file.mode[0] in "IF" or any(";16B" in str(tile[3]) for tile in file.tile):
-                raise ValueError(f"more than 8 bits a channel (mode {file.mode})")  # Pillow would clip them
+                message = f"it has more than 8 bits a channel (mode {file.mode})"  # Pillow would clip them
+                raise DataError(message, remedy="Save it with 8 bits a channel")
             if (frames := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
-                raise ValueError(f"an animation of {frames} pictures")
+                raise DataError(f"an animation of {frames} pictures", remedy="Save them as single pictures")
             file.verify()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(large, remedy=remedy) from None

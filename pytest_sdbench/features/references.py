@@ -311,7 +311,12 @@ def compute_statistics(
     for batch in batches:
         rows = extractor(batch)[features]
         if moments is None:
-            moments = Moments(rows.shape[1])
+            width = rows.shape[1]
+            most = max(0, _LARGEST - 8 * width * (width + 1)) // (4 * width)
+            if len(kept_rows) > most:
+                what, remedy = "a file of statistics cannot hold so many features", f"Keep {most:,} or fewer"
+                raise DataError(what, found=len(kept_rows), remedy=remedy)
+            moments = Moments(width)
         chosen = [i for i in range(len(rows)) if moments.n + i in kept_rows]
         kept.append(rows[chosen])
         moments.update(rows)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import count, islice
+from operator import itemgetter
 from pathlib import Path
 
 from pytest_sdbench.base.csv import csv_rows
@@ -73,7 +74,7 @@ def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:
             absent = [column for column in COLUMNS if column not in header]
             fault = f"column {absent[0]!r} is missing" if absent else "malformed header"
             raise error(f"{fault}: {','.join(COLUMNS)!r} is expected", 1, ",".join(header)[:80])
-        for line, row in rows:
+        for line, row in filter(itemgetter(1), rows):  # a blank line says nothing
             if len(row) != len(COLUMNS):
                 fault = f"{len(COLUMNS)} columns are expected, here are {len(row)}"
                 raise error(fault, line, ",".join(row)[:80])

@@ -161,6 +161,13 @@ def test_a_prompt_is_the_same_however_its_accents_are_written(tmp_path: Path) ->
     assert by_image(path, list(read_values(path, GENEVAL)), ["caf\u00e9"], [1]).tolist() == [1]
 
 
+def test_a_seed_that_all_images_have_tells_none_apart(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text('{"prompt": "a cat", "seed": 11, "value": 1}')
+    with pytest.raises(DataError, match=r"2 images are of this prompt.*Say which: `index`$"):
+        by_image(path, list(read_values(path, GENEVAL)), PROMPTS, [11] * 4)
+
+
 def test_two_protocols_declare_a_metric_alike_or_not_at_all(tmp_path: Path) -> None:
     for name in ("one", "two"):
         load_protocol(make_protocol(tmp_path / f"{name}.yaml", metrics={"geneval": DECLARED}, margins={}))
@@ -171,7 +178,10 @@ def test_two_protocols_declare_a_metric_alike_or_not_at_all(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_imported_scores_are_judged_like_all_others(
-    pytester: pytest.Pytester, pristine_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester,
+    pristine_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     make_project(pytester.path, pristine_checkpoint)
@@ -199,8 +209,13 @@ def test_imported_scores_are_judged_like_all_others(
         lines = [{"index": i, "prompt": prompts[i], "value": value} for i, value in enumerate(values)]
         Path("scores.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
 
-    give(*(int(i % 10 > 0) for i in range(N)))  # nine of ten images are right
     assert main(["plan", "cards/mini.md", "--no-timing"]) == 1
+    give(*(1 for _ in range(66)))
+    assert main([*command, "--images", "66"]) == 0
+    give(*(int(i % 10 > 0) for i in range(N)))  # nine of ten images are right
+    assert main(command) == 2, "of the first 66 other values are known"
+    assert "7 other values of GenEval were imported before" in capsys.readouterr().err
+    assert main([*command, "--replace"]) == 0
     assert main(command) == 0
     assert main(["plan", "cards/mini.md", "--no-timing"]) == 0  # nothing lacks any more
     assert judged()["geneval"].startswith("pass")

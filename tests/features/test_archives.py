@@ -169,6 +169,14 @@ def test_a_pattern_of_too_many_shards_is_refused(text: str) -> None:
         open_images([text])
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+def test_joined_archives_are_not_read_in_part(name: str, tmp_path: Path) -> None:
+    path = tarred(tmp_path / name, FILES)
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.raises(DataError, match="several were joined"):
+        open_images([path])
+
+
 @pytest.mark.parametrize(("made", "name"), [("a.tgz", "b.tar"), ("a.zip", "b.tar.gz"), ("a.tar", "b.zip")])
 def test_an_archive_is_what_it_begins_with_whatever_its_name_says(
     made: str, name: str, tmp_path: Path

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -360,6 +361,19 @@ def test_statistics_of_scenes(layouts: tuple[str, ...], domain: str, tmp_path: P
 def test_too_few_images_are_refused(n: int) -> None:
     with pytest.raises(DataError, match="at least 2 images"):
         compute_statistics([np.zeros((1, 8, 8, 3), np.uint8)] * n, NET, total=n)
+
+
+def test_more_features_than_a_file_may_hold_are_refused_at_the_first_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(statistics, "_LARGEST", 8 * WIDTH * (WIDTH + 1) + 4 * WIDTH * 5)
+
+    def batches() -> Iterator[Any]:
+        yield np.zeros((2, 8, 8, 3), np.uint8)
+        pytest.fail("a second batch was asked for")
+
+    with pytest.raises(DataError, match=r"cannot hold so many features .found 6.*Keep 5 or fewer"):
+        compute_statistics(batches(), NET, total=10, keep=6)
 
 
 def test_a_network_names_the_size_that_it_takes() -> None:

@@ -45,7 +45,7 @@ def protocol_of(tmp_path: Path, content: str | bytes | None, *, rows: int = 3, n
 
 
 @pytest.mark.parametrize("n", [3, 2])
-@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["unix", "windows"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n"], ids=["unix", "windows", "blank"])
 def test_prompts_are_the_first_of_the_file_in_its_order(tmp_path: Path, ending: str, n: int) -> None:
     protocol = protocol_of(tmp_path, GOOD.replace("\n", ending), n=n)
     assert load_prompts(protocol, tmp_path) == tuple(CAPTIONS[:n])
@@ -61,7 +61,7 @@ def test_prompts_are_the_first_of_the_file_in_its_order(tmp_path: Path, ending: 
         ("file_name,caption\n1.jpg,A dog\n", r"line 1: column 'text' is missing.*'file_name,caption'"),
         ("text,file_name\nA dog,1.jpg\n", r"line 1: malformed header: 'file_name,text' is expected"),
         ("file_name,text\n1.jpg,A dog, asleep\n", r"line 2: 2 columns are expected, here are 3"),
-        ("file_name,text\n1.jpg,A\n\n3.jpg,B\n", r"line 3: 2 columns are expected, here are 0"),
+        ("file_name,text\n1.jpg,A\n\n3.jpg,B\n", r"3 prompts are expected \(found 2\)"),
         ("file_name,text\n1.jpg,A\n2.jpg, \n3.jpg,B\n", r"line 3: empty caption \(found '2\.jpg'\)"),
         (
             "file_name,text\n1.jpg,A\n2.jpg,B\n1.jpg,C\n",
