@@ -14,7 +14,7 @@ from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
-from pytest_sdbench.commands.shared import find_card_of, first_images, share, show, write_figures
+from pytest_sdbench.commands.shared import find_card_of, first_images, protocol_of, share, show, write_figures
 from pytest_sdbench.commands.systems import KINDS, lone, system_of
 from pytest_sdbench.evaluation.evaluate import CUT, evaluate
 from pytest_sdbench.evaluation.evidence import NothingToMeasure
@@ -105,7 +105,7 @@ def compare(
     or its file), a folder, or a name such as ``embedded:scenes-small``; a U-Net alone, a LoRA and a single
     file stand on the other one. Raises SdbenchError as `evaluate` and `resolve`.
     """
-    protocol = load_protocol(protocol_name, search=(Path.cwd(), Path.cwd() / "cards"))
+    protocol = protocol_of(protocol_name)
     if images is not None:
         protocol = first_images(protocol, images)
     # A whole checkpoint comes first: it may be the base of the other.

@@ -11,6 +11,7 @@ import numpy as np
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.sample import protocols_of
+from pytest_sdbench.commands.shared import protocol_of
 from pytest_sdbench.commands.systems import System, lone, system_of
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.job import Extras
@@ -18,7 +19,6 @@ from pytest_sdbench.evaluation.kept_pictures import Album
 from pytest_sdbench.gate.fidelity import image_scores
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
-from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts, scenes_behind
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.scene_glyphs import font_file
@@ -111,7 +111,7 @@ def _protocol(of: System | None, name: str, metric: str) -> Protocol:
         if not name:
             remedy = "Name one: --protocol NAME"
             raise SdbenchError("no card says under which protocol to draw", key="--protocol", remedy=remedy)
-        return load_protocol(name)
+        return protocol_of(name)
     found = protocols_of(of.card, [name] if name else ())
     if metric:
         found = [protocol for protocol in found if metric in protocol.metrics] or found

@@ -12,7 +12,7 @@ from typing import Any
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.commands.shared import share, show, write_figures, write_text
+from pytest_sdbench.commands.shared import protocol_of, share, show, write_figures, write_text
 from pytest_sdbench.evaluation.job import on_this_device
 from pytest_sdbench.evaluation.known import known_estimate
 from pytest_sdbench.gate.trends import Trend, trends
@@ -20,7 +20,6 @@ from pytest_sdbench.metrics.change_points import ERROR, Change
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import Groups, groups_of
-from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.report.cells import NONE, plain_table, with_error
@@ -126,7 +125,7 @@ class KeptEvidence:
 def _protocol_of(said: Measurement, n: int) -> Protocol:
     """Return the protocol of a measurement as it was drawn; raise SdbenchError where it is not here."""
     if Path(said.protocol).name == said.protocol:  # the words of a history lead to no file elsewhere
-        protocol = load_protocol(said.protocol, search=(Path.cwd(), Path.cwd() / "cards"))
+        protocol = protocol_of(said.protocol)
         if said.metric in protocol.metrics and 2 <= n <= protocol.n:
             asked = protocol.with_samples(n)
             named = asked.only(said.metric).fingerprint == said.score_fingerprint

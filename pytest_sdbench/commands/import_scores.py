@@ -19,7 +19,7 @@ from pytest_sdbench.base.files import json_mapping, read_bounded
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.score_matching import plain_caption
-from pytest_sdbench.commands.shared import card_and_weights, first_images, share, show
+from pytest_sdbench.commands.shared import card_and_weights, first_images, protocol_of, share, show
 from pytest_sdbench.metrics.definition import Metric
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.metric_specs import ImportedSpec
@@ -73,11 +73,10 @@ class Value:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from pytest_sdbench.evaluation.job import on_this_device, open_evidence
-    from pytest_sdbench.protocols.load import load_protocol
     from pytest_sdbench.protocols.prompts import load_prompts
 
     card, weights = card_and_weights(options.card, options.weights)
-    protocol = load_protocol(options.protocol, search=(card.path.parent, Path.cwd(), Path.cwd() / "cards"))
+    protocol = protocol_of(options.protocol, card)
     metric = _declared(protocol, options.metric)
     if options.images is not None:
         protocol = first_images(protocol, options.images)

@@ -24,6 +24,7 @@ from pytest_sdbench.commands.shared import (
     check_counts,
     named_card,
     own_words,
+    protocol_of,
     share,
     show,
     weights_of,
@@ -64,10 +65,9 @@ def protocols_of(card: Card, names: Sequence[str] = ()) -> list[Protocol]:
     Raises Unavailable for a card without any.
     """
     from pytest_sdbench.cards.cases import judged_protocols
-    from pytest_sdbench.protocols.load import load_protocol
 
     if names:
-        return [load_protocol(name, search=(card.path.parent,)) for name in names]
+        return [protocol_of(name, card) for name in names]
     found = judged_protocols(card)
     if not found:
         message = "the card claims nothing that can be compared with a protocol as it is today"

@@ -19,7 +19,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.commands.score_matching import Matching, match
-from pytest_sdbench.commands.shared import find_card_of, first_images
+from pytest_sdbench.commands.shared import find_card_of, first_images, protocol_of
 from pytest_sdbench.evaluation.evaluate import References
 from pytest_sdbench.features.definition import Rows
 from pytest_sdbench.features.extractors import Extractors, describe, extractor_of, open_extractors
@@ -29,7 +29,6 @@ from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import groups_of
 from pytest_sdbench.protocols.image_steps import Images
-from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts, prompt_files
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import Resize
@@ -88,8 +87,7 @@ def score(
     Raises DataError for images that are damaged, of another size, or of no prompt; else as `evaluate`.
     """
     shown = read_card(find_card_of(card)) if card is not None else None
-    beside = (shown.path.parent,) if shown else ()
-    protocol = load_protocol(protocol_name, search=(Path.cwd(), Path.cwd() / "cards", *beside))
+    protocol = protocol_of(protocol_name, shown)
     if n is not None:
         first_images(protocol, n)
     # Whatever can fail without an image fails before the first one.

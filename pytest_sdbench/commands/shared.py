@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -62,13 +64,52 @@ def share(command: argparse.ArgumentParser, *names: str) -> None:
         command.add_argument(*short, name, **told)
 
 
+_PASSED_OVER = ("*.egg", ".*", "_darcs", "build", "CVS", "dist", "node_modules", "venv", "{arch}")
+"""Folders in which pytest looks for no tests."""
+
+
 def cards_of(named: Sequence[Path]) -> list[Path]:
-    """Return the files of the cards that were named: those of a folder, or the packaged ones."""
+    """Return the files of the cards that were named, or of the packaged ones.
+
+    A card is named by its file or its name. A folder stands for the cards in it and in its folders, as it
+    does for pytest. Raises CardError for a folder without any, and for a name that no card has.
+    """
     cards: list[Path] = []
     for path in named or [reference() / "cards"]:
-        files = (file for file in path.glob("*.[mM][dD]") if is_card(file) or is_lost(file))
-        cards += sorted(files) if path.is_dir() else [path]
+        is_name = path.name == str(path) and not os.path.lexists(path)
+        found = sorted(_cards_in(path)) if path.is_dir() else [find_card_of(path.name) if is_name else path]
+        if not found:
+            remedy = "Name a card, or write one: python -m pytest_sdbench draft FOLDER"
+            raise CardError("there is no card in this folder", file=path, remedy=remedy)
+        cards += found
     return list({path.absolute(): path for path in cards}.values())  # a card is its file
+
+
+def _cards_in(folder: Path) -> Iterator[Path]:
+    seen = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [
+            each
+            for each in folders
+            if not any(fnmatch(each, pattern) for pattern in _PASSED_OVER)
+            and not Path(place, each, "pyvenv.cfg").is_file()
+            and os.path.realpath(Path(place, each)) not in seen
+        ]
+        seen.update(os.path.realpath(Path(place, each)) for each in folders)
+        for file in (Path(place, each) for each in files if each.lower().endswith(".md")):
+            if is_card(file) or is_lost(file):
+                yield file
+
+
+def protocol_of(name: str, card: Card | None = None) -> Protocol:
+    """Return the protocol that a command names; raises ProtocolError.
+
+    It is a file, or the name of a packaged one or of one beside the card, here or in cards/.
+    """
+    from pytest_sdbench.protocols.load import load_protocol
+
+    beside = () if card is None else (card.path.parent,)
+    return load_protocol(name, search=(*beside, Path.cwd(), Path.cwd() / "cards"))
 
 
 def named_card(path: Path, name: str) -> Card:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.errors import CardError, SdbenchError
+from pytest_sdbench.base.paths import real, reference
 from pytest_sdbench.cards.card import Card, is_card, read_card
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.shared import find_card_of
@@ -38,10 +40,32 @@ def lone(text: str) -> Path | None:
     return path if path.exists() and replaces(path) in ("lora", "file") else None
 
 
+def _card_of_folder(text: str) -> Card | None:
+    """Return the card here that a folder shares its name with; raises SdbenchError for another one's."""
+    folder = Path(text)
+    if folder.name != text or not folder.is_dir():
+        return None
+    try:
+        path = find_card_of(text)
+    except CardError:
+        return None
+    if path.is_relative_to(reference()):
+        return None
+    card = read_card(path)
+    if card.checkpoint is None:
+        return None
+    parts = card.checkpoint.values() if isinstance(card.checkpoint, Mapping) else [card.checkpoint]
+    if real(folder) not in [real(path.parent / Path(part).expanduser()) for part in parts]:
+        remedy = f"Give ./{text} for the folder, or {path.relative_to(Path.cwd())} for the card"
+        raise SdbenchError("a folder and a card have this name", found=text, remedy=remedy)
+    return card
+
+
 def system_of(text: str, base: Checkpoint | None, *, download: bool = False) -> System:
     """Return a system by its name; what is `lone` stands on the base.
 
-    Raises SdbenchError for what is not there and for what is alone without a base; else as `resolve`.
+    A name that a folder and a card here have is the card's, if that is the folder's card. Raises SdbenchError
+    for another card's, for what is not there and for what is alone without a base; else as `resolve`.
     """
     from pytest_sdbench.models.checkpoint import resolve
     from pytest_sdbench.models.integrity import verify
@@ -53,6 +77,8 @@ def system_of(text: str, base: Checkpoint | None, *, download: bool = False) -> 
     if is_name or (path.is_file() and is_card(path)):
         card = read_card(find_card_of(text))
         return System(card.name, checkpoint_of(card, download=download), card)
+    if (own := _card_of_folder(text)) is not None:
+        return System(own.name, checkpoint_of(own, download=download), own)
     alone = lone(text)
     if path.is_file() and alone is None:
         raise no_checkpoint(path)

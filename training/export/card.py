@@ -102,10 +102,13 @@ def teacher_license(recipe: Recipe, parts: Parts) -> str | None:
     return None
 
 
-def protocols_of(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
-    """Return the protocols of scenes that fit the sampler and the scenes that were trained on."""
+def protocols_of(checkpoint: Checkpoint, recipe: Recipe) -> list[str] | None:
+    """Return the protocols of scenes that fit the sampler and the scenes that were trained on.
+
+    None for what knows other words: a draft names what fits its size.
+    """
     if not is_of_scenes(checkpoint):
-        return []
+        return None
     scheduler = scheduler_class(checkpoint)
     if scheduler == "LCMScheduler":
         return ["scenes-lcm4-quick", "scenes-lcm4-5k"]
