@@ -87,14 +87,15 @@ def export(
     no extractor is asked. Raises SdbenchError for a folder that holds anything else, and for a card of
     several protocols without a `name`; else as `make_evidence`.
     """
-    from pytest_sdbench.evaluation.job import on_this_device
+    from pytest_sdbench.evaluation.evidence import as_drawn
+    from pytest_sdbench.evaluation.job import Extras
     from pytest_sdbench.evaluation.kept_pictures import Album
     from pytest_sdbench.store.shard_folder import in_grid
 
     protocol = _protocol(card, name)
     checkpoint = checkpoint_of(card, weights, download=workspace.download)
     wanted = protocol if images is None else protocol.with_samples(min(images, protocol.n))
-    drawn = on_this_device(wanted, workspace.device)
+    drawn = as_drawn(checkpoint, wanted, workspace, Extras(columns={}, keep=wanted.n))
     _prepare(out, {"of": f"{checkpoint.fingerprint}-{drawn.draw_fingerprint}", "images": wanted.n})
 
     album, lines = Album(checkpoint, wanted, workspace), list[str]()

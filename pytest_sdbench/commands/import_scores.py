@@ -72,7 +72,8 @@ class Value:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    from pytest_sdbench.evaluation.job import on_this_device, open_evidence
+    from pytest_sdbench.evaluation.evidence import as_drawn
+    from pytest_sdbench.evaluation.job import Extras, open_evidence
     from pytest_sdbench.protocols.prompts import load_prompts
 
     card, weights = card_and_weights(options.card, options.weights)
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     values = list(read_values(options.scores, metric))
     checkpoint = checkpoint_of(card, weights)
     others = [name for name in protocol.metrics if name != metric.name]
-    drawn = on_this_device(protocol.without(others), workspace.device)
+    drawn = as_drawn(checkpoint, protocol.without(others), workspace, Extras(columns={}))
     evidence = open_evidence(workspace, checkpoint, drawn)
     prompts = load_prompts(protocol, options.data)
     column = metric.column(protocol.metrics[metric.name].extractor)

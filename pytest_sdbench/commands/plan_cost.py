@@ -24,6 +24,7 @@ from pytest_sdbench.commands.plan_downloads import (
 )
 from pytest_sdbench.commands.plan_time import Stopwatch
 from pytest_sdbench.commands.shared import named_card, weights_of
+from pytest_sdbench.evaluation.evidence import as_drawn
 from pytest_sdbench.evaluation.fidelity import known_pairs, other_scheduler, pairs_of
 from pytest_sdbench.evaluation.job import Extras, kept_images, on_this_device, open_evidence
 from pytest_sdbench.features.extractors import column_widths, extractor_of
@@ -281,6 +282,8 @@ class _Planner:
             asked = protocol.with_samples(min(self._images, protocol.n)) if self._images else protocol
             asked = asked.with_dtype(self._workspace.dtype) if self._workspace.dtype else asked
             drawn = on_this_device(asked, self._workspace.device)
+            if checkpoint is not None and drawn is not asked:
+                drawn = as_drawn(checkpoint, asked, self._workspace)
             findings = (weighed, *self._search.protocol(card, asked))
             reference, row, why = self._reference(card, weights, drawn) if pairs_of(drawn) else _NOTHING
             if reference is not None and checkpoint is not None:

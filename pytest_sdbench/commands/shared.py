@@ -101,7 +101,7 @@ def _cards_in(folder: Path) -> Iterator[Path]:
                 yield file
 
 
-def protocol_of(name: str, card: Card | None = None) -> Protocol:
+def protocol_of(name: str | Path, card: Card | None = None) -> Protocol:
     """Return the protocol that a command names; raises ProtocolError.
 
     It is a file, or the name of a packaged one or of one beside the card, here or in cards/.

@@ -131,6 +131,8 @@ class Evaluation:
     """In what the checkpoint differs from the one that the claims are recorded of."""
     torch_device: str = "cpu"
     """The device of this run."""
+    draw_fingerprint: str = ""
+    """Of the draw, as the images were drawn."""
     groups: Groups | None = None
     """Which images share a prompt; None where no two do."""
     foretells: bool = True
@@ -237,6 +239,7 @@ def evaluate(
         images_made=made.images_made,
         notes=(*_notes(measured, made, writers, counts), *references.unverified(), *checkpoint.choices),
         torch_device=workspace.device,
+        draw_fingerprint=made.drawn.draw_fingerprint,
         groups=groups,
         foretells=measured.n == protocol.n
         or _repeats(load_prompts(protocol, workspace.data_root)) < _REPEATED * _repeats(made.prompts),

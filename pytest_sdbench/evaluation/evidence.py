@@ -23,6 +23,7 @@ from pytest_sdbench.evaluation.job import (
 from pytest_sdbench.evaluation.tuning import Tuning
 from pytest_sdbench.features.extractors import describe, extractor_of, identity, outputs_of
 from pytest_sdbench.metrics.definition import column
+from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.gap import Gap
@@ -55,7 +56,7 @@ class CompleteEvidence:
     evidence: Evidence
     prompts: tuple[str, ...]
     drawn: Protocol
-    """The protocol as this device could draw it."""
+    """The protocol as the images were drawn; see `as_drawn`."""
     images_made: int
     """Drawn by this call; the others were there, or others made them meanwhile."""
     lacking: Mapping[str, Unavailable]
@@ -84,17 +85,36 @@ def request(
     extras: Extras = PLAIN,
 ) -> Request:
     """Find out what the store lacks of a checkpoint under a protocol; for the rest see `make_evidence`."""
-    prompts, device = load_prompts(protocol, workspace.data_root), workspace.device
+    prompts = load_prompts(protocol, workspace.data_root)
     asked = protocol if workspace.dtype is None else protocol.with_dtype(workspace.dtype)
+    asked = as_drawn(checkpoint, asked, workspace, extras)
     tuning = tuning or Tuning()
     open_one = partial(open_evidence, workspace, checkpoint, batch_size=tuning.batch_size, extras=extras)
-    asked = on_this_device(asked, device)
     drawn, evidence, gaps, absent = _open_what_can_be_had(asked, workspace, open_one)
     check_number(gaps, max_images, protocol, evidence)
     # Who finds the original, and how, is known here alone.
     wanted = replace(extras, original=None)
     job = Job(checkpoint, drawn, workspace, tuple(gaps), tuning, wanted, max_images, load)
     return Request(job, evidence, prompts, absent)
+
+
+def as_drawn(
+    checkpoint: Checkpoint, protocol: Protocol, workspace: Workspace, extras: Extras = PLAIN
+) -> Protocol:
+    """Return a protocol as the store has it whole, else as this device can draw it.
+
+    What was drawn elsewhere by CUDA's generator needs none here. Metrics of pairs are left to one device: the
+    pictures of both have to come from one generator, and those of one of them may lack.
+    """
+    here = on_this_device(protocol, workspace.device)
+    if here is protocol or any(METRICS[metric].reads == "pair" for metric in protocol.metrics):
+        return here
+    open_one = partial(open_evidence, workspace, checkpoint, extras=extras)
+    try:
+        _, _, gaps, _ = _open_what_can_be_had(protocol, workspace, open_one)
+    except Unavailable:
+        return here
+    return here if any(gap.draws for gap in gaps) else protocol
 
 
 def fulfil(requests: Sequence[Request]) -> Iterator[tuple[int, CompleteEvidence | SdbenchError]]:

@@ -130,19 +130,22 @@ def check_number(gaps: Sequence[Gap], most: int | None, protocol: Protocol, evid
     """Raise Unavailable where more images are to be drawn than this run may make."""
     missing = images_of(gap for gap in gaps if gap.draws)
     if most is not None and missing > most:
-        raise _too_many(missing, most, protocol, evidence.pace())
+        raise _too_many(missing, most, protocol, evidence.pace(), evidence.manifest["options"]["device"])
 
 
-def _too_many(missing: int, most: int, protocol: Protocol, pace: float | None) -> Unavailable:
+def _too_many(missing: int, most: int, protocol: Protocol, pace: float | None, device: str) -> Unavailable:
     """Return the reason for a score that costs more images than this run may make."""
     cost = f"{protocol.sampling.steps} steps each"
+    remedy = "To make them: --sdbench-max-images all"
+    if on_this_device(protocol, device) is not protocol:
+        remedy += "; what CUDA's generator has drawn elsewhere counts where none of it lacks"
     if pace is not None:
         cost += f", about {duration(missing * pace)} on this machine"
     return Unavailable(
         f"{missing:,} of {protocol.n:,} images are not in the store ({cost}), and this run makes at most "
         f"{most:,} of a checkpoint and protocol",
         key=protocol.name,
-        remedy="To make them: --sdbench-max-images all",
+        remedy=remedy,
     )
 
 

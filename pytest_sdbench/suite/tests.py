@@ -196,8 +196,6 @@ def test_quality(
 
 def _extra(metric: str, judgement: Judgement) -> dict[str, Any]:
     """Return what explains a score, for reports: where it comes from, and what the verdict rests on."""
-    from pytest_sdbench.evaluation.job import on_this_device
-
     evaluation, estimate = judgement.evaluation, judgement.estimate
     extra = evaluation.provenance() | dict(judgement.verdict.figures)
     extra["torch_device"] = evaluation.torch_device
@@ -206,8 +204,7 @@ def _extra(metric: str, judgement: Judgement) -> dict[str, Any]:
         extra["reference"] = evaluation.reference.spec
         extra["reference_fingerprint"] = evaluation.reference.fingerprint
     if evaluation.checkpoint_fingerprint:  # a pipeline of one's own draws into a store of this run
-        drawn = on_this_device(evaluation.protocol, evaluation.torch_device)
-        extra["draw_fingerprint"] = drawn.draw_fingerprint
+        extra["draw_fingerprint"] = evaluation.draw_fingerprint
     if (scores := judgement.images) is not None:
         extra["first"] = [each.to_dict() for each in scores.first]
         if worst := scores.worst:

@@ -367,6 +367,23 @@ def test_a_cuda_draw_on_a_cpu_is_another_draw_of_the_same_claim(
     assert json.loads(manifest.read_text())["protocol"]["seeds"]["device"] == "cpu"
 
 
+def test_what_cuda_has_drawn_is_scored_without_it_where_it_is_whole(
+    score: Score, data_root: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    cuda = protocol_of(data_root, "cuda", seeds={**SEQUENTIAL, "device": "cuda"}, metrics=CLIP)
+    two, here = cuda.with_samples(2), Workspace(tmp_path)
+    drawn = score(two, tmp_path)
+    (rows,) = job.open_evidence(here, checkpoint, two.with_seeds_on("cpu")).rows(2)
+    rows = {name: 0.5 * values if "cosine" in name else values for name, values in rows.items()}
+    job.open_evidence(here, checkpoint, two).write(0, rows)  # as another machine would that has CUDA
+    found = score(two, tmp_path, load=never)
+    assert values(found)["clip_score"] == pytest.approx(0.5 * values(drawn)["clip_score"])
+    assert found.draw_fingerprint == cuda.draw_fingerprint
+    assert not any("another draw" in note for note in found.notes)
+    with pytest.raises(Unavailable, match=r"3 of 3 images are not in the store.*CUDA's generator has drawn"):
+        score(cuda.with_samples(3), tmp_path, max_images=0)
+
+
 def test_what_lacks_is_said_at_once(
     score: Score, data_root: Path, protocol: Protocol, tmp_path: Path
 ) -> None:
