@@ -15,6 +15,12 @@ from pytest_sdbench.base.files import write_atomically
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
+
+def place(name: str, *, smoke: bool) -> Path:
+    """Return where a benchmark's results go; those of a smoke run never among the published ones."""
+    return (ROOT / "build" / "benchmarks" if smoke else RESULTS) / name
+
+
 Row = Mapping[str, Any]
 Cell = str | Callable[[Any], str]
 """A format string over the fields of a row, or a function of the row."""

@@ -19,7 +19,7 @@ from benchmarks import machine, options
 from benchmarks.evaluation import memory, random_models, solvers, throughput
 from benchmarks.evaluation.report import SECTIONS, report
 from benchmarks.evaluation.throughput import Subject
-from benchmarks.report import RESULTS, load, save
+from benchmarks.report import load, place, save
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.store.shard_format import SHARD
@@ -30,7 +30,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "torch-fid
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     asked = _options(arguments)
-    out = asked.out or RESULTS / f"evaluation-{torch.device(asked.device).type}"
+    out = asked.out or place(f"evaluation-{torch.device(asked.device).type}", smoke=asked.smoke)
     with tempfile.TemporaryDirectory(prefix="sdbench-models-") as folder:
         subject, remarks = _subject(asked, Path(folder))
         parts = _parts(subject, asked)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import options
-from benchmarks.report import RESULTS, paragraphs, save
+from benchmarks.report import paragraphs, place, save
 from benchmarks.training.compare import measure, report, section
 from benchmarks.training.scenario import Size, open_scenario
 from benchmarks.training.ways import Way
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print(paragraphs(*section(result)))
         results.append(result)
-    out = asked.out or RESULTS / f"training-{device.type}"
+    out = asked.out or place(f"training-{device.type}", smoke=asked.smoke)
     content = {"results": results}
     save(out, content, report(content))
     print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.md')}")

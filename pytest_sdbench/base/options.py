@@ -150,8 +150,8 @@ OPTIONS = {
         Option("--sdbench", "run model cards as tests; without a path, the cards of sdbench_cards", "switch"),
         Option(
             "--sdbench-weights",
-            "take PATH (a diffusers folder, or that of a U-Net alone) in place of the checkpoint of CARD (a "
-            "name or a path); so a release candidate is judged by the claims of a card",
+            "take PATH (a diffusers folder, a U-Net alone, a LoRA or a single file) in place of the "
+            "checkpoint of CARD (a name or a path); so a release candidate is judged by the claims of a card",
             "list",
             metavar="CARD=PATH",
             check=_card_and_path,

@@ -18,11 +18,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", nargs="+", metavar="SOURCE", help=told)
     told = "where to write it"
     command.add_argument("-o", "--out", type=Path, metavar="FILE.npz", required=True, help=told)
-    told = "inception-pytorch-fid, inception-torch-fidelity or scenes-classifier [%(default)s]"
+    told = "any extractor of features, such as inception-torch-fidelity, clip-vit-l14-336, dinov2-vitl14 or "
+    told += "scenes-classifier [%(default)s]"
     command.add_argument("--extractor", default="inception-pytorch-fid", metavar="NAME", help=told)
     told = "squash every image to a square first (Pillow, bicubic); the COCO statistics are of 256"
     command.add_argument("--resize", type=int, metavar="PIXELS", help=told)
-    told = "keep the features of N images, for KID [0]"
+    told = "keep the features of N images, for KID, precision, recall and coverage [0]"
     command.add_argument("--features", type=int, default=0, metavar="N", help=told)
     told = "of a range of scenes, those of these layouts"
     command.add_argument("--layouts", nargs="+", default=[], metavar="NAME", help=told)

@@ -234,12 +234,11 @@ def evaluate(
         requested=protocol.n,
         complete=measured.fingerprint == protocol.fingerprint,
         checkpoint_fingerprint=checkpoint.fingerprint,
-        **_origin(writers),
+        **_origin(made.drawn, writers),
         seconds=time.monotonic() - started,
         images_made=made.images_made,
         notes=(*_notes(measured, made, writers, counts), *references.unverified(), *checkpoint.choices),
         torch_device=workspace.device,
-        draw_fingerprint=made.drawn.draw_fingerprint,
         groups=groups,
         foretells=measured.n == protocol.n
         or _repeats(load_prompts(protocol, workspace.data_root)) < _REPEATED * _repeats(made.prompts),
@@ -284,10 +283,11 @@ def _make(
     return make(extras=extras), None, references
 
 
-def _origin(writers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return where images were made, in words."""
+def _origin(drawn: Protocol, writers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return of which draw images are, and where they were made, in words."""
     device = _together(str(writer.get("device")) for writer in writers)
-    return {"device": device, "versions": _versions_of(writers)}
+    draw = drawn.draw_fingerprint
+    return {"device": device, "versions": _versions_of(writers), "draw_fingerprint": draw}
 
 
 class _CountedRows:

@@ -73,7 +73,8 @@ class Protocol(StrictModel):
         for key, spec in value.items():
             if key not in METRICS and not is_imported(spec):
                 near = suggestion(str(key), list(METRICS))
-                raise ValueError(f"unknown metric {key!r}. {near}Known are {', '.join(METRICS)}")
+                own = "What a conftest.py registers is known to pytest alone; an entry point, everywhere"
+                raise ValueError(f"unknown metric {key!r}. {near}Known are {', '.join(METRICS)}. {own}")
         named = {key: {"metric": key, **spec} for key, spec in value.items() if isinstance(spec, Mapping)}
         return {**value, **named}
 

@@ -21,8 +21,8 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(option.dest, f"ini twin of {option.flag}: {told['help']}", **option.ini)
     parser.addini(
         "sdbench_cards",
-        "cards (files, folders or globs, relative to the rootdir) that --sdbench runs when no path is given; "
-        "default: the cards that ship with the package",
+        "cards (files, folders or globs, relative to the ini file's folder) that --sdbench runs when no path "
+        "is given; default: the cards that ship with the package",
         type="args",
         default=[],
     )

@@ -34,6 +34,7 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import check_lineage, read_card
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.pipeline import load_pipeline
+from tests.tiny_checkpoint import make_checkpoint
 from tests.training.helpers import files_no_longer_than, recipe_of
 from training.errors import TrainingError
 from training.export.card import write_card
@@ -367,6 +368,14 @@ def test_an_embedded_teachers_student_knows_protocols(
     assert card.protocols == protocols
     assert (card.base, card.baseline, card.license) == ("scenes-sd", "scenes-sd", "apache-2.0")
     assert card.checkpoint == {"base": "embedded:scenes-sd", "unet": "./"}
+
+
+def test_an_exported_card_of_full_size_names_the_protocol_that_fits(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "full", unet={"sample_size": 64})
+    recipe = recipe_of(folder)
+    run = Run(tmp_path, 8, {}, None)
+    card = read_card(write_card(folder, recipe, run, name="full", near=folder, parts=load_parts(str(folder))))
+    assert card.protocols == ("coco30k-bksdm",)
 
 
 # --- low-rank adapters --------------------
