@@ -15,7 +15,7 @@ from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import card_name
 from pytest_sdbench.cards.cases import Case
 from pytest_sdbench.gate.ending import Ending, ending, outcome_of
-from pytest_sdbench.gate.verdict import Verdict
+from pytest_sdbench.gate.verdict import Outcome, Verdict
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.suite.collection import card_of
@@ -43,11 +43,18 @@ def conclude(item: pytest.Item, verdict: Verdict, **figures: Any) -> None:
         pytest.fail(reason, pytrace=False)
 
 
-def row_of_error(item: pytest.Item, error: Exception, *, skipped: bool) -> Row:
+def row_of_error(item: pytest.Item, error: BaseException, *, skipped: bool) -> Row:
     """Return the row of a test that ended before it had a verdict."""
     remedy = cut(error.remedy, MESSAGE) if isinstance(error, Unavailable) and error.remedy else ""
     extra = {"remedy": plain(remedy)} if remedy else {}
     return _row(item, Verdict(outcome_of(error, skipped=skipped), str(error)), extra=extra)
+
+
+def row_of_crash(node_id: str, card: str, said: str) -> Row:
+    """Return the row of a test whose process died, by its node id alone."""
+    test, _, name = node_id.partition("::")[2].removeprefix("test_").partition("[")
+    reason = cut(" ".join(said.split()), MESSAGE) or "the process died"
+    return Row(node_id, card, test, name.removesuffix("]"), verdict=str(Outcome.ERROR), reason=reason)
 
 
 def claim_figures(case: Case, protocol: Protocol | None) -> dict[str, Any]:

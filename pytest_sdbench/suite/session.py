@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,26 +16,17 @@ from _pytest.junitxml import xml_key
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.text import plain
-from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import is_card, means, own_names, read_card
+from pytest_sdbench.cards.card import card_name, is_card, means, own_names
 from pytest_sdbench.cards.front_matter import is_lost
-from pytest_sdbench.gate.ending import compared
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
 from pytest_sdbench.report.results import Row
-from pytest_sdbench.suite.again import command_again
 from pytest_sdbench.suite.collection import MARKERS, SUITE, CardModule, card_of, is_broken
-from pytest_sdbench.suite.rows import PROPERTY, file_text, properties, row_of, row_of_error
+from pytest_sdbench.suite.rows import PROPERTY, file_text, properties, row_of, row_of_crash, row_of_error
 from pytest_sdbench.suite.settings import Settings, refuse
 
 if TYPE_CHECKING:
-    from pytest_sdbench.report import history
-    from pytest_sdbench.report.html.run import Run
-
-UNTOLD = 6
-"""Exit status of a run that passed but for what is inconclusive, where that is not a failure, or that
-compared a checkpoint with nothing."""
-
+    pass
 
 _MARKUP: dict[str, dict[str, bool]] = {
     Outcome.PASS: {"green": True},
@@ -61,6 +52,8 @@ class SdbenchSession:
     diffs: list[str] = field(default_factory=list)
     told: dict[tuple[Path, str], str] = field(default_factory=dict)
     """The item that told an error of a card in full: the others, which fail by it too, refer to that one."""
+    status: int | None = None
+    """What the run ends with, once that is known."""
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> SdbenchSession:
@@ -108,9 +101,13 @@ class SdbenchSession:
         return None
 
     def _card_module(self, path: Path, parent: pytest.Collector) -> CardModule:
-        place = os.path.relpath(path, self.config.rootpath)
-        # pytest prints an id as it is.
-        more: Any = {} if plain(place) == place else {"nodeid": plain(place)}
+        try:
+            place = os.path.relpath(path, self.config.rootpath).replace(os.sep, "/")
+        except ValueError:  # on another drive of Windows
+            place = path.as_posix()
+        # pytest prints an id as it is, and gives cards outside the rootdir none, or all the same one.
+        as_usual = plain(place) == place and path.is_relative_to(self.config.rootpath)
+        more: Any = {} if as_usual else {"nodeid": plain(place)}
         module: CardModule = CardModule.from_parent(parent, path=path, **more)
         return module
 
@@ -178,47 +175,6 @@ class SdbenchSession:
         found = {row.card: self.weights_for(self.files[row.node_id]) for row in self.rows}
         return {card: told(folder) for card, folder in found.items() if folder is not None}
 
-    def _unjudged(self) -> list[str]:
-        """Return the cards with claims of which none was compared with the checkpoint in its place."""
-        if self.settings.samples:
-            return []  # so few images were asked for, and compare with nothing
-        found = []
-        for card in sorted(self.replaced()):
-            rows = [row for row in self.rows if row.card == card and row.test == "quality"]
-            if not rows or compared(row.verdict for row in rows):
-                continue
-            with suppress(SdbenchError):  # it is told of what is wrong with it
-                if read_card(self.files[rows[0].node_id]).claims:
-                    found.append(card)
-        return found
-
-    def _run(self, status: int) -> Run:
-        """Return what a page says of this run."""
-        from pytest_sdbench.report.html.run import Run
-
-        asked = self.config.invocation_params
-        return Run(
-            command_again(map(str, asked.args), asked.dir),
-            self.settings.store,
-            self.replaced(),
-            self._past(),
-            status,
-        )
-
-    def _past(self) -> Sequence[history.Run]:
-        """Return what a page shows of the history; what cannot be read of it is said."""
-        if self.settings.history is None or all(path.suffix != ".html" for path in self.settings.report):
-            return ()
-        from pytest_sdbench.report.history import read_runs
-
-        try:
-            runs, problems = read_runs(self.settings.history)
-        except SdbenchError as error:
-            self.written.append(f"history NOT read: {error}")
-            return ()
-        self.written += [f"history: not read: {problem}" for problem in problems]
-        return runs
-
     @contextmanager
     def visible_progress(self) -> Iterator[bool]:
         """Let a progress bar through pytest's capturing; yield whether there is anybody to see it."""
@@ -250,7 +206,9 @@ class SdbenchSession:
         elif isinstance(error, SdbenchError):
             first = self.told.setdefault((module.path, str(error)), item.nodeid)
             report.longrepr = str(error) if first == item.nodeid else f"The same error as in {first}"
-        if isinstance(error, Exception) and (call.when == "teardown" or not row_of(report.user_properties)):
+        # Whoever skips a claim, or fails it, has looked at it: `pytest.skip` raises no Exception.
+        ended = isinstance(error, (Exception, pytest.skip.Exception, pytest.fail.Exception))
+        if ended and (call.when == "teardown" or not row_of(report.user_properties)):
             row = row_of_error(item, error, skipped=report.outcome == "skipped")
             report.user_properties.extend(properties(row, item))
         return report
@@ -259,11 +217,17 @@ class SdbenchSession:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect the row of a finished test; under xdist this happens in the controller."""
         row = row_of(report.user_properties)
+        if row is None and report.failed and (path := self._card_at(report.nodeid)) is not None:
+            # A worker of xdist that died says nothing but which test it was at.
+            row = row_of_crash(report.nodeid, self.names.get(path, card_name(path)), str(report.longrepr))
+            self.files[row.node_id] = path
         if row is not None and row.verdict == Outcome.INCONCLUSIVE and report.when == "call":
             self._mark_inconclusive(report)
         if row is not None and (report.when == "call" or report.outcome != "passed"):
             self.rows = [known for known in self.rows if known.node_id != row.node_id] + [row]
             found = dict(report.user_properties)
+            if PROPERTY + "file" not in found:
+                return
             file = str(found[PROPERTY + "file"])
             named = self.config.rootpath / (os.path.expanduser(file) if file.startswith("~/") else file)
             # A name that a report cannot show as it is stands there written out.
@@ -271,6 +235,11 @@ class SdbenchSession:
             path = next((each for each in near if plain(each) == str(named)), named)
             self.files[row.node_id] = path
             self.names[path] = row.card  # the controller of xdist collects nothing
+
+    def _card_at(self, node_id: str) -> Path | None:
+        """Return the card that a node id is in; None for any other test."""
+        path = self.config.rootpath / node_id.partition("::")[0]
+        return path if path.suffix.lower() == ".md" and path.is_file() and is_card(path) else None
 
     def _mark_inconclusive(self, report: pytest.TestReport) -> None:
         """Give the failure in a junit file a type of its own: what cannot be told is no regression."""
@@ -283,67 +252,13 @@ class SdbenchSession:
     # --- the end ---
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_sessionfinish(
-        self, session: pytest.Session, exitstatus: int | pytest.ExitCode
-    ) -> Generator[None, None, None]:
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         """Write reports and records, in the controller alone; what is recorded, or cannot be, fails it."""
         if not hasattr(self.config, "workerinput") and not self.config.option.collectonly:
-            from pytest_sdbench.report.write import printable, read_cards, write_reports
-            from pytest_sdbench.suite.recording import write_evidence_of, write_records_of
+            from pytest_sdbench.suite.finish import finish
 
-            cards = read_cards(self.rows, self.files)
-            if (rows := printable(self.rows, cards)) != self.rows and exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            self.rows = rows
-            kept = self._add_to_history()
-            lines, whole = write_reports(
-                self.settings.report, self.rows, cards, self._run(int(session.exitstatus))
-            )
-            self.written += lines
-            if not (kept and whole) and session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            if self.settings.update:
-                finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-                finished = finished and not (session.shouldstop or session.shouldfail)  # -x, --maxfail
-                diffs, refused, unwritten = write_records_of(
-                    self.rows, finished=finished, files=self.files, replaced=frozenset(self.replaced())
-                )
-                self.diffs += diffs
-                lines = write_evidence_of(
-                    self.rows,
-                    Workspace(self.settings.store, self.settings.data, progress=False),
-                    finished=finished,
-                    files=self.files,
-                    replaced=frozenset(self.replaced()),
-                )
-                self.written += [*refused, *unwritten, *lines]
-                if diffs or unwritten or lines:
-                    session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            unjudged = self._unjudged()
-            instead = "was compared with the checkpoint that replaces its own. This is no success"
-            self.written += [f"no claim of {card} {instead}" for card in unjudged]
-            untold = unjudged or any(row.verdict == Outcome.INCONCLUSIVE for row in self.rows)
-            if untold and session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = UNTOLD
+            finish(self, session)
         return (yield)
-
-    def _add_to_history(self) -> bool:
-        """Write what was measured where a history was named; return whether nothing failed."""
-        if self.settings.history is None:
-            return True
-        from pytest_sdbench.base.source import source
-        from pytest_sdbench.report.history import run_of, write_run
-
-        run = run_of(self.rows, source(self.config.rootpath))
-        if run is None:
-            self.written.append("nothing was measured, and the history has no object of this run")
-            return True
-        try:
-            self.written.append(f"history: added {write_run(self.settings.history, run)}")
-        except SdbenchError as error:
-            self.written.append(f"history NOT written: {error}")
-            return False
-        return True
 
     @pytest.hookimpl
     def pytest_report_header(self) -> str:
@@ -369,7 +284,8 @@ class SdbenchSession:
     ) -> Generator[None, None, None]:
         """Show claimed beside measured and what was written, after all that others have to say."""
         yield
-        self._show_results(terminalreporter, int(exitstatus))
+        # What pytest hands over is the status from before this run was finished.
+        self._show_results(terminalreporter, int(exitstatus) if self.status is None else self.status)
         for line in self.written:
             terminalreporter.write_line(f"sdbench: {plain(told(line))}")
 

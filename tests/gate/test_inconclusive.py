@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sdbench.suite.session import UNTOLD
+from pytest_sdbench.suite.finish import UNTOLD
 from tests.gate.helpers import Run, report
 from tests.project import FAILS, PASSES, make_card, make_project
 

@@ -22,7 +22,7 @@ SIGNS = {
 }
 """What tells verdicts apart without colour."""
 _STATUS = {
-    1: "a test that is no claim failed, or something could not be written",
+    1: "a test that is no claim failed, records changed, or something could not be written",
     2: "the run was interrupted",
     3: "pytest itself failed",
     4: "the command line or the configuration is wrong",
