@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_sdbench.commands.shared import results_of, share, write_text
+from pytest_sdbench.commands.shared import run_of, share, write_text
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -26,9 +26,10 @@ def run(options: argparse.Namespace) -> int:
 
     # A run that ended before it wrote anything has no results, and its status says all that is known.
     lacks = options.status and not options.results.exists()
-    rows = [] if lacks else printable(results_of(options.results, key=None), [])
+    found, about = ([], {}) if lacks else run_of(options.results, key=None)
+    rows, left = printable(found, []), about.get("unasked")
     links = [link(name, url) for name, _, url in (text.partition("=") for text in options.link) if url]
     ending = [" · ".join(links)] if links else []
     room = COMMENT - 512  # the sign by which a comment is found again stands in it, too
-    write_text(summary(rows, status=options.status, ending=ending, room=room), options.out)
+    write_text(summary(rows, status=options.status, left=left, ending=ending, room=room), options.out)
     return 0

@@ -182,10 +182,15 @@ def first_images(protocol: Protocol, n: int) -> Protocol:
 
 def results_of(path: Path, key: str | None = "--results") -> list[Row]:
     """Return the rows of a file of results; raises SdbenchError where it is none."""
+    return run_of(path, key)[0]
+
+
+def run_of(path: Path, key: str | None = "--results") -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows of a file of results, and what it says of its run; raises as `results_of`."""
     from pytest_sdbench.report.results import read_results
 
     try:
-        return read_results(path.read_text(encoding="utf-8"))[0]
+        return read_results(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         message, remedy = (
             "not the results of a run",

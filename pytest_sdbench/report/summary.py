@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import Markup, bold, code, decimals, markdown, table
-from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, labels_of, rank, share_rows
-from pytest_sdbench.report.html.headline import SIGNS, claims_word, counts, gaps, verdict_of
+from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, labels_of, rank, share_rows, unasked
+from pytest_sdbench.report.html.headline import SIGNS, Headline, claims_word, counts, gaps, verdict_of
 from pytest_sdbench.report.results import Row
 
 SUMMARY = 1 << 20
@@ -30,28 +30,31 @@ def summary(
     *,
     status: int = 0,
     instead: Mapping[str, str] | None = None,
+    left: int | None = None,
     ending: Sequence[str] = (),
     room: int = COMMENT,
 ) -> str:
     """Return what came of a run in at most so many bytes of UTF-8: its tables lose rows until they fit.
 
     `status` is the exit status of pytest; `instead` has by card the checkpoint that was judged in the place
-    of its own. The `ending` is Markdown: where the report is.
+    of its own, `left` the number of claimed scores that are no part of the run, where `cards` do not tell.
+    The `ending` is Markdown: where the report is.
     """
-    text = ""
+    if left is None:
+        left = sum(map(len, unasked(cards, rows).values()))
+    text, state = "", verdict_of(share_rows(rows)[0], status, left)
     for most in _LENGTHS:
-        text = "\n\n".join([*_parts(rows, cards, status, instead or {}, most), *ending]) + "\n"
+        text = "\n\n".join([*_parts(rows, cards, state, instead or {}, most), *ending]) + "\n"
         if len(text.encode("utf-8", "replace")) <= room:
             return text
     return text.encode("utf-8", "replace")[: max(room, 0)].decode("utf-8", "ignore")
 
 
 def _parts(
-    rows: Sequence[Row], cards: Sequence[Card], status: int, instead: Mapping[str, str], most: int
+    rows: Sequence[Row], cards: Sequence[Card], state: Headline, instead: Mapping[str, str], most: int
 ) -> list[str]:
     rows, twins = share_rows(rows)
     lines = claim_lines(rows, twins, labels_of(cards))
-    state = verdict_of(rows, status)
     several = len({row.card for row in rows}) > 1
     open_ones = [line for line in lines if line.is_open]
     parts = [f"### {_LIGHTS[state.state]} {markdown(state.sentence)}"]

@@ -32,8 +32,8 @@ from pytest_sdbench.report.cells import (
     untested,
     verdicts,
 )
-from pytest_sdbench.report.html.claims import share_rows
-from pytest_sdbench.report.html.headline import verdict_of
+from pytest_sdbench.report.html.claims import share_rows, unasked
+from pytest_sdbench.report.html.headline import Headline, verdict_of
 from pytest_sdbench.report.results import VERDICTS, Row
 
 WIDTH, FEWEST_COLUMNS = 100, 60
@@ -62,7 +62,8 @@ def terminal_tables(
         return ""
     width = max(width, FEWEST_COLUMNS)
     names = list(dict.fromkeys(row.card for row in rows if row.test in (*NETWORK, "quality")))
-    parts = [_headline(rows, width, paint, status)]
+    left = sum(map(len, unasked(cards, rows).values()))
+    parts = [_headline(rows, width, paint, verdict_of(share_rows(rows)[0], status, left))]
     if verbose:
         networks = [name for name in names if of_card(rows, name, *NETWORK)]
         parts += [_networks(networks, rows, paint)] if networks else []
@@ -90,9 +91,8 @@ def terminal_tables(
     return "\n\n".join(part for part in parts if part)
 
 
-def _headline(rows: Sequence[Row], width: int, paint: Paint, status: int) -> str:
+def _headline(rows: Sequence[Row], width: int, paint: Paint, verdict: Headline) -> str:
     """Return the verdict of a run, as a page has it, what it is of, and the number of each verdict."""
-    verdict = verdict_of(rows, status)
     worst = [row for row in rows if row.verdict in ("fail", "error")]
     names: dict[str, list[str]] = {}
     for row in _single(worst or [row for row in rows if row.verdict == "inconclusive"]):

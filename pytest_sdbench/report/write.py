@@ -46,18 +46,13 @@ def cards_beside(cards: Sequence[Card], rows: Sequence[Row]) -> list[Card]:
 
 def printable(rows: Sequence[Row], cards: Sequence[Card]) -> list[Row]:
     """Return the rows; in the place of one that no report can show, an error that says what it is."""
-    from pytest_sdbench.report.html.page import page_of
-    from pytest_sdbench.report.markdown import results_markdown
-    from pytest_sdbench.report.summary import summary
-    from pytest_sdbench.report.terminal import terminal_tables
-
+    with contextlib.suppress(Exception):  # which row it is, and why, is found out below
+        _show(rows, cards)
+        return list(rows)
     found = []
     for row in rows:
         try:
-            mine = [card for card in cards if card.name == row.card]
-            _ = [terminal_tables([row], mine, verbose=verbose) for verbose in (False, True)]
-            _ = results_markdown(mine, [row]), results_json([row], {}), page_of(mine, [row])
-            _ = summary([row], mine)
+            _show([row], [card for card in cards if card.name == row.card])
             found.append(row)
         except Exception as error:  # of whatever a figure, a metric or a file of results can be
             what = f"{type(error).__name__}: {first_line(error)[:200]}"
@@ -67,6 +62,21 @@ def printable(rows: Sequence[Row], cards: Sequence[Card]) -> list[Row]:
     return found
 
 
+def _show(rows: Sequence[Row], cards: Sequence[Card]) -> None:
+    """Make every report once, and throw it away."""
+    from pytest_sdbench.report.html.page import page_of
+    from pytest_sdbench.report.markdown import results_markdown
+    from pytest_sdbench.report.summary import summary
+    from pytest_sdbench.report.terminal import terminal_tables
+
+    for verbose in (False, True):
+        terminal_tables(rows, cards, verbose=verbose)
+    results_markdown(cards, rows)
+    results_json(rows, {})
+    page_of(cards, rows)
+    summary(rows, cards)
+
+
 def write_reports(
     paths: Sequence[Path], rows: Sequence[Row], cards: Sequence[Card], run: Run = NO_RUN
 ) -> tuple[list[str], bool]:
@@ -74,6 +84,7 @@ def write_reports(
 
     One that cannot be written keeps no other from it.
     """
+    from pytest_sdbench.report.html.claims import unasked
     from pytest_sdbench.report.html.render import results_html
     from pytest_sdbench.report.markdown import results_markdown
 
@@ -81,7 +92,8 @@ def write_reports(
     lines, whole = [], True
     for path in paths:
         if path.suffix == ".json":
-            text = results_json(rows, {"versions": versions()}, untested)
+            left = sum(map(len, unasked(cards, rows).values()))
+            text = results_json(rows, {"versions": versions(), "unasked": left}, untested)
         elif path.suffix == ".html":
             text = results_html(cards, rows, run, beside=cards_beside(cards, rows))
         else:

@@ -74,6 +74,7 @@ def rows_of(text: str) -> list[Row]:
         ("", "Cannot tell: nothing was measured"),
         # Memory is read on CUDA alone, and is no score.
         ("pass memory:unavailable", "Release: the one claim holds"),
+        ("pass speed:unavailable", "Cannot tell: 1 claim holds, and 1 was not measured"),
     ],
 )
 def test_one_sentence_says_whether_to_release(verdicts: str, sentence: str) -> None:
@@ -83,11 +84,20 @@ def test_one_sentence_says_whether_to_release(verdicts: str, sentence: str) -> N
     assert found.state == states[sentence.partition(":")[0]]
 
 
-def test_no_page_releases_what_a_run_did_not_end_well_with(card: Card, tmp_path: Path) -> None:
+def test_no_page_releases_what_a_run_was_not_asked_for(card: Card) -> None:
+    rows = [row(name=each.id, verdict="pass", measured=1.0) for each in card.claims[:-1]]
+    page = page_of([card], rows)
+    assert page.headline.state == "inconclusive"
+    assert page.headline.sentence.endswith(" claims hold, and 1 claimed score is no part of this run")
+    page = page_of([card], [*rows, replace(rows[0], name=card.claims[-1].id)])
+    assert page.headline.sentence.startswith("Release: all ")
+
+
+def test_no_page_releases_what_a_run_did_not_end_well_with(tmp_path: Path) -> None:
     rows = rows_of("pass pass size:pass")
-    assert "<h1" in (released := results_html([card], rows, Run(status=0)))
+    assert "<h1" in (released := results_html([], rows, Run(status=0)))
     assert "Release: all 3 claims hold" in released
-    broken = results_html([card], rows, Run(status=2))
+    broken = results_html([], rows, Run(status=2))
     assert "Release:" not in broken
     assert "Cannot tell: the claims hold, but pytest ended with status 2 (the run was interrupted)" in broken
 

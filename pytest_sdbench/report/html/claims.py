@@ -96,6 +96,18 @@ def share_rows(rows: Sequence[Row]) -> tuple[list[Row], dict[str, Row]]:
     return left, twins
 
 
+def unasked(cards: Sequence[Card], rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
+    """Return the metrics of the scores that cards claim and a run has no row of, by card and protocol."""
+    asked = {(row.card, row.name) for row in rows if row.test == "quality"}
+    found: dict[tuple[str, str], list[str]] = {}
+    for card in cards:
+        for claim in card.claims:
+            place = card.name, claim.gate_protocol or claim.protocol
+            if (card.name, claim.id) not in asked and claim.metric not in found.get(place, ()):
+                found.setdefault(place, []).append(claim.metric)
+    return found
+
+
 def _agree(published: Row, record: Row) -> bool:
     """Return whether a record, rounded to the digits of a published figure, is that figure."""
     try:

@@ -64,10 +64,11 @@ class Gap:
     """Rows."""
 
 
-def headline(rows: Sequence[Row]) -> Headline:
+def headline(rows: Sequence[Row], unasked: int = 0) -> Headline:
     """Return whether the checkpoints of some rows may be released.
 
     What was not measured is not taken for good: only where every claimed score was compared it says so.
+    `unasked` is the number of claimed scores that are no part of the run.
     """
     count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
     judged, held = sum(count[verdict] for verdict in JUDGED), count["pass"]
@@ -81,7 +82,9 @@ def headline(rows: Sequence[Row]) -> Headline:
         told = f"{count['inconclusive']} of {of} {'is' if count['inconclusive'] == 1 else 'are'}"
         return Headline("inconclusive", f"Cannot tell: {told} too close to call")
     quality = [row for row in rows if row.test == "quality"]
-    absent = sum(row.verdict == "unavailable" for row in quality)
+    # Memory is read on CUDA alone.
+    looked_for = [row for row in rows if row.test in ("quality", *NETWORK) and row.test != "memory"]
+    absent = sum(row.verdict == "unavailable" for row in looked_for)
     holds = f"{held} {claims_word(held)} {'holds' if held == 1 else 'hold'}"
     if not held:
         nothing = "nothing was measured"
@@ -89,18 +92,25 @@ def headline(rows: Sequence[Row]) -> Headline:
             nothing = "nothing that was measured can be compared with a claim"
         return Headline("inconclusive", f"Cannot tell: {nothing}")
     if not any(row.verdict == "pass" for row in quality):
-        why = "no score was measured" if absent else "no score was compared"
+        lacks = any(row.verdict == "unavailable" for row in quality)
+        why = f"no score was {'measured' if lacks else 'compared'}"
         return Headline("inconclusive", f"Cannot tell: {why}; {holds} of the networks")
-    if absent:
-        return Headline("inconclusive", f"Cannot tell: {holds}, and {absent} {_were(absent)} not measured")
-    others = sum(row.verdict == "mismatch" for row in quality)
+    lacking = [f"{absent} {_were(absent)} not measured"] if absent else []
+    if unasked:
+        lacking += [f"{unasked} claimed score{'s are' if unasked > 1 else ' is'} no part of this run"]
+    if lacking:
+        return Headline("inconclusive", f"Cannot tell: {holds}, and {', and '.join(lacking)}")
+    without_margin = (row.verdict == "uncalibrated" and row.claimed is not None for row in quality)
+    others = sum(row.verdict == "mismatch" for row in quality) + sum(without_margin)
     more = f"; {others} {_were(others)} not compared" if others else ""
     return Headline("pass", f"Release: {f'all {holds}' if held > 1 else f'the one {holds[2:]}'}{more}")
 
 
-def verdict_of(rows: Sequence[Row], status: int) -> Headline:
+def verdict_of(rows: Sequence[Row], status: int, unasked: int = 0) -> Headline:
     """Return the verdict of a run: no claim makes one good that did not end well."""
-    found = headline(rows) if rows else Headline("inconclusive", "Cannot tell: no claim was looked at")
+    found = (
+        headline(rows, unasked) if rows else Headline("inconclusive", "Cannot tell: no claim was looked at")
+    )
     if status and (not rows or found.state == "pass"):
         why = _STATUS.get(status, "see its log")
         held = "the claims hold, but " if found.state == "pass" else ""

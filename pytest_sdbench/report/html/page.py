@@ -11,7 +11,7 @@ from pytest_sdbench.cards.card import Card, Claim
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.report.cells import titles
-from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, labels_of, share_rows
+from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, labels_of, share_rows, unasked
 from pytest_sdbench.report.html.cost import Panel, cost_panels
 from pytest_sdbench.report.html.headline import (
     Count,
@@ -106,19 +106,19 @@ def page_of(
     everything = rows
     rows, twins = share_rows(rows)
     lines = claim_lines(rows, twins, labels_of(cards))
-    state = verdict_of(rows, run.status)
+    left = unasked(cards, everything)
+    state = verdict_of(rows, run.status, unasked=sum(map(len, left.values())))
     open_ones = [line for line in lines if line.is_open]
     groups = pair_groups(rows, cards, run, room)
     pairs = [pair for group in groups for pair in group.pairs if pair.compares]
     names = list(dict.fromkeys(row.card for row in rows))
     shown = titles(cards)
     whole = shown.get(names[0], names[0]) if len(names) == 1 else f"{len(names)} model cards"
-    unasked = _unasked(cards, everything)
     return Page(
         title=whole,
         headline=state,
         counts=counts(rows),
-        unasked=sum(map(len, unasked.values())),
+        unasked=sum(map(len, left.values())),
         fell=tuple(open_ones[:_FELL]),
         more=max(0, len(open_ones) - _FELL),
         lead=pairs[0] if pairs and open_ones else None,
@@ -130,7 +130,7 @@ def page_of(
         room=room_text(),
         panels=cost_panels(rows, cards, beside),
         history=history_of(everything, run.history),
-        facts=tuple(map(_first, (*_facts(cards, rows, run), *_unasked_facts(unasked)))),
+        facts=tuple(map(_first, (*_facts(cards, rows, run), *_unasked_facts(left)))),
         notes=tuple(dict.fromkeys(str(note) for row in rows for note in row.extra.get("notes", ()))),
         untested=tuple(Change(card.name, card.explained) for card in cards if card.explained),
         shared=len(everything) - len(rows),
@@ -200,18 +200,6 @@ def _first(fact: Fact) -> Fact:
     """Return a fact of so many lines at most that the claims below are found."""
     more = len(fact.values) - _LINES
     return fact if more <= 1 else Fact(fact.name, (*fact.values[:_LINES], f"and {more} more"))
-
-
-def _unasked(cards: Sequence[Card], rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
-    """Return the metrics of the scores that cards claim and a run has no row of, by card and protocol."""
-    asked = {(row.card, row.name) for row in rows if row.test == "quality"}
-    found: dict[tuple[str, str], list[str]] = {}
-    for card in cards:
-        for claim in card.claims:
-            place = card.name, claim.gate_protocol or claim.protocol
-            if (card.name, claim.id) not in asked and claim.metric not in found.get(place, ()):
-                found.setdefault(place, []).append(claim.metric)
-    return found
 
 
 def _unasked_facts(unasked: Mapping[tuple[str, str], Sequence[str]]) -> Iterator[Fact]:
