@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status: 1 where a file is not a run's."""
     runs, chosen, problems = read_chosen(options)
     if options.format in _FORMATS:
-        entries = _exported(runs[-1], chosen, options.format)
+        wanted = {each.about.series for each in chosen}
+        latest = next(run for run in reversed(runs) if any(m.series in wanted for m in run.measurements))
+        entries = _exported(latest, wanted, options.format)
         write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", options.out)
     else:
         evidence = KeptEvidence(Workspace(options.store, options.data, progress=False))
@@ -71,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
             write_text(text + "\n", options.out)
         write_figures(figures(found), options.json)
     for problem in problems:
-        show(f"not read: {problem}")
+        show(f"not read: {problem}", sys.stderr)
     return int(bool(problems))
 
 
@@ -268,14 +271,14 @@ def figures(found: Sequence[Trend]) -> dict[str, Any]:
     }
 
 
-def _exported(latest: Run, chosen: Sequence[Series], form: str) -> list[dict[str, Any]]:
-    """Return the latest run's figures in the form that github-action-benchmark reads."""
-    wanted = {each.about.series for each in chosen}
+def _exported(latest: Run, wanted: Collection[tuple[str, ...]], form: str) -> list[dict[str, Any]]:
+    """Return a run's figures of these series in the form that github-action-benchmark reads."""
     entries = []
     for each in latest.measurements:
         metric = METRICS.get(each.metric)
         if each.series in wanted and (metric is not None and metric.higher_is_better) == _FORMATS[form]:
             about = [f"{each.n:,} images"] if each.n else []
+            about += [f"predicted for {each.predicted_for:,}"] if each.predicted_for else []
             about += [
                 f"{key} {plain(value)}" for key in ("checkpoint", "draw") if (value := getattr(each, key))
             ]

@@ -35,9 +35,16 @@ def judge_count(*, label: str, claimed: int, measured: int) -> Verdict:
 def judge_compute(*, claimed: float, measured: float, tolerance: float = 1e-3) -> Verdict:
     """Judge multiply-accumulates of one U-Net call; a claim is printed to four digits, hence 0.1 %."""
     off = measured / claimed - 1
-    counted = f"{measured / 1e9:,.4g} G ({100 * off:+.2f} %)"
+    share = _told_apart(100 * abs(off), 100 * tolerance, digits=2)
+    counted = f"{measured / 1e9:,.4g} G ({'-' if off < 0 else '+'}{share} %)"
     figures = f"claimed {claimed / 1e9:,.4g} G MACs a call, counted {counted}"
     return Verdict(Outcome.PASS if abs(off) <= tolerance else Outcome.FAIL, figures)
+
+
+def _told_apart(figure: float, other: float, *, digits: int) -> str:
+    """Return a figure with as many digits as tell it from another one, where six do."""
+    told = (each for each in range(digits, 7) if f"{figure:.{each}f}" != f"{other:.{each}f}")
+    return f"{figure:.{next(told, digits)}f}"
 
 
 def judge_speed(
@@ -60,7 +67,8 @@ def judge_speed(
         if not figure > 0:
             raise ValueError(f"{label}: the {name} ratio is {figure}; a ratio is above 0")
     _check_times([*seconds, *baseline_seconds])
-    figures = f"{label}: {ratio:.3f} of the baseline, at most {largest:.3f} claimed"
+    most = _told_apart(largest, ratio, digits=3)
+    figures = f"{label}: {_told_apart(ratio, largest, digits=3)} of the baseline, at most {most} claimed"
     if ratio <= largest:
         return Verdict(Outcome.PASS, figures)
     if not seconds or not baseline_seconds:

@@ -201,11 +201,12 @@ def call_cells(rows: Sequence[Row], card: str) -> list[str]:
     row = {test: next(iter(of_card(rows, card, test)), None) for test in NETWORK}
     found = {test: each.measured if each else None for test, each in row.items()}
     macs, speed = found["compute"], row["speed"]
+    most = speed.claimed if speed else None
     return [
         figure(macs / 1e9, ".1f", " G") if macs and macs >= 1e9 else figure(macs and macs / 1e6, ".1f", " M"),
         figure(speed.extra.get("candidate_median") if speed else None, ".3g"),
         figure(found["speed"], ".3f"),
-        figure(speed.claimed if speed else None, ".2f"),
+        figure(most, ".2f" if most is None or most == round(most, 2) else ".4g"),
         mebibytes(found["memory"]),
     ]
 

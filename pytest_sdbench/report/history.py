@@ -43,6 +43,8 @@ class Measurement:
     standard_error: float | None = None
     n: int | None = None
     """Images."""
+    predicted_for: int | None = None
+    """Images that the value is a prediction for, where that is not of the `n` alone."""
     unit: str = ""
     claimed: float | None = None
     margin: float | None = None
@@ -57,14 +59,16 @@ class Measurement:
     reference: str = ""
     """Fingerprint of the checkpoint that pairs are compared with."""
     device: str = ""
+    dtype: str = ""
+    """Of a latency or a peak of memory."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def series(self) -> tuple[str, ...]:
         """What the figures of one series have in common."""
-        where = self.device if self.test in ("speed", "memory") else ""
+        where = f"{self.device} {self.dtype}" if self.test in ("speed", "memory") else ""
         of = self.score_fingerprint or self.protocol_fingerprint
-        n = str(self.n or "")
+        n = f"for {self.predicted_for}" if self.predicted_for else str(self.n or "")
         return self.card, self.test, self.name, self.metric, self.protocol, of, n, self.reference, where
 
     @property
@@ -131,13 +135,14 @@ def _measurement(found: object) -> Measurement:
     if not isinstance(found, dict):
         raise ValueError(f"a measurement is {found!r:.100}, and not an object")
     values = {each.name: found[each.name] for each in fields(Measurement) if each.name in found}
-    numbers = {"value", "standard_error", "claimed", "margin", "n"}
+    counts = {"n", "predicted_for"}
+    numbers = {"value", "standard_error", "claimed", "margin", *counts}
     for key, value in values.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         right = (
             number if key in numbers else _is_words(value) if key == "versions" else isinstance(value, str)
         )
-        if key == "n":
+        if key in counts:
             right = type(value) is int and value > 0
         if not right or (key == "standard_error" and value < 0):
             raise ValueError(f"a measurement's {key} is {value!r:.100}")
@@ -172,6 +177,7 @@ def _of_row(row: Row) -> Measurement:
         "draw": "draw_fingerprint",
         "reference": "reference_fingerprint",
         **{key: key for key in ("protocol_fingerprint", "score_fingerprint", "device")},
+        **({"dtype": "dtype"} if row.test in ("speed", "memory") else {}),
     }
     about = {key: row.extra.get(name) for key, name in names.items()}
     versions: Any = row.extra.get("versions")
@@ -184,6 +190,7 @@ def _of_row(row: Row) -> Measurement:
         protocol=row.protocol,
         standard_error=row.standard_error,
         n=row.n,
+        predicted_for=row.extra.get("predicted_for"),
         unit=row.unit,
         claimed=row.claimed,
         margin=row.margin,

@@ -42,6 +42,8 @@ class Score:
     """Fingerprint of the checkpoint that its pairs are compared with; empty for what has no pairs."""
     content: str = ""
     """Fingerprint of the protocol as it was, where several of one name may be meant."""
+    predicted: bool = False
+    """Whether it is a prediction for `n` images, from fewer."""
 
 
 def recorded_scores(cards: Sequence[Card]) -> list[Score]:
@@ -71,11 +73,13 @@ def _content(card: Card, record: Record) -> str:
 def measured_scores(rows: Sequence[Row]) -> list[Score]:
     """Return what a run measured, once where several claims are of it."""
     found = {
-        (row.card, row.protocol, row.metric, row.n): Score(
-            *(row.card, row.protocol, row.metric, row.measured, row.standard_error, row.n),
+        (row.card, row.protocol, row.metric, row.n, ahead): Score(
+            *(row.card, row.protocol, row.metric, row.measured, row.standard_error, ahead or row.n),
             reference=str(row.extra.get("reference_fingerprint", "")),
+            predicted=ahead is not None,
         )
         for row in rows
+        for ahead in [row.extra.get("predicted_for")]
         if row.test == "quality" and row.metric in METRICS and row.measured is not None and row.n is not None
     }
     return list(found.values())
@@ -92,12 +96,13 @@ def measured_grids(
     shown, order = titles(cards), [card.name for card in in_order(cards)]
     order += [name for name in dict.fromkeys(score.card for score in scores) if name not in order]
     named = {each.checkpoint_fingerprint: card.name for card in cards for each in card.records}
-    tables: dict[tuple[str, int, str, str], dict[str, dict[str, Score]]] = {}
+    tables: dict[tuple[str, int, bool, str, str], dict[str, dict[str, Score]]] = {}
     for score in scores:
-        columns = tables.setdefault((score.protocol, score.n, score.reference, score.content), {})
+        place = score.protocol, score.n, score.predicted, score.reference, score.content
+        columns = tables.setdefault(place, {})
         columns.setdefault(score.metric, {})[score.card] = score
     grids, namesakes = [], Counter(tuple(rest) for *rest, _ in tables)
-    for (protocol, n, reference, content), columns in tables.items():
+    for (protocol, n, predicted, reference, content), columns in tables.items():
         marked = {metric: _cells(metric, by_card, compare) for metric, by_card in columns.items()}
         names = [name for name in order if any(name in by_card for by_card in columns.values())]
         rows = [
@@ -105,9 +110,9 @@ def measured_grids(
             for name in names
         ]
         heading = ("Model", *(f"{METRICS[metric].label} {METRICS[metric].arrow}" for metric in columns))
-        which = f" ({content})" if namesakes[protocol, n, reference] > 1 else ""
+        which = f" ({content})" if namesakes[protocol, n, predicted, reference] > 1 else ""
         beside = f", beside {named.get(reference, reference)}" if reference else ""
-        of = f"{protocol}{which}, {n:,} images{beside}"
+        of = f"{protocol}{which}, {'predicted for ' if predicted else ''}{n:,} images{beside}"
         grids.append(Grid("Measured", heading, tuple(rows), of=of, note=NOTE if len(names) > 1 else ""))
     return grids
 

@@ -172,7 +172,8 @@ def _labelled(row: Row) -> str:
     metric = METRICS.get(row.metric)
     if metric is None:
         return f"{row.metric or row.name} {measured(row).partition(' ±')[0]}"
-    return f"{metric.label} {figure(row.measured, f'.{metric.decimals}f')}"
+    ahead = " (predicted)" if "predicted_for" in row.extra else ""
+    return f"{metric.label} {figure(row.measured, f'.{metric.decimals}f')}{ahead}"
 
 
 def _is_open(row: Row) -> bool:

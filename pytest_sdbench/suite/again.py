@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
 
 from pytest_sdbench.base.options import OPTIONS
 from pytest_sdbench.base.paths import told
 
-_SELECT = ("-k", "-m")
+_SELECT = ("-k", "-m", "-c", "--deselect", "--ignore", "--rootdir")
+"""Options of pytest that say which tests of which project run; each has a value."""
 
 
-def command_again(words: Iterable[str], folder: Path) -> str:
-    """Return the command of a run that was started in a folder: cards, our options, and what selects.
+def command_again(words: Sequence[str], named: Collection[str]) -> str:
+    """Return the command of a run: the cards that were named, our options, and what selects.
 
     Options of others are left out, as they may hold anything; so are secrets of URLs and a user's folders.
     """
-    return shlex.join(["python", "-m", "pytest", *map(told, _kept(iter(words), folder))])
+    return shlex.join(["python", "-m", "pytest", *map(told, _kept(words, named))])
 
 
-def _kept(words: Iterator[str], folder: Path) -> Iterator[str]:
+def _kept(words: Sequence[str], named: Collection[str]) -> Iterator[str]:
+    takes = False
     for word in words:
+        is_value, takes = takes and not word.startswith("-"), False
         name = word.partition("=")[0]
-        if name in OPTIONS or word in _SELECT:
+        if is_value or word in named or word[:2] in ("-k", "-m", "-c"):
             yield word
-            takes = word in _SELECT or (name == word and OPTIONS[name].kind != "switch")
-            if takes and (value := next(words, None)) is not None:
-                yield value
-        elif word[:2] in _SELECT or (not word.startswith("-") and (folder / word.split("::")[0]).exists()):
+            takes = not is_value and word in _SELECT
+        elif name in _SELECT or name in OPTIONS:
             yield word
+            takes = name == word and (name in _SELECT or OPTIONS[name].kind != "switch")

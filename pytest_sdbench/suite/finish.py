@@ -88,8 +88,10 @@ def _unjudged(run: SdbenchSession) -> list[str]:
 
 def _told(run: SdbenchSession, status: int) -> Run:
     """Return what a page says of a run."""
-    asked = run.config.invocation_params
-    again = command_again(map(str, asked.args), asked.dir)
+    config = run.config
+    typed = config.args_source is pytest.Config.ArgsSource.ARGS
+    words = [str(word) for word in config.invocation_params.args]
+    again = command_again(words, config.args if typed else ())
     return Run(again, run.settings.store, run.replaced(), _past(run), status)
 
 

@@ -100,7 +100,9 @@ def test_what_is_not_there_is_an_error_that_says_what_is(
     assert "there are no runs here" in capsys.readouterr().err
     (place / "run-x.json").write_text("{}", encoding="utf-8")
     assert main(["history", str(place)]) == 1
-    assert "not read: " in capsys.readouterr().out
+    assert "not read: " in capsys.readouterr().err
+    assert main(["history", str(place), "--format", "customSmallerIsBetter"]) == 1
+    assert isinstance(json.loads(capsys.readouterr().out), list), "what was not read is no part of the JSON"
 
 
 def test_no_word_of_a_history_moves_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

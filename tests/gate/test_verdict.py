@@ -556,6 +556,7 @@ def test_compute_agrees_within_a_thousandth_or_the_tolerance() -> None:
     for measured, expected in {6.0: True, 6.1: False, 1.9: False}.items():
         verdict = judge_compute(claimed=4.0, measured=measured, tolerance=0.5)
         assert verdict.outcome is (PASS if expected else FAIL)
+    assert judge_compute(claimed=1e9, measured=1.001025e9).reason.endswith("(+0.103 %)")
     verdict = judge_compute(claimed=255.4e9, measured=300e9)
     assert verdict.reason == "claimed 255.4 G MACs a call, counted 300 G (+17.46 %)"
 
@@ -590,6 +591,7 @@ def test_speed_within_the_claim_passes_whatever_the_rounds_say() -> None:
     assert verdict == Verdict(PASS, "0.9 s a call: 0.750 of the baseline, at most 0.750 claimed")
     assert speed(slow, fast, ratio=0.1).outcome is PASS
     assert speed(slow, fast, ratio=0.7501).outcome is FAIL
+    assert "0.7501 of the baseline, at most 0.7500 claimed" in speed(slow, fast, ratio=0.7501).reason
 
 
 def test_speed_that_scatters_is_left_open() -> None:

@@ -180,6 +180,17 @@ def test_series_are_of_one_score_each() -> None:
     speed = Measurement("mini", "speed", 0.6, device="cpu")
     everywhere = [SCORE, *others, speed, replace(speed, device="gpu"), replace(SCORE, device="gpu")]
     assert len(series_of([run_at(1, *everywhere)])) == 7
+    assert len(series_of([run_at(1, speed, replace(speed, dtype="float16"))])) == 2
+    ahead = replace(SCORE, n=1000, predicted_for=5000)
+    few = [replace(SCORE, n=1000), ahead, replace(ahead, n=2000)]
+    assert len(series_of([run_at(day, each) for day, each in enumerate(few, 1)])) == 2
+
+
+def test_a_prediction_is_kept_as_one() -> None:
+    run = run_of([row(n=1000, extra={"predicted_for": 5000})], {})
+    assert run is not None
+    assert Run.from_json(run.to_json().encode()) == run
+    assert (run.measurements[0].n, run.measurements[0].predicted_for) == (1000, 5000)
 
 
 @pytest.mark.parametrize(

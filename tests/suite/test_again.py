@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pytest_sdbench.suite.again import command_again
@@ -25,9 +23,14 @@ from pytest_sdbench.suite.again import command_again
         ),
         (["--sdbench-store=s3://me:secret@bucket/x"], "'--sdbench-store=s3://***@bucket/x'"),
         (["--sdbench-store"], "--sdbench-store"),
+        (["--deselect", "a.md::test_size[unet]", "a.md"], "--deselect 'a.md::test_size[unet]' a.md"),
+        (["--deselect=a.md::test_size[unet]"], "'--deselect=a.md::test_size[unet]'"),
+        (["--junitxml", "junit.xml", "a.md"], "a.md"),
+        (["-c", "ci.ini", "--rootdir", ".", "a.md"], "-c ci.ini --rootdir . a.md"),
+        (["--sdbench-ray", "--sdbench-report", "r.html"], "--sdbench-ray --sdbench-report r.html"),
         (["--sdbench-download", "a.md"], "--sdbench-download a.md"),
     ],
 )
-def test_what_is_ours_and_what_selects_is_kept(tmp_path: Path, typed: list[str], kept: str) -> None:
-    (tmp_path / "a.md").touch()
-    assert command_again(typed, tmp_path) == f"python -m pytest {kept}"
+def test_what_is_ours_and_what_selects_is_kept(typed: list[str], kept: str) -> None:
+    named = [word for word in typed if word in ("a.md", "a.md::test_size[unet]")]
+    assert command_again(typed, named) == f"python -m pytest {kept}"

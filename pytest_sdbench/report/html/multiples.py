@@ -178,7 +178,7 @@ def _said(each: Measurement) -> str:
         return figure(each.value, ".3f" if each.test == "speed" else ",.0f")
     decimals = METRICS[each.metric].decimals if each.metric in METRICS else 4
     error = "" if each.standard_error is None else f" ± {each.standard_error:.{decimals}f}"
-    return f"{each.value:.{decimals}f}{error}"
+    return f"{each.value:.{decimals}f}{error}{', predicted' if each.predicted_for else ''}"
 
 
 def _text(series: Series, point: Point) -> str:
