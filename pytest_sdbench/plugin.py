@@ -22,10 +22,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Load the rest of the plugin when ``--sdbench`` is given."""
     if not option(config, "sdbench"):
         return
-    from pytest_sdbench.suite import fixtures, github, session
+    from pytest_sdbench.suite import finish, fixtures, github, session
 
     run = session.SdbenchSession.from_config(config)
     config.pluginmanager.register(fixtures, "sdbench-fixtures")
     config.pluginmanager.register(run, "sdbench-session")
+    config.pluginmanager.register(finish.Finish(run), "sdbench-finish")
     if (shown := github.GithubReport.of_run(run, os.environ)) is not None:
         config.pluginmanager.register(shown, "sdbench-github")

@@ -31,6 +31,15 @@ def real(path: str | Path) -> Path:
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
+def real_file(path: str | Path) -> Path:
+    """Return a path as `real`, but for the last link where it is a file's: its name says of which kind it is.
+
+    Caches of the hub, DVC and git-annex link each file to one that is named by its checksum.
+    """
+    whole = Path(os.path.abspath(os.path.expanduser(path)))
+    return real(whole.parent) / whole.name if whole.is_file() else real(path)
+
+
 def shown(path: str | Path) -> str:
     """Return a path as files tell it: from the working folder or `~` on, or of another place its name."""
     path = real(path)

@@ -18,6 +18,7 @@ from pytest_sdbench.cards.front_matter import EMPTY_BLOCK, FrontMatter, find_blo
 from pytest_sdbench.cards.schema import COMPONENTS
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
+from pytest_sdbench.protocols.load import load_protocol
 
 _EXAMPLE = """# model-index:          # the published figures, in the hub's own form: fill in and uncomment
 # - name: {title}
@@ -129,12 +130,12 @@ def sdbench_block(
         lines = [_line(f"checkpoint: {_value(place)}", "this U-Net on the parts of its base")]
     named, mark = (scalar(base), "") if base is not None else ("CARD", "# ")
     measured = "measured even while nothing is claimed"
-    if protocols is None and is_of_scenes(checkpoint):
-        protocols, measured = ["scenes-quick"], f"{measured}: 512 images"
-    elif protocols is None and config.get("sample_size") == 64:
-        protocols, measured = ["coco30k-bksdm"], f"{measured}: 30,000 images; coco5k: 5,000"
-    elif not protocols:
-        protocols, measured = [], "none fits; your own: protocols/NAME.yaml beside the card"
+    if protocols is None:
+        protocols = _fitting(checkpoint)
+    if not protocols:
+        measured = "none fits; your own: protocols/NAME.yaml beside the card"
+    elif len(protocols) == 1:
+        measured += f": {load_protocol(protocols[0]).n:,} images"
     return "\n".join(
         [
             f"sdbench:  # how to verify this card: pytest --sdbench {shown}",
@@ -184,6 +185,17 @@ def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{scalar(key)}: {_value(item)}" for key, item in value.items()) + "}"
     return "null" if value is None else scalar(value)
+
+
+def _fitting(checkpoint: Checkpoint) -> list[str]:
+    """Return the packaged protocols of a checkpoint's vocabulary, size and scheduler."""
+    from pytest_sdbench.models.checkpoint import scheduler_class
+
+    names = ["coco30k-bksdm"] if checkpoint.unet_config.get("sample_size") == 64 else []
+    if is_of_scenes(checkpoint):
+        names = ["scenes-quick", "scenes-lcm4-quick"]
+    own = scheduler_class(checkpoint)
+    return [name for name in names if load_protocol(name).sampling.scheduler.must_be in (None, own)]
 
 
 def is_of_scenes(checkpoint: Checkpoint) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import known_sha256
-from pytest_sdbench.base.paths import real
+from pytest_sdbench.base.paths import real_file
 from pytest_sdbench.models.conversion import Base, convert_single_file, fuse_lora
 from pytest_sdbench.models.layout import (
     CLASSES,
@@ -32,7 +33,14 @@ from pytest_sdbench.models.layout import (
 from pytest_sdbench.models.quantised import quantised_words
 from pytest_sdbench.models.skeleton import known_keys
 from pytest_sdbench.models.specs import complete, local, locate, locate_lora, split_pair, unet_parts
-from pytest_sdbench.models.weights import WEIGHT_FILES, Weights, find_weights, read_json, unread
+from pytest_sdbench.models.weights import (
+    WEIGHT_FILES,
+    Weights,
+    find_weights,
+    forbidden,
+    read_json,
+    unread,
+)
 
 _DIFFUSERS = {name: CLASSES[name] for name in ("unet", "vae")}
 
@@ -114,8 +122,7 @@ class Checkpoint:
         further = [
             path.name + "/" * path.is_dir()
             for path in beside
-            if path not in known
-            and any(each.suffix in WEIGHT_FILES for each in (path.iterdir() if path.is_dir() else [path]))
+            if path not in known and any(each.suffix in WEIGHT_FILES for each in _inside(path))
         ]
         notes += [f"not looked at: {_some(further)}"] if further else []
         return tuple(dict.fromkeys(notes))
@@ -173,7 +180,9 @@ class Checkpoint:
         for tokenizer in self.pipeline.tokenizers:
             for file in self.part(tokenizer).glob("*"):
                 known = file.suffix == ".json" and "config" in file.name
-                if file.suffix in (".json", ".txt") and file.is_file() and known is settings:
+                if file.suffix not in (".json", ".txt") or not file.is_file() or file.name.startswith("."):
+                    continue  # hidden ones are what macOS writes beside a file on other disks
+                if known is settings:
                     yield file.name if tokenizer == "tokenizer" else f"{tokenizer}/{file.name}", file
 
 
@@ -194,8 +203,21 @@ def resolve(
     from there. Nothing is fetched from the hub without ``download``. Raise ``Unavailable`` where the
     checkpoint is not on this machine, and ``CheckpointError`` where a folder is named that is none.
     """
+    try:
+        return _resolve(spec, card, near, None if weights is None else real_file(weights), download)
+    except PermissionError as error:
+        raise forbidden(Path(error.filename or weights or str(spec))) from error
+
+
+def _resolve(
+    spec: str | Mapping[str, str] | Checkpoint | None,
+    card: str,
+    near: Path | None,
+    weights: Path | None,
+    download: bool,
+) -> Checkpoint:
     if weights is not None:
-        return _override(spec, real(weights), card, near, download)
+        return _override(spec, weights, card, near, download)
     if isinstance(spec, Checkpoint):
         return spec
     if spec is None:
@@ -225,6 +247,10 @@ def scheduler_class(checkpoint: Checkpoint) -> str:
     if name is None:
         name = read_json(checkpoint.config_file("scheduler")).get("_class_name")
     kind = getattr(diffusers, str(name), None)
+    if lacking := getattr(kind, "_backends", None):
+        remedy = f"pip install {' '.join(lacking)}"
+        what = f"{name} needs {', '.join(lacking)}, and not all of them are installed"
+        raise Unavailable(what, file=checkpoint.config_file("scheduler"), key="_class_name", remedy=remedy)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise CheckpointError(
             "unknown scheduler",
@@ -234,6 +260,13 @@ def scheduler_class(checkpoint: Checkpoint) -> str:
             remedy="Name one of diffusers' schedulers, e.g. PNDMScheduler",
         )
     return str(name)
+
+
+def _inside(path: Path) -> list[Path]:
+    """Return what lies in a folder, or a file itself; nothing where this user may not look."""
+    with suppress(PermissionError):
+        return sorted(path.iterdir()) if path.is_dir() else [path]
+    return []
 
 
 _DEFAULTED = "_use_default_values"

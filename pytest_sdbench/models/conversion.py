@@ -331,7 +331,8 @@ _made: dict[Hashable, Path] = {}
 def _once(key: Hashable, sources: list[Path], make: Callable[[Path], None]) -> Path:
     """Return the folder that was made of ``sources`` as they are now; make it once in a process."""
     files = [each for path in sources for each in ([path] if path.is_file() else sorted(path.glob("*")))]
-    state = tuple((str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files)
+    there = [each for each in files if each.is_file()]  # a cache may hold links that lead nowhere
+    state = tuple((str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in there)
     if (key, state) not in _made:
         with _room():
             _sweep(Path(tempfile.gettempdir()))

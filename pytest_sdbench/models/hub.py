@@ -8,6 +8,7 @@ diffusers' knows no repository that is a U-Net alone.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,10 @@ from pytest_sdbench.models.weights import candidates, find_weights
 
 HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
 """A repository of the hub, and optionally a commit, tag or branch of it."""
+
+
+class CachedCopy(UserWarning):
+    """The hub was to be asked for a repository and did not answer: its cached copy may be an older one."""
 
 
 def cached_snapshot(name: str, revision: str | None, components: Sequence[str]) -> Path:
@@ -43,8 +48,20 @@ def download_snapshot(name: str, revision: str | None, components: Sequence[str]
     """Fetch ``components`` of a repository to the hub cache, with tokenizer and scheduler; return the folder.
 
     One file format per component: the one that `find_weights` chooses. What is cached is not fetched again.
-    Raise ``Unavailable`` where the hub cannot be reached or refuses.
+    Where the hub cannot be reached or refuses, a complete cached copy will do, with a warning; without one
+    raise ``Unavailable``.
     """
+    try:
+        return _fetch_snapshot(name, revision, components)
+    except Unavailable as error:
+        with suppress(Unavailable):
+            folder = cached_snapshot(name, revision, components)
+            warnings.warn(f"{name}: the cached copy is taken as it is: {error}", CachedCopy, stacklevel=2)
+            return folder
+        raise
+
+
+def _fetch_snapshot(name: str, revision: str | None, components: Sequence[str]) -> Path:
     import huggingface_hub
 
     if re.fullmatch(r"[0-9a-f]{40}", revision or ""):
@@ -179,6 +196,12 @@ def _missing(folder: Path, components: Sequence[str]) -> list[str]:
             missing += [] if (part / "config.json").is_file() else [f"{component}/config.json"]
     beside = [] if components else [f"{name}/config.json" for name in pipeline.components]
     if "text_encoder" in components or not components:
-        beside += ["model_index.json", "scheduler/scheduler_config.json", *pipeline.tokenizers]
+        beside += ["model_index.json", "scheduler/scheduler_config.json"]
+        missing += [name for name in pipeline.tokenizers if not _has_vocabulary(folder / name)]
         missing += [name for name in beside if not (folder / name).exists()]
     return missing
+
+
+def _has_vocabulary(tokenizer: Path) -> bool:
+    forms = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+    return any(all((tokenizer / name).is_file() for name in form) for form in forms)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
-from pytest_sdbench.base.paths import real, reference
+from pytest_sdbench.base.paths import real, real_file, reference
 from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot, hub_file
 from pytest_sdbench.models.layout import (
     COMPONENTS,
@@ -60,10 +60,7 @@ def locate(
         folder = real((near or Path.cwd()) / os.path.expanduser(spec))
         remedy = f"Put the checkpoint there, or give another: --sdbench-weights {card}=PATH"
     elif match := re.fullmatch(HUB_ID, spec):
-        if ((near or Path.cwd()) / spec).is_dir():
-            what = "this is a folder here, and the name of a repository on the hub"
-            remedy = f"For the folder write ./{spec}, for the repository {spec}@main"
-            raise CheckpointError(what, key="sdbench.checkpoint", found=spec, remedy=remedy)
+        _check_hub_id(match, spec, near)
         find = download_snapshot if download else cached_snapshot
         try:
             return find(match["name"], match["revision"], components)
@@ -81,7 +78,7 @@ def locate(
 
 def local(spec: str, near: Path | None) -> Path:
     """Return a file, or the folder of a LoRA; raise ``CheckpointError`` for a file that is no weights."""
-    path = real((near or Path.cwd()) / os.path.expanduser(spec))
+    path = real_file((near or Path.cwd()) / os.path.expanduser(spec))
     if not path.exists():
         what, remedy = "no such file of weights", "Put it there, or name another"
         raise CheckpointError(what, key="sdbench.checkpoint", found=f"{spec} -> {path}", remedy=remedy)
@@ -101,11 +98,28 @@ def locate_lora(spec: str, card: str, near: Path | None, download: bool) -> Path
     match = hub_lora(spec)
     if match is None:
         return local(spec, near)
+    _check_hub_id(match, spec, near)
     names = [f"{LORA}.safetensors", f"{LORA}.bin"]
     try:
         return hub_file(match["name"], match["revision"], names, download=download)
     except Unavailable as error:
         raise _elsewhere(error, spec, card) from error
+
+
+def _check_hub_id(match: re.Match[str], spec: str, near: Path | None) -> None:
+    """Raise ``CheckpointError`` for a name that the hub has none of, and for one that a folder here has."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    if ((near or Path.cwd()) / spec).is_dir():
+        what = "this is a folder here, and the name of a repository on the hub"
+        remedy = f"For the folder write ./{spec}, for the repository {spec}@main"
+        raise CheckpointError(what, key="sdbench.checkpoint", found=spec, remedy=remedy)
+    try:
+        validate_repo_id(match["name"])
+    except HFValidationError as error:
+        what = "not the name of a repository on the hub"
+        raise CheckpointError(what, key="sdbench.checkpoint", found=spec, remedy=_FORMS) from error
 
 
 def _elsewhere(error: Unavailable, spec: str, card: str) -> Unavailable:

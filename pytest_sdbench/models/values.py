@@ -120,6 +120,11 @@ def make_scheduler(checkpoint: Checkpoint) -> Any:
     try:
         trial = kind.from_config(config)
         trial.set_timesteps(4)
+        # What a pipeline does with it: some values are refused by the first step alone.
+        latents = torch.zeros(1, 4, 8, 8) * trial.init_noise_sigma
+        with torch.random.fork_rng(devices=[]):
+            scaled = trial.scale_model_input(latents, trial.timesteps[0])
+            trial.step(scaled, trial.timesteps[0], latents)
         noise = torch.as_tensor(getattr(trial, "alphas_cumprod", 1.0), dtype=torch.float64)
     except Exception as error:  # constructors fail in as many ways as there are wrong values
         why = f"{type(error).__name__}: {first_line(error)}"

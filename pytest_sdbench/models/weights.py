@@ -317,11 +317,16 @@ def _unpickle(file: Path) -> Any:
             # Files of torch < 1.6 are no zip archives and cannot be mapped.
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with file.open("rb") as stream:
+            head = stream.read(2)
+        if head[:1] != b"\x80" and head != b"PK":  # a Git LFS pointer, a page of a web server
+            other = ValueError("torch.save did not write it")
+            raise incomplete("damaged or truncated weights", file, found=_what(file, other)) from error
         what = "refused: not a plain pickle of tensors"
         remedy = (
             f"Convert it to safetensors if you trust it; {file.suffix} is read with weights_only=True alone"
         )
-        raise CheckpointError(what, file=file, found=first_line(error), remedy=remedy) from error
+        raise CheckpointError(what, file=file, found=_cause(error), remedy=remedy) from error
     except Exception as error:  # unpickling fails in as many ways as a file can be damaged
         raise incomplete("damaged or truncated weights", file, found=_what(file, error)) from error
 
@@ -349,4 +354,10 @@ def _what(file: Path, error: Exception) -> str:
     with file.open("rb") as stream:
         if is_pointer(stream.read(64)):
             return "a Git LFS pointer, not the weights: run `git lfs pull`"
-    return f"{size:,} bytes: {first_line(error)}"
+    return f"{size:,} bytes: {_cause(error)}"
+
+
+def _cause(error: Exception) -> str:
+    """Return what torch refuses, and not its advice to load it all the same."""
+    found = re.search(r"(?:WeightsUnpickler error: *|(?=Unsupported ))([^\n]+)", str(error))
+    return found[1] if found else first_line(error)

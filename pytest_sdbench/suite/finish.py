@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import pytest
 
@@ -19,24 +19,37 @@ from pytest_sdbench.report.html.run import Run
 from pytest_sdbench.report.write import printable, read_cards, write_reports
 from pytest_sdbench.suite.again import command_again
 from pytest_sdbench.suite.recording import write_evidence_of, write_records_of
-
-if TYPE_CHECKING:
-    from pytest_sdbench.suite.session import SdbenchSession
+from pytest_sdbench.suite.session import SdbenchSession
 
 UNTOLD = 6
 """Exit status of a run that passed but for what is inconclusive, where that is not a failure, or that
 compared a checkpoint with nothing."""
 
 
-def finish(run: SdbenchSession, session: pytest.Session) -> None:
+@dataclass(eq=False)  # pluggy keeps plugins in sets
+class Finish:
+    """What is written when a run ends."""
+
+    run: SdbenchSession
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
+        """Write reports and records, in the controller alone; what is recorded, or cannot be, fails it."""
+        config = self.run.config
+        if not hasattr(config, "workerinput") and not config.option.collectonly:
+            _finish(self.run, session)
+        return (yield)
+
+
+def _finish(run: SdbenchSession, session: pytest.Session) -> None:
     """Write what a run has found, the reports last: they tell what it ends with."""
 
     def fail() -> None:
         if session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    cards = read_cards(run.rows, run.files)
-    if (rows := printable(run.rows, cards)) != run.rows:
+    run.cards = read_cards(run.rows, run.files)
+    if (rows := printable(run.rows, run.cards)) != run.rows:
         fail()
     run.rows = rows
     if not _add_to_history(run):
@@ -49,7 +62,8 @@ def finish(run: SdbenchSession, session: pytest.Session) -> None:
     untold = unjudged or any(row.verdict == Outcome.INCONCLUSIVE for row in run.rows)
     if untold and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = UNTOLD
-    lines, whole = write_reports(run.settings.report, run.rows, cards, _told(run, int(session.exitstatus)))
+    told = _told(run, int(session.exitstatus))
+    lines, whole = write_reports(run.settings.report, run.rows, run.cards, told)
     run.written += lines
     if not whole:
         fail()

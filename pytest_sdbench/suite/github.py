@@ -39,7 +39,6 @@ class GithubReport:
             return
         from pytest_sdbench.report.cells import code
         from pytest_sdbench.report.summary import SUMMARY, summary
-        from pytest_sdbench.report.write import read_cards
 
         run = self.session
         reports = ", ".join(code(told(path)) for path in run.settings.report)
@@ -47,7 +46,7 @@ class GithubReport:
             before = self.summary.stat().st_size if self.summary.is_file() else 0
             text = summary(
                 run.rows,
-                read_cards(run.rows, run.files),
+                run.cards,
                 status=int(session.exitstatus),
                 instead=run.replaced(),
                 ending=[f"Written: {reports}"] if reports else [],
@@ -65,12 +64,11 @@ class GithubReport:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the annotations, which are lines of the log."""
         from pytest_sdbench.report.annotations import annotations_of
-        from pytest_sdbench.report.write import read_cards
 
         run = self.session
         found = annotations_of(
             run.rows,
-            read_cards(run.rows, run.files),
+            run.cards,
             run.files,
             self.repository,
             open_fails=run.settings.inconclusive == "fail",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from _pytest.junitxml import xml_key
 from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.text import plain
-from pytest_sdbench.cards.card import card_name, is_card, means, own_names
+from pytest_sdbench.cards.card import Card, card_name, is_card, means, own_names
 from pytest_sdbench.cards.front_matter import is_lost
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
@@ -54,6 +54,8 @@ class SdbenchSession:
     """The item that told an error of a card in full: the others, which fail by it too, refer to that one."""
     status: int | None = None
     """What the run ends with, once that is known."""
+    cards: Sequence[Card] = ()
+    """The cards behind the rows, as the run found them: records are written into them at its end."""
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> SdbenchSession:
@@ -251,15 +253,6 @@ class SdbenchSession:
 
     # --- the end ---
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
-        """Write reports and records, in the controller alone; what is recorded, or cannot be, fails it."""
-        if not hasattr(self.config, "workerinput") and not self.config.option.collectonly:
-            from pytest_sdbench.suite.finish import finish
-
-            finish(self, session)
-        return (yield)
-
     @pytest.hookimpl
     def pytest_report_header(self) -> str:
         """Say where this run looks for what."""
@@ -292,14 +285,13 @@ class SdbenchSession:
     def _show_results(self, terminalreporter: Any, status: int) -> None:
         if self.rows:
             from pytest_sdbench.report.terminal import terminal_tables
-            from pytest_sdbench.report.write import read_cards
 
             terminalreporter.section("sdbench: claimed and measured")
-            cards, verbose = read_cards(self.rows, self.files), self.config.get_verbosity() > 0
+            verbose = self.config.get_verbosity() > 0
             writer = self.config.get_terminal_writer()
             text = terminal_tables(
                 self.rows,
-                cards,
+                self.cards,
                 verbose=verbose,
                 width=writer.fullwidth,
                 paint=lambda text, verdict: writer.markup(text, **_MARKUP.get(verdict, {"yellow": True})),

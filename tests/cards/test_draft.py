@@ -249,3 +249,24 @@ def test_what_cannot_keep_all_beside_a_block_is_refused(text: str, told: str, ti
     (tiny_checkpoint / "README.md").write_text(text, encoding="utf-8")
     with pytest.raises(CardError, match=told):
         draft(tiny_checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "scenes", "protocols"),
+    [
+        ("LCMScheduler", True, ("scenes-lcm4-quick",)),
+        ("EulerDiscreteScheduler", True, ()),
+        ("PNDMScheduler", False, ("coco30k-bksdm",)),
+        ("DDIMScheduler", False, ()),
+    ],
+)
+def test_a_drafted_card_names_what_its_scheduler_can_be_drawn_under(
+    scheduler: str, scenes: bool, protocols: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = make_checkpoint(tmp_path / "own", unet={"sample_size": 8 if scenes else 64})
+    if scenes:
+        vocabulary = reference() / "checkpoints" / "scenes-sd" / "tokenizer" / "vocab.json"
+        shutil.copy(vocabulary, folder / "tokenizer" / "vocab.json")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", scheduler]}))
+    assert read_card(drafted(folder)).protocols == protocols

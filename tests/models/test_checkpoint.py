@@ -21,7 +21,7 @@ from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.models import hub, specs
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
-from pytest_sdbench.models.hub import forget_failures
+from pytest_sdbench.models.hub import CachedCopy, forget_failures
 from pytest_sdbench.models.integrity import check_component, verify
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.models.skeleton import unet_skeleton
@@ -584,22 +584,68 @@ def test_the_hub_cache_is_used_without_network(
 
 
 @pytest.mark.parametrize(
-    ("cached", "spec", "download", "message"),
+    ("spec", "download", "message"),
     [
-        # A cached branch may have moved on.
-        (True, "org/tiny", True, "cannot be fetched"),
-        (True, "org/tiny@main", True, "cannot be fetched"),
-        (False, f"org/tiny@{COMMIT}", False, "not in the hub cache.*--sdbench-download"),
-        (False, f"org/tiny@{COMMIT}", True, "cannot be fetched.*Offline"),
+        ("org/tiny", True, "cannot be fetched"),
+        (f"org/tiny@{COMMIT}", False, "not in the hub cache.*--sdbench-download"),
+        (f"org/tiny@{COMMIT}", True, "cannot be fetched.*Offline"),
     ],
 )
 def test_what_is_not_here_is_unavailable_with_reason_and_remedies(
-    hub_cache: Path, pristine_checkpoint: Path, cached: bool, spec: str, download: bool, message: str
+    hub_cache: Path, spec: str, download: bool, message: str
 ) -> None:
-    if cached:
-        fill_cache(hub_cache, "org/tiny", pristine_checkpoint)
     with pytest.raises(Unavailable, match=rf"{message}.*--sdbench-weights tiny=PATH"):
         resolve(spec, card="tiny", download=download)
+
+
+@pytest.mark.parametrize("spec", ["org/tiny", "org/tiny@main"])
+def test_a_cached_branch_will_do_where_the_hub_does_not_answer_and_it_is_said(
+    hub_cache: Path, pristine_checkpoint: Path, spec: str
+) -> None:
+    snapshot = fill_cache(hub_cache, "org/tiny", pristine_checkpoint)
+    with pytest.warns(CachedCopy, match="org/tiny: the cached copy is taken as it is: .*cannot be fetched"):
+        assert resolve(spec, download=True).folder == snapshot
+    for name in ("tokenizer.json", "merges.txt"):
+        (snapshot / "tokenizer" / name).unlink(missing_ok=True)
+    with pytest.raises(Unavailable, match="cannot be fetched"):
+        resolve(spec, download=True)
+
+
+@pytest.mark.parametrize("name", ["org/my--model", "org/a..b", "org/name.git"])
+def test_a_name_that_the_hub_has_none_of_is_explained(name: str) -> None:
+    for spec in (name, {"base": "embedded:scenes-sd", "lora": name}):
+        with pytest.raises(CheckpointError, match=f"not the name of a repository on the hub.*{name}"):
+            resolve(spec)
+
+
+def test_files_that_macos_writes_beside_others_are_no_part_of_a_checkpoint(
+    tiny_checkpoint: Path, pristine_checkpoint: Path
+) -> None:
+    for name in ("._tokenizer_config.json", "._vocab.json"):
+        (tiny_checkpoint / "tokenizer" / name).write_bytes(b"\0\5\x16\7")
+    assert resolve(str(tiny_checkpoint)).fingerprint == resolve(str(pristine_checkpoint)).fingerprint
+
+
+@pytest.mark.parametrize("value", ["v-prediction", "sample", None])
+def test_a_prediction_type_that_its_scheduler_refuses_is_found_before_an_image(
+    tiny_checkpoint: Path, value: str | None
+) -> None:
+    file = tiny_checkpoint / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": value}))
+    with pytest.raises(CheckpointError, match="not a configuration of PNDMScheduler"):
+        verify(resolve(str(tiny_checkpoint)))
+
+
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"<html>"]
+)
+def test_what_is_no_pickle_is_not_called_an_unsafe_one(tiny_checkpoint: Path, content: bytes) -> None:
+    unet = tiny_checkpoint / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    (unet / "diffusion_pytorch_model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged or truncated") as refused:
+        verify(resolve(str(tiny_checkpoint)))
+    assert "weights_only" not in str(refused.value)
 
 
 class TransportError(Exception):

@@ -18,7 +18,9 @@ def run_of(how: str = "auto", **config: Any) -> Any:
     """Return what the plugin asks a run for."""
     known = SimpleNamespace(**{"option": SimpleNamespace(collectonly=False)} | config)
     settings = SimpleNamespace(github=how, report=(), inconclusive="fail")
-    return SimpleNamespace(config=known, settings=settings, rows=[], files={}, written=[], replaced=dict)
+    return SimpleNamespace(
+        config=known, settings=settings, rows=[], cards=(), files={}, written=[], replaced=dict
+    )
 
 
 @pytest.mark.parametrize(
