@@ -316,3 +316,22 @@ def test_a_card_may_name_one_or_lie_beside_it(pristine_checkpoint: Path, lora: P
     hub = {"base": str(pristine_checkpoint), "lora": "nobody/no-lora"}
     card = read_card(make_card(tmp_path / "hub.md", checkpoint=hub, protocols=[], claims={}))
     assert [each.what for each in checkpoint_downloads(card)] == ["nobody/no-lora"]
+
+
+def test_a_link_to_a_file_that_is_named_by_its_checksum_is_what_its_own_name_says(
+    pristine_checkpoint: Path, lora: Path, tmp_path: Path
+) -> None:
+    blob = Path(shutil.copy(lora / "pytorch_lora_weights.safetensors", tmp_path / "deadbeef"))
+    (link := tmp_path / "mine.safetensors").symlink_to(blob)
+    found = resolve(str(pristine_checkpoint), weights=link)
+    assert found.fingerprint == resolve(str(pristine_checkpoint), weights=lora).fingerprint
+    assert found.fingerprint != resolve(str(pristine_checkpoint)).fingerprint
+
+
+def test_a_folder_here_is_not_looked_up_on_the_hub(
+    pristine_checkpoint: Path, lora: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(lora, tmp_path / "loras" / "mine")
+    spec = {"base": str(pristine_checkpoint), "lora": "loras/mine"}
+    with pytest.raises(CheckpointError, match=r"a folder here.*write \./loras/mine"):
+        resolve(spec, near=tmp_path)
