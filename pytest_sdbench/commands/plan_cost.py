@@ -281,8 +281,9 @@ class _Planner:
         for protocol in protocols:
             asked = protocol.with_samples(min(self._images, protocol.n)) if self._images else protocol
             asked = asked.with_dtype(self._workspace.dtype) if self._workspace.dtype else asked
-            drawn = on_this_device(asked, self._workspace.device)
-            if checkpoint is not None and drawn is not asked:
+            if checkpoint is None:
+                drawn = on_this_device(asked, self._workspace.device)
+            else:
                 drawn = as_drawn(checkpoint, asked, self._workspace)
             findings = (weighed, *self._search.protocol(card, asked))
             reference, row, why = self._reference(card, weights, drawn) if pairs_of(drawn) else _NOTHING

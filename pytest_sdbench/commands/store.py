@@ -111,15 +111,12 @@ class Leftover:
 
     def remove(self) -> None:
         """Remove it; raises EvidenceError."""
-        if self.name is not None:
-            self.storage.remove(self.name)
-            return
-        files = self.storage.files()
-        for name in files:
-            if _is_ours(name):
-                self.storage.remove(name)
-        if all(map(_is_ours, files)):
+        files = [self.name] if self.name is not None else list(self.storage.files())
+        if self.name is None and all(map(_is_ours, files)):
             self.storage.discard()
+            return
+        for name in filter(_is_ours, files):
+            self.storage.remove(name)
 
 
 def inventory(store: Path | str) -> list[Holding]:

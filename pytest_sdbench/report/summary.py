@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import Markup, bold, code, decimals, markdown, table
-from pytest_sdbench.report.html.claims import ClaimLine, claim_lines, labels_of, rank, share_rows, unasked
+from pytest_sdbench.report.html.claims import (
+    ClaimLine,
+    claim_lines,
+    count_unasked,
+    labels_of,
+    rank,
+    share_rows,
+)
 from pytest_sdbench.report.html.headline import SIGNS, Headline, claims_word, counts, gaps, verdict_of
 from pytest_sdbench.report.results import Row
 
@@ -41,7 +48,7 @@ def summary(
     The `ending` is Markdown: where the report is.
     """
     if left is None:
-        left = sum(map(len, unasked(cards, rows).values()))
+        left = count_unasked(cards, rows)
     text, state = "", verdict_of(share_rows(rows)[0], status, left)
     for most in _LENGTHS:
         text = "\n\n".join([*_parts(rows, cards, state, instead or {}, most), *ending]) + "\n"

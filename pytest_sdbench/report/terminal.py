@@ -32,7 +32,7 @@ from pytest_sdbench.report.cells import (
     untested,
     verdicts,
 )
-from pytest_sdbench.report.html.claims import share_rows, unasked
+from pytest_sdbench.report.html.claims import count_unasked, share_rows
 from pytest_sdbench.report.html.headline import Headline, verdict_of
 from pytest_sdbench.report.results import VERDICTS, Row
 
@@ -62,7 +62,7 @@ def terminal_tables(
         return ""
     width = max(width, FEWEST_COLUMNS)
     names = list(dict.fromkeys(row.card for row in rows if row.test in (*NETWORK, "quality")))
-    left = sum(map(len, unasked(cards, rows).values()))
+    left = count_unasked(cards, rows)
     parts = [_headline(rows, width, paint, verdict_of(share_rows(rows)[0], status, left))]
     if verbose:
         networks = [name for name in names if of_card(rows, name, *NETWORK)]

@@ -84,7 +84,7 @@ def write_reports(
 
     One that cannot be written keeps no other from it.
     """
-    from pytest_sdbench.report.html.claims import unasked
+    from pytest_sdbench.report.html.claims import count_unasked
     from pytest_sdbench.report.html.render import results_html
     from pytest_sdbench.report.markdown import results_markdown
 
@@ -92,7 +92,7 @@ def write_reports(
     lines, whole = [], True
     for path in paths:
         if path.suffix == ".json":
-            left = sum(map(len, unasked(cards, rows).values()))
+            left = count_unasked(cards, rows)
             text = results_json(rows, {"versions": versions(), "unasked": left}, untested)
         elif path.suffix == ".html":
             text = results_html(cards, rows, run, beside=cards_beside(cards, rows))

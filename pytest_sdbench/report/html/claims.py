@@ -108,6 +108,11 @@ def unasked(cards: Sequence[Card], rows: Sequence[Row]) -> dict[tuple[str, str],
     return found
 
 
+def count_unasked(cards: Sequence[Card], rows: Sequence[Row]) -> int:
+    """Return how many scores cards claim that a run has no row of."""
+    return sum(map(len, unasked(cards, rows).values()))
+
+
 def _agree(published: Row, record: Row) -> bool:
     """Return whether a record, rounded to the digits of a published figure, is that figure."""
     try:
