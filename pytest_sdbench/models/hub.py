@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
-from pytest_sdbench.models.layout import SD, SDXL, pipeline_of
+from pytest_sdbench.models.layout import SD, SDXL, has_vocabulary, pipeline_of
 from pytest_sdbench.models.weights import candidates, find_weights
 
 HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
@@ -197,11 +197,6 @@ def _missing(folder: Path, components: Sequence[str]) -> list[str]:
     beside = [] if components else [f"{name}/config.json" for name in pipeline.components]
     if "text_encoder" in components or not components:
         beside += ["model_index.json", "scheduler/scheduler_config.json"]
-        missing += [name for name in pipeline.tokenizers if not _has_vocabulary(folder / name)]
+        missing += [name for name in pipeline.tokenizers if not has_vocabulary(folder / name)]
         missing += [name for name in beside if not (folder / name).exists()]
     return missing
-
-
-def _has_vocabulary(tokenizer: Path) -> bool:
-    forms = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-    return any(all((tokenizer / name).is_file() for name in form) for form in forms)

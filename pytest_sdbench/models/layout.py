@@ -263,3 +263,9 @@ def replaces(path: Path) -> str | None:
     if lora_file(path) is not None:
         return "lora"
     return "file" if path.is_file() and path.suffix in SINGLE_FILES else None
+
+
+def has_vocabulary(tokenizer: Path) -> bool:
+    """Return whether a tokenizer's folder has its vocabulary, in either form."""
+    forms = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+    return any(all((tokenizer / name).is_file() for name in form) for form in forms)

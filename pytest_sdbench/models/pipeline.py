@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.integrity import verify
+from pytest_sdbench.models.layout import has_vocabulary
 from pytest_sdbench.models.loading import NEWER, load_model, quiet
 from pytest_sdbench.models.skeleton import unet_inputs
 from pytest_sdbench.models.values import check_calls, make_scheduler
@@ -68,9 +69,9 @@ def load_tokenizer(checkpoint: Checkpoint, name: str = "tokenizer") -> Any:
     from transformers import CLIPTokenizer
 
     folder, encoder = checkpoint.part(name), name.replace("tokenizer", "text_encoder")
-    present = {path.name for path in folder.glob("*")}
     # Without its files the tokenizer would come up with an empty vocabulary, and without an error.
-    if not ({"vocab.json", "merges.txt"} <= present or "tokenizer.json" in present):
+    if not has_vocabulary(folder):
+        present = {path.name for path in folder.glob("*")}
         remedy = f"It needs vocab.json and merges.txt. {COPY_AGAIN}"
         raise CheckpointError("no vocabulary", file=folder, found=sorted(present), remedy=remedy)
     try:

@@ -278,7 +278,7 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise incomplete("damaged or truncated weights", file, found=_what(file, error)) from error
+        raise incomplete("damaged or truncated weights", file, found=_what(file, _cause(error))) from error
 
 
 def shapes_of_file(file: Path) -> dict[str, Tensor]:
@@ -320,15 +320,15 @@ def _unpickle(file: Path) -> Any:
         with file.open("rb") as stream:
             head = stream.read(2)
         if head[:1] != b"\x80" and head != b"PK":  # a Git LFS pointer, a page of a web server
-            other = ValueError("torch.save did not write it")
-            raise incomplete("damaged or truncated weights", file, found=_what(file, other)) from error
+            found = _what(file, "torch.save did not write it")
+            raise incomplete("damaged or truncated weights", file, found=found) from error
         what = "refused: not a plain pickle of tensors"
         remedy = (
             f"Convert it to safetensors if you trust it; {file.suffix} is read with weights_only=True alone"
         )
         raise CheckpointError(what, file=file, found=_cause(error), remedy=remedy) from error
     except Exception as error:  # unpickling fails in as many ways as a file can be damaged
-        raise incomplete("damaged or truncated weights", file, found=_what(file, error)) from error
+        raise incomplete("damaged or truncated weights", file, found=_what(file, _cause(error))) from error
 
 
 def _flat(content: Any, file: Path) -> dict[str, torch.Tensor]:
@@ -348,13 +348,13 @@ def _is_plain(item: tuple[object, object]) -> bool:
     return value.numel() * value.dtype.itemsize <= value.untyped_storage().nbytes()
 
 
-def _what(file: Path, error: Exception) -> str:
+def _what(file: Path, why: str) -> str:
     """Say what a file is that cannot be read: the usual case is a Git LFS pointer in place of the content."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         if is_pointer(stream.read(64)):
             return "a Git LFS pointer, not the weights: run `git lfs pull`"
-    return f"{size:,} bytes: {_cause(error)}"
+    return f"{size:,} bytes: {why}"
 
 
 def _cause(error: Exception) -> str:
