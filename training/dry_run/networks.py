@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
-from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.specs import EMBEDDED
 from training.recipes.load import load_recipe, recipe_names
 from training.recipes.schema import Recipe
+from training.students.networks import find
 
 Config = Mapping[str, Any]
 Role = Literal["learns", "frozen", "average"]
@@ -125,7 +124,7 @@ def teacher_configs(recipe: Recipe) -> Configs:
         return _scratch(recipe)
     spec = recipe.teacher
     try:
-        checkpoint = resolve(spec, near=Path.cwd())
+        checkpoint = find(spec, key="teacher")
     except Unavailable:
         return _assumed(spec)
     except CheckpointError:
@@ -175,7 +174,7 @@ def _by_card(name: str) -> tuple[str, str] | None:
 def _scratch(recipe: Recipe) -> Configs:
     networks = recipe.student.networks
     assert networks is not None  # the recipe was checked
-    lender = resolve(networks.vae, near=Path.cwd())
+    lender = find(networks.vae, key="student.networks.vae")
     text: dict[str, Any] = dict(networks.text_encoder or lender.config("text_encoder"))
     if "vocab_size" not in text:
         from training.students.scratch import text_config

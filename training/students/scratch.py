@@ -21,7 +21,7 @@ def build_scratch(recipe: Recipe, *, download: bool = False) -> Parts:
     """
     networks = recipe.student.networks
     assert networks is not None  # the recipe's own check
-    lender = load_parts(networks.vae, download=download)
+    lender = load_parts(networks.vae, key="student.networks.vae", download=download)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.schedule.seed)
         unet = UNet2DConditionModel(**networks.unet)
