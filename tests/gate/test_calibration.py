@@ -158,16 +158,16 @@ def test_a_figure_that_is_not_finite_calibrates_nothing(tmp_path: Path, figure: 
 
 
 def test_what_could_not_be_recorded_is_refused_before_an_image_is_made(
-    run: Run, project: Path, store: Path
+    run: Run, project: Path, tmp_path: Path
 ) -> None:
     protocol = load_protocol(project.parent / "protocols" / "mini.yaml")
     write_calibration(
         protocol, Calibration("mini", protocol.fingerprint, "other (f00d)", {"fid": [1.0, 2.0]})
     )
-    result = run("--sdbench-calibrate=2", "-k", "calibration", "--sdbench-store", str(store))
+    result = run("--sdbench-calibrate=2", "-k", "calibration", "--sdbench-store", str(tmp_path / "own"))
     result.assert_outcomes(failed=1, deselected=11)
     assert "calibrated by another checkpoint (found 'other (f00d)')" in result.stdout.str()
-    assert not list(store.glob("*/*"))
+    assert not list(tmp_path.glob("own/*/*"))
 
 
 def test_what_runs_found_is_told_where_it_cannot_be_recorded(tmp_path: Path) -> None:
