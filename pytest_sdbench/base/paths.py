@@ -42,7 +42,7 @@ def real_file(path: str | Path) -> Path:
 
 def shown(path: str | Path) -> str:
     """Return a path as files tell it: from the working folder or `~` on, or of another place its name."""
-    path = real(path)
+    path = real_file(path)
     text = told(path)
     return path.name if text.startswith("/") else text
 

@@ -42,6 +42,7 @@ from pytest_sdbench.cards.schema import (
 )
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.models.layout import LORA
+from pytest_sdbench.models.specs import is_spec
 from pytest_sdbench.protocols.load import declare_imported, protocol_names
 
 __all__ = [
@@ -201,7 +202,11 @@ def find_card(name: str, near: str | Path, *, search: Sequence[Path] = ()) -> Pa
     here = near if near.is_dir() else near.parent
     folders = [here, *([here.parent] if near.name == "README.md" else []), *search, reference() / "cards"]
     for folder in folders:
-        files = [path for path in (folder / f"{name}.md", folder / name / "README.md") if path.is_file()]
+        try:
+            files = [path for path in (folder / f"{name}.md", folder / name / "README.md") if path.is_file()]
+        except PermissionError as error:
+            remedy = "Let its owner run: chmod -R a+rX FOLDER"
+            raise CardError("this user may not look there", file=error.filename, remedy=remedy) from None
         # A README.md beside weights may be no card, or a link to the other one.
         cards = {real(path): path for path in reversed(files) if is_card(path)}
         if len(cards) > 1:
@@ -288,7 +293,7 @@ def _check_keys(front: FrontMatter) -> None:
     """Raise for a top-level key that means one of ours; any other is the hub's business."""
     for key in map(str, front.data):
         meant = {"sdbench": "sdbench", "modelindex": "model-index"}.get(re.sub(r"[^a-z]", "", key.lower()))
-        if not meant and (near := get_close_matches(key, ["sdbench", "model-index"], n=1, cutoff=0.8)):
+        if not meant and (near := get_close_matches(key, ["sdbench", "model-index"], n=1, cutoff=0.9)):
             meant = near[0]
         if meant and key != meant:
             raise front.error((key,), "unknown key", key, f"Did you mean {meant!r}?")
@@ -305,7 +310,9 @@ def _own_folder(path: Path, front: FrontMatter) -> str | Mapping[str, str] | Non
     if isinstance(base, list) and len(base) == 1:  # the hub's form for several
         base = base[0]
     lora = any((path.parent / f"{LORA}{suffix}").is_file() for suffix in (".safetensors", ".bin"))
-    return {"base": base, "lora": "./"} if lora and isinstance(base, str) else None
+    if not lora or not isinstance(base, str) or not is_spec(base):  # some write a title there
+        return None
+    return {"base": base, "lora": "./"}
 
 
 def _notes(block: Block, checkpoint: object, claims: Sequence[Claim]) -> list[str]:

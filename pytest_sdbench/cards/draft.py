@@ -217,8 +217,13 @@ def base_card(*names: Any) -> str | None:
         if card.checkpoint is not None:
             known[_plain_spec(card.checkpoint)] = card.name
     known["runwayml/stable-diffusion-v1-5"] = "stable-diffusion-v1-5"
-    specs = [_plain_spec(name) for name in names if isinstance(name, str | Mapping)]
+    specs = [_plain_spec(name) for name in names if _is_spec(name)]
     return next((known[spec] for spec in specs if spec in known), None)
+
+
+def _is_spec(name: Any) -> bool:
+    parts = name.values() if isinstance(name, Mapping) else [name]
+    return all(isinstance(part, str) for part in parts)
 
 
 def _plain_spec(spec: str | Mapping[str, str]) -> str:

@@ -111,10 +111,12 @@ def _fill_empty(front: FrontMatter, block: Any, node: Any, new: Mapping[str, Any
 
 
 def _replace_entry(front: FrontMatter, item: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Change only the values that differ, or the whole entry where its keys do."""
+    """Change only the lines of what differs; the whole entry where it is in braces, or merges another."""
     text, offset = front.text, front.start
     if _alike(item, old, new):
         return _exchange(text, offset, item, _plain_dates(old), new)
+    if not item.flow_style and old.keys() == below(item).keys() and next(iter(below(item))) in new:
+        return _exchange_lines(front, item, _plain_dates(old), new)
     start, end = offset + item.start_mark.index, offset + _leaf_end(item)
     if item.flow_style:
         return text[:start] + _flow(new) + text[end:]
@@ -133,11 +135,34 @@ def _exchange(text: str, offset: int, node: Any, old: Mapping[str, Any], new: Ma
     nodes = below(node)
     # From the last one on, so that the marks before it stay true.
     for key in sorted(new, key=lambda key: nodes[key].start_mark.index, reverse=True):
-        if _alike(nodes[key], old[key], new[key]):
-            text = _exchange(text, offset, nodes[key], old[key], new[key])
-        elif old[key] != new[key]:
-            start, end = offset + nodes[key].start_mark.index, offset + _leaf_end(nodes[key])
-            text = text[:start] + _value(new[key]) + text[end:]
+        text = _exchange_value(text, offset, nodes[key], old[key], new[key])
+    return text
+
+
+def _exchange_value(text: str, offset: int, node: Any, old: Any, new: Any) -> str:
+    if _alike(node, old, new):
+        return _exchange(text, offset, node, old, new)
+    if old == new:
+        return text
+    return text[: offset + node.start_mark.index] + _value(new) + text[offset + _leaf_end(node) :]
+
+
+def _exchange_lines(front: FrontMatter, item: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Put values in the place of others, new keys below the last one, and take the lines of old ones out."""
+    text, offset, column = front.text, front.start, item.start_mark.column
+    names = list(map(str, below(item)))
+    last = next(name for name in reversed(names) if name in new)
+    for name, pair in zip(reversed(names), reversed(item.value), strict=True):
+        start, end = offset + pair[0].start_mark.index, _line_end(text, offset + _pair_end(*pair))
+        if name not in new:
+            text = re.sub(r"(\r\n|\r|\n)\Z", "", text[: start - column]) + text[end:]
+            continue
+        if name == last:
+            more = "".join(
+                f"{front.newline}{' ' * column}{key}: {_value(new[key])}" for key in new if key not in names
+            )
+            text = text[:end] + more + text[end:]
+        text = _exchange_value(text, offset, pair[1], old[name], new[name])
     return text
 
 
@@ -146,9 +171,10 @@ def _leaf_end(node: Any) -> int:
     if not below(node) or node.flow_style:
         return int(node.end_mark.index)
     last = node.value[-1]
-    if not isinstance(last, tuple):
-        return _leaf_end(last)
-    key, value = last
+    return _pair_end(*last) if isinstance(last, tuple) else _leaf_end(last)
+
+
+def _pair_end(key: Any, value: Any) -> int:
     if value.end_mark.index > value.start_mark.index:
         return _leaf_end(value)
     return int(key.end_mark.index) + 1  # no value: its marks lie anywhere behind the colon

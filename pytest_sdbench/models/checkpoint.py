@@ -27,6 +27,7 @@ from pytest_sdbench.models.layout import (
     Pipeline,
     lora_file,
     no_checkpoint,
+    other_class,
     pipeline_of,
     replaces,
 )
@@ -105,6 +106,8 @@ class Checkpoint:
     def choices(self) -> tuple[str, ...]:
         """Which weights are those of the checkpoint where there are several, and what was not looked at."""
         notes = list(self.notes)
+        if (named := other_class(self.folder)) is not None:
+            notes.append(f"model_index.json calls it a {named}: it is judged as a {self.pipeline.name} draws")
         for name in self.pipeline.components:
             weights = self.weights(name)
             judged = (weights.index or weights.files[0]).name
@@ -381,7 +384,8 @@ def _of_lora(path: Path, spec: str, base: Checkpoint) -> Checkpoint:
     if (file := lora_file(path)) is None:
         raise no_checkpoint(path, key="lora")
     parts = {name: base.part(name) for name in base.pipeline.parts}
-    if (own := path / "scheduler" / "scheduler_config.json").is_file():
+    # Published together with it, in its folder or its repository.
+    if (own := file.parent / "scheduler" / "scheduler_config.json").is_file():
         parts["scheduler"] = own.parent
     weights = {name: base.weights(name) for name in base.pipeline.components}
     scheduler = str(read_json(own).get("_class_name")) if own.is_file() else scheduler_class(base)

@@ -51,6 +51,8 @@ _MATRIX = r"lora.*(\.|_)(down|up|A|B)(\.default)?\.weight$|\.alpha$"
 _FIRST = r"(\.|_)(down|A)(\.default)?\.weight$"
 
 
+_COMPONENT = ("unet.", "text_encoder", "lora_unet_", "lora_te")
+"""How the names begin of layers whose component diffusers can tell."""
 _DIGEST = "lora.sha256"
 _FOLDER = "sdbench-"
 """How the name of a folder begins that was made, before host and process."""
@@ -251,6 +253,13 @@ def _fused(file: Path, base: Base, layers: list[str]) -> tuple[dict[str, Any], s
             f"{len(layers) - found:,} of the {len(layers):,} layers of the LoRA are of no layer of its base"
         )
         remedy = "Give the base that it was trained on"
+        if not found and not any(name.startswith(_COMPONENT) for name in layers):
+            what = "the names in the LoRA do not say of which component its layers are"
+            remedy = (
+                "Load it where it was trained, pipeline.unet.load_lora_adapter(FILE, prefix=None), and save "
+                "that: pipeline.save_lora_weights(FOLDER, get_peft_model_state_dict(pipeline.unet))"
+            )
+            raise CheckpointError(what, file=file, key=layers[0], remedy=remedy)
         raise CheckpointError(what, file=file, found=f"on {base.spec}", remedy=remedy)
     digest = _digest_of_layers(networks)
     with _explained(file, "fuse_lora"):

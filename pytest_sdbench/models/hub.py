@@ -21,6 +21,9 @@ HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./
 """A repository of the hub, and optionally a commit, tag or branch of it."""
 
 
+_SCHEDULER = "scheduler/scheduler_config.json"
+
+
 class CachedCopy(UserWarning):
     """The hub was to be asked for a repository and did not answer: its cached copy may be an older one."""
 
@@ -121,7 +124,8 @@ def _asked_once(answers: Sequence[str] = ()) -> Iterator[None]:
 def hub_file(name: str, revision: str | None, files: Sequence[str], *, download: bool) -> Path:
     """Return the first of some files that the cached copy of a repository has, or fetch it.
 
-    Raise ``Unavailable`` where none is cached, or none can be fetched.
+    A scheduler that the repository holds comes along where it is fetched. Raise ``Unavailable`` where none is
+    cached, or none can be fetched.
     """
     import huggingface_hub
 
@@ -135,6 +139,8 @@ def hub_file(name: str, revision: str | None, files: Sequence[str], *, download:
         listed += huggingface_hub.list_repo_files(name, revision=revision)
     for file in files:
         if file in listed:
+            if _SCHEDULER in listed:
+                download_file(name, revision, _SCHEDULER)
             return download_file(name, revision, file)
     remedy = "Name another repository"
     raise CheckpointError("the repository lacks the file", file=name, found=f"no {files[0]}", remedy=remedy)
@@ -196,7 +202,7 @@ def _missing(folder: Path, components: Sequence[str]) -> list[str]:
             missing += [] if (part / "config.json").is_file() else [f"{component}/config.json"]
     beside = [] if components else [f"{name}/config.json" for name in pipeline.components]
     if "text_encoder" in components or not components:
-        beside += ["model_index.json", "scheduler/scheduler_config.json"]
+        beside += ["model_index.json", _SCHEDULER]
         missing += [name for name in pipeline.tokenizers if not has_vocabulary(folder / name)]
         missing += [name for name in beside if not (folder / name).exists()]
     return missing

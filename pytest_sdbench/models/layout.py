@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ SDXL = Pipeline(
     options={"add_watermarker": False},
 )
 
+_PLAIN = (
+    *("DiffusionPipeline", SD.name, SDXL.name),
+    *("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
+)
+"""Classes whose checkpoints draw from text as these two do."""
+
 PARTS = SD.parts
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """What a pipeline may have besides, and text to image needs none of."""
@@ -109,10 +116,12 @@ _KINDS = (
     ("*.gguf", "quantised weights for another program", _SUPPORTED),
     ("*.onnx", "a network for another program", _SUPPORTED),
     ("*/*.onnx", "a network for another program", _SUPPORTED),
-    ("flax_model.msgpack", "a network for another program", _SUPPORTED),
-    ("*.ckpt", "a folder with a single file of weights", "Give the file itself"),
+    ("*.msgpack", "a network for another program", _SUPPORTED),
 )
-"""What else people publish, by what lies in its folder: pattern, what it is, what to do."""
+"""What else people publish, by its name or by what lies in its folder: pattern, what it is, what to do."""
+_INSIDE = ("*.ckpt", "a folder with a single file of weights", "Give the file itself")
+_OF_ONE = ("diffusion_pytorch_model.", "pytorch_model.", "model.")
+"""How the files of diffusers and transformers begin, each of one network."""
 
 
 def pipeline_of(folder: Path) -> Pipeline:
@@ -136,8 +145,7 @@ def pipeline_of(folder: Path) -> Pipeline:
                 found=found,
                 remedy=f'It reads like ["diffusers", "{CLASSES.get(name, "PNDMScheduler")}"]. {COPY_AGAIN}',
             )
-    kind = index.get("_class_name") or SD.name
-    kind = kind[-1] if isinstance(kind, list) and kind else kind
+    kind = _class_of(index)
     if not isinstance(kind, str):
         what = "not the name of a pipeline"
         raise CheckpointError(what, file=file, key="_class_name", found=kind, remedy=_SUPPORTED)
@@ -163,6 +171,21 @@ def pipeline_of(folder: Path) -> Pipeline:
         if not isinstance(found := index.get(name, False), bool):
             raise CheckpointError("not true or false", file=file, key=name, found=found, remedy=COPY_AGAIN)
     return pipeline
+
+
+def _class_of(index: Mapping[str, Any]) -> Any:
+    """Return what an index calls its pipeline; one with its own code is a list of module and class."""
+    kind = index.get("_class_name") or SD.name
+    return kind[-1] if isinstance(kind, list) and kind else kind
+
+
+def other_class(folder: Path) -> str | None:
+    """Return what a checkpoint calls its pipeline where that may draw otherwise than the one it is loaded as.
+
+    PAG, panorama and pipelines with their own code have the parts of a plain one.
+    """
+    kind = _class_of(read_json(folder / "model_index.json"))
+    return None if kind in _PLAIN else str(kind)
 
 
 def check_class(name: str, found: Any, file: Path, *, key: str) -> None:
@@ -197,7 +220,7 @@ def no_checkpoint(path: Path, *, key: str | None = None) -> CheckpointError:
         return CheckpointError("this is a LoRA, which stands on a base", file=path, key=key, remedy=_ON)
     if not path.is_dir():
         return _no_folder(path, key)
-    for pattern, what, remedy in _KINDS:
+    for pattern, what, remedy in (*_KINDS, _INSIDE):
         if found := sorted(each.relative_to(path).as_posix() for each in path.glob(pattern)):
             return CheckpointError(
                 f"this is {what}; it is not supported (yet)",
@@ -224,10 +247,15 @@ def _no_folder(path: Path, key: str | None) -> CheckpointError:
         remedy = "Give a checkpoint in diffusers layout, or the folder of its U-Net"
         return CheckpointError("no such folder", key=key, found=str(path), remedy=remedy)
     what, remedy = "a file, not a checkpoint in diffusers layout", "Give the folder of the checkpoint"
-    if path.suffix in SINGLE_FILES:
+    known = next((kind[1:] for kind in _KINDS if fnmatch(path.name, kind[0])), None)
+    if path.suffix in SINGLE_FILES and known is None:
         # With a base it is supported, and as what replaces a card's checkpoint.
         what = "this is a single file of weights, which says nothing of its configuration"
         return CheckpointError(what, file=path, key=key, remedy=_STAND)
+    if known is not None:
+        what, remedy = known
+    elif path.suffix in WEIGHT_FILES and path.name.startswith(_OF_ONE):
+        what, remedy = "the weights of one network", "Give the folder of the checkpoint that it is of"
     elif path.suffix in WEIGHT_FILES:
         what, remedy = "a single file of weights", _CONVERT
     elif path.suffix in (".zip", ".tar", ".gz", ".7z"):
@@ -242,7 +270,9 @@ def lora_file(path: Path) -> Path | None:
     """
     if path.is_dir():
         named = [path / f"{LORA}{suffix}" for suffix in (".safetensors", ".bin")]
-        found = [each for each in named if each.is_file()][:1] or sorted(path.glob("*lora*.safetensors"))
+        found = [each for each in named if each.is_file()][:1] or sorted(
+            path.glob("*[lL][oO][rR][aA]*.safetensors")
+        )
         if len(found) > 1:
             names = ", ".join(each.name for each in found)
             raise CheckpointError("a folder of several LoRAs", file=path, found=names, remedy="Give one file")

@@ -24,6 +24,8 @@ from pytest_sdbench.models.weights import COPY_AGAIN, WEIGHT_FILES
 
 EMBEDDED = "embedded:"
 """How the spec begins of a checkpoint that ships with this package."""
+_PATHS = (".", "/", "~")
+"""How the name of a folder begins."""
 _FORMS = (
     "Write org/name@revision, embedded:NAME, ./folder (relative to the card), or a base with the folder of a "
     "U-Net, a LoRA or a single file: {base: ..., unet: ...}, {base: ..., lora: ...}, {base: ..., file: ...}"
@@ -33,6 +35,11 @@ _FORMS = (
 def embedded_folder(spec: str) -> Path:
     """Return where a checkpoint lies that ships with this package, or would."""
     return reference() / "checkpoints" / spec.removeprefix(EMBEDDED)
+
+
+def is_spec(text: str) -> bool:
+    """Return whether a text has the form of a single checkpoint's name, whatever lies there."""
+    return text.startswith((EMBEDDED, *_PATHS)) or re.fullmatch(HUB_ID, text) is not None
 
 
 def split_pair(spec: str | Mapping[str, str]) -> tuple[str, str, str] | None:
@@ -56,7 +63,7 @@ def locate(
         folder = embedded_folder(spec)
         known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
         remedy = f"Embedded checkpoints: {', '.join(known)}"
-    elif spec.startswith((".", "/", "~")):
+    elif spec.startswith(_PATHS):
         folder = real((near or Path.cwd()) / os.path.expanduser(spec))
         remedy = f"Put the checkpoint there, or give another: --sdbench-weights {card}=PATH"
     elif match := re.fullmatch(HUB_ID, spec):
@@ -89,7 +96,7 @@ def local(spec: str, near: Path | None) -> Path:
 
 def hub_lora(spec: str) -> re.Match[str] | None:
     """Return the match of `HUB_ID` where a LoRA lies on the hub; what ends like weights do is a path."""
-    here = spec.startswith((".", "/", "~")) or Path(spec).suffix in WEIGHT_FILES
+    here = spec.startswith(_PATHS) or Path(spec).suffix in WEIGHT_FILES
     return None if here else re.fullmatch(HUB_ID, spec)
 
 

@@ -22,6 +22,7 @@ from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.suite.collection import MARKERS, SUITE, CardModule, card_of, is_broken
+from pytest_sdbench.suite.rootdir import check_rootdir
 from pytest_sdbench.suite.rows import PROPERTY, file_text, properties, row_of, row_of_crash, row_of_error
 from pytest_sdbench.suite.settings import Settings, refuse
 
@@ -60,6 +61,7 @@ class SdbenchSession:
     @classmethod
     def from_config(cls, config: pytest.Config) -> SdbenchSession:
         """Read the settings, register the markers and point pytest at the cards."""
+        check_rootdir(config)
         session = cls(config, Settings.from_pytest_config(config))
         forget_failures()
         for name, text in MARKERS.items():
@@ -188,6 +190,13 @@ class SdbenchSession:
             yield True
 
     # --- results ---
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Begin a test without a row: a plugin that runs it again leaves that of the first time."""
+        item.user_properties[:] = [
+            pair for pair in item.user_properties if pair[0][: len(PROPERTY)] != PROPERTY
+        ]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(

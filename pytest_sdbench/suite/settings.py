@@ -100,11 +100,14 @@ class Settings:
             raise pytest.UsageError(f"--sdbench-weights: {error}") from None
         weights = {card: place("sdbench_weights", folder) for card, folder in weights.items()}
         from pytest_sdbench.models.layout import no_checkpoint, replaces
+        from pytest_sdbench.models.weights import forbidden
 
         for card, folder in weights.items():
             try:
                 if replaces(folder) is None:
                     raise no_checkpoint(folder, key=f"--sdbench-weights {card}")
+            except PermissionError as error:
+                raise pytest.UsageError(str(forbidden(Path(error.filename or folder)))) from None
             except SdbenchError as error:
                 raise pytest.UsageError(str(error)) from None
         store = place_of(told["store"], start("sdbench_store"))

@@ -186,10 +186,10 @@ LAST = "    n: 5000\n"
         pytest.param(
             score(standard_error=0.1),
             {
-                OTHER_KEYS: "protocol: scenes-quick\n    metric: fid\n    value: 12.5\n"
-                "    standard_error: 0.1\n    n: 512\n"
+                OTHER_KEYS: "metric: fid            # ours\n    protocol: scenes-quick\n"
+                "    value:   12.5          # was 11\n    n: 512\n    standard_error: 0.1\n"
             },
-            id="an entry with other keys is replaced whole",
+            id="an entry with other keys keeps its comments",
         ),
         pytest.param(score("kid", 2e-5), {"1.0e-4": "2.0e-05"}, id="a flow entry stays one"),
         pytest.param(

@@ -216,9 +216,16 @@ def test_what_is_given_is_words_of_a_command_and_nothing_more(runner: Runner) ->
         ran = runner._step(STEPS["Run the claims of the card"], context, {})
         assert ran.status == 0, ran.log
         said = (runner.workspace / "said").read_text(encoding="utf-8").splitlines()
-        given = [word for each in words for word in ("--sdbench-weights", each)]
+        given = [f"--sdbench-weights={each}" for each in words]
         head = ["-m", "pytest", "--sdbench", WORDS, "second.md", *given]
-        head += ["--sdbench-store", WORDS, "--sdbench-budget", WORDS, "-m", "size or compute", "--maxfail=1"]
+        head += [
+            f"--sdbench-store={WORDS}",
+            "--sdbench-budget",
+            WORDS,
+            "-m",
+            "size or compute",
+            "--maxfail=1",
+        ]
         assert said[: len(head)] == head
     assert not list(runner.home.rglob("pwned"))
 

@@ -190,6 +190,14 @@ FOLDERS: dict[str, tuple[Damage, str, str]] = {
     "adapter": (touch("adapter_config.json"), "", "an adapter in peft's own form.*fuse_lora"),
     "folder of a ckpt": (touch("v1.ckpt"), "", "a folder with a single file.*Give the file itself"),
     "bin": (touch("v1.bin"), "v1.bin", "a single file of weights.*from_single_file"),
+    "bin of one network": (
+        touch("diffusion_pytorch_model.bin"),
+        "diffusion_pytorch_model.bin",
+        "one network.*Give the folder",
+    ),
+    "gguf": (touch("unet.gguf"), "unet.gguf", "for another program"),
+    "onnx file": (touch("unet.onnx"), "unet.onnx", "for another program"),
+    "embedding file": (touch("learned_embeds.bin"), "learned_embeds.bin", "a textual inversion"),
     "bare weights": (touch("model.safetensors"), "", "weights, and without a configuration"),
     "archive": (touch("model.zip"), "model.zip", "an archive.*Unpack it"),
     "training": (touch("optimizer.bin", "model.safetensors"), "", "the state of a training run"),
@@ -217,6 +225,17 @@ def test_folders_and_files_of_other_kinds_are_named(
     if name != "absent":
         with pytest.raises(CheckpointError, match=says):
             resolve(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("called", ["StableDiffusionPAGPipeline", ["my_pipe", "MyPipe"]], ids=str)
+def test_a_pipeline_of_another_class_is_drawn_as_a_plain_one_and_a_note_says_so(
+    tiny_checkpoint: Path, called: object
+) -> None:
+    index(_class_name="StableDiffusionImg2ImgPipeline")(tiny_checkpoint)
+    assert resolve(str(tiny_checkpoint)).choices == ()
+    index(_class_name=called)(tiny_checkpoint)
+    (note,) = resolve(str(tiny_checkpoint)).choices
+    assert re.search(r"calls it a (StableDiffusionPAG|My)Pipe.* as a StableDiffusionPipeline draws", note)
 
 
 def test_a_u_net_with_more_inputs_is_of_another_task(tmp_path: Path) -> None:

@@ -242,6 +242,14 @@ def wider(tensors: dict[str, torch.Tensor]) -> None:
     tensors[name] = torch.cat([tensors[name]] * 2, dim=1)
 
 
+def nameless(tensors: dict[str, torch.Tensor]) -> None:
+    # As `save_attn_procs` of 2023 and peft alone name them: of the U-Net, without saying so.
+    for name in list(tensors):
+        value = tensors.pop(name)
+        if name.startswith("unet."):
+            tensors[name.removeprefix("unet.")] = value
+
+
 def nan(tensors: dict[str, torch.Tensor]) -> None:
     next(iter(tensors.values()))[0] = torch.nan
 
@@ -257,6 +265,7 @@ BAD: dict[str, tuple[Change, str]] = {
         "integers in the place",
     ),
     "of another base": (elsewhere, "of the .* layers of the LoRA are of no layer of its base"),
+    "nameless": (nameless, "do not say of which component.*load_lora_adapter"),
     "another shape": (wider, "load_lora_weights cannot read it"),
     "nan": (nan, "NaN or infinity"),
 }
@@ -298,8 +307,9 @@ def test_a_scheduler_that_is_published_beside_it_is_its_own(
     (tmp_path / FILE).symlink_to(lora / FILE)
     config = json.loads((pristine_checkpoint / "scheduler" / "scheduler_config.json").read_text())
     LCMScheduler.from_config(config).save_pretrained(tmp_path / "scheduler")
-    assert scheduler_class(resolve(str(pristine_checkpoint), weights=tmp_path)) == "LCMScheduler"
-    assert scheduler_class(resolve(str(pristine_checkpoint), weights=tmp_path / FILE)) == "PNDMScheduler"
+    for given, expected in ((tmp_path, "LCM"), (tmp_path / FILE, "LCM"), (lora, "PNDM")):
+        found = resolve(str(pristine_checkpoint), weights=given)
+        assert scheduler_class(found) == f"{expected}Scheduler"
 
 
 def test_a_card_may_name_one_or_lie_beside_it(pristine_checkpoint: Path, lora: Path, tmp_path: Path) -> None:
@@ -313,6 +323,8 @@ def test_a_card_may_name_one_or_lie_beside_it(pristine_checkpoint: Path, lora: P
     beside.write_text(f"---\nbase_model: {pristine_checkpoint}\nsdbench: {{}}\n---\n")
     assert read_card(beside).checkpoint == {"base": str(pristine_checkpoint), "lora": "./"}
     assert checkpoint_of(read_card(beside)).fingerprint == fingerprint
+    beside.write_text("---\nbase_model: Stable Diffusion 1.5\nsdbench: {}\n---\n")
+    assert read_card(beside).checkpoint is None  # a title names no checkpoint
     hub = {"base": str(pristine_checkpoint), "lora": "nobody/no-lora"}
     card = read_card(make_card(tmp_path / "hub.md", checkpoint=hub, protocols=[], claims={}))
     assert [each.what for each in checkpoint_downloads(card)] == ["nobody/no-lora"]

@@ -120,6 +120,45 @@ def test_protocols_that_differ_in_margins_alone_are_judged_each_by_its_own(run, 
     assert found["test_quality[strict-inception_score]"]["margin"] == 1e-9
 
 
+def test_a_test_that_is_run_again_begins_without_the_row_of_the_first_time(run, project, pytester):
+    pytester.makeconftest("""
+        import pytest
+        from _pytest.runner import runtestprotocol
+
+        times = 0
+
+        def pytest_runtest_protocol(item, nextitem):  # as plugins that run failures again do it
+            for _ in range(2):
+                reports = runtestprotocol(item, nextitem=nextitem, log=False)
+            for report in reports:
+                item.ihook.pytest_runtest_logreport(report=report)
+            return True
+
+        @pytest.fixture(autouse=True)
+        def once():
+            global times
+            times += 1
+            if times == 2:
+                raise RuntimeError("the second time")
+    """)
+    run("cards", "-k", "clip_score and mini", "--sdbench-report=r.json")
+    (row,) = rows(pytester.path / "r.json").values()
+    assert (row["verdict"], row.get("measured")) == ("error", None)
+    assert "the second time" in row["reason"]
+
+
+def test_an_ini_file_that_a_path_after_a_space_hides_is_told(pytester, tmp_path):
+    pytester.makepyprojecttoml("[tool.pytest.ini_options]\nsdbench_cards = ['nowhere.md']\n")
+    words = ("--sdbench", "--collect-only", "--sdbench-store")
+    hidden = pytester.runpytest_subprocess(*words, tmp_path)
+    assert hidden.ret == pytest.ExitCode.USAGE_ERROR
+    hidden.stderr.re_match_lines([rf".*pyproject.toml is not read: .*Write --sdbench-store={tmp_path}"])
+    seen = pytester.runpytest_subprocess(*words[:-1], f"--sdbench-store={tmp_path}")
+    assert "nowhere.md" in seen.stderr.str() + seen.stdout.str()
+    pytester.path.joinpath("pyproject.toml").unlink()
+    assert pytester.runpytest_subprocess(*words, tmp_path).ret == 0
+
+
 def test_fewer_samples_and_another_precision_are_shown_and_never_compared(run, project, pytester):
     for words, n, told in (
         (["--sdbench-samples=66"], 66, ("66", str(IMAGES))),
