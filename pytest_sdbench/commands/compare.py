@@ -35,7 +35,7 @@ from pytest_sdbench.models.specs import EMBEDDED
 from pytest_sdbench.protocols.load import load_protocol, protocol_names
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
-from pytest_sdbench.report.cells import plain_table
+from pytest_sdbench.report.cells import plain_table, with_error
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -211,11 +211,11 @@ def comparison_table(found: Comparison) -> str:
             lines.append(f"{known.label}: {reason}")
             continue
         digits, error = f".{known.recorded_decimals}f", each.standard_error
-        less, interval, gain = f"{each.value:+{digits}}", "", ""
+        less = with_error(each.value, error, known.recorded_decimals, "+")
+        interval = gain = ""
         call = "cannot tell: its error is unknown"
         if error is not None:
             low, high = each.value - reach * error, each.value + reach * error
-            less += f" ± {error:{digits}}"
             interval = f"{low:+{digits}} to {high:+{digits}}"
             gain = "" if each.gain is None or each.gain > 1000 else f"{each.gain:.1f}x"
             call = _call(known, low, high, found.names)
@@ -235,8 +235,8 @@ def _pairs_table(found: Comparison) -> list[str]:
         known, score = METRICS[metric], found.estimates[1].get(metric)
         if not isinstance(score, Estimate):
             continue  # a note says why
-        digits, error = f".{known.recorded_decimals}f", score.standard_error
-        value = f"{score.value:{digits}}" + ("" if error is None else f" ± {error:{digits}}")
+        digits = f".{known.recorded_decimals}f"
+        value = with_error(score.value, score.standard_error, known.recorded_decimals)
         interval = found.intervals.get(metric)
         reach = "" if interval is None else f"{interval[0]:{digits}} to {interval[1]:{digits}}"
         rows.append([f"{known.label} {known.arrow}", value, reach, f"{known.perfect or 0:g}"])

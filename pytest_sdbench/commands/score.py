@@ -16,7 +16,7 @@ from pytest_sdbench.commands.shared import share, show, write_figures
 from pytest_sdbench.features.extractors import identity
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
-from pytest_sdbench.report.cells import plain_table
+from pytest_sdbench.report.cells import plain_table, with_error
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -73,8 +73,8 @@ def score_table(found: Scores) -> str:
             lines.append(f"{known.label}: {reason}")
             continue
         digits = f".{known.recorded_decimals}f"
-        error = "" if each.standard_error is None else f" ± {each.standard_error:{digits}}"
-        row = [f"{known.label} {known.arrow}", f"{each.value:{digits}}{error}", f"{each.n:,}"]
+        value = with_error(each.value, each.standard_error, known.recorded_decimals)
+        row = [f"{known.label} {known.arrow}", value, f"{each.n:,}"]
         # A mean of images has no bias: its corrected value is the value.
         biased = each.corrected is not None and each.corrected != each.value
         row.append(f"{each.corrected:{digits}}" if biased else "")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_sdbench.metrics.registry import METRICS
-from pytest_sdbench.report.cells import COMPONENTS, REACH, figure, mebibytes
+from pytest_sdbench.report.cells import COMPONENTS, REACH, figure, mebibytes, with_error
 from pytest_sdbench.report.history import Measurement, Point, Run, Series, run_of, series_of
 from pytest_sdbench.report.html.axes import Axis, axis_of
 from pytest_sdbench.report.html.headline import JUDGED
@@ -177,8 +177,8 @@ def _said(each: Measurement) -> str:
     if each.test != "quality":
         return figure(each.value, ".3f" if each.test == "speed" else ",.0f")
     decimals = METRICS[each.metric].decimals if each.metric in METRICS else 4
-    error = "" if each.standard_error is None else f" ± {each.standard_error:.{decimals}f}"
-    return f"{each.value:.{decimals}f}{error}{', predicted' if each.predicted_for else ''}"
+    shown = with_error(each.value, each.standard_error, decimals)
+    return f"{shown}, predicted" if each.predicted_for else shown
 
 
 def _text(series: Series, point: Point) -> str:
