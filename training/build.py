@@ -14,6 +14,7 @@ from torch import nn
 from pytest_sdbench.models.checkpoint import resolve
 from training.data.batch import NoPairs, Pairs
 from training.data.open import open_source, pairs_of
+from training.errors import TrainingError
 from training.objectives.consistency import ConsistencyTask
 from training.objectives.diffusion import Say
 from training.objectives.distillation import DistillationTask
@@ -82,6 +83,8 @@ def connect(
     `parts.unet` is the teacher, or what learns where there is none.
     """
     objective, teacher_unet = recipe.objective, parts.unet
+    if recipe.teacher is not None:
+        _check_teacher(teacher_unet)
     dtype = half_type(accelerator)
     inputs = _inputs(recipe, parts, pairs, accelerator)
     if isinstance(objective, Prediction):
@@ -98,6 +101,17 @@ def connect(
     assert isinstance(objective, Consistency)
     teacher = _frozen(teacher_unet, (), accelerator.device, dtype, recipe)
     return ConsistencyTask(recipe, trained, Denoiser(student), inputs, teacher)
+
+
+def _check_teacher(unet: Any) -> None:
+    """Raise TrainingError for a consistency model: told no guidance, it predicts what nobody asked for."""
+    if unet.config.time_cond_proj_dim is not None:
+        raise TrainingError(
+            "the teacher is a consistency model, which takes the guidance as an input",
+            key="teacher",
+            found=f"time_cond_proj_dim: {unet.config.time_cond_proj_dim}",
+            remedy="Name the checkpoint that it was distilled from",
+        )
 
 
 def open_pairs(recipe: Recipe, parts: Parts, folder: Path, accelerator: Accelerator, say: Say) -> Pairs:
@@ -176,6 +190,7 @@ def build_dreambooth(
     assert isinstance(objective, DreamBooth)
     assert recipe.teacher is not None  # the recipe's own check
     parts = load_parts(recipe.teacher, download=download)
+    _check_teacher(parts.unet)
     of_class: Pairs | None = NoPairs()
     of_subject: Pairs = recalled_pairs(folder)
     if not export_only:

@@ -14,6 +14,7 @@ A run that was stopped or killed goes on where it was: give the same command aga
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 STOPPED = 143
 """Exit status of a run that was asked to stop before its end: that of a process ended by SIGTERM."""
 
+_EXPORTED = "exported.json"
 _RELEASE = 120.0
 """Seconds until a restart takes the lock of the start before for that of another run."""
 
@@ -158,7 +160,7 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    accelerator = start(recipe, folder, options.device)
+    accelerator = start(recipe, folder, options.device, trains=not options.export_only)
 
     def say(line: str) -> None:
         if accelerator.is_main_process:
@@ -181,6 +183,10 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
         _prepare(folder, options, accelerator)
         check_shared(folder, accelerator)
         task = build(export_only=options.export_only)
+        if accelerator.is_main_process and hasattr(task, "parts"):
+            from training.export.checkpoint import export_scheduler
+
+            export_scheduler(task.parts, recipe)  # what is wrong with it is told before hours of training
         if options.export_only:
             seen = load_trained(task, recipe, folder)
         else:
@@ -196,8 +202,11 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
                     del task  # two of full size might not fit
                     task = build(export_only=True)
                     load_trained(task, recipe, folder)
-                _export(task, recipe, folder, out, seen)
-            say(f"exported to {out}")
+                if _is_exported(recipe, folder, out, seen) and not options.export_only:
+                    say(f"{out} is there already: --export-only writes it anew, and its card")
+                else:
+                    _export(task, recipe, folder, out, seen)
+                    say(f"exported to {out}")
     accelerator.end_training()
     return status
 
@@ -209,6 +218,20 @@ def _export(task: Task, recipe: Recipe, folder: Path, out: Path, seen: int) -> N
 
     seconds = trained_seconds(folder)
     export_checkpoint(task, recipe, folder, out, seen=seen, told=told(folder), seconds=seconds)
+    with explain_write_errors(folder, "the run"):
+        (folder / _EXPORTED).write_text(_export_of(recipe, out, seen), encoding="utf-8")
+
+
+def _is_exported(recipe: Recipe, folder: Path, out: Path, seen: int) -> bool:
+    """Say whether a folder holds just this: a card may have been edited since, or have records."""
+    note = folder / _EXPORTED
+    return (
+        out.exists() and note.is_file() and note.read_text(encoding="utf-8") == _export_of(recipe, out, seen)
+    )
+
+
+def _export_of(recipe: Recipe, out: Path, seen: int) -> str:
+    return json.dumps({"out": str(out), "seen": seen, "recipe": recipe.model_dump(mode="json")})
 
 
 def _prepare(folder: Path, options: argparse.Namespace, accelerator: Accelerator) -> None:

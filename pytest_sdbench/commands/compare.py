@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ def compare(
     or its file), a folder, or a name such as ``embedded:scenes-small``; a U-Net alone, a LoRA and a single
     file stand on the other one. Raises SdbenchError as `evaluate` and `resolve`.
     """
-    protocol = protocol_of(protocol_name)
+    protocol = protocol_of(protocol_name, beside=[path.parent for path in _cards(first, second)])
     if images is not None:
         protocol = first_images(protocol, images)
     # A whole checkpoint comes first: it may be the base of the other.
@@ -136,13 +136,19 @@ def compare(
 
 def recorded_protocol(*named: str) -> str:
     """Return the first protocol that a card of these has a record of; raise SdbenchError where none has."""
-    for text in named:
-        with suppress(SdbenchError):  # of a checkpoint without a card
-            records = read_card(find_card_of(text.removeprefix(EMBEDDED))).records
-            if records:
+    for path in _cards(*named):
+        with suppress(SdbenchError):
+            if records := read_card(path).records:
                 return records[0].protocol
     remedy = f"Give --protocol one of: {', '.join(protocol_names())}, or a file"
     raise SdbenchError("neither has a card with a record", found=" and ".join(named), remedy=remedy)
+
+
+def _cards(*named: str) -> Iterator[Path]:
+    """Yield the cards of the systems that have one."""
+    for text in named:
+        with suppress(SdbenchError):  # of a checkpoint without a card
+            yield find_card_of(text.removeprefix(EMBEDDED))
 
 
 def _interval(score: Estimate | Undefined | None, groups: Groups | None) -> tuple[float, float] | None:

@@ -15,10 +15,10 @@ from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, find_card, own_names, read_card
 from pytest_sdbench.cards.cases import judged_protocols
 from pytest_sdbench.cards.network import checkpoint_of
-from pytest_sdbench.commands.shared import cards_of, named_card, share, show
+from pytest_sdbench.commands.shared import cards_of, named_card, protocol_of, share, show
 from pytest_sdbench.evaluation.fidelity import pairs_of
 from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.protocols.metric_specs import ReferencedSpec
+from pytest_sdbench.protocols.metric_specs import IMPORTED, ReferencedSpec
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.report.cells import plain_table
 
@@ -67,7 +67,7 @@ class Search:
         whole, broken, near = [], [], (card.path.parent,)
         for name in dict.fromkeys(names) or card.judged_by:
             try:
-                whole.append(load_protocol(name, near))
+                whole.append(protocol_of(name, card) if names else load_protocol(name, near))
             except SdbenchError as error:
                 broken.append(Finding(card.name, "prompts", name, "broken", str(error)))
         # One that has changed since every claim of it was made needs nothing.
@@ -128,7 +128,9 @@ def examine(cards: Sequence[Path], *, data_root: Path | None = None) -> list[Fin
         protocols, broken = search.protocols(card)
         findings += [search.checkpoint(card)[1], *broken]
         for protocol in protocols:
-            findings += search.protocol(card, protocol)
+            # Whether scores were imported is to be seen in a store, which is not looked into here.
+            needs = search.protocol(card, protocol)
+            findings += [each for each in needs if not each.name.startswith(IMPORTED)]
         if any(map(pairs_of, protocols)) and (found := search.reference(card)) is not None:
             findings.append(found[2])
     return findings
@@ -178,11 +180,12 @@ def _needs(protocol: Protocol, data_root: Path | None) -> Iterator[tuple[str, st
         protocol.name,
         lambda: f"{len(load_prompts(protocol, data_root)):,} prompts, checksum verified",
     )
-    statistics = {
-        spec.statistics.file: spec for spec in protocol.metrics.values() if isinstance(spec, ReferencedSpec)
-    }
-    for file, spec in statistics.items():
-        look = partial(references.describe, protocol, spec, data_root)
+    statistics: dict[str, list[ReferencedSpec]] = {}
+    for spec in protocol.metrics.values():
+        if isinstance(spec, ReferencedSpec):
+            statistics.setdefault(spec.statistics.file, []).append(spec)
+    for file, specs in statistics.items():
+        look = partial(references.describe, protocol, specs, data_root)
         yield "statistics", f"{file} ({protocol.name})", look
     for name in protocol.extractors:
         yield "extractor", name, partial(extractors.describe, name, data_root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,12 @@ def run(options: argparse.Namespace) -> int:
     )
     name, n = made.protocol.name, made.protocol.n
     show(f"{made.folder}: {n:,} images of {name}, {made.drawn:,} of them drawn now")
-    show(f"To score them: python -m pytest_sdbench score {made.folder} --protocol {name}")
+    from pytest_sdbench.protocols.load import protocol_names
+
+    packaged = name in protocol_names()
+    words = [str(made.folder), "--protocol", name if packaged else str(made.protocol.path)]
+    words += ["--data", str(options.data)] if options.data else []
+    show(f"To score them: python -m pytest_sdbench score {shlex.join(words)}")
     return 0
 
 

@@ -237,6 +237,8 @@ def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _number(path: Path, where: str, found: Any) -> float:
+    if isinstance(found, str) and found.strip().lower() in ("true", "false"):  # as tables write them
+        return float(found.strip().lower() == "true")
     try:
         return float(found)
     except (TypeError, ValueError, OverflowError):

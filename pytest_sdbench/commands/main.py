@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -38,7 +39,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 something lacks, 2 an explained error.
 
-    130: interrupted from the keyboard.
+    130: interrupted from the keyboard. 141: nobody reads the output any more.
     """
     words = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"error: {own_words(error, options)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         kept = (
             ": what is whole in the store is kept, and the same command goes on" if named in _DRAWING else ""

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from pytest_sdbench.base.environment import device_name
+from pytest_sdbench.base.environment import device_name, devices_of
 from pytest_sdbench.base.options import DTYPES, weights_by_card
 from pytest_sdbench.base.paths import told
 from pytest_sdbench.base.text import duration, size_text
@@ -186,7 +186,8 @@ def _space(plan: Plan) -> list[str]:
 def _where(device: str) -> str:
     name = device_name(device)
     if not device.startswith("cpu"):
-        return f"{device} ({name})"
+        count = len(devices_of(device))
+        return f"{device} ({f'{count} x ' if count > 1 else ''}{name})"
     import torch
 
     threads = torch.get_num_threads()

@@ -286,6 +286,9 @@ class _Planner:
             else:
                 drawn = as_drawn(checkpoint, asked, self._workspace)
             findings = (weighed, *self._search.protocol(card, asked))
+            if checkpoint is not None and (why := other_scheduler(checkpoint, asked)):
+                told = f"{card.name} {why}"
+                findings += (Finding(card.name, "weights", f"under {asked.name}", "broken", told),)
             reference, row, why = self._reference(card, weights, drawn) if pairs_of(drawn) else _NOTHING
             if reference is not None and checkpoint is not None:
                 compared = known_pairs(self._workspace, checkpoint, drawn, reference) is not None

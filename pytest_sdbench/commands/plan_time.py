@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.environment import (
+    devices_of,
     halve_to_fit,
     machine_lock,
     release_memory,
@@ -109,7 +110,7 @@ class Stopwatch:
         calls, doubled = unet_calls(protocol, network), samples_per_image(protocol, config)
         sample = self._sample(protocol, config, doubled, name)
         decoding = _decoder_share(architecture_key(config), json.dumps(dict(vae)), side)
-        return sample * (calls * doubled + decoding) * (1 + ALLOWANCE)
+        return sample * (calls * doubled + decoding) * (1 + ALLOWANCE) / len(devices_of(self.device))
 
     def dtype(self, protocol: Protocol) -> str:
         """Return the precision that is timed: on a CPU float32 stands for float16, which is no faster there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -139,8 +139,11 @@ def _by_caption(
 
 
 def _by_name(images: ImageSet, files: Sequence[str], *, forced: bool) -> tuple[list[int], str] | None:
-    of_stem = {PurePosixPath(file).stem: index for index, file in enumerate(files)}
-    known = [of_stem.get(picture.stem) for picture in images.pictures]
+    of_path = {_bare(file): index for index, file in enumerate(files)}
+    of_stem: dict[str, list[int]] = {}
+    for path, number in of_path.items():
+        of_stem.setdefault(path.name, []).append(number)
+    known = [_index_of(_bare(picture.name), of_path, of_stem) for picture in images.pictures]
     if not forced and sum(index is not None for index in known) * 2 <= len(known):
         return None
     indices = []
@@ -150,6 +153,22 @@ def _by_name(images: ImageSet, files: Sequence[str], *, forced: bool) -> tuple[l
             raise DataError(f"the protocol's {without}", file=picture.where, remedy=_OTHERWISE)
         indices.append(index)
     return indices, "by their names in the protocol's file of prompts"
+
+
+def _bare(name: str) -> PurePosixPath:
+    """Return a path without its ending, which codecs change; file systems compose signs in two ways."""
+    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))).with_suffix("")
+
+
+def _index_of(
+    path: PurePosixPath, of_path: Mapping[PurePosixPath, int], of_stem: Mapping[str, Sequence[int]]
+) -> int | None:
+    """Return the prompt of a picture: by its name, among namesakes by its folders too."""
+    named = of_stem.get(path.name, ())
+    if len(named) < 2:
+        return named[0] if named else None
+    ends = (PurePosixPath(*path.parts[at:]) for at in range(len(path.parts)))
+    return next((of_path[end] for end in ends if end in of_path), None)
 
 
 def _by_index(images: ImageSet, ends_at: tuple[int, ...], *, forced: bool) -> tuple[list[int], str] | None:

@@ -101,14 +101,14 @@ def _cards_in(folder: Path) -> Iterator[Path]:
                 yield file
 
 
-def protocol_of(name: str | Path, card: Card | None = None) -> Protocol:
+def protocol_of(name: str | Path, card: Card | None = None, *, beside: Sequence[Path] = ()) -> Protocol:
     """Return the protocol that a command names; raises ProtocolError.
 
-    It is a file, or the name of a packaged one or of one beside the card, here or in cards/.
+    It is a file, or the name of one: packaged, beside the card, in other folders, here or in cards/.
     """
     from pytest_sdbench.protocols.load import load_protocol
 
-    beside = () if card is None else (card.path.parent,)
+    beside = (*(() if card is None else (card.path.parent,)), *beside)
     return load_protocol(name, search=(*beside, Path.cwd(), Path.cwd() / "cards"))
 
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ from pytest_sdbench.evaluation.tuning import (
 from pytest_sdbench.features.extractors import Extractors
 from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.protocol import Protocol
+from pytest_sdbench.protocols.sections import SequentialSeeds
 from pytest_sdbench.store.gap import Gap
 from pytest_sdbench.store.pictures import Pictures
 from pytest_sdbench.store.shard_format import Rows
@@ -107,6 +108,8 @@ def make(
         batch_size=1 if single else tuning.batch_size or default_batch_size(protocol, setup.device),
         chunk=default_decoding(protocol, setup.device),
     )
+    if isinstance(protocol.seeds, SequentialSeeds):
+        tuning = replace(tuning, channels_last=False)  # the bits of the published loop
     workers = worker_count(protocol, n, setup.device, tuning)
     if tuning.keep_memory:
         keep_memory()

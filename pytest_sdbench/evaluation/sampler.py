@@ -23,6 +23,7 @@ import torch
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError, first_line
 from pytest_sdbench.models.layout import SD, SDXL
 from pytest_sdbench.models.pipeline import cut_prompts
+from pytest_sdbench.models.values import try_scheduler
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import SequentialSeeds
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 _STEADY = ("DDIMScheduler", "EulerDiscreteScheduler")
 """Schedulers that take a generator and draw nothing from it as pipelines call them: eta and s_churn are 0."""
+
+_SOLVERS = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
+"""Those that draw noise with the algorithms of an SDE alone."""
+_UNSEEDED = ("DPMSolverSDEScheduler",)
 
 
 @dataclass(frozen=True)
@@ -296,11 +301,20 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
     def make() -> Any:
         return kind.from_config(own.config, **wanted.config)
 
-    try:
-        make().set_timesteps(protocol.sampling.steps)
-    except (ValueError, NotImplementedError) as error:
+    if kind.__name__ in _UNSEEDED:
         raise ProtocolError(
-            f"{kind.__name__} does not draw so: {first_line(error)}",
+            "this scheduler draws noise from a generator of its own, not from the seeds of the protocol",
+            file=protocol.path,
+            key="sampling.scheduler",
+            found=kind.__name__,
+            remedy="Name a scheduler that takes a generator, such as DPMSolverMultistepScheduler with "
+            "algorithm_type: sde-dpmsolver++",
+        )
+    try:
+        try_scheduler(make(), protocol.sampling.steps)
+    except Exception as error:  # they fail in as many ways as there are wrong values
+        raise ProtocolError(
+            f"{kind.__name__} does not draw so: {type(error).__name__}: {first_line(error)}",
             file=protocol.path,
             key="sampling.scheduler" if wanted.config else "sampling.steps",
             found=wanted.config or protocol.sampling.steps,
@@ -309,18 +323,24 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
     return make
 
 
+def _is_steady(scheduler: Any) -> bool:
+    """Return whether a scheduler that takes a generator draws nothing from it."""
+    name, algorithm = type(scheduler).__name__, str(scheduler.config.get("algorithm_type", ""))
+    return name in _STEADY or (name in _SOLVERS and not algorithm.startswith("sde"))
+
+
 class _Sequence:
     """One generator, moved on image by image."""
 
     def __init__(self, pipeline: StableDiffusionPipeline, protocol: Protocol, seeds: SequentialSeeds) -> None:
-        scheduler = type(scheduler_factory(pipeline, protocol)())
-        takes = "generator" in inspect.signature(scheduler.step).parameters
-        if takes and scheduler.__name__ not in _STEADY:
+        scheduler = scheduler_factory(pipeline, protocol)()
+        takes = "generator" in inspect.signature(type(scheduler).step).parameters
+        if takes and not _is_steady(scheduler):
             raise ProtocolError(
                 "sequential seeds need a scheduler that draws no noise between steps, such as PNDMScheduler",
                 file=protocol.path,
                 key="seeds.kind",
-                found=scheduler.__name__,
+                found=type(scheduler).__name__,
                 remedy="Give `kind: per-image`.",
             )
         if seeds.device == "cuda" and pipeline.device.type != "cuda":

@@ -158,7 +158,8 @@ def _zip(path: Path) -> Source:
             if stat.S_ISLNK(entry.external_attr >> 16):
                 passed_over["links"] += 1
             else:
-                names.append(PurePosixPath(entry.filename).as_posix())  # without `./`
+                # Old tools of Windows write backslashes; and without `./`.
+                names.append(PurePosixPath(entry.filename.replace("\\", "/")).as_posix())
                 inside[names[-1]] = entry
 
     @contextmanager

@@ -13,6 +13,7 @@ import io
 import json
 import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
@@ -69,7 +70,7 @@ def captions_of(source: Source, names: Sequence[str]) -> dict[str, list[str]]:
         if is_table(name):
             table = tables.setdefault(PurePosixPath(name).parent, {})
             for _, file, captions in table_rows(source.where(name), content, _LARGEST):
-                for key in (file, _stem(file)):  # codecs change the ending
+                for key in map(_composed, (file, _stem(file))):  # codecs change the ending
                     table.setdefault(key, []).extend(captions)
     found: dict[str, list[str]] = {}
     for name in names:
@@ -119,10 +120,15 @@ def _stem(name: str) -> str:
     return posixpath.splitext(name)[0] + "."
 
 
+def _composed(name: str) -> str:
+    """Return a name in one form: macOS writes a letter and its accent apart, tables together."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _listed(name: str, tables: Mapping[PurePosixPath, Mapping[str, list[str]]]) -> list[str]:
     path = PurePosixPath(name)
     for folder in path.parents:
-        table, inside = tables.get(folder, {}), path.relative_to(folder).as_posix()
+        table, inside = tables.get(folder, {}), _composed(path.relative_to(folder).as_posix())
         if found := table.get(inside) or table.get(_stem(inside)):
             return found
     return []

@@ -144,6 +144,10 @@ def _local(name: str) -> tuple[str, Path, dict[str, Any]]:
 
 def _named(name: str, *, download: bool) -> tuple[str, Path, dict[str, Any]]:
     model, _, tag = name.removeprefix(NAMED).rpartition("/")
+    if ":" in model:  # open_clip would ask the hub for its configuration
+        what = "a model of open_clip is named by MODEL/TAG, and not by where its files lie"
+        remedy = f"Write {NAMED}MODEL/TAG as open_clip.list_pretrained() has them, or {LOCAL}FOLDER"
+        raise ProtocolError(what, key=_KEY, found=name, remedy=remedy)
     config = open_clip.get_model_config(model) if model else None
     source = open_clip.get_pretrained_cfg(model, tag)
     if config is None or not source:

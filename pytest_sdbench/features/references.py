@@ -11,7 +11,7 @@ import math
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +33,13 @@ from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols import scenes
-from pytest_sdbench.protocols.image_steps import Images
+from pytest_sdbench.protocols.image_steps import Images, apply_image_steps
 from pytest_sdbench.protocols.metric_specs import ReferencedSpec
 from pytest_sdbench.protocols.sections import Jpeg, Resize
+
+_FEATURES = 4096
+"""Features that are kept where a metric reads them, unless somebody wants others."""
+_BY, _STEPS = "provenance.extractor", "provenance.steps"
 
 if TYPE_CHECKING:
     from pytest_sdbench.protocols.protocol import Protocol
@@ -53,6 +57,7 @@ def load_reference(
     width: int,
     sha256: str | None = None,
     extractor: str | None = None,
+    size: int | None = None,
     again: str = "Compute it again: python -m pytest_sdbench stats --help",
 ) -> FeatureStatistics:
     """Return the reference statistics in a file, checked; `again` tells how to make them.
@@ -91,15 +96,7 @@ def load_reference(
     features = arrays.get("features")
     if features is not None and (features.ndim != 2 or features.shape[1] != width):
         raise fault(f"must be [M, {width}]", "features", list(features.shape))
-    text = str(arrays.get("provenance", "{}"))
-    try:
-        made = dict(json.loads(text)).get("extractor_fingerprint")
-    except (ValueError, TypeError, RecursionError) as problem:
-        raise fault("this is no JSON object", "provenance", text[:80]) from problem
-    now = known_fingerprint(extractor) if extractor and made else None
-    if now not in (None, made):
-        what = f"these statistics were made with other weights of {extractor}, whose fingerprint is now {now}"
-        raise fault(what, "provenance.extractor_fingerprint", made)
+    _check_provenance(str(arrays.get("provenance", "{}")), extractor, size, fault)
     return FeatureStatistics(
         mu=arrays["mu"].astype(np.float64),
         sigma=(sigma + sigma.T) / 2,
@@ -107,6 +104,31 @@ def load_reference(
         features=features,
         source=str(path),
     )
+
+
+def _check_provenance(
+    text: str, extractor: str | None, size: int | None, fault: Callable[..., DataError]
+) -> None:
+    """Raise a fault where statistics were made with another extractor, other weights or another resize."""
+    try:
+        about = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as problem:
+        raise fault("this is no JSON object", "provenance", text[:80]) from problem
+    if extractor and (by := about.get("extractor")) not in (None, extractor):
+        raise fault(f"these statistics were made with another extractor than {extractor}", _BY, by)
+    made = about.get("extractor_fingerprint")
+    now = known_fingerprint(extractor) if extractor and made else None
+    if now not in (None, made):
+        what = f"these statistics were made with other weights of {extractor}, whose fingerprint is now {now}"
+        raise fault(what, "provenance.extractor_fingerprint", made)
+    if size and (other := _resized(about.get("steps"))) not in (None, size):
+        raise fault(f"the protocol resizes pictures to {size}, and these were resized", _STEPS, other)
+
+
+def _resized(steps: object) -> object:
+    """Return to which size pictures came last, as provenance tells it."""
+    told = [step["resize"] for step in steps if "resize" in step] if isinstance(steps, list) else []
+    return told[-1] if told else None
 
 
 def load_references(
@@ -141,9 +163,10 @@ def reference_of(
     return _check(spec, _read(protocol, spec, data_root))
 
 
-def describe(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None = None) -> str:
-    """Say in one line which reference statistics a metric would use; raises as `reference_of`."""
-    found = reference_of(protocol, spec, data_root)
+def describe(protocol: Protocol, specs: Sequence[ReferencedSpec], data_root: Path | None = None) -> str:
+    """Say in one line which reference statistics metrics of one file would use; raises as `reference_of`."""
+    found, *_ = [reference_of(protocol, each, data_root) for each in specs]
+    spec = specs[0]
     images = f"{found.n:,} images" if found.n is not None else "number of images not recorded"
     checked = "sha256 verified" if spec.statistics.sha256 else "no checksum is published: unverified"
     return f"{found.source}, {images}, {checked}"
@@ -151,18 +174,24 @@ def describe(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None = 
 
 def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> FeatureStatistics:
     wanted, path = spec.statistics, protocol.locate(spec.statistics.file, data_root)
-    sizes = [getattr(step, "resize", None) for step in protocol.image]
-    resized = "".join(f" --resize {size}" for size in sizes if size)
+    resizes = [step for step in protocol.image if isinstance(step, Resize)]
+    resized = "".join(f" --resize {step.resize}" for step in resizes)
+    same = [each for each in protocol.metrics.values() if getattr(each, "statistics", None) == wanted]
+    features = any(METRICS[each.metric].reference == "features" for each in same)
+    resized += f" --features {_FEATURES}" * features
     command = f"python -m pytest_sdbench stats IMAGES --extractor {spec.extractor}{resized} --out"
+    others = sorted({step.filter for step in resizes} - {"pil-bicubic"})
+    told = f". It resizes with pil-bicubic; resize with {others[0]} before, as the protocol" if others else ""
     if path is None:
-        remedy = f"Give --sdbench-data a folder that has it; to make it: {command} FOLDER/{wanted.file}"
+        remedy = f"Give --sdbench-data a folder that has it; to make it: {command} FOLDER/{wanted.file}{told}"
         raise Unavailable("no data root is given", key=wanted.file, remedy=remedy)
     return load_reference(
         path,
         width=width_of(spec),
         sha256=wanted.sha256,
         extractor=spec.extractor,
-        again=f"To compute them from {wanted.images:,} real images: {command} {path}",
+        size=resizes[-1].resize if resizes else None,
+        again=f"To compute them from {wanted.images:,} real images: {command} {path}{told}",
     )
 
 
@@ -174,7 +203,7 @@ def _check(spec: ReferencedSpec, found: FeatureStatistics) -> FeatureStatistics:
     metric = METRICS[spec.metric]
     if metric.reference == "features" and found.features is None:
         what = f"{metric.label} needs features, and these statistics hold moments only"
-        remedy = f"Compute them again with --features 4096, or leave {metric.label} out of the protocol"
+        remedy = f"Compute them with --features {_FEATURES}, or leave {metric.label} out of the protocol"
         raise DataError(what, file=found.source, key="features", remedy=remedy)
     return found
 
@@ -270,7 +299,8 @@ def make_statistics(
         source = SceneSet(source)
     if isinstance(source, SceneSet):
         indices = source.chosen()
-        batches: Iterator[Images] = scene_batches(indices, domain=source.domain)
+        drawn = scene_batches(indices, domain=source.domain)
+        batches: Iterator[Images] = (apply_image_steps(batch, steps) for batch in drawn)
         total, origin = len(indices), str(source)
     else:
         images = open_images(source)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from pytest_sdbench.metrics.definition import Metric, Sample
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
@@ -24,7 +25,7 @@ class Splits:
     """What a protocol may set of the Inception score."""
 
     splits: PositiveInt = 10
-    shuffle_seed: int | None = None
+    shuffle_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Seed of the shuffle before splitting; None: in the order of the prompts."""
 
 

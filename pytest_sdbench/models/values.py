@@ -119,12 +119,7 @@ def make_scheduler(checkpoint: Checkpoint) -> Any:
     kind = getattr(diffusers, name)
     try:
         trial = kind.from_config(config)
-        trial.set_timesteps(4)
-        # What a pipeline does with it: some values are refused by the first step alone.
-        latents = torch.zeros(1, 4, 8, 8) * trial.init_noise_sigma
-        with torch.random.fork_rng(devices=[]):
-            scaled = trial.scale_model_input(latents, trial.timesteps[0])
-            trial.step(scaled, trial.timesteps[0], latents)
+        try_scheduler(trial, 4)
         noise = torch.as_tensor(getattr(trial, "alphas_cumprod", 1.0), dtype=torch.float64)
     except Exception as error:  # constructors fail in as many ways as there are wrong values
         why = f"{type(error).__name__}: {first_line(error)}"
@@ -133,6 +128,17 @@ def make_scheduler(checkpoint: Checkpoint) -> Any:
         values = {key: config.get(key) for key in ("trained_betas", "beta_start", "beta_end")}
         raise incomplete("betas that leave no noise schedule", file, key="beta_end", found=values)
     return kind.from_config(config)
+
+
+def try_scheduler(scheduler: Any, steps: int) -> None:
+    """Do what a pipeline does with a scheduler: some values are refused by the first step alone."""
+    import torch
+
+    scheduler.set_timesteps(steps)
+    latents = torch.zeros(1, 4, 8, 8) * scheduler.init_noise_sigma
+    with torch.random.fork_rng(devices=[]):
+        scaled = scheduler.scale_model_input(latents, scheduler.timesteps[0])
+        scheduler.step(scaled, scheduler.timesteps[0], latents)
 
 
 def check_vocabulary(folder: Path) -> None:

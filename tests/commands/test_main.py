@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,14 @@ class TestFiles:
         monkeypatch.setattr("pytest_sdbench.commands.plan.run", interrupt)
         assert main(["plan"]) == 130
         assert capsys.readouterr().err.strip() == "interrupted"
+
+    def test_a_reader_that_has_seen_enough_ends_a_command(self):
+        reader, pipe = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "pytest_sdbench", "table"]
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False)
+        os.close(pipe)
+        assert (done.returncode, done.stderr) == (141, b"")
 
     def test_errors_call_options_as_the_command_does(self, tmp_path, capsys):
         card = make_card(tmp_path / "one.md", protocol="scenes-quick", checkpoint="nobody/nothing")

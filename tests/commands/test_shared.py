@@ -9,6 +9,8 @@ import pytest
 
 from pytest_sdbench.base.errors import CardError, ProtocolError, SdbenchError
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.commands.compare import compare
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.shared import cards_of, protocol_of
 from pytest_sdbench.commands.systems import system_of
@@ -73,3 +75,11 @@ def test_a_protocol_is_found_here_in_cards_and_beside_a_card(here: Path) -> None
     paths[1].unlink()
     with pytest.raises(ProtocolError, match="unknown protocol"):
         protocol_of("own")
+
+
+def test_protocols_beside_cards_that_are_compared_are_found(here: Path, pristine_checkpoint: Path) -> None:
+    folder = here / "models" / "foo"
+    card = make_card(folder / "README.md", checkpoint=str(pristine_checkpoint), claims={}, protocols=["own"])
+    path = make_protocol(folder / "protocols" / "own.yaml", n=4)
+    made = compare(str(card), str(card), "own", Workspace(here / "store"))
+    assert made.protocol.path == path

@@ -115,6 +115,23 @@ def test_a_sequential_draw_has_no_noise_between_steps(pipeline: Any, tmp_path: P
         images(pipeline, protocol, [0], 1)
 
 
+def test_a_solver_that_draws_no_noise_is_drawn_sequentially(pipeline: Any, tmp_path: Path) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    kept, solver = pipeline.scheduler, "DPMSolverMultistepScheduler"
+    ours = images(pipeline, protocol_of(tmp_path, seeds=SEQUENTIAL, scheduler=solver), range(3), 1)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(kept.config)
+    generator = torch.Generator().manual_seed(5)
+    try:
+        theirs = [diffusers_picture(pipeline, text, steps=2, generator=generator) for text in PROMPTS[:3]]
+    finally:
+        pipeline.scheduler = kept
+    np.testing.assert_array_equal(ours, theirs)
+    noisy = {"name": solver, "config": {"algorithm_type": "sde-dpmsolver++"}}
+    with pytest.raises(ProtocolError, match="draws no noise between steps"):
+        images(pipeline, protocol_of(tmp_path, seeds=SEQUENTIAL, scheduler=noisy), [0], 1)
+
+
 def test_a_cuda_generator_is_not_replaced_without_a_word(pipeline: Any, tmp_path: Path) -> None:
     protocol = protocol_of(tmp_path, seeds={**SEQUENTIAL, "device": "cuda"})
     with pytest.raises(ProtocolError, match=r"seeds\.device: .*on cuda, the pipeline on cpu"):
@@ -183,8 +200,19 @@ def test_a_named_scheduler_has_the_checkpoints_settings_for_one_draw(pipeline: A
         (
             {"name": "DPMSolverMultistepScheduler", "config": {"algorithm_type": "none"}},
             ProtocolError,
-            r"sampling\.scheduler: DPMSolverMultistepScheduler does not draw so: none",
+            r"sampling\.scheduler: DPMSolverMultistepScheduler does not draw so: .*none",
         ),
+        (
+            {"name": "DDIMScheduler", "config": {"beta_start": "0.001"}},
+            ProtocolError,
+            r"sampling\.scheduler: DDIMScheduler does not draw so: TypeError",
+        ),
+        (
+            {"name": "DPMSolverMultistepScheduler", "config": {"solver_order": "2"}},
+            ProtocolError,
+            r"sampling\.scheduler: DPMSolverMultistepScheduler does not draw so: TypeError",
+        ),
+        ("FlowMatchEulerDiscreteScheduler", ProtocolError, r"does not draw so: AttributeError"),
         ("DPMSolverSDEScheduler", ProtocolError, r"needs torch, torchsde.*pip install torch torchsde"),
     ],
 )

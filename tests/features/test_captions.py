@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -224,3 +225,27 @@ def test_captions_that_would_fill_the_memory_are_refused(
         images = open_images([folder(tmp_path / name, {"0.png": b"", name: content})])
         with pytest.raises(DataError, match=rf"{name}.* 4,096 bytes"):
             read_captions(images)
+
+
+def test_names_of_zips_of_windows_and_of_macs_are_the_same_names(tmp_path: Path) -> None:
+    apart, together = "o\u0301wl.png", "\u00f3wl.png"
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("images\\0.png", b"")
+        archive.writestr(f"images\\{apart}", b"")
+        table = jsonl(
+            [{"file_name": "0.png", "text": PROMPTS[1]}, {"file_name": together, "text": PROMPTS[0]}]
+        )
+        archive.writestr("images\\metadata.jsonl", table)
+    found = match(open_images([tmp_path / "images.zip"]), PROMPTS, n=2)
+    assert (found.order, found.doubt) == ((1, 0), None)
+
+
+def test_namesakes_in_several_folders_are_told_apart_by_these(tmp_path: Path) -> None:
+    files = ["cat/0.jpg", "cat/1.jpg", "dog/0.jpg", "dog/1.jpg"]
+    for file in files:
+        path = (tmp_path / "out" / file).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = match(open_images([tmp_path / "out"]), ["a", "b", "c", "d"], files, n=4)
+    assert found.order == (0, 1, 2, 3)
+    assert "by their names" in found.how

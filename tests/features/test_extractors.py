@@ -410,6 +410,7 @@ class TestClip:
             ("open_clip:ViT-g-14", "no such model and weights"),
             ("open_clip:ViT-g-14/laion2b", "its weights are laion2b_s12b_b42k, laion2b_s34b_b88k"),
             ("open_clip:ViT-Z/openai", "no such model and weights"),
+            ("open_clip:hf-hub:laion/CLIP-ViT-g-14", "named by MODEL/TAG, and not by where"),
             ("open_clip:ViT-B-32/openai", "QuickGELU.*Write open_clip:ViT-B-32-quickgelu/openai"),
         ],
     )

@@ -35,6 +35,7 @@ from pytest_sdbench.features.references import (
 )
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.image_steps import resize
 from pytest_sdbench.protocols.metric_specs import read_spec
 from pytest_sdbench.protocols.sections import Jpeg, Resize
 from tests.features.test_images import tarred, zipped
@@ -250,7 +251,7 @@ def test_statistics_that_are_not_here_say_how_to_make_them(data_root: Path) -> N
     with pytest.raises(Unavailable, match="--sdbench-data"):
         reference_of(protocol, protocol.metrics["fid"], None)
     (data_root / "s.npz").unlink()
-    command = "python -m pytest_sdbench stats IMAGES --extractor net --resize 256 --out"
+    command = "python -m pytest_sdbench stats IMAGES --extractor net --resize 256 --features 4096 --out"
     with pytest.raises(Unavailable, match=f"from 40 real images: {command} {data_root / 's.npz'}"):
         reference_of(protocol, protocol.metrics["fid"], data_root)
 
@@ -263,12 +264,36 @@ def test_an_unknown_extractor_is_refused(data_root: Path) -> None:
 
 def test_the_doctors_line_says_what_was_verified(data_root: Path) -> None:
     protocol = a_protocol(data_root)
-    assert "40 images, no checksum is published" in describe(protocol, protocol.metrics["fid"], data_root)
+    both = [protocol.metrics["fid"], protocol.metrics["kid"]]
+    assert "40 images, no checksum is published" in describe(protocol, both, data_root)
     protocol = a_protocol(data_root, sha256=sha256(data_root / "s.npz"))
-    assert "sha256 verified" in describe(protocol, protocol.metrics["fid"], data_root)
+    assert "sha256 verified" in describe(protocol, [protocol.metrics["fid"]], data_root)
     rewrite(data_root / "s.npz", n=None)
     protocol = a_protocol(data_root)
-    assert "number of images not recorded" in describe(protocol, protocol.metrics["fid"], data_root)
+    both = [protocol.metrics["kid"], protocol.metrics["fid"]]
+    assert "number of images not recorded" in describe(protocol, both, data_root)
+    rewrite(data_root / "s.npz", features=None)
+    for order in (both, both[::-1]):
+        with pytest.raises(DataError, match="KID needs features"):
+            describe(protocol, order, data_root)
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"extractor": "other"}, r"provenance\.extractor: .*another extractor than net .*'other'"),
+        ({"steps": [{"resize": 64, "filter": "pil-bicubic"}]}, r"provenance\.steps: .*to 256.*found 64"),
+    ],
+)
+def test_statistics_of_another_extractor_or_size_are_refused(
+    data_root: Path, about: dict[str, Any], says: str
+) -> None:
+    rewrite(data_root / "s.npz", provenance=np.array(json.dumps(about)))
+    with pytest.raises(DataError, match=says):
+        load_references(a_protocol(data_root), data_root)
+    same = {"extractor": "net", "steps": [{"jpeg": 75}, {"resize": 256, "filter": "pil-bicubic"}]}
+    rewrite(data_root / "s.npz", provenance=np.array(json.dumps(same)))
+    assert load_references(a_protocol(data_root), data_root)
 
 
 # --- making ---
@@ -355,6 +380,15 @@ def test_statistics_of_scenes(layouts: tuple[str, ...], domain: str, tmp_path: P
     assert told.startswith("scenes 20000000 to 20000199")
     assert ("of layout row" in told, "with faces alone" in told) == (bool(layouts), domain == "faces")
     np.testing.assert_allclose(made.mu, expected.mean(axis=0, dtype=float), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("_net")
+def test_scenes_are_resized_where_that_is_asked_for(tmp_path: Path) -> None:
+    steps = [Resize(resize=16, filter="pil-bicubic")]
+    indices = scenes.REFERENCE[:8]
+    made = make_statistics(indices, tmp_path / "s.npz", Workspace(), extractor="net", keep=8, steps=steps)
+    small = np.stack([np.asarray(resize(Image.fromarray(each), 16)) for each in scenes.render_batch(indices)])
+    assert np.array_equal(made.features, colours(small)["features"].float().numpy())
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -305,6 +305,7 @@ def test_files_are_found_in_the_package_beside_the_protocol_or_under_the_data_ro
         ({"n": "DELETE"}, r"n: a key is missing"),
         ({"n": "30000"}, r"n: not a whole number \(found '30000'\)"),
         ({"n": 0}, r"n: not above 0"),
+        ({"metrics.inception_score.shuffle_seed": -1}, r"inception_score\.shuffle_seed: .*-1"),
         ({"n": True}, r"n: not a whole number"),
         ({"n": 30001}, r"n is 30001, but there are only 30000 prompts"),
         ({"prompts.sha256": "48ee"}, r"prompts\.sha256: .*\(found '48ee'\)"),

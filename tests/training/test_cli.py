@@ -162,7 +162,11 @@ def test_a_run_stops_goes_on_is_exported_and_put_aside(
     assert run(recipe, "--resume", "--out", str(out)) == 0
     assert seen(run_folder("mini"))[-1] == 8
     assert json.loads((out / "unet" / "config.json").read_text())["mid_block_type"] is None
-    assert (out / "README.md").is_file()
+    card = out / "README.md"
+    card.write_text(card.read_text() + "\nWhat we saw of it.\n")
+    assert run(recipe, "--out", str(out)) == 0
+    assert "is there already: --export-only" in capsys.readouterr().out
+    assert card.read_text().endswith("What we saw of it.\n")
 
     again, cache = tmp_path / "again", run_folder("mini").parent / "cache"
     shutil.rmtree(cache)
@@ -171,6 +175,7 @@ def test_a_run_stops_goes_on_is_exported_and_put_aside(
     assert (again / weights).read_bytes() == (out / weights).read_bytes()
     assert f"exported to {again}" in capsys.readouterr().out
     assert not cache.exists(), "what is exported alone needs no data"
+    assert run(recipe, "--export-only", "--out", str(out)) == 0
     cards = [(folder / "README.md").read_text() for folder in (out, again)]
     shown = ("- Training data", "- Images", "- Hardware", "- Libraries")
     told = [[line for line in card.splitlines() if line.startswith(shown)] for card in cards]

@@ -55,6 +55,11 @@ class Pairs(Protocol):
         ...
 
     @property
+    def fingerprint(self) -> str:
+        """Identify the content of the source; empty where that is not known."""
+        ...
+
+    @property
     def skipped(self) -> Mapping[str, str]:
         """The corrupt samples met so far: the reason of each by its key."""
         ...
@@ -74,6 +79,7 @@ class NoPairs:
     """0: not known."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     group_sizes: Sequence[int] = (1,)
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return self.count

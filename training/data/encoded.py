@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pytest_sdbench.base.files import sha256_of
+from pytest_sdbench.base.paths import told
 from pytest_sdbench.base.progress import Progress
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.pipeline import load_pipeline
@@ -53,6 +54,8 @@ class CachedPairs:
 
     text_rows: Array | None = None
     """Which of them each row has, int64 [N]."""
+    fingerprint: str = ""
+    """Of the source."""
 
     @property
     def group_sizes(self) -> Sequence[int]:
@@ -113,7 +116,8 @@ def cached_pairs(source: Source, encoding: Encoding, folder: Path, *, say: Say =
     with_latents = folder / f"latents-{encoder.latents_key}"
     with_text = folder / f"text-{encoder.latents_key}-{encoder.text_key}"
     latents = _build_once(with_latents, encoder.build_latents, say)
-    pairs = CachedPairs(latents.open("latents"), latents.open("tokens"), latents.notes["bad"])
+    arrays = latents.open("latents"), latents.open("tokens")
+    pairs = CachedPairs(*arrays, latents.notes["bad"], fingerprint=source.fingerprint)
     if not encoding.text:
         return pairs
     distinct, rows = np.unique(pairs.tokens, axis=0, return_inverse=True)
@@ -128,7 +132,7 @@ class _Encoder:
         self.source, self.encoding, self.say = source, encoding, say
         self.device, self.dtype = torch.device(encoding.device), encoding.dtype
         checkpoint, resolution = encoding.checkpoint, encoding.resolution
-        _check_resolution(resolution, 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1))
+        check_resolution(resolution, checkpoint.config("vae"))
         networks = _digest(checkpoint, "vae", "tokenizer")
         what = [source.fingerprint, resolution, encoding.flip, str(self.dtype), networks]
         self.latents_key = _short(json.dumps(what))
@@ -159,8 +163,8 @@ class _Encoder:
                     rows = prefetcher.get(number)
                     good = [row for row in rows if not isinstance(row, BadSample)]
                     for bad in (row for row in rows if isinstance(row, BadSample)):
-                        self.say(f"skipped {bad.key}: {bad.reason}")
-                        notes["bad"][bad.key] = bad.reason
+                        self.say(f"skipped {told(bad.key)}: {told(bad.reason)}")
+                        notes["bad"][told(bad.key)] = told(bad.reason)
                     encoded, cut = self._encode(good, notes) if good else ({}, 0)
                     if encoded and number == began:
                         size = sum(array.nbytes for array in encoded.values())
@@ -195,8 +199,9 @@ class _Encoder:
         arrays.finish()
 
     def _progress(self, what: str, done: int, total: int) -> Progress:
-        self.say(f"encoding {what} of {self.source.name}: {total - done} of {total} are to be done")
-        return Progress(total - done, "rows", f"{what} of {self.source.name}")
+        name = told(self.source.name)
+        self.say(f"encoding {what} of {name}: {total - done} of {total} are to be done")
+        return Progress(total - done, "rows", f"{what} of {name}")
 
     def _read(self, row: int) -> tuple[Sample, Pixels] | BadSample:
         try:
@@ -284,13 +289,15 @@ def _half(values: Tensor, network: str, dtype: torch.dtype) -> Array:
     half = values.half()
     if not bool(torch.isfinite(half).all()):
         raise TrainingError(
-            f"the {network} gives NaN or infinity", found=str(dtype), remedy="Encode in float32"
+            f"the {network} gives NaN or infinity", found=str(dtype), remedy="Give precision=bf16 or fp32"
         )
     array: Array = half.cpu().numpy()
     return array
 
 
-def _check_resolution(resolution: int | None, factor: int) -> None:
+def check_resolution(resolution: int | None, vae: Mapping[str, Any]) -> None:
+    """Raise TrainingError for a resolution that an auto-encoder of this configuration does not divide."""
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
     if resolution is not None and (resolution <= 0 or resolution % factor):
         raise TrainingError(
             f"the VAE divides pictures by {factor}, so that is what the resolution must be a multiple of",

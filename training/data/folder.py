@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,10 @@ from pytest_sdbench.features.captions import CAPTION_KEYS, TABLES, beside, capti
 from training.data.source import BadSample, Sample, Source, decode
 from training.errors import TrainingError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_UNREAD = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2")
+"""Pictures that are passed over, and told."""
+_FORMS = f"only {', '.join(PICTURES)} are read"
 _LARGEST = 1 << 33
 """Bytes of captions: those of a hundred million pictures."""
 
@@ -27,31 +30,26 @@ class FolderSource(Source):
     The metadata (`metadata.csv`, `.jsonl` or `.parquet`) has the columns `file_name`, relative to the folder,
     and `text`, `caption` or `prompt`, of several the first of these. Without metadata every picture of the
     folder and its subfolders is taken, by name, with the caption in the `.txt` or `.json` of the same name;
-    one that has none has an empty caption. With `caption` that is the caption of every picture of the folder.
+    one that has none has an empty caption. A subfolder may have its own metadata. With `caption` that is the
+    caption of every picture of the folder. `say` is told of pictures that are passed over.
 
     Raises TrainingError for a missing or empty folder, for metadata that cannot be read, and for a row
     without its file.
     """
 
-    def __init__(self, path: str | Path, *, caption: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, caption: str | None = None, say: Callable[[str], None] = print
+    ) -> None:
         self._path = Path(os.path.expanduser(path))
         if not self._path.is_dir():
             raise TrainingError(
                 "no such folder", key="data.path", found=str(path), remedy="Give a folder of pictures"
             )
-        found = [self._path / name for name in TABLES if (self._path / name).is_file()]
-        if len(found) > 1 and caption is None:
-            raise TrainingError(
-                "two files of captions",
-                file=self._path,
-                found=[each.name for each in found],
-                remedy="Leave one of them",
-            )
-        listed = bool(found) and caption is None
-        rows = _metadata(found[0]) if listed else _captioned(self._path, caption)
+        table = _table(self._path) if caption is None else None
+        rows = _metadata(table) if table is not None else _captioned(self._path, caption, say)
         self._names = [name for name, _ in rows]
         self.captions = [text for _, text in rows]
-        origin = found[0] if listed else self._path
+        origin = table or self._path
         if not rows:
             remedy = f"Put some there: {', '.join(PICTURES)}"
             raise TrainingError("no pictures", file=origin, remedy=remedy)
@@ -81,6 +79,15 @@ class FolderSource(Source):
         return Sample(key, decode(key, content), self.captions[row])
 
 
+def _table(folder: Path) -> Path | None:
+    """Return the metadata of a folder, if it has some; raise TrainingError for two files of it."""
+    found = [folder / name for name in TABLES if (folder / name).is_file()]
+    if len(found) > 1:
+        names, remedy = [each.name for each in found], "Leave one of them"
+        raise TrainingError("two files of captions", file=folder, found=names, remedy=remedy)
+    return found[0] if found else None
+
+
 def _metadata(file: Path) -> list[tuple[str, str]]:
     """Read file names and captions of an image folder's metadata, as `score` reads them."""
     rows = []
@@ -104,11 +111,20 @@ def _explained(file: Path) -> Iterator[None]:
         raise TrainingError(message, file=file, key=known.key, found=found, remedy=remedy) from error
 
 
-def _captioned(folder: Path, caption: str | None) -> list[tuple[str, str]]:
+def _captioned(folder: Path, caption: str | None, say: Callable[[str], None]) -> list[tuple[str, str]]:
     """Find the pictures of a folder, and the text beside each."""
-    rows, texts = [], 0
+    rows, texts, unread = list[tuple[str, str]](), 0, list[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if caption is None and place != str(folder) and (table := _table(Path(place))) is not None:
+            below = [
+                (os.path.relpath(os.path.join(place, name), folder), text) for name, text in _metadata(table)
+            ]
+            rows, texts, folders[:] = rows + below, texts + len(below), []
+            continue
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not _leads_back(place, name)
+        )
+        unread += [name for name in files if os.path.splitext(name)[1].lower() in _UNREAD]
         present = set(files)
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() not in PICTURES or name.startswith("."):
@@ -120,6 +136,8 @@ def _captioned(folder: Path, caption: str | None) -> list[tuple[str, str]]:
                 text = found[0].strip() if found else None
             texts += text is not None
             rows.append((os.path.relpath(os.path.join(place, name), folder), text or ""))
+    if unread:
+        say(f"{len(unread):,} pictures of {folder} are passed over, e.g. {min(unread)}: {_FORMS}")
     if rows and caption is None and not texts:
         raise TrainingError(
             f"no captions: neither {', '.join(TABLES)}, nor a .txt or .json beside any picture",
@@ -128,6 +146,13 @@ def _captioned(folder: Path, caption: str | None) -> list[tuple[str, str]]:
             remedy="Write metadata.csv with the columns file_name and text",
         )
     return rows
+
+
+def _leads_back(place: str, name: str) -> bool:
+    """Return whether a folder is a link to one that it lies in."""
+    path = os.path.join(place, name)
+    target = os.path.realpath(path)
+    return os.path.islink(path) and f"{os.path.realpath(place)}/".startswith(f"{target}/")
 
 
 def _size(path: Path, name: str, origin: Path) -> int:

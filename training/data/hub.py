@@ -62,7 +62,7 @@ class HubSource(Source):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all captions and of the sizes of the pictures, where the table holds these."""
+        """Digest of all captions and of the sizes of the pictures, with the names of those that are files."""
         digest = hashlib.sha256(repr((self._about[1:], self._image, len(self))).encode())
         for caption in self.captions:
             digest.update(repr(caption).encode())
@@ -145,10 +145,17 @@ def _encoded(table: Any, name: str, column: str) -> Any:
         ) from error
 
 
-def _sizes(pictures: Any, column: str) -> list[int | None]:
-    """Return the bytes of each picture's file, from the table's own offsets; None where it holds a path."""
+def _sizes(pictures: Any, column: str) -> list[int | tuple[str, int | None]]:
+    """Return the bytes of each picture, from the table's own offsets; of a file its name, too."""
     from pyarrow import compute
 
-    content = compute.struct_field(pictures.data.column(column), "bytes")
-    sizes: list[int | None] = compute.binary_length(content).to_pylist()
-    return sizes
+    content, paths = (compute.struct_field(pictures.data.column(column), name) for name in ("bytes", "path"))
+    sizes, names = compute.binary_length(content).to_pylist(), paths.to_pylist()
+    return [_of_file(name) if size is None else size for size, name in zip(sizes, names, strict=True)]
+
+
+def _of_file(path: str | None) -> tuple[str, int | None]:
+    try:
+        return os.path.basename(path or ""), os.stat(path).st_size if path else None
+    except OSError:  # which the row says when it is read
+        return os.path.basename(path or ""), None

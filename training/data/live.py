@@ -49,6 +49,10 @@ class LivePairs:
         return self._source.group_sizes
 
     @property
+    def fingerprint(self) -> str:
+        return self._source.fingerprint
+
+    @property
     def skipped(self) -> Mapping[str, str]:
         with self._lock:
             return {**_read_record(self._record), **self._skipped}
@@ -71,7 +75,7 @@ class LivePairs:
             self._told_of_cut = True
             self._say(
                 f"some captions are longer than {self._tokenizer.model_max_length} tokens, as near "
-                f"{some[0][0].key}: their ends are cut off"
+                f"{told(some[0][0].key)}: their ends are cut off"
             )
         return Examples(tokens, pixels=to_pixels([image for _, image in some], flipped))
 

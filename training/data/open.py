@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from training.data.batch import Pairs
-from training.data.encoded import Encoding, cached_pairs
+from training.data.encoded import Encoding, cached_pairs, check_resolution
 from training.data.live import LivePairs
 from training.data.source import Source, Subset, empty_caption
 from training.errors import TrainingError
@@ -41,7 +41,7 @@ def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
     if data.kind == "folder":
         from training.data.folder import FolderSource
 
-        source = FolderSource(_require(data.path, "data.path"))
+        source = FolderSource(_require(data.path, "data.path"), say=say)
     elif data.kind == "huggingface":
         from training.data.hub import HubSource
 
@@ -81,6 +81,7 @@ def pairs_of(
     The networks of `parts` encode in `dtype`, loaded from their checkpoint.
     """
     data = recipe.data
+    check_resolution(data.resolution, parts.vae.config)
     if not data.cache:
         return LivePairs(
             source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say, record=record

@@ -153,7 +153,7 @@ class Subset(Source):
                 file=source.name,
                 key="data.pairs",
                 found=pairs,
-                remedy=f"Lower it to {len(source)}, or leave it out to take all",
+                remedy=f"Lower it to {len(source)}, or take all: data.pairs=null",
             )
         self._source, self._count = source, len(source) if pairs is None else pairs
         self._empty = empty_captions

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
-from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.specs import EMBEDDED
 from training.recipes.load import load_recipe, recipe_names
 from training.recipes.schema import EXTRACTORS, Recipe
+from training.students.networks import find
 
 Config = Mapping[str, Any]
 Role = Literal["learns", "frozen", "average"]
@@ -126,7 +126,7 @@ def teacher_configs(recipe: Recipe) -> Configs:
         return _scratch(recipe)
     spec = recipe.teacher
     try:
-        checkpoint = resolve(spec, near=Path.cwd())
+        checkpoint = find(spec, key="teacher")
     except Unavailable:
         return _assumed(spec)
     except CheckpointError:
@@ -182,15 +182,17 @@ def _scratch(recipe: Recipe) -> Configs:
 
         text = text_config(dict(networks.text_encoder), len(build_tokenizer())).to_dict()
     else:
-        text = _lent(networks.text_encoder or networks.vae, "text_encoder")
-    return Configs(networks.unet, text, _lent(networks.vae, "vae"), "trained from scratch")
+        key = "student.networks.text_encoder" if networks.text_encoder else "student.networks.vae"
+        text = _lent(networks.text_encoder or networks.vae, "text_encoder", key)
+    vae = _lent(networks.vae, "vae", "student.networks.vae")
+    return Configs(networks.unet, text, vae, "trained from scratch")
 
 
-def _lent(spec: str | dict[str, str], name: str) -> Config:
+def _lent(spec: str | dict[str, str], name: str, key: str) -> Config:
     """Return the configuration of a network of a checkpoint, or of a folder that may hold it alone."""
     file = Path(spec, name, "config.json") if isinstance(spec, str) else None
     if file is None or not file.is_file():
-        return resolve(spec, near=Path.cwd()).config(name)
+        return find(spec, key=key).config(name)
     found: Config = json.loads(file.read_text(encoding="utf-8"))
     return found
 

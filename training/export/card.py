@@ -227,10 +227,11 @@ def _prompt(recipe: Recipe) -> str:
 
 def _licence(recipe: Recipe, licence: str | None) -> str:
     stated = recipe.export.license or licence
-    if recipe.teacher is not None and any("rail" in (one or "").lower() for one in (licence, stated)):
-        rail = licence if licence and "rail" in licence.lower() else stated
+    rail = next((one for one in (licence, stated) if one and "rail" in one.lower()), None)
+    if recipe.teacher is not None and rail is not None:
+        whose = "the teacher is under " if rail == licence else ""
         return (
-            f"Licence: the teacher is under `{rail}`. It passes to derivatives, distilled ones among them: "
+            f"Licence: {whose}`{rail}`. It passes to derivatives, distilled ones among them: "
             "its use restrictions (Attachment A of the licence) apply to this checkpoint, and have to be "
             "passed on with it."
         )

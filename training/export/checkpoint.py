@@ -264,7 +264,8 @@ def _verify(recipe: Recipe, parts: Parts, temporary: Path, out: Path) -> None:
     try:
         verify(resolve(card_spec(recipe, temporary), near=temporary))
     except CheckpointError as error:
-        beyond = recipe.export.half and _finite(parts.unet) and _finite(parts.text_encoder)
+        finite = _finite(parts.unet) and _finite(parts.text_encoder)
+        beyond = recipe.export.half and finite and error.message.startswith("NaN or infinity")
         raise TrainingError(
             f"not written: {error.message}",
             file=out,

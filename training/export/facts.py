@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.text import duration
+from pytest_sdbench.report.cells import code, markdown
 from training.recipes.schema import Recipe
 from training.run.status import read_log
 
@@ -67,10 +68,14 @@ def facts(recipe: Recipe, run: Run) -> Iterator[tuple[str, str]]:
     )
     if recipe.ema is not None:
         yield "Weights", f"moving average, decay {recipe.ema.decay:g} a step"
+    precision = run.told.get("precision", recipe.precision)
+    changes = [f"{rate:g} from image {first:,} on" for first, rate, _ in run.told.get("rates", [])]
+    if len(changes) > 1:
+        yield "Learning rates", ", ".join(changes)
     yield (
         "Precision",
-        {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[recipe.precision]
-        + ("" if recipe.precision == "fp32" else " with float32 master weights"),
+        {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
+        + ("" if precision == "fp32" else " with float32 master weights"),
     )
     yield "Stored as", "float16" if recipe.export.half else "float32"
     yield "Hardware", str(run.told.get("hardware", "not recorded"))
@@ -100,7 +105,7 @@ def _words(values: Mapping[str, Any]) -> Iterator[str]:
         elif isinstance(value, int | float):
             yield f"{label} {value:g}"
         elif value is not None:
-            yield f'{label} "{value}"' if " " in str(value) else f"{label} {value}"
+            yield f"{label} {code(str(value))}" if " " in str(value) else f"{label} {markdown(str(value))}"
 
 
 def _data(recipe: Recipe, run: Run) -> str:

@@ -48,7 +48,7 @@ def subject_pairs(
             found=None if isinstance(data, FolderData) else data.kind,
             remedy="Give data.kind=folder data.path=FOLDER; no captions are needed",
         )
-    source = Subset(FolderSource(data.path, caption=objective.prompt), data.pairs)
+    source = Subset(FolderSource(data.path, caption=objective.prompt, say=say), data.pairs)
     return pairs_of(recipe, source, parts, folder, device=device, say=say)
 
 
@@ -71,11 +71,30 @@ def class_pairs(
     objective = _objective(recipe)
     if not objective.class_images or not objective.prior_weight:
         return None
+    if recipe.data.resolution is None:
+        _check_size(recipe, parts)
     model = objective.class_model
-    painter = parts if model is None or model == recipe.teacher else load_parts(model, download=download)
+    painter = parts
+    if model is not None and model != recipe.teacher:
+        painter = load_parts(model, key="objective.class_model", download=download)
     pictures = draw_class(recipe, painter, run_folder, device=device, dtype=dtype, say=say)
-    source = FolderSource(pictures, caption=objective.class_prompt)
+    source = FolderSource(pictures, caption=objective.class_prompt, say=say)
     return pairs_of(recipe, source, parts, folder, device=device, say=say)
+
+
+def _check_size(recipe: Recipe, parts: Parts) -> None:
+    """Raise TrainingError where pictures of the subject and of the class would not share a batch."""
+    assert isinstance(recipe.data, FolderData)
+    picture = FolderSource(recipe.data.path or "", caption="-").read(0).image
+    found = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
+    side = parts.unet.config.sample_size * 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    if tuple(found) != (side, side):
+        raise TrainingError(
+            f"pictures of the class are drawn {side}x{side}, those of the subject have another size",
+            key="data.resolution",
+            found=f"{found[0]}x{found[1]}",
+            remedy=f"Give data.resolution={side}",
+        )
 
 
 def draw_class(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,7 +56,7 @@ class Inputs:
         self._vae, self._text_encoder, self._tokenizer = parts.vae, parts.text_encoder, parts.tokenizer
         self._scaling = float(parts.vae.config.scaling_factor)
         self._nothing: Tensor | None = None
-        self._on_device: set[str] = set()
+        self._placed_networks: dict[str, Any] = {}
         self._reader: Prefetcher[tuple[int, int], Examples] = Prefetcher(self.read, depth=look_ahead)
 
     def read(self, place: tuple[int, int]) -> Examples:
@@ -126,12 +127,14 @@ class Inputs:
         self._reader.close()
 
     def _placed(self, name: str, network: Any) -> Any:
-        """Return a frozen network, moved to the device on first use: with all cached it never goes there."""
-        if name not in self._on_device:
+        """Return a frozen network, put on the device on first use: with all cached it never goes there."""
+        if name not in self._placed_networks:
+            # A cast would round what is exported later.
+            mine = network if self.dtype == torch.float32 else copy.deepcopy(network)
             # diffusers' own `to` warns of every cast, whether or not there is anything to keep in float32.
-            torch.nn.Module.to(network, self.device, self.dtype).eval().requires_grad_(False)
-            self._on_device.add(name)
-        return network
+            torch.nn.Module.to(mine, self.device, self.dtype).eval().requires_grad_(False)
+            self._placed_networks[name] = mine
+        return self._placed_networks[name]
 
 
 def mirrored(seed: int, ordinal: int) -> bool:

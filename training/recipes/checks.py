@@ -8,6 +8,8 @@ from typing import Any
 from pytest_sdbench.base.schema import Fault, suggestion
 from training.recipes.schema import EXTRACTORS, Data, Recipe, Student
 
+TIMESTEPS = 1000
+"""Of the schedule that SD's networks are trained on."""
 LEAVE_OUT = "Leave the key out"
 
 
@@ -85,9 +87,15 @@ def _objective(recipe: Recipe) -> Iterator[Fault]:
         if objective.guidance[0] > objective.guidance[1]:
             remedy = "Write [smallest, largest]"
             yield Fault("objective.guidance", "not a range", list(objective.guidance), remedy)
-        if objective.embedding % 2:
-            remedy = "Take an even width: half of it are sines, half cosines"
-            yield Fault("objective.embedding", "not even", objective.embedding, remedy)
+        if objective.embedding % 2 or objective.embedding < 4:
+            remedy = "Take an even width of at least 4: half of it are sines, half cosines"
+            yield Fault("objective.embedding", "not a width", objective.embedding, remedy)
+        if objective.grid_steps > TIMESTEPS:
+            remedy = f"Take at most {TIMESTEPS}: timesteps of the grid lie among those of the schedule"
+            yield Fault("objective.grid_steps", "more than timesteps", objective.grid_steps, remedy)
+        if objective.sigma_data != 0.5:
+            remedy = "Take 0.5, which diffusers' LCMScheduler draws with"
+            yield Fault("objective.sigma_data", "no sampler knows it", objective.sigma_data, remedy)
     elif objective.kind == "dreambooth" and objective.prior_weight and not objective.class_images:
         message = f"a prior weight of {objective.prior_weight:g} needs class images"
         yield Fault("objective.class_images", message, 0, "Take some, such as 200, or prior_weight: 0")

@@ -165,6 +165,10 @@ def _override(values: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict
         place[last] = value
         given.append(key)
     _disown(changed, given)
+    export = changed.get("export")
+    other = any(key.partition(".")[0] == "teacher" for key in given)
+    if other and isinstance(export, dict) and not any(key.partition(".")[0] == "export" for key in given):
+        export.pop("license", None)  # it is that of the recipe's own teacher
     return changed, given
 
 

@@ -15,7 +15,12 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    set_seed,
+)
 from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -24,25 +29,30 @@ from pytest_sdbench.base.errors import first_line
 from training.errors import TrainingError, explain_write_errors
 from training.recipes.schema import Recipe
 
+_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""What accelerate calls the precisions of a recipe."""
 FRESH_SECONDS = 75.0
 """Longer than the minute for which NFS may show a host a folder as it was."""
 
 
-def start(recipe: Recipe, folder: Path, device: str = "auto") -> Accelerator:
+def start(recipe: Recipe, folder: Path, device: str = "auto", *, trains: bool = True) -> Accelerator:
     """Join the processes of this run and choose its device and precision.
 
-    `device` is `auto`, `cpu` or `cuda`. Raises TrainingError for a device, a precision or a tracker that is
-    not available.
+    `device` is `auto`, `cpu` or `cuda`. What does not train computes in float32 on a CPU. Raises
+    TrainingError for a device, a precision or a tracker that is not available.
     """
     # Apple's GPUs have no float64, which losses are summed in.
     cpu = device == "cpu" or not torch.cuda.is_available()
-    _check_available(recipe, device, cpu)
+    _check_available(recipe, device, cpu and trains)
+    _check_launch(recipe)
     # accelerate keeps the precision of the first run of a process; the next may want another.
     AcceleratorState._reset_state()
     if _restartable():
         _join_under_own_keys("gloo" if cpu else _gpu_backend())
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision),
+        mixed_precision=_PRECISIONS[recipe.precision] if trains or not cpu else "no",
+        # Gradients are summed here, whatever its environment says: it would divide them once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         cpu=cpu,
         log_with=list(recipe.watch.trackers) or None,
         project_dir=folder,
@@ -200,6 +210,19 @@ def _gpu_backend() -> str:
 def fsdp_is_wanted() -> bool:
     """Say whether the processes of this launch are to share the weights."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def _check_launch(recipe: Recipe) -> None:
+    """Check what `accelerate launch` was told: the recipe's precision counts, and DeepSpeed is unknown."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise TrainingError(
+            "DeepSpeed is not supported: FSDP2 shares the weights among processes",
+            key="ACCELERATE_USE_DEEPSPEED",
+            remedy="Give accelerate launch --use_fsdp --fsdp_version 2, or a configuration without DeepSpeed",
+        )
+    told, own = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), _PRECISIONS[recipe.precision]
+    if told not in ("no", own) and os.environ.get("RANK", "0") == "0":
+        print(f"accelerate was told {told}; the recipe counts, which says precision={recipe.precision}")
 
 
 def _check_available(recipe: Recipe, device: str, cpu: bool) -> None:

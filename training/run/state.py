@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ from training.run.step import Learner
 from training.run.task import Task
 
 FILE = "state.pt"
+_PLACES = ("data.path", "data.urls", "data.name")
+"""Where data lies: its content is compared."""
+_RATES = ("optimizer.learning_rate", "optimizer.clip")
+"""What a run may go on with another value of, where the one before proved too high."""
 _PAUSE = 5.0
 """Seconds between two looks for a state that other processes find."""
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -38,16 +42,36 @@ _SHARED = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, stri
 
 
 def identity(recipe: Recipe) -> str:
-    """Identify what may not change between a run and its resumption: 16 hex digits."""
+    """Identify what a run learns, and from what: 16 hex digits."""
+    return hashlib.sha256(json.dumps(_learned(recipe), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def settings(recipe: Recipe, *, defaults: bool = True) -> dict[str, Any]:
+    """Return what a run learns and from what, by dotted keys, but for where the data lies."""
+    flat = dict(_flat(_learned(recipe, defaults=defaults)))
+    return {key: value for key, value in flat.items() if key not in _PLACES}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _learned(recipe: Recipe, *, defaults: bool = True) -> dict[str, Any]:
     kept = recipe.model_dump(
-        mode="json", include={"teacher", "student", "objective", "data", "schedule", "optimizer", "ema"}
+        mode="json",
+        include={"teacher", "student", "objective", "data", "schedule", "optimizer", "ema"},
+        exclude_defaults=not defaults,
     )
     del kept["schedule"]["micro_batch"]
     if recipe.objective.kind == "dreambooth":  # it draws the pictures of the class that are learned, too
         kept["drawn"] = [recipe.watch.guidance, recipe.watch.sampling_steps]
     if recipe.optimizer.schedule == "constant":
         del kept["schedule"]["steps"]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    return kept
 
 
 def save_state(folder: Path, learner: Learner, seen: int) -> None:
@@ -58,7 +82,7 @@ def save_state(folder: Path, learner: Learner, seen: int) -> None:
     """
     accelerator, model, average = learner.accelerator, learner.model, learner.average
     state = {
-        "identity": identity(learner.recipe),
+        "settings": settings(learner.recipe),
         "seen": seen,
         "model": get_model_state_dict(model, options=_WHOLE),
         "optimizer": get_optimizer_state_dict(model, _torch_optimizer(learner), options=_WHOLE),
@@ -74,11 +98,19 @@ def save_state(folder: Path, learner: Learner, seen: int) -> None:
 
 
 def _circumstances(learner: Learner) -> dict[str, Any]:
-    """Return what a card tells later: devices, libraries, how many pairs, and which were corrupt."""
+    """Return what a card tells later: devices, libraries, rates, how many pairs, and which were corrupt."""
     accelerator, pairs = learner.accelerator, getattr(getattr(learner.task, "inputs", None), "pairs", None)
     devices = hardware(accelerator.device, accelerator.num_processes, learner.plan.micro)
-    of_pairs = {} if pairs is None else {"pairs": len(pairs), "skipped": dict(pairs.skipped)}
-    return {"hardware": devices, "libraries": libraries(), **of_pairs}
+    of_pairs = {}
+    if pairs is not None:
+        of_pairs = {"pairs": len(pairs), "data": pairs.fingerprint, "skipped": dict(pairs.skipped)}
+    return {
+        "hardware": devices,
+        "libraries": libraries(),
+        "precision": learner.recipe.precision,
+        "rates": learner.rates,
+        **of_pairs,
+    }
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -102,15 +134,14 @@ def load_state(folder: Path, learner: Learner) -> int:
         return 0
     # To a GPU the tensors are copied anyway: mapped, the processes of a host share one copy of the file.
     state = read_state(path, mapped=several and on_gpu)
-    _check_identity(state, learner.recipe, path, "Give another --folder, or start anew with --restart")
-    then, now = state.get("told", {}).get("pairs"), _circumstances(learner).get("pairs")
-    if then is not None and now is not None and then != now:
-        raise TrainingError(
-            f"the data has changed since: {then:,} pairs then",
-            file=path,
-            found=f"{now:,} pairs",
-            remedy="Give the data that the run began with, or start anew with --restart",
-        )
+    remedy = "Give another --folder, or start anew with --restart"
+    _check_settings(state, learner.recipe, path, remedy, free=_RATES)
+    _check_data(state.get("told", {}), _circumstances(learner), path)
+    learner.rates[:0] = state.get("told", {}).get("rates", [])
+    if len(learner.rates) > 1 and learner.rates[-2][1:] == learner.rates[-1][1:]:
+        learner.rates.pop()
+    else:
+        learner.rates[-1][0] = int(state["seen"])
     set_model_state_dict(learner.model, state["model"], options=_SHARED)
     set_optimizer_state_dict(learner.model, _torch_optimizer(learner), state["optimizer"], options=_SHARED)
     if average is not None:
@@ -123,15 +154,37 @@ def load_state(folder: Path, learner: Learner) -> int:
     return int(state["seen"])
 
 
-def _check_identity(state: Mapping[str, Any], recipe: Recipe, path: Path, remedy: str) -> None:
-    """Raise TrainingError for the state of another recipe."""
-    if state["identity"] != identity(recipe):
+def _check_settings(
+    state: Mapping[str, Any], recipe: Recipe, path: Path, remedy: str, *, free: Sequence[str] = ()
+) -> None:
+    """Raise TrainingError for the state of another recipe; a key that came later counts by its default."""
+    then, now = state["settings"], settings(recipe)
+    set_here = settings(recipe, defaults=False)
+    differ = [key for key, value in then.items() if key not in free and now.get(key) != value]
+    differ += [key for key in set_here if key not in then]
+    if differ:
+        key = differ[0]
+        others = f"; so do {', '.join(differ[1:4])}" if differ[1:] else ""
+        before = then.get(key, "not given")
         raise TrainingError(
-            "the state of another recipe: networks, data, objective, optimiser or schedule differ",
+            f"the state of another recipe: this was {before} then, and differs now{others}",
             file=path,
-            found=state["identity"],
+            key=key,
+            found=now.get(key, "not given"),
             remedy=remedy,
         )
+
+
+def _check_data(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Raise TrainingError where the pairs are not those that the run began with."""
+    for key, told in (("pairs", "{:,} pairs"), ("data", "{}, of names, sizes and captions")):
+        if then.get(key) and now.get(key) and then[key] != now[key]:
+            raise TrainingError(
+                f"the data has changed since: {told.format(then[key])} then",
+                file=path,
+                found=told.format(now[key]),
+                remedy="Give the data that the run began with, or start anew with --restart",
+            )
 
 
 def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
@@ -147,7 +200,7 @@ def load_trained(task: Task, recipe: Recipe, folder: Path) -> int:
     state = read_state(path)
     # Its card would tell the figures of a run that never was.
     remedy = f"Give the recipe and the overrides that it was trained with, not those of {recipe.name}"
-    _check_identity(state, recipe, path, remedy)
+    _check_settings(state, recipe, path, remedy)
     try:
         missing, unknown = task.model.load_state_dict(state["model"], strict=False)
         if recipe.ema and state["average"]:
@@ -174,8 +227,8 @@ def read_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        if not {"identity", "seen", "model", "average"} <= set(state):
-            raise KeyError("identity, seen, model or average")
+        if not {"settings", "seen", "model", "average"} <= set(state):
+            raise KeyError("settings, seen, model or average")
     except Exception as error:  # a damaged file raises errors of zipfile, pickle or torch alike
         raise TrainingError(
             "the state of the run cannot be read",

@@ -73,7 +73,8 @@ class Meter:
             raise TrainingError(
                 f"at step {step + 1} {name} is not a finite number; {kept}",
                 key=name,
-                remedy="Lower optimizer.learning_rate or optimizer.clip, or give precision=bf16 or fp32",
+                remedy="Go on from there with a lower optimizer.learning_rate or optimizer.clip, or with "
+                "precision=bf16 or fp32",
             )
 
 

@@ -64,6 +64,8 @@ class Learner:
     optimizer: Any
     average: Average | None
     meter: Meter
+    rates: list[list[Any]]
+    """Learning rate and largest gradient norm that the recipe gave, each after the images from which on."""
 
 
 def prepare(task: Task, recipe: Recipe, accelerator: Accelerator) -> Learner:
@@ -81,7 +83,10 @@ def prepare(task: Task, recipe: Recipe, accelerator: Accelerator) -> Learner:
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     average = Average(plain, recipe.ema.decay) if recipe.ema else None
     meter = Meter(accelerator.device)
-    return Learner(task, recipe, plan, accelerator, model, plain, parameters, optimizer, average, meter)
+    rates = [[0, recipe.optimizer.learning_rate, recipe.optimizer.clip]]
+    return Learner(
+        task, recipe, plan, accelerator, model, plain, parameters, optimizer, average, meter, rates
+    )
 
 
 def one_step(learner: Learner, seen: int) -> Tensor:

@@ -31,8 +31,9 @@ def build_scratch(recipe: Recipe, *, download: bool = False) -> Parts:
             encoder = CLIPTextModel(text_config(networks.text_encoder, len(tokenizer)))
         else:
             lender = networks.text_encoder or networks.vae
-            encoder, tokenizer = _lend(lender, "text_encoder", "tokenizer", download=download)
-    (vae,) = _lend(networks.vae, "vae", download=download)
+            of = f"student.networks.{'text_encoder' if networks.text_encoder else 'vae'}"
+            encoder, tokenizer = _lend(lender, "text_encoder", "tokenizer", key=of, download=download)
+    (vae,) = _lend(networks.vae, "vae", key="student.networks.vae", download=download)
     if networks.start == "straight":
         straighten(unet)
     return Parts(unet, encoder, vae, tokenizer, sd_v1_scheduler(networks.prediction))
@@ -41,11 +42,11 @@ def build_scratch(recipe: Recipe, *, download: bool = False) -> Parts:
 _LOADERS: dict[str, Any] = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "tokenizer": CLIPTokenizer}
 
 
-def _lend(spec: str | dict[str, str], *names: str, download: bool) -> list[Any]:
+def _lend(spec: str | dict[str, str], *names: str, key: str, download: bool) -> list[Any]:
     """Load parts of a checkpoint, or of a folder that holds these parts alone."""
     folder = Path(spec) if isinstance(spec, str) else None
     if folder is None or not all((folder / name).is_dir() for name in names):
-        parts = load_parts(spec, download=download)
+        parts = load_parts(spec, key=key, download=download)
         return [getattr(parts, name) for name in names]
     loaded = [_LOADERS[name].from_pretrained(folder, subfolder=name, local_files_only=True) for name in names]
     # Kept as float16, computed with as float32: as a whole checkpoint is loaded.

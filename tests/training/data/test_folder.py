@@ -246,3 +246,25 @@ def test_small_pictures_are_refused_or_enlarged():
         fit(small, 32)
     assert fit(small, 32, upscale=True).shape == (32, 32, 3)
     assert fit(small, None).shape == (20, 100, 3)
+
+
+def test_pictures_that_are_passed_over_are_told(tmp_path):
+    write_folder(tmp_path, {"a.png": (picture(0), "a")})
+    (tmp_path / "metadata.csv").rename(tmp_path / "a.csv")
+    picture(1).save(tmp_path / "b.bmp")
+    picture(1).save(tmp_path / "c.gif")
+    said = []
+    source = FolderSource(tmp_path, caption="x", say=said.append)
+    assert len(source) == 2
+    assert np.array_equal(np.asarray(source.read(1).image), np.asarray(picture(1)))
+    (line,) = said
+    assert "1 pictures" in line
+    assert "c.gif" in line
+
+
+def test_subfolders_have_captions_of_their_own_and_links_lead_in_no_circle(tmp_path):
+    write_folder(tmp_path / "one", {"a.png": (picture(0), "red"), "b.png": (picture(1), "blue")})
+    write_folder(tmp_path / "two" / "deep", {"a.png": (picture(2), "green")})
+    (tmp_path / "two" / "all").symlink_to(tmp_path)
+    source = FolderSource(tmp_path)
+    assert [source.read(row).caption for row in range(len(source))] == ["red", "blue", "green"]

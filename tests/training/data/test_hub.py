@@ -119,3 +119,12 @@ def test_by_recipe(tmp_path):
     source = open_source(HuggingFaceData(kind="huggingface", name=name, empty_captions="skip"))
     with pytest.raises(BadSample):
         source.read(1)
+
+
+def test_the_fingerprint_follows_pictures_that_are_files(tmp_path):
+    def of(name, side):
+        folder = write_folder(tmp_path / name, {"a.png": (picture(3, side, side), "red")})
+        return HubSource(str(folder)).fingerprint
+
+    assert of("one", 8) == of("two", 8)
+    assert of("one", 8) != of("three", 64), "latents of other pictures would be taken from the cache"

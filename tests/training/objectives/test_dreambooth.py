@@ -201,6 +201,17 @@ def test_class_pictures_are_of_the_model_of_the_recipe(parts: Parts, subject: Pa
     assert not torch.equal(found[0], found[1])
 
 
+def test_pictures_that_share_no_batch_are_refused_before_any_is_drawn(
+    parts: Parts, subject: Path, tmp_path: Path
+) -> None:
+    for picture in subject.glob("*.png"):
+        Image.open(picture).resize((48, 40)).save(picture)
+    recipe = recipe_for(parts, {"kind": "folder", "path": str(subject)})
+    with pytest.raises(TrainingError, match=r"data\.resolution: .*'48x40'.*Give data\.resolution=64"):
+        class_pairs(recipe, parts, tmp_path / "run", tmp_path / "cache")
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_prior_preservation_nothing_is_drawn(parts: Parts, subject: Path, tmp_path: Path) -> None:
     recipe = recipe_for(parts, {"kind": "folder", "path": str(subject)}, class_images=0, prior_weight=0.0)
     assert class_pairs(recipe, parts, tmp_path / "run", tmp_path / "cache") is None

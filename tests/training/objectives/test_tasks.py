@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.tiny_checkpoint import make_checkpoint
 from tests.training.helpers import assert_same_state, log_lines, tiny_recipe, train_real
 from training.build import build_task
+from training.errors import TrainingError
 from training.objectives.inputs import mirrored
 from training.recipes.schema import Recipe
 from training.run.processes import start
@@ -152,6 +153,26 @@ def test_validation_measures_the_same_thing_every_time(place: Path) -> None:
     with torch.no_grad():
         guess = task.parts.unet(noisy, 450, examples.text.float()).sample
     assert first["error_at_450"] == pytest.approx(float((guess - noise).square().mean()), rel=1e-4)
+
+
+def test_a_cast_for_speed_does_not_round_what_is_exported(place: Path) -> None:
+    task = built(place, "precision=bf16", "data.cache=false", "data.cache_text=false")
+    before = task.parts.vae.encoder.conv_in.weight.clone()
+    examples = task.inputs.read((0, 2))
+    task.inputs.latents(examples, piece(count=2).dice)
+    assert torch.equal(task.parts.vae.encoder.conv_in.weight, before)
+
+
+def test_a_consistency_model_teaches_nobody_here(place: Path, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "lcm", unet={"time_cond_proj_dim": 8})
+    recipe = tiny_recipe(teacher=tmp_path / "lcm")
+    with pytest.raises(TrainingError, match=r"teacher: .*a consistency model.*time_cond_proj_dim: 8"):
+        build_task(recipe, folder=tmp_path / "run", accelerator=start(recipe, tmp_path, "cpu"))
+
+
+def test_pictures_that_the_vae_does_not_divide_are_refused_uncached_too(place: Path) -> None:
+    with pytest.raises(TrainingError, match=r"data\.resolution: the VAE divides pictures by"):
+        built(place, "data.cache=false", "data.cache_text=false", "data.resolution=63")
 
 
 @pytest.mark.slow

@@ -179,7 +179,14 @@ def test_a_recipe_that_is_a_bomb_or_no_file_is_refused(content: str, tmp_path: P
             "objective.guidance",
             "not a range",
         ),
-        (["objective={kind: consistency, embedding: 255}", "student={}"], "objective.embedding", "not even"),
+        (
+            ["objective={kind: consistency, embedding: 255}", "student={}"],
+            "objective.embedding",
+            "even width",
+        ),
+        (["objective={kind: consistency, embedding: 2}", "student={}"], "objective.embedding", "even width"),
+        (["objective={kind: consistency, grid_steps: 1001}", "student={}"], "objective.grid_steps", "1000"),
+        (["objective={kind: consistency, sigma_data: 1}", "student={}"], "objective.sigma_data", "Take 0.5"),
         (["student.networks={unet: {}, vae: x}"], "teacher", "student.networks"),
         (["objective.weights={task: 0, output: 0, feature: 0}"], "objective.weights", "all are zero"),
         (
@@ -282,3 +289,9 @@ def test_data_that_is_left_to_the_user_is_asked_for(file: Path, data: str, key: 
         require_data(recipe)
     require_data(load_recipe(file, ["data={kind: scenes}"]))
     require_data(load_recipe(file))
+
+
+def test_another_teacher_does_not_come_with_the_licence_of_the_first() -> None:
+    assert load_recipe("bk-sdm-small").export.license == "creativeml-openrail-m"
+    assert load_recipe("bk-sdm-small", ["teacher=a/b"]).export.license is None
+    assert load_recipe("bk-sdm-small", ["teacher=a/b", "export.license=mit"]).export.license == "mit"

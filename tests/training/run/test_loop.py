@@ -290,7 +290,7 @@ def test_tensorboard_shows_the_curve_of_the_log(tmp_path: Path) -> None:
 def test_state_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
     train_toy(tmp_path, stop_at=8)
     before = (tmp_path / FILE).read_bytes()
-    for change in ("optimizer.learning_rate=2e-3", "schedule.seed=4", "schedule.batch=16", "ema.decay=0.5"):
+    for change in ("optimizer.betas=[0.5, 0.9]", "schedule.seed=4", "schedule.batch=16", "ema.decay=0.5"):
         with pytest.raises(TrainingError, match=r"state\.pt: .*another recipe.*--folder.*--restart"):
             train_toy(tmp_path, change)
     assert (tmp_path / FILE).read_bytes() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,30 @@ def test_a_store_that_several_hosts_share_between_restarts_is_refused(tmp_path: 
     launcher = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3"}
     process = begin(refuse_a_shared_store, str(tmp_path), **launcher, GROUP_WORLD_SIZE="2")
     assert finish([process]) == [0]
+
+
+def accumulate_once(folder: str) -> None:
+    assert start(tiny_recipe(), Path(folder), "cpu").gradient_accumulation_steps == 1
+
+
+def refuse_deepspeed(folder: str) -> None:
+    with pytest.raises(TrainingError, match="DeepSpeed is not supported"):
+        start(tiny_recipe(), Path(folder), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("what", "variables"),
+    [
+        (accumulate_once, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}),
+        (refuse_deepspeed, {"ACCELERATE_USE_DEEPSPEED": "true"}),
+    ],
+)
+def test_settings_of_accelerate_do_not_change_a_run_unseen(
+    tmp_path: Path, what: Callable[[str], None], variables: dict[str, str]
+) -> None:
+    assert finish([begin(what, str(tmp_path), **variables)]) == [0]
+
+
+def test_a_float16_run_is_exported_without_a_gpu(tmp_path: Path) -> None:
+    recipe = tiny_recipe("precision=fp16")
+    assert start(recipe, tmp_path, "cpu", trains=False).mixed_precision == "no"

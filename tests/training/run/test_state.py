@@ -22,7 +22,7 @@ from tests.training.helpers import (
 from training.data.batch import NoPairs
 from training.errors import TrainingError
 from training.run.processes import start
-from training.run.state import FILE, load_state, read_state, save_state
+from training.run.state import FILE, load_state, read_state, save_state, told
 from training.run.step import Learner, prepare
 
 SAVE_ALWAYS = "watch.save_minutes=1e-9"
@@ -153,3 +153,35 @@ def test_a_scaled_run_is_loaded_before_any_loss_was_scaled(tmp_path: Path) -> No
     states = [each.optimizer.state_dict()["state"] for each in (other, one)]
     torch.testing.assert_close(*states, rtol=0, atol=0)
     assert accelerator.scaler.get_scale() == 8.0
+
+
+def test_a_rate_that_proved_too_high_is_lowered_and_told(tmp_path: Path) -> None:
+    train_toy(tmp_path, stop_at=16)
+    for _ in range(2):  # a rate is told once, however often the run goes on
+        train_toy(tmp_path, "optimizer.learning_rate=1e-5", stop_at=24)
+    assert train_toy(tmp_path, "optimizer.learning_rate=1e-5")[0] == 48
+    assert told(tmp_path)["rates"] == [[0, 1e-3, 1.0], [16, 1e-5, 1.0]]
+
+
+def test_what_differs_is_named_and_what_has_a_default_does_not(tmp_path: Path) -> None:
+    train_toy(tmp_path, stop_at=8)
+    with pytest.raises(TrainingError, match=r"optimizer\.weight_decay: .* 0\.01 then.*found '?0\.5"):
+        train_toy(tmp_path, "optimizer.weight_decay=0.5")
+    state = read_state(tmp_path / FILE)
+    del state["settings"]["optimizer.epsilon"]  # as a version wrote that did not know the key
+    torch.save(state, tmp_path / FILE)
+    with pytest.raises(TrainingError, match=r"optimizer\.epsilon: .*not given then"):
+        train_toy(tmp_path, "optimizer.epsilon=1e-3")
+    assert train_toy(tmp_path)[0] == 48
+
+
+def test_other_pairs_in_the_same_number_are_other_data(tmp_path: Path) -> None:
+    def of(content: str) -> Toy:
+        toy = Toy()
+        toy.inputs = SimpleNamespace(pairs=NoPairs(12, fingerprint=content))  # type: ignore[attr-defined]
+        return toy
+
+    train_toy(tmp_path, toy=of("a"), stop_at=8)
+    with pytest.raises(TrainingError, match="the data has changed since: a, of names"):
+        train_toy(tmp_path, toy=of("b"))
+    assert train_toy(tmp_path, toy=of("a"))[0] == 48
