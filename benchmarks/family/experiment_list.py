@@ -128,7 +128,10 @@ _TINY_DRAWS = (
     Draw("PNDM 8", steps=8),
     *(Draw(f"DDIM {steps}", steps=steps, scheduler=_DDIM) for steps in (1, 2, 4, 8)),
 )
-_PORTRAIT_DRAWS = (Draw("faces", "scenes-portrait-5k"), Draw("all other scenes", domain="things"))
+_PORTRAIT_DRAWS = (
+    Draw("faces", "scenes-portrait-5k"),
+    Draw("all other scenes", steps=10, scheduler=_DPM, domain="things"),
+)
 
 
 def seeded(member: str, seed: int) -> str:
@@ -195,7 +198,7 @@ EXPERIMENTS = {
             for name in ("scenes-tiny", "scenes-portrait")
         ),
         against="scenes-tiny",
-        notes="All other scenes: the same places, colours and sizes, with names that are no faces. No "
-        "reference statistics are of these, so they have no FID.",
+        notes=f"{_DRAWN_WITH} All other scenes: the same places, colours and sizes, with names that are no "
+        "faces. No reference statistics are of these, so they have no FID.",
     ),
 }
