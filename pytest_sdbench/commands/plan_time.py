@@ -62,7 +62,7 @@ def unet_calls(protocol: Protocol, network: Network) -> int:
     """
     import diffusers
 
-    from pytest_sdbench.evaluation.sampler import scheduler_factory
+    from pytest_sdbench.evaluation.schedulers import scheduler_factory
     from pytest_sdbench.models.checkpoint import scheduler_class
 
     if network.checkpoint is not None:

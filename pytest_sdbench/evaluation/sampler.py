@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pytest_sdbench.base.errors import CheckpointError, ProtocolError, first_line
+from pytest_sdbench.base.errors import CheckpointError, ProtocolError
+from pytest_sdbench.evaluation.schedulers import is_steady, scheduler_factory
 from pytest_sdbench.models.layout import SD, SDXL
 from pytest_sdbench.models.pipeline import cut_prompts
-from pytest_sdbench.models.values import try_scheduler
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import SequentialSeeds
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-_STEADY = ("DDIMScheduler", "EulerDiscreteScheduler")
-"""Schedulers that take a generator and draw nothing from it as pipelines call them: eta and s_churn are 0."""
-
-_SOLVERS = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
-"""Those that draw noise with the algorithms of an SDE alone."""
-_UNSEEDED = ("DPMSolverSDEScheduler",)
 
 
 @dataclass(frozen=True)
@@ -260,82 +253,13 @@ def to_uint8(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return (images * 255).round().astype(np.uint8)
 
 
-def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> Callable[[], Any]:
-    """Return what makes fresh schedulers of a protocol for this pipeline's checkpoint."""
-    import diffusers
-
-    wanted, own = protocol.sampling.scheduler, pipeline.scheduler
-    kind: Any
-    if wanted.name == "checkpoint":
-        kind = type(own)
-        if wanted.must_be and kind.__name__ != wanted.must_be:
-            what = f"protocol {protocol.name} samples with the checkpoint's own {wanted.must_be}"
-            remedy = "Put that scheduler into the checkpoint, or claim under a protocol of its own."
-            raise CheckpointError(what, key="scheduler", found=kind.__name__, remedy=remedy)
-    else:
-        kind = getattr(diffusers, wanted.name, None)
-        if lacking := getattr(kind, "_backends", None):
-            raise ProtocolError(
-                f"{wanted.name} needs {', '.join(lacking)}, and not all of them are installed",
-                file=protocol.path,
-                key="sampling.scheduler.name",
-                remedy=f"pip install {' '.join(lacking)}",
-            )
-        if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-            raise ProtocolError(
-                f"diffusers {diffusers.__version__} has no such scheduler",
-                file=protocol.path,
-                key="sampling.scheduler.name",
-                found=wanted.name,
-                remedy="Give `checkpoint` or a class name such as DDIMScheduler.",
-            )
-    unknown = sorted(set(wanted.config) - set(inspect.signature(kind.__init__).parameters))
-    if unknown:
-        raise ProtocolError(
-            f"{kind.__name__} has no such setting",
-            file=protocol.path,
-            key=f"sampling.scheduler.config.{unknown[0]}",
-            remedy="Leave it out: diffusers would ignore it silently.",
-        )
-
-    def make() -> Any:
-        return kind.from_config(own.config, **wanted.config)
-
-    if kind.__name__ in _UNSEEDED:
-        raise ProtocolError(
-            "this scheduler draws noise from a generator of its own, not from the seeds of the protocol",
-            file=protocol.path,
-            key="sampling.scheduler",
-            found=kind.__name__,
-            remedy="Name a scheduler that takes a generator, such as DPMSolverMultistepScheduler with "
-            "algorithm_type: sde-dpmsolver++",
-        )
-    try:
-        try_scheduler(make(), protocol.sampling.steps)
-    except Exception as error:  # they fail in as many ways as there are wrong values
-        raise ProtocolError(
-            f"{kind.__name__} does not draw so: {type(error).__name__}: {first_line(error)}",
-            file=protocol.path,
-            key="sampling.scheduler" if wanted.config else "sampling.steps",
-            found=wanted.config or protocol.sampling.steps,
-            remedy="Correct the scheduler's settings, or the number of steps",
-        ) from error
-    return make
-
-
-def _is_steady(scheduler: Any) -> bool:
-    """Return whether a scheduler that takes a generator draws nothing from it."""
-    name, algorithm = type(scheduler).__name__, str(scheduler.config.get("algorithm_type", ""))
-    return name in _STEADY or (name in _SOLVERS and not algorithm.startswith("sde"))
-
-
 class _Sequence:
     """One generator, moved on image by image."""
 
     def __init__(self, pipeline: StableDiffusionPipeline, protocol: Protocol, seeds: SequentialSeeds) -> None:
         scheduler = scheduler_factory(pipeline, protocol)()
         takes = "generator" in inspect.signature(type(scheduler).step).parameters
-        if takes and not _is_steady(scheduler):
+        if takes and not is_steady(scheduler):
             raise ProtocolError(
                 "sequential seeds need a scheduler that draws no noise between steps, such as PNDMScheduler",
                 file=protocol.path,

@@ -137,11 +137,7 @@ def load_state(folder: Path, learner: Learner) -> int:
     remedy = "Give another --folder, or start anew with --restart"
     _check_settings(state, learner.recipe, path, remedy, free=_RATES)
     _check_data(state.get("told", {}), _circumstances(learner), path)
-    learner.rates[:0] = state.get("told", {}).get("rates", [])
-    if len(learner.rates) > 1 and learner.rates[-2][1:] == learner.rates[-1][1:]:
-        learner.rates.pop()
-    else:
-        learner.rates[-1][0] = int(state["seen"])
+    _follow_rates(learner, state.get("told", {}).get("rates", []), int(state["seen"]))
     set_model_state_dict(learner.model, state["model"], options=_SHARED)
     set_optimizer_state_dict(learner.model, _torch_optimizer(learner), state["optimizer"], options=_SHARED)
     if average is not None:
@@ -158,6 +154,11 @@ def _check_settings(
     state: Mapping[str, Any], recipe: Recipe, path: Path, remedy: str, *, free: Sequence[str] = ()
 ) -> None:
     """Raise TrainingError for the state of another recipe; a key that came later counts by its default."""
+    if "settings" not in state:  # of an earlier version, which kept a digest alone
+        if state["identity"] != identity(recipe):
+            what = "the state of another recipe, by an earlier version that does not say what differs"
+            raise TrainingError(what, file=path, found=state["identity"], remedy=remedy)
+        return
     then, now = state["settings"], settings(recipe)
     set_here = settings(recipe, defaults=False)
     differ = [key for key, value in then.items() if key not in free and now.get(key) != value]
@@ -173,6 +174,14 @@ def _check_settings(
             found=now.get(key, "not given"),
             remedy=remedy,
         )
+
+
+def _follow_rates(learner: Learner, before: list[list[Any]], seen: int) -> None:
+    """Put the rates that a run had before those of now, which count from the images seen on."""
+    now = learner.rates.pop()
+    learner.rates.extend(before)
+    if not before or before[-1][1:] != now[1:]:
+        learner.rates.append([seen if before else 0, *now[1:]])
 
 
 def _check_data(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
@@ -227,7 +236,7 @@ def read_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        if not {"settings", "seen", "model", "average"} <= set(state):
+        if not {"seen", "model", "average"} <= set(state) or not {"settings", "identity"} & set(state):
             raise KeyError("settings, seen, model or average")
     except Exception as error:  # a damaged file raises errors of zipfile, pickle or torch alike
         raise TrainingError(

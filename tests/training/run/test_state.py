@@ -22,7 +22,7 @@ from tests.training.helpers import (
 from training.data.batch import NoPairs
 from training.errors import TrainingError
 from training.run.processes import start
-from training.run.state import FILE, load_state, read_state, save_state, told
+from training.run.state import FILE, identity, load_state, read_state, save_state, told
 from training.run.step import Learner, prepare
 
 SAVE_ALWAYS = "watch.save_minutes=1e-9"
@@ -185,3 +185,14 @@ def test_other_pairs_in_the_same_number_are_other_data(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the data has changed since: a, of names"):
         train_toy(tmp_path, toy=of("b"))
     assert train_toy(tmp_path, toy=of("a"))[0] == 48
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    train_toy(tmp_path, stop_at=8)
+    state = read_state(tmp_path / FILE)
+    del state["settings"], state["told"]["rates"]
+    torch.save({**state, "identity": identity(tiny_recipe())}, tmp_path / FILE)
+    with pytest.raises(TrainingError, match="another recipe, by an earlier version"):
+        train_toy(tmp_path, "schedule.seed=4")
+    assert train_toy(tmp_path)[0] == 48
+    assert told(tmp_path)["rates"] == [[0, 1e-3, 1.0]]
