@@ -43,6 +43,7 @@ from pytest_sdbench.cards.schema import (
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.models.layout import LORA
 from pytest_sdbench.models.specs import is_spec
+from pytest_sdbench.models.weights import LET_READ
 from pytest_sdbench.protocols.load import declare_imported, protocol_names
 
 __all__ = [
@@ -205,8 +206,7 @@ def find_card(name: str, near: str | Path, *, search: Sequence[Path] = ()) -> Pa
         try:
             files = [path for path in (folder / f"{name}.md", folder / name / "README.md") if path.is_file()]
         except PermissionError as error:
-            remedy = "Let its owner run: chmod -R a+rX FOLDER"
-            raise CardError("this user may not look there", file=error.filename, remedy=remedy) from None
+            raise CardError("this user may not look there", file=error.filename, remedy=LET_READ) from None
         # A README.md beside weights may be no card, or a link to the other one.
         cards = {real(path): path for path in reversed(files) if is_card(path)}
         if len(cards) > 1:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pytest_sdbench.base.errors import DataError
+from pytest_sdbench.features.captions import composed
 from pytest_sdbench.features.images import ImageSet, check_around, read_captions
 
 _OTHERWISE = "Remove it, or match in another way: --match caption, name, index or order"
@@ -156,8 +157,8 @@ def _by_name(images: ImageSet, files: Sequence[str], *, forced: bool) -> tuple[l
 
 
 def _bare(name: str) -> PurePosixPath:
-    """Return a path without its ending, which codecs change; file systems compose signs in two ways."""
-    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))).with_suffix("")
+    """Return a path without its ending, which codecs change."""
+    return PurePosixPath(composed(name.replace("\\", "/"))).with_suffix("")
 
 
 def _index_of(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError
-from pytest_sdbench.evaluation.schedulers import is_steady, scheduler_factory
+from pytest_sdbench.evaluation.schedulers import draws_noise, scheduler_factory
 from pytest_sdbench.models.layout import SD, SDXL
 from pytest_sdbench.models.pipeline import cut_prompts
 from pytest_sdbench.protocols.protocol import Protocol
@@ -258,8 +257,7 @@ class _Sequence:
 
     def __init__(self, pipeline: StableDiffusionPipeline, protocol: Protocol, seeds: SequentialSeeds) -> None:
         scheduler = scheduler_factory(pipeline, protocol)()
-        takes = "generator" in inspect.signature(type(scheduler).step).parameters
-        if takes and not is_steady(scheduler):
+        if draws_noise(scheduler):
             raise ProtocolError(
                 "sequential seeds need a scheduler that draws no noise between steps, such as PNDMScheduler",
                 file=protocol.path,

@@ -94,7 +94,9 @@ def _named(name: str, protocol: Protocol) -> Any:
     return kind
 
 
-def is_steady(scheduler: Any) -> bool:
-    """Return whether a scheduler that takes a generator draws nothing from it."""
+def draws_noise(scheduler: Any) -> bool:
+    """Return whether a scheduler draws from its generator between steps, as pipelines call it."""
+    if "generator" not in inspect.signature(type(scheduler).step).parameters:
+        return False
     name, algorithm = type(scheduler).__name__, str(scheduler.config.get("algorithm_type", ""))
-    return name in _STEADY or (name in _SOLVERS and not algorithm.startswith("sde"))
+    return name not in _STEADY and not (name in _SOLVERS and not algorithm.startswith("sde"))

@@ -70,7 +70,7 @@ def captions_of(source: Source, names: Sequence[str]) -> dict[str, list[str]]:
         if is_table(name):
             table = tables.setdefault(PurePosixPath(name).parent, {})
             for _, file, captions in table_rows(source.where(name), content, _LARGEST):
-                for key in map(_composed, (file, _stem(file))):  # codecs change the ending
+                for key in map(composed, (file, _stem(file))):  # codecs change the ending
                     table.setdefault(key, []).extend(captions)
     found: dict[str, list[str]] = {}
     for name in names:
@@ -120,7 +120,7 @@ def _stem(name: str) -> str:
     return posixpath.splitext(name)[0] + "."
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """Return a name in one form: macOS writes a letter and its accent apart, tables together."""
     return unicodedata.normalize("NFC", name)
 
@@ -128,7 +128,7 @@ def _composed(name: str) -> str:
 def _listed(name: str, tables: Mapping[PurePosixPath, Mapping[str, list[str]]]) -> list[str]:
     path = PurePosixPath(name)
     for folder in path.parents:
-        table, inside = tables.get(folder, {}), _composed(path.relative_to(folder).as_posix())
+        table, inside = tables.get(folder, {}), composed(path.relative_to(folder).as_posix())
         if found := table.get(inside) or table.get(_stem(inside)):
             return found
     return []

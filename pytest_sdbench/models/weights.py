@@ -50,11 +50,13 @@ def incomplete(message: str, file: Path, *, key: str | None = None, found: objec
     return CheckpointError(message, file=file, key=key, found=found, remedy=COPY_AGAIN)
 
 
+LET_READ = "Let its owner run: chmod -R a+rX FOLDER"
+
+
 def forbidden(file: Path) -> CheckpointError:
     """Return the error of a file that this user may not read."""
     why = ": safetensors 0.8 saves it for its owner alone" if file.suffix == ".safetensors" else ""
-    remedy = "Let its owner run: chmod -R a+rX FOLDER"
-    return CheckpointError(f"this user may not read the file{why}", file=file, remedy=remedy)
+    return CheckpointError(f"this user may not read the file{why}", file=file, remedy=LET_READ)
 
 
 @dataclass(frozen=True)

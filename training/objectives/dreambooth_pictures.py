@@ -85,7 +85,7 @@ def class_pairs(
 def _check_size(recipe: Recipe, parts: Parts) -> None:
     """Raise TrainingError where pictures of the subject and of the class would not share a batch."""
     assert isinstance(recipe.data, FolderData)
-    picture = FolderSource(recipe.data.path or "", caption="-").read(0).image
+    picture = FolderSource(recipe.data.path or "", caption="-", say=lambda _: None).read(0).image
     found = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
     side = parts.unet.config.sample_size * 2 ** (len(parts.vae.config.block_out_channels) - 1)
     if tuple(found) != (side, side):
