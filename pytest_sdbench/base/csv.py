@@ -19,6 +19,10 @@ def csv_rows(content: bytes) -> Iterator[tuple[int, list[str]]]:
     except UnicodeDecodeError as bad:
         line, found = bad.object.count(b"\n", 0, bad.start) + 1, bad.object[bad.start : bad.end]
         raise DataError("this is not UTF-8", key=f"line {line}", found=found) from None
+    header = text.partition("\n")[0]
+    if "," not in header and (other := next((sign for sign in (";", "\t") if sign in header), None)):
+        told = "semicolons" if other == ";" else "tabs"
+        raise DataError(f"fields are separated by commas here, and by {told} in this file", key="line 1")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         yield from ((reader.line_num, row) for row in reader)

@@ -119,13 +119,25 @@ def json_mapping(content: bytes | str, *, unique: bool = False) -> dict[str, Any
 
     Where keys are `unique`, ValueError is raised for one that stands twice, too; else the last one counts.
     """
-    try:
-        found = json.loads(content, object_pairs_hook=_once_each if unique else None)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    found = _json(content, unique)
     if not isinstance(found, dict):
         raise ValueError(f"not a JSON object, but a {type(found).__name__}")
     return found
+
+
+def json_list(content: bytes | str, *, unique: bool = False) -> list[Any]:
+    """Return the JSON list in a file; raises as `json_mapping` does."""
+    found = _json(content, unique)
+    if not isinstance(found, list):
+        raise ValueError(f"not a JSON list, but a {type(found).__name__}")
+    return found
+
+
+def _json(content: bytes | str, unique: bool) -> Any:
+    try:
+        return json.loads(content, object_pairs_hook=_once_each if unique else None)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the standard library and our errors.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,12 @@ def _kept_images(text: str) -> int | str:
 
 
 def _card_and_path(text: str) -> tuple[str, str]:
-    card, _, path = text.partition("=")
+    ends = [place for place, sign in enumerate(text) if sign == "="]
+    # Names of sweeps have one, too (lr=1e-4): what is there behind it tells which is meant.
+    end = next(
+        (end for end in ends if Path(os.path.expanduser(text[end + 1 :])).exists()), min(ends, default=0)
+    )
+    card, path = text[:end], text[end + 1 :]
     if not (card and path):
         raise ValueError("give CARD=PATH, such as bk-sdm-small=./my-model")
     return card, path

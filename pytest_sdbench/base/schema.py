@@ -82,8 +82,10 @@ def faults(
 
 def suggestion(word: str, known: Sequence[str]) -> str:
     """Return ``Did you mean X? `` where a known word is near, else nothing."""
-    folded = {each.casefold(): each for each in known}
-    near = get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    folded, said = {each.casefold(): each for each in known}, word.casefold()
+    # Who writes the beginning of a name means that one, however like another is.
+    begun = [each for each in folded if each.startswith(f"{said}-")] if said else []
+    near = begun[:1] or get_close_matches(said, folded, n=1, cutoff=0.6)
     return f"Did you mean {folded[near[0]]!r}? " if near else ""
 
 

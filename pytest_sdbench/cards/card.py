@@ -214,6 +214,9 @@ def find_card(name: str, near: str | Path, *, search: Sequence[Path] = ()) -> Pa
             raise CardError(message, file=near, found=name, remedy="Rename one, or give the file of one")
         if files:
             return next(iter(cards.values()), files[0])
+    if name.lower().endswith(".md"):
+        remedy = f"Correct the path, or give the name of a card: {name[:-3]}"
+        raise CardError("there is no such file", file=name, remedy=remedy)
     names = sorted({path.stem for folder in folders for path in folder.glob("*.md") if is_card(path)})
     remedy = f"{suggestion(name, names)}Put {name}.md beside this card, or name one of: {', '.join(names)}"
     raise CardError("there is no such card", file=near, found=name, remedy=remedy)
@@ -280,12 +283,16 @@ def _place(path: Path) -> Path:
     return path.parent if path.name.lower() == "readme.md" else path
 
 
+_NO_HEADING = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)|<!--.*?(?:-->|\Z)", re.MULTILINE | re.DOTALL)
+"""Blocks of code, in which ``#`` begins a comment, and what nobody sees."""
+
+
 def _title(front: FrontMatter) -> str:
     models = front.data.get("model-index")
     # Of several models nothing says which one the card is of.
     if isinstance(models, list) and len(models) == 1 and (name := front.scalar("model-index", 0, "name")):
         return name
-    heading = re.search(r"^#[ \t]+(.+?)[ \t]*#*[ \t]*\r?$", front.body, re.MULTILINE)
+    heading = re.search(r"^#[ \t]+(.+?)[ \t]*#*[ \t]*\r?$", _NO_HEADING.sub("", front.body), re.MULTILINE)
     return heading.group(1) if heading else card_name(front.path)
 
 

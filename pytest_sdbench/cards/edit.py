@@ -63,8 +63,11 @@ def with_records(path: Path, text: str, records: Sequence[Entry]) -> str:
             check_value(path, place, record.metric, new["value"], recorded=True)
         block = front.find("sdbench")
         if block is None or not below(block):
-            remedy = "`python -m pytest_sdbench draft FOLDER` writes one for a checkpoint"
-            raise front.error(place[:1], "the card has no `sdbench` block for records", None, remedy)
+            message, remedy = "the card's block is empty", "Write `sdbench: {records: []}`, and run again"
+            if block is None:
+                message = "the card has no `sdbench` block for records"
+                remedy = "`python -m pytest_sdbench draft FOLDER` writes one for a checkpoint"
+            raise front.error(place[:1], message, None, remedy)
         text = _edit(front, block, record, new)
         if not _is_right(front, text, record, new):
             remedy = "Write it there as a plain list, without anchors, aliases or tags, and run again"

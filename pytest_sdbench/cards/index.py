@@ -182,15 +182,35 @@ def _foreign(front: FrontMatter, at: Keys, name: str, *, hub: bool) -> Problem:
     return Problem(front.error(at, message, name, remedy), bool(near) and not hub)
 
 
+_ASIDE = re.compile(
+    r"""
+    [(] (?= [^()]* (?: \d | coco ) )       # "(10 splits)", "(COCO)": how it was measured,
+        (?! [^()]* (?: x | \u00d7 | clip | dino | std ) ) [^()]* [)]   # and not "(x 1000)", "(CLIP)": of what
+    | [\s_-] \d+ k? \s* $
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What may stand behind a metric's name."""
+
+
+_OTHERS = re.compile(
+    "[cfgprs]fid|clipfid|fidclip|clipi(score)?|(d|m|ms)ssim|psnr(y|hvs)|kidx|(fid|is|kid)std"
+)
+"""Metrics of the field that are none of ours, however near their names are."""
+
+
 def _near(name: str) -> list[str]:
     """Return our name of the metric that a text is a slip of, if of any: "FID-30K", "IS (10 splits)"."""
     known = {_plain(word): each.name for each in METRICS.values() for word in (each.name, *each.aliases)}
     # Short aliases are near to other metrics: CLIP-I is no slip of CLIP.
     names = [*map(_plain, METRICS), *(word for word in known if len(word) > 8)]
-    bare = _plain(re.sub(r"\(.*\)|[\s_-]\d+k?\s*$", "", name, flags=re.IGNORECASE))
-    for text in (_plain(name), bare):
-        if found := [text] if text in known else get_close_matches(text, names, n=1, cutoff=_NEAR):
-            return [known[found[0]]]
+    for text in map(_plain, (name, _ASIDE.sub("", name))):
+        if _OTHERS.fullmatch(text):
+            return []
+        near = [text] if text in known else get_close_matches(text, names, n=1, cutoff=_NEAR)
+        # What is added, as in inception_score_std, makes another metric of it.
+        if near and abs(len(near[0]) - len(text)) <= 2:
+            return [known[near[0]]]
     return []
 
 

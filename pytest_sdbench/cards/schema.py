@@ -24,6 +24,7 @@ from pytest_sdbench.base.schema import (
 )
 from pytest_sdbench.cards.front_matter import FrontMatter
 from pytest_sdbench.cards.records import DeviceRecord, Part, Record
+from pytest_sdbench.metrics.definition import Metric
 from pytest_sdbench.metrics.registry import METRICS, metric_name
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.layout import JOINED
@@ -255,7 +256,7 @@ def check_value(path: Path, keys: Keys, metric: str, value: Any, *, recorded: bo
     """Return a claimed figure, or raise: a placeholder, zero, negative, not finite, or off the scale.
 
     An unbiased estimate, such as the KID of a good model, can fall to zero and below, and so can what pairs
-    of pictures have; that is recorded, and never published.
+    of pictures have; that is recorded, and never published. What another tool gives has declared bounds.
     """
     known = METRICS[metric]
     low = -math.inf if known.minimum is None else known.minimum
@@ -266,7 +267,7 @@ def check_value(path: Path, keys: Keys, metric: str, value: Any, *, recorded: bo
         wrong = "is null" if value is None else "is no number"
     elif not math.isfinite(value):
         wrong = "is not finite"
-    elif value <= 0 and not (recorded and (known.signed or known.perfect is not None)):
+    elif value <= 0 and not _may_fall_to_zero(known, recorded=recorded):
         wrong = "is negative" if value else "is zero"
     elif not low <= value <= high:
         wrong, remedy = "has the wrong scale", known.scale[:1].upper() + known.scale[1:]
@@ -276,6 +277,16 @@ def check_value(path: Path, keys: Keys, metric: str, value: Any, *, recorded: bo
         return float(value)
     message = f"the {known.label} {wrong}"
     raise CardError(message, file=path, key=dotted(keys), found=value, remedy=remedy)
+
+
+def _may_fall_to_zero(known: Metric, *, recorded: bool) -> bool:
+    """Return whether zero and below are figures of a metric, and no placeholder.
+
+    Of another tool's metric its declared bounds say so: where lower is better, nothing is stricter than zero.
+    """
+    if known.reads == "imported":
+        return known.minimum is None or known.minimum < 0 or not known.higher_is_better
+    return recorded and (known.signed or known.perfect is not None)
 
 
 def check_metric(path: Path, keys: Keys, text: str) -> str:

@@ -14,8 +14,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     told = "the exit status of pytest: what did not end well is no release"
     command.add_argument("--status", type=int, default=0, metavar="N", help=told)
     told = "where the report or the log is; may be repeated"
-    command.add_argument("--link", action="append", default=[], metavar="NAME=URL", help=told)
+    command.add_argument("--link", type=_link, action="append", default=[], metavar="NAME=URL", help=told)
     share(command, "--out")
+
+
+def _link(text: str) -> tuple[str, str]:
+    name, sign, url = text.partition("=")
+    if not (name and sign) or "://" in name:
+        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=URL, such as log=https://ci.example/7")
+    return name, url
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     lacks = options.status and not options.results.exists()
     found, about = ([], {}) if lacks else run_of(options.results, key=None)
     rows, left = printable(found, []), about.get("unasked")
-    links = [link(name, url) for name, _, url in (text.partition("=") for text in options.link) if url]
+    links = [link(name, url) for name, url in options.link if url]  # a job may have none
     ending = [" · ".join(links)] if links else []
     room = COMMENT - 512  # the sign by which a comment is found again stands in it, too
     write_text(summary(rows, status=options.status, left=left, ending=ending, room=room), options.out)

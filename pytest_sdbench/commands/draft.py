@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.commands.shared import share, show, write_text
 
 
@@ -21,11 +22,17 @@ def run(options: argparse.Namespace) -> int:
     from pytest_sdbench.cards.card import read_card_text
     from pytest_sdbench.cards.draft import draft
 
-    if options.out is not None and options.out.exists():
+    own = options.folder / "README.md"
+    # Of the README.md of the folder the card keeps all: it alone may be replaced.
+    is_own = options.out is not None and own.exists() and options.out.exists() and own.samefile(options.out)
+    if options.out is not None and options.out.exists() and not is_own:
         message = "there is a file already, and a card is never overwritten"
         raise SdbenchError(message, file=options.out, remedy="Name another --out")
     text, place = draft(options.folder, options.out), options.out or options.folder / "README.md"
-    write_text(text, options.out)
+    if is_own:
+        write_atomically(options.out, text.encode("utf-8"))
+    else:
+        write_text(text, options.out)
     for problem in read_card_text(place, text).problems:
         show(f"note: {problem}", sys.stderr)
     return 0

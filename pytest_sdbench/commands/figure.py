@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -184,11 +185,14 @@ def _frontier(options: argparse.Namespace) -> int:
 
 def _panels(cards: Sequence[Card], rows: Sequence[Row], options: argparse.Namespace) -> Iterable[Panel]:
     """Yield a panel for each score and cost that two cards or more have."""
+    from pytest_sdbench.base.schema import suggestion
+    from pytest_sdbench.metrics.registry import METRICS, metric_name
     from pytest_sdbench.report.figures.frontier import Panel
     from pytest_sdbench.report.frontier import (
         COSTS,
         claimed,
         claimed_costs,
+        incomparable,
         measured_costs,
         measured_points,
         published_points,
@@ -197,16 +201,22 @@ def _panels(cards: Sequence[Card], rows: Sequence[Row], options: argparse.Namesp
         scored,
     )
 
+    names = [metric_name(metric) or metric for metric in options.metric]
+    if unknown := [name for name in names if name not in METRICS]:
+        remedy = f"{suggestion(unknown[0], list(METRICS))}Known metrics: {', '.join(METRICS)}"
+        raise SdbenchError("unknown metric", key="--metric", found=unknown[0], remedy=remedy)
     asked: dict[str, list[str]] = {}
     for protocol, metric in scored(rows) if rows else claimed(cards):
         metrics = asked.setdefault(protocol, [])
-        if metric in options.metric or (not options.metric and not metrics):
+        if metric in names or (not names and not metrics):
             metrics.append(metric)
     ran = {row.card for row in rows}
     for protocol, metrics in asked.items():
         if options.protocol and protocol not in options.protocol:
             continue
         for metric in metrics:
+            for note in incomparable(cards, protocol, metric):
+                show(f"note: {note}", sys.stderr)
             for kind in COSTS:
                 if options.cost and kind not in options.cost:
                     continue

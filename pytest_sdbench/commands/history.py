@@ -58,21 +58,24 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status: 1 where a file is not a run's."""
     runs, chosen, problems = read_chosen(options)
+    evidence = KeptEvidence(Workspace(options.store, options.data, progress=False))
+    found = trends(chosen, evidence) if options.format == "text" or options.json else []
     if options.format in _FORMATS:
         wanted = {each.about.series for each in chosen}
         latest = next(run for run in reversed(runs) if any(m.series in wanted for m in run.measurements))
         entries = _exported(latest, wanted, options.format)
         write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", options.out)
+        scores = (each for each in latest.measurements if each.series in wanted and each.test == "quality")
+        for name in sorted({each.metric for each in scores if each.gains_upward is None}):
+            show(f"left out: {name}: nothing here says whether higher is better", sys.stderr)
     else:
-        evidence = KeptEvidence(Workspace(options.store, options.data, progress=False))
-        found = trends(chosen, evidence)
         named = bool(options.card or options.metric or options.protocol)
         text = history_text(found, len(runs), detailed=named, notes=evidence.notes)
         if options.out is None:
             show(text)
         else:
             write_text(text + "\n", options.out)
-        write_figures(figures(found), options.json)
+    write_figures(figures(found), options.json)
     for problem in problems:
         show(f"not read: {problem}", sys.stderr)
     return int(bool(problems))
@@ -85,7 +88,11 @@ def read_chosen(options: argparse.Namespace) -> tuple[list[Run], list[Series], l
     """
     runs, problems = read_runs(place_of(options.place))
     chosen = [each for each in series_of(runs) if _is_chosen(each.about, options)]
+    if not runs:  # there are files, and none can be read
+        raise SdbenchError("no run can be read", file=options.place, found=problems[0])
     if not chosen:
+        for problem in problems:
+            show(f"not read: {problem}", sys.stderr)
         known = ", ".join(sorted({each.card for run in runs for each in run.measurements})) or "none"
         what = f"nothing here is of these cards, metrics and protocols; the cards are {known}"
         raise SdbenchError(what, file=options.place, remedy="Leave out --card, --metric or --protocol")
@@ -276,7 +283,8 @@ def _exported(latest: Run, wanted: Collection[tuple[str, ...]], form: str) -> li
     entries = []
     for each in latest.measurements:
         metric = METRICS.get(each.metric)
-        if each.series in wanted and (metric is not None and metric.higher_is_better) == _FORMATS[form]:
+        upward = each.gains_upward if each.test == "quality" else False
+        if each.series in wanted and upward is _FORMATS[form]:
             about = [f"{each.n:,} images"] if each.n else []
             about += [f"predicted for {each.predicted_for:,}"] if each.predicted_for else []
             about += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from pytest_sdbench.base.csv import csv_rows
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import DataError, EvidenceError, ProtocolError
-from pytest_sdbench.base.files import json_mapping, read_bounded
+from pytest_sdbench.base.files import json_list, json_mapping, read_bounded
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.score_matching import plain_caption
@@ -37,8 +38,14 @@ _LARGEST_VALUE = float(np.finfo(np.float32).max)
 _FINITE = (
     f"Give each image a number, of {_LARGEST_VALUE:.1g} at most, or take the first images alone: --images N"
 )
+_FILE_KEYS = ("file_name", "filename")
+_IMAGE = re.compile(r"[0-9]{8}\.[A-Za-z]+")
+"""What `images` calls the picture of an image: by its index."""
 PROMPT_KEYS = ("prompt", "text", "caption")
-_FORM = "Write JSON lines or CSV: `value`, and `index` (from 0) or `prompt`, with `seed` where prompts repeat"
+_FORM = (
+    "Write JSON lines or CSV: `value`, and `index` (from 0), `file_name` (as `images` wrote it) or `prompt`, "
+    "with `seed` where prompts repeat"
+)
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh91AY", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 """How files of gzip, bzip2, xz, zstd and zip begin."""
@@ -46,8 +53,8 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh91AY", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"PK
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    told = "JSON lines (.jsonl) or CSV (.csv) with an image a line: its `value`, and its `index` (from 0) or "
-    told += "its `prompt`; `seed` tells images of one prompt apart, and is checked"
+    told = "JSON lines, a JSON list or CSV with an image a line: its `value`, and its `index` (from 0), its "
+    told += "`file_name` (as `images` wrote it) or its `prompt`; `seed` tells images of one prompt apart"
     command.add_argument("scores", type=Path, metavar="SCORES", help=told)
     told = "a metric that the protocol declares with `kind: imported`"
     command.add_argument("--metric", required=True, metavar="NAME", help=told)
@@ -79,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
     card, weights = card_and_weights(options.card, options.weights)
     protocol = protocol_of(options.protocol, card)
     metric = _declared(protocol, options.metric)
+    whole = protocol
     if options.images is not None:
         protocol = first_images(protocol, options.images)
     workspace = Workspace(options.store, options.data, torch_device(options.device, option="--device"))
@@ -87,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     others = [name for name in protocol.metrics if name != metric.name]
     drawn = as_drawn(checkpoint, protocol.without(others), workspace, Extras(columns={}))
     evidence = open_evidence(workspace, checkpoint, drawn)
-    prompts = load_prompts(protocol, options.data)
+    prompts = load_prompts(whole, options.data)
     column = metric.column(protocol.metrics[metric.name].extractor)
     found = by_image(options.scores, values, prompts, _seeds(evidence, protocol.n))
     earlier = _imported(evidence, column)
@@ -181,7 +189,9 @@ def read_values(path: Path, metric: Metric) -> Iterator[Value]:
         raise DataError(message, file=path, remedy=_FORM) from None
     if content.startswith(_COMPRESSED):
         raise DataError("this file is compressed, or an archive", file=path, remedy=f"Unpack it. {_FORM}")
-    read = _json_lines if path.suffix in (".jsonl", ".ndjson", ".json") else _csv
+    start = content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    is_json = start in (b"{", b"[") or path.suffix.lower() in (".jsonl", ".ndjson", ".json")
+    read = (_json_list if start == b"[" else _json_lines) if is_json else _csv
     for where, row in read(path, content):
         keys = [key for key in ("value", "score", metric.name) if row.get(key) not in (None, "")]
         if len(keys) != 1:
@@ -196,6 +206,9 @@ def read_values(path: Path, metric: Metric) -> Iterator[Value]:
             remedy = metric.scale[:1].upper() + metric.scale[1:] if is_finite else _FINITE
             raise DataError(message, file=path, key=where, found=found, remedy=remedy)
         told = {key: row.get(key) for key in ("index", "seed") if row.get(key) not in (None, "")}
+        file = next((str(row[key]) for key in _FILE_KEYS if row.get(key) not in (None, "")), "")
+        if "index" not in told and _IMAGE.fullmatch(name := re.split(r"[/\\]", file)[-1]):
+            told["index"] = int(name.partition(".")[0])
         numbers = {key: _whole(path, f"{where}, {key}", found) for key, found in told.items()}
         prompt = next((str(row[key]) for key in PROMPT_KEYS if row.get(key) not in (None, "")), None)
         if "index" not in numbers and prompt is None:
@@ -217,6 +230,18 @@ def _json_lines(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, 
             yield f"line {number}", row
 
 
+def _json_list(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield what one list of objects says, as `DataFrame.to_json(orient="records")` writes it."""
+    try:
+        rows = json_list(content.decode("utf-8-sig"), unique=True)
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", file=path, remedy=_FORM) from None
+    for place, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError("not an object", file=path, key=f"[{place}]", found=row, remedy=_FORM)
+        yield f"[{place}]", row
+
+
 def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
     header: list[str] = []
     try:
@@ -226,10 +251,12 @@ def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 if twice := [name for name in header if header.count(name) > 1]:
                     message = "malformed CSV: two columns have one name"
                     raise DataError(message, key=f"line {line}", found=twice[0])
-            elif row and len(row) != len(header):
+            elif not any(map(str.strip, row)):  # Excel leaves such behind
+                continue
+            elif len(row) != len(header):
                 message = f"malformed CSV: not as many fields as the header has: {len(header)}"
                 raise DataError(message, key=f"line {line}")
-            elif row:
+            else:
                 yield f"line {line}", dict(zip(header, row, strict=True))
     except DataError as fault:
         key, found = fault.key, fault.found
@@ -258,10 +285,12 @@ def _whole(path: Path, where: str, found: object) -> int:
 def by_image(
     file: Path, values: Sequence[Value], prompts: Sequence[str], seeds: Sequence[int]
 ) -> npt.NDArray[np.float32]:
-    """Return the value of each image, [n], in the order of the prompts; raises DataError.
+    """Return the value of each image that has a seed, [n], in the order of the prompts; raises DataError.
 
-    Each has exactly one. A seed that a line has must be that of its image.
+    Each has exactly one; values of prompts beyond these are passed over. A seed that a line has must be that
+    of its image.
     """
+    n = len(seeds)
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
         places.setdefault(plain_caption(prompt), []).append(place)
@@ -274,6 +303,8 @@ def by_image(
         meant = [] if each.index is None else [each.index]
         if each.index is None:
             meant = places.get(plain_caption(str(each.prompt)), [])
+            # A prompt that comes again beyond the images at hand means the one here.
+            meant = [place for place in meant if place < n] or meant[:1]
             if len(meant) > 1 and each.seed is not None:
                 meant = [place for place in meant if seeds[place] == each.seed] or meant[:1]
         if not meant:
@@ -285,20 +316,22 @@ def by_image(
             raise fault(f"{len(meant)} images are of this prompt", each.prompt, remedy)
         (index,) = meant
         if not 0 <= index < len(prompts):
-            remedy = "Images are counted from 0; --images N takes the first ones alone"
-            raise fault(f"there are {len(prompts):,} images", index, remedy)
+            remedy = "Images are counted from 0. Score the images of this protocol alone"
+            raise fault(f"the protocol has {len(prompts):,} images", index, remedy)
         if each.prompt is not None and plain_caption(each.prompt) != plain_caption(prompts[index]):
             raise fault(
                 f"image {index} has another prompt: {prompts[index]}", each.prompt, "Correct the index"
             )
+        if index >= n:
+            continue
         if each.seed is not None and each.seed != seeds[index]:
             remedy = "Score the images of this protocol: python -m pytest_sdbench images CARD OUT"
             raise fault(f"image {index} has the seed {seeds[index]}", each.seed, remedy)
         if index in found:
             raise fault(f"a second value of image {index}", found[index].where, "Keep one")
         found[index] = each
-    if lacking := [index for index in range(len(prompts)) if index not in found]:
+    if lacking := [index for index in range(n) if index not in found]:
         message = f"no value of {len(lacking):,} images, the first of them image {lacking[0]}"
         remedy = "Score them as well, or take the first images alone: --images N"
         raise DataError(message, file=file, found=prompts[lacking[0]], remedy=remedy)
-    return np.array([found[index].value for index in range(len(prompts))], np.float32)
+    return np.array([found[index].value for index in range(n)], np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -36,6 +37,14 @@ COMMANDS = {
 """What each command does. Its module, of the same name, declares its arguments and runs it."""
 
 
+def _is_file(stream: io.TextIOWrapper) -> bool:
+    """Return whether a stream is redirected into a file, and nobody said in which encoding."""
+    try:
+        return "PYTHONIOENCODING" not in os.environ and stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # one that has no file behind it
+        return False
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 something lacks, 2 an explained error.
 
@@ -45,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without arrows shows their numbers
+            if stream is sys.stdout and _is_file(stream):
+                stream.reconfigure(encoding="utf-8")  # whatever the machine's terminals show
     # Only the module of the command at hand is loaded: some of them need numpy.
     named = next((word for word in words if word in COMMANDS), "")
     try:

@@ -140,7 +140,11 @@ def _matched(
 def _unpaired(protocol: Protocol, matching: Matching) -> dict[str, SdbenchError]:
     """Return the metrics that images of no known prompt have no score of: those not of images alone."""
     of_images = ("features", "logits")
-    metrics = [name for name in protocol.metrics if METRICS[name].output not in of_images]
+    metrics = [
+        name
+        for name in protocol.metrics
+        if METRICS[name].output not in of_images and METRICS[name].reads != "imported"
+    ]
     return dict.fromkeys(metrics, matching.doubt) if matching.doubt else {}
 
 

@@ -72,6 +72,12 @@ def match(
         remedy = "Write metadata.csv with file_name and text; or, if images are in the order of the prompts "
         remedy += "when sorted by name: --match order"
         doubt = DataError(message, file=images.pictures[0].where, remedy=remedy)
+    if doubt and len(images.pictures) > max(len(prompts), len(files)):
+        message = (
+            f"{len(images.pictures):,} images and {len(prompts):,} prompts, of which nothing says which "
+        )
+        message += f"belong together: {doubt.message}"
+        raise DataError(message, file=doubt.file, key=doubt.key, found=doubt.found, remedy=doubt.remedy)
     indices, how = found or _by_order(images)
     checked = _checked(images, indices, max(len(prompts), len(files)), n, all_of_them)
     return Matching(checked, "in no way" if doubt else how, doubt)

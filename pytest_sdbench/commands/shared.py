@@ -19,6 +19,7 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, find_card, means, own_names, read_card
 from pytest_sdbench.cards.front_matter import is_card, is_lost
+from pytest_sdbench.commands.project import place_in_project
 from pytest_sdbench.protocols.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def share(command: argparse.ArgumentParser, *names: str) -> None:
         else:
             option, short = OPTIONS[name.replace("--", "--sdbench-", 1)], []
             told = option.arguments(option.default) | ({"type": Path} if name == "--data" else {})
+            if name in ("--store", "--data"):  # whoever runs commands beside pytest means the same places
+                place = place_in_project(option.dest)
+                told["default"] = Path(place) if place and name == "--data" else place and str(place)
         command.add_argument(*short, name, **told)
 
 

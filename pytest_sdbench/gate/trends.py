@@ -50,8 +50,8 @@ class Trend:
 
     def worse(self, change: Change) -> bool | None:
         """Return whether a change is one to the worse; None where the figure has no better side."""
-        metric = METRICS.get(self.series.about.metric)
-        return None if metric is None else (change.value < 0) == metric.higher_is_better
+        upward = self.series.about.gains_upward
+        return None if upward is None else (change.value < 0) == upward
 
 
 def trends(series: Sequence[Series], find: Find = lambda _: None) -> list[Trend]:

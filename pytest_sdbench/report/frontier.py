@@ -8,7 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_sdbench.cards.card import Card
+from pytest_sdbench.cards.cases import other_protocol
+from pytest_sdbench.cards.claims import Claim
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.report.cells import measured, with_error
 from pytest_sdbench.report.results import Row
 
@@ -61,11 +64,9 @@ def published_points(
 ) -> Iterator[CostPoint]:
     """Yield where cards stand by what they publish, given their `costs` by name."""
     for card in cards:
-        for claim in card.claims:
-            wanted = (claim.gate_protocol, claim.metric, claim.kind) == (protocol, metric, "published")
-            if wanted and card.name in costs:
-                yield CostPoint(card.name, costs[card.name], claim.value, claim.text, False)
-                break
+        claims = [claim for claim, why in _claims(card, protocol, metric, "published") if not why]
+        for claim in claims[:1] if card.name in costs else []:
+            yield CostPoint(card.name, costs[card.name], claim.value, claim.text, False)
 
 
 def recorded_points(
@@ -73,10 +74,26 @@ def recorded_points(
 ) -> Iterator[CostPoint]:
     """Yield where cards stand by what they record, given their `costs` by name."""
     for card in cards:
-        for each in card.records:
-            if (each.protocol, each.metric) == (protocol, metric) and card.name in costs:
+        for claim, why in _claims(card, protocol, metric, "recorded"):
+            if (each := claim.record) is not None and not why and card.name in costs:
                 text = with_error(each.value, each.standard_error, METRICS[metric].decimals)
                 yield CostPoint(card.name, costs[card.name], each.value, text, True, each.standard_error)
+
+
+def incomparable(cards: Iterable[Card], protocol: str, metric: str) -> Iterator[str]:
+    """Yield a line on each figure that no panel has, since it is of other images or of a former protocol."""
+    for card in cards:
+        for kind in ("published", "recorded"):
+            for claim, why in _claims(card, protocol, metric, kind):
+                if why:
+                    yield f"{card.name}: {claim.text} is left out: {why}"
+
+
+def _claims(card: Card, protocol: str, metric: str, kind: str) -> Iterator[tuple[Claim, str]]:
+    """Yield a card's claims of a score, each with why it is not of the protocol as it is today."""
+    for claim in card.claims:
+        if (claim.gate_protocol, claim.metric, claim.kind) == (protocol, metric, kind):
+            yield claim, other_protocol(claim, load_protocol(protocol, search=(card.path.parent,)))
 
 
 def measured_points(

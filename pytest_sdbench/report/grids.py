@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pytest_sdbench.base.text import plain
-from pytest_sdbench.report.cells import Markup, bold, link, markdown, table
+from pytest_sdbench.report.cells import NONE, Markup, bold, link, markdown, table
 
 MARK = "†"
 
@@ -203,6 +203,8 @@ def csv_lines(grids: Sequence[Grid]) -> str:
         for row in grid.rows:
             name = ", ".join(cell.text for cell in row[: grid.left])
             for column, cell in zip(grid.heading[grid.left :], row[grid.left :], strict=True):
+                if cell.text == NONE:
+                    continue
                 words = (title, name, column, cell.text, cell.error)
                 flags = ("yes" if flag else "" for flag in (cell.best, cell.worse))
                 writer.writerow([*map(csv_text, words), *flags])

@@ -62,6 +62,14 @@ class Measurement:
     dtype: str = ""
     """Of a latency or a peak of memory."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    higher_is_better: bool | None = None
+    """Of a score, as the run had its metric: a later reader may not have a protocol or a conftest of it."""
+
+    @property
+    def gains_upward(self) -> bool | None:
+        """Whether more of a score is better; None for what is no score, and where nobody knows its metric."""
+        metric = METRICS.get(self.metric)
+        return self.higher_is_better if metric is None else metric.higher_is_better
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -144,6 +152,8 @@ def _measurement(found: object) -> Measurement:
         )
         if key in counts:
             right = type(value) is int and value > 0
+        if key == "higher_is_better":
+            right = isinstance(value, bool)
         if not right or (key == "standard_error" and value < 0):
             raise ValueError(f"a measurement's {key} is {value!r:.100}")
     for key in ("card", "test", "value"):
@@ -181,6 +191,7 @@ def _of_row(row: Row) -> Measurement:
     }
     about = {key: row.extra.get(name) for key, name in names.items()}
     versions: Any = row.extra.get("versions")
+    metric = METRICS.get(row.metric)
     return Measurement(
         card=row.card,
         test=row.test,
@@ -196,6 +207,7 @@ def _of_row(row: Row) -> Measurement:
         margin=row.margin,
         verdict=row.verdict,
         versions=dict(versions) if _is_words(versions) else {},
+        higher_is_better=None if metric is None else metric.higher_is_better,
         **{key: value for key, value in about.items() if isinstance(value, str)},
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pytest_sdbench.base.errors import EvidenceError, first_line
 from pytest_sdbench.base.files import create_atomically, write_atomically
@@ -46,8 +46,17 @@ def place_of(text: str, start: Path | None = None) -> Path | str:
     """Return the place that a text names: a URL as it is, ``file://`` and paths as a path from `start` on."""
     if is_url(text) and not text.startswith("file://"):
         return text.rstrip("/")
-    path = Path(unquote(urlsplit(text).path)) if is_url(text) else Path(os.path.expanduser(text))
+    path = Path(_path_of(text) if is_url(text) else os.path.expanduser(text))
     return path if start is None else (start / path).absolute()
+
+
+def _path_of(url: str) -> str:
+    """Return the path of a ``file://`` URL, with any sign in it; raises EvidenceError for no path."""
+    path = unquote(url.removeprefix("file://").removeprefix("localhost"))
+    if not path.startswith("/"):
+        remedy = "Write file:///FOLDER with the whole path, or the path alone"
+        raise EvidenceError("a file URL names no folder of this machine", key=url, remedy=remedy)
+    return path
 
 
 def open_storage(root: Path | str) -> Storage:

@@ -87,7 +87,7 @@ class SdbenchSession:
         root = (self.config.inipath or self.config.rootpath / "x").parent
         cards: list[Path] = []
         for pattern in patterns:
-            found = sorted(glob.glob(str(root / pattern), recursive=True))
+            found = sorted(glob.glob(str(root / os.path.expanduser(pattern)), recursive=True))
             if not found:
                 raise pytest.UsageError(f"sdbench_cards: nothing matches {pattern!r} below {root}")
             cards += [Path(path) for path in found]

@@ -71,8 +71,8 @@ class Settings:
 
         def start(dest: str) -> Path:
             # As pytest does it: a path on the command line starts here, one in the ini file at the ini file.
-            here = given(config, dest)
-            return config.invocation_params.dir if here else (config.inipath or config.rootpath / "x").parent
+            file = None if given(config, dest) else config.inipath
+            return config.invocation_params.dir if file is None else file.parent
 
         def place(dest: str, path: Path | str) -> Path:
             return (start(dest) / os.path.expanduser(path)).absolute()
@@ -110,7 +110,10 @@ class Settings:
                 raise pytest.UsageError(str(forbidden(Path(error.filename or folder)))) from None
             except SdbenchError as error:
                 raise pytest.UsageError(str(error)) from None
-        store = place_of(told["store"], start("sdbench_store"))
+        try:
+            store = place_of(told["store"], start("sdbench_store"))
+        except SdbenchError as error:
+            raise pytest.UsageError(f"--sdbench-store: {error}") from None
         report = tuple(place("sdbench_report", path) for path in told["report"])
         for path in report:
             if reason := why_unwritable(path):

@@ -17,6 +17,7 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import check_lineage, read_card
 from pytest_sdbench.cards.draft import draft
 from pytest_sdbench.cards.front_matter import BLOCK
+from pytest_sdbench.commands.main import main
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.counts import Macs
@@ -160,6 +161,17 @@ def test_a_readme_without_front_matter_keeps_its_text(tiny_checkpoint: Path) -> 
     # And not over a card.
     with pytest.raises(CardError, match=r"a card already.*pytest --sdbench"):
         draft(tiny_checkpoint)
+
+
+def test_the_readme_of_the_folder_itself_can_be_made_the_card(tiny_checkpoint: Path) -> None:
+    path = tiny_checkpoint / "README.md"
+    path.write_text("---\nlicense: mit\n---\n# Ours\n")
+    assert main(["draft", str(tiny_checkpoint), "--out", str(path)]) == 0
+    assert (read_card(path).license, read_card(path).title) == ("mit", "Ours")
+    other = tiny_checkpoint / "other.md"
+    other.write_text("# Another\n")
+    assert main(["draft", str(tiny_checkpoint), "--out", str(other)]) == 2
+    assert other.read_text() == "# Another\n"
 
 
 def test_a_card_elsewhere_tells_the_way_to_the_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -239,8 +239,8 @@ ANCHORED = HEAD.replace("[ a,b ,  c ]", "&x [ ]") + "sdbench:\n  records: *x\n"
     ("front", "told"),
     [
         (HEAD, DRAFT),
-        (HEAD + "sdbench:\n", DRAFT),
-        (HEAD + "sdbench: {}\n", DRAFT),
+        (HEAD + "sdbench:\n", "the card's block is empty"),
+        (HEAD + "sdbench: {}\n", "the card's block is empty"),
         (ANCHORED, r"sdbench\.records: .*without anchors"),
     ],
 )

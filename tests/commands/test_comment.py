@@ -22,6 +22,16 @@ def test_a_comment_has_the_verdict_and_the_links(tmp_path: Path, capsys: pytest.
     assert said.endswith("[Report](https://x.example/a?b=c) · Script\n")
 
 
+@pytest.mark.parametrize("link", ["https://ci.example/x?id=3", "report"])
+def test_a_link_without_a_name_is_refused(
+    link: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["comment", str(tmp_path / "results.json"), "--link", link])
+    assert ended.value.code == 2
+    assert "give NAME=URL" in capsys.readouterr().err
+
+
 def test_a_comment_leaves_room_for_the_sign_by_which_it_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -240,3 +240,21 @@ def test_a_history_shows_its_drop(tmp_path: Path) -> None:
     assert [text for text in shown if text.startswith("worse +")]
     assert {"mini", "FID ↓, coco5k", "2026-10-01", "2026-10-30"} <= set(shown)
     assert main(["figure", "history", str(place), "--card", "other", "--out", str(out)]) == 2
+
+
+def test_scores_of_other_images_stand_in_no_panel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value, n in (("a", 17.1, 30_000), ("b", 18.2, 30_000), ("c", 23.4, 5_000)):
+        dataset = f"{{type: coco, name: COCO, config: coco30k-bksdm, args: {{num_samples: {n}}}}}"
+        result = (
+            f"{{task: {{type: text-to-image}}, dataset: {dataset}, metrics: [{{type: fid, value: {value}}}]}}"
+        )
+        block = "sdbench: {checkpoint: ./, size: {unet: {exact: 579384964, published: 0.58e+9}}}"
+        text = f"---\n{block}\nmodel-index: [{{name: {name}, results: [{result}]}}]\n---\n# {name}\n"
+        (tmp_path / f"{name}.md").write_text(text)
+    cards, out = [str(tmp_path / f"{name}.md") for name in "abc"], tmp_path / "f.svg"
+    assert main(["figure", "frontier", *cards, "--metric", "FID", "--cost", "size", "--out", str(out)]) == 0
+    assert "c: 23.4 is left out: the claim is of 5,000 images" in capsys.readouterr().err
+    told = ElementTree.parse(out).getroot().findtext("{http://www.w3.org/2000/svg}desc", "")
+    assert [name for name in "abc" if f"\n{name}: " in told] == ["a", "b"]
+    assert main(["figure", "frontier", *cards, "--metric", "fidd", "--out", str(out)]) == 2
+    assert "unknown metric" in capsys.readouterr().err

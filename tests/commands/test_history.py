@@ -91,6 +91,29 @@ def test_the_latest_run_is_exported(
         assert entries[0]["extra"].startswith("5,000 images\ncheckpoint 000000000000001e")
 
 
+def test_a_metric_that_this_installation_lacks_is_exported_the_way_its_run_had_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    up = replace(SCORE, metric="their_reward", higher_is_better=True)
+    unknown = replace(SCORE, metric="their_other", higher_is_better=None)
+    write_run(tmp_path, run_at(1, up, unknown, SIZE))
+    found = {}
+    for form in ("customBiggerIsBetter", "customSmallerIsBetter"):
+        figures = tmp_path / f"{form}.json"
+        assert main(["history", str(tmp_path), "--format", form, "--json", str(figures)]) == 0
+        printed = capsys.readouterr()
+        found[form] = [each["unit"] for each in json.loads(printed.out)]
+        assert "left out: their_other: nothing here says whether higher is better" in printed.err
+        assert len(json.loads(figures.read_text(encoding="utf-8"))["series"]) == 3
+    assert found == {"customBiggerIsBetter": ["their_reward"], "customSmallerIsBetter": ["parameters"]}
+
+
+def test_a_history_that_cannot_be_read_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run-1.json").write_text('{"schema_version": 2}')
+    assert main(["history", str(tmp_path)]) == 2
+    assert "schema version 2, and this version reads 1" in capsys.readouterr().err
+
+
 def test_what_is_not_there_is_an_error_that_says_what_is(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

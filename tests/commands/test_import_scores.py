@@ -18,7 +18,7 @@ import pytest
 from pytest_sdbench.base.errors import DataError, SdbenchError
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands import import_scores
-from pytest_sdbench.commands.import_scores import by_image, read_values
+from pytest_sdbench.commands.import_scores import Value, by_image, read_values
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.metrics.imported import imported_metric
 from pytest_sdbench.metrics.registry import METRICS
@@ -74,14 +74,13 @@ def test_every_value_finds_its_image(tmp_path: Path, name: str, text: str) -> No
         ({"index": 0, "value": 1, "score": 1}, "several values"),
         ({"value": 1}, "neither index nor prompt"),
         ({"index": 1.5, "value": 1}, "not a whole number"),
-        ({"index": 4, "value": 1}, "there are 4 images"),
-        ({"index": -1, "value": 1}, "there are 4 images"),
+        ({"index": 4, "value": 1}, "the protocol has 4 images"),
+        ({"index": -1, "value": 1}, "the protocol has 4 images"),
         ({"prompt": "a fox", "value": 1}, "no prompt of the protocol"),
         ({"prompt": "a cat", "value": 1}, "2 images are of this prompt"),
         ({"prompt": "a cat", "seed": 12, "value": 1}, "the seed"),
         ({"prompt": "a dog", "seed": 23, "value": 1}, "the seed 22"),
         ({"index": 1, "prompt": "a cat", "value": 1}, "another prompt"),
-        (["index", 0], "not a JSON object"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: object, words: str) -> None:
@@ -268,3 +267,30 @@ def test_a_margin_of_per_cent_is_refused_beside_a_share(tmp_path: Path) -> None:
     make_protocol(tmp_path / "protocols/mini.yaml", metrics={"geneval": DECLARED}, margins={})
     with pytest.raises(SdbenchError, match="would pass nearly anything"):
         read_card(make_card(tmp_path / "mini.md", claims={"geneval": 0.62}, margins={"geneval": 2}))
+
+
+def test_a_json_list_and_the_names_of_pictures_are_read_whatever_the_file_is_called(tmp_path: Path) -> None:
+    rows = [
+        {"file_name": f"out/{index:08d}.png", "value": value} for index, value in enumerate((0.25, 0, 0.5, 1))
+    ]
+    told = "".join(f"{json.dumps(row)}\n" for row in rows)
+    table = "filename,value\n" + "".join(f"{row['file_name']},{row['value']}\n" for row in rows) + ",\n,\n"
+    for name, text in (("s.json", json.dumps(rows, indent=1)), ("s.JSONL", told), ("s.txt", told)):
+        assert scores(tmp_path, text, name) == [0.25, 0, 0.5, 1]
+    assert scores(tmp_path, table, "s.csv") == [0.25, 0, 0.5, 1]
+    with pytest.raises(DataError, match=r"not an object.*1.5|\[1\]"):
+        scores(tmp_path, json.dumps([rows[0], 1.5]), "s.json")
+
+
+@pytest.mark.parametrize(("sign", "told"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_with_another_separator_is_told_so(tmp_path: Path, sign: str, told: str) -> None:
+    with pytest.raises(DataError, match=f"by {told} in this file"):
+        scores(tmp_path, f"index{sign}value\n0{sign}1\n", "s.csv")
+
+
+def test_values_beyond_the_images_at_hand_are_passed_over() -> None:
+    values = [Value(f"line {index + 1}", index / 4, index=index) for index in range(4)]
+    assert by_image(Path("s"), values, PROMPTS, SEEDS[:2]).tolist() == [0, 0.25]
+    beyond = [*values, Value("line 5", 1.0, index=4)]
+    with pytest.raises(DataError, match="line 5: the protocol has 4 images"):
+        by_image(Path("s"), beyond, PROMPTS, SEEDS[:2])

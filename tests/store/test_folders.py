@@ -122,6 +122,9 @@ def test_files_have_names_that_people_can_use(storage: Storage) -> None:
 def test_paths_and_urls_are_told_apart(tmp_path: Path) -> None:
     assert isinstance(open_storage(tmp_path), LocalFolder)
     assert open_storage(f"file://{tmp_path}/with%20space").root == tmp_path / "with space"
+    assert place_of(f"file://localhost{tmp_path}/a#1?b") == tmp_path / "a#1?b"
+    with pytest.raises(EvidenceError, match=r"file://evidence: .*file:///FOLDER"):
+        place_of("file://evidence", tmp_path)
     assert place_of("~/store") == Path.home() / "store"
     assert place_of("store", tmp_path) == tmp_path / "store"
     assert place_of("s3://bucket/folder/", tmp_path) == "s3://bucket/folder"

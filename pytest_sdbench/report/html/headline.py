@@ -67,7 +67,8 @@ class Gap:
 def headline(rows: Sequence[Row], unasked: int = 0) -> Headline:
     """Return whether the checkpoints of some rows may be released.
 
-    What was not measured is not taken for good: only where every claimed score was compared it says so.
+    What was not measured is not taken for good. What cannot be compared, for want of a margin or since it is
+    of other images, is counted beside the verdict.
     `unasked` is the number of claimed scores that are no part of the run.
     """
     count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}

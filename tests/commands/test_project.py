@@ -1,0 +1,40 @@
+"""Commands keep evidence and data where a run of pytest in the same folder keeps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_sdbench.commands.main import parser
+from pytest_sdbench.commands.project import _ini
+from pytest_sdbench.suite.settings import Settings
+
+FILES = {
+    "pytest.ini": "[pytest]\nsdbench_store = evidence\nsdbench_data = data\n",
+    "tox.ini": "[pytest]\nsdbench_store = /elsewhere/evidence\n",
+    "setup.cfg": "[tool:pytest]\nsdbench_store = s3://bucket/evidence\n",
+    "pyproject.toml": '[tool.pytest.ini_options]\nsdbench_store = "evidence"\n',
+    "pyproject.toml without us": '[project]\nname = "mine"\n',
+    "none": "",
+}
+
+
+@pytest.mark.parametrize("within", ["", "cards"])
+@pytest.mark.parametrize("name", FILES)
+def test_commands_and_pytest_mean_the_same_places(
+    name: str, within: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / within
+    for folder in (here, tmp_path / "data"):
+        folder.mkdir(exist_ok=True)
+    if FILES[name]:
+        (tmp_path / name.split()[0]).write_text(FILES[name])
+    monkeypatch.chdir(here)
+    _ini.cache_clear()
+    asked = parser("import").parse_args(["import", "s.csv", "--metric=m", "--card=c", "--protocol=p"])
+    config = pytest.Config.fromdictargs({}, ["--sdbench", str(here)])
+    told = Settings.from_pytest_config(config)
+    store = asked.store if "://" in asked.store else str(Path(asked.store).absolute())
+    assert store == str(told.store)
+    assert (asked.data and asked.data.absolute()) == told.data
