@@ -284,9 +284,10 @@ def _may_fall_to_zero(known: Metric, *, recorded: bool) -> bool:
 
     Of another tool's metric its declared bounds say so: where lower is better, nothing is stricter than zero.
     """
-    if known.reads == "imported":
-        return known.minimum is None or known.minimum < 0 or not known.higher_is_better
-    return recorded and (known.signed or known.perfect is not None)
+    if recorded and (known.signed or known.perfect is not None):
+        return True
+    below = known.minimum is None or known.minimum < 0
+    return known.reads == "imported" and (below or not known.higher_is_better)
 
 
 def check_metric(path: Path, keys: Keys, text: str) -> str:

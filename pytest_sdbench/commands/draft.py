@@ -24,8 +24,9 @@ def run(options: argparse.Namespace) -> int:
 
     own = options.folder / "README.md"
     # Of the README.md of the folder the card keeps all: it alone may be replaced.
-    is_own = options.out is not None and own.exists() and options.out.exists() and own.samefile(options.out)
-    if options.out is not None and options.out.exists() and not is_own:
+    is_taken = options.out is not None and options.out.exists()
+    is_own = is_taken and own.exists() and own.samefile(options.out)
+    if is_taken and not is_own:
         message = "there is a file already, and a card is never overwritten"
         raise SdbenchError(message, file=options.out, remedy="Name another --out")
     text, place = draft(options.folder, options.out), options.out or options.folder / "README.md"

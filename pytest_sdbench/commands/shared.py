@@ -63,8 +63,7 @@ def share(command: argparse.ArgumentParser, *names: str) -> None:
             option, short = OPTIONS[name.replace("--", "--sdbench-", 1)], []
             told = option.arguments(option.default) | ({"type": Path} if name == "--data" else {})
             if name in ("--store", "--data"):  # whoever runs commands beside pytest means the same places
-                place = place_in_project(option.dest)
-                told["default"] = Path(place) if place and name == "--data" else place and str(place)
+                told["default"] = place_in_project(option.dest)
         command.add_argument(*short, name, **told)
 
 

@@ -64,8 +64,8 @@ def published_points(
 ) -> Iterator[CostPoint]:
     """Yield where cards stand by what they publish, given their `costs` by name."""
     for card in cards:
-        claims = [claim for claim, why in _claims(card, protocol, metric, "published") if not why]
-        for claim in claims[:1] if card.name in costs else []:
+        claims = (claim for claim, why in _claims(card, protocol, metric, "published") if not why)
+        if card.name in costs and (claim := next(claims, None)) is not None:
             yield CostPoint(card.name, costs[card.name], claim.value, claim.text, False)
 
 

@@ -110,10 +110,7 @@ class Settings:
                 raise pytest.UsageError(str(forbidden(Path(error.filename or folder)))) from None
             except SdbenchError as error:
                 raise pytest.UsageError(str(error)) from None
-        try:
-            store = place_of(told["store"], start("sdbench_store"))
-        except SdbenchError as error:
-            raise pytest.UsageError(f"--sdbench-store: {error}") from None
+        store = _place("--sdbench-store", told["store"], start("sdbench_store"))
         report = tuple(place("sdbench_report", path) for path in told["report"])
         for path in report:
             if reason := why_unwritable(path):
@@ -145,9 +142,16 @@ def _pool(config: pytest.Config, address: str | None, *asked: Any) -> Pool | Non
     return Pool(address, *asked)
 
 
+def _place(flag: str, text: str, start: Path) -> Path | str:
+    try:
+        return place_of(text, start)
+    except SdbenchError as error:
+        raise pytest.UsageError(f"{flag}: {error}") from None
+
+
 def _history(text: str, start: Path) -> Path | str:
     """Return the place of a history; raise pytest.UsageError for one that cannot be written."""
-    place = place_of(text, start)
+    place = _place("--sdbench-history", text, start)
     try:
         reason = "" if isinstance(open_storage(place), RemoteFolder) else why_unwritable(Path(place) / "run")
     except SdbenchError as error:

@@ -331,6 +331,8 @@ def test_a_figure_of_another_tool_may_be_what_its_bounds_allow(
         return
     with pytest.raises(CardError, match=wrong):
         check_value(Path("card.md"), ("value",), "reward", value)
+    if value == 0:  # as a measurement it is one like others
+        assert check_value(Path("card.md"), ("value",), "reward", value, recorded=True) == 0
 
 
 # --- lineage ----------------------------------------

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from pytest_sdbench.commands.main import parser
-from pytest_sdbench.commands.project import _ini
 from pytest_sdbench.suite.settings import Settings
 
 FILES = {
@@ -31,10 +30,16 @@ def test_commands_and_pytest_mean_the_same_places(
     if FILES[name]:
         (tmp_path / name.split()[0]).write_text(FILES[name])
     monkeypatch.chdir(here)
-    _ini.cache_clear()
     asked = parser("import").parse_args(["import", "s.csv", "--metric=m", "--card=c", "--protocol=p"])
     config = pytest.Config.fromdictargs({}, ["--sdbench", str(here)])
     told = Settings.from_pytest_config(config)
     store = asked.store if "://" in asked.store else str(Path(asked.store).absolute())
     assert store == str(told.store)
     assert (asked.data and asked.data.absolute()) == told.data
+
+
+@pytest.mark.parametrize("flag", ["--sdbench-store", "--sdbench-history"])
+def test_a_file_url_without_a_folder_is_a_mistake_in_the_option(flag: str) -> None:
+    config = pytest.Config.fromdictargs({}, ["--sdbench", f"{flag}=file://evidence"])
+    with pytest.raises(pytest.UsageError, match=rf"{flag}: .*names no folder of this machine"):
+        Settings.from_pytest_config(config)
