@@ -363,5 +363,5 @@ def test_a_file_that_is_no_protocol_says_so(content: bytes | None, message: str,
         load_protocol(path)
     with pytest.raises(ProtocolError, match="cannot be read"):
         load_protocol(tmp_path)
-    with pytest.raises(ProtocolError, match=r"found 'coco30k'.*Did you mean 'coco5k'"):
+    with pytest.raises(ProtocolError, match=r"found 'coco30k'.*Did you mean 'coco30k-bksdm'"):
         load_protocol("coco30k")
