@@ -161,6 +161,8 @@ def _trainable(recipe: Recipe, parts: Parts, objective: Prediction | DreamBooth)
         taps, made = inner_taps(unet), unet.config["in_channels"]
         readouts = nn.ModuleList(Readout(channels, made, covers) for channels, covers in taps.values())
     model = Denoiser(unet, tuple(taps), encoder, readouts).requires_grad_(True)
+    if getattr(objective, "inner_captions", 0):
+        model.tell_blocks_apart()
     return model.drop_inner_skips() if getattr(objective, "dropped_skips", 0) else model
 
 

@@ -96,6 +96,13 @@ def _objective(recipe: Recipe) -> Iterator[Fault]:
         if objective.sigma_data != 0.5:
             remedy = "Take 0.5, which diffusers' LCMScheduler draws with"
             yield Fault("objective.sigma_data", "no sampler knows it", objective.sigma_data, remedy)
+    elif objective.kind == "prediction" and (share := objective.inner_captions):
+        if recipe.data.kind != "scenes":
+            message = "of scenes alone it is known which words name objects"
+            yield Fault("objective.inner_captions", message, share, "Leave the key out")
+        elif not objective.train_text_encoder:
+            message = "the names alone are other text than the text encoder was trained on"
+            yield Fault("objective.inner_captions", message, share, "Write train_text_encoder: true too")
     elif objective.kind == "dreambooth" and objective.prior_weight and not objective.class_images:
         message = f"a prior weight of {objective.prior_weight:g} needs class images"
         yield Fault("objective.class_images", message, 0, "Take some, such as 200, or prior_weight: 0")

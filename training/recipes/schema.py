@@ -84,6 +84,9 @@ class Prediction(_Part):
     noisier_half: Share | None = None
     """Share of the pictures whose timestep is of the noisier half; none: all timesteps alike."""
     train_text_encoder: bool = False
+    inner_captions: Share = 0.0
+    """Share of the pictures of scenes whose whole caption the mid block alone hears: the other levels hear
+    the names of its objects."""
 
 
 class Weights(_Part):

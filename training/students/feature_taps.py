@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,15 @@ def inner_taps(unet: Any) -> dict[str, tuple[int, int]]:
     return found
 
 
+class Hearing(NamedTuple):
+    """What the levels of a U-Net hear of captions; its mid block hears all of them."""
+
+    outline: Tensor
+    """What the levels around the mid block hear of each caption, in the form of the text."""
+    whole: Tensor
+    """In which pictures they hear all of it: bool [B]."""
+
+
 class Readout(nn.Module):
     """Read the picture out of what a level of a U-Net says, each pixel of it alone; begins with nothing."""
 
@@ -92,6 +101,7 @@ class Denoiser(nn.Module):
         self.taps = tuple(taps)
         self._caught: dict[str, Tensor] | None = None
         self._kept: Tensor | None = None
+        self._hearing: Hearing | None = None
         layers = dict(unet.named_modules())
         for tap in self.taps:
             if tap not in layers:
@@ -109,6 +119,13 @@ class Denoiser(nn.Module):
             block.register_forward_pre_hook(self._drop, with_kwargs=True)
         return self
 
+    def tell_blocks_apart(self) -> Denoiser:
+        """Let calls say what the levels around the mid block hear of captions."""
+        unet: Any = self.unet
+        for block in (*unet.down_blocks, *unet.up_blocks):
+            block.register_forward_pre_hook(self._muffle, with_kwargs=True)
+        return self
+
     def forward(
         self,
         noisy: Tensor,
@@ -116,21 +133,24 @@ class Denoiser(nn.Module):
         text: Tensor,
         guidance: Tensor | None = None,
         kept: Tensor | None = None,
+        hearing: Hearing | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the prediction [B, C, h, w] and a feature for each tap.
 
         `text` is token numbers [B, T] where this module has a text encoder, else text states [B, T, D];
         `guidance` is the embedding of the guidance scale [B, G] of a consistency model. With readouts, a
         feature is the picture that they read out of it. `kept` says, after `drop_inner_skips`, in which
-        pictures there are such skips, [B].
+        pictures there are such skips, [B]; `hearing` says, after `tell_blocks_apart`, what the blocks hear.
         """
         if self.text_encoder is not None:
             text = self.text_encoder(text).last_hidden_state
+            if hearing is not None:
+                hearing = hearing._replace(outline=self.text_encoder(hearing.outline).last_hidden_state)
         caught: dict[str, Tensor] = {}
-        self._caught, self._kept = caught, kept
+        self._caught, self._kept, self._hearing = caught, kept, hearing
         prediction = self.unet(noisy, steps, text, timestep_cond=guidance, return_dict=False)[0]
         # Gradient checkpointing runs layers again in the backward pass: what they put out then is not kept.
-        self._caught = self._kept = None
+        self._caught = self._kept = self._hearing = None
         features = (caught[tap] for tap in self.taps)
         if self.readouts is not None:
             return prediction, tuple(read(each) for read, each in zip(self.readouts, features, strict=True))
@@ -146,6 +166,15 @@ class Denoiser(nn.Module):
             **named,
             "res_hidden_states_tuple": tuple(skip * kept.to(skip.dtype) for skip in skips),
         }
+
+    def _muffle(
+        self, _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        text = named.get("encoder_hidden_states")  # blocks without attention have none
+        if self._hearing is None or text is None:
+            return None
+        heard = torch.where(self._hearing.whole.view(-1, 1, 1), text, self._hearing.outline.to(text.dtype))
+        return inputs, {**named, "encoder_hidden_states": heard}
 
     def _hook(self, tap: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -211,6 +211,16 @@ def test_a_recipe_that_is_a_bomb_or_no_file_is_refused(content: str, tmp_path: P
             "data.cache_text",
             "its states change",
         ),
+        (
+            ["objective={kind: prediction, inner_captions: 0.5, train_text_encoder: true}"],
+            "objective.inner_captions",
+            "of scenes alone",
+        ),
+        (
+            ["objective={kind: prediction, inner_captions: 0.5}", "data={kind: scenes, cache: true}"],
+            "objective.inner_captions",
+            "train_text_encoder: true too",
+        ),
         (["objective={kind: classifier, network: {}}"], "data.cache", "learns from pictures"),
         (
             ["objective={kind: classifier, network: {}}", "data={kind: scenes, domain: faces}"],

@@ -18,7 +18,14 @@ from pytest_sdbench.models.skeleton import unet_skeleton
 from tests.tiny_checkpoint import TEXT_ENCODER, UNET
 from training.errors import TrainingError
 from training.students.block_removal import build_student, student_config
-from training.students.feature_taps import Denoiser, Readout, feature_pairs, inner_taps, without_gradient
+from training.students.feature_taps import (
+    Denoiser,
+    Hearing,
+    Readout,
+    feature_pairs,
+    inner_taps,
+    without_gradient,
+)
 
 ENDS = [("down_blocks.0", "down_blocks.0"), ("down_blocks.1", "down_blocks.1")]
 UPS = [("up_blocks.1", "up_blocks.0"), ("up_blocks.2", "up_blocks.1"), ("up_blocks.3", "up_blocks.2")]
@@ -219,6 +226,43 @@ def test_inner_levels_are_handed_no_skips_in_the_pictures_that_say_so() -> None:
         hook.remove()
     torch.testing.assert_close(found[1], without[1])
     assert not torch.allclose(without[1], whole[1])
+
+
+def test_the_mid_block_alone_hears_the_whole_caption_in_the_pictures_that_say_so() -> None:
+    unet, _ = networks("base")
+    model, given = Denoiser(unet).tell_blocks_apart(), inputs()
+    whole, _ = model(*given)
+    torch.testing.assert_close(whole, unet(*given).sample, rtol=0, atol=0)
+    outline = torch.randn_like(given[2])
+    found, _ = model(*given, None, None, Hearing(outline, torch.tensor([True, False])))
+    torch.testing.assert_close(found[0], whole[0])
+
+    def instead(_module: Any, inputs: Any, named: dict[str, Any]) -> Any:
+        return inputs, {**named, "encoder_hidden_states": outline}
+
+    outer = [
+        layer.register_forward_pre_hook(instead, with_kwargs=True)
+        for name, layer in unet.named_modules()
+        if name.endswith("attn2") and "mid_block" not in name
+    ]
+    muffled = unet(*given).sample
+    for hook in outer:
+        hook.remove()
+    torch.testing.assert_close(found[1], muffled[1])
+    assert not torch.allclose(muffled[1], whole[1])
+    assert not torch.allclose(muffled[1], unet(*given[:2], outline).sample[1])
+
+
+def test_a_text_encoder_that_learns_reads_what_the_outer_levels_hear() -> None:
+    unet, _ = networks("base")
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=50, **TEXT_ENCODER)).train()
+    model, (noisy, steps, _) = Denoiser(unet, (), encoder).tell_blocks_apart(), inputs()
+    tokens, outline = torch.randint(0, 50, (2, 2, 77), generator=torch.Generator().manual_seed(0))
+    found, _ = model(noisy, steps, tokens, None, None, Hearing(outline, torch.tensor([False, False])))
+    states = [encoder(each).last_hidden_state for each in (tokens, outline)]
+    model.text_encoder = None
+    told, _ = model(noisy, steps, states[0], None, None, Hearing(states[1], torch.tensor([False, False])))
+    torch.testing.assert_close(found, told)
 
 
 class TestReadouts:
