@@ -20,7 +20,7 @@ class Outline:
         self._spoken, self._end = spoken, int(tokenizer.eos_token_id)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Return the tokens that stay, as a caption of these words alone has them: int64 [B, T] for [B, T]."""
+        """Return the tokens that a caption of these words alone has, int64 [B, T]."""
         kept = self._spoken.to(tokens.device)[tokens]
         order = torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)
         return torch.where(kept.gather(1, order), tokens.gather(1, order), self._end)

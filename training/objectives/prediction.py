@@ -36,7 +36,7 @@ class PredictionTask(DiffusionTask):
         return found
 
     def _hearing(self, piece: Piece, tokens: Tensor) -> Hearing | None:
-        """Draw in which pictures the mid block alone hears the whole caption; none where all blocks always do."""
+        """Draw in which pictures the mid block alone hears whole captions; None where all always do."""
         share = self.recipe.objective.inner_captions if isinstance(self.recipe.objective, Prediction) else 0
         if not share:
             return None
