@@ -98,7 +98,8 @@ def image_scores(
         theirs = same.value + same.influence
     against = np.where(np.isnan(theirs), estimate.value, theirs)
     losses = against - values if metric.higher_is_better else values - against
-    is_worse = losses > 1e-9
+    # Recorded images are float32: what a record does not show is no loss.
+    is_worse = losses > 0.5 * 10.0**-metric.recorded_decimals
     if (looked_at := estimate.looked_at) is not None:
         # All that are lost are lost alike: how far tells what the threshold is of.
         known = read_by(evaluation.protocol.metrics[estimate.metric].extractor)

@@ -238,6 +238,8 @@ class _Gate:
             return Verdict(Outcome.ERROR, f"{wide}. Give one well below {metric.room(claim.value):g}")
         if early and not evaluation.foretells:
             lacking = "the protocol repeats these prompts, so they say too little about its score"
+        elif early and not metric.foretells:
+            lacking = f"it stands for its own number of images alone, and is judged with all {protocol.n:,}"
         elif estimate.at(protocol.n) is None:
             lacking = f"too few images, or a few that outweigh the rest, to predict that of {protocol.n:,}"
         else:

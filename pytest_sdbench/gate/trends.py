@@ -73,9 +73,20 @@ def _silent(series: Series) -> str:
         return "no error is known of what it scatters by from run to run"
     if any(each.standard_error is None for each in measurements):
         return "a standard error is not known"
-    if any((each.n or 0) < FEWEST_PROMPTS for each in measurements):
-        return f"fewer than {FEWEST_PROMPTS} images"
+    if min(map(_independent, measurements)) < FEWEST_PROMPTS:
+        repeats = any(each.prompts is not None for each in measurements)
+        return f"fewer than {FEWEST_PROMPTS} {'prompts' if repeats else 'images'}"
     return ""
+
+
+def _independent(measurement: Measurement) -> int:
+    """Return how many images are independent of each other: those of one prompt count as one."""
+    return measurement.prompts or measurement.n or 0
+
+
+def _prompts(known: Sequence[tuple[Estimate, Groups | None] | None]) -> list[int]:
+    """Return of each evidence in which prompts repeat how many different ones there are."""
+    return [int(groups.max()) + 1 for _, groups in filter(None, known) if groups is not None]
 
 
 def _trend(series: Series, find: Find, of: int, silent: str) -> Trend:
@@ -93,15 +104,16 @@ def _trend(series: Series, find: Find, of: int, silent: str) -> Trend:
         error = float(np.sqrt(max(variance, 0.0))) if certain else None
         paired = known[i] is not None and known[i - 1] is not None
         steps.append(Step(float(values[i] - values[i - 1]), error, paired))
-    if silent:
-        return Trend(series, tuple(steps), (), silent)
+    fewest = min([_independent(point.measurement) for point in series.points] + _prompts(known))
+    if silent or (not series.exact and fewest < FEWEST_PROMPTS):
+        return Trend(series, tuple(steps), (), silent or f"fewer than {FEWEST_PROMPTS} prompts")
     least, metric = (
         0.0 if series.decimals is None else 10.0**-series.decimals,
         METRICS.get(series.about.metric),
     )
     chance: Chance = chance_of_shares(series) if metric is not None and metric.share else lambda *_: 0.0
     # Exact figures have no error that could be uncertain.
-    freedom = float(series.about.n - 1) if series.about.n and not series.exact else math.inf
+    freedom = math.inf if series.exact else float(fewest - 1)
     found = change_points(values, matrices, of=of, least=least, chance=chance, freedom=freedom)
     return Trend(series, tuple(steps), tuple(found))
 

@@ -103,6 +103,8 @@ class Metric:
     """Other names in model cards, in lower case with underscores."""
     minimum: float | None = None
     maximum: float | None = None
+    largest_published: float = math.inf
+    """A published value beyond it is on another scale, and no claim."""
     signed: bool = False
     """Whether an unbiased estimate may fall to zero or below it."""
     scale: str = ""
@@ -117,6 +119,8 @@ class Metric:
     """What pictures that equal the reference's have; None for a metric that does not read pairs."""
     unlike: float = 0.0
     """What pictures of pairs that have nothing in common have, about: a threshold beyond it loses none."""
+    foretells: bool = True
+    """Whether the score of fewer images says what that of more will be."""
     share: bool = False
     """Whether it is a share of images, which the exact binomial distribution judges."""
 
@@ -132,7 +136,7 @@ class Metric:
         """Return what a value out of bounds means, by a usual factor; None where that is none within them."""
         usual = self.often_multiplied_by or ()
         low = -math.inf if self.minimum is None else self.minimum
-        high = math.inf if self.maximum is None else self.maximum
+        high = min(math.inf if self.maximum is None else self.maximum, self.largest_published)
         meant = [value / each for each in (usual if isinstance(usual, tuple) else (usual,))]
         return next((each for each in meant if low <= each <= high), None)
 

@@ -27,6 +27,8 @@ class Difference:
     paired: bool
     n: int
     """Images of the first."""
+    prompts: int | None = None
+    """Different prompts, where images that are paired have some in common."""
 
     @property
     def gain(self) -> float | None:
@@ -54,10 +56,11 @@ def difference(
     unpaired, mine, theirs = None, first.influence, second.influence
     if first.standard_error is not None and second.standard_error is not None:
         unpaired = math.hypot(first.standard_error, second.standard_error)
-    error, paired = unpaired, False
+    error, paired, prompts = unpaired, False, None
     if mine is not None and theirs is not None and len(mine) == len(theirs):
         error, paired = standard_error(mine - theirs, groups), True
-    return Difference(first.metric, values[0] - values[1], error, unpaired, paired, first.n)
+        prompts = None if groups is None else int(groups.max()) + 1
+    return Difference(first.metric, values[0] - values[1], error, unpaired, paired, first.n, prompts)
 
 
 def changes_of(first: Estimate, second: Estimate, trials: float) -> tuple[float, float]:

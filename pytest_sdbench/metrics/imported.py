@@ -58,11 +58,20 @@ def _mean(
     reference: FeatureStatistics | None,
     options: NoOptions,
 ) -> Estimate | Undefined:
-    """Return the mean; of values that are all the least or the greatest there is, it is a share."""
+    """Return the mean; of values that are all the least or the greatest there is, it is a share.
+
+    Without bounds 0 and 1 are taken for no and yes. Other values that are all the same say nothing of what
+    they scatter by: the standard error is not known.
+    """
     found = plain_mean(metric, sample, reference, options)
-    if isinstance(found, Undefined) or found.standard_error is None or minimum is None or maximum is None:
+    if isinstance(found, Undefined) or found.standard_error is None:
         return found
-    if not np.isin(sample.rows(), (minimum, maximum)).all():
-        return found
-    besides = (maximum - minimum) * doubt(sample.n, sample.groups)
+    values, least, most = (
+        sample.rows(),
+        0.0 if minimum is None else minimum,
+        1.0 if maximum is None else maximum,
+    )
+    if not np.isin(values, (least, most)).all():
+        return found if values.min() < values.max() else replace(found, standard_error=None, influence=None)
+    besides = (most - least) * doubt(sample.n, sample.groups)
     return replace(found, standard_error=math.hypot(found.standard_error, besides))

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt
 from pytest_sdbench.metrics.definition import Metric, Sample
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Rows
-from pytest_sdbench.metrics.standard_error import standard_error
+from pytest_sdbench.metrics.standard_error import Groups, standard_error
 
 _LARGEST_BIAS = 0.055
 """Bias of log IS that is still small enough to be known to first order."""
@@ -75,26 +75,79 @@ class InceptionScore:
         entropy = _entropy(self._marginal / self._count[:, None])
         return float(np.exp(negentropy / self._count + entropy).mean())
 
-    def influence(self, batches: Iterable[Rows]) -> tuple[Array, float, float]:
+    def influence(self, batches: Iterable[Rows], groups: Groups | None = None) -> Influence:
         """Return how each image moves the score, and what the score owes to the number of images.
 
-        Takes the logits once more, and returns KL(p(y|x) || p(y)) of each image, [n], the score of all images
-        as one split, and sum_y E p(y|x)^2 / p(y) - 1: the classes less one where each image has one class.
+        Takes the logits once more. `groups` tell which images share a prompt.
 
         An image moves exp(E KL) by IS (KL(p(y|x) || p(y)) - log IS) / n: the derivative with the weight of x,
         in which that of p(y) vanishes. The entropy of a marginal of m images is too small by
-        (sum_y E p(y|x)^2 / p(y) - 1) / 2 m to first order (Miller 1955, for a class per image). Both are
-        estimated from all images together: the marginals of splits are fitted to few images, and too well.
+        sum_y n Var(p(y)) / p(y) / 2 m to first order (Miller 1955, for a class per image). Both are estimated
+        from all images together: the marginals of splits are fitted to few images, and too well.
         """
         n = len(self._split_of)
         whole = self._marginal.sum(axis=0) / n
         log_whole, seen = _log(whole), whole > 0
-        cross = np.concatenate([_probabilities(logits)[0] @ log_whole for logits in batches])
-        return (
-            self._negentropy - cross,
+        # Images of one prompt that fall into one split are seen as one.
+        cells = None if groups is None else groups * len(self._count) + self._split_of
+        sums = [] if groups is None or cells is None else [_Sums.of(groups, whole), _Sums.of(cells, whole)]
+        cross, first = [], 0
+        for logits in batches:
+            p = _probabilities(logits)[0]
+            cross.append(p @ log_whole)
+            for each in sums:
+                each.add(first, p)
+            first += len(p)
+        divergence = self._negentropy - np.concatenate(cross)
+        alone = float((self._squares[seen] / n / whole[seen]).sum()) - 1
+        freedom, split_freedom = [each.freedom(whole) for each in sums] or [alone, alone]
+        return Influence(
+            divergence,
             float(np.exp(self._negentropy.mean() + _entropy(whole))),
-            float((self._squares[seen] / n / whole[seen]).sum()) - 1,
+            freedom,
+            split_freedom,
+            cells if cells is None else np.unique(cells, return_inverse=True)[1],
         )
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What a score is made of, image by image."""
+
+    divergence: Array
+    """KL(p(y|x) || p(y)) of each image, [n]."""
+    as_one_split: float
+    """The score of all images as one split."""
+    freedom: float
+    """n times the sum of Var(p(y)) / p(y): the classes less one where each image has one class, and more where
+    images share prompts."""
+    split_freedom: float
+    """The same of the images of a split."""
+    cells: Groups | None
+    """Which images share a prompt and a split, [n]; None where none does."""
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums of p(y|x) over the images of each group."""
+
+    group_of: Groups
+    sums: Rows
+    """float32, [groups, classes]"""
+
+    @classmethod
+    def of(cls, groups: Groups, whole: Array) -> _Sums:
+        distinct, group_of = np.unique(groups, return_inverse=True)
+        return cls(group_of, np.zeros((len(distinct), len(whole)), np.float32))
+
+    def add(self, first: int, p: Array) -> None:
+        np.add.at(self.sums, self.group_of[first : first + len(p)], p.astype(np.float32))
+
+    def freedom(self, whole: Array) -> float:
+        n, seen = len(self.group_of), whole > 0
+        squares = np.einsum("gc,gc->c", self.sums, self.sums, dtype=np.float64)
+        sizes = np.bincount(self.group_of).astype(np.float64)
+        return float((squares[seen] / whole[seen]).sum() - np.square(sizes).sum()) / n
 
 
 def _probabilities(logits: Rows) -> tuple[Array, Array]:
@@ -132,17 +185,17 @@ def estimate(sample: Sample, _: FeatureStatistics | None, options: Splits) -> Es
     for logits in sample:
         score.update(logits)
     value = score.score()
-    divergence, as_one_split, freedom = score.influence(sample)
-    spread = standard_error(divergence, sample.groups)
-    if spread is None:
+    found = score.influence(sample, sample.groups)
+    spread, split_spread = (standard_error(found.divergence, each) for each in (sample.groups, found.cells))
+    if spread is None or split_spread is None:
         return Estimate("inception_score", value, None, n)
     # Bias of log IS in units of 1 / images; the exponential of a mean is too large by half its variance.
-    bias = -freedom / 2 + n * spread**2 / 2
+    bias = -found.freedom / 2 + n * spread**2 / 2
     scale, slope, corrected = value, 0.0, None
     if abs(bias) / n <= _LARGEST_BIAS:
-        scale = corrected = as_one_split * math.exp(-bias / n)
-        slope = corrected * bias * options.splits
-    influence = scale * (divergence - divergence.mean())
+        scale = corrected = found.as_one_split * math.exp(-bias / n)
+        slope = corrected * (-found.split_freedom / 2 + n * split_spread**2 / 2) * options.splits
+    influence = scale * (found.divergence - found.divergence.mean())
     return Estimate("inception_score", value, scale * spread, n, corrected, slope, influence)
 
 

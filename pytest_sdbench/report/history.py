@@ -43,6 +43,8 @@ class Measurement:
     standard_error: float | None = None
     n: int | None = None
     """Images."""
+    prompts: int | None = None
+    """Different prompts of the images, where some have one prompt."""
     predicted_for: int | None = None
     """Images that the value is a prediction for, where that is not of the `n` alone."""
     unit: str = ""
@@ -143,7 +145,7 @@ def _measurement(found: object) -> Measurement:
     if not isinstance(found, dict):
         raise ValueError(f"a measurement is {found!r:.100}, and not an object")
     values = {each.name: found[each.name] for each in fields(Measurement) if each.name in found}
-    counts = {"n", "predicted_for"}
+    counts = {"n", "prompts", "predicted_for"}
     numbers = {"value", "standard_error", "claimed", "margin", *counts}
     for key, value in values.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -201,6 +203,7 @@ def _of_row(row: Row) -> Measurement:
         protocol=row.protocol,
         standard_error=row.standard_error,
         n=row.n,
+        prompts=row.extra.get("prompts"),
         predicted_for=row.extra.get("predicted_for"),
         unit=row.unit,
         claimed=row.claimed,

@@ -44,6 +44,13 @@ class Score:
     """Fingerprint of the protocol as it was, where several of one name may be meant."""
     predicted: bool = False
     """Whether it is a prediction for `n` images, from fewer."""
+    prompts: int | None = None
+    """Different prompts of the images, where it is known that some have one prompt."""
+
+    @property
+    def independent(self) -> int:
+        """Return how many images are independent of each other: those of one prompt count as one."""
+        return self.n if self.prompts is None else self.prompts
 
 
 def recorded_scores(cards: Sequence[Card]) -> list[Score]:
@@ -77,6 +84,7 @@ def measured_scores(rows: Sequence[Row]) -> list[Score]:
             *(row.card, row.protocol, row.metric, row.measured, row.standard_error, ahead or row.n),
             reference=str(row.extra.get("reference_fingerprint", "")),
             predicted=ahead is not None,
+            prompts=row.extra.get("prompts"),
         )
         for row in rows
         for ahead in [row.extra.get("predicted_for")]
@@ -143,9 +151,11 @@ def _cells(metric: str, scores: Mapping[str, Score], compare: Compare) -> dict[s
 def _lead(best: Score, score: Score, compare: Compare) -> tuple[float, float | None]:
     """Return by how much the best score leads, and the standard error of that; None where it is open."""
     by = abs(score.value - best.value)
-    if score.n < FEWEST_PROMPTS or score.card == best.card:
+    if score.independent < FEWEST_PROMPTS or score.card == best.card:
         return by, None
     found = compare(score.card, best.card, score.protocol, score.metric)
+    if found is not None and found.prompts is not None and found.prompts < FEWEST_PROMPTS:
+        return by, None
     if found is not None and found.paired and found.standard_error is not None:
         # Of images that the figures are not of it says nothing.
         said = score.value - best.value
@@ -161,10 +171,16 @@ def _lead_of_share(best: Score, score: Score) -> tuple[float, float | None]:
     """Return the same of two shares, whose counts may be too small for their own errors: 0 of 512 has none.
 
     Each gets one image more that counts and one that does not (Agresti, Caffo 2000, American Statistician
-    54, 280-288).
+    54, 280-288). Images that share a prompt are worth fewer, which shows in the larger of the errors.
     """
-    if score.n < FEWEST_PROMPTS or score.card == best.card:
+    known = [
+        each.n * each.standard_error**2 / (each.value * (1 - each.value))
+        for each in (best, score)
+        if each.standard_error and 0 < each.value < 1
+    ]
+    trials = score.n / max([1.0, *known])
+    if min(trials, score.independent) < FEWEST_PROMPTS or score.card == best.card:
         return 0.0, None
-    shares = [(each.value * each.n + 1) / (each.n + 2) for each in (best, score)]
-    error = math.sqrt(sum(share * (1 - share) for share in shares) / (score.n + 2))
+    shares = [(each.value * trials + 1) / (trials + 2) for each in (best, score)]
+    error = math.sqrt(sum(share * (1 - share) for share in shares) / (trials + 2))
     return abs(shares[1] - shares[0]), error

@@ -53,7 +53,8 @@ def write_records_of(
                     continue
                 # What cannot be a reference keeps no other figure from being one.
                 try:
-                    check_value(path, (record.protocol,), record.metric, record.value, recorded=True)
+                    value = record.to_dict()["value"]  # as it would stand there: it may round to zero
+                    check_value(path, (record.protocol,), record.metric, value, recorded=True)
                 except SdbenchError as error:
                     refused.append(f"not recorded: {error}")
                     continue

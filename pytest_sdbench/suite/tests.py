@@ -211,6 +211,8 @@ def _extra(metric: str, judgement: Judgement) -> dict[str, Any]:
             extra["worst"] = [each.to_dict() for each in worst]
     if isinstance(estimate, Estimate) and estimate.corrected is not None:
         extra["without_bias"] = estimate.corrected
+    if evaluation.groups is not None:
+        extra["prompts"] = int(evaluation.groups.max()) + 1
     early = evaluation.n < evaluation.requested
     if early and isinstance(estimate, Estimate) and judgement.measured not in (None, estimate.value):
         extra["predicted_for"] = evaluation.requested

@@ -168,6 +168,8 @@ type: fid, name: FID | type: fidd | model-index[0].results[0].metrics[0].type | 
 16.98 | true | results[0].metrics[0].value | True | placeholder
 16.98 | 16.98 +- 0.2 | results[0].metrics[0].value | 16.98 +- 0.2 | plain number
 fid, name: FID, value: 16.98 | kid, value: -0.1 | results[0].metrics[0].value | -0.1 | Write the published
+fid, name: FID, value: 16.98 | kid, value: 2.5 | results[0].metrics[0].value | 2.5 | write 0.0025
+fid, name: FID, value: 16.98 | density, value: 96 | results[0].metrics[0].value | 96 | write 0.96
 0.2677 | 26.77 | results[0].metrics[2].value | 26.77 | write 0.2677
 31.680 | 0.3168 | results[0].metrics[1].value | 0.3168 | between 1
 0.490e+9 | 0.49 | sdbench.size.unet.published | 0.49 | not billions

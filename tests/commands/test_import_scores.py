@@ -259,6 +259,13 @@ def test_the_mean_has_the_standard_error_of_its_prompts() -> None:
     certain = GENEVAL.estimate(Sample([np.ones(8, np.float32)], 8), None, NoOptions())
     assert isinstance(certain, Estimate)
     assert certain.standard_error == pytest.approx(besides)
+    unbounded = imported_metric("votes", "Votes", higher_is_better=True)
+    votes = unbounded.estimate(Sample([np.ones(8, np.float32)], 8), None, NoOptions())
+    assert isinstance(votes, Estimate)
+    assert votes.standard_error == pytest.approx(besides)
+    same = unbounded.estimate(Sample([np.full(8, 3, np.float32)], 8), None, NoOptions())
+    assert isinstance(same, Estimate)
+    assert same.standard_error is None
     graded = GENEVAL.estimate(Sample([values * 0.5], 8), None, NoOptions())
     assert isinstance(graded, Estimate)
     assert graded.standard_error == pytest.approx(0.5 * values.std(ddof=1) / 8**0.5)

@@ -36,7 +36,7 @@ from pytest_sdbench.gate.recorded import (
     write_recorded,
 )
 from pytest_sdbench.gate.verdict import Score, judge_score
-from pytest_sdbench.metrics.definition import Sample
+from pytest_sdbench.metrics.definition import NoOptions, Sample
 from pytest_sdbench.metrics.difference import difference, worst_loss
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
@@ -405,6 +405,19 @@ def test_a_baseline_s_own_pairs_are_not_those_of_its_student(protocol: Protocol,
         write_recorded(evidence_path(baseline.path, baseline.name, "pairs"), known)
         found = beside(baseline, protocol, student)
         assert (found and found.value) == (value and pytest.approx(value))
+
+
+def test_what_recorded_images_are_rounded_by_is_no_loss(protocol: Protocol) -> None:
+    scores = np.random.default_rng(3).normal(0.3, 0.05, protocol.n).astype(np.float32)
+    found = METRICS["clip_score"].estimate(Sample([scores], protocol.n), None, NoOptions())
+    assert isinstance(found, Estimate)
+    assert found.influence is not None
+    kept = replace(found, influence=found.influence.astype(np.float32))
+    assert (kept.influence != found.influence).any()
+    recorded = RecordedEvidence("a" * 16, "p", {protocol.n: {"clip_score": kept}})
+    seen = image_scores(found, pairs(protocol, 50.0), recorded)
+    assert seen is not None
+    assert seen.worst == []
 
 
 def test_the_worst_images_are_named_with_both_values(protocol: Protocol) -> None:

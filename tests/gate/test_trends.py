@@ -77,8 +77,9 @@ def test_the_same_checkpoint_again_is_no_second_draw() -> None:
         ({"test": "speed", "metric": "", "standard_error": None}, "no error is known"),
         ({"standard_error": None}, "a standard error is not known"),
         ({"n": 12}, "fewer than 20 images"),
+        ({"n": 100, "prompts": 19}, "fewer than 20 prompts"),
     ],
-    ids=["speed", "no error", "few"],
+    ids=["speed", "no error", "few", "few prompts"],
 )
 def test_what_has_no_known_error_is_never_called_and_says_why(change: dict[str, object], why: str) -> None:
     first = replace(SCORE, **change)

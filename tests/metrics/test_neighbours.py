@@ -162,6 +162,14 @@ def test_a_share_of_all_or_none_is_not_certain(where: str, share: float) -> None
         assert 0 < found.standard_error < 0.1
 
 
+@pytest.mark.parametrize("n", [7, 13, 50])
+def test_a_copy_lies_in_a_ball_of_no_radius(n: int) -> None:
+    rng = np.random.default_rng(17)
+    x = rng.normal(3, 1, (n, 64))
+    for name in ("precision", "recall", "coverage"):
+        assert measured(name, x, known(np.tile(x, (7, 1)))).value == 1.0
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("n", "m", "reason"), [(3, 50, "at least"), (50, 3, "not 3")])
 def test_are_undefined_with_fewer_images_than_neighbours(name: str, n: int, m: int, reason: str) -> None:

@@ -324,6 +324,16 @@ class TestInceptionScore:
         assert parts.value < whole.value
         assert parts.corrected == pytest.approx(whole.corrected, rel=1e-12)
 
+    @pytest.mark.parametrize("splits", [1, 10])
+    def test_pictures_that_repeat_with_their_prompts_say_no_more_than_once(self, splits: int) -> None:
+        rows = self.draw(np.random.default_rng(22), 600)
+        once, groups = one("inception_score", rows, splits=splits), np.repeat(np.arange(600), 4)
+        again = one("inception_score", np.repeat(rows, 4, axis=0), groups=groups, splits=splits)
+        assert again.value == pytest.approx(once.value)
+        assert again.corrected == pytest.approx(once.corrected, rel=1e-6)
+        assert again.standard_error == pytest.approx(once.standard_error)
+        assert again.at(9600) == pytest.approx(once.at(2400), rel=1e-6)
+
     @pytest.mark.parametrize(("splits", "times"), [(1, 8), (4, 2)])
     def test_predicts_the_value_of_another_number_of_images(self, splits: int, times: int) -> None:
         rng = np.random.default_rng(18)

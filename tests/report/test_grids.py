@@ -226,6 +226,20 @@ def test_shares_of_few_images_are_compared_by_their_counts(lost: int, marked: bo
     assert marks([*few, score("d", 0.0, None, "lost", 512)])["a"] == (False, marked)
 
 
+@pytest.mark.parametrize(("prompts", "marked"), [(1000, True), (50, False)])
+def test_lost_pictures_of_one_prompt_count_as_one(prompts: int, marked: bool) -> None:
+    # 10 % against 5 % of 1,000: five standard errors of as many images, and one of 50 prompts.
+    shares = [score(n, p, (p * (1 - p) / prompts) ** 0.5, "lost", 1000) for n, p in (("a", 0.05), ("b", 0.1))]
+    assert marks(shares)["b"] == (False, marked)
+
+
+def test_scores_of_few_prompts_have_no_mark() -> None:
+    few = [replace(score(name, value), prompts=19) for name, value in (("a", 1.0), ("b", 9.0))]
+    assert marks(few)["b"] == (False, False)
+    recorded = [score("a", 1.0), score("b", 1.1)]
+    assert marks(recorded, Difference("fid", 0.1, 0.01, 0.14, True, 5000, prompts=19))["b"] == (False, False)
+
+
 def test_pairs_beside_another_checkpoint_are_another_table() -> None:
     one = [
         replace(score(name, 30.0, metric="psnr"), reference=of) for name, of in zip("abc", "xxy", strict=True)

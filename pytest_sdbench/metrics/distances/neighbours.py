@@ -175,6 +175,7 @@ RECALL = replace(
     label="Recall",
     estimate=recall,
     aliases=("improved_recall", "prdc_recall", "kynkaanniemi_recall"),
+    foretells=False,  # more images fill more of the balls
     scale="the recall is a share between 0 and 1, not a percentage",
 )
 
@@ -185,6 +186,7 @@ COVERAGE = replace(
     estimate=coverage,
     options=Five,
     aliases=("prdc_coverage",),
+    foretells=False,
     scale="the coverage is a share between 0 and 1, not a percentage",
 )
 
@@ -196,6 +198,6 @@ DENSITY = replace(
     options=Five,
     aliases=("prdc_density",),
     maximum=None,
-    often_multiplied_by=None,
+    largest_published=10.0,
     scale="the density is about 1 where images and real ones agree, not a percentage, and may be above 1",
 )

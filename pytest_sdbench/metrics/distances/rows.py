@@ -11,6 +11,9 @@ from pytest_sdbench.metrics.moments import Array, Rows
 
 Mask = npt.NDArray[np.bool_]
 
+_ROUNDING = 1e-12
+"""Squared distances below this part of the squared lengths are what rounding leaves of none."""
+
 BLOCK = 512
 """Rows whose distances from all others exist at one time."""
 
@@ -36,8 +39,11 @@ def distance_blocks(rows: Rows, others: Rows) -> Iterator[tuple[slice, Array]]:
         squares = np.empty((len(x), len(others)))
         for at in _parts(len(others)):
             y = np.asarray(others[at], np.float64)
-            squares[:, at] = np.einsum("ij,ij->i", x, x)[:, None] + np.einsum("ij,ij->i", y, y) - 2 * x @ y.T
-        yield part, np.maximum(squares, 0.0, out=squares)
+            lengths = np.einsum("ij,ij->i", x, x)[:, None] + np.einsum("ij,ij->i", y, y)
+            apart = lengths - 2 * x @ y.T
+            # What rounding leaves between copies depends on the size of a block, and is no distance.
+            squares[:, at] = np.where(apart > _ROUNDING * lengths, apart, 0.0)
+        yield part, squares
 
 
 def nearest(rows: Rows, count: int) -> tuple[Array, npt.NDArray[np.intp]]:
