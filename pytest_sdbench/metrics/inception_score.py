@@ -119,8 +119,8 @@ class Influence:
     as_one_split: float
     """The score of all images as one split."""
     freedom: float
-    """n times the sum of Var(p(y)) / p(y): the classes less one where each image has one class, and more where
-    images share prompts."""
+    """n times the sum of Var(p(y)) / p(y): the classes less one where each image has one class, and more
+    where images share prompts."""
     split_freedom: float
     """The same of the images of a split."""
     cells: Groups | None
