@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,16 @@ def _card_and_path(text: str) -> tuple[str, str]:
     return card, path
 
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "xla", "privateuseone")
+"""Kinds of devices that torch knows, with those of its extensions."""
+
+
+def _device(text: str) -> str:
+    if text != "auto" and not re.fullmatch(rf"({'|'.join(_DEVICES)})(:[0-9]+)?", text):
+        raise ValueError(f"give auto, or {', '.join(_DEVICES)}, alone or with a number: cuda:1")
+    return text
+
+
 def _report(text: str) -> str:
     if Path(text).suffix not in (".html", ".md", ".json"):
         raise ValueError("give a name that ends in .html (a page), .md (a table) or .json (everything)")
@@ -166,6 +177,7 @@ OPTIONS = {
             "--sdbench-data",
             "data root that holds mscoco_val2014_30k/, mscoco_val2014_41k_full/ and extractor weights",
             metavar="DIR",
+            check=_named,
         ),
         Option(
             "--sdbench-download",
@@ -214,6 +226,7 @@ OPTIONS = {
             "auto (cuda, else mps, else cpu), or a torch device such as cuda:1",
             default="auto",
             metavar="DEVICE",
+            check=_device,
         ),
         Option(
             "--sdbench-ray",

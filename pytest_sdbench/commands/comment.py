@@ -11,8 +11,8 @@ from pytest_sdbench.commands.shared import run_of, share, write_text
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     command.add_argument("results", type=Path, metavar="FILE", help="the results.json of a run")
-    told = "the exit status of pytest: what did not end well is no release"
-    command.add_argument("--status", type=int, default=0, metavar="N", help=told)
+    told = "the exit status of pytest: what did not end well is no release [that in FILE]"
+    command.add_argument("--status", type=int, metavar="N", help=told)
     told = "where the report or the log is; may be repeated"
     command.add_argument("--link", type=_link, action="append", default=[], metavar="NAME=URL", help=told)
     share(command, "--out")
@@ -35,8 +35,9 @@ def run(options: argparse.Namespace) -> int:
     lacks = options.status and not options.results.exists()
     found, about = ([], {}) if lacks else run_of(options.results, key=None)
     rows, left = printable(found, []), about.get("unasked")
+    status = about.get("status", 0) if options.status is None else options.status
     links = [link(name, url) for name, url in options.link if url]  # a job may have none
     ending = [" · ".join(links)] if links else []
     room = COMMENT - 512  # the sign by which a comment is found again stands in it, too
-    write_text(summary(rows, status=options.status, left=left, ending=ending, room=room), options.out)
+    write_text(summary(rows, status=status, left=left, ending=ending, room=room), options.out)
     return 0

@@ -31,20 +31,29 @@ from pytest_sdbench.report.cells import (
     verdicts,
     with_error,
 )
+from pytest_sdbench.report.html.claims import count_unasked, share_rows
+from pytest_sdbench.report.html.headline import verdict_of
 from pytest_sdbench.report.results import Row
 
 
 def results_markdown(
-    cards: Sequence[Card], rows: Sequence[Row], environment: Mapping[str, Any] | None = None
+    cards: Sequence[Card],
+    rows: Sequence[Row],
+    environment: Mapping[str, Any] | None = None,
+    status: int | None = None,
 ) -> str:
     """Return the report of a run: a summary, the networks of all cards, and each card's claims beside what
-    was measured, with the reasons of every verdict."""
+    was measured, with the reasons of every verdict. With the exit status of pytest it begins with what came
+    of it all."""
     shown = titles(cards)
     order = [card.name for card in in_order(cards)]
     order += [name for name in dict.fromkeys(row.card for row in rows) if name not in shown]
     count = len({row.card for row in rows})
     summary = f"{len(rows)} checks of {count} card{'s' * (count != 1)}: {counts(rows) or 'none'}."
     parts = ["# Results", summary]
+    if status is not None:
+        state = verdict_of(share_rows(rows)[0], status, count_unasked(cards, rows))
+        parts.insert(1, f"**{markdown(state.sentence)}**")
     if environment:
         parts.append(_environment(environment))
     parts += _networks(order, shown, rows)

@@ -93,11 +93,12 @@ def write_reports(
     for path in paths:
         if path.suffix == ".json":
             left = count_unasked(cards, rows)
-            text = results_json(rows, {"versions": versions(), "unasked": left}, untested)
+            about = {"versions": versions(), "status": run.status, "unasked": left}
+            text = results_json(rows, about, untested)
         elif path.suffix == ".html":
             text = results_html(cards, rows, run, beside=cards_beside(cards, rows))
         else:
-            text = results_markdown(cards, rows, {"versions": versions()})
+            text = results_markdown(cards, rows, {"versions": versions()}, run.status)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, text.encode("utf-8", "backslashreplace"))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pytest_sdbench.base.options import OPTIONS
 from pytest_sdbench.base.paths import told
 
-_SELECT = ("-k", "-m", "-c", "--deselect", "--ignore", "--rootdir")
+_SELECT = ("-k", "-m", "-c", "-o", "--config-file", "--deselect", "--ignore", "--override-ini", "--rootdir")
 """Options of pytest that say which tests of which project run; each has a value."""
 
 
@@ -23,9 +23,12 @@ def command_again(words: Sequence[str], named: Collection[str]) -> str:
 def _kept(words: Sequence[str], named: Collection[str]) -> Iterator[str]:
     takes = False
     for word in words:
+        if word.startswith("@"):  # a file of arguments: pytest tells which cards it named
+            yield from (each for each in named if each not in words)
+            continue
         is_value, takes = takes and not word.startswith("-"), False
         name = word.partition("=")[0]
-        if is_value or word in named or word[:2] in ("-k", "-m", "-c"):
+        if is_value or word in named or word[:2] in ("-k", "-m", "-c", "-o"):
             yield word
             takes = not is_value and word in _SELECT
         elif name in _SELECT or name in OPTIONS:

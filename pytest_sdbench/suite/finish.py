@@ -78,8 +78,12 @@ def _record(run: SdbenchSession, session: pytest.Session) -> bool:
     diffs, refused, unwritten = write_records_of(
         run.rows, finished=finished, files=run.files, replaced=replaced
     )
-    workspace = Workspace(run.settings.store, run.settings.data, progress=False)
-    lines = write_evidence_of(run.rows, workspace, finished=finished, files=run.files, replaced=replaced)
+    usual, lines = (run.settings.store, run.settings.data), list[str]()
+    placed = [(row, run.places.get(run.files[row.node_id], usual)) for row in run.rows]
+    for place in dict.fromkeys(place for _, place in placed):
+        rows = [row for row, its in placed if its == place]
+        workspace = Workspace(*place, progress=False)
+        lines += write_evidence_of(rows, workspace, finished=finished, files=run.files, replaced=replaced)
     run.diffs += diffs
     run.written += [*refused, *unwritten, *lines]
     return bool(diffs or unwritten or lines)

@@ -27,7 +27,7 @@ from pytest_sdbench.cards.network import (
     named_network,
     network_of,
 )
-from pytest_sdbench.suite.collection import card_of
+from pytest_sdbench.suite.collection import CardModule, card_of
 from pytest_sdbench.suite.references import compared_protocols, reference_card
 from pytest_sdbench.suite.rows import conclude
 from pytest_sdbench.suite.session import SdbenchSession
@@ -80,10 +80,14 @@ def sdbench_session(pytestconfig: pytest.Config) -> SdbenchSession:
 @pytest.fixture(scope="module")
 def sdbench_card(request: pytest.FixtureRequest) -> Card:
     """Return the card that is being tested."""
+    return _module(request).card
+
+
+def _module(request: pytest.FixtureRequest) -> CardModule:
     module = card_of(request.node)
     if module is None:
         raise pytest.UsageError(f"{request.node.nodeid}: the sdbench fixtures belong to the tests of a card")
-    return module.card
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +142,7 @@ def sdbench_pictures(request: pytest.FixtureRequest) -> Mapping[str, int]:
 @pytest.fixture(scope="module")
 def sdbench_weights(request: pytest.FixtureRequest, sdbench_session: SdbenchSession) -> Path | None:
     """Return the checkpoint that ``--sdbench-weights`` puts in the place of the card's own, or None."""
-    module = card_of(request.node)
-    assert module is not None
+    module = _module(request)
     return sdbench_session.weights_for(module.path)
 
 
@@ -242,6 +245,7 @@ def sdbench_evaluate(
     who: dict[str, Any] = {"part": settings.part, "pool": pool}
     keep = settings.keep_images if plain else 0
     workspace = Workspace(store, sdbench_data, device, dtype, settings.download, keep_images=keep, **who)
+    sdbench_session.places[sdbench_card.path] = sdbench_store, sdbench_data
     done: dict[tuple[str, str, int | None], Evaluation | SdbenchError] = {}
     load = None if plain else sdbench_pipeline
     if settings.budget and not (plain and (pool or device == "cuda")):  # each worker has its own pipeline
@@ -301,9 +305,10 @@ def sdbench_judge(
         return evaluation
 
     def claims(protocol: Protocol) -> Mapping[str, Judgement]:
+        # A project's fixtures may be parametrized: what is judged is that of the evaluation of now.
         return _once(
             sdbench_judgements,
-            (protocol.name, protocol.fingerprint),
+            (request.getfixturevalue("sdbench_evaluate"), protocol.name, protocol.fingerprint),
             lambda: judge(sdbench_card, protocol, partial(evaluate, protocol), budget),
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,28 +22,42 @@ _SECTIONS = {
 
 
 def check_rootdir(config: pytest.Config) -> None:
-    """Raise pytest.UsageError where the ini file of this folder is not read because of an option's path.
+    """Raise pytest.UsageError where the nearest ini file is not read because of an option's path.
 
-    pytest looks for its ini file before it knows the options of plugins: where no test is named, a path that
-    follows an option after a space is one to it.
+    pytest looks for its ini file before it knows the options of plugins: a path that follows an option after
+    a space, in ``PYTEST_ADDOPTS`` too, is the place of tests to it.
     """
     here = config.invocation_params.dir
-    words = [str(word) for word in config.invocation_params.args]
+    words = [*_words(os.environ.get("PYTEST_ADDOPTS", "")), *map(str, config.invocation_params.args)]
     taken = [
         (flag, path)
         for flag, path in pairwise(words)
         if flag.startswith("--sdbench-") and "=" not in flag and path[:1] != "-" and (here / path).exists()
     ]
-    ours = [folder / name for folder in (here, *here.parents) for name in _SECTIONS]
-    if not taken or config.args_source is pytest.Config.ArgsSource.ARGS or config.inipath in ours:
+    if not taken or config.getoption("rootdir") or config.getoption("inifilename"):
         return
-    if config.getoption("rootdir") or config.getoption("inifilename") or hasattr(config, "workerinput"):
+    start = here
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        places = [os.path.abspath(here / argument.partition("::")[0]) for argument in config.args]
+        start = Path(os.path.commonpath(places))
+    ours = [folder / name for folder in (start, *start.parents) for name in _SECTIONS]
+    missed = next((path for path in ours if _configures(path)), None)
+    if missed is None or hasattr(config, "workerinput"):
         return
-    if (missed := next((path for path in ours if _configures(path)), None)) is not None:
-        flag, path = taken[0]
-        raise pytest.UsageError(
-            f"{missed} is not read: pytest takes {path} for the place of the tests. Write {flag}={path}"
-        )
+    # Of several files of a folder pytest knows which one counts.
+    if config.inipath in ours and len(config.inipath.parts) >= len(missed.parts):
+        return
+    flag, path = taken[0]
+    raise pytest.UsageError(
+        f"{missed} is not read: pytest takes {path} for the place of the tests. Write {flag}={path}"
+    )
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:  # pytest itself has refused it
+        return []
 
 
 def _configures(path: Path) -> bool:

@@ -83,11 +83,18 @@ def _row(item: pytest.Item, verdict: Verdict, **figures: Any) -> Row:
         node_id=item.nodeid,
         card=names.get(module.path, card_name(module.path)),
         test=getattr(item, "originalname", item.name).removeprefix("test_"),
-        name=item.callspec.id if hasattr(item, "callspec") else "",
+        name=_name(item),
         verdict=str(verdict.outcome),
         reason=cut(verdict.reason, MESSAGE),
         **figures,
     )
+
+
+def _name(item: pytest.Item) -> str:
+    """Return the claim, component or protocol of a test; fixtures of a project may have parameters, too."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    own = next((params[key] for key in ("case", "component", "protocol") if key in params), "")
+    return own.id if isinstance(own, Case) else str(own)
 
 
 def properties(row: Row, item: pytest.Item) -> list[tuple[str, Any]]:

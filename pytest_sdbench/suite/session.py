@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,8 @@ class SdbenchSession:
     diffs: list[str] = field(default_factory=list)
     told: dict[tuple[Path, str], str] = field(default_factory=dict)
     """The item that told an error of a card in full: the others, which fail by it too, refer to that one."""
+    places: dict[Path, tuple[Path | str, Path | None]] = field(default_factory=dict)
+    """By card: the store and the data root of its images, as the fixtures of this process gave them."""
     status: int | None = None
     """What the run ends with, once that is known."""
     cards: Sequence[Card] = ()
@@ -69,7 +71,7 @@ class SdbenchSession:
         pytest.register_assert_rewrite(SUITE)
         if config.args_source is not pytest.Config.ArgsSource.ARGS:
             # Nothing was named: the cards replace testpaths, and the folder itself when there are none.
-            config.args[:] = [str(path) for path in session._cards()]
+            config.args[:] = [_argument(path, config.invocation_params.dir) for path in session._cards()]
         if (worker := getattr(config, "workerinput", None)) is not None:
             # Before torch is imported: workers whose threads outnumber the cores wait for each other.
             threads = max(1, (os.cpu_count() or 1) // int(worker["workercount"]))
@@ -87,10 +89,13 @@ class SdbenchSession:
         root = (self.config.inipath or self.config.rootpath / "x").parent
         cards: list[Path] = []
         for pattern in patterns:
-            found = sorted(glob.glob(str(root / os.path.expanduser(pattern)), recursive=True))
+            each = os.path.expanduser(pattern)
+            found = [root / path for path in glob.glob(each, root_dir=root, recursive=True)]
+            if glob.has_magic(pattern):  # as in a folder, a file is a card if it says so
+                found = [path for path in found if path.is_dir() or _says_card(path)]
             if not found:
                 raise pytest.UsageError(f"sdbench_cards: nothing matches {pattern!r} below {root}")
-            cards += [Path(path) for path in found]
+            cards += sorted(found)
         return cards
 
     # --- collection ---
@@ -177,7 +182,9 @@ class SdbenchSession:
     def replaced(self) -> dict[str, str]:
         """Return the checkpoint that stands in for a card's own, by card, as it is told."""
         found = {row.card: self.weights_for(self.files[row.node_id]) for row in self.rows}
-        return {card: told(folder) for card, folder in found.items() if folder is not None}
+        typed = {card: told(folder) for card, folder in found.items() if folder is not None}
+        # A conftest may put one there, too.
+        return {row.card: str(row.extra["instead"]) for row in self.rows if "instead" in row.extra} | typed
 
     @contextmanager
     def visible_progress(self) -> Iterator[bool]:
@@ -315,3 +322,15 @@ class SdbenchSession:
         if self.diffs:
             reason = "Records changed, so this run fails: review the diff, commit it, and run again."
             terminalreporter.write_line(reason)
+
+
+def _says_card(path: Path) -> bool:
+    """Return whether a file is one that a folder of cards is searched for."""
+    return path.suffix.lower() == ".md" and (is_card(path) or is_lost(path))
+
+
+def _argument(path: Path, here: Path) -> str:
+    """Return a path as an argument of pytest, to which a bracket begins the parameters of a test."""
+    with suppress(ValueError):  # on another drive of Windows
+        return os.path.relpath(path, here) if "[" in str(path) else str(path)
+    return str(path)

@@ -48,7 +48,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", cases, ids=[case.id for case in cases])
     if "protocol" in metafunc.fixturenames:
         names = {case.protocol for case in quality_cases(module.card) if case.protocol}
-        metafunc.parametrize("protocol", sorted(names))
+        none = pytest.param("", marks=pytest.mark.skip(reason="the card states no protocol"))
+        metafunc.parametrize("protocol", sorted(names) or [none])
     if metafunc.function is test_speed and metafunc.config.getoption("benchmark_only", False):
         # `--benchmark-only` knows a benchmark by the fixture that it asks for.
         metafunc.fixturenames.append("benchmark")
@@ -170,6 +171,7 @@ def test_quality(
     case: Case,
     sdbench_card: Card,
     sdbench_baseline: Card | None,
+    sdbench_weights: Path | None,
     sdbench_judge: Callable[[Case, Protocol], Judgement],
     sdbench_conclude: Conclude,
 ) -> None:
@@ -182,6 +184,8 @@ def test_quality(
         return
     judgement = sdbench_judge(case, protocol)
     extra = _extra(case.metric, judgement)
+    if sdbench_weights is not None:
+        extra["instead"] = told(sdbench_weights)
     if sdbench_baseline is not None and (less := beside(sdbench_baseline, protocol, judgement)) is not None:
         extra["beside"] = {
             "card": sdbench_baseline.name,

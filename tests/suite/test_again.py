@@ -29,8 +29,15 @@ from pytest_sdbench.suite.again import command_again
         (["-c", "ci.ini", "--rootdir", ".", "a.md"], "-c ci.ini --rootdir . a.md"),
         (["--sdbench-ray", "--sdbench-report", "r.html"], "--sdbench-ray --sdbench-report r.html"),
         (["--sdbench-download", "a.md"], "--sdbench-download a.md"),
+        (["-o", "sdbench_store=x", "a.md"], "-o sdbench_store=x a.md"),
     ],
 )
 def test_what_is_ours_and_what_selects_is_kept(typed: list[str], kept: str) -> None:
     named = [word for word in typed if word in ("a.md", "a.md::test_size[unet]")]
     assert command_again(typed, named) == f"python -m pytest {kept}"
+
+
+def test_cards_of_a_file_of_arguments_are_named() -> None:
+    assert (
+        command_again(["--sdbench", "@cards.txt"], ["a.md", "b.md"]) == "python -m pytest --sdbench a.md b.md"
+    )

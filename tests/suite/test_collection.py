@@ -61,6 +61,25 @@ def test_a_pattern_that_matches_nothing_is_an_error(pytester):
     assert "sdbench_cards: nothing matches 'card/*.md'" in result.stderr.str()
 
 
+def test_a_pattern_takes_cards_alone_and_a_folder_may_have_brackets(pytester, card, monkeypatch):
+    (card.parent / "README.md").write_text("# How these cards are kept\n", encoding="utf-8")
+    (card.parent / "prompts.csv").touch()
+    project = pytester.path / "pr[1]"
+    project.mkdir()
+    card.parent.rename(project / "cards")
+    (project / "pytest.ini").write_text("[pytest]\nsdbench_cards = cards/*\n", encoding="utf-8")
+    monkeypatch.chdir(project)
+    assert {item.partition("::")[0] for item in collected(pytester.runpytest(*COLLECT))} == {"cards/mini.md"}
+
+
+def test_a_card_without_protocols_is_no_empty_set_of_parameters(pytester, card):
+    pytester.makeini("[pytest]\nempty_parameter_set_mark = fail_at_collect\n")
+    make_card(card, claims={}, protocols=[])
+    names = [item.partition("::")[2] for item in collected(pytester.runpytest(*COLLECT, "cards/mini.md"))]
+    assert "test_compute" in names
+    assert "card" not in names
+
+
 def test_a_walk_takes_cards_and_python_tests_but_no_other_markdown(pytester, card, request):
     pytester.makepyfile("def test_of_the_project(): pass")
     pytester.makefile(".md", README="# A readme", notes="---\ntitle: Notes\n---\n")

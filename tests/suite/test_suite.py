@@ -159,6 +159,31 @@ def test_an_ini_file_that_a_path_after_a_space_hides_is_told(pytester, tmp_path)
     assert pytester.runpytest_subprocess(*words, tmp_path).ret == 0
 
 
+def test_an_ini_file_is_told_that_a_path_in_the_environment_or_beside_a_card_hides(
+    pytester, project, monkeypatch
+):
+    pytester.makeini("[pytest]\n")  # that of the whole repository
+    inner = project.parent / "pytest.ini"
+    inner.write_text("[pytest]\nsdbench_inconclusive = xfail\n", encoding="utf-8")
+    monkeypatch.chdir(project.parent)
+    words = ("--sdbench", "--collect-only", "-q")
+    (pytester.path / "data").mkdir()
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--sdbench-data ../data")
+    for more in ((), ("mini.md",)):
+        hidden = pytester.runpytest_subprocess(*words, *more)
+        assert hidden.ret == pytest.ExitCode.USAGE_ERROR
+        hidden.stderr.re_match_lines([r".*cards/pytest.ini is not read: .*Write --sdbench-data=../data"])
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--sdbench-data=../data")
+    assert pytester.runpytest_subprocess(*words, "mini.md").ret == 0
+
+
+@pytest.mark.parametrize(("option", "value"), [("device", "cuda0"), ("device", ""), ("data", "")])
+def test_a_device_that_there_is_nowhere_is_a_wrong_option(pytester, project, option, value):
+    result = pytester.runpytest("--sdbench", "cards", f"--sdbench-{option}={value}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"--sdbench-{option}" in result.stderr.str()
+
+
 def test_fewer_samples_and_another_precision_are_shown_and_never_compared(run, project, pytester):
     for words, n, told in (
         (["--sdbench-samples=66"], 66, ("66", str(IMAGES))),
@@ -577,6 +602,70 @@ def test_a_pipeline_of_ones_own_is_never_judged_by_the_images_of_another(run, pr
     result.stdout.fnmatch_lines(["*not recorded: *sdbench_pipeline is overridden*"])
     assert card.read_text(encoding="utf-8") == before
     assert not (pytester.path / "evidence").exists()
+
+
+@pytest.mark.slow
+def test_pipelines_of_a_parametrized_fixture_are_judged_each_by_its_own(run, project, pytester):
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture(scope="module", params=["plain", "broken"], autouse=True)
+        def variant(request):
+            return request.param
+
+        @pytest.fixture(scope="module")
+        def sdbench_pipeline(variant, sdbench_pipeline):
+            def load(dtype):
+                pipeline = sdbench_pipeline(dtype)
+                if variant == "broken":
+                    for parameter in pipeline.unet.parameters():
+                        parameter.data.zero_()
+                return pipeline
+
+            return load
+        """
+    )
+    run("cards", "-k", "clip_score", "--sdbench-report=r.json")
+    found = rows(pytester.path / "r.json")
+    plain, broken = (found[f"test_quality[mini-clip_score-{each}]"] for each in ("plain", "broken"))
+    assert plain["measured"] != broken["measured"]
+    # What else is a parameter is no part of the claim's name.
+    assert plain["name"] == broken["name"] == "mini-clip_score"
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_a_fixture_puts_in_the_place_is_never_recorded(run, project, pytester, damaged):
+    pytester.makeconftest(
+        f"""
+        import pathlib, pytest
+
+        @pytest.fixture(scope="module")
+        def sdbench_weights():
+            return pathlib.Path({str(damaged)!r})
+        """
+    )
+    before = project.read_text(encoding="utf-8")
+    result = run("cards", "--sdbench-update")
+    result.stdout.fnmatch_lines(["*not recorded: *put another checkpoint in the place of the card's own*"])
+    assert project.read_text(encoding="utf-8") == before
+
+
+@pytest.mark.slow
+def test_evidence_is_recorded_from_the_store_that_a_fixture_gives(pytester, project, tmp_path):
+    pytester.makeconftest(
+        f"""
+        import pathlib, pytest
+
+        @pytest.fixture(scope="session")
+        def sdbench_store():
+            return pathlib.Path({str(tmp_path)!r})
+        """
+    )
+    result = pytester.runpytest(*QUALITY, "cards", "--sdbench-update")
+    assert "not recorded: 6 of" not in result.stdout.str()
+    assert "not in the store" not in result.stdout.str()
+    assert (pytester.path / "evidence" / "mini" / "mini.safetensors").is_file()
 
 
 def passed_over(project: Path) -> None:
