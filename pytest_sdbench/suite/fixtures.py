@@ -235,8 +235,7 @@ def sdbench_evaluate(
     from pytest_sdbench.gate.identity import recorded_changes
 
     settings = sdbench_session.settings
-    # A pipeline of one's own has no fingerprint: its images are kept for this run alone, and apart from those
-    # of a reference, which may have the same weights.
+    # A pipeline of one's own has no fingerprint: its images are for this run alone, not for a reference, too.
     plain = isinstance(sdbench_pipeline, PlainPipeline)
     pool = settings.pool if plain else None
     device = request.getfixturevalue("sdbench_drawing_device") if pool else sdbench_device

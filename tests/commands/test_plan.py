@@ -505,7 +505,7 @@ class TestCommand:
         [
             (["--images", "0"], "--images"),
             (["--weights", "a=b", "--weights", "a=c"], "given twice"),
-            (["--device", "abacus"], "--device abacus"),
+            (["--device", "cuda:99"], "--device cuda:99"),
         ],
     )
     def test_what_makes_no_sense_is_named(self, words, message, capsys):

@@ -18,7 +18,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
-    return make_project(pytester.path, pristine_checkpoint, claims=PASSES | {"kid": 3.0})
+    return make_project(pytester.path, pristine_checkpoint, claims=PASSES | {"kid": 0.3})
 
 
 def run(pytester: pytest.Pytester, store: Path, *words: str) -> tuple[pytest.RunResult, dict[str, Any]]:
