@@ -263,16 +263,14 @@ def check_value(path: Path, keys: Keys, metric: str, value: Any, *, recorded: bo
     high = math.inf if known.maximum is None else known.maximum
     remedy = "Write the published figure as a plain number, or remove the claim: "
     remedy += "nothing can be compared with this one, and a placeholder would pass whatever is measured"
-    if recorded:
-        remedy = (
-            "No candidate could be worse, so it is no reference. Write no such record; measure more images"
-        )
     if isinstance(value, bool) or not isinstance(value, int | float):
         wrong = "is null" if value is None else "is no number"
     elif not math.isfinite(value):
         wrong = "is not finite"
     elif value <= 0 and not _may_fall_to_zero(known, recorded=recorded):
         wrong = "is negative" if value else "is zero"
+        if recorded:
+            remedy = "Zero is no reference, as a placeholder is. Write no such record; measure more images"
     elif not low <= value <= high or not (recorded or value <= known.largest_published):
         wrong, remedy = "has the wrong scale", known.scale[:1].upper() + known.scale[1:]
         if (meant := known.rescaled(value)) is not None:
@@ -298,9 +296,7 @@ def check_metric(path: Path, keys: Keys, text: str) -> str:
     """Return our name of a metric, or raise with the known ones."""
     name = metric_name(text)
     if name is None:
-        remedy = (
-            f"{suggestion(text, list(METRICS))}Known metrics: {', '.join(METRICS)}. One that a conftest.py "
-        )
-        remedy += "registers is known to pytest alone: an entry point makes it known to commands, too"
+        remedy = f"{suggestion(text, list(METRICS))}Known metrics: {', '.join(METRICS)}. "
+        remedy += "One of a conftest.py is known to pytest alone: an entry point makes it known to commands, too"
         raise CardError("unknown metric", file=path, key=dotted(keys), found=text, remedy=remedy)
     return name

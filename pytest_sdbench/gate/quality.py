@@ -38,6 +38,7 @@ from pytest_sdbench.gate.verdict import (
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference, difference
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.metrics.standard_error import count_prompts
 from pytest_sdbench.protocols.metric_specs import ReferencedSpec
 from pytest_sdbench.protocols.protocol import Protocol
 
@@ -279,7 +280,7 @@ class _Gate:
             small = fidelity.too_small_a_margin(score, claim, self.plan)
             refusal = f"{self._margin_of(claim)}, {small}" if small else ""
             return _Question(claim, score, [*notes, *told], refusal)
-        prompts = estimate.n if evaluation.groups is None else int(evaluation.groups.max()) + 1
+        prompts = count_prompts(estimate.n, evaluation.groups)
         if prompts < FEWEST_PROMPTS:
             return _Question(claim, score, notes)
         if claim.kind == "identity":

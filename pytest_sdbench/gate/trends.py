@@ -21,7 +21,7 @@ from pytest_sdbench.metrics.difference import FEWEST_PROMPTS
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.moments import Array
 from pytest_sdbench.metrics.registry import METRICS
-from pytest_sdbench.metrics.standard_error import Groups
+from pytest_sdbench.metrics.standard_error import Groups, count_prompts, images_per_trial
 from pytest_sdbench.report.history import Measurement, Point, Series, continues
 
 Find = Callable[[Measurement], tuple[Estimate, Groups | None] | None]
@@ -85,8 +85,8 @@ def _independent(measurement: Measurement) -> int:
 
 
 def _prompts(known: Sequence[tuple[Estimate, Groups | None] | None]) -> list[int]:
-    """Return of each evidence in which prompts repeat how many different ones there are."""
-    return [int(groups.max()) + 1 for _, groups in filter(None, known) if groups is not None]
+    """Return of each evidence how many different prompts its images have."""
+    return [count_prompts(found.n, groups) for found, groups in filter(None, known)]
 
 
 def _trend(series: Series, find: Find, of: int, silent: str) -> Trend:
@@ -122,17 +122,11 @@ def chance_of_shares(series: Series) -> Chance:
     """Return how likely shares of images differ so much by chance, by their exact distribution.
 
     Of a count over all points of a window those before its border have a binomial part, if rarer ones are
-    Poisson's (Przyborowski, Wilenski 1940, Biometrika 31, 313-323), and one that scatters less else. Images
-    that share a prompt are worth fewer, which shows in the largest errors.
+    Poisson's (Przyborowski, Wilenski 1940, Biometrika 31, 313-323), and one that scatters less else.
     """
     measurements = [point.measurement for point in series.points]
     n = series.about.n or 1
-    known = [
-        n * each.standard_error**2 / (each.value * (1 - each.value))
-        for each in measurements
-        if each.standard_error and 0 < each.value < 1
-    ]
-    worth = max([1.0, *known])
+    worth = images_per_trial(n, ((each.value, each.standard_error) for each in measurements))
     sums = np.concatenate([[0.0], np.cumsum([each.value * n / worth for each in measurements])])
 
     def chance(start: int, border: int, end: int) -> float:

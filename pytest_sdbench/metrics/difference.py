@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.metrics.standard_error import Groups, standard_error
+from pytest_sdbench.metrics.standard_error import Groups, count_prompts, standard_error
 
 FEWEST_PROMPTS = 20
 """Of fewer different prompts an error is too uncertain for the normal distribution, and nothing is called."""
@@ -59,7 +59,7 @@ def difference(
     error, paired, prompts = unpaired, False, None
     if mine is not None and theirs is not None and len(mine) == len(theirs):
         error, paired = standard_error(mine - theirs, groups), True
-        prompts = None if groups is None else int(groups.max()) + 1
+        prompts = None if groups is None else count_prompts(len(mine), groups)
     return Difference(first.metric, values[0] - values[1], error, unpaired, paired, first.n, prompts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,26 @@ def groups_of(prompts: tuple[str, ...]) -> Groups | None:
     return groups if len(numbers) < len(prompts) else None
 
 
+def count_prompts(n: int, groups: Groups | None) -> int:
+    """Return how many different prompts `n` images have."""
+    return n if groups is None else int(groups.max()) + 1
+
+
+def images_per_trial(n: int, shares: Iterable[tuple[float, float | None]]) -> float:
+    """Return how many of `n` images are worth one that is independent; shares with their standard errors.
+
+    Images that share a prompt are worth fewer, which shows in the largest of the errors.
+    """
+    known = [n * error**2 / (share * (1 - share)) for share, error in shares if error and 0 < share < 1]
+    return max([1.0, *known])
+
+
 def doubt(n: int, groups: Groups | None) -> float:
     """Return the standard error that a share of `n` images has besides its own: one of 1 is not certain.
 
     As if two images, or prompts where these repeat, were otherwise (after Agresti and Coull 1998).
     """
-    return math.sqrt(2) / (n if groups is None else int(groups.max()) + 1)
+    return math.sqrt(2) / count_prompts(n, groups)
 
 
 def standard_error(

@@ -13,6 +13,7 @@ from pytest_sdbench.cards.card import Card
 from pytest_sdbench.cards.records import Record
 from pytest_sdbench.metrics.difference import FEWEST_PROMPTS, Difference
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.metrics.standard_error import images_per_trial
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.report.cells import NONE, in_order, titles, with_error
 from pytest_sdbench.report.grids import MARK, Cell, Grid
@@ -171,14 +172,10 @@ def _lead_of_share(best: Score, score: Score) -> tuple[float, float | None]:
     """Return the same of two shares, whose counts may be too small for their own errors: 0 of 512 has none.
 
     Each gets one image more that counts and one that does not (Agresti, Caffo 2000, American Statistician
-    54, 280-288). Images that share a prompt are worth fewer, which shows in the larger of the errors.
+    54, 280-288).
     """
-    known = [
-        each.n * each.standard_error**2 / (each.value * (1 - each.value))
-        for each in (best, score)
-        if each.standard_error and 0 < each.value < 1
-    ]
-    trials = score.n / max([1.0, *known])
+    pair = ((each.value, each.standard_error) for each in (best, score))
+    trials = score.n / images_per_trial(score.n, pair)
     if min(trials, score.independent) < FEWEST_PROMPTS or score.card == best.card:
         return 0.0, None
     shares = [(each.value * trials + 1) / (trials + 2) for each in (best, score)]

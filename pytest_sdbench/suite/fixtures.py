@@ -235,7 +235,7 @@ def sdbench_evaluate(
     from pytest_sdbench.gate.identity import recorded_changes
 
     settings = sdbench_session.settings
-    # A pipeline of one's own has no fingerprint: its images are for this run alone, not for a reference, too.
+    # A pipeline of one's own has no fingerprint: its images are kept apart, for this run alone.
     plain = isinstance(sdbench_pipeline, PlainPipeline)
     pool = settings.pool if plain else None
     device = request.getfixturevalue("sdbench_drawing_device") if pool else sdbench_device

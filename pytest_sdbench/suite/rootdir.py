@@ -34,7 +34,9 @@ def check_rootdir(config: pytest.Config) -> None:
         for flag, path in pairwise(words)
         if flag.startswith("--sdbench-") and "=" not in flag and path[:1] != "-" and (here / path).exists()
     ]
-    if not taken or config.getoption("rootdir") or config.getoption("inifilename"):
+    if not taken or hasattr(config, "workerinput"):
+        return
+    if config.getoption("rootdir") or config.getoption("inifilename"):
         return
     start = here
     if config.args_source is pytest.Config.ArgsSource.ARGS:
@@ -42,7 +44,7 @@ def check_rootdir(config: pytest.Config) -> None:
         start = Path(os.path.commonpath(places))
     ours = [folder / name for folder in (start, *start.parents) for name in _SECTIONS]
     missed = next((path for path in ours if _configures(path)), None)
-    if missed is None or hasattr(config, "workerinput"):
+    if missed is None:
         return
     # Of several files of a folder pytest knows which one counts.
     if config.inipath in ours and len(config.inipath.parts) >= len(missed.parts):

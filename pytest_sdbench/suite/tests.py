@@ -22,6 +22,7 @@ from pytest_sdbench.gate.quality import Judgement, beside, incomparable
 from pytest_sdbench.gate.verdict import noted
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.metrics.standard_error import count_prompts
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.suite.collection import card_of
 from pytest_sdbench.suite.fixtures import PlainPipeline
@@ -216,7 +217,7 @@ def _extra(metric: str, judgement: Judgement) -> dict[str, Any]:
     if isinstance(estimate, Estimate) and estimate.corrected is not None:
         extra["without_bias"] = estimate.corrected
     if evaluation.groups is not None:
-        extra["prompts"] = int(evaluation.groups.max()) + 1
+        extra["prompts"] = count_prompts(evaluation.n, evaluation.groups)
     early = evaluation.n < evaluation.requested
     if early and isinstance(estimate, Estimate) and judgement.measured not in (None, estimate.value):
         extra["predicted_for"] = evaluation.requested
