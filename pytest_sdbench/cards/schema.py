@@ -297,6 +297,6 @@ def check_metric(path: Path, keys: Keys, text: str) -> str:
     name = metric_name(text)
     if name is None:
         remedy = f"{suggestion(text, list(METRICS))}Known metrics: {', '.join(METRICS)}. "
-        remedy += "One of a conftest.py is known to pytest alone: an entry point makes it known to commands, too"
+        remedy += "One of a conftest.py is known to pytest alone: commands learn of it by an entry point"
         raise CardError("unknown metric", file=path, key=dotted(keys), found=text, remedy=remedy)
     return name
