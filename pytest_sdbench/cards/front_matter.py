@@ -134,6 +134,11 @@ def is_lost(path: Path) -> bool:
     return path.is_symlink() and not path.exists() and not path.name.startswith(".")
 
 
+def says_card(path: Path) -> bool:
+    """Return whether a file is one that folders are searched for: a card, or a link to a lost one."""
+    return path.suffix.lower() == ".md" and (is_card(path) or is_lost(path))
+
+
 def read_text(path: Path) -> str:
     """Return a card's text with its line endings untouched."""
     try:

@@ -18,7 +18,7 @@ from pytest_sdbench.base.options import OPTIONS, weights_by_card
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, find_card, means, own_names, read_card
-from pytest_sdbench.cards.front_matter import is_card, is_lost
+from pytest_sdbench.cards.front_matter import is_card, says_card
 from pytest_sdbench.commands.project import place_in_project
 from pytest_sdbench.protocols.protocol import Protocol
 
@@ -99,9 +99,7 @@ def _cards_in(folder: Path) -> Iterator[Path]:
             and os.path.realpath(Path(place, each)) not in seen
         ]
         seen.update(os.path.realpath(Path(place, each)) for each in folders)
-        for file in (Path(place, each) for each in files if each.lower().endswith(".md")):
-            if is_card(file) or is_lost(file):
-                yield file
+        yield from filter(says_card, (Path(place, each) for each in files))
 
 
 def protocol_of(name: str | Path, card: Card | None = None, *, beside: Sequence[Path] = ()) -> Protocol:

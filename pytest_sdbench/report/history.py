@@ -198,7 +198,7 @@ def _of_row(row: Row) -> Measurement:
         card=row.card,
         test=row.test,
         value=row.measured,
-        name="" if row.test == "quality" else row.name,
+        name=f"{'' if row.test == 'quality' else row.name}{row.variant}".strip(),
         metric=row.metric,
         protocol=row.protocol,
         standard_error=row.standard_error,

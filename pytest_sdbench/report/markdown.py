@@ -173,8 +173,8 @@ def _with_claim(row: Row, claim: Claim | None) -> Row:
 def _metric(row: Row, labels: Mapping[tuple[str, str], str]) -> str:
     metric = METRICS.get(row.metric)
     if metric is None:
-        return row.name or NONE
-    return f"{labels.get((row.card, row.name), metric.label)} {metric.arrow}"
+        return f"{row.name}{row.variant}" or NONE
+    return f"{labels.get((row.card, row.name), metric.label)} {metric.arrow}{row.variant}"
 
 
 def _protocol(row: Row) -> str:

@@ -43,6 +43,16 @@ class Row:
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Device, versions, fingerprints, date and whatever else explains the figure."""
 
+    @property
+    def variant(self) -> str:
+        """The parameters that a project's fixtures give a test, as the node id has them: `` (fp16)``."""
+        return f" ({said})" if (said := self.extra.get("variant")) else ""
+
+    @property
+    def title(self) -> str:
+        """The claim's id or the component, else the test, and the variant."""
+        return f"{self.name or self.test}{self.variant}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; a figure that is not finite becomes None, since JSON has no NaN."""
         return {key: _finite(value) for key, value in asdict(self).items()}

@@ -96,7 +96,7 @@ def _headline(rows: Sequence[Row], width: int, paint: Paint, verdict: Headline) 
     worst = [row for row in rows if row.verdict in ("fail", "error")]
     names: dict[str, list[str]] = {}
     for row in _single(worst or [row for row in rows if row.verdict == "inconclusive"]):
-        names.setdefault(row.card, []).append(row.name or row.test)
+        names.setdefault(row.card, []).append(row.title)
     told = ", ".join(f"{card} ({', '.join(claims)})" for card, claims in names.items())
     said = paint(clipped(plain(f"{verdict.sentence}{f': {told}' if told else ''}"), width), verdict.state)
     cards = len({row.card for row in rows})
@@ -196,6 +196,7 @@ def _claims(rows: Sequence[Row], paint: Paint, width: int | None = None) -> str:
     for row, record in _paired(rows):
         network = row.test in NETWORK
         said = f"{row.test} {row.name}".strip() if network else row.name or row.metric
+        said += row.variant
         kept = row if row.kind == "recorded" else record
         first = NONE if row.kind == "recorded" else _claimed_cell(row)
         second = NONE if kept is None else claimed(kept)
@@ -279,7 +280,7 @@ def _single(rows: Sequence[Row]) -> list[Row]:
     found: dict[tuple[str, ...], Row] = {}
     for row, _ in _paired(rows):
         name = row.name if row.measured is not None else row.name.removesuffix("-recorded")
-        found.setdefault((row.card, row.test, row.verdict, name), row)
+        found.setdefault((row.card, row.test, row.verdict, name, row.variant), row)
     return list(found.values())
 
 

@@ -79,6 +79,8 @@ def _row(item: pytest.Item, verdict: Verdict, **figures: Any) -> Row:
     assert module is not None
     session = item.config.pluginmanager.get_plugin("sdbench-session")
     names = session.names if session is not None else {}
+    if variant := _variant(item):
+        figures["extra"] = {**figures.get("extra", {}), "variant": variant}
     return Row(
         node_id=item.nodeid,
         card=names.get(module.path, card_name(module.path)),
@@ -90,11 +92,24 @@ def _row(item: pytest.Item, verdict: Verdict, **figures: Any) -> Row:
     )
 
 
+_OWN = ("case", "component", "protocol")
+"""The parameters of the suite's own tests."""
+
+
 def _name(item: pytest.Item) -> str:
-    """Return the claim, component or protocol of a test; fixtures of a project may have parameters, too."""
+    """Return the claim, component or protocol of a test."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    own = next((params[key] for key in ("case", "component", "protocol") if key in params), "")
+    own = next((params[key] for key in _OWN if key in params), "")
     return own.id if isinstance(own, Case) else str(own)
+
+
+def _variant(item: pytest.Item) -> str:
+    """Return what the node id says of other parameters: those of a project's fixtures."""
+    if not hasattr(item, "callspec") or not item.callspec.params.keys() - set(_OWN):
+        return ""
+    said: str = item.callspec.id
+    own = _name(item)
+    return said.removeprefix(f"{own}-") if said.startswith(f"{own}-") else said.removesuffix(f"-{own}")
 
 
 def properties(row: Row, item: pytest.Item) -> list[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from pytest_sdbench.base.errors import SdbenchError, Unavailable
 from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, card_name, is_card, means, own_names
-from pytest_sdbench.cards.front_matter import is_lost
+from pytest_sdbench.cards.front_matter import is_lost, says_card
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models.hub import forget_failures
 from pytest_sdbench.report.results import Row
@@ -92,7 +92,7 @@ class SdbenchSession:
             each = os.path.expanduser(pattern)
             found = [root / path for path in glob.glob(each, root_dir=root, recursive=True)]
             if glob.has_magic(pattern):  # as in a folder, a file is a card if it says so
-                found = [path for path in found if path.is_dir() or _says_card(path)]
+                found = [path for path in found if path.is_dir() or says_card(path)]
             if not found:
                 raise pytest.UsageError(f"sdbench_cards: nothing matches {pattern!r} below {root}")
             cards += sorted(found)
@@ -322,11 +322,6 @@ class SdbenchSession:
         if self.diffs:
             reason = "Records changed, so this run fails: review the diff, commit it, and run again."
             terminalreporter.write_line(reason)
-
-
-def _says_card(path: Path) -> bool:
-    """Return whether a file is one that a folder of cards is searched for."""
-    return path.suffix.lower() == ".md" and (is_card(path) or is_lost(path))
 
 
 def _argument(path: Path, here: Path) -> str:

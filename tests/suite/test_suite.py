@@ -626,12 +626,15 @@ def test_pipelines_of_a_parametrized_fixture_are_judged_each_by_its_own(run, pro
             return load
         """
     )
-    run("cards", "-k", "clip_score", "--sdbench-report=r.json")
+    result = run("cards", "-k", "clip_score", "--sdbench-report=r.json", "--sdbench-report=r.md", "-v")
     found = rows(pytester.path / "r.json")
     plain, broken = (found[f"test_quality[mini-clip_score-{each}]"] for each in ("plain", "broken"))
     assert plain["measured"] != broken["measured"]
     # What else is a parameter is no part of the claim's name.
     assert plain["name"] == broken["name"] == "mini-clip_score"
+    # Every report tells which is which.
+    result.stdout.fnmatch_lines(["*mini-clip_score (plain) *", "*mini-clip_score (broken) *"])
+    assert "(broken)" in (pytester.path / "r.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

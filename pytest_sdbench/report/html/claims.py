@@ -80,14 +80,14 @@ def share_rows(rows: Sequence[Row]) -> tuple[list[Row], dict[str, Row]]:
     They agree to the printed digits and in the verdict, and are one claim.
     """
     published = {
-        (row.card, row.protocol, row.metric): row
+        (row.card, row.protocol, row.metric, row.variant): row
         for row in rows
         if row.test == "quality" and row.kind == "published" and row.claimed is not None
     }
     twins: dict[str, Row] = {}
     left = []
     for row in rows:
-        other = published.get((row.card, row.protocol, row.metric))
+        other = published.get((row.card, row.protocol, row.metric, row.variant))
         same = row.test == "quality" and row.kind == "recorded" and row.claimed is not None
         if other is not None and same and row.verdict == other.verdict and _agree(other, row):
             twins[other.node_id] = row
@@ -171,13 +171,13 @@ def _line(
 
 def _title(row: Row, labels: Mapping[tuple[str, str], str]) -> str:
     if row.test == "size":
-        return f"Parameters: {COMPONENTS.get(row.name, row.name)}"
+        return f"Parameters: {COMPONENTS.get(row.name, row.name)}{row.variant}"
     if row.test in NETWORK:
-        return _TITLES[row.test]
+        return f"{_TITLES[row.test]}{row.variant}"
     if row.metric in METRICS:
         metric = METRICS[row.metric]
-        return f"{labels.get((row.card, row.name)) or metric.label} {metric.arrow}"
-    return row.name or row.test
+        return f"{labels.get((row.card, row.name)) or metric.label} {metric.arrow}{row.variant}"
+    return row.title
 
 
 def _reason(row: Row) -> str:

@@ -145,7 +145,7 @@ def _gap(verdict: str, rows: Sequence[Row]) -> Gap:
     reason = reasons[0] if len(reasons) == 1 else f"{reasons[0]} (and {len(reasons) - 1} more of the kind)"
     cards: dict[str, list[str]] = {}
     for row in rows:
-        cards.setdefault(row.card, []).append(row.name or row.test)
+        cards.setdefault(row.card, []).append(row.title)
     lines = tuple(f"{card}: {', '.join(dict.fromkeys(names))}" for card, names in cards.items())
     return Gap(verdict, reason, remedy, lines, len(rows))
 
