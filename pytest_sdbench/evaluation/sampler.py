@@ -201,8 +201,14 @@ class Sampler:
         if not finite.all():
             broken = indices[int(np.flatnonzero(~finite)[0])]
             precision = self._protocol.sampling.dtype
-            what = f"image {broken} holds NaN or infinity: the networks overflow in {precision}"
-            remedy = "Try --sdbench-dtype float32: if that works, this precision was too coarse."
+            if precision == "float32":
+                what = f"image {broken} holds NaN or infinity"
+                remedy = (
+                    "The checkpoint has diverged, or does not go with the protocol's scheduler and settings"
+                )
+            else:
+                what = f"image {broken} holds NaN or infinity: the networks overflow in {precision}"
+                remedy = "Try --sdbench-dtype float32: if that works, this precision was too coarse."
             raise CheckpointError(what, key=f"prompt {broken}", found=self._prompts[broken], remedy=remedy)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError, first_line
@@ -47,7 +47,7 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
         )
 
     def make() -> Any:
-        return kind.from_config(own.config, **wanted.config)
+        return with_settings(kind, own, wanted.config)
 
     if kind.__name__ in _UNSEEDED:
         raise ProtocolError(
@@ -69,6 +69,22 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
             remedy="Correct the scheduler's settings, or the number of steps",
         ) from error
     return make
+
+
+def with_settings(kind: Any, scheduler: Any, changes: Mapping[str, Any] | None = None) -> Any:
+    """Return a scheduler of a class with the settings of another one, as far as it knows them, and changes.
+
+    Of one of the same class all settings are taken: a pipeline of Stable Diffusion corrects its own, defaults
+    too. Defaults of another class are no settings, as `from_config` has it. Settings that the class does not
+    know are left out: they would warn at every load. Latents are no pixels: they are not clipped, unless the
+    settings say so.
+    """
+    found = dict(scheduler.config)
+    defaults = () if type(scheduler) is kind else found.get("_use_default_values", ())
+    stated = {name: value for name, value in found.items() if name not in defaults}
+    settings = {"clip_sample": False, **stated, **(changes or {})}
+    known = inspect.signature(kind.__init__).parameters
+    return kind(**{name: value for name, value in settings.items() if name in known})
 
 
 def _named(name: str, protocol: Protocol) -> Any:

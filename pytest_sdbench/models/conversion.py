@@ -28,7 +28,7 @@ from pytest_sdbench.base.processes import is_dead, this_host
 from pytest_sdbench.models.layout import CLASSES, COMPONENTS, SD, Pipeline
 from pytest_sdbench.models.loading import load_model, quiet
 from pytest_sdbench.models.skeleton import text_encoder_skeleton
-from pytest_sdbench.models.weights import TEXT_ENCODERS, Tensor, Weights, read_json, shapes_of_file
+from pytest_sdbench.models.weights import TEXT_ENCODERS, Tensor, Weights, read_file, read_json, shapes_of_file
 
 Parts = Mapping[str, Path]
 """The folder of each component, of the tokenizer and of the scheduler."""
@@ -49,6 +49,7 @@ _SETTINGS = (".json", ".txt")
 _MATRIX = r"lora.*(\.|_)(down|up|A|B)(\.default)?\.weight$|\.alpha$"
 """How the names end of all that diffusers reads: of its own forms, of peft's and of kohya's."""
 _FIRST = r"(\.|_)(down|A)(\.default)?\.weight$"
+_SECOND = r"(\.|_)(up|B)(\.default)?\.weight$"
 
 
 _COMPONENT = ("unet.", "text_encoder", "lora_unet_", "lora_te")
@@ -126,6 +127,9 @@ def _unsupported(file: Path, shapes: Mapping[str, Tensor], lacking: list[str]) -
     found = f"{len(shapes):,} tensors, e.g. {min(shapes)}" if shapes else "no tensors"
     if any(name.startswith(_XL) for name in shapes):
         what, remedy = "a single file of SDXL", "Convert it: StableDiffusionXLPipeline.from_single_file(FILE)"
+    elif shapes and len(shapes) <= 2 and all(len(each.shape) <= 2 for each in shapes.values()):
+        what = "a textual inversion, which is an addition to a text encoder"
+        remedy = "Supported is what changes a network: a U-Net, a LoRA, a whole checkpoint"
     elif len(lacking) == len(_PREFIXES):
         what = "not a single file in the layout of the original Stable Diffusion"
         remedy = "Weights of one network belong beside its config.json: give that folder"
@@ -226,7 +230,18 @@ def _layers(file: Path, shapes: Mapping[str, Tensor]) -> list[str]:
         raise CheckpointError(
             what, file=file, key=odd[0] if odd else None, found=f"{len(odd):,}", remedy=remedy
         )
-    whole = next((name for name in shapes if not shapes[name].floats), None)
+    ends = [{re.sub(end, "", name) for name in shapes if re.search(end, name)} for end in (_FIRST, _SECOND)]
+    if lone := sorted(ends[0] ^ ends[1]):
+        name = next(
+            name for name in sorted(shapes) if re.search(f"^{re.escape(lone[0])}({_FIRST}|{_SECOND})", name)
+        )
+        several = (
+            "layers of the LoRA have one of their" if len(lone) > 1 else "layer of the LoRA has one of its"
+        )
+        what = f"{len(lone):,} {several} two matrices alone"
+        remedy = "The file was cut short, or merged badly: save it again where it was trained"
+        raise CheckpointError(what, file=file, key=name, remedy=remedy)
+    whole = next((name for name in shapes if not (shapes[name].floats or name.endswith(".alpha"))), None)
     if whole is not None:
         remedy = "Save the LoRA in float16 or more"
         raise CheckpointError("integers in the place of weights", file=file, key=whole, remedy=remedy)
@@ -244,6 +259,7 @@ def _fused(file: Path, base: Base, layers: list[str]) -> tuple[dict[str, Any], s
     }
     others = dict.fromkeys(name for name in of.parts if name not in of.adapted)
     pipeline = getattr(diffusers, of.name)(**networks, **others, **of.options)
+    _check_finite(file)
     with _explained(file, "load_lora_weights"):
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
     places = {name: sum(hasattr(each, "lora_A") for each in networks[name].modules()) for name in of.adapted}
@@ -266,6 +282,17 @@ def _fused(file: Path, base: Base, layers: list[str]) -> tuple[dict[str, Any], s
         pipeline.fuse_lora(components=changed)
         pipeline.unload_lora_weights()
     return {name: networks[name] for name in changed}, digest
+
+
+def _check_finite(file: Path) -> None:
+    """Raise ``CheckpointError`` for values of a LoRA that are no numbers."""
+    import torch
+
+    for name, tensor in read_file(file).items():
+        if broken := int((~torch.isfinite(tensor.float())).sum()):
+            what = f"NaN or infinity in {broken:,} of {tensor.numel():,} values"
+            remedy = "The training of the LoRA diverged: take an earlier state of it"
+            raise CheckpointError(what, file=file, key=name, remedy=remedy)
 
 
 def _digest_of_layers(networks: Mapping[str, Any]) -> str:

@@ -165,6 +165,10 @@ def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> No
         ("in_channels", 4, "vae.latent_channels", latents),
         ("out_channels", 4, "vae.latent_channels", latents),
     ]
+    if (channels := configs["vae"].get("out_channels", 3)) != 3:
+        remedy = "6 channels are of LDM3D, whose pictures have a depth: it is not supported (yet)"
+        what = "an autoencoder whose pictures are not red, green and blue"
+        raise CheckpointError(what, file=folder, key="vae.out_channels", found=channels, remedy=remedy)
     if second := configs.get("text_encoder_2"):
         width = second.get("projection_dim", 512) + 6 * unet["addition_time_embed_dim"]
         words = "text_encoder_2.projection_dim + 6 * unet.addition_time_embed_dim"

@@ -270,16 +270,20 @@ def lora_file(path: Path) -> Path | None:
     """
     if path.is_dir():
         named = [path / f"{LORA}{suffix}" for suffix in (".safetensors", ".bin")]
-        found = [each for each in named if each.is_file()][:1] or sorted(
-            path.glob("*[lL][oO][rR][aA]*.safetensors")
-        )
+        found = [each for each in named if each.is_file()][:1] or [
+            each for each in sorted(path.glob("[!.]*.safetensors")) if _holds_lora(each)
+        ]
         if len(found) > 1:
             names = ", ".join(each.name for each in found)
             raise CheckpointError("a folder of several LoRAs", file=path, found=names, remedy="Give one file")
         return found[0] if found else None
     if path.is_file() and path.suffix == ".safetensors":
-        return path if any("lora" in name for name in shapes_of_file(path)) else None
+        return path if _holds_lora(path) else None
     return path if path.is_file() and path.name == f"{LORA}.bin" else None
+
+
+def _holds_lora(file: Path) -> bool:
+    return any("lora" in name for name in shapes_of_file(file))
 
 
 def replaces(path: Path) -> str | None:

@@ -143,7 +143,9 @@ def find_weights(folder: Path, component: str) -> Weights:
 def unread(folder: Path, weights: Weights) -> list[str]:
     """Return the names of further weight files in a component's folder, which are not looked at."""
     return sorted(
-        path.name for path in folder.iterdir() if path.suffix in WEIGHT_FILES and path not in weights.files
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in WEIGHT_FILES and path not in weights.files and not path.name.startswith(".")
     )
 
 

@@ -15,6 +15,9 @@ from pytest_sdbench.base.schema import suggestion
 from pytest_sdbench.base.yaml import LARGEST, YamlFault, read_yaml_file
 from pytest_sdbench.protocols.protocol import SEE, Protocol, validate
 
+ENDINGS = (".yaml", ".yml")
+"""How the files of protocols end."""
+
 
 def load_protocol(name: str | Path, search: Sequence[Path] = ()) -> Protocol:
     """Read a protocol by the path of its YAML file, or by name.
@@ -23,9 +26,10 @@ def load_protocol(name: str | Path, search: Sequence[Path] = ()) -> Protocol:
     ProtocolError for a name that is unknown or means two things, and for a file that is broken.
     """
     text = str(name)
-    if isinstance(name, Path) or text.endswith((".yaml", ".yml")) or "/" in text:
+    named = isinstance(name, Path) or text.endswith(ENDINGS) or "/" in text
+    if named and (Path(name).exists() or Path(name).name != text or Path(name).stem not in _files(search)):
         return _read(Path(name))
-    found = _files(search)
+    text, found = Path(text).stem if named else text, _files(search)
     if text not in found:
         remedy = f"{suggestion(text, tuple(found))}Known are {', '.join(found)}"
         raise ProtocolError("unknown protocol", key="protocol", found=text, remedy=remedy)
@@ -60,7 +64,7 @@ def _files(search: Sequence[Path]) -> dict[str, list[Path]]:
         folders += [folder, folder / "protocols"]
     found: dict[str, list[Path]] = {}
     for folder in dict.fromkeys(real(folder) for folder in folders):
-        for file in sorted(folder.glob("*.yaml")):
+        for file in sorted(file for ending in ENDINGS for file in folder.glob(f"[!.]*{ending}")):
             found.setdefault(file.stem, []).append(file)
     return found
 

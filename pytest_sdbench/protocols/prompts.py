@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_sdbench.base.csv import csv_rows
 from pytest_sdbench.base.errors import DataError, Unavailable
-from pytest_sdbench.base.files import read_bounded
+from pytest_sdbench.base.files import is_pointer, read_bounded
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.protocols.sections import CsvPrompts, ScenesPrompts
@@ -55,7 +55,7 @@ def scenes_behind(protocol: Protocol, wanted: Iterable[int]) -> dict[int, scenes
 
 
 def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:
-    """Return the captions of a `metadata.csv` by file name, in its order.
+    """Return the captions of a `metadata.csv` by file name, in its order; further columns do not matter.
 
     Raises DataError for what is empty, no UTF-8, or malformed.
     """
@@ -70,15 +70,16 @@ def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:
             raise error("the file of prompts is empty")
         rows = csv_rows(content)
         _, header = next(rows)
-        if header != COLUMNS:
-            absent = [column for column in COLUMNS if column not in header]
-            fault = f"column {absent[0]!r} is missing" if absent else "malformed header"
-            raise error(f"{fault}: {','.join(COLUMNS)!r} is expected", 1, ",".join(header)[:80])
+        header = [column.strip() for column in header]
+        for column in COLUMNS:
+            if (times := header.count(column)) != 1:
+                fault = f"column {column!r} is missing" if not times else f"{times} columns {column!r}"
+                raise error(f"{fault}: {','.join(COLUMNS)!r} is expected", 1, ",".join(header)[:80])
         for line, row in filter(itemgetter(1), rows):  # a blank line says nothing
-            if len(row) != len(COLUMNS):
-                fault = f"{len(COLUMNS)} columns are expected, here are {len(row)}"
+            if len(row) != len(header):
+                fault = f"{len(header)} columns are expected, here are {len(row)}"
                 raise error(fault, line, ",".join(row)[:80])
-            name, caption = row
+            name, caption = (row[header.index(column)] for column in COLUMNS)
             if not caption.strip():
                 raise error("empty caption", line, name)
             if name in lines:
@@ -120,26 +121,56 @@ def _read_csv(protocol: Protocol, prompts: CsvPrompts, data_root: Path | None) -
     """Return captions by file name; what is wrong with a file is told before that its checksum differs."""
     known = prompts.file.startswith("mscoco_val2014_30k/")
     origin = " scripts/get_mscoco_files.sh of the BK-SDM repository fetches it." if known else ""
-    remedy = f"Get the file again.{origin}"
+    remedy = f"Get the file again.{origin}" if known else "Correct the file"
     path = protocol.locate(prompts.file, data_root)
     if path is None or not path.is_file():
         message = f"the prompts of {protocol.name} are not on this machine"
-        place = "Put the file there, or give another folder"
-        if path is None:
-            place = f"Give the folder that holds {prompts.file}"
-        place += f" with --sdbench-data.{origin}"
+        place = f"{_place(protocol, prompts.file, path)}.{origin}"
         raise Unavailable(message, file=path or prompts.file, remedy=place)
     try:
         content = read_bounded(path, _LARGEST)
     except OSError as error:
         reason = error.strerror
         raise DataError(f"the prompts cannot be read: {reason}", file=path, remedy=remedy) from error
-    captions = _parse(content, path, remedy)
+    if is_pointer(content):
+        raise DataError("a Git LFS pointer, and not the prompts", file=path, remedy="Run: git lfs pull")
+    captions, checksum = _parse(content, path, remedy), hashlib.sha256(content).hexdigest()
+    if checksum == prompts.sha256 and len(captions) == prompts.rows:
+        return captions
+    if checksum != prompts.sha256 and prompts.sha256 in map(_sha256_of, _with_other_line_ends(content)):
+        message, remedy = (
+            "the prompts with other line endings than the protocol's, as git converts them",
+            f"Write `{path.name} -text` into .gitattributes, and check the file out again",
+        )
+        raise DataError(message, file=path, remedy=remedy)
+    if not known:
+        remedy = (
+            "Other prompts make other scores. If it is this file that is meant, write into "
+            f"{protocol.path.name}: rows: {len(captions)}, sha256: {checksum}"
+        )
     if len(captions) != prompts.rows:
         raise DataError(f"{prompts.rows} prompts are expected", file=path, found=len(captions), remedy=remedy)
-    checksum = hashlib.sha256(content).hexdigest()
-    if checksum != prompts.sha256:
-        message = f"wrong checksum: sha256 {prompts.sha256} is expected"
-        remedy = f"Other prompts make other scores. {remedy}"
-        raise DataError(message, file=path, found=checksum, remedy=remedy)
-    return captions
+    message = f"wrong checksum: sha256 {prompts.sha256} is expected"
+    remedy = f"Other prompts make other scores. {remedy}" if known else remedy
+    raise DataError(message, file=path, found=checksum, remedy=remedy)
+
+
+def _place(protocol: Protocol, file: str, path: Path | None) -> str:
+    """Say where a file of prompts is looked for, and what else may have been meant."""
+    name = file.replace("\\", "/").removeprefix("./")
+    if path is None and (protocol.path.parent / name).is_file():
+        return f"A file beside the protocol begins with ./: write ./{name}"
+    if path is None:
+        return f"Give the folder that holds {file} with --sdbench-data"
+    return "Put the file there" + (
+        "" if file.startswith((".", "~")) else ", or give another folder with --sdbench-data"
+    )
+
+
+def _sha256_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _with_other_line_ends(content: bytes) -> tuple[bytes, bytes]:
+    plain = content.replace(b"\r\n", b"\n")
+    return plain, plain.replace(b"\n", b"\r\n")

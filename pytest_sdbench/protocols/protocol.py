@@ -152,8 +152,8 @@ class Protocol(StrictModel):
         """Return the path of a prompt or statistics file; None if a data root is needed and none is given."""
         if file.startswith(EMBEDDED):
             return reference() / file.removeprefix(EMBEDDED)
-        if file.startswith(("./", "../")) or Path(file).is_absolute():
-            return self.path.parent / file
+        if file.startswith(("./", "../", "~")) or Path(file).is_absolute():
+            return self.path.parent / Path(file).expanduser()
         return None if data_root is None else data_root / file
 
     def _fingerprints(self) -> Iterator[tuple[str, frozenset[str]]]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -15,9 +16,15 @@ from pydantic import (
     Tag,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[
+    str,
+    BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+    StringConstraints(pattern=r"^[0-9a-f]{64}$"),
+]
+"""Hex digits; some programs print them in capitals."""
 Name = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -125,13 +132,22 @@ class Sampling(StrictModel):
         return {"name": value} if isinstance(value, str) else value
 
 
-class Jpeg(StrictModel):
+class _Step(StrictModel):
+    @model_validator(mode="before")
+    @classmethod
+    def _is_one(cls, value: object) -> object:
+        if isinstance(value, dict) and {"jpeg", "resize"} <= value.keys():
+            raise ValueError("two steps in one entry: begin each with a dash of its own")
+        return value
+
+
+class Jpeg(_Step):
     """Encode as JPEG with Pillow at this quality, and decode again."""
 
-    jpeg: Annotated[int, Field(ge=1, le=95)]
+    jpeg: Annotated[int, Field(ge=1, le=100)]
 
 
-class Resize(StrictModel):
+class Resize(_Step):
     """Resize to a square of this many pixels with Pillow, which low-passes before it shrinks."""
 
     resize: PositiveInt

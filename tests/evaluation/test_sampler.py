@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -169,12 +170,30 @@ def test_a_named_scheduler_has_the_checkpoints_settings_for_one_draw(pipeline: A
     kept = pipeline.scheduler
     ours = images(pipeline, protocol_of(tmp_path, scheduler="DDIMScheduler"), [1], 1)
     assert pipeline.scheduler is kept
-    pipeline.scheduler = DDIMScheduler.from_config(kept.config)
+    # Its defaults cut latents off at 1, as if they were pixels: a pipeline made with it corrects that.
+    pipeline.scheduler = DDIMScheduler.from_config(kept.config, clip_sample=False)
     try:
         theirs = diffusers_picture(pipeline, PROMPTS[1], steps=2, index=1)
     finally:
         pipeline.scheduler = kept
     np.testing.assert_array_equal(ours[0], theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"), [("PNDMScheduler", "steps_offset"), ("DDIMScheduler", "clip_sample")]
+)
+def test_what_a_pipeline_corrects_in_its_scheduler_holds(
+    name: str, left_out: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    config, index = (
+        tiny_checkpoint / file for file in ("scheduler/scheduler_config.json", "model_index.json")
+    )
+    told = json.loads(config.read_text()) | {"_class_name": name}
+    config.write_text(json.dumps({key: value for key, value in told.items() if key != left_out}))
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", name]}))
+    pipeline = load_pipeline(Checkpoint("tiny", tiny_checkpoint), device="cpu", dtype="float32")
+    (ours,) = images(pipeline, protocol_of(tmp_path), [3], 1)
+    np.testing.assert_array_equal(ours, diffusers_picture(pipeline, PROMPTS[3], steps=2, index=3))
 
 
 @pytest.mark.parametrize(

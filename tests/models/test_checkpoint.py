@@ -363,6 +363,19 @@ def test_components_of_two_families_are_refused(tmp_path: Path, pristine_checkpo
         verify(mixed)
 
 
+def test_an_autoencoder_of_pictures_with_a_depth_is_refused(tiny_checkpoint: Path) -> None:
+    vae = tiny_checkpoint / "vae"
+    edit_json(vae / "config.json", out_channels=6)
+
+    def twice(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("decoder.conv_out.weight", "decoder.conv_out.bias"):
+            tensors[name] = torch.cat([tensors[name]] * 2)
+
+    edit_weights(vae / "diffusion_pytorch_model.safetensors", twice)
+    with pytest.raises(CheckpointError, match=r"vae\.out_channels.*\(found 6\)"):
+        verify(resolve(str(tiny_checkpoint)))
+
+
 def test_an_unknown_scheduler_is_refused(tiny_checkpoint: Path) -> None:
     edit_json(tiny_checkpoint / "model_index.json", scheduler=["diffusers", "Miracle"])
     error = error_of(tiny_checkpoint)

@@ -266,8 +266,16 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "of another base": (elsewhere, "of the .* layers of the LoRA are of no layer of its base"),
     "nameless": (nameless, "do not say of which component.*load_lora_adapter"),
+    "one matrix of two": (
+        lambda tensors: tensors.pop(min(tensors)),
+        "1 layer of the LoRA has one of its two matrices alone",
+    ),
+    "the other of two": (
+        lambda tensors: tensors.pop(max(tensors)),
+        "1 layer of the LoRA has one of its two matrices alone",
+    ),
     "another shape": (wider, "load_lora_weights cannot read it"),
-    "nan": (nan, "NaN or infinity"),
+    "nan": (nan, rf"{FILE}: .*lora.*: NaN or infinity"),
 }
 
 
@@ -280,6 +288,23 @@ def test_what_would_be_left_out_is_an_error(
     save_file(tensors, tmp_path / FILE)
     with pytest.raises(CheckpointError, match=says):
         verify(resolve(str(pristine_checkpoint), weights=tmp_path))
+
+
+def test_a_folder_of_one_lora_may_call_it_anything(
+    pristine_checkpoint: Path, lora: Path, tmp_path: Path
+) -> None:
+    shutil.copy(lora / FILE, tmp_path / "style_v1.safetensors")
+    (tmp_path / "._style_v1.safetensors").write_bytes(b"\0\5\x16\7")
+    save_file({"conv_in.weight": torch.ones(1)}, tmp_path / "floral.safetensors")
+    named = resolve(str(pristine_checkpoint), weights=tmp_path)
+    assert named.fingerprint == resolve(str(pristine_checkpoint), weights=lora).fingerprint
+
+
+@pytest.mark.parametrize("name", ["learned_embeds.safetensors", "style.safetensors"])
+def test_a_textual_inversion_is_called_one(pristine_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    save_file({"emb_params": torch.ones(2, 96)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match="a textual inversion"):
+        resolve(str(pristine_checkpoint), weights=tmp_path / name)
 
 
 def test_what_is_lacking_is_named(

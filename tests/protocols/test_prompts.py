@@ -59,7 +59,7 @@ def test_prompts_are_the_first_of_the_file_in_its_order(tmp_path: Path, ending: 
         ("file_name,text\n", r"3 prompts are expected \(found 0\)"),
         ("1.jpg,A dog\n", r"line 1: column 'file_name' is missing.*\(found '1\.jpg,A dog'\)"),
         ("file_name,caption\n1.jpg,A dog\n", r"line 1: column 'text' is missing.*'file_name,caption'"),
-        ("text,file_name\nA dog,1.jpg\n", r"line 1: malformed header: 'file_name,text' is expected"),
+        ("file_name,text,text\n1.jpg,A,B\n", r"line 1: 2 columns 'text': 'file_name,text' is expected"),
         ("file_name,text\n1.jpg,A dog, asleep\n", r"line 2: 2 columns are expected, here are 3"),
         ("file_name,text\n1.jpg,A\n\n3.jpg,B\n", r"3 prompts are expected \(found 2\)"),
         ("file_name,text\n1.jpg,A\n2.jpg, \n3.jpg,B\n", r"line 3: empty caption \(found '2\.jpg'\)"),
@@ -89,6 +89,46 @@ def test_one_changed_letter_is_another_file(tmp_path: Path) -> None:
         DataError, match=r"wrong checksum: sha256 [0-9a-f]{64} is expected \(found '[0-9a-f]{64}'"
     ):
         load_prompts(protocol, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text,file_name\nA dog,1.jpg\nTwo,2.jpg\nThree,3.jpg\n",
+        ",file_name,text\n0,1.jpg,A dog\n1,2.jpg,Two\n2,3.jpg,Three\n",  # as pandas writes its index
+        "\ufefffile_name, text,id\n1.jpg,A dog,7\n2.jpg,Two,8\n3.jpg,Three,9\n",
+    ],
+    ids=["order", "index", "further"],
+)
+def test_columns_are_found_by_name(tmp_path: Path, content: str) -> None:
+    assert load_prompts(protocol_of(tmp_path, content), tmp_path) == ("A dog", "Two", "Three")
+
+
+def test_line_endings_that_git_converts_are_told_as_that(tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, GOOD)
+    (tmp_path / "captions.csv").write_text(GOOD, encoding="utf-8", newline="\r\n")
+    with pytest.raises(DataError, match=r"other line endings.*captions\.csv -text.*\.gitattributes"):
+        load_prompts(protocol, tmp_path)
+
+
+def test_a_pointer_of_git_lfs_is_no_file_of_prompts(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    with pytest.raises(DataError, match=r"Git LFS pointer.*git lfs pull"):
+        load_prompts(protocol_of(tmp_path, pointer), tmp_path)
+
+
+def test_a_file_that_is_meant_is_told_with_what_to_write(tmp_path: Path) -> None:
+    protocol = protocol_of(tmp_path, GOOD)
+    longer = GOOD + "4.jpg,One more\n"
+    (tmp_path / "captions.csv").write_text(longer, encoding="utf-8")
+    digest = hashlib.sha256(longer.encode()).hexdigest()
+    with pytest.raises(DataError, match=rf"write into own\.yaml: rows: 4, sha256: {digest}"):
+        load_prompts(protocol, tmp_path)
+
+
+def test_a_file_beside_the_protocol_is_told_how_to_write(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"write \./captions\.csv"):
+        load_prompts(protocol_of(tmp_path, GOOD), None)
 
 
 def test_without_the_file_the_remedy_is_named(tmp_path: Path) -> None:

@@ -198,6 +198,20 @@ def test_which_field_moves_which_fingerprint(changes: tuple[str, Any], moved: st
     assert (after.fingerprint != before.fingerprint) == (moved != "nothing")
 
 
+def test_a_checksum_in_capitals_is_the_same(tmp_path: Path) -> None:
+    capitals = edited(tmp_path, {"prompts.sha256": load_protocol("coco30k-bksdm").prompts.sha256.upper()})
+    assert load_protocol(capitals).fingerprint == load_protocol("coco30k-bksdm").fingerprint
+
+
+@pytest.mark.parametrize("ending", ["yaml", "yml"])
+def test_a_protocol_is_found_by_its_name_with_or_without_its_ending(tmp_path: Path, ending: str) -> None:
+    place = tmp_path / "protocols" / f"mine.{ending}"
+    place.parent.mkdir()
+    edited(tmp_path, {"n": 7}).rename(place)
+    (place.parent / "._mine.yaml").write_bytes(b"\0\5\x16\7")
+    assert load_protocol("mine", [tmp_path]).n == load_protocol(place.name, [tmp_path]).n == 7
+
+
 def test_the_captions_of_scenes_move_the_draw(tmp_path: Path) -> None:
     before = load_protocol("scenes-quick")
     for changes in ({"prompts.first": 10_000_001}, {"prompts.captions_sha256": CHECKSUM}, {"seeds.seed": 7}):
@@ -329,6 +343,7 @@ def test_files_are_found_in_the_package_beside_the_protocol_or_under_the_data_ro
             {"sampling.scheduler": {"name": "DDIMScheduler", "must_be": "DDIMScheduler"}},
             r"sampling\.scheduler|must_be is for the checkpoint's own",
         ),
+        ({"image.0.resize": 256}, r"image\[0\]\.jpeg: two steps in one entry"),
         ({"image.0.jpeg": 101}, r"image\[0\]\.jpeg: .*\(found 101\)"),
         ({"margins.kid": 0.1}, r"margin of 'kid', which is not a metric of this protocol"),
         ({"margins.fid": 0}, r"margins\.fid: not above 0"),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.base.paths import real
+from pytest_sdbench.evaluation.schedulers import with_settings
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.pipeline import load_pipeline
@@ -26,7 +27,7 @@ from pytest_sdbench.models.skeleton import known_keys
 from training.errors import TrainingError, explain_write_errors
 from training.export.card import card_spec, write_card
 from training.export.facts import Run
-from training.export.samples import sampling_kind, with_settings
+from training.export.samples import sampling_kind
 from training.recipes.schema import Consistency, Recipe
 from training.students.networks import Parts
 from training.students.tokenizer import save_tokenizer

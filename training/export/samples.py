@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.evaluation.sampler import to_uint8
+from pytest_sdbench.evaluation.schedulers import with_settings
 from training.data.batch import tokenize
 from training.students.networks import Parts
 
@@ -80,20 +80,6 @@ def sampling_kind(parts: Parts) -> Any:
     kind = type(parts.scheduler)
     consistent = parts.unet.config.time_cond_proj_dim is not None
     return LCMScheduler if consistent and kind.__name__ not in _FOR_CONSISTENCY else kind
-
-
-def with_settings(kind: Any, scheduler: Any, changes: Mapping[str, Any] | None = None) -> Any:
-    """Return a scheduler of a class with the settings of another one, as far as it knows them, and changes.
-
-    Defaults of the other's class are no settings, as `from_config` has it. Settings that the class does not
-    know are left out: they would warn at every load. Latents are no pixels: they are not clipped, unless the
-    settings say so.
-    """
-    found = dict(scheduler.config)
-    defaults = () if type(scheduler) is kind else found.get("_use_default_values", ())
-    stated = {name: value for name, value in found.items() if name not in defaults}
-    settings = {"clip_sample": False, **stated, **(changes or {})}
-    return kind(**{name: value for name, value in settings.items() if name in _arguments(kind.__init__)})
 
 
 def gallery(
@@ -189,10 +175,6 @@ def _placed(parts: Parts, device: torch.device) -> Iterator[None]:
 
 def _autocast(device: torch.device, dtype: torch.dtype, unet: Any) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32 and unet.dtype == torch.float32)
-
-
-def _arguments(function: Any) -> list[str]:
-    return list(inspect.signature(function).parameters)
 
 
 # --- the sheet --------------------
