@@ -104,6 +104,15 @@ def is_pointer(head: bytes) -> bool:
     return head.startswith(b"version https://git-lfs")
 
 
+def holds_pointer(path: Path) -> bool:
+    """Tell whether Git LFS has left a pointer in the place of a file; False where it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return is_pointer(file.read(64))
+    except OSError:
+        return False
+
+
 def read_bounded(path: Path, most: int) -> bytes:
     """Return the content of a regular file; raise OSError, also for one of more than `most` bytes."""
     with open_regular(path) as file:

@@ -164,11 +164,8 @@ def _entry(context: _Context, at: Keys, place: Keys, model: str) -> Claim | Prob
 
 def _other_task(front: FrontMatter, at: Keys) -> str:
     """Return the task of a result where it makes no images; empty where it does, or nothing says so."""
-    try:
-        task = validate(Result, front, at).task.type
-    except CardError:
-        return ""
-    return "" if re.search("image-generation|to-image", task) else task
+    task = front.scalar(*at, "task", "type") or ""
+    return "" if not task or re.search("image-generation|to-image", task) else task
 
 
 def _foreign(front: FrontMatter, at: Keys, name: str, *, hub: bool) -> Problem:

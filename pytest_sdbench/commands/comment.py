@@ -39,5 +39,7 @@ def run(options: argparse.Namespace) -> int:
     links = [link(name, url) for name, url in options.link if url]  # a job may have none
     ending = [" · ".join(links)] if links else []
     room = COMMENT - 512  # the sign by which a comment is found again stands in it, too
-    write_text(summary(rows, status=status, left=left, ending=ending, room=room), options.out)
+    instead = about.get("instead") or {}
+    text = summary(rows, status=status, left=left, instead=instead, ending=ending, room=room)
+    write_text(text, options.out)
     return 0

@@ -60,12 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named = next((word for word in words if word in COMMANDS), "")
     try:
         options = parser(named).parse_args(words)
+        from pytest_sdbench.commands.shared import own_words, settle_places
+
+        settle_places(options, words)
         _check_outputs(options)
         status: int = _module(options.command).run(options)
         return status
     except SdbenchError as error:
-        from pytest_sdbench.commands.shared import own_words
-
         print(f"error: {own_words(error, options)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
@@ -99,15 +100,19 @@ def parser(*names: str) -> argparse.ArgumentParser:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raise SdbenchError for a file that could not be written when all is done."""
+    from pytest_sdbench.cards.front_matter import is_card
+
     in_place = options.command != "stats"  # which replaces the file, and makes its folder
     for name in ("out", "json"):
         given = vars(options).get(name)
         for path in given if isinstance(given, list) else [given]:
             reason = why_unwritable(path, in_place=in_place) if isinstance(path, Path) else ""
+            remedy = "Name a file in a folder that exists"
             if isinstance(path, Path) and in_place and not path.parent.is_dir():
                 reason = f"there is no folder {path.parent}"
+            elif isinstance(path, Path) and path.is_file() and is_card(path):
+                reason, remedy = "it is a card", "Name another file: a card is never overwritten"
             if reason:
-                remedy = "Name a file in a folder that exists"
                 raise SdbenchError(f"cannot be written: {reason}", file=path, key=f"--{name}", remedy=remedy)
 
 

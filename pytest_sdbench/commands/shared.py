@@ -67,6 +67,19 @@ def share(command: argparse.ArgumentParser, *names: str) -> None:
         command.add_argument(*short, name, **told)
 
 
+def settle_places(options: argparse.Namespace, words: Sequence[str]) -> None:
+    """Put store and data root, where no word gives them, where the project of the named cards has them."""
+    told = vars(options)
+    one = told.get("card") or []
+    named = [*(told.get("cards") or []), *(one if isinstance(one, list) else [one])]
+    cards = [path.absolute() for path in map(Path, named) if path.exists()]
+    typed = [word.partition("=")[0] for word in words if word.startswith("--")]
+    for name in ("store", "data") if cards else ():
+        if name in told and not any(f"--{name}".startswith(word) for word in typed):
+            place = place_in_project(f"sdbench_{name}", cards)
+            told[name] = Path(place) if place and name == "data" else place
+
+
 _PASSED_OVER = ("*.egg", ".*", "_darcs", "build", "CVS", "dist", "node_modules", "venv", "{arch}")
 """Folders in which pytest looks for no tests."""
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from pytest_sdbench.base.environment import true_float32
 from pytest_sdbench.base.errors import DataError, SdbenchError, Unavailable, first_line
-from pytest_sdbench.base.files import sha256_of, write_atomically
+from pytest_sdbench.base.files import holds_pointer, sha256_of, write_atomically
 from pytest_sdbench.base.progress import progress
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.base.workspace import Workspace
@@ -73,6 +73,8 @@ def load_reference(
     if not path.is_file():
         remedy = f"Put them there. {again}"
         raise Unavailable("the reference statistics are not on this machine", file=path, remedy=remedy)
+    if holds_pointer(path):
+        raise fault("a Git LFS pointer, not the statistics", remedy="Run: git lfs pull")
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         remedy = "Put the right file there, or name this one in a protocol of its own"
         what = f"these are other reference statistics: the sha256 must be {sha256}"

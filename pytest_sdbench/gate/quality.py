@@ -317,10 +317,10 @@ class _Gate:
         return replace(score, error=error, claim_error=claim_error), refusal
 
     def _margin_of(self, claim: Claim) -> str:
-        return (
-            f"{self.card.path}: sdbench.margins: the margin of {METRICS[claim.metric].label} under "
-            f"{self.protocol.name}, {self._margin(claim):g}"
-        )
+        card = f"{self.card.path}: sdbench.margins"
+        file = card if claim.margin is not None else f"{self.protocol.path}: margins"
+        of = f"the margin of {METRICS[claim.metric].label} under {self.protocol.name}"
+        return f"{file}: {of}, {self._margin(claim):g}"
 
 
 def _claim_error(pairing: Pairing, calibration: Calibration | None, metric: str) -> tuple[float | None, bool]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_sdbench.base.errors import EvidenceError, first_line
-from pytest_sdbench.base.files import json_mapping, write_atomically
+from pytest_sdbench.base.files import holds_pointer, json_mapping, write_atomically
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import Card, baseline_of
 from pytest_sdbench.cards.network import baseline_checkpoint
@@ -83,6 +83,8 @@ def read_recorded(path: Path) -> RecordedEvidence | None:
 
     if not path.is_file():
         return None
+    if holds_pointer(path):
+        raise EvidenceError("a Git LFS pointer, not the evidence", file=path, remedy="Run: git lfs pull")
     try:
         with safe_open(path, "numpy") as file:
             about = json_mapping((file.metadata() or {})[_META].encode())

@@ -112,6 +112,9 @@ def _place(path: Path, repository: Path | None) -> str:
     """Return a card's path from the root of the repository on; empty where it lies elsewhere."""
     if repository is None:
         return ""
+    # A checkout may lie in a folder of the workspace.
+    above = [folder for folder in path.absolute().parents if folder.is_relative_to(repository)]
+    repository = next((folder for folder in above if (folder / ".git").exists()), repository)
     for place, root in ((Path(os.path.abspath(path)), repository), (real(path), real(repository))):
         # What is installed into a folder of the checkout is no part of the repository.
         if place.is_relative_to(root) and "site-packages" not in (within := place.relative_to(root)).parts:

@@ -94,6 +94,7 @@ def write_reports(
         if path.suffix == ".json":
             left = count_unasked(cards, rows)
             about = {"versions": versions(), "status": run.status, "unasked": left}
+            about |= {"instead": dict(run.weights)} if run.weights else {}
             text = results_json(rows, about, untested)
         elif path.suffix == ".html":
             text = results_html(cards, rows, run, beside=cards_beside(cards, rows))

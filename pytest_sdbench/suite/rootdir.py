@@ -45,6 +45,8 @@ def check_rootdir(config: pytest.Config) -> None:
     ours = [folder / name for folder in (start, *start.parents) for name in _SECTIONS]
     missed = next((path for path in ours if _configures(path)), None)
     if missed is None:
+        if config.inipath is None and config.rootpath in start.parents:
+            _warn(config, *taken[0])
         return
     # Of several files of a folder pytest knows which one counts.
     if config.inipath in ours and len(config.inipath.parts) >= len(missed.parts):
@@ -53,6 +55,12 @@ def check_rootdir(config: pytest.Config) -> None:
     raise pytest.UsageError(
         f"{missed} is not read: pytest takes {path} for the place of the tests. Write {flag}={path}"
     )
+
+
+def _warn(config: pytest.Config, flag: str, path: str) -> None:
+    """Say that node ids begin elsewhere than before the path was there: `--deselect` and `--lf` miss them."""
+    told = f"the rootdir is {config.rootpath}: pytest takes {path} for a place of tests. Write {flag}={path}"
+    config.issue_config_time_warning(pytest.PytestConfigWarning(told), stacklevel=2)
 
 
 def _words(text: str) -> list[str]:

@@ -166,9 +166,22 @@ class SdbenchSession:
                 refuse(
                     session, f"{key!r} is none of the cards of this run ({known}); name a card or its file"
                 )
+            if not meant and not typed:
+                self._check_ini_key(session, key)
             if len(meant) > 1:
                 files = ", ".join(told(path) for path in meant)
                 refuse(session, f"{key!r} is the name of {len(meant)} cards: {files}. Give the file of one")
+
+    def _check_ini_key(self, session: pytest.Session, key: str) -> None:
+        """Refuse a key of the ini file that no card of the project has; say so where these are not known."""
+        if not self.config.getini("sdbench_cards"):
+            self.written.append(f"sdbench_weights: {key!r} is none of the cards of this run")
+            return
+        places = [each for path in self._cards() for each in (path.rglob("*") if path.is_dir() else [path])]
+        names = own_names(filter(says_card, places))
+        here, root = self.config.invocation_params.dir, self.config.rootpath
+        if not any(means(key, path, name, here, root) for path, name in names.items()):
+            refuse(session, f"{key!r} is none of the cards of sdbench_cards ({', '.join(names.values())})")
 
     def _means(self, key: str, path: Path) -> bool:
         """Return whether a key names a card, by its path from the working folder or the rootdir on too."""

@@ -18,6 +18,7 @@ from pytest_sdbench.base.part import ALONE, Part
 from pytest_sdbench.base.paths import told as shown
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.base.workspace import Pool
+from pytest_sdbench.cards.front_matter import is_card
 from pytest_sdbench.gate.looks import UNASKED
 from pytest_sdbench.store.folders import RemoteFolder, open_storage, place_of
 from pytest_sdbench.suite.options import given, option
@@ -113,7 +114,7 @@ class Settings:
         store = _place("--sdbench-store", told["store"], start("sdbench_store"))
         report = tuple(place("sdbench_report", path) for path in told["report"])
         for path in report:
-            if reason := why_unwritable(path):
+            if reason := "it is a card" if path.is_file() and is_card(path) else why_unwritable(path):
                 raise pytest.UsageError(f"--sdbench-report: {path} cannot be written: {reason}")
         history = _history(told["history"], start("sdbench_history")) if told["history"] else None
         places = {"data": data, "store": store, "report": report, "history": history}

@@ -109,7 +109,7 @@ def test_a_fallen_claim_is_the_status_of_the_job_and_shown_where_people_look(
     assert comment["body"].startswith("<!-- pytest-sdbench mini-gate -->\n")
     assert "[Log of 0123456](https://github.com/owner/models/actions/runs/42)" in comment["body"]
     (key,) = runner.caches
-    assert key.startswith("sdbench-store-mini-gate-")
+    assert key.startswith("sdbench-store/mini-gate/")
 
     # A later run on another machine draws nothing again, keeps nothing twice, and has no second comment.
     shutil.rmtree(runner.workspace / ".sdbench")
@@ -203,15 +203,63 @@ def test_a_name_that_could_be_more_than_a_name_is_refused(runner: Runner, name: 
 WORDS = "$(touch pwned) `touch pwned`; touch pwned #\"'*"
 
 
+def recorder(runner: Runner) -> Path:
+    """Return a Python that writes down what pytest is called with, a word a line."""
+    record = '[[ $1 == - ]] && exec python "$@"\nprintf "%s\\n" "$@" > said\n'
+    return runner.program("recorder", f"#!/bin/bash\n{record}")
+
+
+def called(runner: Runner, inputs: dict[str, str], **environment: str) -> list[str]:
+    """Return what the action calls pytest with."""
+    known = {name: each.get("default", "") for name, each in ACTION["inputs"].items()}
+    steps = {"install": {"outputs": {"python": str(recorder(runner)), "store": ".sdbench"}}}
+    context = {"inputs": known | {"card": "a.md"} | inputs, "steps": steps, "github": {}}
+    ran = runner._step(STEPS["Run the claims of the card"], context, environment)
+    assert ran.status == 0, ran.log
+    return (runner.workspace / "said").read_text(encoding="utf-8").splitlines()[3:]
+
+
+def test_options_are_split_as_a_shell_does_and_paths_of_windows_stay_whole(runner: Runner) -> None:
+    head = ["a.md", "--sdbench-store=.sdbench"]
+    assert called(runner, {"options": '-m "" -q #1'})[: len(head) + 4] == [*head, "-m", "", "-q", "#1"]
+    windows = called(runner, {"options": r'--sdbench-data "D:\my data"'}, RUNNER_OS="Windows")
+    assert windows[: len(head) + 2] == [*head, "--sdbench-data", r"D:\my data"]
+
+
+def test_a_candidate_that_is_not_there_is_no_card_for_an_equals_sign_in_its_path(runner: Runner) -> None:
+    assert "--sdbench-weights=a.md=./runs/lr=1e-4/x" in called(runner, {"weights": "./runs/lr=1e-4/x"})
+    assert "--sdbench-weights=b.md=./runs/x" in called(runner, {"weights": "b.md=./runs/x"})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"card": "\n"}, "the input card is empty"),
+        ({"card": "a.md", "options": "-k \"don't"}, "the input options: No closing quotation"),
+    ],
+)
+def test_an_input_that_means_nothing_is_told_and_judges_nothing(
+    runner: Runner, inputs: dict[str, str], says: str
+) -> None:
+    assert runner.action(**inputs) == 4
+    assert any(says in step.log for step in runner.steps)
+
+
+@pytest.mark.parametrize(("store", "found"), [("", "workspace/evidence"), ("~/kept", "kept")])
+def test_the_store_is_that_of_the_project_or_of_the_input(runner: Runner, store: str, found: str) -> None:
+    (runner.workspace / "pytest.ini").write_text("[pytest]\nsdbench_store = evidence\n")
+    context = {"inputs": {"name": "gate", "card": "a.md", "store": store}, "steps": {}, "github": {}}
+    ran = runner._step(STEPS["Install pytest-sdbench"], context, {})
+    assert Path(ran.outputs["store"]) == runner.home / found
+
+
 def test_what_is_given_is_words_of_a_command_and_nothing_more(runner: Runner) -> None:
-    # Python ends its lines on Windows as `unix2dos` does.
-    record = '[[ $1 == -c ]] && { python "$@" | sed "s/$/\\r/"; exit; }\nprintf "%s\\n" "$@" > said\n'
-    python = runner.program("recorder", f"#!/bin/bash\n{record}")
+    python = recorder(runner)
     options = "-m 'size or compute' --maxfail=1"
     inputs = {name: each.get("default", "") for name, each in ACTION["inputs"].items()}
-    inputs |= {"card": f"{WORDS}\nsecond.md\n", "store": WORDS, "budget": WORDS, "options": options}
+    inputs |= {"card": f"{WORDS}\nsecond.md\n", "budget": WORDS, "options": options}
     for weights, words in ((f"{WORDS}", [f"{WORDS}={WORDS}"]), ("a=b\nc=d\n", ["a=b", "c=d"]), ("", [])):
-        steps = {"install": {"outputs": {"python": str(python)}}}
+        steps = {"install": {"outputs": {"python": str(python), "store": WORDS}}}
         context = {"inputs": inputs | {"weights": weights}, "steps": steps, "github": {}}
         ran = runner._step(STEPS["Run the claims of the card"], context, {})
         assert ran.status == 0, ran.log
@@ -232,7 +280,8 @@ def test_what_is_given_is_words_of_a_command_and_nothing_more(runner: Runner) ->
 
 def test_a_bucket_is_not_cached() -> None:
     for store, cached in ((".sdbench", True), ("s3://bucket/store", False)):
-        context = {"inputs": {"store": store}, "steps": {"gate": {"outputs": {"folder": "x"}}}, "github": {}}
+        steps = {"install": {"outputs": {"store": store}}, "gate": {"outputs": {"folder": "x"}}}
+        context = {"inputs": {}, "steps": steps, "github": {}}
         for name in ("Fetch what earlier runs drew", "Name what was drawn"):
             condition = STEPS[name]["if"].removeprefix("${{").removesuffix("}}")
             assert filled(f"${{{{{condition}}}}}", context) == str(cached).lower()

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from pytest_sdbench.commands.main import main
+from pytest_sdbench.report.html.run import Run
 from pytest_sdbench.report.results import results_json
 from pytest_sdbench.report.summary import COMMENT
+from pytest_sdbench.report.write import write_reports
 from tests.report.pages import score
 
 
@@ -20,6 +22,15 @@ def test_a_comment_has_the_verdict_and_the_links(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().out
     assert said.startswith("### ❌ Do not release: 1 of 1 claim fell\n")
     assert said.endswith("[Report](https://x.example/a?b=c) · Script\n")
+
+
+def test_a_comment_names_the_checkpoint_that_stood_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row, results = score("ssim", 3.0), tmp_path / "results.json"
+    write_reports([results], [row], [], Run(weights={row.card: "release-candidate"}))
+    assert main(["comment", str(results)]) == 0
+    assert f"**{row.card}** on `release-candidate`" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("link", ["https://ci.example/x?id=3", "report"])

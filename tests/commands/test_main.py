@@ -24,6 +24,7 @@ from pytest_sdbench.commands.sample import protocols_of
 from pytest_sdbench.evaluation.engine import Work
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.protocols import scenes
+from pytest_sdbench.suite.settings import Settings
 from tests.project import make_card, make_project
 
 
@@ -92,6 +93,17 @@ class TestFiles:
         assert "cannot be written" in told.err
         assert told.out == ""
         assert "file" in told.err
+
+    @pytest.mark.parametrize("words", [["table", "--out"], ["comment", "r.json", "-o"]])
+    def test_a_card_is_never_written_over(self, tmp_path, words, capsys):
+        card = tmp_path / "mine.md"
+        card.write_text(text := "---\nsdbench: {checkpoint: ./}\n---\n")
+        assert main([*words, str(card)]) == 2
+        assert "it is a card" in capsys.readouterr().err
+        config = pytest.Config.fromdictargs({}, ["--sdbench", f"--sdbench-report={card}"])
+        with pytest.raises(pytest.UsageError, match=r"mine\.md cannot be written: it is a card"):
+            Settings.from_pytest_config(config)
+        assert card.read_text() == text
 
     def test_what_is_interrupted_ends_in_a_line(self, monkeypatch, capsys):
         def interrupt(options):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_sdbench.commands.main import parser
+from pytest_sdbench.commands.shared import settle_places
 from pytest_sdbench.suite.settings import Settings
 
 FILES = {
@@ -36,6 +37,27 @@ def test_commands_and_pytest_mean_the_same_places(
     store = asked.store if "://" in asked.store else str(Path(asked.store).absolute())
     assert store == str(told.store)
     assert (asked.data and asked.data.absolute()) == told.data
+
+
+def test_the_project_of_a_card_counts_and_not_that_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    (models / "data").mkdir(parents=True)
+    (models / "pytest.ini").write_text(FILES["pytest.ini"])
+    card = models / "mine.md"
+    card.write_text("---\nsdbench: {checkpoint: ./}\n---\n")
+    monkeypatch.chdir(tmp_path)
+    for words, store in (
+        (["sample", "models/mine.md"], str(models / "evidence")),
+        (
+            ["sample", "models", "--store=.sdbench"],
+            ".sdbench",
+        ),
+    ):
+        asked = parser("sample").parse_args(words)
+        settle_places(asked, words)
+        assert (asked.store, asked.data) == (store, models / "data")
 
 
 @pytest.mark.parametrize("flag", ["--sdbench-store", "--sdbench-history"])

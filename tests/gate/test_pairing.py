@@ -236,6 +236,12 @@ class TestFile:
         assert not write_recorded(place, recorded)
         assert write_recorded(place, RecordedEvidence("00" * 8, "cd" * 8, recorded.looks))
 
+    def test_a_pointer_of_git_lfs_is_called_that(self, tmp_path: Path) -> None:
+        place = tmp_path / "p.safetensors"
+        place.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(EvidenceError, match=r"Git LFS pointer.*git lfs pull"):
+            read_recorded(place)
+
     @pytest.mark.parametrize(
         ("figure", "told"),
         [

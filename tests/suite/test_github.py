@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_sdbench.base.paths import reference
+from pytest_sdbench.report.annotations import annotations_of
+from pytest_sdbench.report.results import Row
 from pytest_sdbench.suite.github import GithubReport
 from tests.report.test_github import commands
 
@@ -58,6 +60,16 @@ def test_a_summary_is_apart_from_what_is_before_it(tmp_path: Path) -> None:
         GithubReport(run_of(), place, None).pytest_sessionfinish(SimpleNamespace(exitstatus=5))
     first, second = re.split(r"^### ", place.read_text("utf-8"), flags=re.MULTILINE)[1:]
     assert first == second + "\n"
+
+
+def test_a_place_begins_at_the_checkout_that_lies_in_the_workspace(tmp_path: Path) -> None:
+    card = tmp_path / "models" / "cards" / "mine.md"
+    (tmp_path / "models" / ".git").mkdir(parents=True)
+    card.parent.mkdir()
+    card.write_text("---\nsdbench: {checkpoint: ./}\n---\n")
+    row = Row("id", "mine", "size", "unet", verdict="fail", reason="fell")
+    (said,) = annotations_of([row], [], {"id": card}, tmp_path)
+    assert "file=cards/mine.md," in said.command
 
 
 @pytest.mark.slow

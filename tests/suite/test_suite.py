@@ -575,6 +575,17 @@ def test_the_ini_may_name_weights_of_cards_that_do_not_run(pytester, project, ti
     assert pytester.runpytest("--sdbench", "cards", "-m", "memory").ret == 0
 
 
+def test_the_ini_names_no_weights_of_a_card_that_there_is_not(pytester, project, tiny_checkpoint):
+    weights = f"sdbench_weights =\n    my_mini={tiny_checkpoint}\n"
+    pytester.makeini(f"[pytest]\n{weights}sdbench_cards = cards/*.md\n")
+    mistyped = pytester.runpytest("--sdbench", "-m", "memory")
+    assert mistyped.ret == pytest.ExitCode.USAGE_ERROR
+    mistyped.stderr.re_match_lines([r".*'my_mini' is none of the cards of sdbench_cards \(mini\)"])
+    pytester.makeini(f"[pytest]\n{weights}")
+    told = pytester.runpytest("--sdbench", "cards", "-m", "memory")
+    told.stdout.fnmatch_lines(["sdbench: sdbench_weights: 'my_mini' is none of the cards of this run"])
+
+
 @pytest.mark.slow
 def test_a_pipeline_of_ones_own_is_never_judged_by_the_images_of_another(run, project, pytester):
     run("cards", "--sdbench-report=r.json")
