@@ -126,6 +126,8 @@ def _run(options: argparse.Namespace) -> int:
         raise TrainingError(
             "no recipe is named", remedy=f"Give a file, or one of: {', '.join(recipe_names())}"
         )
+    if options.restart and options.export_only:
+        raise TrainingError("--restart begins anew, and --export-only trains nothing", remedy="Leave one out")
     recipe = load_recipe(options.recipe, options.overrides)
     folder = (options.folder or run_folder(recipe.name)).expanduser().absolute()
     if options.dry_run:
@@ -183,10 +185,9 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
         _prepare(folder, options, accelerator)
         check_shared(folder, accelerator)
         task = build(export_only=options.export_only)
-        if accelerator.is_main_process and hasattr(task, "parts"):
-            from training.export.checkpoint import export_scheduler
-
-            export_scheduler(task.parts, recipe)  # what is wrong with it is told before hours of training
+        out = (options.out or folder / "export").expanduser().absolute()
+        if accelerator.is_main_process:
+            _check_export(task, recipe, out)
         if options.export_only:
             seen = load_trained(task, recipe, folder)
         else:
@@ -196,7 +197,6 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
             say(f"stopped after {reached}: the same command goes on, --export-only exports it as it is")
             status = 0 if options.stop_at and seen >= options.stop_at else STOPPED
         else:
-            out = (options.out or folder / "export").expanduser().absolute()
             if accelerator.is_main_process:
                 if sharded(accelerator) and not options.export_only:
                     del task  # two of full size might not fit
@@ -209,6 +209,15 @@ def _train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> int:
                     say(f"exported to {out}")
     accelerator.end_training()
     return status
+
+
+def _check_export(task: Task, recipe: Recipe, out: Path) -> None:
+    """Raise TrainingError for an export that could not be written after hours of training."""
+    from training.export.checkpoint import check_out, export_scheduler
+
+    check_out(out, adds=not hasattr(task, "parts"))
+    if hasattr(task, "parts"):
+        export_scheduler(task.parts, recipe)
 
 
 def _export(task: Task, recipe: Recipe, folder: Path, out: Path, seen: int) -> None:
@@ -269,6 +278,9 @@ def _locked(folder: Path, seconds: float) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    if folder.exists() and not folder.is_dir():
+        remedy = "Give another: --folder RUN_FOLDER"
+        raise TrainingError("a file, and not the folder of a run", file=folder, remedy=remedy)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     with explain_write_errors(folder, "the run", remedy="Give another folder: --folder RUN_FOLDER"):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -326,7 +326,7 @@ class _Planner:
         downloads: tuple[Download, ...],
         extras: Extras,
     ) -> Row:
-        from pytest_sdbench.models.conversion import bytes_made
+        from pytest_sdbench.models.made import bytes_made
 
         evidence: Evidence | None = None
         gaps: list[Gap] | None = None

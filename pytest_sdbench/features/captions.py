@@ -16,7 +16,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -149,7 +148,8 @@ def caption_beside(where: str, content: bytes) -> list[str]:
 def table_rows(where: str, content: bytes, most: int) -> Iterator[tuple[str, str, list[str]]]:
     """Yield of each row of a table its place, the file that it names, and its captions, `text` first.
 
-    A row without such a column names no file. Raises DataError for damage, and for more than `most` bytes.
+    A list in the place of a caption is several, null and NaN are none. A row without such a column names no
+    file. Raises DataError for damage, and for more than `most` bytes.
     """
 
     def fault(message: str, key: str | None = None, found: object = None) -> DataError:
@@ -173,10 +173,15 @@ def table_rows(where: str, content: bytes, most: int) -> Iterator[tuple[str, str
             if len(files) != 1 or not isinstance(files[0], str) or not files[0].strip():
                 raise fault("this row does not name its image in file_name", key, sorted(row))
             file = posixpath.normpath(files[0].strip().replace("\\", "/"))
-            texts = {column: row[column] for column in columns if row[column] is not None}
-            if bad := next((column for column, text in texts.items() if not isinstance(text, str)), None):
-                raise fault("this caption is no text", f"{key}, {bad}", texts[bad])
-            yield key, file, list(texts.values())
+            texts = list[str]()
+            for column in columns:
+                value = row[column]
+                here = value if isinstance(value, list) else [value]
+                here = [each for each in here if each is not None and each == each]  # NaN is pandas' None
+                if not all(isinstance(each, str) for each in here):
+                    raise fault("this caption is no text", f"{key}, {column}", value)
+                texts += here
+            yield key, file, texts
 
 
 def _named(row: Iterable[str]) -> list[str]:
@@ -190,7 +195,10 @@ def _csv(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
         if any(map(str.strip, fields[len(header) :])):
             raise ValueError(f"line {line} has too many fields: a text with a comma needs quotes")
         if any(map(str.strip, fields)):
-            yield f"line {line}", dict(zip_longest(header, fields[: len(header)]))
+            yield (
+                f"line {line}",
+                dict(zip(header, fields, strict=False)),
+            )  # a row may end early, and with empty fields
 
 
 def _jsonl(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
@@ -209,14 +217,16 @@ def _parquet(content: bytes, most: int) -> Iterator[tuple[str, dict[Any, Any]]]:
         from pyarrow import parquet
     except ImportError:
         raise ValueError("parquet needs pyarrow: pip install pyarrow") from None
-    names = parquet.read_schema(io.BytesIO(content)).names
-    columns = [name for name in names if name in ("file_name", *CAPTION_KEYS, *_named(names))]
+    schema = parquet.read_schema(io.BytesIO(content))
+    columns = [name for name in schema.names if name in ("file_name", *CAPTION_KEYS, *_named(schema.names))]
     # Equal texts stay one, and only the columns of text are unpacked: pictures may lie in the others.
-    file, total = parquet.ParquetFile(io.BytesIO(content), read_dictionary=columns), 0
+    texts = [name for name in columns if "string" in str(schema.field(name).type)[:12]]
+    file, total = parquet.ParquetFile(io.BytesIO(content), read_dictionary=texts), 0
     for batch in file.iter_batches(batch_size=1024, columns=columns):
         for number in range(batch.num_rows):
             row = {name: batch.column(name)[number].as_py() for name in columns}
-            total += sum(len(value) for value in row.values() if isinstance(value, str))
+            for value in row.values():
+                total += sum(len(str(each)) for each in (value if isinstance(value, list) else [value]))
             if total > most:
                 raise ValueError(f"its captions come to more than {most:,} bytes")
             yield f"row of {row.get('file_name')}", row

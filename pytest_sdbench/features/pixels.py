@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.features.archives import check_pointer
@@ -34,17 +34,22 @@ def open_picture(content: bytes) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
             if file.width * file.height > LARGEST:
                 raise DataError(large, found=f"{file.width}x{file.height}", remedy=remedy)
-            if file.mode[0] in "IF" or any(";16B" in str(tile[3]) for tile in file.tile):
-                message = f"it has more than 8 bits a channel (mode {file.mode})"  # Pillow would clip them
-                raise DataError(message, remedy="Save it with 8 bits a channel")
-            if (frames := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
-                raise DataError(f"an animation of {frames} pictures", remedy="Save them as single pictures")
+            check_plain(file)
             file.verify()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(large, remedy=remedy) from None
     except UnidentifiedImageError:
         raise ValueError("no PNG, JPEG, BMP or WebP, or a damaged one") from None
     return Image.open(io.BytesIO(content), formats=_FORMATS)
+
+
+def check_plain(file: ImageFile.ImageFile) -> None:
+    """Raise DataError for an open picture of more than 8 bits a channel, and for one of several."""
+    if file.mode[0] in "IF" or any(";16B" in str(tile[3]) for tile in file.tile):
+        message = f"it has more than 8 bits a channel (mode {file.mode})"  # Pillow would clip them
+        raise DataError(message, remedy="Save it with 8 bits a channel")
+    if (frames := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
+        raise DataError(f"an animation of {frames} pictures", remedy="Save them as single pictures")
 
 
 def pixels_of(file: Image.Image, background: str | None = None) -> tuple[npt.NDArray[np.uint8], list[str]]:

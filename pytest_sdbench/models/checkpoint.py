@@ -15,7 +15,7 @@ from typing import Any
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import known_sha256
 from pytest_sdbench.base.paths import real_file
-from pytest_sdbench.models.conversion import Base, convert_single_file, fuse_lora
+from pytest_sdbench.models.conversion import convert_single_file
 from pytest_sdbench.models.layout import (
     CLASSES,
     COMPONENTS,
@@ -31,6 +31,7 @@ from pytest_sdbench.models.layout import (
     pipeline_of,
     replaces,
 )
+from pytest_sdbench.models.lora import Base, fuse_lora
 from pytest_sdbench.models.quantised import quantised_words
 from pytest_sdbench.models.skeleton import known_keys
 from pytest_sdbench.models.specs import complete, local, locate, locate_lora, split_pair, unet_parts

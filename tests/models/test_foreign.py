@@ -180,7 +180,8 @@ def touch(*names: str) -> Damage:
     def make(folder: Path) -> None:
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            save_file({"a.lora_A.weight": torch.ones(1)}, folder / name)
+            tensor = "a.lora_A.weight" if "lora" in name else "a.weight"
+            save_file({tensor: torch.ones(1)}, folder / name)
 
     return make
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError, SdbenchError, Unavailable
 from pytest_sdbench.base.processes import this_host
-from pytest_sdbench.models import conversion
+from pytest_sdbench.models import conversion, made
 from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.counts import component_sizes
@@ -240,7 +240,7 @@ def test_what_the_disk_refuses_is_named_and_leaves_nothing(
         (folder / "model.safetensors").write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(conversion, "_save", refuse)
+    monkeypatch.setattr(conversion, "save", refuse)
     with pytest.raises(Unavailable, match=says):
         resolve(str(pristine_checkpoint), weights=file)
     assert not list(temporary.iterdir())
@@ -258,10 +258,10 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path, monkeypatch: pyte
     }
     for name in names.values():
         (tmp_path / name).mkdir()
-    made = conversion._once("key", [], lambda folder: None)
-    assert made.name.startswith(f"sdbench-{this_host()}-{os.getpid()}-")
-    del conversion._made["key", ()]
-    assert {path.name for path in tmp_path.iterdir()} == {*names.values(), made.name} - {names["dead"]}
+    folder = made.once("key", [], lambda folder: None)
+    assert folder.name.startswith(f"sdbench-{this_host()}-{os.getpid()}-")
+    del made._made["key", ()]
+    assert {path.name for path in tmp_path.iterdir()} == {*names.values(), folder.name} - {names["dead"]}
 
 
 PROJECTION = "cond_stage_model.transformer.text_projection.weight"

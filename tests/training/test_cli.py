@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
 
+from tests.training.data.samples import picture, write_folder
 from tests.training.helpers import recipe_of
 from training.cli import STOPPED, main, run_folder
 from training.recipes.load import recipe_names
@@ -125,6 +126,8 @@ def test_a_dry_run_shows_the_overridden_figures_for_the_processes_of_a_launch(
         (["scenes-small", "teacher=nobody/has-this", "--device", "cpu"], "not in the hub cache"),
         (["scenes-small", "precision=fp16", "--device", "cpu"], "needs a GPU"),
         (["scenes-small", "teacher=./nowhere", "--dry-run"], "no such folder"),
+        (["scenes-small", "--restart", "--export-only"], "Leave one out"),
+        (["scenes-small", "--device", "cpu", "--folder", __file__], "a file, and not the folder of a run"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_2(
@@ -189,6 +192,37 @@ def test_a_run_stops_goes_on_is_exported_and_put_aside(
     assert run(recipe, "--restart", "--stop-at", "2") == 0
     assert seen(run_folder("mini")) == [2]
     assert seen(run_folder("mini.1"))[-1] == 8
+
+
+@pytest.mark.slow
+def test_what_an_export_would_replace_is_told_before_anything_is_learned(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(recipe, "--out", recipe) == 2
+    assert "holds something that is no checkpoint" in capsys.readouterr().err
+    assert not (run_folder("mini") / "log.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "amended", ["data.upscale=true", "data.empty_captions=keep", "data.empty_captions=skip"]
+)
+def test_a_run_that_ended_at_a_picture_goes_on_when_it_is_said_what_to_do_with_it(
+    pristine_checkpoint: Path, tmp_path: Path, amended: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = "upscale" in amended
+    pictures = {f"{n}.png": (picture(n), f"red {n}") for n in range(8)}
+    pictures["7.png"] = (picture(7, 40, 40), "red 7") if small else (picture(7), "")
+    data = {"kind": "folder", "path": str(write_folder(tmp_path / "data", pictures)), "resolution": 64}
+    schedule = {"steps": 8, "batch": 1, "micro_batch": 1}
+    mini = recipe_of(pristine_checkpoint, name="mini", data=data, schedule=schedule)
+    YAML().dump(mini.model_dump(mode="json", by_alias=True), tmp_path / "mini.yaml")
+    file = str(tmp_path / "mini.yaml")
+    assert run(file, "--stop-at", "1") in (0, 2)
+    run(file)
+    assert amended.partition("=")[0] in capsys.readouterr().err
+    assert run(file, amended) == 0
+    assert seen(run_folder("mini"))[-1] == 8
 
 
 def test_two_runs_do_not_share_a_folder(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,15 @@ from pathlib import Path
 
 from pytest_sdbench.base.errors import DataError
 from pytest_sdbench.base.files import read_bounded
-from pytest_sdbench.features.captions import CAPTION_KEYS, TABLES, beside, caption_beside, table_rows
-from training.data.source import BadSample, Sample, Source, decode
+from pytest_sdbench.features.captions import (
+    CAPTION_KEYS,
+    TABLES,
+    beside,
+    caption_beside,
+    composed,
+    table_rows,
+)
+from training.data.source import BadSample, Sample, Source, decode, read_patiently
 from training.errors import TrainingError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -47,7 +54,7 @@ class FolderSource(Source):
             )
         table = _table(self._path) if caption is None else None
         rows = _metadata(table) if table is not None else _captioned(self._path, caption, say)
-        self._names = [name for name, _ in rows]
+        self._names = [_as_written(self._path, name) for name, _ in rows]
         self.captions = [text for _, text in rows]
         origin = table or self._path
         if not rows:
@@ -73,7 +80,7 @@ class FolderSource(Source):
         """Read and decode the picture of a row. Raises BadSample."""
         key = str(self._path / self._names[row])
         try:
-            content = Path(key).read_bytes()
+            content = read_patiently(Path(key))
         except OSError as error:
             raise BadSample(key, f"cannot be read: {error.strerror}") from error
         return Sample(key, decode(key, content), self.captions[row])
@@ -93,9 +100,9 @@ def _metadata(file: Path) -> list[tuple[str, str]]:
     rows = []
     with _explained(file):
         for line, name, captions in table_rows(str(file), read_bounded(file, _LARGEST), _LARGEST):
-            if not captions:
+            if not name:
                 raise DataError(f"row without {' or '.join(map(repr, CAPTION_KEYS))}", key=line)
-            rows.append((name, captions[0]))
+            rows.append((name, captions[0] if captions else ""))
     return rows
 
 
@@ -153,6 +160,15 @@ def _leads_back(place: str, name: str) -> bool:
     path = os.path.join(place, name)
     target = os.path.realpath(path)
     return os.path.islink(path) and f"{os.path.realpath(place)}/".startswith(f"{target}/")
+
+
+def _as_written(folder: Path, name: str) -> str:
+    """Return a name as the disk has it: macOS writes a letter and its accent apart, tables together."""
+    path = folder / name
+    if path.exists() or not path.parent.is_dir():
+        return name
+    found = (each.name for each in path.parent.iterdir() if composed(each.name) == composed(path.name))
+    return os.path.join(os.path.dirname(name), next(found, path.name))
 
 
 def _size(path: Path, name: str, origin: Path) -> int:

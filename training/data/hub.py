@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from training.data.source import BadSample, Sample, Source, decode
+from training.data.source import BadSample, Sample, Source, decode, read_patiently
 from training.errors import TrainingError
 
 
@@ -81,7 +81,7 @@ class HubSource(Source):
                 raise BadSample(key, "no picture")
             content = picture["bytes"]
             if content is None:
-                content = Path(picture["path"]).read_bytes()
+                content = read_patiently(Path(picture["path"]))
         except OSError as error:
             raise BadSample(key, f"cannot be read: {error.strerror or error}") from error
         return Sample(key, decode(key, content), self._first(self._texts[row][self._caption], row))
@@ -115,10 +115,11 @@ def _load(name: str, split: str, revision: str | None) -> Any:
     try:
         folder = Path(os.path.expanduser(name))
         if (folder / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(str(folder))[split]
+            return _of_split(dict(datasets.load_from_disk(str(folder))), split)
         if (folder / "state.json").is_file():
-            return datasets.load_from_disk(str(folder))
-        return datasets.load_dataset(name, split=split, revision=revision)
+            table = datasets.load_from_disk(str(folder))
+            return _of_split({str(table.split or "train").partition("[")[0]: table}, split)
+        return datasets.load_dataset(str(folder) if folder.exists() else name, split=split, revision=revision)
     except Exception as error:  # the library raises errors of many kinds, and those of its network client
         raise TrainingError(
             f"the dataset cannot be loaded: {type(error).__name__}",
@@ -127,6 +128,17 @@ def _load(name: str, split: str, revision: str | None) -> Any:
             found=str(error),
             remedy="Check data.name, data.split and data.revision, and the network",
         ) from error
+
+
+def _of_split(tables: dict[str, Any], split: str) -> Any:
+    """Return a split of saved tables, or a part such as ``train[:100]``; raise ValueError for others."""
+    import datasets
+
+    sizes = {name: len(table) for name, table in tables.items()}
+    parts = []
+    for part in datasets.ReadInstruction.from_spec(split).to_absolute(sizes):
+        parts.append(tables[part.splitname].select(range(sizes[part.splitname])[part.from_ : part.to]))
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
 def _encoded(table: Any, name: str, column: str) -> Any:

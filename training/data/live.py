@@ -100,12 +100,19 @@ class LivePairs:
             known = key in self._skipped
             self._skipped[key] = reason
             if not known and self._record is not None and key not in self._told:
-                self._record.parent.mkdir(parents=True, exist_ok=True)
-                with self._record.open("a", encoding="utf-8") as file:
-                    # A line before that a kill cut off takes no other with it.
-                    file.write("\n" + json.dumps({"key": key, "reason": reason}) + "\n")
+                self._note(self._record, key, reason)
         if not known:
             self._say(f"skipped {key}: {reason}")
+
+    def _note(self, record: Path, key: str, reason: str) -> None:
+        """Add a row to the record; a list to look at is worth no training."""
+        try:
+            record.parent.mkdir(parents=True, exist_ok=True)
+            with record.open("a", encoding="utf-8") as file:
+                # A line before that a kill cut off takes no other with it.
+                file.write("\n" + json.dumps({"key": key, "reason": reason}) + "\n")
+        except OSError as error:
+            self._say(f"{told(str(record))} cannot be written: {error.strerror or error}")
 
 
 def _read_record(record: Path | None) -> dict[str, str]:

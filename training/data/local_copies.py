@@ -64,7 +64,7 @@ def locate(url: str, *, wait: Callable[[float], None] = time.sleep) -> RemoteFil
 
 def expand(url: str) -> list[str]:
     """Return the URLs that a pattern with `*`, `?` or `[...]` matches, sorted, or the URL itself."""
-    if not any(sign in url.split("://")[-1] for sign in "*?["):
+    if not any(sign in url.split("://")[-1] for sign in "*?[") or os.path.exists(url):
         return [url]
     system, path = _system(url)
     found = _patiently(url, lambda: system.glob(path), time.sleep)

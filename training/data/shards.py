@@ -32,6 +32,8 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 LOCAL_BYTES = 50 * 10**9
 """Room for copies of remote shards."""
 _INDEXED_AT_ONCE = 8
+_FORMS = f"a pair is KEY.txt and KEY.{' or .'.join(PICTURES)}, with no dot in KEY"
+_UNREAD = (*PICTURES, "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl", "jp2")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Index:
     """[N, 4]: offset and size of the picture, offset and size of the caption; -1 where there is none."""
     json: npt.NDArray[np.bool_]
     """Whether the caption is a JSON object: its key `caption`, `text` or `prompt`."""
+    captions: str
+    """Digest of the contents of all captions."""
+    passed_over: Sequence[str] = ()
+    """Members that are pictures by their names, and no part of a pair; known while the index is made."""
 
 
 class ShardsSource(Source):
@@ -94,11 +100,11 @@ class ShardsSource(Source):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the names of the shards, and of the names, places and sizes of their members."""
+        """Digest of the names of the shards, the places and sizes of their members, and the captions."""
         digest = hashlib.sha256(b"shards")
         for remote, index in zip(self._remotes, self._indices, strict=True):
             digest.update(repr((remote.path.rsplit("/", 1)[-1], index.keys)).encode())
-            digest.update(index.places.tobytes())
+            digest.update(index.places.tobytes() + index.captions.encode())
         return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -127,6 +133,9 @@ class ShardsSource(Source):
                     built += new
                     self._remotes.append(remote)
                     self._indices.append(index)
+                    if index.passed_over:
+                        left = f"{len(index.passed_over):,} pictures of {remote.url} are passed over"
+                        say(f"{left}, e.g. {min(index.passed_over)}: {_FORMS}")
                 if built:
                     say(f"indexed {len(self._indices)} of {len(self._urls)} shards")
                 if pairs is not None and sum(self.group_sizes) >= pairs:
@@ -177,7 +186,20 @@ def index_tar(file: BinaryIO, url: str) -> Index:
         keys.append(key)
         places.append((*picture, *caption))
         is_json.append("txt" not in members)
-    return Index(keys, np.array(places, np.int64).reshape(-1, 4), np.array(is_json, np.bool_))
+    digest = hashlib.sha256()
+    for *_, offset, size in places:
+        if offset >= 0:
+            file.seek(offset)
+            digest.update(file.read(size) + b"\0")
+    read = {key + "." + ending for key in keys for ending in pairs[key] if ending in PICTURES}
+    passed_over = sorted(
+        f"{key}.{ending}"
+        for key, members in pairs.items()
+        for ending in members
+        if ending.rpartition(".")[2] in _UNREAD and f"{key}.{ending}" not in read
+    )
+    table = np.array(places, np.int64).reshape(-1, 4)
+    return Index(keys, table, np.array(is_json, np.bool_), digest.hexdigest(), passed_over)
 
 
 def _tar(file: BinaryIO, url: str) -> tarfile.TarFile:
@@ -221,6 +243,8 @@ def _caption(key: str, content: bytes, is_json: bool) -> str:
     if not found:
         raise BadSample(key, "no caption: its .json has none of the keys caption, text and prompt")
     caption = found[0]
+    if isinstance(caption, list):  # of several the first is taken
+        caption = caption[0] if caption else ""
     if not isinstance(caption, str):
         raise BadSample(key, f"a caption that is no text: {caption!r}")
     return caption
@@ -230,12 +254,14 @@ def _load_index(path: Path) -> Index | None:
     try:
         with np.load(path) as kept:
             keys = str(kept["keys"]).split("\n") if len(kept["places"]) else []
-            return Index(keys, kept["places"], kept["json"])
+            return Index(keys, kept["places"], kept["json"], str(kept["captions"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # not there, of an older version, or damaged: it is made again
 
 
 def _save_index(path: Path, index: Index) -> None:
     content = io.BytesIO()
-    np.savez_compressed(content, keys=np.array("\n".join(index.keys)), places=index.places, json=index.json)
+    names = np.array("\n".join(index.keys))
+    captions = np.array(index.captions)
+    np.savez_compressed(content, keys=names, places=index.places, json=index.json, captions=captions)
     write_atomically(path, content.getvalue())

@@ -9,8 +9,10 @@ for bit needs every row by its number, in an order that never changes: that is w
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pytest_sdbench.base.errors import DataError
-from pytest_sdbench.features.pixels import pixels_of
+from pytest_sdbench.features.pixels import check_plain, pixels_of
 from training.errors import TrainingError
 
 Pixels = npt.NDArray[np.uint8]
@@ -73,16 +75,34 @@ class Source(Protocol):
         ...
 
 
+def read_patiently(path: Path, *, wait: Callable[[float], None] = time.sleep) -> bytes:
+    """Return a file's content; a server of files may fail once or twice. Raises OSError."""
+    for pause in (0.5, 2.0):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except OSError:
+            wait(pause)
+    return path.read_bytes()
+
+
 def decode(key: str, content: bytes) -> Image.Image:
-    """Decode a picture to RGB, upright as its EXIF data say. Raises BadSample, for transparency too."""
+    """Decode a picture to RGB, upright as its EXIF data say.
+
+    Raises BadSample, for transparency, animations and more than 8 bits a channel too.
+    """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            check_plain(image)
             image.verify()  # damage may decode to other pixels, and only the checksums of a PNG tell
         with Image.open(io.BytesIO(content)) as image:
             return Image.fromarray(pixels_of(image)[0])
     except DataError as error:
-        remedy = "lay it over a colour: what lies underneath is not to be learnt"
-        raise BadSample(key, f"a transparent picture; {remedy}") from error
+        reason = f"{error.message}; {error.remedy}"
+        if error.key == "alpha":
+            reason = "a transparent picture; lay it over a colour: what lies underneath is not to be learnt"
+        raise BadSample(key, reason) from error
     except Exception as error:  # Pillow's decoders raise errors of many kinds
         raise BadSample(key, f"not a readable picture: {error or type(error).__name__}") from error
 

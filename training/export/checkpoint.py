@@ -283,6 +283,21 @@ def _finite(network: nn.Module) -> bool:
 # --- the folder --------------------
 
 
+_OF_DESKTOPS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""What file managers leave in a folder that somebody looked at."""
+
+
+def check_out(out: Path, *, adds: bool = False) -> None:
+    """Raise TrainingError where an export would take the place of something else, or could not be added."""
+    if out.exists() and (foreign := _foreign(out, adds)):
+        raise TrainingError(
+            "the folder holds something that is no checkpoint, which would be lost",
+            file=out,
+            found=", ".join(foreign[:5]),
+            remedy="Name another folder",
+        )
+
+
 @contextmanager
 def _folder_beside(out: Path, *, adds: bool = False) -> Iterator[Path]:
     """Give an empty folder beside `out` that is gone afterwards; a full disk becomes a TrainingError.
@@ -294,13 +309,7 @@ def _folder_beside(out: Path, *, adds: bool = False) -> Iterator[Path]:
         with explain_write_errors(out, "the checkpoint"):
             if old.exists() and not out.exists():
                 old.rename(out)  # an export was killed between its last two steps
-            if out.exists() and (foreign := _foreign(out, adds)):
-                raise TrainingError(
-                    "the folder holds something that is no checkpoint, which would be lost",
-                    file=out,
-                    found=", ".join(foreign[:5]),
-                    remedy="Name another folder",
-                )
+            check_out(out, adds=adds)
             out.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
@@ -317,7 +326,7 @@ def _foreign(out: Path, adds: bool) -> list[str]:
     """Return the names in a folder that no export wrote; all, where there is nothing of a checkpoint."""
     if not out.is_dir():
         return ["a file"]
-    names = sorted(path.name for path in out.iterdir())
+    names = sorted(path.name for path in out.iterdir() if path.name not in _OF_DESKTOPS)
     if not any(name in names for name in (_OF_TASKS if adds else _MARKS)):
         return names
     return [] if adds else [name for name in names if name not in _OURS]

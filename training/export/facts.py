@@ -115,7 +115,8 @@ def _data(recipe: Recipe, run: Run) -> str:
         data.kind, ""
     )
     if data.kind == "huggingface":
-        name = data.name if data.name and not is_local(data.name) else "a dataset in Hugging Face's form"
+        here = data.name is not None and (is_local(data.name) or Path(data.name).exists())
+        name = data.name if data.name and not here else "a dataset in Hugging Face's form"
         what = f"{name}, split {data.split}" + (f", revision {data.revision}" if data.revision else "")
     elif data.kind == "scenes":
         what = f"scenes, the embedded dataset, from index {data.first:,} on"

@@ -7,10 +7,11 @@ A recipe is a YAML file. Its figures carry their origin: ``sources`` says where 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -18,7 +19,7 @@ from pytest_sdbench.base.schema import Fault, faults, suggestion
 from pytest_sdbench.base.yaml import DEEPEST, YamlFault, read_yaml, read_yaml_file
 from training.errors import TrainingError, TrainingErrors
 from training.recipes.checks import contradictions
-from training.recipes.schema import Recipe
+from training.recipes.schema import Data, Recipe
 
 RECIPES = Path(__file__).parent
 COMMAND_LINE = "command line"
@@ -45,6 +46,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     """Return the file of a recipe; raise TrainingError, with the names there are, if there is none."""
     text = str(name_or_path)
     is_name = isinstance(name_or_path, str) and "/" not in text and not text.endswith((".yaml", ".yml"))
+    is_name = is_name and (text in recipe_names() or not Path(text).is_file())
     path = RECIPES / f"{text}.yaml" if is_name else Path(os.path.expanduser(text))
     if path.is_file():
         return path
@@ -148,6 +150,15 @@ def _override(values: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict
             raise TrainingError(
                 f"the value: {fault.message}", file=COMMAND_LINE, key=key, found=text, remedy=remedy
             ) from None
+        # What YAML takes for a comment, an anchor, an alias or a tag is a path or a prompt here.
+        if isinstance(value, str | None) and re.search(r"^\s*[&*!]|^[^'\"]*\s#", text):
+            raise TrainingError(
+                "YAML leaves out a part of the value",
+                file=COMMAND_LINE,
+                key=key,
+                found=f"{text.strip()}, read as {value}",
+                remedy=f"Put quotes around it: '{key}=\"...\"'",
+            )
         *parents, last = key.split(".")
         place = changed
         for position, part in enumerate(parents):
@@ -164,12 +175,26 @@ def _override(values: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict
                 )
         place[last] = value
         given.append(key)
+    _follow_kind(changed, values, given)
     _disown(changed, given)
     export = changed.get("export")
     other = any(key.partition(".")[0] == "teacher" for key in given)
     if other and isinstance(export, dict) and not any(key.partition(".")[0] == "export" for key in given):
         export.pop("license", None)  # it is that of the recipe's own teacher
     return changed, given
+
+
+def _follow_kind(changed: dict[str, Any], before: Mapping[str, Any], given: Sequence[str]) -> None:
+    """Leave out what the recipe says of data of another kind than the one that is given."""
+    data, old = changed.get("data"), before.get("data")
+    if "data.kind" not in given or not (isinstance(data, dict) and isinstance(old, Mapping)):
+        return
+    models = get_args(get_args(Data)[0])
+    fields = {get_args(model.model_fields["kind"].annotation)[0]: model.model_fields for model in models}
+    if (known := fields.get(data["kind"])) is not None and old.get("kind") != data["kind"]:
+        for key in old.keys() - known.keys():
+            if f"data.{key}" not in given:
+                data.pop(key, None)
 
 
 def _disown(values: dict[str, Any], given: Sequence[str]) -> None:

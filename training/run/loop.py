@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from training.errors import explain_write_errors
 from training.recipes.schema import Recipe
 from training.run.agenda import Agenda
 from training.run.processes import sharded, stop_signals
@@ -44,7 +45,8 @@ def train(
     loss is not finite, naming the step, the loss and the last good state.
     """
     learner = prepare(task, recipe, accelerator)
-    folder.mkdir(parents=True, exist_ok=True)
+    with explain_write_errors(folder, "the run", remedy="Give another folder: --folder RUN_FOLDER"):
+        folder.mkdir(parents=True, exist_ok=True)
     seen = load_state(folder, learner)
     end = recipe.images if stop_at is None else min(recipe.images, stop_at)
 
@@ -62,7 +64,7 @@ def train(
                 figures = {"lr": learning_rate(recipe, seen), "gradient_norm": float(norm)}
                 reporter.report(seen, learner.meter.means(accelerator) | figures)
             if agenda.validate or agenda.preview:
-                _look_at_average(learner, agenda, reporter, folder, seen)
+                _look_at_average(learner, agenda, reporter, folder, seen, say)
             if agenda.save:
                 _save(learner, folder, seen)
                 agenda.saved()
@@ -75,7 +77,14 @@ def train(
     return seen
 
 
-def _look_at_average(learner: Learner, agenda: Agenda, reporter: Reporter, folder: Path, seen: int) -> None:
+def _look_at_average(
+    learner: Learner,
+    agenda: Agenda,
+    reporter: Reporter,
+    folder: Path,
+    seen: int,
+    say: Callable[[str], None],
+) -> None:
     """Measure and draw with what would be exported: the average, where the run keeps one."""
     task, plain, average = learner.task, learner.plain, learner.average
     plain.eval()
@@ -84,7 +93,10 @@ def _look_at_average(learner: Learner, agenda: Agenda, reporter: Reporter, folde
             reporter.validation(seen, task.validate(plain))
         # Sharded weights would need all processes to draw: such a run has no previews.
         if agenda.preview and learner.accelerator.is_main_process and not sharded(learner.accelerator):
-            task.preview(plain, folder / "samples" / f"{seen:012d}.png")
+            try:
+                task.preview(plain, folder / "samples" / f"{seen:012d}.png")
+            except OSError as error:  # a picture to look at is worth no training
+                say(f"the preview cannot be written: {error.strerror or error}")
 
 
 def _save(learner: Learner, folder: Path, seen: int) -> None:

@@ -35,6 +35,8 @@ _PLACES = ("data.path", "data.urls", "data.name")
 """Where data lies: its content is compared."""
 _RATES = ("optimizer.learning_rate", "optimizer.clip")
 """What a run may go on with another value of, where the one before proved too high."""
+_AMENDED = ("data.upscale", "data.empty_captions")
+"""What a run may go on with another value of: it ended at the first picture that the value was for."""
 _PAUSE = 5.0
 """Seconds between two looks for a state that other processes find."""
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -135,8 +137,9 @@ def load_state(folder: Path, learner: Learner) -> int:
     # To a GPU the tensors are copied anyway: mapped, the processes of a host share one copy of the file.
     state = read_state(path, mapped=several and on_gpu)
     remedy = "Give another --folder, or start anew with --restart"
-    _check_settings(state, learner.recipe, path, remedy, free=_RATES)
-    _check_data(state.get("told", {}), _circumstances(learner), path)
+    _check_settings(state, learner.recipe, path, remedy, free=(*_RATES, *_AMENDED))
+    strict = state.get("settings", {}).get("data.empty_captions") == "error"
+    _check_data(state.get("told", {}), _circumstances(learner), path, kept="-keep" if strict else "")
     _follow_rates(learner, state.get("told", {}).get("rates", []), int(state["seen"]))
     set_model_state_dict(learner.model, state["model"], options=_SHARED)
     set_optimizer_state_dict(learner.model, _torch_optimizer(learner), state["optimizer"], options=_SHARED)
@@ -184,10 +187,13 @@ def _follow_rates(learner: Learner, before: list[list[Any]], seen: int) -> None:
         learner.rates.append([seen if before else 0, *now[1:]])
 
 
-def _check_data(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Raise TrainingError where the pairs are not those that the run began with."""
+def _check_data(then: Mapping[str, Any], now: Mapping[str, Any], path: Path, kept: str = "") -> None:
+    """Raise TrainingError where the pairs are not those that the run began with.
+
+    `kept` ends the fingerprint where empty captions are kept that the run has not met before.
+    """
     for key, told in (("pairs", "{:,} pairs"), ("data", "{}, of names, sizes and captions")):
-        if then.get(key) and now.get(key) and then[key] != now[key]:
+        if then.get(key) and now.get(key) and then[key] not in (now[key], str(now[key]).removesuffix(kept)):
             raise TrainingError(
                 f"the data has changed since: {told.format(then[key])} then",
                 file=path,

@@ -76,6 +76,47 @@ def test_captions_are_those_that_score_reads(tmp_path, name):
     assert "red" in read_captions(open_images([tmp_path]))[0]
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metadata.parquet", {"file_name": ["a.png", "b.png"], "text": [None, "red"]}),
+        ("metadata.parquet", {"file_name": ["a.png", "b.png"], "text": [[], ["red", "crimson"]]}),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": null}\n{"file_name": "b.png", "text": ["red", "x"]}\n',
+        ),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": NaN}\n{"file_name": "b.png", "text": "red"}\n'),
+        ("metadata.csv", "file_name,text\na.png,\nb.png,red\n"),
+    ],
+)
+def test_a_caption_that_lacks_is_an_empty_one_and_of_a_list_the_first_is_taken(tmp_path, file, content):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(encoded(picture(0)))
+    if isinstance(content, str):
+        (tmp_path / file).write_text(content)
+    else:
+        parquet.write_table(pyarrow.table(content), str(tmp_path / file))
+    assert FolderSource(tmp_path).captions == ["", "red"]
+
+
+def test_names_are_found_whichever_way_accents_are_written(tmp_path):
+    (tmp_path / "\u00e9.png").write_bytes(encoded(picture(0)))
+    (tmp_path / "metadata.csv").write_text("file_name,text\ne\u0301.png,red\n", encoding="utf-8")
+    assert FolderSource(tmp_path).read(0).caption == "red"
+
+
+@pytest.mark.parametrize("kind", ["deep.png", "deep.tiff", "float.tiff", "moving.webp"])
+def test_pictures_that_pillow_would_clip_or_cut_are_left_out(tmp_path, kind):
+    ramp = np.linspace(0, 60_000, 64 * 64).reshape(64, 64)
+    if kind == "moving.webp":
+        picture(0).save(tmp_path / kind, save_all=True, append_images=[picture(1)])
+    else:
+        Image.fromarray(ramp.astype(np.float32 if "float" in kind else np.uint16)).save(tmp_path / kind)
+    source = FolderSource(tmp_path, caption="x")
+    with pytest.raises(BadSample, match=r"more than 8 bits a channel|an animation of 2 pictures"):
+        source.read(0)
+
+
 def test_a_text_beside_each_picture(tmp_path):
     for name in ("b.jpg", "a.webp", "deep/er/c.PNG", ".hidden.png", ".cache/thumb.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,16 @@ def test_a_split_that_is_not_there(tmp_path):
         HubSource(str(tmp_path / "both"), split="validation")
 
 
+def test_a_part_of_a_split(tmp_path):
+    name = saved(tmp_path, ["a", "b", "c"])
+    assert list(HubSource(name, split="train[1:]").captions) == ["b", "c"]
+    table = datasets.load_from_disk(name)
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "both"))
+    assert list(HubSource(str(tmp_path / "both"), split="train[:1]+test[:1]").captions) == ["a", "a"]
+    with pytest.raises(TrainingError, match=r"cannot be loaded.*test"):
+        HubSource(name, split="test")
+
+
 def test_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(TrainingError, match="pip install datasets"):

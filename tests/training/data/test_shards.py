@@ -155,6 +155,37 @@ def test_patterns(tmp_path):
         ShardsSource(str(tmp_path / "x*.tar"), say=quiet)
 
 
+def test_brackets_in_a_path_are_no_pattern(tmp_path):
+    (path,) = write_shards(tmp_path, [1])
+    named = tmp_path / "with [1].tar"
+    path.rename(named)
+    assert ShardsSource(str(named), say=quiet).read(0).caption == "red 0"
+
+
+def test_a_changed_caption_is_another_content(tmp_path):
+    path, found = tmp_path / "a.tar", []
+    for caption in (b"a red dog", b"a tan dog"):
+        write_tar(path, [("a.png", encoded(picture(0))), ("a.txt", caption)])
+        found.append(ShardsSource(str(path), say=quiet).fingerprint)
+    assert len(set(found)) == 2
+
+
+def test_pictures_that_are_no_part_of_a_pair_are_told(tmp_path):
+    png, said = encoded(picture(0)), []
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("a.png", png),
+            ("a.json", b'{"caption": ["red", "crimson"]}'),
+            ("b.v1.png", png),
+            ("c.gif", b"GIF89a"),
+        ],
+    )
+    assert ShardsSource(str(tmp_path / "a.tar"), say=said.append).read(0).caption == "red"
+    assert "2 pictures of" in said[0]
+    assert "e.g. b.v1.png" in said[0]
+
+
 def test_only_as_many_shards_as_needed(tmp_path):
     write_shards(tmp_path, [4] * 20)
     (tmp_path / "shard-019.tar").write_bytes(b"this shard is broken")

@@ -69,6 +69,24 @@ def test_overrides_replace_values_and_make_blocks(file: Path) -> None:
     assert recipe.data.path == "a=b"
 
 
+def test_data_of_another_kind_leaves_the_keys_of_the_first_behind(file: Path) -> None:
+    data = load_recipe(file, ["data.kind=webdataset", "data.urls=a.tar"]).data
+    assert data.kind == "webdataset"
+    assert (data.urls, data.resolution, data.cache) == (("a.tar",), 512, True)
+
+
+@pytest.mark.parametrize("value", ["/data/set #1", "&x dog", "*x", "!x dog"])
+def test_what_yaml_would_leave_out_of_a_value_is_refused(file: Path, value: str) -> None:
+    assert "command line: data.path" in complaint(file, f"data.path={value}")
+    assert load_recipe(file, [f'data.path="{value}"']).data.path == value
+
+
+def test_a_file_of_any_name_is_a_recipe(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    file.rename("mine")
+    assert load_recipe("mine").title == "Mine"
+
+
 def test_an_override_takes_the_place_of_the_source_of_what_it_replaces() -> None:
     before = load_recipe("bk-sdm-base")
     after = load_recipe("bk-sdm-base", ["optimizer.learning_rate=1e-4"])
