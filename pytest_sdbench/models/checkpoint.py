@@ -173,7 +173,7 @@ class Checkpoint:
     @property
     def vocabulary(self) -> dict[str, str]:
         """The SHA-256 of each file of a tokenizer that is no configuration, a second one's by its folder."""
-        return {name: known_sha256(file) for name, file in self._tokenizer_files(settings=False)}
+        return {name: _vocabulary_digest(file) for name, file in self._tokenizer_files(settings=False)}
 
     @property
     def tokenizer_settings(self) -> dict[str, dict[str, Any]]:
@@ -184,7 +184,7 @@ class Checkpoint:
         for tokenizer in self.pipeline.tokenizers:
             for file in self.part(tokenizer).glob("*"):
                 known = file.suffix == ".json" and "config" in file.name
-                if file.suffix not in (".json", ".txt") or not file.is_file() or file.name.startswith("."):
+                if not (known or file.name in _VOCABULARY) or not file.is_file() or file.name.startswith("."):
                     continue  # hidden ones are what macOS writes beside a file on other disks
                 if known is settings:
                     yield file.name if tokenizer == "tokenizer" else f"{tokenizer}/{file.name}", file
@@ -305,13 +305,27 @@ def _some(names: list[str]) -> str:
 _NOTES = {
     *("transformers_version", "dtype", "torch_dtype", "architectures"),
     *("name_or_path", "local_files_only", "is_local"),
+    # What `EMAModel` adds to the configuration of a network, which does not know it.
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
 }
+_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+"""Files of a tokenizer, beside its configurations, that are read."""
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without private entries, and notes of versions and paths."""
     notes = _NOTES.union(key for key in config if key.startswith("_") and key != "_class_name")
     return {key: value for key, value in config.items() if key not in notes}
+
+
+def _vocabulary_digest(file: Path) -> str:
+    """SHA-256 of a file of a vocabulary, whatever ends its lines: git on Windows converts them."""
+    content = file.read_bytes()
+    return (
+        hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()
+        if b"\r" in content
+        else known_sha256(file)
+    )
 
 
 def _text_digest(config: Mapping[str, Any]) -> str:

@@ -430,6 +430,10 @@ def test_place_notes_and_other_files_leave_the_fingerprint(
     (moved / "README.md").write_text("# A checkpoint")
     (moved / "safety_checker").mkdir()
     edit_json(moved / "unet" / "config.json", _diffusers_version="0.19.3", _name_or_path="/home/me/run-7")
+    edit_json(moved / "unet" / "config.json", decay=0.9999, optimization_step=7)  # as EMAModel writes them
+    (moved / "tokenizer" / "LICENSE.txt").write_text("Apache")
+    merges = moved / "tokenizer" / "merges.txt"
+    merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
     assert resolve(str(moved)).fingerprint == resolve(str(pristine_checkpoint)).fingerprint
 
 
