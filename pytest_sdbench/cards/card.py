@@ -199,7 +199,7 @@ def find_card(name: str, near: str | Path, *, search: Sequence[Path] = ()) -> Pa
     It is looked for beside `near` (a card or a folder), in `search`, and among the packaged ones. Raises
     CardError, with the names there are, if no such card exists, and with the files of several.
     """
-    near = Path(near)
+    near = Path(near).absolute()
     here = near if near.is_dir() else near.parent
     folders = [here, *([here.parent] if near.name == "README.md" else []), *search, reference() / "cards"]
     for folder in folders:
@@ -214,6 +214,8 @@ def find_card(name: str, near: str | Path, *, search: Sequence[Path] = ()) -> Pa
             raise CardError(message, file=near, found=name, remedy="Rename one, or give the file of one")
         if files:
             return next(iter(cards.values()), files[0])
+    if name.lower().endswith(".md") and (here / name).is_file():
+        return here / name
     if name.lower().endswith(".md"):
         remedy = f"Correct the path, or give the name of a card: {name[:-3]}"
         raise CardError("there is no such file", file=name, remedy=remedy)

@@ -111,10 +111,18 @@ def read_margins(front: FrontMatter, block: Block, known: Sequence[str]) -> Marg
         at = ("sdbench", "margins", name)
         if isinstance(value, Mapping):
             check_protocol(front, at, name, known, UNSTATED)
-            margins[name] = {check_metric(front.path, (*at, key), key): each for key, each in value.items()}
+            for key, each in value.items():
+                _add(margins.setdefault(name, {}), front, (*at, key), key, each)
         else:
-            margins.setdefault("", {})[check_metric(front.path, at, name)] = value
+            _add(margins.setdefault("", {}), front, at, name, value)
     return margins
+
+
+def _add(margins: dict[str, float], front: FrontMatter, at: Keys, name: str, value: float) -> None:
+    metric = check_metric(front.path, at, name)
+    if metric in margins:
+        raise front.error(at, f"the margin of {metric} stands twice", value, "Keep one")
+    margins[metric] = value
 
 
 def margin_of(margins: Margins, protocol: str | None, metric: str) -> float | None:
@@ -152,7 +160,9 @@ def check_claims(
             remedy = f"Give the margin in the metric's own unit, well below {room:g}"
             raise front.error(("sdbench", "margins", claim.metric), message, claim.margin, remedy)
     figures = [*claims, *unread]
-    known = ["size", *(key for claim in figures for key in (claim.id, claim.metric, claim.protocol))]
+    known = ["size"]
+    for claim in figures:
+        known += [claim.id, replace(claim, suffix="").id, claim.metric, claim.protocol]
     for key in sources:
         if key not in known:
             remedy = f"{suggestion(key, known)}Give it under one of: {', '.join(dict.fromkeys(known))}"

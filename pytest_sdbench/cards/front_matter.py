@@ -30,6 +30,7 @@ _SEEN = re.compile(
 )
 EMPTY_BLOCK = re.compile(r"\A\ufeff?\s*-{3,}[ \t]*(?:\r\n|\r|\n)-{3,}[ \t]*(?:\r\n|\n|\Z)")
 _OURS = re.compile(r"""^(?:\{\s*)?(["']?)(?:model-index|sdbench)\1\s*:""", re.MULTILINE)
+_WORDS = re.compile(r"model-index|sdbench|\\[uUx]")
 
 _INT_IN_BOTH = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)")
 _FLOAT_IN_BOTH = re.compile(
@@ -114,10 +115,10 @@ def find_block(text: str) -> re.Match[str] | None:
 
 
 def is_card(path: str | Path) -> bool:
-    """Return whether a file's front matter has ``model-index`` or ``sdbench``; imports no YAML reader."""
+    """Return whether a file's front matter has ``model-index`` or ``sdbench``; reads YAML where it must."""
     try:
         with open_regular(Path(path)) as file:
-            head = file.read(1 << 18)
+            head = file.read(_LARGEST)
     except (OSError, ValueError) as error:
         # What may not be read may be a card: nobody is to be told that all is well.
         return isinstance(error, PermissionError)
@@ -126,7 +127,13 @@ def is_card(path: str | Path) -> bool:
     block = find_block(text)
     # Front matter that is never closed is a broken card, to be told of, and no other file.
     front = block.group(2) if block else text if text.lstrip().startswith("---") else ""
-    return bool(_OURS.search(dedent(front)))
+    if _OURS.search(dedent(front)) or not _WORDS.search(front):
+        return bool(_OURS.search(dedent(front)))
+    try:  # JSON, or another way to write a key
+        data, _ = read_yaml(front)
+    except YamlFault:
+        return False
+    return isinstance(data, dict) and not data.keys().isdisjoint(("model-index", "sdbench"))
 
 
 def is_lost(path: Path) -> bool:

@@ -77,7 +77,14 @@ def published(
     compare with is skipped; in one with an ``sdbench`` block it fails if it is of a metric of ours.
     """
     entries = list(_entries(_Context(front, known, margins, sources, hub)))
-    apart = iter(_told_apart([claim for entry in entries if (claim := _claim_of(entry))], hub=hub))
+    found = _told_apart([claim for entry in entries if (claim := _claim_of(entry))], hub=hub)
+    # A source may be that of one of several figures, by the id that tells it apart.
+    apart = iter(
+        replace(claim, source=Source(sources[claim.id]))
+        if claim.source is None and claim.id in sources
+        else claim
+        for claim in found
+    )
     claims: dict[str, Claim] = {}
     problems: list[Problem] = []
     for entry in entries:

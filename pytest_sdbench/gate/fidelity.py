@@ -144,13 +144,16 @@ def too_small_a_margin(score: Score, claim: Claim, plan: Sequence[Look]) -> str:
 def identity_score(score: Score, estimate: Estimate, groups: Groups | None) -> Score:
     """Return the score of a claim that pictures are the reference's own, which is not uncertain by itself.
 
-    One more image, as bad as the worst, may be missing among these: a prompt's where prompts repeat.
+    One more image, with nothing in common with the reference's, may be missing among these: a prompt's where
+    prompts repeat.
     """
     if estimate.influence is None:
         return score
-    moves = estimate.influence if groups is None else np.bincount(groups, weights=estimate.influence)
+    prompts = np.arange(estimate.n) if groups is None else groups
+    moves = np.bincount(prompts, weights=estimate.influence)
     worst = -moves.min() if score.higher_is_better else moves.max()
-    return replace(score, error=estimate.standard_error, unseen=max(0.0, float(worst)) / estimate.n)
+    unlike = int(np.bincount(prompts).max()) * abs(estimate.value - METRICS[estimate.metric].unlike)
+    return replace(score, error=estimate.standard_error, unseen=max(float(worst), unlike) / estimate.n)
 
 
 def other_reference(claim: Claim, evaluation: Evaluation) -> str:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
+from pytest_sdbench.base.paths import told
 from pytest_sdbench.cards.card import Card, Claim
 from pytest_sdbench.cards.records import Record, nearly
 from pytest_sdbench.gate.binomial import repeats_of
 from pytest_sdbench.gate.recorded import RecordedEvidence, evidence_path, read_recorded
 from pytest_sdbench.gate.verdict import Score
-from pytest_sdbench.metrics.difference import changes_of, difference, worst_loss
+from pytest_sdbench.metrics.difference import changes_of, difference, rest, worst_loss
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.protocol import Protocol
@@ -71,6 +72,8 @@ class Pairing:
         own, unseen = evaluation.checkpoint_fingerprint == self.recorded.checkpoint_fingerprint, 0.0
         if not (own and self._is_setup_of(claim.metric, evaluation)):
             unseen = worst_loss(estimate, same, evaluation.groups, higher_is_better=score.higher_is_better)
+            metric = METRICS[claim.metric]
+            unseen = max(unseen, rest(estimate, same, metric.minimum, metric.maximum, evaluation.groups))
         # The claim is these images' score but for its rounding.
         rounding = abs(whole.value - claim.value)
         return replace(
@@ -112,7 +115,11 @@ class Pairing:
         if self.outdated:
             return ["the recorded images are of another protocol: --sdbench-update renews them"]
         if self.recorded is None:
-            return []
+            record = self.record(claim.metric)
+            if record is None or record.checkpoint_fingerprint is None or claim.kind != "recorded":
+                return []
+            place = told(evidence_path(self.card.path, self.card.name, self.protocol.name))
+            return [f"without recorded images: there are none at {place}"]
         if not self._claims_the_images(claim):
             return ["without the recorded images, which are not the claim's"]
         beside = self.recorded.reference_fingerprint

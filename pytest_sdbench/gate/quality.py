@@ -264,6 +264,7 @@ class _Gate:
             decimals=max(metric.decimals, decimals_of(claim.text), decimals_of(f"{margin:g}")),
             error=None,
             interval=estimate.standard_error,
+            bounds=metric.bounds,
             n=estimate.n,
             most=self.protocol.n,
         )

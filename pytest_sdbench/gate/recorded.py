@@ -70,6 +70,7 @@ class RecordedEvidence:
 
 def evidence_path(card: Path, name: str, protocol: str) -> Path:
     """Return where the recorded evidence of a card lies, or would."""
+    card = card.absolute()
     folder = card.parent.parent if card.parent.name == "cards" else card.parent
     return folder / FOLDER / name / f"{protocol}.safetensors"
 

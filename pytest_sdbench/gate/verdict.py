@@ -90,6 +90,8 @@ class Score:
     """By how much one more image, as bad as the worst that is known, would make the score worse."""
     interval: float | None = None
     """Standard error of the measured score alone, for its printed interval."""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    """Between what the metric lies: an interval that is printed ends there."""
     n: int = 0
     """Images behind the measured score."""
     most: int | None = None
@@ -287,7 +289,7 @@ def _chance_of_wrong_fail(score: Score) -> float:
 
 def _remedy(score: Score, level: float) -> str:
     """Say how many images would tell at this level, if any number would."""
-    if score.worse == score.margin:
+    if abs(score.worse - score.margin) <= _rounding(score):
         return "the score lies on the margin"
     if score.unpaired is not None and score.worse > score.margin:
         if score.unpaired.worse > score.margin:
@@ -314,7 +316,7 @@ def _remedy(score: Score, level: float) -> str:
 
 def _images(score: Score, needed: float) -> str:
     """Say that so many images would tell, or that there are not so many."""
-    if math.isinf(needed):
+    if needed > _MOST_TRIALS:
         return "the score lies on the margin"
     magnitude = 10 ** max(0, len(str(int(needed))) - 2)
     rounded = math.ceil(needed / magnitude) * magnitude
@@ -343,8 +345,8 @@ def _measured(score: Score, unit: str) -> str:
     elif score.interval is None:
         return f"{score.measured:{unit}}"
     else:
-        reach = _NORMAL.inv_cdf(0.975) * score.interval
-        low, high = score.measured - reach, score.measured + reach
+        reach, (least, most) = _NORMAL.inv_cdf(0.975) * score.interval, score.bounds
+        low, high = max(score.measured - reach, least), min(score.measured + reach, most)
     return f"{score.measured:{unit}} (95 % interval {low:{unit}} to {high:{unit}})"
 
 

@@ -154,6 +154,12 @@ class Metric:
         return math.inf if self.maximum is None else self.maximum - score
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest value that there is."""
+        least = -math.inf if self.minimum is None else self.minimum
+        return least, math.inf if self.maximum is None else self.maximum
+
+    @property
     def arrow(self) -> str:
         """Return the arrow that points to the better side."""
         return "↑" if self.higher_is_better else "↓"

@@ -13,6 +13,9 @@ from pytest_sdbench.metrics.standard_error import Groups, count_prompts, standar
 FEWEST_PROMPTS = 20
 """Of fewer different prompts an error is too uncertain for the normal distribution, and nothing is called."""
 
+_ROUNDING = 1e-6
+"""Of a range: what recorded images, which are float32, are rounded by."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -88,3 +91,28 @@ def worst_loss(
     changes = second.influence, first.influence - second.influence
     sums = [moves if groups is None else np.bincount(groups, weights=moves) for moves in changes]
     return max(0.0, *(float(-each.min() if higher_is_better else each.max()) for each in sums)) / first.n
+
+
+def rest(
+    first: Estimate,
+    second: Estimate,
+    minimum: float | None,
+    maximum: float | None,
+    groups: Groups | None = None,
+) -> float:
+    """Return by how much an image unlike all of these may move a score that lies between two bounds.
+
+    Where every image has one bound or the other, or all have the same, these do not show how bad one may
+    be: it may have the other bound; all images of a prompt, if they repeat. 0 where they show it, or where
+    nothing bounds it.
+    """
+    if minimum is None or maximum is None or first.influence is None or second.influence is None:
+        return 0.0
+    both = (first.value + first.influence, second.value + second.influence)
+    lowest, highest = min(float(each.min()) for each in both), max(float(each.max()) for each in both)
+    near = _ROUNDING * (maximum - minimum)
+    at_a_bound = all(np.all((each <= minimum + near) | (each >= maximum - near)) for each in both)
+    if not at_a_bound and highest - lowest > near:
+        return 0.0
+    largest = 1 if groups is None else int(np.bincount(groups).max())
+    return largest * (maximum - minimum) / first.n

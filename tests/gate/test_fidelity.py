@@ -504,7 +504,7 @@ def test_eight_bits_a_channel_pass_and_four_fail(
     text = (reference() / "protocols" / "scenes-lcm4-fidelity.yaml").read_text(encoding="utf-8")
     content = YAML(typ="safe").load(text)
     content["metrics"]["lost"]["below"] = 0.9
-    margins = {"psnr": 65, "ssim": 0.02, "feature_cosine": 0.005, "lost": 0.07}
+    margins = {"psnr": 65, "ssim": 0.07, "feature_cosine": 0.06, "lost": 0.07}
     make_protocol(pytester.path / "protocols" / "few.yaml", **content | {"n": 48, "margins": margins})
     own = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny-lcm"}
     make_card(pytester.path / "lcm.md", claims={}, protocol="few", checkpoint=own)

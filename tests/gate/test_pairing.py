@@ -301,5 +301,13 @@ class TestFile:
 
     def test_it_lies_beside_the_cards(self) -> None:
         beside = evidence_path(Path("reference/cards/a.md"), "a", "p")
-        assert beside == Path("reference/evidence/a/p.safetensors")
-        assert evidence_path(Path("model/README.md"), "a", "p") == Path("model/evidence/a/p.safetensors")
+        assert beside == Path("reference/evidence/a/p.safetensors").absolute()
+        place = Path("model/evidence/a/p.safetensors").absolute()
+        assert evidence_path(Path("model/README.md"), "a", "p") == place
+
+    def test_it_is_found_from_within_the_folder_of_the_cards(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "cards").mkdir()
+        monkeypatch.chdir(tmp_path / "cards")
+        assert evidence_path(Path("a.md"), "a", "p") == tmp_path / "evidence" / "a" / "p.safetensors"

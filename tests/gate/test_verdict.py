@@ -219,8 +219,14 @@ def test_a_score_on_the_margin_is_decided_by_no_number_of_images() -> None:
     score = Score("FID", 16.0, 16.5, 0.5, False, 2, error=0.125, n=1000)
     reason = judge_score(score).reason
     assert reason.endswith("cannot tell: the score lies on the margin")
-    off_it = judge_score(replace(score, measured=16.5 + 2**-20)).reason
+    off_it = judge_score(replace(score, measured=16.5 + 2**-10)).reason
     assert "images would" in off_it
+    # 16.98 + 0.45 and 17.43 differ by a bit, and nobody makes a billion images.
+    for close in (
+        Score("FID", 16.98, 17.43, 0.45, False, 2, 0.0225, n=512),
+        replace(score, measured=16.5 + 2**-20),
+    ):
+        assert judge_score(close).reason.endswith("cannot tell: the score lies on the margin")
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])

@@ -16,8 +16,12 @@ from pytest_sdbench.metrics.registry import METRICS, metric_name
 from tests.metrics.populations import Array, root_mean_square
 
 DIVERSITY = METRICS["diversity"]
-GROUPS = np.array([0, 1, 2, 0, 1, 0, 3, 2, 2, 4, 2])
-ROWS = np.random.default_rng(1).normal(1, 1, (11, 5)).astype(np.float32)
+_RNG = np.random.default_rng(1)
+PROMPTS, LONE = 24, 6
+_SEVERAL = np.repeat(np.arange(PROMPTS), _RNG.integers(2, 5, PROMPTS))
+GROUPS = _RNG.permutation(np.append(_SEVERAL, PROMPTS + np.arange(LONE)))
+"""Of prompts with two to four pictures, and of some with one."""
+ROWS = _RNG.normal(1, 1, (len(GROUPS), 5)).astype(np.float32)
 
 
 def measured(rows: Array, groups: Array | None, **options: str) -> Any:
@@ -33,12 +37,15 @@ def of_prompt(prompt: int, distance: Any) -> float:
 @pytest.mark.parametrize(("name", "distance"), [("cosine", cosine), ("euclidean", euclidean)])
 def test_is_the_mean_over_prompts_of_the_distances_of_their_pictures(name: str, distance: Any) -> None:
     found = measured(ROWS, GROUPS, distance=name)
-    each = [of_prompt(prompt, distance) for prompt in (0, 1, 2)]  # 3 and 4 have one picture
+    each = [of_prompt(prompt, distance) for prompt in range(PROMPTS)]
     assert found.value == found.corrected == pytest.approx(np.mean(each), rel=1e-6)
-    assert found.standard_error == pytest.approx(np.std(each, ddof=0) / np.sqrt(3) * np.sqrt(5 / 4), rel=1e-6)
+    correction = np.sqrt((PROMPTS + LONE) / (PROMPTS + LONE - 1))
+    assert found.standard_error == pytest.approx(np.std(each) / np.sqrt(PROMPTS) * correction, rel=1e-6)
     sums = np.bincount(GROUPS, weights=found.influence)
-    np.testing.assert_allclose(sums[:3], (np.array(each) - found.value) * 11 / 3, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(sums[3:], 0, atol=1e-12)
+    np.testing.assert_allclose(
+        sums[:PROMPTS], (np.array(each) - found.value) * len(GROUPS) / PROMPTS, rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(sums[PROMPTS:], 0, atol=1e-12)
 
 
 def test_falls_where_pictures_of_a_prompt_collapse_and_pairs_tell() -> None:
@@ -65,7 +72,7 @@ def test_standard_error_is_the_spread_over_sets_of_prompts() -> None:
     assert errors == pytest.approx(spread, rel=0.12)
 
 
-@pytest.mark.parametrize("groups", [None, np.arange(11)])
+@pytest.mark.parametrize("groups", [None, np.arange(len(GROUPS))])
 def test_is_undefined_where_no_prompt_repeats(groups: Array | None) -> None:
     found = measured(ROWS, groups)
     assert isinstance(found, Undefined)
@@ -73,7 +80,7 @@ def test_is_undefined_where_no_prompt_repeats(groups: Array | None) -> None:
 
 
 def test_one_prompt_alone_has_no_standard_error() -> None:
-    found = measured(ROWS, np.zeros(11, int))
+    found = measured(ROWS, np.zeros(len(GROUPS), int))
     assert found.value > 0
     assert found.standard_error is found.influence is None
 

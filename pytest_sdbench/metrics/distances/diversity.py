@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from pytest_sdbench.metrics.definition import Metric, Sample
+from pytest_sdbench.metrics.difference import FEWEST_PROMPTS
 from pytest_sdbench.metrics.distances.rows import BLOCK, Mask, unit
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.moments import Array, FeatureStatistics, Rows
@@ -55,8 +56,9 @@ def diversity_estimate(sample: Sample, groups: Groups, distance: str = "cosine")
     prompts = round(float(weights.sum()))
     value = float((weights[some] * parts[some]).sum()) / prompts
     influence = np.where(some, weights * (parts - value), 0.0) * n / prompts
-    error = standard_error(influence, groups) if prompts > 1 else None
-    return Estimate("diversity", value, error, n, value, influence=influence if prompts > 1 else None)
+    if prompts < FEWEST_PROMPTS:  # those of one picture say nothing of the others
+        return Estimate("diversity", value, None, n, value)
+    return Estimate("diversity", value, standard_error(influence, groups), n, value, influence=influence)
 
 
 def _chosen(batches: Iterable[Rows], chosen: Mask) -> Iterator[Rows]:
