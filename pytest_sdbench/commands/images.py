@@ -130,16 +130,21 @@ def _prepare(out: Path, about: dict[str, Any]) -> None:
         raise SdbenchError(f"cannot be written: {reason}", file=out, key="OUT", remedy=remedy)
     with _explained(out):
         out.mkdir(parents=True, exist_ok=True)
-        there = {path.name for path in out.iterdir()}
+        there = {path.name for path in out.iterdir() if not _of_a_desktop(path.name)}
         of, most = _read_mark(out) if MARK in there else ("", 0)
         if there and of != about["of"]:
             what = "it holds images of another draw or checkpoint" if of else "it is not empty"
             raise SdbenchError(what, file=out, key="OUT", found=min(there), remedy=remedy)
-        if most > about["images"]:
+        if most > about["images"] and len(there) > 1:  # else it was interrupted before a picture was there
             # Readers of the folder would find pictures that its table does not know.
             what, remedy = "it holds more images of this draw", f"{remedy}, or ask for {most:,} images"
             raise SdbenchError(what, file=out, key="OUT", remedy=remedy)
         write_atomically(out / MARK, (json.dumps(about, sort_keys=True) + "\n").encode())
+
+
+def _of_a_desktop(name: str) -> bool:
+    """Tell what file managers leave in a folder that somebody opens."""
+    return name in (".DS_Store", "Thumbs.db", "desktop.ini") or name.startswith("._")
 
 
 def _read_mark(out: Path) -> tuple[str, int]:

@@ -26,7 +26,7 @@ from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.metric_specs import ImportedSpec
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shard_folder import in_grid
-from pytest_sdbench.store.shard_format import read_shard_name, set_of
+from pytest_sdbench.store.shard_format import read_shard_name, set_of, shard_name
 
 if TYPE_CHECKING:
     from pytest_sdbench.store.shards import Evidence
@@ -164,14 +164,20 @@ def _unlike(known: Mapping[int, float], values: npt.NDArray[np.float32]) -> int:
 
 def _keep(evidence: Evidence, column: str, values: npt.NDArray[np.float32]) -> None:
     """Write the values of images in the place of all that were imported before: old and new do not mix."""
-    for name in evidence.storage.files():
-        if (shard := read_shard_name(name)) is not None and shard[1] == set_of(evidence.columns.values()):
-            evidence.storage.remove(name)
+    before = {
+        name
+        for name in evidence.storage.files()
+        if (shard := read_shard_name(name)) is not None and shard[1] == set_of(evidence.columns.values())
+    }
+    # A disk that is full keeps the old ones: they go when the new ones are there.
     for images in in_grid(len(values)):
         flags = evidence.flags(images)
         assert flags is not None
         index = np.arange(images.start, images.stop)
         evidence.write(images.start, {"index": index, **flags, column: values[images.start : images.stop]})
+    whole = {shard_name(images, evidence.columns.values()) for images in in_grid(len(values))}
+    for name in before - whole:
+        evidence.storage.remove(name)
 
 
 # --- the file ---

@@ -7,13 +7,14 @@ import contextlib
 import datetime
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.base.errors import SdbenchError
+from pytest_sdbench.base.errors import EvidenceError, SdbenchError
 from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.text import size_text
@@ -56,15 +57,20 @@ def run(options: argparse.Namespace) -> int:
     if options.older_than is not None and options.older_than <= 0:
         message, key = "not a number of days: give more than 0", "--older-than"
         raise SdbenchError(message, key=key, found=options.older_than)
-    size = 0
+    size, status = 0, 0
     for leftover in leftovers(options.store, older_than=options.older_than):
-        if not options.dry_run:
-            leftover.remove()
+        try:
+            if not options.dry_run:
+                leftover.remove()
+        except EvidenceError as error:  # the others go all the same
+            status = 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
         show(f"{leftover.where}: {leftover.reason} ({size_text(leftover.size)})")
         size += leftover.size
     done = "would be removed" if options.dry_run else "removed"
     print(f"{size_text(size)} {done} from {told(options.store)}")
-    return 0
+    return status
 
 
 _DAY = 24 * 3600
@@ -263,7 +269,7 @@ def _longest(files: Mapping[str, Stamp], *, pictures: bool = False) -> dict[int,
 
 
 def _changed(files: Mapping[str, Stamp]) -> float:
-    return max((stamp.modified for stamp in files.values()), default=0.0)
+    return max((stamp.modified for name, stamp in files.items() if _is_ours(name)), default=0.0)
 
 
 def _unneeded(folder: ShardFolder, files: Mapping[str, Stamp], now: float) -> Iterator[tuple[str, str]]:

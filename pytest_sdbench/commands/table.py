@@ -11,6 +11,8 @@ from pytest_sdbench.commands.shared import named_cards, results_of, share, write
 from pytest_sdbench.metrics.difference import Difference
 from pytest_sdbench.report.grids import FORMATS
 
+_BY_ENDING = {".tex": "latex", ".html": "html", ".htm": "html", ".csv": "csv"}
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -18,9 +20,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     told = "a results.json: show what was measured beside what is claimed"
     command.add_argument("--results", type=Path, metavar="FILE", help=told)
     told = (
-        "github (Markdown), latex (booktabs), html (tables for a page) or csv (a line a figure) [%(default)s]"
+        "github (Markdown), latex (booktabs), html (tables for a page) or csv (a line a figure); "
+        "default: by the ending of FILE, else github"
     )
-    command.add_argument("--format", choices=tuple(FORMATS), default="github", help=told)
+    command.add_argument("--format", choices=tuple(FORMATS), help=told)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,17 +37,20 @@ def run(options: argparse.Namespace) -> int:
 
     cards = named_cards(options.cards)
     rows = [] if options.results is None else results_of(options.results)
-    shown_rows, shown, github = printable(rows, cards), titles(cards), options.format == "github"
+    ending = "" if options.out is None else options.out.suffix.lower()
+    form = options.format or _BY_ENDING.get(ending, "github")
+    shown_rows, shown, github = printable(rows, cards), titles(cards), form == "github"
     # The Markdown of a run has tables of its own of what it measured.
     scores = measured_scores(shown_rows) if rows else recorded_scores(cards)
     compare = RecordedImages({card.name: card for card in cards})
     grids = [] if rows and github else measured_grids(cards, scores, compare)
     grids += device_grids([(shown[card.name], card.devices) for card in cards])
-    written = FORMATS[options.format](grids if github else [*published_grids(cards), *grids])
+    written = FORMATS[form](grids if github else [*published_grids(cards), *grids])
     if github:
         parts = [published_tables(cards), written, results_markdown(cards, shown_rows) if rows else ""]
         written = "\n".join(part for part in parts if part)
-    write_text(written, options.out)
+    # Excel takes a file without this mark for one of another encoding.
+    write_text(f"\ufeff{written}" if form == "csv" and options.out is not None else written, options.out)
     return int(rows != shown_rows)
 
 

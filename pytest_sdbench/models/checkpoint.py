@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import known_sha256
 from pytest_sdbench.base.paths import real_file
 from pytest_sdbench.models.conversion import convert_single_file
+from pytest_sdbench.models.digests import VOCABULARY, config_digest, kept_entries, vocabulary_digest
 from pytest_sdbench.models.layout import (
     CLASSES,
     COMPONENTS,
@@ -143,22 +143,22 @@ class Checkpoint:
         if self.base is not None and self.lora is not None:
             contents |= {"base": self.base.fingerprint, "lora": self.lora}
         for name in () if contents else self.pipeline.components:
-            contents[f"{name}/config"] = _text_digest(self.settings(name))
+            contents[f"{name}/config"] = config_digest(self.settings(name))
             digests = zip(self.weights(name).files, self.file_digests(name), strict=True)
             contents |= {f"{name}/{file.name}": digest for file, digest in digests}
         contents["scheduler/class"] = scheduler_class(self)
-        contents["scheduler/config"] = _text_digest(self.settings("scheduler"))
+        contents["scheduler/config"] = config_digest(self.settings("scheduler"))
         settings, vocabulary = self.tokenizer_settings, self.vocabulary
         for name in sorted([*settings, *vocabulary]):
-            contents[f"tokenizer/{name}"] = vocabulary.get(name) or _text_digest(settings[name])
+            contents[f"tokenizer/{name}"] = vocabulary.get(name) or config_digest(settings[name])
         if self.pipeline_settings:
-            contents["pipeline/config"] = _text_digest(self.pipeline_settings)
+            contents["pipeline/config"] = config_digest(self.pipeline_settings)
         listed = "".join(f"{name}\0{content}\n" for name, content in contents.items())
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     def settings(self, name: str) -> dict[str, Any]:
         """Return a configuration without private entries, and notes of versions and paths."""
-        return _kept(self.config(name))
+        return kept_entries(self.config(name))
 
     @property
     def pipeline_settings(self) -> dict[str, bool]:
@@ -173,18 +173,18 @@ class Checkpoint:
     @property
     def vocabulary(self) -> dict[str, str]:
         """The SHA-256 of each file of a tokenizer that is no configuration, a second one's by its folder."""
-        return {name: _vocabulary_digest(file) for name, file in self._tokenizer_files(settings=False)}
+        return {name: vocabulary_digest(file) for name, file in self._tokenizer_files(settings=False)}
 
     @property
     def tokenizer_settings(self) -> dict[str, dict[str, Any]]:
         """Each configuration of a tokenizer, by its file."""
-        return {name: _kept(read_json(file)) for name, file in self._tokenizer_files(settings=True)}
+        return {name: kept_entries(read_json(file)) for name, file in self._tokenizer_files(settings=True)}
 
     def _tokenizer_files(self, *, settings: bool) -> Iterator[tuple[str, Path]]:
         for tokenizer in self.pipeline.tokenizers:
             for file in self.part(tokenizer).glob("*"):
                 known = file.suffix == ".json" and "config" in file.name
-                if not (known or file.name in _VOCABULARY) or not file.is_file() or file.name.startswith("."):
+                if not (known or file.name in VOCABULARY) or not file.is_file() or file.name.startswith("."):
                     continue  # hidden ones are what macOS writes beside a file on other disks
                 if known is settings:
                     yield file.name if tokenizer == "tokenizer" else f"{tokenizer}/{file.name}", file
@@ -300,37 +300,6 @@ def _obeyed(checkpoint: Checkpoint, name: str, written: dict[str, Any]) -> dict[
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-_NOTES = {
-    *("transformers_version", "dtype", "torch_dtype", "architectures"),
-    *("name_or_path", "local_files_only", "is_local"),
-    # What `EMAModel` adds to the configuration of a network, which does not know it.
-    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
-}
-_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
-"""Files of a tokenizer, beside its configurations, that are read."""
-
-
-def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without private entries, and notes of versions and paths."""
-    notes = _NOTES.union(key for key in config if key.startswith("_") and key != "_class_name")
-    return {key: value for key, value in config.items() if key not in notes}
-
-
-def _vocabulary_digest(file: Path) -> str:
-    """SHA-256 of a file of a vocabulary, whatever ends its lines: git on Windows converts them."""
-    content = file.read_bytes()
-    return (
-        hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()
-        if b"\r" in content
-        else known_sha256(file)
-    )
-
-
-def _text_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration, without its layout."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _override(

@@ -253,10 +253,16 @@ def with_error(value: float, error: float | None, digits: int, sign: str = "") -
 
 
 def decimals(row: Row) -> int:
-    """Return as many decimals as the claim has, and no fewer than the metric's usual ones."""
+    """Return as many decimals as the claim has, and no fewer than the metric's usual ones; at most eight."""
     _, _, digits = row.claimed_text.partition(".")
     usual = METRICS[row.metric].decimals if row.metric in METRICS else 2
-    return max(usual, len(digits) if digits.isdigit() else 0)
+    return max(usual, min(8, len(digits)) if digits.isdigit() else 0)
+
+
+def decimals_beside(row: Row) -> int:
+    """Return the decimals of what is compared with the margin: as many as that has, too."""
+    _, _, digits = ("" if row.margin is None else f"{row.margin:g}").partition(".")
+    return max(decimals(row), min(8, len(digits)) if digits.isdigit() else 0)
 
 
 def images(row: Row) -> str:

@@ -79,10 +79,20 @@ def _content(card: Card, record: Record) -> str:
 
 
 def measured_scores(rows: Sequence[Row]) -> list[Score]:
-    """Return what a run measured, once where several claims are of it."""
+    """Return what a run measured as the protocol says, once where several claims are of it.
+
+    A variant of a project's fixtures is a row of its own.
+    """
     found = {
-        (row.card, row.protocol, row.metric, row.n, ahead): Score(
-            *(row.card, row.protocol, row.metric, row.measured, row.standard_error, ahead or row.n),
+        (row.card, row.protocol, row.metric, row.n, ahead, row.variant): Score(
+            *(
+                f"{row.card}{row.variant}",
+                row.protocol,
+                row.metric,
+                row.measured,
+                row.standard_error,
+                ahead or row.n,
+            ),
             reference=str(row.extra.get("reference_fingerprint", "")),
             predicted=ahead is not None,
             prompts=row.extra.get("prompts"),
@@ -90,6 +100,7 @@ def measured_scores(rows: Sequence[Row]) -> list[Score]:
         for row in rows
         for ahead in [row.extra.get("predicted_for")]
         if row.test == "quality" and row.metric in METRICS and row.measured is not None and row.n is not None
+        if row.verdict != "mismatch"
     }
     return list(found.values())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,6 +34,8 @@ class Column:
 
 
 Pairs = Sequence[tuple[Card, Claim]]
+Place = tuple[str, str | None]
+"""The name of a source, and its link."""
 
 
 def published_tables(cards: Sequence[Card]) -> str:
@@ -54,20 +56,23 @@ def published_grids(cards: Sequence[Card]) -> list[Grid]:
     share a row that does not say so, and a source that calls figures of two protocols by one name gets a
     table for each protocol.
     """
-    groups: dict[str, dict[str, Card]] = {}
-    links: dict[str, str] = {}
+    groups: dict[Place, dict[str, Card]] = {}
+    place_of = _places(cards)
     for card in in_order(cards):
         sources = [claim.source or Source() for claim in card.claims if claim.kind == "published"]
         if "size" in card.sources:
             sources.append(Source(card.sources["size"]))
         for source in sources:
-            groups.setdefault(source.name, {})[card.name] = card
-            if source.url:
-                links[source.name] = source.url
+            groups.setdefault(place_of(source), {})[card.name] = card
     grids, shown = [], titles(cards)
-    for name, group in groups.items():
-        grid = partial(_grid, name or "Published without a source", links.get(name) if name else None, shown)
-        pairs = [(card, claim) for card in group.values() for claim in _claims_of(card, name)]
+    for (name, url), group in groups.items():
+        grid = partial(_grid, name or "Published without a source", url if name else None, shown)
+        pairs = [
+            (card, claim)
+            for card in group.values()
+            for claim in card.claims
+            if claim.kind == "published" and place_of(claim.source or Source()) == (name, url)
+        ]
         some = _by([(claim.origin.get("type", ""), (card, claim)) for card, claim in pairs])
         for kind, same in some.items():
             words = [(claim.protocol, (card, claim)) for card, claim in same]
@@ -88,9 +93,18 @@ def _by(items: Iterable[tuple[str, tuple[Card, Claim]]]) -> dict[str, list[tuple
     return found
 
 
-def _claims_of(card: Card, source: str) -> list[Claim]:
-    published = [claim for claim in card.claims if claim.kind == "published"]
-    return [claim for claim in published if (claim.source or Source()).name == source]
+def _places(cards: Sequence[Card]) -> Callable[[Source], Place]:
+    """Return what tells the name and the link of a source; without a link it has that of its namesake."""
+    urls: dict[str, set[str]] = {}
+    for source in (claim.source for card in cards for claim in card.claims):
+        if source is not None and source.url:
+            urls.setdefault(source.name, set()).add(source.url)
+
+    def place_of(source: Source) -> Place:
+        known = urls.get(source.name, set())
+        return source.name, source.url or (next(iter(known)) if len(known) == 1 else None)
+
+    return place_of
 
 
 def _repeats(pairs: Pairs) -> bool:

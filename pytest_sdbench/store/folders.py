@@ -128,11 +128,17 @@ class LocalFolder:
         return name + DAMAGED
 
     def discard(self) -> None:
-        """Remove the folder with all that is in it."""
+        """Remove all files in the folder, and the folder, unless it is a link or holds folders of others."""
         for name in self.files():
             self.remove(name)
-        with _explained("removed", self.root), contextlib.suppress(FileNotFoundError):
-            self.root.rmdir()
+        with _explained("removed", self.root):
+            try:
+                self.root.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
 
 
 @dataclass(frozen=True)

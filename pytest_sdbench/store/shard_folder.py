@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.base.files import json_mapping
+from pytest_sdbench.base.files import is_pointer, json_mapping
 from pytest_sdbench.base.paths import told
 from pytest_sdbench.store.folders import Stamp, Storage
 from pytest_sdbench.store.mirror import Mirror
@@ -218,10 +218,18 @@ class ShardFolder:
         text = told(f"{where}: damaged evidence ({damage}), {kept}; its images are missing now")
         say(text, DamagedEvidence)
 
+    def _read(self, name: str) -> bytes:
+        """Return the content of a shard; raise EvidenceError for what Git LFS has left in its place."""
+        content = self.storage.read(name)
+        if is_pointer(content):
+            what, remedy = "a Git LFS pointer, not a shard of the store", "Run: git lfs pull"
+            raise EvidenceError(what, file=self.storage.where(name), remedy=remedy)
+        return content
+
     def _parse(self, name: str, stamp: Stamp) -> tuple[Rows, dict[str, Any]]:
         """Parse and check a shard, from the mirror if it has it."""
         if self.mirror is None:
-            return parse_shard(self.storage.read(name))
+            return parse_shard(self._read(name))
         where = str(self.storage.where(name))
         copy = self.mirror.get(where, stamp)
         if copy is not None:
@@ -229,7 +237,7 @@ class ShardFolder:
                 return parse_shard(copy)
             except Damage:
                 self.mirror.forget(where, stamp)
-        content = self.storage.read(name)
+        content = self._read(name)
         shard = parse_shard(content)
         self.mirror.put(where, stamp, content)
         return shard

@@ -166,6 +166,15 @@ def test_gc_removes_old_evidence_only_when_asked_to(tmp_path: Path, run: Run) ->
     assert young.missing(64) == []
 
 
+def test_gc_goes_on_past_a_folder_that_holds_one_of_others(tmp_path: Path, run: Run) -> None:
+    for draw in ("d" * 16, "e" * 16):
+        age(fill(str(tmp_path), 64, draw=draw), days=200)
+    (next(tmp_path.iterdir()) / "@eaDir").mkdir()
+    run("gc", "--older-than", "90", "--store", str(tmp_path))
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not left
+
+
 def test_a_folder_of_one_late_file_is_not_old(tmp_path: Path, run: Run) -> None:
     root = str(tmp_path / "store")
     evidence = fill(root, 128)

@@ -14,6 +14,7 @@ from pytest_sdbench.commands.doctor import examine
 from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.plan_cost import figures, plan
 from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.report.results import Row, results_json
 from tests.project import IMAGES, make_card, make_protocol
 from tests.report.test_report import FORGED, HIDDEN
 
@@ -58,6 +59,50 @@ def test_protocols_of_one_name_have_a_table_each(tmp_path: Path, capsys: pytest.
     headings = [line for line in out if line.startswith("### Measured")]
     assert [line.split("(")[1].split(")")[0] for line in headings] == [made["x"], made["z"]]
     assert [line.split("|")[1].strip() for line in out if "0.31" in line] == ["x", "y", "z"]
+
+
+def test_figures_of_two_links_of_one_source_are_two_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        source = f"{{name: paper, url: https://{number}.example}}"
+        metric = f"{{type: fid, value: 1{number}.05}}"
+        of = "task: {type: text-to-image}, dataset: {type: x, name: X}"
+        result = f"{{{of}, metrics: [{metric}], source: {source}}}"
+        text = f"---\nmodel-index:\n- name: m\n  results:\n  - {result}\n---\n"
+        (tmp_path / f"m{number}.md").write_text(text)
+    assert main(["table", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for number in (1, 2):
+        assert f"[paper](https://{number}.example)" in said
+        table = said.split(f"https://{number}.example")[1].split("###")[0]
+        assert f"1{number}.05" in table
+        assert f"1{3 - number}.05" not in table
+
+
+def test_a_file_s_ending_says_in_which_form_a_table_is(tmp_path: Path) -> None:
+    (card,) = namesakes(tmp_path)[:1]
+    for ending, begins in ((".csv", b"\xef\xbb\xbf"), (".tex", b"\\begin"), (".html", b"<"), (".md", b"#")):
+        out = tmp_path / f"t{ending}"
+        assert main(["table", str(card), "-o", str(out)]) == 0
+        assert begins in out.read_bytes()[:400]
+
+
+def test_what_is_not_comparable_is_in_no_table_of_its_protocol_and_variants_have_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"metric": "fid", "protocol": "scenes-5k", "n": 5000, "standard_error": 0.01, "name": "x"}
+    rows = [
+        Row("a", "one", "quality", measured=1.25, verdict="pass", extra={"variant": "fp16"}, **known),
+        Row("b", "one", "quality", measured=2.25, verdict="fail", extra={"variant": "fp32"}, **known),
+        Row("c", "two", "quality", measured=0.75, verdict="mismatch", **known),
+    ]
+    (tmp_path / "r.json").write_text(results_json(rows, {}))
+    assert main(["table", "scenes-tiny", "--results", str(tmp_path / "r.json"), "--format", "csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("one (fp16)" in line and "1.25" in line for line in lines)
+    assert any("one (fp32)" in line and "2.25" in line for line in lines)
+    assert not any("0.75" in line for line in lines)
 
 
 def test_doctor_tells_namesakes_apart(tmp_path: Path) -> None:

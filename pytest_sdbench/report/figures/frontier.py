@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,9 @@ def draw_frontier(panels: Sequence[Panel], width: float = WIDTH) -> Figure:
     rows = list(dict.fromkeys((panel.protocol, panel.metric) for panel in panels))
     kinds = list(dict.fromkeys(panel.kind for panel in panels))
     inches = min(width, 0.4 + 3.6 * len(kinds)), _HEIGHT * len(rows) + 0.25
-    foot = 0.2 / inches[1]
+    # Some eighteen letters of this size are an inch wide.
+    note = textwrap.fill(NOTE, max(24, int(18 * inches[0])))
+    foot = (0.07 + 0.13 * (note.count("\n") + 1)) / inches[1]
     figure = Figure(inches, DPI, layout=ConstrainedLayoutEngine(rect=(0, foot, 1, 1 - foot)))
     grid = figure.subplots(len(rows), len(kinds), squeeze=False)
     drawn = {}
@@ -102,7 +105,7 @@ def draw_frontier(panels: Sequence[Panel], width: float = WIDTH) -> Figure:
         if panel.kind == next(each.kind for each in panels if (each.protocol, each.metric) == rows[row]):
             axes.set_title(clipped(shown(panel.protocol), 40), loc="left", weight="bold")
         drawn[at] = axes
-    figure.text(0.06 / inches[0], 0.06 / inches[1], NOTE, size=SMALL, color=QUIET)
+    figure.text(0.06 / inches[0], 0.06 / inches[1], note, size=SMALL, color=QUIET)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # names are placed by the pixel: nothing may move any more
     for at, panel in enumerate(panels):

@@ -13,7 +13,7 @@ from pytest_sdbench.report.cells import (
     NETWORK,
     NONE,
     claimed,
-    decimals,
+    decimals_beside,
     figure,
     images,
     measured,
@@ -227,13 +227,13 @@ def difference(row: Row) -> str:
     worse = worse_by(row) if row.test == "quality" else None
     if worse is None:
         return ""
-    shown = f"{abs(worse):.{decimals(row)}f}"
+    shown = f"{abs(worse):.{decimals_beside(row)}f}"
     return "no difference" if float(shown) == 0 else f"{shown} {'worse' if worse > 0 else 'better'}"
 
 
 def _bound(row: Row) -> str:
     """Return the bound that the verdict rests on, and the margin that it is compared with."""
-    form, parts = f".{decimals(row)}f", []
+    form, parts = f".{decimals_beside(row)}f", []
     key = {"fail": "at_least", "pass": "at_most"}.get(row.verdict, "")
     bound = row.extra.get(key)
     if isinstance(bound, int | float):
