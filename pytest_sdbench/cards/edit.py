@@ -70,7 +70,8 @@ def with_records(path: Path, text: str, records: Sequence[Entry]) -> str:
             raise front.error(place[:1], message, None, remedy)
         text = _edit(front, block, record, new)
         if not _is_right(front, text, record, new):
-            remedy = "Write it there as a plain list, without anchors, aliases or tags, and run again"
+            remedy = "Write it there as a plain list, without anchors, aliases, tags, folded texts (>-) and "
+            remedy += "comments in braces, and run again"
             raise front.error(place, "the records cannot be edited in place", None, remedy)
     return text
 

@@ -42,6 +42,8 @@ _FILE_KEYS = ("file_name", "filename")
 _IMAGE = re.compile(r"[0-9]{8}\.[A-Za-z]+")
 """What `images` calls the picture of an image: by its index."""
 PROMPT_KEYS = ("prompt", "text", "caption")
+_COLUMNS = {"index", "value", "score", "seed", *_FILE_KEYS, *PROMPT_KEYS}
+"""Names that a table may write in capitals."""
 _FORM = (
     "Write JSON lines or CSV: `value`, and `index` (from 0), `file_name` (as `images` wrote it) or `prompt`, "
     "with `seed` where prompts repeat"
@@ -218,7 +220,11 @@ def read_values(path: Path, metric: Metric) -> Iterator[Value]:
         numbers = {key: _whole(path, f"{where}, {key}", found) for key, found in told.items()}
         prompt = next((str(row[key]) for key in PROMPT_KEYS if row.get(key) not in (None, "")), None)
         if "index" not in numbers and prompt is None:
-            raise DataError("neither index nor prompt", file=path, key=where, found=sorted(row), remedy=_FORM)
+            unnamed = '; the column without a name is pandas\' index: write it with index_label="index"'
+            remedy = _FORM + unnamed * ("" in row)
+            raise DataError(
+                "neither index nor prompt", file=path, key=where, found=sorted(row), remedy=remedy
+            )
         yield Value(where, value, prompt=prompt, **numbers)
 
 
@@ -254,6 +260,8 @@ def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for line, row in csv_rows(content):
             if not header:
                 header = [name.strip() for name in row]
+                lower = {name: name.lower() for name in header if name.lower() in _COLUMNS}
+                header = [lower.get(name, name) for name in header]
                 if twice := [name for name in header if header.count(name) > 1]:
                     message = "malformed CSV: two columns have one name"
                     raise DataError(message, key=f"line {line}", found=twice[0])

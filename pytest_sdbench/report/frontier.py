@@ -22,7 +22,7 @@ COSTS = {
 }
 
 
-COMPARABLE = ("pass", "fail", "inconclusive")
+COMPARABLE = ("pass", "fail", "inconclusive", "uncalibrated")
 """Verdicts of what was measured as the protocol says."""
 
 
@@ -107,7 +107,7 @@ def measured_points(
             continue
         if row.card not in seen and row.card in costs and row.verdict in COMPARABLE:
             yield CostPoint(row.card, costs[row.card], value, measured(row), True, row.standard_error)
-        seen.add(row.card)
+            seen.add(row.card)
 
 
 def claimed_costs(cards: Iterable[Card], kind: str) -> dict[str, float]:

@@ -25,12 +25,16 @@ class Column:
     """Of an unstated protocol; a stated one says it."""
     apart: str
     """What else tells it from another column."""
+    label: str
+    """What the card calls it, of an unstated protocol: CLIP scores of two networks are two scores."""
 
     @classmethod
     def of(cls, claim: Claim) -> Column:
         """Return the column of a claim."""
-        dataset = claim.dataset if claim.protocol == UNSTATED else ""
-        return cls(claim.metric, claim.protocol, claim.n, dataset, claim.apart)
+        dataset, label = (claim.dataset, claim.label) if claim.protocol == UNSTATED else ("", "")
+        return cls(
+            claim.metric, claim.protocol, claim.n, dataset, claim.apart, " ".join(label.lower().split())
+        )
 
 
 Pairs = Sequence[tuple[Card, Claim]]

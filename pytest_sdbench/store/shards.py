@@ -228,7 +228,8 @@ class Evidence:
         if name in self._prepared:
             return
         files = self.storage.files()
-        if name not in files:
+        # A damaged one, of which nothing is known, is written again.
+        if name not in files or self.shards.manifest(self.writer).get("device") == "unknown":
             for left, stamp in files.items():
                 # Of a run that was killed long ago; a younger one may belong to a run beside this one.
                 if left.startswith(TEMPORARY) and time.time() - stamp.modified > _STALE:
