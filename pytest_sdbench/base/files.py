@@ -99,6 +99,11 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
+def is_of_desktop(name: str) -> bool:
+    """Tell what file managers leave in a folder that somebody opens."""
+    return name in (".DS_Store", "Thumbs.db", "desktop.ini") or name.startswith("._")
+
+
 def is_pointer(head: bytes) -> bool:
     """Tell what Git LFS leaves in the place of a file by how it begins."""
     return head.startswith(b"version https://git-lfs")

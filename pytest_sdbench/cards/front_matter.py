@@ -127,8 +127,10 @@ def is_card(path: str | Path) -> bool:
     block = find_block(text)
     # Front matter that is never closed is a broken card, to be told of, and no other file.
     front = block.group(2) if block else text if text.lstrip().startswith("---") else ""
-    if _OURS.search(dedent(front)) or not _WORDS.search(front):
-        return bool(_OURS.search(dedent(front)))
+    if _OURS.search(dedent(front)):
+        return True
+    if not _WORDS.search(front):
+        return False
     try:  # JSON, or another way to write a key
         data, _ = read_yaml(front)
     except YamlFault:

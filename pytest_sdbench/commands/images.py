@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.base.files import json_mapping, why_unwritable, write_atomically
+from pytest_sdbench.base.files import is_of_desktop, json_mapping, why_unwritable, write_atomically
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.sample import protocols_of
@@ -130,7 +130,7 @@ def _prepare(out: Path, about: dict[str, Any]) -> None:
         raise SdbenchError(f"cannot be written: {reason}", file=out, key="OUT", remedy=remedy)
     with _explained(out):
         out.mkdir(parents=True, exist_ok=True)
-        there = {path.name for path in out.iterdir() if not _of_a_desktop(path.name)}
+        there = {path.name for path in out.iterdir() if not is_of_desktop(path.name)}
         of, most = _read_mark(out) if MARK in there else ("", 0)
         if there and of != about["of"]:
             what = "it holds images of another draw or checkpoint" if of else "it is not empty"
@@ -140,11 +140,6 @@ def _prepare(out: Path, about: dict[str, Any]) -> None:
             what, remedy = "it holds more images of this draw", f"{remedy}, or ask for {most:,} images"
             raise SdbenchError(what, file=out, key="OUT", remedy=remedy)
         write_atomically(out / MARK, (json.dumps(about, sort_keys=True) + "\n").encode())
-
-
-def _of_a_desktop(name: str) -> bool:
-    """Tell what file managers leave in a folder that somebody opens."""
-    return name in (".DS_Store", "Thumbs.db", "desktop.ini") or name.startswith("._")
 
 
 def _read_mark(out: Path) -> tuple[str, int]:

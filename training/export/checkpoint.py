@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pytest_sdbench.base.errors import CheckpointError
+from pytest_sdbench.base.files import is_of_desktop
 from pytest_sdbench.base.paths import real
 from pytest_sdbench.evaluation.schedulers import with_settings
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
@@ -283,10 +284,6 @@ def _finite(network: nn.Module) -> bool:
 # --- the folder --------------------
 
 
-_OF_DESKTOPS = (".DS_Store", "Thumbs.db", "desktop.ini")
-"""What file managers leave in a folder that somebody looked at."""
-
-
 def check_out(out: Path, *, adds: bool = False) -> None:
     """Raise TrainingError where an export would take the place of something else, or could not be added."""
     if out.exists() and (foreign := _foreign(out, adds)):
@@ -326,7 +323,7 @@ def _foreign(out: Path, adds: bool) -> list[str]:
     """Return the names in a folder that no export wrote; all, where there is nothing of a checkpoint."""
     if not out.is_dir():
         return ["a file"]
-    names = sorted(path.name for path in out.iterdir() if path.name not in _OF_DESKTOPS)
+    names = sorted(path.name for path in out.iterdir() if not is_of_desktop(path.name))
     if not any(name in names for name in (_OF_TASKS if adds else _MARKS)):
         return names
     return [] if adds else [name for name in names if name not in _OURS]
