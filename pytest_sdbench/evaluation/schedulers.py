@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, ProtocolError, first_line
 from pytest_sdbench.models.values import try_scheduler
 from pytest_sdbench.protocols.protocol import Protocol
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
 _STEADY = ("DDIMScheduler", "EulerDiscreteScheduler")
 """Schedulers that take a generator and draw nothing from it as pipelines call them: eta and s_churn are 0."""
@@ -21,13 +18,17 @@ _SOLVERS = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
 _UNSEEDED = ("DPMSolverSDEScheduler",)
 
 
-def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> Callable[[], Any]:
+def scheduler_factory(pipeline: Any, protocol: Protocol) -> Callable[[], Any]:
     """Return what makes fresh schedulers of a protocol for this pipeline's checkpoint.
 
     Raises CheckpointError for one whose own is another than the protocol's, and ProtocolError for one that
     cannot draw so.
     """
+    from diffusers import StableDiffusionPipeline
+
     wanted, own = protocol.sampling.scheduler, pipeline.scheduler
+    # Pipelines of Stable Diffusion correct a scheduler whose settings are silent; SDXL's take it as it is.
+    corrects = isinstance(pipeline, StableDiffusionPipeline)
     kind: Any
     if wanted.name == "checkpoint":
         kind = type(own)
@@ -47,7 +48,7 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
         )
 
     def make() -> Any:
-        return with_settings(kind, own, wanted.config)
+        return with_settings(kind, own, wanted.config, clips=not corrects)
 
     if kind.__name__ in _UNSEEDED:
         raise ProtocolError(
@@ -71,18 +72,20 @@ def scheduler_factory(pipeline: StableDiffusionPipeline, protocol: Protocol) -> 
     return make
 
 
-def with_settings(kind: Any, scheduler: Any, changes: Mapping[str, Any] | None = None) -> Any:
+def with_settings(
+    kind: Any, scheduler: Any, changes: Mapping[str, Any] | None = None, *, clips: bool = False
+) -> Any:
     """Return a scheduler of a class with the settings of another one, as far as it knows them, and changes.
 
     Of one of the same class all settings are taken: a pipeline of Stable Diffusion corrects its own, defaults
     too. Defaults of another class are no settings, as `from_config` has it. Settings that the class does not
     know are left out: they would warn at every load. Latents are no pixels: they are not clipped, unless the
-    settings say so.
+    settings say so, or with `clips` the defaults of the class.
     """
     found = dict(scheduler.config)
     defaults = () if type(scheduler) is kind else found.get("_use_default_values", ())
     stated = {name: value for name, value in found.items() if name not in defaults}
-    settings = {"clip_sample": False, **stated, **(changes or {})}
+    settings = {**({} if clips else {"clip_sample": False}), **stated, **(changes or {})}
     known = inspect.signature(kind.__init__).parameters
     return kind(**{name: value for name, value in settings.items() if name in known})
 

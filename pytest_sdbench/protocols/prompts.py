@@ -159,7 +159,7 @@ def _place(protocol: Protocol, file: str, path: Path | None) -> str:
     """Say where a file of prompts is looked for, and what else may have been meant."""
     name = file.replace("\\", "/").removeprefix("./")
     if path is None and (protocol.path.parent / name).is_file():
-        return f"A file beside the protocol begins with ./: write ./{name}"
+        return f"For the one beside the protocol write ./{name}; else give its folder with --sdbench-data"
     if path is None:
         return f"Give the folder that holds {file} with --sdbench-data"
     return "Put the file there" + (

@@ -479,9 +479,14 @@ def test_cut_prompts_and_black_images_are_told(score: Score, checkpoint: Checkpo
     assert score(own, tmp_path / "store", load=never).notes == found.notes
 
 
+@pytest.mark.parametrize(
+    ("dtype", "remedy"), [("float32", "has diverged"), ("bfloat16", "--sdbench-dtype float32")]
+)
 def test_a_picture_that_is_not_finite_is_an_error_and_leaves_no_evidence(
-    score: Score, protocol: Protocol, checkpoint: Checkpoint, tmp_path: Path
+    score: Score, data_root: Path, checkpoint: Checkpoint, tmp_path: Path, dtype: str, remedy: str
 ) -> None:
+    protocol = protocol_of(data_root, dtype, dtype=dtype)
+
     def load(dtype: str) -> Any:
         pipeline = load_pipeline(checkpoint, dtype=dtype)
         decode = pipeline.vae.decode
@@ -494,7 +499,7 @@ def test_a_picture_that_is_not_finite_is_an_error_and_leaves_no_evidence(
         pipeline.vae.decode = overflow
         return pipeline
 
-    with pytest.raises(CheckpointError, match=r"prompt 1: image 1 holds NaN.*--sdbench-dtype float32"):
+    with pytest.raises(CheckpointError, match=f"prompt 1: image 1 holds NaN.*{remedy}"):
         score(protocol, tmp_path, samples=2, load=load)
     assert shards(tmp_path) == {}
 
