@@ -47,7 +47,7 @@ def predictions(_runs: int) -> Rows:
     for member in PROTOCOLS:
         pool = replace(population(member), metrics=LONG)
         whole = pool.estimates(np.arange(POOL))["fid"]
-        for n in (512, 2000, 5000, 10_000):
+        for n in (512, 2000, 5000):
             part = pool.estimates(np.arange(n))["fid"]
             predicted, error = part.at(POOL), part.standard_error
             assert predicted is not None
