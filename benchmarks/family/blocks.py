@@ -10,6 +10,7 @@ prints them of a teacher in a folder, while it is trained say.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ EXCHANGED = {
     "empty": "all words, for none",
 }
 UNSEEN = scenes.EVALUATION[:64]
-"""Scenes that no training has seen."""
+"""Scenes whose indices no training draws."""
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From noisy latents, their timesteps and text states to a prediction."""
 
@@ -192,7 +193,8 @@ def exchanged(one: scenes.Scene, what: Literal["name", "colour"]) -> str:
         name = dice.pick([each for each in scenes.NAMES if each != name and (each in PLURALS) == plural])
     else:
         colour = dice.pick([each for each in scenes.COLOURS if each != colour])
-    return one.caption.replace(f" {thing.colour} {thing.name}", f" {colour} {name}", 1)
+    # A name may begin another one: sun, sunburst.
+    return re.sub(rf"\b{thing.colour} {thing.name}\b", f"{colour} {name}", one.caption, count=1)
 
 
 def _states(parts: Parts, captions: tuple[str, ...]) -> Tensor:
@@ -215,8 +217,8 @@ def report(rows: list[Row], side: int, count: int) -> str:
     return "\n\n".join(
         (
             "## What the blocks of the teacher say",
-            f"The mean square change of its prediction, over the variance of that, on {count} unseen scenes "
-            "with their captions, each with one timestep of every range.",
+            f"The mean square change of its prediction, over the variance of that, on {count} scenes "
+            "that training did not draw, with their captions, each with one timestep of every range.",
             some("silenced", "silenced", lambda row: f"`{row['what']}`", ("works at", place)),
             "Silenced: all that the block puts out is zero. Removed: the teacher goes on without it as its "
             "students do, before any training of theirs.",

@@ -133,14 +133,14 @@ def report(found: dict[str, Any]) -> str:
         f"{found['machine']}, float32.",
         pairs,
         "FID: difference of the scores; its error is that of the mean of differences of influence values.",
-        "Names right: the share of objects whose name is read by a classifier that was trained on real "
-        "scenes alone; and colours: name and colour.",
+        "Names right: the share of objects whose name is read, at the place that the caption gives it, by a "
+        "classifier that was trained on real scenes alone; and colours: name and colour.",
         blocks.report(found["blocks"], found["side"], found["scenes"]),
         "![The same prompts and seeds](family.png)",
     )
 
 
 def draw_sheet(path: Path, store: Path) -> None:
-    """Draw some unseen captions with every member, from the same noise, beside the real scenes."""
+    """Draw some captions with every member, from the same noise, beside the real scenes."""
     words = ["figure", "sheet", *FAMILY, "scenes-tiny-lcm", "--count", "10", "--device", "cpu"]
     command([*words, "--store", str(store), "--out", str(path)])

@@ -102,8 +102,10 @@ def perform(name: str, *, images: int, folder: Path, threads: int, only: str = "
             keep(name, list(rows.values()))
     for key, row in rows.items():
         first = experiment.counterpart(*places[key])
-        if "difference" not in row and first is not None and (other := key_of(first)) in rows:
-            row["difference"] = difference(scored(key), scored(other))
+        if first is None or (other := key_of(first)) not in rows:
+            continue
+        if row.get("difference", {}).get("of") != list(other):
+            row["difference"] = difference(scored(key), scored(other)) | {"of": list(other)}
     pairs = []
     if name == "order" and rows.keys() == places.keys():
         pairs = order.compare({run.label: scored(key) for key, (run, _, _) in places.items()})
@@ -153,7 +155,8 @@ def report(name: str, found: Row) -> str:
     differences = (
         f"Differences are from {experiment.against}, {after}{how}, image by image. ± is one standard error "
         "over images; it says nothing of how two trainings differ. Names right: the share of objects whose "
-        "name is read by a classifier that was trained on real scenes alone; and colours: name and colour."
+        "name is read, at the place that the caption gives it, by a classifier that was trained on real "
+        "scenes alone; and colours: name and colour."
     )
     return paragraphs(
         f"# {experiment.title}",

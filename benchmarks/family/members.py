@@ -17,6 +17,7 @@ from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.metrics import difference as comparison
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.standard_error import Groups
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.protocol import Protocol
 from training.recipes.load import load_recipe
@@ -55,6 +56,8 @@ class Quality:
 
     scores: dict[str, float]
     estimates: Mapping[str, Estimate]
+    groups: Groups | None = None
+    """Which images share a prompt."""
 
 
 def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Path) -> Quality:
@@ -73,7 +76,7 @@ def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Pa
         scores[metric] = estimate.value
         if estimate.standard_error is not None:
             scores[f"{metric}_se"] = estimate.standard_error
-    return Quality(scores, estimates)
+    return Quality(scores, estimates, measured.groups)
 
 
 def difference(first: Quality, second: Quality) -> dict[str, float]:
@@ -82,7 +85,7 @@ def difference(first: Quality, second: Quality) -> dict[str, float]:
     for metric in COMPARED:
         if metric not in first.estimates or metric not in second.estimates:
             continue
-        each = comparison.difference(first.estimates[metric], second.estimates[metric])
+        each = comparison.difference(first.estimates[metric], second.estimates[metric], groups=first.groups)
         assert each is not None
         assert each.standard_error is not None
         found |= {metric: each.value, f"{metric}_se": each.standard_error}

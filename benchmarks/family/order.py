@@ -25,7 +25,7 @@ _CHAIN = (TEACHER, *STUDENTS)
 PAIRS = (*pairwise(_CHAIN), ("scenes-base", "scenes-tiny"))
 """Neighbours, the larger one first; and the outer students."""
 APART, WRONG = 3.0, -2.0
-"""Standard errors from which two are apart the right way; up to which they are so the wrong way."""
+"""Standard errors from which two are apart the right way; below which they are so the wrong way."""
 LABELS = {"fid": "FID", "clip_score": "CLIP score", "names_right": "names right"}
 _SIGNS = {"fid": -1, "clip_score": 1, "names_right": 1}
 """A first less a second that has this sign is better."""
@@ -63,7 +63,8 @@ def mean_of(qualities: Sequence[Quality]) -> Quality:
     """Return the mean of several trainings as one quality: its part of an image is the mean of theirs."""
     if len(qualities) == 1:
         return qualities[0]
-    return Quality({}, {metric: _mean([each.estimates[metric] for each in qualities]) for metric in COMPARED})
+    means = {metric: _mean([each.estimates[metric] for each in qualities]) for metric in COMPARED}
+    return Quality({}, means, qualities[0].groups)
 
 
 def _mean(estimates: Sequence[Estimate]) -> Estimate:
@@ -120,6 +121,9 @@ def report(rows: Sequence[Row]) -> str:
         "Better by: the mean of both trainings of the first less that of the second, image by image; of FID "
         "the other way round, so that above zero is the expected order. Two seeds differ by: the larger of "
         f"the students' differences between seed {SEEDS[0]} and seed {SEEDS[1]}. A pair is told apart where "
-        f"one of the three is better by {APART:g} standard errors and by more than two seeds differ:",
+        f"one of the three is better by {APART:g} standard errors and by more than two seeds differ; it is "
+        f"the wrong way round where one is worse by more than {-WRONG:g}. Standard errors are over images: "
+        "they say nothing of how trainings differ. Two seeds say little: if two students were equally good, "
+        "one metric would still be better by more than that in 11 % of cases.",
         "\n".join(verdict(each) for each in own),
     ).rstrip("\n")

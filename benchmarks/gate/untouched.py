@@ -19,7 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks import options
-from benchmarks.report import RESULTS, ROOT, load, paragraphs, save, table
+from benchmarks.report import RESULTS, ROOT, Cell, load, paragraphs, save, table
 from pytest_sdbench.base.environment import timed_on
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.workspace import Workspace
@@ -36,6 +36,11 @@ TRIALS = tuple(product(BATCHES, WORKERS))
 KEY = ("card", "checkpoint", "protocol_fingerprint", "batch", "workers")
 """What tells trials apart."""
 Row = dict[str, Any]
+Key = tuple[Any, ...]
+
+
+def _key(row: Row) -> Key:
+    return tuple(row[each] for each in KEY)
 
 
 def trial(card: Card, checkpoint: Checkpoint, protocol: Protocol, tuning: Tuning) -> dict[str, int]:
@@ -74,21 +79,22 @@ def passes(row: Mapping[str, Any]) -> bool:
 
 def measure(names: Sequence[str], protocol: str, keep: Path) -> list[Row]:
     """Run the trials that lack of some cards, and keep each as it ends; return all rows of these cards."""
-    known = {tuple(row[each] for each in KEY): row for row in load(keep).get("rows", [])}
+    known: dict[Key, Row] = {_key(row): row for row in load(keep).get("rows", [])}
     mine = load_protocol(protocol)
-    others = [row for row in known.values() if row["card"] not in names]
     rows: list[Row] = []
     for name in names:
         card = read_card(reference() / "cards" / f"{name}.md")
         assert card.checkpoint is not None
         checkpoint = resolve(card.checkpoint)
         for batch, workers in TRIALS:
-            key = (name, checkpoint.fingerprint, mine.fingerprint, batch, workers)
-            row = known.get(key) or dict(zip(KEY, key, strict=True)) | trial(
+            about: Row = {"card": name, "checkpoint": checkpoint.fingerprint, "protocol": protocol}
+            about |= {"protocol_fingerprint": mine.fingerprint, "batch": batch, "workers": workers}
+            row = known.get(_key(about)) or about | trial(
                 card, checkpoint, mine, Tuning(batch_size=batch, workers=workers)
             )
             rows.append(row)
-            content = {"protocol": protocol, "machine": timed_on("cpu"), "rows": [*others, *rows]}
+            known[_key(row)] = row
+            content = {"machine": timed_on("cpu"), "rows": list(known.values())}
             content["date"] = datetime.date.today().isoformat()
             save(keep, content, report(content))
             print(
@@ -102,12 +108,13 @@ def report(found: Mapping[str, Any]) -> str:
     """Return how many trials passed as Markdown, by card and then one by one."""
     rows: list[Row] = found["rows"]
     cards = [
-        {"card": name, "trials": len(own), "passed": sum(map(passes, own))}
-        for name in dict.fromkeys(row["card"] for row in rows)
-        if (own := [row for row in rows if row["card"] == name])
+        {"card": card, "protocol": protocol, "trials": len(own), "passed": sum(map(passes, own))}
+        for card, protocol in dict.fromkeys((row["card"], row["protocol"]) for row in rows)
+        if (own := [row for row in rows if (row["card"], row["protocol"]) == (card, protocol)])
     ]
-    each = [
-        ("card", "{card}"),
+    which: list[tuple[str, Cell]] = [("card", "{card}"), ("protocol", "{protocol}")]
+    each: list[tuple[str, Cell]] = [
+        *which,
         ("batches of", "{batch}"),
         ("workers", "{workers}"),
         ("passed", "{passed}"),
@@ -116,9 +123,9 @@ def report(found: Mapping[str, Any]) -> str:
     ]
     return paragraphs(
         "# Untouched checkpoints under their own cards",
-        f"`{found['protocol']}`, each trial in a fresh store; a trial passes if every item of the card's "
-        "quality under that protocol does. Batches and workers are those that made the images.",
-        table(cards, [("card", "{card}"), ("trials", "{trials}"), ("passed", "{passed}")]),
+        "Each trial in a fresh store; it passes if every item of the card's quality under the protocol does. "
+        "Batches and workers are those that made the images.",
+        table(cards, [*which, ("trials", "{trials}"), ("passed", "{passed}")]),
         table(rows, each),
         f"{found['date']}, {found['machine']}.",
     )

@@ -27,15 +27,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--features", type=int, default=0, metavar="N", help=told)
     told = "of a range of scenes, those of these layouts"
     command.add_argument("--layouts", nargs="+", default=[], metavar="NAME", help=told)
-    told = "of a range of scenes, take names of faces, or of everything else, alone [%(default)s]"
-    command.add_argument("--domain", default="all", metavar="NAME", help=told)
+    told = "of a range of scenes, take names of faces alone, or of things, which are all others [%(default)s]"
+    command.add_argument("--domain", default="all", metavar="all|faces|things", help=told)
     share(command, "--background", "--data", "--device", "--download")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from pytest_sdbench.base.environment import torch_device
-    from pytest_sdbench.features.references import SceneSet, make_statistics
+    from pytest_sdbench.features.references import make_statistics
+    from pytest_sdbench.features.scene_set import SceneSet
     from pytest_sdbench.protocols.sections import Resize
 
     check_counts(options, "resize")
@@ -87,7 +88,7 @@ def _source(texts: Sequence[str]) -> range | Sequence[str]:
     if len(texts) > 1:
         raise SdbenchError("a range of scenes stands alone", key="source", found=list(texts))
     first, dash, last = scenes.removeprefix("scenes:").partition("-")
-    if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
         remedy = "Write scenes:20000000-20029999"
         raise SdbenchError("not a range of scenes", key="source", found=scenes, remedy=remedy)
     return range(int(first), int(last) + 1)

@@ -25,6 +25,16 @@ from pytest_sdbench.protocols.image_steps import Images
 
 NAMED, LOCAL = "open_clip:", "local:"
 _KEY = "metrics.clip_score.model"
+_SETTINGS = (
+    "open_clip_config",
+    "config",
+    "tokenizer",
+    "vocab",
+    "merges",
+    "special_tokens_map",
+    "added_tokens",
+)
+"""What the names of files begin with that say how a model and its tokenizer work."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ def _checksum(name: str, weights: Path) -> str:
         return sha256_of(weights)
     told = hashlib.sha256(sha256_of(weights).encode())
     for path in sorted(weights.parent.iterdir()):
-        if path.suffix in (".json", ".txt") and path.is_file():
+        if path.name.startswith(_SETTINGS) and path.suffix in (".json", ".txt") and path.is_file():
             told.update(path.name.encode() + b"\0")
             told.update(path.read_bytes().replace(b"\r\n", b"\n"))  # git may write them so
     return told.hexdigest()

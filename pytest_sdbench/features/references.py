@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from pytest_sdbench.features.definition import FeatureNetwork
 from pytest_sdbench.features.extractors import known_fingerprint, open_extractor, width_of
 from pytest_sdbench.features.images import BATCH, decode, in_batches, open_images
 from pytest_sdbench.features.pixels import remarks
+from pytest_sdbench.features.scene_set import SceneSet, scenes_like
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
 from pytest_sdbench.metrics.registry import METRICS
@@ -58,13 +60,15 @@ def load_reference(
     sha256: str | None = None,
     extractor: str | None = None,
     size: int | None = None,
+    scenes_of: str | None = None,
     again: str = "Compute it again: python -m pytest_sdbench stats --help",
 ) -> FeatureStatistics:
     """Return the reference statistics in a file, checked; `again` tells how to make them.
 
+    `scenes_of` is the `kind` of the scenes that a protocol shows; None for other pictures.
     Raises Unavailable where there is no file, DataError for another checksum, a missing key, another width,
-    NaN, a covariance that is none, other weights than the extractor has now, and anything that is no npz of
-    plain arrays.
+    NaN, a covariance that is none, other weights than the extractor has now, other scenes, and anything that
+    is no npz of plain arrays.
     """
 
     def fault(message: str, key: str | None = None, found: object = None, remedy: str = again) -> DataError:
@@ -98,7 +102,11 @@ def load_reference(
     features = arrays.get("features")
     if features is not None and (features.ndim != 2 or features.shape[1] != width):
         raise fault(f"must be [M, {width}]", "features", list(features.shape))
-    _check_provenance(str(arrays.get("provenance", "{}")), extractor, size, fault)
+    about = _check_provenance(str(arrays.get("provenance", "{}")), extractor, size, fault)
+    made = re.fullmatch(r"scenes \d+ to \d+(.*)", str(about.get("images")))
+    if made and scenes_of not in (None, made[1]):
+        what = f"the protocol shows scenes{scenes_of}, and these statistics are of other scenes"
+        raise fault(what, "provenance.images", made[0])
     return FeatureStatistics(
         mu=arrays["mu"].astype(np.float64),
         sigma=(sigma + sigma.T) / 2,
@@ -110,8 +118,11 @@ def load_reference(
 
 def _check_provenance(
     text: str, extractor: str | None, size: int | None, fault: Callable[..., DataError]
-) -> None:
-    """Raise a fault where statistics were made with another extractor, other weights or another resize."""
+) -> dict[str, Any]:
+    """Return what is told of statistics.
+
+    Raises a fault where they were made with another extractor, other weights or another resize.
+    """
     try:
         about = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as problem:
@@ -125,6 +136,7 @@ def _check_provenance(
         raise fault(what, "provenance.extractor_fingerprint", made)
     if size and (other := _resized(about.get("steps"))) not in (None, size):
         raise fault(f"the protocol resizes pictures to {size}, and these were resized", _STEPS, other)
+    return about
 
 
 def _resized(steps: object) -> object:
@@ -181,7 +193,9 @@ def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> F
     same = [each for each in protocol.metrics.values() if getattr(each, "statistics", None) == wanted]
     features = any(METRICS[each.metric].reference == "features" for each in same)
     resized += f" --features {_FEATURES}" * features
-    command = f"python -m pytest_sdbench stats IMAGES --extractor {spec.extractor}{resized} --out"
+    shown = scenes_like(protocol.prompts)
+    source = "IMAGES" if shown is None else shown.source
+    command = f"python -m pytest_sdbench stats {source} --extractor {spec.extractor}{resized} --out"
     others = sorted({step.filter for step in resizes} - {"pil-bicubic"})
     told = f". It resizes with pil-bicubic; resize with {others[0]} before, as the protocol" if others else ""
     if path is None:
@@ -193,6 +207,7 @@ def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> F
         sha256=wanted.sha256,
         extractor=spec.extractor,
         size=resizes[-1].resize if resizes else None,
+        scenes_of=None if shown is None else shown.kind,
         again=f"To compute them from {wanted.images:,} real images: {command} {path}{told}",
     )
 
@@ -251,24 +266,6 @@ def _unpacked(archive: zipfile.ZipFile) -> Iterator[tuple[str, Any]]:
 
 
 # --- make ---
-
-
-@dataclass(frozen=True)
-class SceneSet:
-    """Scenes of a range: all or those of some layouts, with names of a domain."""
-
-    indices: range
-    layouts: Sequence[str] = ()
-    domain: str = "all"
-
-    def chosen(self) -> Sequence[int]:
-        """Return the indices of the scenes. Raises ValueError for a layout that does not exist."""
-        return list(scenes.indices_of(self.layouts, self.indices)) if self.layouts else self.indices
-
-    def __str__(self) -> str:
-        told = f"scenes {self.indices.start} to {self.indices.stop - 1}"
-        told += f" of layout {', '.join(self.layouts)}" if self.layouts else ""
-        return told + ("" if self.domain == "all" else f" with {self.domain} alone")
 
 
 def make_statistics(

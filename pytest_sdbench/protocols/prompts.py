@@ -98,7 +98,10 @@ def _scenes(protocol: Protocol, prompts: ScenesPrompts) -> tuple[str, ...]:
     if found != prompts.captions_sha256:
         message = f"the first {CHECKED_CAPTIONS} captions are others than the protocol means"
         key = "prompts.captions_sha256"
-        remedy = "Scenes have changed: scores are not comparable with older ones; record the new checksum."
+        remedy = (
+            "Where first, layouts or domain of the protocol were changed, record this checksum. Else scenes "
+            "have changed: scores are not comparable with older ones."
+        )
         raise DataError(message, file=protocol.path, key=key, found=found, remedy=remedy)
     return (*checked, *_rest(first, layouts, domain, protocol.n))[: protocol.n]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,6 +23,9 @@ INSTALL = "Drawing scenes needs a font: pip install 'pytest-sdbench[scenes]'"
 Polygon = npt.NDArray[np.int64]
 """[points, 2]: x to the right and y up, in eighths of a font unit."""
 
+_READING = threading.RLock()
+"""fontTools unpacks a glyph when it is first asked for, and a second thread would see half of it."""
+
 _STEPS = 8
 """Straight pieces of a curve; a quadratic curve at eighths is a whole number of 64ths."""
 
@@ -31,7 +35,8 @@ def font_file() -> Path:
 
     Raises Unavailable if it is not installed, DataError if it is another file.
     """
-    return _checked()[0]
+    with _READING:
+        return _checked()[0]
 
 
 @cache
@@ -40,6 +45,11 @@ def outline(code: int) -> tuple[Polygon, ...]:
 
     Raises as `font_file`, and DataError if the font has no such character.
     """
+    with _READING:
+        return _read(code)
+
+
+def _read(code: int) -> tuple[Polygon, ...]:
     path, glyphs, names = _checked()
     if code not in names:
         raise DataError("the font has no such character", file=path, found=f"U+{code:04X}", remedy=INSTALL)
@@ -101,7 +111,7 @@ def _checked() -> tuple[Path, Any, dict[int, str]]:
     """Return the font's path, its glyphs, and the glyph's name of every character."""
     found = find_spec("matplotlib")
     if found is None or found.origin is None or find_spec("fontTools") is None:
-        lacks = "matplotlib" if found is None else "fonttools"
+        lacks = "matplotlib" if found is None or found.origin is None else "fonttools"
         raise Unavailable(f"scenes cannot be drawn here: {lacks} is not installed", remedy=INSTALL)
     path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
     if not path.is_file():

@@ -11,6 +11,7 @@ and with every numpy.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -83,10 +84,12 @@ def scene(index: int, domain: str = "all") -> Scene:
     """Return the scene of an index; a domain takes its names from the faces, or the things, alone.
 
     The scenes of one index differ between domains in the names of their objects, and in nothing else.
-    Raises ValueError for a negative index, and for a domain that does not exist.
+    Raises ValueError for a negative index or one that 64 bits do not hold, and for a domain that does not
+    exist.
     """
-    if index < 0:
-        raise ValueError(f"scene index {index} is negative; indices start at 0")
+    index = operator.index(index)  # numpy's integers overflow
+    if not 0 <= index < 2**64:
+        raise ValueError(f"scene index {index} is not one of 0 to 2^64 - 1")
     names, ladder = names_of(domain), LADDERS[domain]
     dice = Dice(index)
     background = dice.pick(BACKGROUNDS)

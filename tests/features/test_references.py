@@ -24,7 +24,6 @@ from pytest_sdbench.features import references as statistics
 from pytest_sdbench.features.definition import Extractor, FeatureNetwork
 from pytest_sdbench.features.extractors import EXTRACTORS, open_extractor
 from pytest_sdbench.features.references import (
-    SceneSet,
     compute_statistics,
     describe,
     load_reference,
@@ -33,6 +32,7 @@ from pytest_sdbench.features.references import (
     reference_of,
     save_statistics,
 )
+from pytest_sdbench.features.scene_set import SceneSet
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.image_steps import resize
@@ -197,6 +197,9 @@ def test_a_packed_file_is_read(file: Path) -> None:
 # --- what a protocol means ---
 
 
+CAPTIONS = SimpleNamespace(kind="csv")
+
+
 def a_protocol(
     folder: Path,
     *,
@@ -204,6 +207,7 @@ def a_protocol(
     sha256: str | None = None,
     metrics: tuple[str, ...] = ("fid", "kid"),
     extractor: str = "net",
+    prompts: Any = CAPTIONS,
 ) -> Any:
     file = {"file": "s.npz", "sha256": sha256, "images": images}
     entries = [{"metric": name, "extractor": extractor, "statistics": file} for name in metrics]
@@ -213,6 +217,7 @@ def a_protocol(
         path=folder / "p.yaml",
         image=(Jpeg(jpeg=75), Resize(resize=256, filter="pil-bicubic")),
         metrics=specs,
+        prompts=prompts,
         locate=lambda file, root: None if root is None else root / file,
     )
 
@@ -294,6 +299,27 @@ def test_statistics_of_another_extractor_or_size_are_refused(
     same = {"extractor": "net", "steps": [{"jpeg": 75}, {"resize": 256, "filter": "pil-bicubic"}]}
     rewrite(data_root / "s.npz", provenance=np.array(json.dumps(same)))
     assert load_references(a_protocol(data_root), data_root)
+
+
+FACES = SimpleNamespace(kind="scenes", layouts=("two", "one"), domain="faces")
+
+
+def test_statistics_of_other_scenes_than_the_protocols_are_refused(data_root: Path) -> None:
+    kinds = ("", " of layout one, two", " of layout one, two with things alone", " with faces alone")
+    for told in (f"scenes 0 to 99{kind}" for kind in kinds):
+        rewrite(data_root / "s.npz", provenance=np.array(json.dumps({"images": told})))
+        with pytest.raises(DataError, match=f"of layout one, two with faces alone.*found {told!r}"):
+            load_references(a_protocol(data_root, prompts=FACES), data_root)
+    for told in (str(SceneSet(range(9), ["one", "two"], "faces")), "a folder of pictures"):
+        rewrite(data_root / "s.npz", provenance=np.array(json.dumps({"images": told})))
+        assert load_references(a_protocol(data_root, prompts=FACES), data_root)
+
+
+def test_statistics_of_scenes_that_are_not_here_say_how_to_make_them(data_root: Path) -> None:
+    (data_root / "s.npz").unlink()
+    command = "stats scenes:20000000-20029999 --layouts one two --domain faces --extractor net"
+    with pytest.raises(Unavailable, match=command):
+        reference_of((protocol := a_protocol(data_root, prompts=FACES)), protocol.metrics["fid"], data_root)
 
 
 # --- making ---
@@ -461,19 +487,12 @@ SHIPPED = reference() / "statistics"
 
 
 @pytest.mark.parametrize(
-    ("name", "indices", "most"),
-    [
-        ("scenes-classifier", list(scenes.REFERENCE), 2_000_000),
-        (
-            "scenes-portrait-classifier",
-            [index for index in scenes.REFERENCE if len(scenes.scene(index).objects) == 1],
-            600_000,
-        ),
-    ],
+    ("name", "domain", "most"),
+    [("scenes-classifier", "all", 2_000_000), ("scenes-portrait-classifier", "faces", 1_000_000)],
 )
-def test_shipped_statistics_are_of_the_shipped_classifier(name: str, indices: list[int], most: int) -> None:
-    path = SHIPPED / f"{name}.npz"
-    shipped = load_reference(path, width=64)
+def test_shipped_statistics_are_of_the_shipped_classifier(name: str, domain: str, most: int) -> None:
+    path, indices = SHIPPED / f"{name}.npz", scenes.REFERENCE
+    shipped = load_reference(path, width=96)
     assert shipped.n == len(indices)
     assert shipped.features is not None
     assert path.stat().st_size < most
@@ -483,5 +502,7 @@ def test_shipped_statistics_are_of_the_shipped_classifier(name: str, indices: li
     assert about["extractor_fingerprint"] == extractor.fingerprint
     # The kept features are spread evenly; recompute some of them.
     kept = np.linspace(0, len(indices) - 1, len(shipped.features)).round().astype(int)[:32]
-    again = extractor(scenes.render_batch([indices[int(i)] for i in kept]))["scenes-classifier"]
+    again = extractor(scenes.render_batch([indices[int(i)] for i in kept], domain=domain))[
+        "scenes-classifier"
+    ]
     np.testing.assert_allclose(shipped.features[:32], again, rtol=1e-3, atol=1e-3 * np.abs(again).max())

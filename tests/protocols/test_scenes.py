@@ -32,7 +32,7 @@ def test_scene_is_a_pure_function_of_its_index():
     assert scenes.scene(123) == scenes.scene(123)
     assert np.array_equal(scenes.render(scenes.scene(123)), scenes.render(scenes.scene(123)))
     assert scenes.scene(123) != scenes.scene(124)
-    with pytest.raises(ValueError, match="-1 is negative"):
+    with pytest.raises(ValueError, match="-1 is not one of 0"):
         scenes.scene(-1)
 
 

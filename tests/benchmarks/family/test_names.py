@@ -31,10 +31,19 @@ def test_objects_are_counted_by_their_name() -> None:
 def test_the_table_has_a_row_for_all_for_quarters_and_for_each_name() -> None:
     real = {COMMON: (2, 2), OTHER: (1, 1), RARE: (1, 1)}
     drawn = {COMMON: (1, 2), OTHER: (1, 1), RARE: (0, 1)}
-    text = names.report({"protocol": "p", "n": 3, "read": {names.REAL: real, "scenes-tiny": drawn}})
+    text = names.report(
+        {
+            "protocol": "p",
+            "n": 3,
+            "unseen": 1,
+            "read": {names.REAL: real, "scenes-tiny": drawn},
+            "read_of_unseen": {names.REAL: {OTHER: (1, 1)}, "scenes-tiny": {OTHER: (0, 1)}},
+        }
+    )
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "%" in line]
     assert cells == [
         ["**all objects**", "4", "100.0%", "50.0%"],
+        ["**all objects of captions that training had not**", "1", "100.0%", "0.0%"],
         ["**the most frequent quarter of names**", "2", "100.0%", "50.0%"],
         ["**the second quarter of names**", "1", "100.0%", "100.0%"],
         ["**the rarest quarter of names**", "1", "100.0%", "0.0%"],

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from benchmarks.gate import untouched
 from benchmarks.gate.untouched import BATCHES, TRIALS, WORKERS, counted, passes, report
+from benchmarks.report import load
+from pytest_sdbench.cards.card import Card
 
 
 def junit(*inside: str) -> str:
@@ -33,6 +38,7 @@ def test_twenty_trials_differ_in_batches_and_workers_and_the_report_counts_them(
     rows = [
         {
             "card": "c",
+            "protocol": "p",
             "batch": batch,
             "workers": workers,
             "passed": 7,
@@ -41,5 +47,26 @@ def test_twenty_trials_differ_in_batches_and_workers_and_the_report_counts_them(
         }
         for batch, workers in TRIALS
     ]
-    text = report({"protocol": "p", "machine": "m", "date": "d", "rows": rows})
-    assert "| c      | 20       | 16       |" in text
+    text = report({"machine": "m", "date": "d", "rows": rows})
+    assert "| c      | p          | 20       | 16       |" in text
+
+
+def test_trials_of_other_cards_and_protocols_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keep, tried = tmp_path / "untouched", []
+
+    def trial(card: Card, *about: object) -> dict[str, int]:
+        tried.append(card.name)
+        return {"passed": 1, "failed": 0, "skipped": 0}
+
+    monkeypatch.setattr(untouched, "trial", trial)
+    for name, protocol in (
+        ("scenes-sd", "scenes-quick"),
+        ("scenes-tiny", "scenes-5k"),
+        ("scenes-sd", "scenes-5k"),
+    ):
+        untouched.measure([name], protocol, keep)
+    assert len(tried) == len(load(keep)["rows"]) == 3 * len(TRIALS)
+    untouched.measure(["scenes-tiny", "scenes-sd"], "scenes-5k", keep)
+    assert len(tried) == len(load(keep)["rows"]) == 3 * len(TRIALS), "what was tried is not tried again"
