@@ -41,7 +41,7 @@ from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 _FEATURES = 4096
 """Features that are kept where a metric reads them, unless somebody wants others."""
-_BY, _STEPS = "provenance.extractor", "provenance.steps"
+_BY, _STEPS, _SCENES = "provenance.extractor", "provenance.steps", "provenance.images"
 
 if TYPE_CHECKING:
     from pytest_sdbench.protocols.protocol import Protocol
@@ -105,8 +105,7 @@ def load_reference(
     about = _check_provenance(str(arrays.get("provenance", "{}")), extractor, size, fault)
     made = re.fullmatch(r"scenes \d+ to \d+(.*)", str(about.get("images")))
     if made and scenes_of not in (None, made[1]):
-        what = f"the protocol shows scenes{scenes_of}, and these statistics are of other scenes"
-        raise fault(what, "provenance.images", made[0])
+        raise fault(f"the protocol shows scenes{scenes_of}, and these are others", _SCENES, made[0])
     return FeatureStatistics(
         mu=arrays["mu"].astype(np.float64),
         sigma=(sigma + sigma.T) / 2,

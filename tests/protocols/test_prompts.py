@@ -178,7 +178,7 @@ def test_prompts_of_layouts_are_those_of_their_scenes_in_order(tmp_path: Path) -
 def test_scenes_that_have_changed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     old = scenes.captions
     monkeypatch.setattr(scenes, "captions", lambda *some: [f"{text}!" for text in old(*some)])
-    with pytest.raises(DataError, match=r"others than the protocol means.*Scenes have changed"):
+    with pytest.raises(DataError, match=r"others than the protocol means.*Else scenes have changed"):
         load_prompts(load_protocol("scenes-quick"))
 
 

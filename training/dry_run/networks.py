@@ -13,6 +13,7 @@ from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODE
 from pytest_sdbench.models.specs import EMBEDDED
 from training.recipes.load import load_recipe, recipe_names
 from training.recipes.schema import EXTRACTORS, Recipe
+from training.students.fit import check_fit
 from training.students.networks import find
 
 Config = Mapping[str, Any]
@@ -91,6 +92,9 @@ def blueprint(recipe: Recipe) -> Blueprint:
     if objective.kind == "consistency":
         note = f"follows the U-Net, {objective.target_decay:g} a step"
         networks.append(_network("target U-Net", unet, "average", True, note=note))
+    if getattr(objective, "readout", 0):
+        note = "read the picture out of the inner levels; thrown away at the end"
+        networks.append(_network("readouts", _readouts(unet), "learns", True, note=note))
     if compared:
         networks.append(_network("teacher's U-Net", unet_skeleton(configs.unet), "frozen", True))
     if text_learns:
@@ -185,6 +189,7 @@ def _scratch(recipe: Recipe) -> Configs:
         key = "student.networks.text_encoder" if networks.text_encoder else "student.networks.vae"
         text = _lent(networks.text_encoder or networks.vae, "text_encoder", key)
     vae = _lent(networks.vae, "vae", "student.networks.vae")
+    check_fit(networks.unet, text, vae)
     return Configs(networks.unet, text, vae, "trained from scratch")
 
 
@@ -195,6 +200,17 @@ def _lent(spec: str | dict[str, str], name: str, key: str) -> Config:
         return find(spec, key=key).config(name)
     found: Config = json.loads(file.read_text(encoding="utf-8"))
     return found
+
+
+def _readouts(unet: Any) -> Any:
+    """Return what reads the picture out of the inner levels of a U-Net, without weights."""
+    import torch
+
+    from training.students.feature_taps import Readout, inner_taps
+
+    with torch.device("meta"):
+        made = unet.config["in_channels"]
+        return torch.nn.ModuleList(Readout(wide, made, covers) for wide, covers in inner_taps(unet).values())
 
 
 def _network(

@@ -179,7 +179,8 @@ def _body(recipe: Recipe, run: Run, licence: str | None, spec: Spec, whole: bool
     yield from _use(recipe, spec, whole, name)
     yield "\n## How it was made\n"
     changed = OVERRIDDEN in recipe.unstated.values()
-    if recipe.name in recipe_names() and recipe == load_recipe(recipe.name):
+    of_itself = recipe.teacher == f"embedded:{recipe.name}"  # what it makes is what it would start from
+    if recipe.name in recipe_names() and recipe == load_recipe(recipe.name) and not of_itself:
         yield f"`python -m training {recipe.name}` rebuilds it. Its figures, and where they come from:\n"
     else:
         how = ", with what is told below as set on the command line" if changed else ""

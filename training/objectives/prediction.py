@@ -44,4 +44,4 @@ class PredictionTask(DiffusionTask):
 
     @cached_property
     def _outline(self) -> Outline:
-        return Outline(self.parts.tokenizer, scenes.NAMES)
+        return Outline(self.parts.tokenizer, scenes.NAMES, scenes.COLOURS)

@@ -54,7 +54,7 @@ class Networks(_Part):
     """How the U-Net begins: as diffusers draws it, or so that its levels pass pictures on (`straight`)."""
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the U-Net predicts: the noise, or the velocity (Salimans and Ho 2022)."""
-    text_encoder: str | dict[str, Any] | None = None
+    text_encoder: Word | dict[str, Any] | None = None
     """The checkpoint that lends a trained one; or constructor arguments of transformers' ``CLIPTextConfig``;
     none: that of the checkpoint of ``vae``."""
     vae: Spec
@@ -86,7 +86,7 @@ class Prediction(_Part):
     train_text_encoder: bool = False
     inner_captions: Share = 0.0
     """Share of the pictures of scenes whose whole caption the mid block alone hears: the other levels hear
-    the names of its objects."""
+    the words that objects' names are made of."""
 
 
 class Weights(_Part):

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from pytest_sdbench.base.errors import CheckpointError, first_line
 from training.recipes.schema import Recipe
+from training.students.fit import check_fit, check_text
 from training.students.networks import Parts, load_parts
 from training.students.straight import straighten
 from training.students.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
@@ -23,17 +26,22 @@ def build_scratch(recipe: Recipe, *, download: bool = False) -> Parts:
     """
     networks = recipe.student.networks
     assert networks is not None  # the recipe's own check
+    (vae,) = _lend(networks.vae, "vae", key="student.networks.vae", download=download)
+    own = isinstance(networks.text_encoder, dict)
+    if isinstance(networks.text_encoder, dict):
+        tokenizer = build_tokenizer()
+        config = text_config(networks.text_encoder, len(tokenizer))
+    else:
+        lender = networks.text_encoder or networks.vae
+        of = f"student.networks.{'text_encoder' if networks.text_encoder else 'vae'}"
+        encoder, tokenizer = _lend(lender, "text_encoder", "tokenizer", key=of, download=download)
+        config = encoder.config
+    check_fit(networks.unet, config.to_dict(), dict(vae.config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.schedule.seed)
         unet = UNet2DConditionModel(**networks.unet)
-        if isinstance(networks.text_encoder, dict):
-            tokenizer = build_tokenizer()
-            encoder = CLIPTextModel(text_config(networks.text_encoder, len(tokenizer)))
-        else:
-            lender = networks.text_encoder or networks.vae
-            of = f"student.networks.{'text_encoder' if networks.text_encoder else 'vae'}"
-            encoder, tokenizer = _lend(lender, "text_encoder", "tokenizer", key=of, download=download)
-    (vae,) = _lend(networks.vae, "vae", key="student.networks.vae", download=download)
+        if own:
+            encoder = CLIPTextModel(config)
     if networks.start == "straight":
         straighten(unet)
     return Parts(unet, encoder, vae, tokenizer, sd_v1_scheduler(networks.prediction))
@@ -43,12 +51,22 @@ _LOADERS: dict[str, Any] = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel,
 
 
 def _lend(spec: str | dict[str, str], *names: str, key: str, download: bool) -> list[Any]:
-    """Load parts of a checkpoint, or of a folder that holds these parts alone."""
+    """Load parts of a checkpoint, or of a folder that holds these parts alone.
+
+    Raises CheckpointError for parts that are damaged.
+    """
     folder = Path(spec) if isinstance(spec, str) else None
-    if folder is None or not all((folder / name).is_dir() for name in names):
+    alone = folder is not None and not (folder / "model_index.json").exists()
+    if not alone or not all((folder / name).is_dir() for name in names if folder):
         parts = load_parts(spec, key=key, download=download)
         return [getattr(parts, name) for name in names]
-    loaded = [_LOADERS[name].from_pretrained(folder, subfolder=name, local_files_only=True) for name in names]
+    try:
+        loaded = [
+            _LOADERS[name].from_pretrained(folder, subfolder=name, local_files_only=True) for name in names
+        ]
+    except (OSError, ValueError, SafetensorError) as error:
+        what = f"the {' and the '.join(names)} of this folder cannot be read: {first_line(error)}"
+        raise CheckpointError(what, file=folder, key=key, remedy="Export or download it again") from error
     # Kept as float16, computed with as float32: as a whole checkpoint is loaded.
     return [part.float().eval() if isinstance(part, nn.Module) else part for part in loaded]
 
@@ -86,7 +104,11 @@ def sd_v1_scheduler(prediction: str = "epsilon") -> PNDMScheduler:
 
 
 def text_config(arguments: dict[str, Any], vocabulary: int) -> CLIPTextConfig:
-    """Return the configuration of a text encoder for a vocabulary whose last tokens are begin and end."""
+    """Return the configuration of a text encoder for a vocabulary whose last tokens are begin and end.
+
+    Raises TrainingError for arguments that there are none of.
+    """
+    check_text(arguments)
     end = vocabulary - 1
     return CLIPTextConfig(
         **arguments,

@@ -33,7 +33,7 @@ def straighten(unet: UNet2DConditionModel) -> None:
             _pass_on(layer.conv, (slice(1, 3), slice(1, 3)), 0.25)
         elif isinstance(layer, Upsample2D):
             _pass_on(layer.conv, (1, 1), 1.0)
-    for block in (*unet.down_blocks, unet.mid_block):
+    for block in filter(None, (*unet.down_blocks, unet.mid_block)):
         for resnet in block.resnets:
             if resnet.conv_shortcut is not None:
                 _shortcut(resnet.conv_shortcut, resnet.conv_shortcut.in_channels, 1.0)

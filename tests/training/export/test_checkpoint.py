@@ -45,6 +45,7 @@ from training.recipes.load import load_recipe
 from training.recipes.schema import Recipe
 from training.students.block_removal import build_student
 from training.students.networks import Parts, load_parts
+from training.students.scratch import sd_v1_scheduler
 
 SCENES = {"kind": "scenes", "pairs": 128}
 
@@ -545,6 +546,29 @@ def test_a_unet_keeps_the_scheduler_it_came_with(parts: Parts, tmp_path: Path) -
     assert isinstance(
         load_pipeline(resolve(read_card(out / "README.md").checkpoint, near=out)).scheduler, LCMScheduler
     )
+
+
+def test_a_unet_from_scratch_is_drawn_with_what_it_predicts(parts: Parts, tmp_path: Path) -> None:
+    folder = str(parts.checkpoint.folder)
+    networks = {"unet": {}, "vae": folder, "prediction": "v_prediction"}
+    recipe = recipe_of(
+        None, student={"networks": networks}, objective={"kind": "prediction"}, export={"unet_only": True}
+    )
+    task = trained(replace(parts, scheduler=sd_v1_scheduler("v_prediction"), checkpoint=None), "none")
+    out = export(task, recipe, tmp_path / "out")
+    drawn = load_pipeline(resolve(read_card(out / "README.md").checkpoint, near=out)).scheduler
+    assert drawn.config.prediction_type == "v_prediction"
+
+
+def test_an_export_does_not_take_the_place_of_what_lent_its_networks(parts: Parts, tmp_path: Path) -> None:
+    lender = tmp_path / "lender"
+    shutil.copytree(parts.checkpoint.folder, lender)
+    networks = {"unet": {}, "vae": str(lender)}
+    recipe = recipe_of(None, student={"networks": networks}, objective={"kind": "prediction"})
+    before = content(lender)
+    with pytest.raises(TrainingError, match="would be lost"):
+        export(trained(replace(parts, checkpoint=None), "none"), recipe, lender)
+    assert content(lender) == before
 
 
 @pytest.mark.parametrize(

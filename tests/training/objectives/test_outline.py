@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import CLIPTokenizer
 
 from pytest_sdbench.base.paths import reference
-from pytest_sdbench.protocols.scenes import NAMES
+from pytest_sdbench.protocols.scenes import COLOURS, NAMES
 from training.data.batch import tokenize
+from training.errors import TrainingError
 from training.objectives.outline import Outline
 
 
@@ -41,3 +44,16 @@ def test_captions_are_shortened_each_for_itself(tokenizer: CLIPTokenizer) -> Non
     captions = ["a red sun over a blue moon", "a green clock on the sand"]
     outline = Outline(tokenizer, ("sun", "clock"))
     assert torch.equal(outline(tokenize(tokenizer, captions)[0]), tokenize(tokenizer, ["sun", "clock"])[0])
+
+
+def test_what_is_left_over_is_filled_as_the_tokenizer_fills(tokenizer: CLIPTokenizer) -> None:
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = "a"
+    whole, alone = (tokenize(padded, [text])[0] for text in ("a small red cow face on a beach", "cow face"))
+    assert torch.equal(Outline(padded, NAMES)(whole), alone)
+
+
+def test_words_that_are_to_go_must_have_pieces_of_their_own(tokenizer: CLIPTokenizer) -> None:
+    assert Outline(tokenizer, NAMES, COLOURS)
+    with pytest.raises(TrainingError, match=r"same pieces \(found 'sun'\)"):
+        Outline(tokenizer, ("a", "sun"), ("red", "sun"))

@@ -52,3 +52,9 @@ def test_what_the_innermost_level_sees_reaches_the_prediction(unet: UNet2DCondit
     changed = unet(noisy, steps, text).sample
     # A thirteenth of the prediction comes this way, and says one number for 64 positions.
     assert (usual - changed).var() > 1e-5 * usual.var()
+
+
+def test_a_unet_without_a_mid_block_begins_straight_too() -> None:
+    network = UNet2DConditionModel(**{**UNET, "mid_block_type": None}).requires_grad_(False).eval()
+    straighten(network)
+    assert network(*inputs()).sample.isfinite().all()
