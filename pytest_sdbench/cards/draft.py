@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError, CheckpointError
+from pytest_sdbench.base.files import json_mapping
 from pytest_sdbench.base.paths import real, reference, shown
 from pytest_sdbench.cards.card import read_card, read_card_text
 from pytest_sdbench.cards.edit import scalar
@@ -200,10 +201,20 @@ def _fitting(checkpoint: Checkpoint) -> list[str]:
 
 def is_of_scenes(checkpoint: Checkpoint) -> bool:
     """Say whether a checkpoint has the vocabulary of the embedded family."""
-    vocabulary = checkpoint.part("tokenizer") / "vocab.json"
-    scenes = reference() / "checkpoints" / "scenes-sd" / "tokenizer" / "vocab.json"
-    both = vocabulary.is_file() and scenes.is_file()
-    return both and vocabulary.read_bytes().strip() == scenes.read_bytes().strip()
+    scenes = _vocabulary(reference() / "checkpoints" / "scenes-sd" / "tokenizer")
+    return bool(scenes) and _vocabulary(checkpoint.part("tokenizer")) == scenes
+
+
+def _vocabulary(folder: Path) -> dict[str, Any]:
+    """Return the tokens of a tokenizer's folder; transformers 5 writes them to tokenizer.json alone."""
+    for name in ("vocab.json", "tokenizer.json"):
+        if (folder / name).is_file():
+            try:
+                found = json_mapping((folder / name).read_bytes())
+                return dict(found if name == "vocab.json" else found["model"]["vocab"])
+            except (ValueError, KeyError, TypeError):
+                return {}
+    return {}
 
 
 def base_card(*names: Any) -> str | None:

@@ -93,7 +93,8 @@ class Settings:
         data = place("sdbench_data", told["data"]) if told["data"] else None
         if data is not None and not data.is_dir():
             raise pytest.UsageError(
-                f"--sdbench-data: {data} is not a folder; give the data root (see the README)"
+                f"--sdbench-data: {data} is not a folder; give the data root: what belongs in it is told by "
+                "python -m pytest_sdbench doctor"
             )
         try:
             weights = weights_by_card(told["weights"])

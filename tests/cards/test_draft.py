@@ -111,9 +111,12 @@ def test_a_network_without_mid_block_stays_without(tmp_path: Path) -> None:
     assert architecture_key(architecture) == architecture_key(built)
 
 
-def test_a_scenes_checkpoint_gets_the_scenes_protocol(tiny_checkpoint: Path) -> None:
-    vocabulary = reference() / "checkpoints" / "scenes-sd" / "tokenizer" / "vocab.json"
-    shutil.copy(vocabulary, tiny_checkpoint / "tokenizer" / "vocab.json")
+@pytest.mark.parametrize("written_by", ["transformers 4", "transformers 5"])
+def test_a_scenes_checkpoint_gets_the_scenes_protocol(tiny_checkpoint: Path, written_by: str) -> None:
+    scenes, tokenizer = reference() / "checkpoints" / "scenes-sd" / "tokenizer", tiny_checkpoint / "tokenizer"
+    shutil.rmtree(tokenizer)
+    shutil.copytree(scenes, tokenizer)
+    (tokenizer / ("tokenizer.json" if written_by == "transformers 4" else "vocab.json")).unlink()
     assert read_card(drafted(tiny_checkpoint)).protocols == ("scenes-quick",)
 
 
