@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.family import blocks
 from benchmarks.family.members import BASE, FAMILY, difference, quality, spec
+from benchmarks.family.reading import MEANING
 from benchmarks.report import paragraphs, table
 from benchmarks.turns import spread, take_turns
 from pytest_sdbench.base.environment import timed_on, versions
@@ -133,8 +134,7 @@ def report(found: dict[str, Any]) -> str:
         f"{found['machine']}, float32.",
         pairs,
         "FID: difference of the scores; its error is that of the mean of differences of influence values.",
-        "Names right: the share of objects whose name is read, at the place that the caption gives it, by a "
-        "classifier that was trained on real scenes alone; and colours: name and colour.",
+        MEANING,
         blocks.report(found["blocks"], found["side"], found["scenes"]),
         "![The same prompts and seeds](family.png)",
     )

@@ -17,7 +17,7 @@ from benchmarks import options
 from benchmarks.family import order
 from benchmarks.family.experiment_list import EXPERIMENTS, Draw, Run
 from benchmarks.family.members import BASE, METRICS, Quality, difference, identify, quality, train
-from benchmarks.family.reading import with_readings
+from benchmarks.family.reading import MEANING, with_readings
 from benchmarks.report import RESULTS, Cell, load, paragraphs, save, table
 from pytest_sdbench.base.paths import user_cache
 from pytest_sdbench.models.checkpoint import resolve
@@ -154,9 +154,7 @@ def report(name: str, found: Row) -> str:
     after = "after as many images, " if _over_training(rows) else ""
     differences = (
         f"Differences are from {experiment.against}, {after}{how}, image by image. ± is one standard error "
-        "over images; it says nothing of how two trainings differ. Names right: the share of objects whose "
-        "name is read, at the place that the caption gives it, by a classifier that was trained on real "
-        "scenes alone; and colours: name and colour."
+        f"over images; it says nothing of how two trainings differ. {MEANING}"
     )
     return paragraphs(
         f"# {experiment.title}",

@@ -32,11 +32,12 @@ from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts, scenes_behind
 from pytest_sdbench.protocols.protocol import Protocol
+from training.recipes.load import load_recipe
 
 MEMBERS = ("scenes-sd", "scenes-tiny")
 REAL = "real scenes"
-TRAINED = 100_000
-"""Scenes that the teacher learned from: those of its recipe; its close-ups are of 60,000 with one object."""
+TRAINING = ("scenes-objects", "scenes-sd")
+"""The recipes that the teacher learned by."""
 Count = tuple[int, int]
 """Objects that are right, and objects."""
 
@@ -58,8 +59,13 @@ def counts(rows: Rows, captions: Sequence[str]) -> dict[str, Count]:
 @cache
 def trained_captions() -> frozenset[str]:
     """Return the captions that the teacher learned: a simple one is that of many scenes."""
-    close_ups = islice(scenes.indices_of(["one"], scenes.TRAINING), 60_000)
-    return frozenset(scenes.captions(chain(range(TRAINED), close_ups)))
+    taken = (load_recipe(name).data for name in TRAINING)
+    indices = (
+        islice(scenes.indices_of(data.layouts or scenes.LAYOUTS, scenes.TRAINING), data.pairs)
+        for data in taken
+        if data.kind == "scenes"
+    )
+    return frozenset(scenes.captions(chain.from_iterable(indices)))
 
 
 def total(found: Iterable[Sequence[int]]) -> Count:

@@ -34,6 +34,12 @@ COLUMN = column(NAME, OUTPUT)
 NO_OBJECT = -1.0
 """What a row has of a slot that the caption leaves empty."""
 
+MEANING = (
+    "Names right: the share of objects whose name is read, at the place that the caption gives it, by a "
+    "classifier that was trained on real scenes alone; and colours: name and colour."
+)
+"""What tables say of the two metrics."""
+
 # The longer of two names comes first, so that no name is taken for the beginning of another.
 _NAMED = "|".join(sorted(scenes.NAMES, key=len, reverse=True))
 _OBJECT = re.compile(rf"(?:small|little|large|big) ({'|'.join(scenes.COLOURS)}) ({_NAMED})\b")

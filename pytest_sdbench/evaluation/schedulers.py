@@ -28,7 +28,7 @@ def scheduler_factory(pipeline: Any, protocol: Protocol) -> Callable[[], Any]:
 
     wanted, own = protocol.sampling.scheduler, pipeline.scheduler
     # Pipelines of Stable Diffusion correct a scheduler whose settings are silent; SDXL's take it as it is.
-    corrects = isinstance(pipeline, StableDiffusionPipeline)
+    clips = not isinstance(pipeline, StableDiffusionPipeline)
     kind: Any
     if wanted.name == "checkpoint":
         kind = type(own)
@@ -48,7 +48,7 @@ def scheduler_factory(pipeline: Any, protocol: Protocol) -> Callable[[], Any]:
         )
 
     def make() -> Any:
-        return with_settings(kind, own, wanted.config, clips=not corrects)
+        return with_settings(kind, own, wanted.config, clips=clips)
 
     if kind.__name__ in _UNSEEDED:
         raise ProtocolError(
@@ -85,7 +85,7 @@ def with_settings(
     found = dict(scheduler.config)
     defaults = () if type(scheduler) is kind else found.get("_use_default_values", ())
     stated = {name: value for name, value in found.items() if name not in defaults}
-    settings = {**({} if clips else {"clip_sample": False}), **stated, **(changes or {})}
+    settings = ({} if clips else {"clip_sample": False}) | stated | dict(changes or {})
     known = inspect.signature(kind.__init__).parameters
     return kind(**{name: value for name, value in settings.items() if name in known})
 

@@ -167,7 +167,7 @@ def _export(recipe: Recipe) -> Iterator[Fault]:
         message = (
             "the text encoder learns, too, and would be lost"
             if learns
-            else ("the text encoder is another one than that of the VAE's checkpoint, and would be lost")
+            else "the text encoder is another one than that of the VAE's checkpoint, and would be lost"
         )
         yield Fault("export.unet_only", message, True, "Write export.unet_only: false")
 
