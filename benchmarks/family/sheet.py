@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=64, help="[%(default)s]")
     parser.add_argument("--protocol", default="scenes-quick")
     parser.add_argument("--store", type=Path, default=user_cache() / "experiments" / "evidence")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "contact-sheet.png")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "contact-sheet.webp")
     asked = options.parse(parser, arguments)
     columns = columns_of(asked.members or MEMBERS, [asked.protocol])
     sheet, notes = collect(columns, Choice(count=asked.prompts), Workspace(asked.store))
