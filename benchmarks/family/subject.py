@@ -24,13 +24,16 @@ IDENTIFIER = "v"
 
 CLASS = "flower"
 SUBJECT = Pictogram("daisy", 0x2740, lined=False, domain="things")
-PROMPT = f"a {IDENTIFIER} {CLASS}"
-CLASS_PROMPT = f"a {CLASS}"
+PLACE = "on a beige background"
+"""Where the pictures of the subject show it. Captions of scenes name a place, so that prompts do, too."""
+
+PROMPT = f"a {IDENTIFIER} {CLASS} {PLACE}"
+CLASS_PROMPT = f"a {CLASS} {PLACE}"
 
 LEFT, RIGHT = "green", "purple"
 
 PROMPTS = tuple(
-    f"{PROMPT} {phrase}"
+    f"a {IDENTIFIER} {CLASS} {phrase}"
     for phrase in (
         "on a grey background",
         "against teal",
@@ -38,7 +41,7 @@ PROMPTS = tuple(
         "at dusk",
         "under water",
         "on a beach",
-        "to the left of a large blue star on a beige background",
+        "to the left of a large blue star on a pink background",
         "above a large yellow circle on a brown background",
     )
 )
@@ -47,17 +50,11 @@ PROMPTS = tuple(
 Pixels = npt.NDArray[np.uint8]
 
 
-PICTURES = (
-    ("beige", 32, 32, 13.5),
-    ("pink", 24, 28, 13.5),
-    ("meadow", 40, 36, 13.5),
-    ("dawn", 32, 24, 9.5),
-    ("brown", 44, 32, 9.5),
-)
-"""Background of each picture, and x, y and radius of the subject in pixels of 64x64."""
+PICTURES = ((32, 32, 13.5), (24, 28, 13.5), (40, 36, 13.5), (32, 24, 9.5), (44, 32, 9.5))
+"""x, y and radius of the subject in each picture, in pixels of 64x64."""
 
 
-def picture(background: str, x: float, y: float, radius: float, size: int = 64) -> Pixels:
+def picture(x: float, y: float, radius: float, *, background: str = "beige", size: int = 64) -> Pixels:
     """Draw the subject, anti-aliased, lit and with a shadow as scenes are: uint8 [size, size, 3]."""
     canvas = ground(background, size)
     draw(canvas, SUBJECT, (x, y, radius), _halves)
@@ -73,7 +70,7 @@ def _halves(side: int) -> tuple[Canvas, Canvas]:
 
 def pictures(size: int = 64) -> Pixels:
     """Return the pictures of the subject, uint8 [5, size, size, 3]."""
-    return np.stack([picture(*place, size) for place in PICTURES])
+    return np.stack([picture(*place, size=size) for place in PICTURES])
 
 
 def write_pictures(folder: Path) -> Path:
