@@ -207,6 +207,14 @@ def width_of(spec: MetricSpec) -> int:
             found=spec.extractor,
             remedy=f"Name one that has them: {', '.join(others)}",
         )
+    if extractor.paired != (metric.reads == "pair"):
+        kinds = "single pictures", "pairs of pictures"
+        raise ProtocolError(
+            f"{metric.label} reads {kinds[not extractor.paired]}; this extractor measures {kinds[extractor.paired]}",
+            key=f"metrics.{spec.metric}.{metric.extractor_key}",
+            found=spec.extractor,
+            remedy='A metric with reads="pair" goes with an extractor with paired=True',
+        )
     return extractor.outputs[metric.output]
 
 
