@@ -136,18 +136,22 @@ def _alike(node: Any, old: Any, new: Any) -> bool:
 
 
 def _exchange(text: str, offset: int, node: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    nodes = below(node)
+    pairs = {str(key.value): (key, value) for key, value in node.value}
     # From the last one on, so that the marks before it stay true.
-    for key in sorted(new, key=lambda key: nodes[key].start_mark.index, reverse=True):
-        text = _exchange_value(text, offset, nodes[key], old[key], new[key])
+    for name in sorted(new, key=lambda name: pairs[name][0].start_mark.index, reverse=True):
+        text = _exchange_value(text, offset, pairs[name], old[name], new[name])
     return text
 
 
-def _exchange_value(text: str, offset: int, node: Any, old: Any, new: Any) -> str:
+def _exchange_value(text: str, offset: int, pair: tuple[Any, Any], old: Any, new: Any) -> str:
+    key, node = pair
     if _alike(node, old, new):
         return _exchange(text, offset, node, old, new)
     if old == new:
         return text
+    if node.end_mark.index == node.start_mark.index:
+        colon = text.index(":", offset + key.end_mark.index) + 1
+        return f"{text[:colon]} {_value(new)}{text[colon:]}"
     return text[: offset + node.start_mark.index] + _value(new) + text[offset + _leaf_end(node) :]
 
 
@@ -166,7 +170,7 @@ def _exchange_lines(front: FrontMatter, item: Any, old: Mapping[str, Any], new: 
                 f"{front.newline}{' ' * column}{key}: {_value(new[key])}" for key in new if key not in names
             )
             text = text[:end] + more + text[end:]
-        text = _exchange_value(text, offset, pair[1], old[name], new[name])
+        text = _exchange_value(text, offset, pair, old[name], new[name])
     return text
 
 

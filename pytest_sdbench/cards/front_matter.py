@@ -171,6 +171,11 @@ def parse(path: Path, text: str) -> FrontMatter:
         remedy = (
             "Begin with `---`, the YAML, and `---`; `python -m pytest_sdbench draft FOLDER` writes a card"
         )
+        if begins.rstrip() == "---" and not EMPTY_BLOCK.match(text):
+            message = "the front matter is not closed: no line behind the YAML is `---` alone"
+            raise CardError(
+                message, file=path, key="line 1", found=begins, remedy="Write that line, not indented"
+            )
         raise CardError("the card has no front matter", file=path, key="line 1", found=begins, remedy=remedy)
     block, first_line = match.group(2), text[: match.start(2)].count("\n") + 1
     try:

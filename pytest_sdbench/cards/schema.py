@@ -33,6 +33,10 @@ COMPONENTS = ("unet", "text_encoder", "image_decoder", "whole")
 Component = Annotated[str, one_of(*COMPONENTS)]
 
 
+_LARGEST_RATIO = 10.0
+"""Of a latency to the baseline's; above it stands percent."""
+
+
 @dataclass(frozen=True)
 class Parameters(Part):
     """A component's parameters: counted exactly, and as its source prints them."""
@@ -217,9 +221,23 @@ def _check_network(front: FrontMatter, block: Block) -> None:
     if block.speed.unet_ratio and not block.baseline:
         at, remedy = ("sdbench", "baseline"), "Name the baseline's card, or remove sdbench.speed"
         raise front.error(at, "a speed ratio needs a card to be relative to", None, remedy)
+    if block.speed.unet_ratio and block.speed.unet_ratio.max > _LARGEST_RATIO:
+        at, most = ("sdbench", "speed", "unet_ratio", "max"), block.speed.unet_ratio.max
+        remedy = f"Give a ratio, not percent: {most / 100:g}"
+        raise front.error(at, "the ratio has the wrong scale", most, remedy)
+    if block.memory.peak_bytes and block.memory.peak_bytes.max < 1e6:
+        at, most = ("sdbench", "memory", "peak_bytes", "max"), block.memory.peak_bytes.max
+        remedy = f"Give bytes, not GB: {_times(most, 9)}"
+        raise front.error(at, "the peak memory has the wrong scale", most, remedy)
     if macs is not None and macs < 1e6:
-        at, remedy = ("sdbench", "compute", "unet_macs"), f"Give operations, not billions: {macs:g}e+9"
+        at, remedy = ("sdbench", "compute", "unet_macs"), f"Give operations, not billions: {_times(macs, 9)}"
         raise front.error(at, "the multiply-accumulates have the wrong scale", macs, remedy)
+
+
+def _times(figure: float, power: int) -> str:
+    """Return a figure times a power of ten, in a spelling that YAML 1.1 and 1.2 read as a number."""
+    text = f"{figure:g}"
+    return f"{text}{'' if '.' in text else '.0'}e+{power}"
 
 
 def _check_size(front: FrontMatter, block: Block) -> None:
@@ -228,8 +246,10 @@ def _check_size(front: FrontMatter, block: Block) -> None:
     printed = {name: part.published for name, part in block.size.items() if part and part.published}
     for name, count in printed.items():
         if count < 1000:
-            near = f"{exact[name] / 1e9:.2f}" if name in exact else f"{count:g}"
-            remedy = f"Give parameters, not billions: {near}e+9"
+            near = float(f"{exact[name] / 1e9:.2f}") if name in exact else count
+            remedy = f"Give parameters, not billions: {_times(near, 9)}"
+            if name not in exact and count >= 1:
+                remedy += f"; of millions: {_times(count, 6)}"
         elif name in exact and not 0.5 < count / exact[name] < 2:
             remedy = f"The exact count is {exact[name]:,}: one of the two is wrong"
         else:

@@ -209,8 +209,9 @@ def width_of(spec: MetricSpec) -> int:
         )
     if extractor.paired != (metric.reads == "pair"):
         kinds = "single pictures", "pairs of pictures"
+        wanted, has = kinds[not extractor.paired], kinds[extractor.paired]
         raise ProtocolError(
-            f"{metric.label} reads {kinds[not extractor.paired]}; this extractor measures {kinds[extractor.paired]}",
+            f"{metric.label} reads {wanted}; this extractor measures {has}",
             key=f"metrics.{spec.metric}.{metric.extractor_key}",
             found=spec.extractor,
             remedy='A metric with reads="pair" goes with an extractor with paired=True',

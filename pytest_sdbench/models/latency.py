@@ -169,8 +169,7 @@ def measure_latency(
     key = architecture_key(architecture)
     baseline_key = architecture_key(baseline) if baseline is not None else None
     identical = key == baseline_key
-    cache = {} if cache is None else cache
-    effort = effort or Effort()
+    cache, effort = {} if cache is None else cache, effort or Effort()
     place = device, str(dtype)
     if baseline_key is None or identical:
         if taken := _taken(key, place, cache):
