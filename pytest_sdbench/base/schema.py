@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -88,12 +87,6 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     begun = [each for each in folded if each.startswith(f"{said}-")] if said else []
     near = begun[:1] or get_close_matches(said, folded, n=1, cutoff=0.6)
     return f"Did you mean {folded[near[0]]!r}? " if near else ""
-
-
-def same_numbers(word: str, other: str) -> bool:
-    """Return whether two names have the same numbers in them, or one has none: `coco-30k` is no `coco5k`."""
-    numbers = [re.findall(r"\d+", each) for each in (word, other)]
-    return not all(numbers) or numbers[0][0] == numbers[1][0]
 
 
 def dotted(keys: Keys) -> str:

@@ -206,7 +206,7 @@ def _check_node(front: FrontMatter, node: Any, path: Keys) -> None:
     if tag == "int" and not _INT_IN_BOTH.fullmatch(text):
         remedy = f"Write a plain decimal number, or quote it: {text!r}"
     elif tag == "float" and not _FLOAT_IN_BOTH.fullmatch(text):
-        remedy = f"Write {_spelled(text)}, with a dot before and a sign in the exponent"
+        remedy = f"Write {spelled(text)}, with a dot before and a sign in the exponent"
     elif tag == "str" and _NOT_TEXT_IN_1_1.fullmatch(text):
         remedy = f'Quote it: "{text}"'
     else:
@@ -215,7 +215,7 @@ def _check_node(front: FrontMatter, node: Any, path: Keys) -> None:
     raise front.error(path, f"to the hub (YAML 1.1) this is {other}", text, remedy)
 
 
-def _spelled(text: str) -> str:
+def spelled(text: str) -> str:
     """Return a number in the spelling that both YAML versions read as a float."""
     sign = "-" if text.startswith("-") else ""
     mantissa, mark, exponent = text.lstrip("+-").lower().partition("e")

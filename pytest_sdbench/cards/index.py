@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError, cut
-from pytest_sdbench.base.schema import Keys, same_numbers
+from pytest_sdbench.base.schema import Keys
 from pytest_sdbench.cards.claims import UNSTATED, Claim, Margins, check_protocol, margin_of
 from pytest_sdbench.cards.front_matter import FrontMatter, check_yaml_1_1
 from pytest_sdbench.cards.schema import Figure, Figures, Result, Results, Source, check_value, validate
@@ -236,7 +236,7 @@ def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, mode
     # A card with a block of ours means our protocols: a slip in a name must not ungate its claim.
     near = _NEAR if context.hub else _LIKELY
     # One of another number of images is no slip: `mscoco-30k` does not mean `coco5k`.
-    meant = [_plain(name) for name in known if config and same_numbers(config, name)]
+    meant = [_plain(name) for name in known if config and _same_number(config, name)]
     if protocol == UNSTATED and config and get_close_matches(_plain(config), meant, 1, near):
         check_protocol(front, (*at, "dataset", "config"), config, known, UNSTATED)
     assumed, n = _arguments(front, (*at, "dataset", "args"), dataset.args, protocol, known)
@@ -260,6 +260,12 @@ def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, mode
         "verified": "verified" if figure.verified else None,
     }
     return replace(claim, source=source, origin={key: str(value) for key, value in said.items() if value})
+
+
+def _same_number(word: str, other: str) -> bool:
+    """Return whether two names begin their numbers alike, or one has none: `coco-30k` is no `coco5k`."""
+    numbers = [re.findall(r"\d+", each) for each in (word, other)]
+    return not all(numbers) or numbers[0][0] == numbers[1][0]
 
 
 def _word(value: Any) -> str:

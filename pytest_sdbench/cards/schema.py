@@ -22,7 +22,7 @@ from pytest_sdbench.base.schema import (
     one_of,
     suggestion,
 )
-from pytest_sdbench.cards.front_matter import FrontMatter
+from pytest_sdbench.cards.front_matter import FrontMatter, spelled
 from pytest_sdbench.cards.records import DeviceRecord, Part, Record
 from pytest_sdbench.metrics.definition import Metric
 from pytest_sdbench.metrics.registry import METRICS, metric_name
@@ -227,17 +227,12 @@ def _check_network(front: FrontMatter, block: Block) -> None:
         raise front.error(at, "the ratio has the wrong scale", most, remedy)
     if block.memory.peak_bytes and block.memory.peak_bytes.max < 1e6:
         at, most = ("sdbench", "memory", "peak_bytes", "max"), block.memory.peak_bytes.max
-        remedy = f"Give bytes, not GB: {_times(most, 9)}"
+        remedy = f"Give bytes, not GB: {spelled(f'{most:g}e+9')}"
         raise front.error(at, "the peak memory has the wrong scale", most, remedy)
     if macs is not None and macs < 1e6:
-        at, remedy = ("sdbench", "compute", "unet_macs"), f"Give operations, not billions: {_times(macs, 9)}"
+        at = ("sdbench", "compute", "unet_macs")
+        remedy = f"Give operations, not billions: {spelled(f'{macs:g}e+9')}"
         raise front.error(at, "the multiply-accumulates have the wrong scale", macs, remedy)
-
-
-def _times(figure: float, power: int) -> str:
-    """Return a figure times a power of ten, in a spelling that YAML 1.1 and 1.2 read as a number."""
-    text = f"{figure:g}"
-    return f"{text}{'' if '.' in text else '.0'}e+{power}"
 
 
 def _check_size(front: FrontMatter, block: Block) -> None:
@@ -247,9 +242,9 @@ def _check_size(front: FrontMatter, block: Block) -> None:
     for name, count in printed.items():
         if count < 1000:
             near = float(f"{exact[name] / 1e9:.2f}") if name in exact else count
-            remedy = f"Give parameters, not billions: {_times(near, 9)}"
+            remedy = f"Give parameters, not billions: {spelled(f'{near:g}e+9')}"
             if name not in exact and count >= 1:
-                remedy += f"; of millions: {_times(count, 6)}"
+                remedy += f"; of millions: {spelled(f'{count:g}e+6')}"
         elif name in exact and not 0.5 < count / exact[name] < 2:
             remedy = f"The exact count is {exact[name]:,}: one of the two is wrong"
         else:

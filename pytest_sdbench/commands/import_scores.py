@@ -221,11 +221,8 @@ def read_values(path: Path, metric: Metric) -> Iterator[Value]:
             told.setdefault("index", named)
         numbers = {key: _whole(path, f"{where}, {key}", found) for key, found in told.items()}
         if named not in (None, numbers.get("index")):
-            message, remedy = (
-                f"the index is {numbers['index']}, the file of another image",
-                "Leave one of them out",
-            )
-            raise DataError(message, file=path, key=where, found=name, remedy=remedy)
+            message = f"the index is {numbers['index']}, the file of another image"
+            raise DataError(message, file=path, key=where, found=name, remedy="Leave one of them out")
         prompt = next((str(row[key]) for key in PROMPT_KEYS if row.get(key) not in (None, "")), None)
         if "index" not in numbers and prompt is None:
             unnamed = '; the column without a name is pandas\' index: write it with index_label="index"'
