@@ -182,9 +182,9 @@ def test_fewer_images_are_the_first_ones(compare: Compare, cards: Path, store: P
     assert found["metrics"]["clip_score"]["first"] == clip.value
     # FID is not defined by so few: the reason stands below the table.
     assert "fid" not in found["metrics"]
-    assert "FID: it needs more images than its 64 features" in found["text"]
+    assert "FID: it needs more images than its 96 features" in found["text"]
     # Of a few more it has no standard error, and so no verdict.
-    found = compare("mini", "noisy", "--images", "70")
+    found = compare("mini", "noisy", "--images", "100")
     assert found["metrics"]["fid"]["standard_error"] is None
     (line,) = [line for line in found["text"].splitlines() if line.startswith("FID")]
     assert line.rstrip().endswith("cannot tell: its error is unknown")

@@ -148,7 +148,7 @@ def test_the_worst_are_those_that_lost_most_against_the_first(metric: str, here:
         (["sheet", "mini", "--out", "none/a.png"], "there is no folder none"),
         (["sheet", "mini", "--count", "41", "--out", "a.png"], "A sheet has at most 40 rows"),
         (["sheet", "mini", "--steps", "1,2,3,4,5,6,7,8,9,10,11,12", "--out", "a.png"], "at most 12"),
-        (["sheet", "mini", "--prompts", "130", "--out", "a.png"], "mini has 130 prompts, counted from 0"),
+        (["sheet", "mini", "--prompts", "194", "--out", "a.png"], "mini has 194 prompts, counted from 0"),
         (["sheet", "mini", "--prompts", "1", "--worst", "psnr", "--out", "a.png"], "Give one of the two"),
         (["sheet", "mini", "--worst", "psnr", "--out", "a.png"], "it has clip_score"),
         (["sheet", "mini", "--worst", "clip_score", "--out", "a.png"], "Name two systems or more"),

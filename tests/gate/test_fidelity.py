@@ -40,6 +40,7 @@ from pytest_sdbench.metrics.definition import NoOptions, Sample
 from pytest_sdbench.metrics.difference import difference, worst_loss
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
@@ -504,7 +505,7 @@ def test_eight_bits_a_channel_pass_and_four_fail(
     text = (reference() / "protocols" / "scenes-lcm4-fidelity.yaml").read_text(encoding="utf-8")
     content = YAML(typ="safe").load(text)
     content["metrics"]["lost"]["below"] = 0.9
-    margins = {"psnr": 65, "ssim": 0.07, "feature_cosine": 0.06, "lost": 0.07}
+    margins = {"psnr": 68, "ssim": 0.07, "feature_cosine": 0.07, "lost": 0.12}
     make_protocol(pytester.path / "protocols" / "few.yaml", **content | {"n": 48, "margins": margins})
     own = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny-lcm"}
     make_card(pytester.path / "lcm.md", claims={}, protocol="few", checkpoint=own)
@@ -524,7 +525,7 @@ def test_eight_bits_a_channel_pass_and_four_fail(
         assert {row["verdict"] for row in rows.values()} == {outcome}
         assert {row["kind"] for row in rows.values()} == {"identity"}
         assert len(rows["ssim"]["extra"]["worst"]) == 10
-        assert rows["psnr"]["extra"]["reference_fingerprint"] == "c34ab40bf5481772"
+        assert rows["psnr"]["extra"]["reference_fingerprint"] == resolve(own).fingerprint
         run.stdout.fnmatch_lines(["worst images of lcm, few-psnr:"])
     # Without a candidate there is nothing to compare with.
     pytester.runpytest("--sdbench", "lcm.md", "-m", "quality", *place).assert_outcomes(skipped=4)

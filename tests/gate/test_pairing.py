@@ -47,6 +47,9 @@ def reasons(pytester: pytest.Pytester) -> dict[str, str]:
 def test_an_update_fails_until_nothing_is_new(
     run: Run, project: Path, pytester: pytest.Pytester, store: Path
 ) -> None:
+    # The CLIP score of random weights is below zero, which is no reference: a student, after two steps.
+    student = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny"}
+    make_card(project, claims={}, margins=FINE, checkpoint=student)
     place = pytester.path / "evidence" / "mini" / "mini.safetensors"
     first = run("--sdbench-update")
     assert first.ret == pytest.ExitCode.TESTS_FAILED
