@@ -143,4 +143,6 @@ def report(found: dict[str, Any]) -> str:
 def draw_sheet(path: Path, store: Path) -> None:
     """Draw some captions with every member, from the same noise, beside the real scenes."""
     words = ["figure", "sheet", *FAMILY, "scenes-tiny-lcm", "--count", "10", "--device", "cpu"]
-    command([*words, "--store", str(store), "--out", str(path)])
+    protocols = ["--protocol", "scenes-5k"] * len(FAMILY) + ["--protocol", "scenes-lcm4-quick"]
+    if command([*words, *protocols, "--store", str(store), "--out", str(path)]):
+        raise SystemExit(f"{path.name} could not be drawn")

@@ -81,6 +81,7 @@ def test_every_value_finds_its_image(tmp_path: Path, name: str, text: str) -> No
         ({"prompt": "a cat", "seed": 12, "value": 1}, "the seed"),
         ({"prompt": "a dog", "seed": 23, "value": 1}, "the seed 22"),
         ({"index": 1, "prompt": "a cat", "value": 1}, "another prompt"),
+        ({"index": 1, "file_name": "samples/00000002.png", "value": 1}, "the file of another image"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: object, words: str) -> None:
