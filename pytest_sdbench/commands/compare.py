@@ -292,7 +292,7 @@ def _call(metric: Metric, low: float, high: float, names: tuple[str, str]) -> st
 def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) -> _Side:
     found = system_of(text, None if other is None else other.checkpoint, download=download)
     card = found.card
-    evidence = None if card is None else evidence_path(card.path, card.name, protocol.name)
+    evidence = None if card is None else evidence_path(card.path, protocol.name)
     return _Side(found.name, found.checkpoint, evidence)
 
 

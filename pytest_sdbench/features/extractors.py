@@ -207,11 +207,9 @@ def width_of(spec: MetricSpec) -> int:
             found=spec.extractor,
             remedy=f"Name one that has them: {', '.join(others)}",
         )
-    if extractor.paired != (metric.reads == "pair"):
-        kinds = "single pictures", "pairs of pictures"
-        wanted, has = kinds[not extractor.paired], kinds[extractor.paired]
+    if metric.reads == "pair" and not extractor.paired:
         raise ProtocolError(
-            f"{metric.label} reads {wanted}; this extractor measures {has}",
+            f"{metric.label} reads pairs of pictures; this extractor measures single ones",
             key=f"metrics.{spec.metric}.{metric.extractor_key}",
             found=spec.extractor,
             remedy='A metric with reads="pair" goes with an extractor with paired=True',

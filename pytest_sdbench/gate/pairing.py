@@ -36,7 +36,7 @@ class Pairing:
     @classmethod
     def of(cls, card: Card, protocol: Protocol, recorded: RecordedEvidence | None = None) -> Pairing:
         """Return the pairing with `recorded`, or with what lies beside the card."""
-        recorded = recorded or read_recorded(evidence_path(card.path, card.name, protocol.name))
+        recorded = recorded or read_recorded(evidence_path(card.path, protocol.name))
         fits = recorded is not None and protocol.covers(recorded.protocol_fingerprint)
         return cls(card, protocol, recorded if fits else None, recorded is not None and not fits)
 
@@ -118,7 +118,7 @@ class Pairing:
             record = self.record(claim.metric)
             if record is None or record.checkpoint_fingerprint is None or claim.kind != "recorded":
                 return []
-            place = told(evidence_path(self.card.path, self.card.name, self.protocol.name))
+            place = told(evidence_path(self.card.path, self.protocol.name))
             return [f"without recorded images: there are none at {place}"]
         if not self._claims_the_images(claim):
             return ["without the recorded images, which are not the claim's"]

@@ -359,7 +359,7 @@ def beside(baseline: Card, protocol: Protocol, judgement: Judgement) -> Differen
     Nothing is claimed of it: it is shown. A baseline with another protocol of its own (a consistency model's
     teacher) has no images that compare.
     """
-    recorded = read_recorded(evidence_path(baseline.path, baseline.name, protocol.name))
+    recorded = read_recorded(evidence_path(baseline.path, protocol.name))
     if recorded is None or not protocol.covers(recorded.protocol_fingerprint):
         return None
     estimate, measured = judgement.estimate, judgement.evaluation.protocol

@@ -186,7 +186,7 @@ def test_every_look_is_paired_with_as_many_recorded_images(protocol: Protocol, c
         "device": "here",
     }
     claimed = card({"clip_score": 0.0001}, [record], clip_score=0.9)
-    place = evidence_path(claimed.path, "mini", "mini")
+    place = evidence_path(claimed.path, "mini")
     write_recorded(place, RecordedEvidence("ff" * 8, protocol.fingerprint, own))
     checkpoint = Scored(protocol, clip_score=0.9)
     checkpoint.checkpoint = "ff" * 8
@@ -226,7 +226,7 @@ def test_rare_failures_pass_one_time_in_twenty_at_most(
     own = {n: {"clip_score": recorded(n)} for n in LOOKS}
     claimed = card({"clip_score": margin}, clip_score=round(own[N]["clip_score"].value, 4))
     write_recorded(
-        evidence_path(claimed.path, "mini", "mini"), RecordedEvidence("ff" * 8, protocol.fingerprint, own)
+        evidence_path(claimed.path, "mini"), RecordedEvidence("ff" * 8, protocol.fingerprint, own)
     )
     passed = 0
     for _ in range(runs):

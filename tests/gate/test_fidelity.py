@@ -251,7 +251,7 @@ def test_pairs_are_paired_with_the_recorded_ones_beside_the_same_reference(
 ) -> None:
     known = pairs(protocol, 50.0).estimates
     looks = {protocol.n: {} if beside is None else {"psnr": known["psnr"]}}
-    place = evidence_path(tmp_path / "card.md", "card", "pairs")
+    place = evidence_path(tmp_path / "card.md", "pairs")
     drawn = SETUPS.get(teacher, SETUP) if teacher else None
     images = RecordedEvidence("a" * 16, protocol.fingerprint, looks, None, beside, drawn)
     write_recorded(place, images)
@@ -311,7 +311,7 @@ def test_lost_pictures_are_compared_with_the_recorded_ones(
 ) -> None:
     looks = {48: {"lost": pairs(protocol, 50.0, lost=6).estimates["lost"]}}
     known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, None, "f" * 16, SETUP)
-    write_recorded(evidence_path(tmp_path / "card.md", "card", "pairs"), known)
+    write_recorded(evidence_path(tmp_path / "card.md", "pairs"), known)
     recorded = [record("lost", 0.125, protocol, device="here")]
     made = make_card(
         tmp_path / "card.md", claims={}, protocol="pairs", records=recorded, margins={"lost": margin}
@@ -343,7 +343,7 @@ def judge_lost(
         for size in sizes
     }
     known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, None, "f" * 16, SETUP)
-    write_recorded(evidence_path(folder / "card.md", "card", "pairs"), known)
+    write_recorded(evidence_path(folder / "card.md", "pairs"), known)
     records = [record("lost", claimed, protocol, device="here")]
     made = make_card(
         folder / "card.md", claims={}, protocol="pairs", records=records, margins={"lost": margin}
@@ -403,7 +403,7 @@ def test_a_baseline_s_own_pairs_are_not_those_of_its_student(protocol: Protocol,
     for reference_, value in (("f" * 16, -5.0), ("e" * 16, None)):
         looks = {protocol.n: {"psnr": pairs(protocol, 50.0).estimates["psnr"]}}
         known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, reference_fingerprint=reference_)
-        write_recorded(evidence_path(baseline.path, baseline.name, "pairs"), known)
+        write_recorded(evidence_path(baseline.path, "pairs"), known)
         found = beside(baseline, protocol, student)
         assert (found and found.value) == (value and pytest.approx(value))
 
@@ -557,7 +557,7 @@ def test_a_student_is_compared_with_its_baseline(
     assert {each.metric: each.value for each in records} == {"psnr": 100.0, "lost": 0.0}
     (made,) = {each.reference_fingerprint for each in records}
     assert made is not None
-    place = evidence_path(card, "student", "pairs")
+    place = evidence_path(card, "pairs")
     kept = read_recorded(place)
     assert kept is not None
     assert kept.reference_fingerprint == made

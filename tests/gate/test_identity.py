@@ -40,7 +40,7 @@ def record(card: Card, checkpoint: Checkpoint, *, described: bool) -> None:
     assert known is not None
     description = describe(checkpoint) if described else None
     known = replace(known, checkpoint_fingerprint=checkpoint.fingerprint, description=description)
-    path = evidence_path(card.path, card.name, PROTOCOL)
+    path = evidence_path(card.path, PROTOCOL)
     assert write_recorded(path, known)
     found = read_recorded(path)
     assert found == known

@@ -45,7 +45,7 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.protocol = load_protocol(make_protocol(folder / "protocols" / "mini.yaml", n=N, margins={}))
         self.card = folder / "mini.md"
-        self.evidence = evidence_path(self.card, "mini", "mini")
+        self.evidence = evidence_path(self.card, "mini")
 
     def claim(self, margin: float, value: float = 0.3, *records: dict[str, Any], **claims: float) -> None:
         """Write a card of a CLIP score and of other claims with this margin."""

@@ -445,7 +445,7 @@ def test_an_axis_holds_its_values_and_has_round_ticks(values: list[float]) -> No
 
 def test_a_page_is_written_for_any_rows_beside_cards_of_the_same_protocol(tmp_path: Path, card: Card) -> None:
     beside = cards_beside([card], [row(protocol="scenes-quick")])
-    assert {"scenes-sd", "scenes-base"} <= {each.name for each in beside}
+    assert {"scenes-sd", "scenes-tiny"} <= {each.name for each in beside}
     assert "bk-sdm-small" not in {each.name for each in beside}
     for number, rows in enumerate([[], ROWS]):
         path = tmp_path / f"{number}.html"

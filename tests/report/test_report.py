@@ -84,7 +84,7 @@ def test_figures_of_two_protocols_with_one_name_have_two_tables(cards: list[Card
     text = published_tables([card for card in cards if card.name.startswith("scenes-")])
     tables = dict(part.split("\n\n", 1) for part in text.split("### ")[1:])
     assert [title.partition(": ")[2] for title in tables] == [
-        *("scenes-quick", "scenes-5k", "scenes-lcm4-quick", "scenes-lcm4-5k"),
+        *("scenes-quick", "scenes-5k", "scenes-dpm10-quick", "scenes-lcm4-quick", "scenes-lcm4-5k"),
         *("scenes-portrait-quick", "scenes-portrait-5k"),
     ]
     assert tables["pytest-sdbench: scenes-5k"].count("| scenes-") == 5
