@@ -93,7 +93,7 @@ def blueprint(recipe: Recipe) -> Blueprint:
         note = f"follows the U-Net, {objective.target_decay:g} a step"
         networks.append(_network("target U-Net", unet, "average", True, note=note))
     if getattr(objective, "readout", 0):
-        note = "read the picture out of the inner levels; thrown away at the end"
+        note = "read the picture out of the inner levels; not kept"
         networks.append(_network("readouts", _readouts(unet), "learns", True, note=note))
     if compared:
         networks.append(_network("teacher's U-Net", unet_skeleton(configs.unet), "frozen", True))
