@@ -12,7 +12,7 @@ from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.sample import protocols_of
 from pytest_sdbench.commands.shared import protocol_of
-from pytest_sdbench.commands.systems import System, lone, system_of
+from pytest_sdbench.commands.systems import System, apart, lone, system_of
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.job import Extras
 from pytest_sdbench.evaluation.kept_pictures import Album
@@ -93,10 +93,12 @@ def _systems(names: Sequence[str], download: bool) -> list[System]:
     whole = next((name for name in names if lone(name) is None), None)
     base = None if whole is None else system_of(whole, None, download=download)
     lends = None if base is None else base.checkpoint
-    return [
-        base if base is not None and name == whole else system_of(name, lends, download=download)
-        for name in names
-    ]
+    return apart(
+        [
+            base if base is not None and name == whole else system_of(name, lends, download=download)
+            for name in names
+        ]
+    )
 
 
 def _check_number(option: str, given: Sequence[str], systems: Sequence[System], remedy: str) -> None:

@@ -19,7 +19,7 @@ from pytest_sdbench.evaluation.known import known_estimate
 from pytest_sdbench.gate.trends import Trend, trends
 from pytest_sdbench.metrics.change_points import ERROR, Change
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.metrics.registry import METRICS, metric_name
 from pytest_sdbench.metrics.standard_error import Groups, groups_of
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
@@ -100,7 +100,8 @@ def read_chosen(options: argparse.Namespace) -> tuple[list[Run], list[Series], l
 
 
 def _is_chosen(each: Measurement, options: argparse.Namespace) -> bool:
-    pairs = (options.card, each.card), (options.metric, each.metric or each.test)
+    metrics = {metric_name(name) or name for name in options.metric or ()}
+    pairs = (options.card, each.card), (metrics, each.metric or each.test)
     return all(not wanted or said in wanted for wanted, said in (*pairs, (options.protocol, each.protocol)))
 
 

@@ -267,7 +267,7 @@ def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 header = [name.strip() for name in row]
                 lower = {name: name.lower() for name in header if name.lower() in _COLUMNS}
                 header = [lower.get(name, name) for name in header]
-                if twice := [name for name in header if header.count(name) > 1]:
+                if twice := [name for name in header if name and header.count(name) > 1]:
                     message = "malformed CSV: two columns have one name"
                     raise DataError(message, key=f"line {line}", found=twice[0])
             elif not any(map(str.strip, row)):  # Excel leaves such behind

@@ -145,6 +145,15 @@ def test_a_clear_difference_is_called_one(compare: Compare) -> None:
         assert called_at_all or "is better" not in text
 
 
+def test_namesakes_are_told_apart_by_their_folders(compare: Compare, cards: Path) -> None:
+    for folder, checkpoint in (("one", "mini-sd"), ("two", "noisy-sd")):
+        make_protocol(cards / folder / "protocols" / "mini.yaml")
+        make_card(cards / folder / "model.md", claims={}, checkpoint=f"../{checkpoint}")
+    found = compare(cards / "one" / "model.md", cards / "two" / "model.md")
+    assert (found["first"], found["second"]) == ("one/model", "two/model")
+    assert "one/model" in found["text"]
+
+
 def test_a_card_is_named_by_its_file_as_well(compare: Compare, cards: Path) -> None:
     found = compare(cards / "mini.md", "mini")
     assert (found["first"], found["second"]) == ("mini", "mini")

@@ -53,6 +53,7 @@ def scores(folder: Path, text: str, name: str = "scores.jsonl") -> list[float]:
         ("s.jsonl", '{"index": 1, "value": false}\n{"index": 0, "value": 0.25}\n\n'
                     '{"index": 3, "value": true}\n{"index": 2, "value": 0.5}'),
         ("s.csv", "index,value\n0,0.25\n1,0\n2,0.5\n3,1\n"),
+        ("s.csv", "index,value,,\n0,0.25,,\n1,0,,\n2,0.5,,\n3,1,,\n"),
         ("s.csv", "index,value\n0,0.25\n1,False\n2,0.5\n3,true\n"),
         ("s.csv", "\ufeffprompt,seed,score,model\r\na cat,33,0.5,x\r\na cat,11,.25,x\r\na dog,,0,x\r\n"
                   '"two owls, one  hat",44,1,x\r\n'),

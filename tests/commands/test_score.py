@@ -300,11 +300,21 @@ def test_numbers_from_one_are_taken_as_such_and_it_is_said(
         (range(N + 1), r"img_102\.png: this image is of prompt 102, .*only 102, .*--images 102"),
         (range(2, N + 2), r"img_102\.png: this image is of prompt 102, but there are only .*another way"),
         ([*range(50), *range(51, N)], r"img_51\.png: no image is of prompt 50\. .*101 images.*--images 50"),
+        ([0, *range(2, N)], r"img_2\.png: no image is of prompt 1\. .*without a gap$"),
         ([*range(N - 1), 400], r"img_400\.png: this image is of prompt 400"),
         ([*range(5), "a-1"], r"img_a-1\.png: two images are of prompt 1. The other one is .*img_1\.png"),
         ([*range(5), "a"], r"img_a\.png: the name of this image ends in no number, while others do"),
     ],
-    ids=["first missing", "one too many", "off by one", "gap", "beyond", "twice", "no number"],
+    ids=[
+        "first missing",
+        "one too many",
+        "off by one",
+        "gap",
+        "gap of the second",
+        "beyond",
+        "twice",
+        "no number",
+    ],
 )
 def test_names_that_do_not_add_up_are_refused(
     numbers: Sequence[object], message: str, files: dict[str, bytes], protocol: Protocol, tmp_path: Path

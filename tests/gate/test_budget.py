@@ -225,9 +225,7 @@ def test_rare_failures_pass_one_time_in_twenty_at_most(
 
     own = {n: {"clip_score": recorded(n)} for n in LOOKS}
     claimed = card({"clip_score": margin}, clip_score=round(own[N]["clip_score"].value, 4))
-    write_recorded(
-        evidence_path(claimed.path, "mini"), RecordedEvidence("ff" * 8, protocol.fingerprint, own)
-    )
+    write_recorded(evidence_path(claimed.path, "mini"), RecordedEvidence("ff" * 8, protocol.fingerprint, own))
     passed = 0
     for _ in range(runs):
         lost = loss * (rng.random(N) < rate)
