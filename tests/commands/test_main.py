@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -311,3 +312,31 @@ class TestDoctor:
         shutil.rmtree(there.parent / "mini-sd")
         assert main(["doctor", str(here), str(there)]) == 1
         assert "Missing or broken" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
+@pytest.mark.parametrize("words", [[], ["--out", "/dev/full"]], ids=["redirected", "out"])
+def test_a_full_disk_is_told_without_a_traceback(words: list[str]) -> None:
+    command = [sys.executable, "-m", "pytest_sdbench", "table", *words]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Make room on its disk" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "table.md"
+    out.write_text("before\n", encoding="utf-8")
+
+    def stop(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", stop)
+    assert main(["table", "--out", str(out)]) == 2
+    assert "Make room on its disk" in capsys.readouterr().err
+    assert out.read_text(encoding="utf-8") == "before\n"
+    assert list(tmp_path.iterdir()) == [out]
