@@ -251,6 +251,17 @@ def test_pairs_beside_another_checkpoint_are_another_table() -> None:
     ]
 
 
+def test_protocols_of_one_name_that_differ_have_a_table_each() -> None:
+    """Each card found its own file of that name: the figures are not of the same images."""
+    about = {"metric": "fid", "protocol": "p", "measured": 1.0, "standard_error": 0.1, "n": 512}
+    rows = [
+        row("quality", card=card, extra={"protocol_fingerprint": content}, **about)
+        for card, content in (("a", "1" * 16), ("b", "2" * 16), ("c", "2" * 16))
+    ]
+    found = [(grid.of, len(grid.rows)) for grid in measured_grids([], measured_scores(rows))]
+    assert found == [(f"p ({'1' * 16}), 512 images", 1), (f"p ({'2' * 16}), 512 images", 2)]
+
+
 def test_a_single_card_is_best_of_nothing_and_each_protocol_has_a_table() -> None:
     rows = [
         row(

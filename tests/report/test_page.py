@@ -362,6 +362,17 @@ def test_pictures_are_no_larger_than_said_and_the_file_no_larger_than_its_cap(
     assert "pairs are left out" in page
 
 
+def test_a_baseline_that_keeps_some_pictures_is_shown_beside_these(card: Card, tmp_path: Path) -> None:
+    for start in (0, 64):
+        keep(tmp_path, CANDIDATE, range(start, start + 64))
+    keep(tmp_path, BASELINE, range(64))
+    rows = [score("ssim", 3.0, extra={"worst": images_of([70, 3])})]
+    (group,) = pair_groups(rows, [card], Run(store=tmp_path))
+    compared = {pair.index: pair.compares for pair in group.pairs}
+    assert compared.pop(70) is False
+    assert set(compared.values()) == {True}
+
+
 def test_pictures_that_are_not_kept_are_told_of(card: Card, tmp_path: Path) -> None:
     keep(tmp_path, CANDIDATE, range(64))
     rows = [score("ssim", 3.0, extra={"worst": images_of([3, 70])})]

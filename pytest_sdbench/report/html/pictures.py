@@ -238,9 +238,10 @@ def _baseline(draw: _Draw, album: _Album) -> tuple[str, str] | None:
         for record in card.records if card is not None else ():
             if card is not None and record.protocol in protocols and record.checkpoint_fingerprint:
                 found.setdefault(record.checkpoint_fingerprint, _spec(card))
-    first = next((index for index, _ in draw.wanted), 0)
     for fingerprint, name in found.items():
-        if fingerprint != draw.candidate and album.find(fingerprint, draw.draw, first) is not None:
+        if fingerprint == draw.candidate:
+            continue
+        if any(album.find(fingerprint, draw.draw, index) is not None for index, _ in draw.wanted):
             return fingerprint, name
     return None
 
