@@ -173,7 +173,7 @@ def test_the_best_is_bold_and_what_is_surely_worse_marked(metric: str, best: str
         (0.0, 0.0, "", "0.00"),
         (-0.0, 0.0, "+", "+0.00"),
         (1.0, 1e-30, "", "1.00"),
-        (0.93024, 0.00096, "", "0.9143 ± 0.0010"),
+        (0.93024, 0.00096, "", "0.9302 ± 0.0010"),
     ],
 )
 def test_an_error_is_never_printed_as_none_and_a_zero_has_no_minus(
