@@ -256,9 +256,12 @@ ANCHORED = HEAD.replace("[ a,b ,  c ]", "&x [ ]") + "sdbench:\n  records: *x\n"
         (HEAD + "sdbench:\n", "the card's block is empty"),
         (HEAD + "sdbench: {}\n", "the card's block is empty"),
         (ANCHORED, r"sdbench\.records: .*without anchors"),
+        # What somebody wrote would be lost.
+        (HEAD + "sdbench:\n  records: [   # ours\n  ]\n", r"sdbench\.records: .*comments in braces"),
+        (HEAD + "sdbench: {checkpoint: a/b, records: [\n    # ours\n  ]}\n", "comments in braces"),
     ],
 )
-def test_without_a_block_of_its_own_or_with_anchors_a_card_takes_no_records(
+def test_a_card_that_cannot_be_edited_in_place_takes_no_records(
     front: str, told: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "card.md"
