@@ -7,6 +7,7 @@ differently is an error here, so that a card means the same to everybody who rea
 from __future__ import annotations
 
 import codecs
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -207,10 +208,14 @@ def _check_node(front: FrontMatter, node: Any, path: Keys) -> None:
         remedy = f"Write a plain decimal number, or quote it: {text!r}"
     elif tag == "float" and not _FLOAT_IN_BOTH.fullmatch(text):
         remedy = f"Write {spelled(text)}, with a dot before and a sign in the exponent"
+        if not math.isfinite(float(text)):
+            remedy = "Write a number that is finite"
     elif tag == "str" and _NOT_TEXT_IN_1_1.fullmatch(text):
         remedy = f'Quote it: "{text}"'
     else:
         return
+    if path[-1:] == ("value",) and tag != "float":  # text is no figure, in quotes or without
+        remedy = "Write a plain decimal number"
     other = "no text" if tag == "str" else "text or another number"
     raise front.error(path, f"to the hub (YAML 1.1) this is {other}", text, remedy)
 

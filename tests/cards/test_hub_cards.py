@@ -154,6 +154,9 @@ parti, name: Parti | parti | results[1].dataset.name | | Add it | no
 13.05 | "" | results[1].metrics[0].value | '' | plain number | no
 13.05 | 2026-11-28 | results[1].metrics[0].value | 2026 | plain number | no
 , value: 13.05 | | results[1].metrics[0].value | missing | Add it | no
+13.05 | 1:30 | results[1].metrics[0].value | 1:30 | plain decimal number | no
+13.05 | yes | results[1].metrics[0].value | yes | plain decimal number | no
+13.05 | 1e400 | results[1].metrics[0].value | 1e400 | that is finite | no
 13.05 | 1e1 | results[1].metrics[0].value | YAML 1.1 | Write 1.0e+1 | no
 13.05 | 0 | results[1].metrics[0].value | zero | plain number | yes
 13.05 | -.inf | results[1].metrics[0].value | -inf | plain number | yes
