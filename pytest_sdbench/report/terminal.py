@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from textwrap import fill
 
-from pytest_sdbench.base.text import clipped, columns, plain
+from pytest_sdbench.base.text import clipped, columns, plain, shortened
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import (
@@ -127,7 +127,7 @@ def _overview(names: Sequence[str], rows: Sequence[Row], width: int, paint: Pain
     # A name may be longer than any terminal is wide.
     longest = max(columns(plain(line[1])) for line in table)
     most = max(longest - _columns(shown) + width, 8)
-    cut = [[line[0], clipped(plain(line[1]), most), *line[2:]] for line in briefly]
+    cut = [[line[0], shortened(plain(line[1]), most), *line[2:]] for line in briefly]
     return _fitted(heading, cut, "llrrrrrl", _LEFT_OUT[:-1], paint)
 
 
