@@ -28,6 +28,7 @@ from pytest_sdbench.report.cells import (
     plain_table,
     reasons,
     size,
+    telling,
     unpainted,
     untested,
     verdicts,
@@ -151,7 +152,8 @@ def _columns(text: str) -> int:
 
 def _millions(rows: Sequence[Row], component: str) -> str:
     """Return a counted component in short."""
-    count = next((row.measured for row in rows if row.name == component), None)
+    row = telling(row for row in rows if row.name == component)
+    count = None if row is None else row.measured
     if count is None or count < 1e6:
         return figure(count)
     return f"{count / 1e6:,.{2 if count < 1e7 else 1 if count < 1e8 else 0}f} M"
