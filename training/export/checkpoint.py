@@ -379,6 +379,8 @@ def _flush(folder: Path) -> None:
     rights = folder.stat().st_mode & 0o666  # safetensors 0.8 gives them to the owner alone
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(rights)
+            mode = path.stat().st_mode
+            if rights & ~mode:  # some file systems refuse any change
+                path.chmod(mode | rights)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
