@@ -305,7 +305,7 @@ class TestFile:
     def test_it_lies_beside_the_cards(self) -> None:
         beside = evidence_path(Path("reference/cards/a.md"), "p")
         assert beside == Path("reference/evidence/a/p.safetensors").absolute()
-        place = Path("model/evidence/a/p.safetensors").absolute()
+        place = Path("model/evidence/model/p.safetensors").absolute()
         assert evidence_path(Path("model/README.md"), "p") == place
 
     def test_it_is_found_from_within_the_folder_of_the_cards(
