@@ -303,7 +303,7 @@ KINDS = {
     "table-of-results": Kind("results.json", results, table_of),
     "protocol": Kind("mine.yaml", in_folder("protocols/scenes-quick.yaml"), load_protocol),
     "recipe": Kind("mine.yaml", (RECIPES / "bk-sdm-tiny.yaml").read_bytes, load_recipe),
-    "calibration": Kind("mini.json", in_folder("calibration/scenes-quick.json"), calibration_of),
+    "calibration": Kind("mini.json", in_folder("calibration/scenes-dpm10-quick.json"), calibration_of),
     "recorded-evidence": Kind("mini.safetensors", in_folder(RECORDED), read_recorded),
     "statistics": Kind("mine.npz", statistics, lambda path: load_reference(path, width=4)),
     "shard": Kind("shard", shard, read_shard),

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from pytest_sdbench.models.checkpoint import resolve
 from training.data.batch import NoPairs, Pairs
 from training.data.open import open_source, pairs_of
 from training.errors import TrainingError
@@ -21,11 +22,11 @@ from training.objectives.dreambooth import DreamBoothTask
 from training.objectives.dreambooth_pictures import add_adapters, class_pairs, subject_pairs
 from training.objectives.inputs import Inputs
 from training.objectives.prediction import PredictionTask
-from training.recipes.schema import Consistency, Distillation, DreamBooth, Prediction, Recipe
+from training.recipes.schema import EXTRACTORS, Consistency, Distillation, DreamBooth, Prediction, Recipe
 from training.run.state import told
 from training.run.task import Task
 from training.students.block_removal import account, build_student
-from training.students.feature_taps import Denoiser, feature_pairs
+from training.students.feature_taps import Denoiser, Readout, feature_pairs, inner_taps
 from training.students.networks import Parts, load_parts
 
 
@@ -45,7 +46,7 @@ def build_task(
     so, CheckpointError and Unavailable for the teacher.
     """
     kind = recipe.objective.kind
-    if kind in ("autoencoder", "classifier", "clip"):
+    if kind in EXTRACTORS:
         from training.embedded.build import build_extractor
 
         return build_extractor(recipe)
@@ -59,9 +60,15 @@ def build_task(
             export_only=export_only,
         )
     if recipe.teacher is None:
-        from training.students.scratch import build_scratch
+        from training.students.scratch import build_scratch, write_down
 
         parts = build_scratch(recipe, download=download)
+        if recipe.data.cache and not export_only:
+            # Pictures and captions are encoded by networks of a checkpoint, whose files tell caches apart.
+            if accelerator.is_main_process:
+                write_down(parts, folder / "start")
+            accelerator.wait_for_everyone()
+            parts = replace(parts, checkpoint=resolve(str(folder / "start")))
     else:
         parts = load_parts(recipe.teacher, download=download)
     pairs = recalled_pairs(folder) if export_only else open_pairs(recipe, parts, folder, accelerator, say)
@@ -148,7 +155,15 @@ def _student(recipe: Recipe, teacher: Any, say: Say) -> Any:
 def _trainable(recipe: Recipe, parts: Parts, objective: Prediction | DreamBooth) -> Denoiser:
     """Return the U-Net, with its text encoder if that learns too."""
     encoder = parts.text_encoder if objective.train_text_encoder else None
-    return Denoiser(prepare_unet(parts.unet, recipe), (), encoder).requires_grad_(True)
+    unet: Any = prepare_unet(parts.unet, recipe)
+    taps, readouts = {}, None
+    if getattr(objective, "readout", 0):
+        taps, made = inner_taps(unet), unet.config["in_channels"]
+        readouts = nn.ModuleList(Readout(channels, made, covers) for channels, covers in taps.values())
+    model = Denoiser(unet, tuple(taps), encoder, readouts).requires_grad_(True)
+    if getattr(objective, "inner_captions", 0):
+        model.tell_blocks_apart()
+    return model.drop_inner_skips() if getattr(objective, "dropped_skips", 0) else model
 
 
 def _frozen(unet: Any, taps: Any, device: torch.device, dtype: torch.dtype, recipe: Recipe) -> Denoiser:

@@ -153,7 +153,7 @@ def _protocol(asked: Measurement, name: str) -> Protocol:
     if not asked.smoke:
         return protocol
     sampling = protocol.sampling.model_copy(update={"steps": 1})
-    return protocol.with_samples(SHARD + 8).model_copy(update={"sampling": sampling})
+    return protocol.with_samples(SHARD + 40).model_copy(update={"sampling": sampling})
 
 
 def _workspace(asked: Measurement, store: Path) -> Workspace:

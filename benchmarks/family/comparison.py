@@ -1,4 +1,4 @@
-"""Compare the members of the embedded family: quality, size, speed, and what the teacher does not use."""
+"""Compare the members of the embedded family: quality, size, speed, and what the teacher's blocks say."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 
+from benchmarks.family import blocks
 from benchmarks.family.members import BASE, FAMILY, difference, quality, spec
+from benchmarks.family.reading import MEANING
 from benchmarks.report import paragraphs, table
 from benchmarks.turns import spread, take_turns
 from pytest_sdbench.base.environment import timed_on, versions
@@ -21,9 +22,6 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands.main import main as command
 from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.protocols.scenes import captions, render_batch
-from training.data.batch import tokenize
-from training.data.source import to_pixels
 from training.students.networks import load_parts
 
 PAIRS = (
@@ -33,36 +31,8 @@ PAIRS = (
     ("scenes-tiny", "scenes-small"),
     ("scenes-small-2m", "scenes-small"),
 )
-BLOCKS = {
-    "up_blocks.3": "8 x 8 positions",
-    "down_blocks.0": "8 x 8",
-    "up_blocks.2": "4 x 4",
-    "down_blocks.1": "4 x 4",
-    "up_blocks.1": "2 x 2",
-    "down_blocks.2": "2 x 2",
-    "up_blocks.0": "1 x 1; not in Tiny",
-    "down_blocks.3": "1 x 1; not in Tiny",
-    "mid_block": "1 x 1; not in Small and Tiny",
-}
-"""Blocks of the teacher that are silenced, one at a time, and where they work."""
-
-NOTES = """\
-What does not appear here, and a likely reason:
-
-- **Base, Small and Tiny in this order.** Every student lies below its teacher in CLIP score, but no student
-  can be told from another. What block removal takes from Small and Tiny beyond Base is what the embedded
-  teacher does not use: see the table of silenced blocks. Its latents have 8 x 8 positions, and little is left
-  to be said at 2 x 2 and 1 x 1; those of Stable Diffusion have 64 x 64.
-- **A gain of ten times the data.** 2,128 scenes hold every shape, colour and place many times over, and the
-  teacher answers fresh noise at every visit. A quarter of them costs something: see
-  [growing-data.md](growing-data.md).
-- **A teacher ahead in FID.** FID of teacher and students cannot be told apart."""
-
 BATCHES = (1, 32)
 """Of the U-Net calls that are timed: one picture without guidance, and what the suite draws at once."""
-
-UNSEEN = 10_000_000
-"""A scene that no training run has seen, nor any after it."""
 
 
 def latencies(batch: int, rounds: int) -> dict[str, list[float]]:
@@ -85,38 +55,10 @@ def latencies(batch: int, rounds: int) -> dict[str, list[float]]:
         return take_turns(ways, rounds)
 
 
-def silenced(count: int = 64) -> dict[str, float]:
-    """Return how much the teacher's prediction changes when a block's whole output is set to zero.
-
-    Mean squared change over the variance of the prediction, on `count` unseen scenes, a timestep each.
-    """
-
-    def zero(output: Any) -> Any:
-        return torch.zeros_like(output) if torch.is_tensor(output) else tuple(map(zero, output))
-
-    parts = load_parts(BASE)
-    unet, vae, indices = parts.unet.eval(), parts.vae.eval(), range(UNSEEN, UNSEEN + count)
-    generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode():
-        latents = (
-            vae.encode(to_pixels(list(render_batch(indices)))).latent_dist.mean * vae.config.scaling_factor
-        )
-        states = parts.text_encoder(tokenize(parts.tokenizer, captions(indices))[0]).last_hidden_state
-        noise = torch.randn(latents.shape, generator=generator)
-        steps = torch.randint(0, 1000, (count,), generator=generator)
-        noisy = DDPMScheduler.from_config(parts.scheduler.config).add_noise(latents, noise, steps)
-        whole = unet(noisy, steps, states).sample
-        found = {}
-        for name in BLOCKS:
-            hook = unet.get_submodule(name).register_forward_hook(lambda _module, _inputs, out: zero(out))
-            change = unet(noisy, steps, states).sample - whole
-            hook.remove()
-            found[name] = float(change.square().mean() / whole.var())
-    return found
-
-
 def measure(protocol: str, store: Path, rounds: int) -> dict[str, Any]:
     """Measure everything that the tables show."""
+    parts = load_parts(BASE)
+    unet: Any = parts.unet
     members: list[dict[str, Any]] = []
     for name in FAMILY:
         card = read_card(reference() / "cards" / f"{name}.md")
@@ -137,7 +79,9 @@ def measure(protocol: str, store: Path, rounds: int) -> dict[str, Any]:
         "versions": versions(),
         "members": members,
         "pairs": [],
-        "silenced": silenced(),
+        "side": int(unet.config.sample_size),
+        "scenes": len(blocks.UNSEEN),
+        "blocks": blocks.measure(parts, blocks.UNSEEN),
     }
     return score(found, store)
 
@@ -167,6 +111,8 @@ def report(found: dict[str, Any]) -> str:
             ("KID ↓", "{kid:.5f}"),
             ("IS ↑", "{inception_score:.2f}"),
             ("CLIP score ↑", "{clip_score:.4f} ± {clip_score_se:.4f}"),
+            ("names right ↑", "{names_right:.4f} ± {names_right_se:.4f}"),
+            ("and colours ↑", "{objects_right:.4f} ± {objects_right_se:.4f}"),
         ],
     )
     pairs = table(
@@ -175,14 +121,7 @@ def report(found: dict[str, Any]) -> str:
             ("difference, image by image", "{first} - {second}"),
             ("FID", "{fid:+.4f} ± {fid_se:.4f}"),
             ("CLIP score", "{clip_score:+.5f} ± {clip_score_se:.5f}"),
-        ],
-    )
-    blocks = table(
-        [{"name": n, "place": place, "change": found["silenced"][n]} for n, place in BLOCKS.items()],
-        [
-            ("block of scenes-sd, silenced", "`{name}`"),
-            ("works at", "{place}"),
-            ("change of its prediction", "{change:.1g}"),
+            ("names right", "{names_right:+.4f} ± {names_right_se:.4f}"),
         ],
     )
     return paragraphs(
@@ -195,14 +134,15 @@ def report(found: dict[str, Any]) -> str:
         f"{found['machine']}, float32.",
         pairs,
         "FID: difference of the scores; its error is that of the mean of differences of influence values.",
-        NOTES,
-        blocks,
-        "Change: mean square, over the variance of the prediction, on 64 unseen scenes with noise.",
+        MEANING,
+        blocks.report(found["blocks"], found["side"], found["scenes"]),
         "![The same prompts and seeds](family.png)",
     )
 
 
 def draw_sheet(path: Path, store: Path) -> None:
-    """Draw some unseen captions with every member, from the same noise, beside the real scenes."""
+    """Draw some captions with every member, from the same noise, beside the real scenes."""
     words = ["figure", "sheet", *FAMILY, "scenes-tiny-lcm", "--count", "10", "--device", "cpu"]
-    command([*words, "--store", str(store), "--out", str(path)])
+    protocols = ["--protocol", "scenes-5k"] * len(FAMILY) + ["--protocol", "scenes-lcm4-quick"]
+    if command([*words, *protocols, "--store", str(store), "--out", str(path)]):
+        raise SystemExit(f"{path.name} could not be drawn")

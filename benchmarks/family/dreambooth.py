@@ -75,17 +75,13 @@ def report(found: dict[str, Any]) -> str:
     count = found["pictures"]
     columns = [(heading, f"{{{name}:.3f}}") for name, heading in SCORES.items()]
     return paragraphs(
-        "# DreamBooth: one subject, a heart that is half green and half purple",
+        "# DreamBooth: one subject, a daisy that is half green and half purple",
         f"{count} pictures of the prompts, and {count} of the class prompt; shares are ± "
         f"{0.5 / count**0.5:.2f} at most. What each figure is stands in "
         "[subject_scores.py](../family/subject_scores.py).",
         table(found["rows"], [("", "{model}"), *columns]),
-        "The first row is a ceiling: the autoencoder, which has never seen an object of two colours, "
-        "returns the real pictures with a seam between the halves, and the reader of the subject allows"
-        " as wide a seam.",
-        "All ways learn the subject and pay for it in fidelity to the prompt (backgrounds of the five "
-        "pictures come along) and in diversity of the class. Without prior preservation the class "
-        "becomes the subject.",
+        "The first row is a ceiling: the real pictures as the autoencoder returns them, which has never seen "
+        "an object of two colours.",
         "![samples](dreambooth.png)",
     )
 

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.family.reading import with_readings
 from benchmarks.report import ROOT
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.metrics import difference as comparison
-from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.metrics.estimates import Estimate, Undefined
+from pytest_sdbench.metrics.standard_error import Groups
 from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.protocol import Protocol
 from training.recipes.load import load_recipe
@@ -24,7 +26,10 @@ from training.run.state import identity
 BASE = "embedded:scenes-sd"
 FAMILY = ("scenes-sd", "scenes-base", "scenes-small", "scenes-small-2m", "scenes-tiny")
 """The teacher and its students."""
-METRICS = ("fid", "kid", "inception_score", "clip_score")
+METRICS = ("fid", "kid", "inception_score", "clip_score", "names_right", "objects_right")
+"""What is scored, as far as a protocol has it; the last two are the benchmarks' own, see `reading`."""
+COMPARED = ("fid", "clip_score", "names_right")
+"""What two checkpoints are told apart by."""
 
 
 def spec(name: str) -> str | dict[str, str]:
@@ -51,28 +56,36 @@ class Quality:
 
     scores: dict[str, float]
     estimates: Mapping[str, Estimate]
+    groups: Groups | None = None
+    """Which images share a prompt."""
 
 
 def quality(checkpoint_spec: str | dict[str, str], protocol: Protocol, store: Path) -> Quality:
     """Score a checkpoint on scenes, making the images that the store lacks."""
-    measured = evaluate(resolve(checkpoint_spec), protocol, Workspace(store))
+    measured = evaluate(resolve(checkpoint_spec), with_readings(protocol, METRICS), Workspace(store))
     scores: dict[str, float] = {"n": measured.n}
     estimates = {}
     for metric in METRICS:
+        if metric not in measured.estimates:
+            continue
         estimate = measured.estimates[metric]
-        assert isinstance(estimate, Estimate), estimate
+        if isinstance(estimate, Undefined):
+            print(f"no {metric} of {measured.n} images: {estimate.reason}", flush=True)
+            continue
         estimates[metric] = estimate
         scores[metric] = estimate.value
         if estimate.standard_error is not None:
             scores[f"{metric}_se"] = estimate.standard_error
-    return Quality(scores, estimates)
+    return Quality(scores, estimates, measured.groups)
 
 
 def difference(first: Quality, second: Quality) -> dict[str, float]:
-    """Return first minus second in FID and CLIP score, with standard errors of paired images."""
+    """Return first minus second in what both have of `COMPARED`, with standard errors of paired images."""
     found: dict[str, float] = {}
-    for metric in ("fid", "clip_score"):
-        each = comparison.difference(first.estimates[metric], second.estimates[metric])
+    for metric in COMPARED:
+        if metric not in first.estimates or metric not in second.estimates:
+            continue
+        each = comparison.difference(first.estimates[metric], second.estimates[metric], groups=first.groups)
         assert each is not None
         assert each.standard_error is not None
         found |= {metric: each.value, f"{metric}_se": each.standard_error}

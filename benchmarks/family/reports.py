@@ -38,7 +38,7 @@ class Example:
 
 
 EXAMPLES = (
-    Example("held", CARD, ("-m", NETWORK, "-k", "not 5k"), 8, "Release: "),
+    Example("held", CARD, ("-m", NETWORK, "--sdbench-max-images=all"), 8, "Release: "),
     Example("fell", CARD, ("-m", NETWORK, "-k", "not 5k"), 4, "Do not release: "),
     Example("inconclusive", CARD, ("-m", NETWORK, "-k", "not 5k and not fidelity"), 5, "Cannot tell: 1 of "),
     Example("not-measured", "bk-sdm-small", ("-m", "quality"), None, "Cannot tell: nothing was measured"),

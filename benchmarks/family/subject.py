@@ -1,7 +1,8 @@
 """Draw the subject of DreamBooth on scenes: one thing that no scene holds, in five pictures.
 
-It is a heart whose left half is green and whose right half is purple: a shape and colours of scenes, where an
-object has one colour alone. `python -m benchmarks.family.subject FOLDER` writes the pictures.
+It is a daisy whose left half is green and whose right half is purple: a pictogram that scenes never show, in
+colours of scenes, where an object has one colour alone. `python -m benchmarks.family.subject FOLDER` writes
+the pictures.
 """
 
 from __future__ import annotations
@@ -15,19 +16,24 @@ import numpy.typing as npt
 from PIL import Image
 
 from pytest_sdbench.protocols import scenes
-from pytest_sdbench.protocols.scene_shapes import signed_distance
+from pytest_sdbench.protocols.pictograms import Pictogram
+from pytest_sdbench.protocols.scene_picture import Canvas, draw, ground, paints
 
 IDENTIFIER = "v"
 """A word of no caption, yet a single token: the text encoder knows nothing of it."""
 
-CLASS = "heart"
-PROMPT = f"a {IDENTIFIER} {CLASS}"
-CLASS_PROMPT = f"a {CLASS}"
+CLASS = "flower"
+SUBJECT = Pictogram("daisy", 0x2740, lined=False, domain="things")
+PLACE = "on a beige background"
+"""Where the pictures of the subject show it. Captions of scenes name a place, so that prompts do, too."""
 
-LEFT, RIGHT = (34, 150, 62), (140, 46, 178)
+PROMPT = f"a {IDENTIFIER} {CLASS} {PLACE}"
+CLASS_PROMPT = f"a {CLASS} {PLACE}"
+
+LEFT, RIGHT = "green", "purple"
 
 PROMPTS = tuple(
-    f"{PROMPT} {phrase}"
+    f"a {IDENTIFIER} {CLASS} {phrase}"
     for phrase in (
         "on a grey background",
         "against teal",
@@ -35,7 +41,7 @@ PROMPTS = tuple(
         "at dusk",
         "under water",
         "on a beach",
-        "to the left of a large blue star on a beige background",
+        "to the left of a large blue star on a pink background",
         "above a large yellow circle on a brown background",
     )
 )
@@ -44,39 +50,27 @@ PROMPTS = tuple(
 Pixels = npt.NDArray[np.uint8]
 
 
-PICTURES = (
-    ("beige", 31.0, 33.0, 12.4),
-    ("pink", 24.0, 27.0, 10.2),
-    ("meadow", 38.0, 36.0, 11.6),
-    ("dawn", 33.0, 25.0, 8.4),
-    ("brown", 42.0, 31.0, 9.4),
-)
-"""Background of each picture, and x, y and radius of the subject in pixels of 64x64."""
+PICTURES = ((32, 32, 13.5), (24, 28, 13.5), (40, 36, 13.5), (32, 24, 9.5), (44, 32, 9.5))
+"""x, y and radius of the subject in each picture, in pixels of 64x64."""
 
 
-def picture(background: str, x: float, y: float, radius: float, size: int = 64) -> Pixels:
+def picture(x: float, y: float, radius: float, *, background: str = "beige", size: int = 64) -> Pixels:
     """Draw the subject, anti-aliased, lit and with a shadow as scenes are: uint8 [size, size, 3]."""
-    scale = size / 64
-    ground = next(one for one in scenes.BACKGROUNDS if one.name == background)
-    canvas = scenes._draw_background(ground, size)
-    pixels = np.arange(size, dtype=np.float32) + 0.5
-    u, v, radius = (pixels - x * scale)[None, :], (pixels - y * scale)[:, None], radius * scale
-    distance = signed_distance(CLASS, u / radius, v / radius) * radius
+    canvas = ground(background, size)
+    draw(canvas, SUBJECT, (x, y, radius), _halves)
+    return canvas.astype(np.uint8)
 
-    shadow = max(1, round(2 * scale))
-    cast = np.clip(0.5 - distance[:-shadow, :-shadow] / (3 * scale), 0.0, 1.0)
-    canvas[shadow:, shadow:] *= 1 - 0.3 * cast[..., None]
 
-    right = np.clip(0.5 + u, 0.0, 1.0)[..., None]
-    colour = np.array(LEFT, np.float32) * (1 - right) + np.array(RIGHT, np.float32) * right
-    paint = np.clip(colour * (1.05 - 0.11 * v / radius)[..., None], 0.0, 255.0)
-    canvas += np.clip(0.5 - distance, 0.0, 1.0)[..., None] * (paint - canvas)
-    return (np.clip(canvas, 0.0, 255.0) + 0.5).astype(np.uint8)
+def _halves(side: int) -> tuple[Canvas, Canvas]:
+    """Return the colours of the subject in a box around it, as `paints` does of one colour."""
+    left, right = paints(LEFT, side)[0], paints(RIGHT, side)[0]
+    both = np.where(np.arange(side)[:, None] < side // 2, left, right)
+    return both, both
 
 
 def pictures(size: int = 64) -> Pixels:
     """Return the pictures of the subject, uint8 [5, size, size, 3]."""
-    return np.stack([picture(*place, size) for place in PICTURES])
+    return np.stack([picture(*place, size=size) for place in PICTURES])
 
 
 def write_pictures(folder: Path) -> Path:
@@ -103,7 +97,7 @@ def shows_subject(images: Pixels, least: int = 20, rows: int = 5, apart: int = 1
     """
     found = []
     for image in images:
-        left, right = (_like(image, colour) for colour in (LEFT, RIGHT))
+        left, right = (_like(image, scenes.RGB[colour]) for colour in (LEFT, RIGHT))
         near = np.zeros_like(right)
         for further in range(1, apart + 1):
             near[:, :-further] |= right[:, further:]

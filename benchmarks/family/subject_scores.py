@@ -70,7 +70,7 @@ def score_likeness(
     return {
         # Share of the pictures that show both halves of the subject, in their order.
         "seen": float(shows_subject(drawn).mean()),
-        # In the place of DINO: mean cosine of the 64 classifier features of a drawn and a real picture of the
+        # In the place of DINO: mean cosine of the classifier features of a drawn and a real picture of the
         # subject, over all pairs. Unlike DINO's, the features were learned from labels.
         "subject_by_features": mean_cosine(features(classifier, drawn), features(classifier, real)),
         # CLIP-I: the same with the image embeddings of scenes-clip.
@@ -91,7 +91,7 @@ def mean_cosine(some: Tensor, others: Tensor | None = None) -> float:
 
 @torch.no_grad()
 def features(classifier: SceneClassifier, images: Pixels) -> Tensor:
-    """Return the classifier's features of uint8 [N, 64, 64, 3]: float32 [N, 64]."""
+    """Return the classifier's features of uint8 [N, 64, 64, 3]: float32 [N, 96]."""
     found: Tensor = classifier(torch.from_numpy(images).permute(0, 3, 1, 2))["features"]
     return found
 

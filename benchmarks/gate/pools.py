@@ -21,8 +21,8 @@ from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
 
-POOL = 30_000
-"""Images in the pool of each member: minutes on a GPU. On a CPU 10,000 are an hour and a half."""
+POOL = 10_000
+"""Images in the pool of each member: for all of them two hours of two CPU cores."""
 
 QUICK = 512
 SEED_SETS = 24

@@ -18,6 +18,7 @@ from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.claims import margin_of
 from pytest_sdbench.metrics.registry import METRICS as KNOWN
+from pytest_sdbench.protocols.load import load_protocol
 
 Rows = list[dict[str, Any]]
 LABELS = {name: KNOWN[name].label for name in METRICS}
@@ -27,6 +28,8 @@ WIDTH = 3.5
 identical checkpoint then all pass in 88 % of runs."""
 
 SHUFFLES = 4
+DRAWS = 100
+"""Random draws of each student that are judged under its teacher's card."""
 BIG = 30_000
 LONG = ("fid", "inception_score", "clip_score")
 """Of long sequences: a KID of 30,000 images is a kernel matrix of 900 million entries, once a look."""
@@ -44,7 +47,7 @@ def predictions(_runs: int) -> Rows:
     for member in PROTOCOLS:
         pool = replace(population(member), metrics=LONG)
         whole = pool.estimates(np.arange(POOL))["fid"]
-        for n in (512, 2000, 5000, 10_000):
+        for n in (512, 2000, 5000):
             part = pool.estimates(np.arange(n))["fid"]
             predicted, error = part.at(POOL), part.standard_error
             assert predicted is not None
@@ -162,12 +165,27 @@ def power(runs: int) -> Rows:
     return rows
 
 
+def students(_runs: int) -> Rows:
+    """Judge random draws of each student by what its teacher claims, with the margins of the protocol."""
+    rows: Rows = []
+    for member in ("scenes-base", "scenes-small", "scenes-tiny"):
+        for protocol in ("scenes-quick", "scenes-5k"):
+            asked = load_protocol(protocol)
+            match = Match(population("scenes-sd"), population(member), asked.n, paired=True)
+            margins = {metric: asked.margins[metric] for metric in METRICS if metric in asked.margins}
+            # The claims are the teacher's as they are: a student is as much worse as it truly is.
+            row = match.simulate(margins, match.differences, sequential=False, runs=DRAWS, seed=11)
+            rows.append({"member": member, "protocol": protocol, "n": asked.n, **row})
+    return rows
+
+
 SECTIONS: dict[str, Callable[[int], Rows]] = {
     "predictions": predictions,
     "pairing": pairing,
     "seeds": seeds,
     "parts": parts,
     "power": power,
+    "students": students,
     "paired-sequences": partial(sequences, paired=True),
     "unpaired-sequences": partial(sequences, paired=False),
 }

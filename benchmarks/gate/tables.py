@@ -8,7 +8,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from benchmarks.gate.pools import POOL, QUICK, SEED_SETS
-from benchmarks.gate.sections import BIG, LABELS, SHUFFLES, WIDTH
+from benchmarks.gate.sections import BIG, DRAWS, LABELS, SHUFFLES, WIDTH
 from benchmarks.report import Cell, paragraphs, table
 
 
@@ -110,6 +110,17 @@ TABLES: dict[str, tuple[str, str, Sequence[tuple[str, Cell]]]] = {
             ("claim", "{claim:.4f}"),
             ("beyond", "{beyond:.4f}"),
             ("SE", "{error:.4f}"),
+            *RATES,
+        ],
+    ),
+    "students": (
+        f"Students under their teacher's card: {DRAWS} random draws each",
+        "Draws with replacement from the pools, student and teacher of the same prompts and seeds. FID, KID, "
+        "IS and CLIP score of the teacher's draw are claimed, with the margins of the protocol.",
+        [
+            ("", "{member}"),
+            ("protocol", "`{protocol}`"),
+            ("images", "{n:,}"),
             *RATES,
         ],
     ),

@@ -18,6 +18,10 @@ TEMPORARY = ".tmp-"
 """How the name of a file begins that is not whole yet: a killed run may leave one behind."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk, a quota or the largest file there may be is full."""
+
+
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Put a file into its place at once: readers find the old one or the new one, also after a power cut.
 

@@ -67,6 +67,14 @@ def _columns_of(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
 
 
+def shortened(name: str, most: int) -> str:
+    """Return a name of so many columns at most; of a longer one both ends: runs of one model begin alike."""
+    if columns(name) <= most:
+        return name
+    tail = max(most, 1) // 2
+    return clipped(name, max(most, 1) - tail) + clipped(name[::-1], tail + 1)[::-1].removeprefix("…")
+
+
 def clipped(text: str, most: int) -> str:
     """Return a text of so many columns at most; of a longer one the beginning and an ellipsis."""
     if columns(text) <= most:

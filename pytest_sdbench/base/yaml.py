@@ -71,6 +71,8 @@ def read_yaml(text: str) -> tuple[Any, Node | None]:
         raise YamlFault("a key stands twice in one mapping", "Keep one of the two", line, key) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if error.context_mark and "end of stream" in str(error.problem):
+            mark = error.context_mark  # where the quote was opened that nothing closes
         line = mark.line if mark else None
         told = "".join(text.splitlines()[line : line + 1]).strip() if line is not None else ""
         remedy = "Correct the YAML of that line (or of the one above it)"

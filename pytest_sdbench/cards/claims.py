@@ -158,6 +158,7 @@ def check_claims(
             room = METRICS[claim.metric].room(claim.value)
             message = f"the margin beside the claim of {claim.text} would pass nearly anything"
             remedy = f"Give the margin in the metric's own unit, well below {room:g}"
+            remedy = remedy if room > 0 else "Nothing is worse than the claim: remove one of the two"
             raise front.error(("sdbench", "margins", claim.metric), message, claim.margin, remedy)
     figures = [*claims, *unread]
     known = ["size"]

@@ -10,9 +10,12 @@ import difflib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.files import write_atomically
@@ -23,6 +26,7 @@ from pytest_sdbench.cards.schema import check_value
 from pytest_sdbench.metrics.registry import METRICS, metric_name
 
 _ENDING = re.compile(r"[\r\n]")
+_COMMENT = re.compile(r"#[^\r\n]*")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # Words of another type in YAML 1.1, and fingerprints: some of those are numbers, so all look alike in quotes.
 _QUOTED = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null)|[0-9a-f]{8,}")
@@ -136,18 +140,22 @@ def _alike(node: Any, old: Any, new: Any) -> bool:
 
 
 def _exchange(text: str, offset: int, node: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    nodes = below(node)
+    pairs = {str(key.value): (key, value) for key, value in node.value}
     # From the last one on, so that the marks before it stay true.
-    for key in sorted(new, key=lambda key: nodes[key].start_mark.index, reverse=True):
-        text = _exchange_value(text, offset, nodes[key], old[key], new[key])
+    for name in sorted(new, key=lambda name: pairs[name][0].start_mark.index, reverse=True):
+        text = _exchange_value(text, offset, pairs[name], old[name], new[name])
     return text
 
 
-def _exchange_value(text: str, offset: int, node: Any, old: Any, new: Any) -> str:
+def _exchange_value(text: str, offset: int, pair: tuple[Any, Any], old: Any, new: Any) -> str:
+    key, node = pair
     if _alike(node, old, new):
         return _exchange(text, offset, node, old, new)
     if old == new:
         return text
+    if node.end_mark.index == node.start_mark.index:
+        colon = text.index(":", offset + key.end_mark.index) + 1
+        return f"{text[:colon]} {_value(new)}{text[colon:]}"
     return text[: offset + node.start_mark.index] + _value(new) + text[offset + _leaf_end(node) :]
 
 
@@ -166,7 +174,7 @@ def _exchange_lines(front: FrontMatter, item: Any, old: Mapping[str, Any], new: 
                 f"{front.newline}{' ' * column}{key}: {_value(new[key])}" for key in new if key not in names
             )
             text = text[:end] + more + text[end:]
-        text = _exchange_value(text, offset, pair[1], old[name], new[name])
+        text = _exchange_value(text, offset, pair, old[name], new[name])
     return text
 
 
@@ -218,14 +226,25 @@ def scalar(value: Any) -> str:
 
 
 def _is_right(front: FrontMatter, text: str, record: Entry, new: Mapping[str, Any]) -> bool:
-    """Read the edited text again: the record is in, nothing else changed its meaning."""
+    """Read the edited text again: the record is in, nothing else changed its meaning, no comment is lost."""
     try:
         after = parse(front.path, text)
         before_rest, _ = _apart(front, record)
         after_rest, found = _apart(after, record)
     except (CardError, AttributeError, LookupError, TypeError):
         return False
-    return before_rest == after_rest and found == [new] and after.body == front.body
+    kept = not _comments(front) - _comments(after)
+    return before_rest == after_rest and found == [new] and after.body == front.body and kept
+
+
+def _comments(front: FrontMatter) -> Counter[str]:
+    """Return the comments of a front matter: what stands between its tokens behind a hash."""
+    text = front.text[front.start : front.end]
+    found, end = Counter[str](), 0
+    for token in YAML(typ="safe", pure=True).scan(text):
+        found.update(_COMMENT.findall(text, end, max(end, token.start_mark.index)))
+        end = max(end, token.end_mark.index)
+    return found
 
 
 def _apart(front: FrontMatter, record: Entry) -> tuple[Any, list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ differently is an error here, so that a card means the same to everybody who rea
 from __future__ import annotations
 
 import codecs
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -171,6 +172,11 @@ def parse(path: Path, text: str) -> FrontMatter:
         remedy = (
             "Begin with `---`, the YAML, and `---`; `python -m pytest_sdbench draft FOLDER` writes a card"
         )
+        if begins.rstrip() == "---" and not EMPTY_BLOCK.match(text):
+            message = "the front matter is not closed: no line behind the YAML is `---` alone"
+            raise CardError(
+                message, file=path, key="line 1", found=begins, remedy="Write that line, not indented"
+            )
         raise CardError("the card has no front matter", file=path, key="line 1", found=begins, remedy=remedy)
     block, first_line = match.group(2), text[: match.start(2)].count("\n") + 1
     try:
@@ -201,16 +207,20 @@ def _check_node(front: FrontMatter, node: Any, path: Keys) -> None:
     if tag == "int" and not _INT_IN_BOTH.fullmatch(text):
         remedy = f"Write a plain decimal number, or quote it: {text!r}"
     elif tag == "float" and not _FLOAT_IN_BOTH.fullmatch(text):
-        remedy = f"Write {_spelled(text)}, with a dot before and a sign in the exponent"
+        remedy = f"Write {spelled(text)}, with a dot before and a sign in the exponent"
+        if not math.isfinite(float(text)):
+            remedy = "Write a number that is finite"
     elif tag == "str" and _NOT_TEXT_IN_1_1.fullmatch(text):
         remedy = f'Quote it: "{text}"'
     else:
         return
+    if path[-1:] == ("value",) and tag != "float":  # text is no figure, in quotes or without
+        remedy = "Write a plain decimal number"
     other = "no text" if tag == "str" else "text or another number"
     raise front.error(path, f"to the hub (YAML 1.1) this is {other}", text, remedy)
 
 
-def _spelled(text: str) -> str:
+def spelled(text: str) -> str:
     """Return a number in the spelling that both YAML versions read as a float."""
     sign = "-" if text.startswith("-") else ""
     mantissa, mark, exponent = text.lstrip("+-").lower().partition("e")

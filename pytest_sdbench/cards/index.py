@@ -26,6 +26,8 @@ _NEAR = 0.8
 """How alike a misspelt name is to the one that it means."""
 _LIKELY = 0.6
 """And one that is likely to mean it: `coco30k` means `coco30k-bksdm`."""
+_NUMBER_OF_IMAGES = ("numsamples", "nsamples", "numimages", "nimages", "samples", "images")
+"""How `num_samples` is spelt, letters alone."""
 _OF_ANY_TASK = ("precision", "recall", "coverage", "density")
 """Names that figures of classification and detection have as well."""
 _ORIGIN = ("model", "dataset", "config", "args", "split", "label", "source", "verified")
@@ -172,7 +174,8 @@ def _entry(context: _Context, at: Keys, place: Keys, model: str) -> Claim | Prob
 def _other_task(front: FrontMatter, at: Keys) -> str:
     """Return the task of a result where it makes no images; empty where it does, or nothing says so."""
     task = front.scalar(*at, "task", "type") or ""
-    return "" if not task or re.search("image-generation|to-image", task) else task
+    made = re.search("image-generation|to-image", re.sub("[ _]", "-", task), re.IGNORECASE)
+    return "" if not task or made else task
 
 
 def _foreign(front: FrontMatter, at: Keys, name: str, *, hub: bool) -> Problem:
@@ -232,7 +235,9 @@ def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, mode
     protocol = config if config is not None and config in known else UNSTATED
     # A card with a block of ours means our protocols: a slip in a name must not ungate its claim.
     near = _NEAR if context.hub else _LIKELY
-    if protocol == UNSTATED and config and get_close_matches(_plain(config), map(_plain, known), 1, near):
+    # One of another number of images is no slip: `mscoco-30k` does not mean `coco5k`.
+    meant = [_plain(name) for name in known if config and _same_number(config, name)]
+    if protocol == UNSTATED and config and get_close_matches(_plain(config), meant, 1, near):
         check_protocol(front, (*at, "dataset", "config"), config, known, UNSTATED)
     assumed, n = _arguments(front, (*at, "dataset", "args"), dataset.args, protocol, known)
     own = margins.get(UNSTATED, {}).get(claim.metric) if protocol == UNSTATED else None
@@ -257,6 +262,12 @@ def _with_result(context: _Context, at: Keys, claim: Claim, figure: Figure, mode
     return replace(claim, source=source, origin={key: str(value) for key, value in said.items() if value})
 
 
+def _same_number(word: str, other: str) -> bool:
+    """Return whether two names begin their numbers alike, or one has none: `coco-30k` is no `coco5k`."""
+    numbers = [re.findall(r"\d+", each) for each in (word, other)]
+    return not all(numbers) or numbers[0][0] == numbers[1][0]
+
+
 def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
@@ -265,10 +276,11 @@ def _arguments(
     front: FrontMatter, at: Keys, args: Mapping[str, Any], protocol: str, known: Sequence[str]
 ) -> tuple[str | None, int | None]:
     """Return the assumed protocol and the number of images that stand beside a result."""
-    n, assumed = args.get("num_samples"), args.get("assumed")
+    spelled = next((key for key in args if _plain(str(key)) in _NUMBER_OF_IMAGES), "num_samples")
+    n, assumed = args.get(spelled), args.get("assumed")
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n <= 0):
         remedy = "Write a whole number such as 30000, or leave the key out"
-        raise front.error((*at, "num_samples"), "not a number of images", n, remedy)
+        raise front.error((*at, spelled), "not a number of images", n, remedy)
     if assumed is not None:
         at = (*at, "assumed")
         check_protocol(front, at, str(assumed), known)

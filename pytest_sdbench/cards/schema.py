@@ -22,7 +22,7 @@ from pytest_sdbench.base.schema import (
     one_of,
     suggestion,
 )
-from pytest_sdbench.cards.front_matter import FrontMatter
+from pytest_sdbench.cards.front_matter import FrontMatter, spelled
 from pytest_sdbench.cards.records import DeviceRecord, Part, Record
 from pytest_sdbench.metrics.definition import Metric
 from pytest_sdbench.metrics.registry import METRICS, metric_name
@@ -31,6 +31,10 @@ from pytest_sdbench.models.layout import JOINED
 
 COMPONENTS = ("unet", "text_encoder", "image_decoder", "whole")
 Component = Annotated[str, one_of(*COMPONENTS)]
+
+
+_PERCENT = (10.0, 1000.0)
+"""A ratio of latencies between these is percent; one above is none, and holds whatever is measured."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +221,17 @@ def _check_network(front: FrontMatter, block: Block) -> None:
     if block.speed.unet_ratio and not block.baseline:
         at, remedy = ("sdbench", "baseline"), "Name the baseline's card, or remove sdbench.speed"
         raise front.error(at, "a speed ratio needs a card to be relative to", None, remedy)
+    if block.speed.unet_ratio and _PERCENT[0] < block.speed.unet_ratio.max <= _PERCENT[1]:
+        at, most = ("sdbench", "speed", "unet_ratio", "max"), block.speed.unet_ratio.max
+        remedy = f"Give a ratio, not percent: {most / 100:g}"
+        raise front.error(at, "the ratio has the wrong scale", most, remedy)
+    if block.memory.peak_bytes and block.memory.peak_bytes.max < 1e6:
+        at, most = ("sdbench", "memory", "peak_bytes", "max"), block.memory.peak_bytes.max
+        remedy = f"Give bytes, not GB: {spelled(f'{most:g}e+9')}"
+        raise front.error(at, "the peak memory has the wrong scale", most, remedy)
     if macs is not None and macs < 1e6:
-        at, remedy = ("sdbench", "compute", "unet_macs"), f"Give operations, not billions: {macs:g}e+9"
+        at = ("sdbench", "compute", "unet_macs")
+        remedy = f"Give operations, not billions: {spelled(f'{macs:g}e+9')}"
         raise front.error(at, "the multiply-accumulates have the wrong scale", macs, remedy)
 
 
@@ -228,8 +241,10 @@ def _check_size(front: FrontMatter, block: Block) -> None:
     printed = {name: part.published for name, part in block.size.items() if part and part.published}
     for name, count in printed.items():
         if count < 1000:
-            near = f"{exact[name] / 1e9:.2f}" if name in exact else f"{count:g}"
-            remedy = f"Give parameters, not billions: {near}e+9"
+            near = float(f"{exact[name] / 1e9:.2f}") if name in exact else count
+            remedy = f"Give parameters, not billions: {spelled(f'{near:g}e+9')}"
+            if name not in exact and count >= 1:
+                remedy += f"; of millions: {spelled(f'{count:g}e+6')}"
         elif name in exact and not 0.5 < count / exact[name] < 2:
             remedy = f"The exact count is {exact[name]:,}: one of the two is wrong"
         else:

@@ -15,7 +15,7 @@ from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands.shared import find_card_of, first_images, protocol_of, share, show, write_figures
-from pytest_sdbench.commands.systems import KINDS, lone, system_of
+from pytest_sdbench.commands.systems import KINDS, System, apart, lone, system_of
 from pytest_sdbench.evaluation.evaluate import CUT, evaluate
 from pytest_sdbench.evaluation.evidence import NothingToMeasure
 from pytest_sdbench.evaluation.fidelity import pairs_of
@@ -110,11 +110,12 @@ def compare(
         protocol = first_images(protocol, images)
     # A whole checkpoint comes first: it may be the base of the other.
     if lone(second) is None:
-        right = _side(second, protocol, None, workspace.download)
-        left = _side(first, protocol, right, workspace.download)
+        last = system_of(second, None, download=workspace.download)
+        one = system_of(first, last.checkpoint, download=workspace.download)
     else:
-        left = _side(first, protocol, None, workspace.download)
-        right = _side(second, protocol, left, workspace.download)
+        one = system_of(first, None, download=workspace.download)
+        last = system_of(second, one.checkpoint, download=workspace.download)
+    left, right = (_side(system, protocol) for system in apart([one, last]))
     prompts = load_prompts(protocol, workspace.data_root)[: protocol.n]
     # The second first: the first one's pictures are drawn for it, and its own scores come of them.
     theirs, more = _scored(right, protocol, workspace, prompts, beside=left)
@@ -289,11 +290,9 @@ def _call(metric: Metric, low: float, high: float, names: tuple[str, str]) -> st
     return f"{names[0] if (low > 0) == metric.higher_is_better else names[1]} is better"
 
 
-def _side(text: str, protocol: Protocol, other: _Side | None, download: bool) -> _Side:
-    found = system_of(text, None if other is None else other.checkpoint, download=download)
-    card = found.card
-    evidence = None if card is None else evidence_path(card.path, card.name, protocol.name)
-    return _Side(found.name, found.checkpoint, evidence)
+def _side(system: System, protocol: Protocol) -> _Side:
+    evidence = None if system.card is None else evidence_path(system.card.path, protocol.name)
+    return _Side(system.name, system.checkpoint, evidence)
 
 
 def _recorded(side: _Side, protocol: Protocol, beside: _Side | None) -> Estimates | None:

@@ -267,7 +267,7 @@ def _history(options: argparse.Namespace) -> int:
 
 def _panel_of(trend: Trend) -> HistoryPanel:
     """Return a trend as a figure shows it: memory in MiB, everything else as it is."""
-    from pytest_sdbench.commands.history import difference_text, score_text
+    from pytest_sdbench.commands.history import difference_text, series_text
     from pytest_sdbench.report.figures.history import Call
     from pytest_sdbench.report.figures.history import Panel as HistoryPanel
 
@@ -285,7 +285,7 @@ def _panel_of(trend: Trend) -> HistoryPanel:
         for change in trend.changes
     ]
     return HistoryPanel(
-        (about.card, score_text(about) + (", MiB" if about.test == "memory" else "")),
+        (about.card, series_text(series) + (", MiB" if about.test == "memory" else "")),
         [scale * each.value for each in measured],
         [None if series.exact else each.standard_error for each in measured],
         [point.runs[0].date[:10] for point in series.points],

@@ -12,7 +12,7 @@ from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.commands.sample import protocols_of
 from pytest_sdbench.commands.shared import protocol_of
-from pytest_sdbench.commands.systems import System, lone, system_of
+from pytest_sdbench.commands.systems import System, apart, lone, system_of
 from pytest_sdbench.evaluation.evaluate import evaluate
 from pytest_sdbench.evaluation.job import Extras
 from pytest_sdbench.evaluation.kept_pictures import Album
@@ -21,7 +21,8 @@ from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.prompts import load_prompts, scenes_behind
 from pytest_sdbench.protocols.protocol import Protocol
-from pytest_sdbench.protocols.scenes import render, scene
+from pytest_sdbench.protocols.scene_glyphs import font_file
+from pytest_sdbench.protocols.scenes import Scene, render
 from pytest_sdbench.report.figures.sheet import Row, Sheet
 from pytest_sdbench.store.shard_format import SHARD
 
@@ -92,10 +93,12 @@ def _systems(names: Sequence[str], download: bool) -> list[System]:
     whole = next((name for name in names if lone(name) is None), None)
     base = None if whole is None else system_of(whole, None, download=download)
     lends = None if base is None else base.checkpoint
-    return [
-        base if base is not None and name == whole else system_of(name, lends, download=download)
-        for name in names
-    ]
+    return apart(
+        [
+            base if base is not None and name == whole else system_of(name, lends, download=download)
+            for name in names
+        ]
+    )
 
 
 def _check_number(option: str, given: Sequence[str], systems: Sequence[System], remedy: str) -> None:
@@ -124,7 +127,8 @@ def _protocol(of: System | None, name: str, metric: str) -> Protocol:
 def collect(columns: Sequence[Column], choice: Choice, workspace: Workspace) -> tuple[Sheet, list[str]]:
     """Return the sheet of some columns, and a line on each of them: how many pictures were drawn for it.
 
-    What the store does not keep is drawn, and kept. The real scene is the first column where there is one.
+    What the store does not keep is drawn, and kept. The real scene is the first column where there is one;
+    without the font that draws it, a line says so.
     Raises SdbenchError for columns of other prompts or other noise, and for prompts that there are not; else
     as `evaluate` and `make_evidence`.
     """
@@ -137,12 +141,13 @@ def collect(columns: Sequence[Column], choice: Choice, workspace: Workspace) -> 
     n = max(notes) + 1
     prompts = _prompts(columns, n, notes, workspace)
     first = columns[0].protocol
-    behind = scenes_behind(first, notes)
     headings, pictures, told = [], [], []
+    behind, lack = _behind(first, notes)
+    told += [lack] if lack else []
     if behind:
         side = first.sampling.resolution
         headings.append("real scene")
-        pictures.append([np.asarray(render(scene(behind[index]), side), np.uint8) for index in notes])
+        pictures.append([render(behind[index], side) for index in notes])
     for column in columns:
         album = Album(column.checkpoint, column.protocol.with_samples(n), workspace)
         headings.append(column.label)
@@ -154,6 +159,17 @@ def collect(columns: Sequence[Column], choice: Choice, workspace: Workspace) -> 
         for (index, note), of_row in zip(notes.items(), zip(*pictures, strict=True), strict=True)
     ]
     return Sheet(headings, rows, _footnote(columns)), told
+
+
+def _behind(protocol: Protocol, wanted: Iterable[int]) -> tuple[dict[int, Scene], str]:
+    """Return the scenes behind prompts, and why they are not shown, in which case there are none."""
+    found = scenes_behind(protocol, wanted)
+    try:
+        if found:
+            font_file()
+    except SdbenchError as error:
+        return {}, f"no real scenes beside the pictures: {error}"
+    return found, ""
 
 
 def _picture(album: Album, index: int, n: int) -> Any:

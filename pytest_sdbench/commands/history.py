@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pytest_sdbench.evaluation.known import known_estimate
 from pytest_sdbench.gate.trends import Trend, trends
 from pytest_sdbench.metrics.change_points import ERROR, Change
 from pytest_sdbench.metrics.estimates import Estimate
-from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.metrics.registry import METRICS, metric_name
 from pytest_sdbench.metrics.standard_error import Groups, groups_of
 from pytest_sdbench.protocols.prompts import load_prompts
 from pytest_sdbench.protocols.protocol import Protocol
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     evidence = KeptEvidence(Workspace(options.store, options.data, progress=False))
     found = trends(chosen, evidence) if options.format == "text" or options.json else []
     if options.format in _FORMATS:
-        wanted = {each.about.series for each in chosen}
+        wanted = {each.about.series: each.apart for each in chosen}
         latest = next(run for run in reversed(runs) if any(m.series in wanted for m in run.measurements))
         entries = _exported(latest, wanted, options.format)
         write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", options.out)
@@ -100,7 +100,8 @@ def read_chosen(options: argparse.Namespace) -> tuple[list[Run], list[Series], l
 
 
 def _is_chosen(each: Measurement, options: argparse.Namespace) -> bool:
-    pairs = (options.card, each.card), (options.metric, each.metric or each.test)
+    metrics = {metric_name(name) or name for name in options.metric or ()}
+    pairs = (options.card, each.card), (metrics, each.metric or each.test)
     return all(not wanted or said in wanted for wanted, said in (*pairs, (options.protocol, each.protocol)))
 
 
@@ -152,7 +153,9 @@ def history_text(found: Sequence[Trend], runs: int, *, detailed: bool, notes: Ma
     for trend in several:
         about, points = trend.series.about, trend.series.points
         ends = [_value(trend.series, point.measurement) for point in (points[0], points[-1])]
-        rows.append([about.card, score_text(about), str(len(points)), *ends, _bars(points), _calls(trend)])
+        rows.append(
+            [about.card, series_text(trend.series), str(len(points)), *ends, _bars(points), _calls(trend)]
+        )
     heading = ["card", "score", "points", "first", "latest", "", "changes"]
     parts = [plain_table(heading, rows, "llrrrll")] if rows else []
     parts += [_detail(trend) for trend in several if detailed or trend.changes]
@@ -170,6 +173,11 @@ def history_text(found: Sequence[Trend], runs: int, *, detailed: bool, notes: Ma
     if notes:
         parts.append("\n".join(f"not paired: {note}" for note in notes))
     return "\n\n".join(parts)
+
+
+def series_text(series: Series) -> str:
+    """Return what a series is of, and what tells it from its namesakes."""
+    return ", ".join(filter(None, (score_text(series.about), series.apart)))
 
 
 def score_text(about: Measurement, arrow: bool = True) -> str:
@@ -246,8 +254,8 @@ def _detail(trend: Trend) -> str:
             [first.date[:16].replace("T", " "), *where, _value(series, each), less, called.get(i, "")]
         )
     heading = ["run", "commit", "checkpoint", "runs", "value", "less the one before", "called"]
-    images = f", {series.about.n:,} images" if series.about.n else ""
-    title = f"{series.about.card}: {score_text(series.about)}{images}"
+    images = f", {series.about.n:,} images" if series.about.n and "images" not in series.apart else ""
+    title = f"{series.about.card}: {series_text(series)}{images}"
     return f"{plain(title)}\n{plain_table(heading, rows, 'lllrrll')}"
 
 
@@ -263,7 +271,7 @@ def figures(found: Sequence[Trend]) -> dict[str, Any]:
         runs = [run.id for run in point.runs]
         return {"date": first.date, **first.source, "runs": runs, **score, **evidence, "step": step}
 
-    names = ("card", "test", "name", "metric", "protocol", "n", "unit")
+    names = ("card", "test", "name", "metric", "protocol", "n", "unit", "device", "dtype", "reference")
     return {
         "error": ERROR,
         "series": [
@@ -278,7 +286,7 @@ def figures(found: Sequence[Trend]) -> dict[str, Any]:
     }
 
 
-def _exported(latest: Run, wanted: Collection[tuple[str, ...]], form: str) -> list[dict[str, Any]]:
+def _exported(latest: Run, wanted: Mapping[tuple[str, ...], str], form: str) -> list[dict[str, Any]]:
     """Return a run's figures of these series in the form that github-action-benchmark reads."""
     entries = []
     for each in latest.measurements:
@@ -290,7 +298,8 @@ def _exported(latest: Run, wanted: Collection[tuple[str, ...]], form: str) -> li
             about += [
                 f"{key} {plain(value)}" for key in ("checkpoint", "draw") if (value := getattr(each, key))
             ]
-            name = f"{each.card}: {score_text(each, arrow=False)}"
+            apart = wanted[each.series]
+            name = f"{each.card}: {score_text(each, arrow=False)}{f', {apart}' if apart else ''}"
             unit = each.unit or (metric.label if metric else each.metric) or each.test
             entry: dict[str, Any] = {"name": plain(name), "unit": plain(unit), "value": each.value}
             if each.standard_error is not None:

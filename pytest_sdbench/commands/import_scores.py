@@ -215,9 +215,14 @@ def read_values(path: Path, metric: Metric) -> Iterator[Value]:
             raise DataError(message, file=path, key=where, found=found, remedy=remedy)
         told = {key: row.get(key) for key in ("index", "seed") if row.get(key) not in (None, "")}
         file = next((str(row[key]) for key in _FILE_KEYS if row.get(key) not in (None, "")), "")
-        if "index" not in told and _IMAGE.fullmatch(name := re.split(r"[/\\]", file)[-1]):
-            told["index"] = int(name.partition(".")[0])
+        named = None
+        if _IMAGE.fullmatch(name := re.split(r"[/\\]", file)[-1]):
+            named = int(name.partition(".")[0])
+            told.setdefault("index", named)
         numbers = {key: _whole(path, f"{where}, {key}", found) for key, found in told.items()}
+        if named not in (None, numbers.get("index")):
+            message = f"the index is {numbers['index']}, the file of another image"
+            raise DataError(message, file=path, key=where, found=name, remedy="Leave one of them out")
         prompt = next((str(row[key]) for key in PROMPT_KEYS if row.get(key) not in (None, "")), None)
         if "index" not in numbers and prompt is None:
             unnamed = '; the column without a name is pandas\' index: write it with index_label="index"'
@@ -262,7 +267,7 @@ def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 header = [name.strip() for name in row]
                 lower = {name: name.lower() for name in header if name.lower() in _COLUMNS}
                 header = [lower.get(name, name) for name in header]
-                if twice := [name for name in header if header.count(name) > 1]:
+                if twice := [name for name in header if name and header.count(name) > 1]:
                     message = "malformed CSV: two columns have one name"
                     raise DataError(message, key=f"line {line}", found=twice[0])
             elif not any(map(str.strip, row)):  # Excel leaves such behind

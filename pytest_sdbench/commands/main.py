@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_sdbench import __version__
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.base.files import why_unwritable
+from pytest_sdbench.base.files import FULL, why_unwritable
 
 COMMANDS = {
     "doctor": "say what this machine lacks for which card, and how to get it",
@@ -65,19 +65,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settle_places(options, words)
         _check_outputs(options)
         status: int = _module(options.command).run(options)
+        sys.stdout.flush()
         return status
     except SdbenchError as error:
         print(f"error: {own_words(error, options)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 141
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        _discard_output()
+        told = f"the output cannot be written: {error.strerror}. Make room on its disk"
+        print(f"error: {told}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         kept = (
             ": what is whole in the store is kept, and the same command goes on" if named in _DRAWING else ""
         )
         print(f"\ninterrupted{kept}", file=sys.stderr)
         return 130
+
+
+def _discard_output() -> None:
+    """Let what is still to be written go nowhere: the interpreter would try again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser(*names: str) -> argparse.ArgumentParser:

@@ -108,6 +108,8 @@ def _checked(
         after = min((index for index in found if index > lacking), default=last)
         message = f"no image is of prompt {lacking}. This one of {len(found):,} images is of prompt {after}"
         remedy = f"Make it, or score the first ones alone: --images {lacking}"
+        if lacking == 1:  # one picture has no score
+            remedy = "Make it, and those behind it: images are of the first prompts, without a gap"
         if lacking == 0:
             remedy = "Images are of the first prompts, without a gap"
             if after == 1:

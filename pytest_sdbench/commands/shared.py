@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_sdbench.base.errors import CardError, SdbenchError
+from pytest_sdbench.base.files import FULL, write_atomically
 from pytest_sdbench.base.options import OPTIONS, weights_by_card
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import plain
@@ -219,14 +220,20 @@ def show(text: str, file: TextIO | None = None) -> None:
 
 
 def write_text(text: str, out: Path | None) -> None:
-    """Print a text, or write it into a file."""
+    """Print a text, or write it into a file: whole, or the file stays as it was."""
     if out is None:
         print(text, end="" if text.endswith("\n") else "\n")
         return
+    content, folder = text.encode(), os.path.dirname(os.path.realpath(out))
     try:
-        out.write_text(text, encoding="utf-8")
+        if out.exists() and not (out.is_file() and os.access(folder, os.W_OK | os.X_OK)):
+            out.write_bytes(content)  # a device, or a file in a folder that takes no other
+        else:
+            write_atomically(out, content)
     except OSError as error:
         found, remedy = error.strerror, "Name a file in a folder that exists"
+        if error.errno in FULL:
+            remedy = "Make room on its disk, or name a file on another one"
         raise SdbenchError("cannot be written", file=out, found=found, remedy=remedy) from None
     print(f"written to {out}", file=sys.stderr)
 

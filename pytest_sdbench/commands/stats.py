@@ -27,6 +27,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--features", type=int, default=0, metavar="N", help=told)
     told = "of a range of scenes, those of these layouts"
     command.add_argument("--layouts", nargs="+", default=[], metavar="NAME", help=told)
+    told = "of a range of scenes, take names of faces alone, or of things, which are all others [%(default)s]"
+    command.add_argument("--domain", default="all", metavar="all|faces|things", help=told)
     share(command, "--background", "--data", "--device", "--download")
 
 
@@ -34,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from pytest_sdbench.base.environment import torch_device
     from pytest_sdbench.features.references import make_statistics
+    from pytest_sdbench.features.scene_set import SceneSet
     from pytest_sdbench.protocols.sections import Resize
 
     check_counts(options, "resize")
@@ -41,19 +44,18 @@ def run(options: argparse.Namespace) -> int:
         raise SdbenchError("give 0 or more", key="--features", found=options.features)
     steps = [Resize(resize=options.resize, filter="pil-bicubic")] if options.resize else []
     source = _source(options.source)
-    _check_layouts(options.layouts, source)
+    _check_scenes(options, source)
     workspace = Workspace(
         data_root=options.data,
         device=torch_device(options.device, option="--device"),
         download=options.download,
     )
     made = make_statistics(
-        source,
+        SceneSet(source, options.layouts, options.domain) if isinstance(source, range) else source,
         options.out,
         workspace,
         extractor=options.extractor,
         steps=steps,
-        layouts=options.layouts,
         keep=options.features,
         background=options.background,
     )
@@ -61,15 +63,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_layouts(layouts: Sequence[str], source: range | Sequence[str]) -> None:
-    from pytest_sdbench.protocols.scenes import LAYOUTS
+def _check_scenes(options: argparse.Namespace, source: range | Sequence[str]) -> None:
+    from pytest_sdbench.protocols.scenes import DOMAINS, LAYOUTS
 
-    if layouts and not isinstance(source, range):
-        raise SdbenchError("layouts are those of scenes", key="--layouts", found=source[0])
-    for name in layouts:
+    if not isinstance(source, range):
+        if options.layouts:
+            raise SdbenchError("layouts are those of scenes", key="--layouts", found=source[0])
+        if options.domain != "all":
+            raise SdbenchError("domains are those of scenes", key="--domain", found=source[0])
+    for name in options.layouts:
         if name not in LAYOUTS:
             remedy = f"Give {', '.join(LAYOUTS)}"
             raise SdbenchError("no scene has this layout", key="--layouts", found=name, remedy=remedy)
+    if options.domain not in DOMAINS:
+        remedy = f"Give {', '.join(DOMAINS)}"
+        raise SdbenchError("scenes have no such domain", key="--domain", found=options.domain, remedy=remedy)
 
 
 def _source(texts: Sequence[str]) -> range | Sequence[str]:
@@ -80,7 +88,7 @@ def _source(texts: Sequence[str]) -> range | Sequence[str]:
     if len(texts) > 1:
         raise SdbenchError("a range of scenes stands alone", key="source", found=list(texts))
     first, dash, last = scenes.removeprefix("scenes:").partition("-")
-    if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
         remedy = "Write scenes:20000000-20029999"
         raise SdbenchError("not a range of scenes", key="source", found=scenes, remedy=remedy)
     return range(int(first), int(last) + 1)

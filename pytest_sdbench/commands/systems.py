@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sdbench.base.errors import CardError, SdbenchError
 from pytest_sdbench.base.paths import real, reference
-from pytest_sdbench.cards.card import Card, is_card, read_card
+from pytest_sdbench.cards.card import Card, is_card, own_names, read_card
 from pytest_sdbench.cards.network import checkpoint_of
 from pytest_sdbench.commands.shared import find_card_of
 from pytest_sdbench.models.layout import holds_unet, no_checkpoint, replaces
@@ -29,6 +29,12 @@ class System:
     name: str
     checkpoint: Checkpoint
     card: Card | None = None
+
+
+def apart(systems: Sequence[System]) -> list[System]:
+    """Return systems whose cards, where they are namesakes, have the names that tell them apart."""
+    names = own_names({each.card.path: None for each in systems if each.card is not None})
+    return [each if each.card is None else replace(each, name=names[each.card.path]) for each in systems]
 
 
 def lone(text: str) -> Path | None:

@@ -72,7 +72,7 @@ class RecordedImages:
         if not {first, second} <= set(self.cards):
             return None
         cards = [self.cards[name] for name in (first, second)]
-        found = [read_recorded(evidence_path(card.path, card.name, protocol)) for card in cards]
+        found = [read_recorded(evidence_path(card.path, protocol)) for card in cards]
         beside = {None if each is None else each.reference_fingerprint for each in found}
         if METRICS[metric].reads == "pair" and len(beside) > 1:
             return None

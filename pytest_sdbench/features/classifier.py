@@ -10,6 +10,7 @@ Importing this module registers the feature extractor `scenes-classifier` with t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,14 @@ from pytest_sdbench.protocols.image_steps import Images
 
 NAME = "scenes-classifier"
 NONE = "none"
-SHAPE_LABELS = (*scenes.SHAPES, NONE)
+NAME_LABELS = (*scenes.NAMES, NONE)
 COLOUR_LABELS = (*scenes.COLOURS, NONE)
 SIZE_LABELS = (*scenes.SIZES, NONE)
-PATTERN_LABELS = (*scenes.PATTERNS, NONE)
 
-_SLOT_HEADS = {
-    "shape": len(SHAPE_LABELS),
-    "colour": len(COLOUR_LABELS),
-    "size": len(SIZE_LABELS),
-    "pattern": len(PATTERN_LABELS),
-}
+FEATURES = 96
+"""Width of the features behind FID and KID."""
+
+_SLOT_HEADS = {"name": len(NAME_LABELS), "colour": len(COLOUR_LABELS), "size": len(SIZE_LABELS)}
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -59,9 +57,11 @@ class _Residual(nn.Module):
 
 
 class SceneClassifier(nn.Module):
-    """Turn uint8 pictures [N, 3, 64, 64] into 64 features, class logits and readings of every slot."""
+    """Turn uint8 pictures [N, 3, 64, 64] into features, class logits and readings of every slot."""
 
-    def __init__(self, widths: Sequence[int] = (16, 32, 64), hidden: int = 192, features: int = 64) -> None:
+    def __init__(
+        self, widths: Sequence[int] = (24, 48, 96), hidden: int = 256, features: int = FEATURES
+    ) -> None:
         super().__init__()
         first, second, third = widths
         self.trunk = nn.Sequential(
@@ -70,23 +70,23 @@ class SceneClassifier(nn.Module):
             _Residual(second),
             _convolution(second, third, 2),
             _Residual(third),
-            nn.Conv2d(third, 24, 1),
+            nn.Conv2d(third, 32, 1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(24 * 8 * 8, hidden),
+            nn.Linear(32 * 8 * 8, hidden),
             nn.ReLU(),
         )
         self.features = nn.Linear(hidden, features)
-        self.logits = nn.Linear(features, len(scenes.SHAPES) * len(scenes.COLOURS))
-        """Shape x colour of the first-named object; class = shape number * 8 + colour number."""
+        self.logits = nn.Linear(features, len(scenes.NAMES))
+        """Name of the first-named object; the number of a class is that of its name."""
         self.scene = nn.Linear(
             features, scenes.MAX_OBJECTS * sum(_SLOT_HEADS.values()) + len(scenes.BACKGROUNDS)
         )
         """All that the caption says, read from the features: it makes the features carry it."""
-        self.slots = nn.Linear(hidden, scenes.MAX_OBJECTS * (len(SHAPE_LABELS) + len(COLOUR_LABELS)))
+        self.slots = nn.Linear(hidden, scenes.MAX_OBJECTS * (len(NAME_LABELS) + len(COLOUR_LABELS)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return `features` [N, 64], `logits` [N, 56], `shape` [N, 3, 8], `colour` [N, 3, 9] and `scene`.
+        """Return `features` [N, 96], `logits` [N, 128], `name` [N, 3, 129], `colour` [N, 3, 9] and `scene`.
 
         All are float32; `split_scene_head` takes `scene` apart.
         `images` are uint8 [N, 3, 64, 64]; float pictures are taken to be in the same 0 to 255 range.
@@ -95,10 +95,10 @@ class SceneClassifier(nn.Module):
         hidden = self.trunk(x.contiguous(memory_format=torch.channels_last))
         features = self.features(hidden)
         slots = self.slots(hidden).view(len(x), scenes.MAX_OBJECTS, -1)
-        shape, colour = slots.split([len(SHAPE_LABELS), len(COLOUR_LABELS)], dim=2)
+        name, colour = slots.split([len(NAME_LABELS), len(COLOUR_LABELS)], dim=2)
         scene = self.scene(features)
         logits = self.logits(features)
-        return {"features": features, "logits": logits, "shape": shape, "colour": colour, "scene": scene}
+        return {"features": features, "logits": logits, "name": name, "colour": colour, "scene": scene}
 
 
 def split_scene_head(scene: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -112,33 +112,59 @@ def split_scene_head(scene: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 def load_classifier(path: Path | str | None = None) -> SceneClassifier:
     """Load the classifier from its folder (default: the one that ships), in eval mode and float32.
 
-    Raises FileNotFoundError that names the missing file, RuntimeError when tensors and config disagree.
+    Raises FileNotFoundError that names the missing file, RuntimeError for a classifier that reads other names
+    or colours, and when tensors and config disagree.
     """
     folder = Path(path) if path is not None else reference() / "checkpoints" / NAME
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing: `python -m training classifier` makes it")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if (config.get("names"), config.get("colours")) != (list(scenes.NAMES), list(scenes.COLOURS)):
+        what = "this classifier reads other names or colours than scenes have now"
+        raise RuntimeError(f"{folder / 'config.json'}: {what}: `python -m training classifier` makes another")
     model = SceneClassifier(config["widths"], config["hidden"], config["features"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
     model.to(memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def object_hits(model: SceneClassifier, images: Tensor, drawn: Sequence[scenes.Scene]) -> Tensor:
-    """Tell for every object of every scene whether its slot reads its shape and colour: bool [objects].
+    """Tell for every object of every scene whether its slot reads its name and colour: bool [objects].
 
     `images` are uint8 [N, 3, 64, 64], picture n drawn after the caption of scene n.
     """
+    names, colours = _hits(model, images, drawn)
+    return names & colours
+
+
+def name_hits(
+    model: SceneClassifier, images: Tensor, drawn: Sequence[scenes.Scene]
+) -> dict[str, tuple[int, int]]:
+    """Return for every name of these scenes how many of its objects are read by it, and how many there are.
+
+    `images` as `object_hits` takes them. The names stand in the order of how often scenes show them.
+    """
+    names, _ = _hits(model, images, drawn)
+    objects = [thing.name for one in drawn for thing in one.objects]
+    known = Counter(objects)
+    right = Counter(name for name, hit in zip(objects, names.tolist(), strict=True) if hit)
+    return {name: (right[name], known[name]) for name in scenes.NAMES if known[name]}
+
+
+@torch.no_grad()
+def _hits(model: SceneClassifier, images: Tensor, drawn: Sequence[scenes.Scene]) -> tuple[Tensor, Tensor]:
+    """Tell of every object whether its slot reads its name, and whether its colour: bool [objects] each."""
     outputs = model(images)
-    shapes, colours = outputs["shape"].argmax(-1), outputs["colour"].argmax(-1)
-    hits = []
-    for row, one in enumerate(drawn):
-        for slot, thing in enumerate(one.objects):
-            shape_right = SHAPE_LABELS[int(shapes[row, slot])] == thing.shape
-            hits.append(shape_right and COLOUR_LABELS[int(colours[row, slot])] == thing.colour)
-    return torch.tensor(hits)
+    slots = torch.tensor([(row, slot) for row, one in enumerate(drawn) for slot in range(len(one.objects))])
+    things = [thing for one in drawn for thing in one.objects]
+
+    def right(name: str, labels: Sequence[str]) -> Tensor:
+        read = outputs[name].argmax(-1).cpu()[slots[:, 0], slots[:, 1]]
+        hit: Tensor = read == torch.tensor([labels.index(getattr(thing, name)) for thing in things])
+        return hit
+
+    return right("name", NAME_LABELS), right("colour", COLOUR_LABELS)
 
 
 class SceneFeatureExtractor(FeatureExtractorBase):  # type: ignore[misc]
@@ -159,11 +185,11 @@ class SceneFeatureExtractor(FeatureExtractorBase):  # type: ignore[misc]
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        return "64", "logits"
+        return str(FEATURES), "logits"
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        return {"isc": "logits", "fid": "64", "kid": "64", "prc": "64"}[metric]
+        return {"isc": "logits", **dict.fromkeys(("fid", "kid", "prc"), str(FEATURES))}[metric]
 
     @staticmethod
     def can_be_compiled() -> bool:
@@ -177,7 +203,7 @@ class SceneFeatureExtractor(FeatureExtractorBase):  # type: ignore[misc]
         if input.dtype != torch.uint8 or input.dim() != 4 or tuple(input.shape[1:]) != (3, 64, 64):
             raise ValueError(f"{NAME} reads uint8 [N, 3, 64, 64], got {input.dtype} {list(input.shape)}")
         outputs = self.model(input)
-        known = {"64": outputs["features"], "logits": outputs["logits"]}
+        known = {str(FEATURES): outputs["features"], "logits": outputs["logits"]}
         return tuple(known[name].float() for name in self.features_list)
 
 
@@ -219,7 +245,7 @@ def _describe(name: str, data_root: Path | None) -> str:
 
 SCENES_CLASSIFIER = Extractor(
     name=NAME,
-    outputs={"features": 64, "logits": len(scenes.SHAPES) * len(scenes.COLOURS)},
+    outputs={"features": FEATURES, "logits": len(scenes.NAMES)},
     size=64,
     load=_load,
     weights=lambda name: sha256_of(_weights_file()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,16 @@ from pytest_sdbench.protocols.image_steps import Images
 
 NAMED, LOCAL = "open_clip:", "local:"
 _KEY = "metrics.clip_score.model"
+_SETTINGS = (
+    "open_clip_config",
+    "config",
+    "tokenizer",
+    "vocab",
+    "merges",
+    "special_tokens_map",
+    "added_tokens",
+)
+"""What the names of files begin with that say how a model and its tokenizer work."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class ClipScorer:
     preprocess: Callable[[Image.Image], Tensor]
     tokenize: Callable[[Sequence[str]], Tensor]
     sha256: str
-    """Of the weights' file."""
+    """Of the weights' file; of a folder's model, of its configuration and vocabulary as well."""
 
     @torch.inference_mode()
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
@@ -77,12 +88,24 @@ def load_clip(name: str, *, device: torch.device | str = "cpu", download: bool =
         remedy = "Delete the file and fetch it again, or correct open_clip_config.json beside it"
         raise CheckpointError(what, file=weights, remedy=remedy) from problem
     model.eval().requires_grad_(False)
-    return ClipScorer(model, preprocess, _Tokenizer(tokenizer, model, weights), sha256_of(weights))
+    return ClipScorer(model, preprocess, _Tokenizer(tokenizer, model, weights), _checksum(name, weights))
 
 
 def locate_clip(name: str) -> Path:
     """Return the weights' file of a model that is on this machine; raises as `load_clip` does."""
     return (_local(name) if name.startswith(LOCAL) else _named(name, download=False))[1]
+
+
+def _checksum(name: str, weights: Path) -> str:
+    """Return what stands for a model: whatever in its folder decides its scores."""
+    if not name.startswith(LOCAL):
+        return sha256_of(weights)
+    told = hashlib.sha256(sha256_of(weights).encode())
+    for path in sorted(weights.parent.iterdir()):
+        if path.name.startswith(_SETTINGS) and path.suffix in (".json", ".txt") and path.is_file():
+            told.update(path.name.encode() + b"\0")
+            told.update(path.read_bytes().replace(b"\r\n", b"\n"))  # git may write them so
+    return told.hexdigest()
 
 
 class _Tokenizer:
@@ -213,6 +236,6 @@ LOCAL_CLIP = Extractor(
     name=LOCAL,
     outputs={"cosine": 1},
     load=_load,
-    weights=lambda name: sha256_of(locate_clip(name)),
+    weights=lambda name: _checksum(name, locate_clip(name)),
     describe=_describe_local,
 )

@@ -3,7 +3,7 @@
 =========================== ==========================================================================
 ``inception-pytorch-fid``    Inception of 2015-12-05 behind pytorch-fid's front end: 2048 features
 ``inception-torch-fidelity`` the same weights behind torch-fidelity's: 2048 features, 1008 logits
-``scenes-classifier``        the classifier of the embedded dataset: 64 features, 56 logits
+``scenes-classifier``        the classifier of the embedded dataset: 96 features, 128 logits
 ``open_clip:MODEL/TAG``      a pretrained open_clip model: cosine of picture and caption
 ``local:NAME``               an open_clip model in a folder, such as ``local:scenes-clip``
 ``hpsv2.1``                  HPS v2.1: what people would prefer, one number for picture and caption
@@ -206,6 +206,13 @@ def width_of(spec: MetricSpec) -> int:
             key=f"metrics.{spec.metric}.{metric.extractor_key}",
             found=spec.extractor,
             remedy=f"Name one that has them: {', '.join(others)}",
+        )
+    if metric.reads == "pair" and not extractor.paired:
+        raise ProtocolError(
+            f"{metric.label} reads pairs of pictures; this extractor measures single ones",
+            key=f"metrics.{spec.metric}.{metric.extractor_key}",
+            found=spec.extractor,
+            remedy='A metric with reads="pair" goes with an extractor with paired=True',
         )
     return extractor.outputs[metric.output]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import zipfile
 from collections import Counter
@@ -29,6 +30,7 @@ from pytest_sdbench.features.definition import FeatureNetwork
 from pytest_sdbench.features.extractors import known_fingerprint, open_extractor, width_of
 from pytest_sdbench.features.images import BATCH, decode, in_batches, open_images
 from pytest_sdbench.features.pixels import remarks
+from pytest_sdbench.features.scene_set import SceneSet, scenes_like
 from pytest_sdbench.metrics.definition import column
 from pytest_sdbench.metrics.moments import FeatureStatistics, Moments
 from pytest_sdbench.metrics.registry import METRICS
@@ -39,7 +41,7 @@ from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 _FEATURES = 4096
 """Features that are kept where a metric reads them, unless somebody wants others."""
-_BY, _STEPS = "provenance.extractor", "provenance.steps"
+_BY, _STEPS, _SCENES = "provenance.extractor", "provenance.steps", "provenance.images"
 
 if TYPE_CHECKING:
     from pytest_sdbench.protocols.protocol import Protocol
@@ -58,13 +60,15 @@ def load_reference(
     sha256: str | None = None,
     extractor: str | None = None,
     size: int | None = None,
+    scenes_of: str | None = None,
     again: str = "Compute it again: python -m pytest_sdbench stats --help",
 ) -> FeatureStatistics:
     """Return the reference statistics in a file, checked; `again` tells how to make them.
 
+    `scenes_of` is the `kind` of the scenes that a protocol shows; None for other pictures.
     Raises Unavailable where there is no file, DataError for another checksum, a missing key, another width,
-    NaN, a covariance that is none, other weights than the extractor has now, and anything that is no npz of
-    plain arrays.
+    NaN, a covariance that is none, other weights than the extractor has now, other scenes, and anything that
+    is no npz of plain arrays.
     """
 
     def fault(message: str, key: str | None = None, found: object = None, remedy: str = again) -> DataError:
@@ -98,7 +102,10 @@ def load_reference(
     features = arrays.get("features")
     if features is not None and (features.ndim != 2 or features.shape[1] != width):
         raise fault(f"must be [M, {width}]", "features", list(features.shape))
-    _check_provenance(str(arrays.get("provenance", "{}")), extractor, size, fault)
+    about = _check_provenance(str(arrays.get("provenance", "{}")), extractor, size, fault)
+    made = re.fullmatch(r"scenes \d+ to \d+(.*)", str(about.get("images")))
+    if made and scenes_of not in (None, made[1]):
+        raise fault(f"the protocol shows scenes{scenes_of}, and these are others", _SCENES, made[0])
     return FeatureStatistics(
         mu=arrays["mu"].astype(np.float64),
         sigma=(sigma + sigma.T) / 2,
@@ -110,8 +117,11 @@ def load_reference(
 
 def _check_provenance(
     text: str, extractor: str | None, size: int | None, fault: Callable[..., DataError]
-) -> None:
-    """Raise a fault where statistics were made with another extractor, other weights or another resize."""
+) -> dict[str, Any]:
+    """Return what is told of statistics.
+
+    Raises a fault where they were made with another extractor, other weights or another resize.
+    """
     try:
         about = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as problem:
@@ -125,6 +135,7 @@ def _check_provenance(
         raise fault(what, "provenance.extractor_fingerprint", made)
     if size and (other := _resized(about.get("steps"))) not in (None, size):
         raise fault(f"the protocol resizes pictures to {size}, and these were resized", _STEPS, other)
+    return about
 
 
 def _resized(steps: object) -> object:
@@ -181,7 +192,9 @@ def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> F
     same = [each for each in protocol.metrics.values() if getattr(each, "statistics", None) == wanted]
     features = any(METRICS[each.metric].reference == "features" for each in same)
     resized += f" --features {_FEATURES}" * features
-    command = f"python -m pytest_sdbench stats IMAGES --extractor {spec.extractor}{resized} --out"
+    shown = scenes_like(protocol.prompts)
+    source = "IMAGES" if shown is None else shown.source
+    command = f"python -m pytest_sdbench stats {source} --extractor {spec.extractor}{resized} --out"
     others = sorted({step.filter for step in resizes} - {"pil-bicubic"})
     told = f". It resizes with pil-bicubic; resize with {others[0]} before, as the protocol" if others else ""
     if path is None:
@@ -193,6 +206,7 @@ def _read(protocol: Protocol, spec: ReferencedSpec, data_root: Path | None) -> F
         sha256=wanted.sha256,
         extractor=spec.extractor,
         size=resizes[-1].resize if resizes else None,
+        scenes_of=None if shown is None else shown.kind,
         again=f"To compute them from {wanted.images:,} real images: {command} {path}{told}",
     )
 
@@ -254,21 +268,20 @@ def _unpacked(archive: zipfile.ZipFile) -> Iterator[tuple[str, Any]]:
 
 
 def make_statistics(
-    source: range | Sequence[str | Path],
+    source: range | SceneSet | Sequence[str | Path],
     out: Path,
     workspace: Workspace,
     *,
     extractor: str,
     steps: Sequence[Jpeg | Resize] = (),
-    layouts: Sequence[str] = (),
     keep: int = 0,
     background: str | None = None,
 ) -> FeatureStatistics:
-    """Compute the statistics of sets of images, or of a range of scenes, and write them to `out`.
+    """Compute the statistics of sets of images, or of scenes, and write them to `out`.
 
     Images come in folders, archives and shards (`images.open_images`). `steps` are image steps (such as a
-    resize to 256) that every picture goes through first; of a range of scenes, `layouts` takes those of these
-    layouts alone; the features of `keep` pictures stay for KID; transparent ones are laid over `background`.
+    resize to 256) that every picture goes through first; the features of `keep` pictures stay for KID;
+    transparent ones are laid over `background`.
     Raises DataError for a source without images or with one that is damaged, transparent or of a size that
     the extractor does not take.
     """
@@ -281,11 +294,12 @@ def make_statistics(
         raise DataError(f"{extractor} takes images of {network.size} pixels", key="resize", found=resized)
     seen = Counter[str]()
     if isinstance(source, range):
-        indices: Sequence[int] = list(scenes.indices_of(layouts, source)) if layouts else source
-        batches: Iterator[Images] = (apply_image_steps(batch, steps) for batch in scene_batches(indices))
-        total = len(indices)
-        origin = f"scenes {source.start} to {source.stop - 1}"
-        origin += f" of layout {', '.join(layouts)}" if layouts else ""
+        source = SceneSet(source)
+    if isinstance(source, SceneSet):
+        indices = source.chosen()
+        drawn = scene_batches(indices, domain=source.domain)
+        batches: Iterator[Images] = (apply_image_steps(batch, steps) for batch in drawn)
+        total, origin = len(indices), str(source)
     else:
         images = open_images(source)
         size = None if resized else network.size
@@ -359,7 +373,7 @@ def save_statistics(path: Path, statistics: FeatureStatistics, provenance: Mappi
         raise DataError(what, file=path, found=problem.strerror, remedy=remedy) from problem
 
 
-def scene_batches(indices: Sequence[int], size: int = 64) -> Iterator[Images]:
+def scene_batches(indices: Sequence[int], size: int = 64, domain: str = "all") -> Iterator[Images]:
     """Yield the scenes with these indices: uint8 batches [B, size, size, 3]."""
     for start in range(0, len(indices), BATCH):
-        yield scenes.render_batch(indices[start : start + BATCH], size)
+        yield scenes.render_batch(indices[start : start + BATCH], size, domain)

@@ -15,7 +15,7 @@ def recorded_changes(card: Card, checkpoint: Checkpoint, protocol: str) -> tuple
     The recorded checkpoint is compared tensor by tensor where it is on this machine, else as far as its
     description in the recorded evidence goes.
     """
-    recorded = read_recorded(evidence_path(card.path, card.name, protocol))
+    recorded = read_recorded(evidence_path(card.path, protocol))
     known = [record.checkpoint_fingerprint for record in card.records if record.checkpoint_fingerprint]
     if recorded is not None:
         known = [recorded.checkpoint_fingerprint]

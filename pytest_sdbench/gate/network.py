@@ -93,6 +93,12 @@ def judge_timing(card: Card, latency: Ratio, place: Place) -> Verdict:
     return verdict if absolute is None else worst(verdict, absolute)
 
 
+def largest_ratio(card: Card, place: Place) -> float | None:
+    """Return the largest ratio to the baseline's latency that a card allows; None if seconds count, too."""
+    seconds = card.latency is not None or place.record(card) is not None
+    return None if seconds or card.speed is None else card.speed.max
+
+
 def judge_latency_of(card: Card, seconds: Sequence[float], place: Place) -> Verdict | None:
     """Judge an absolute latency by what the card claims or has recorded of this place, and of no other.
 

@@ -17,7 +17,7 @@ from pytest_sdbench.cards.card import Card, Claim
 from pytest_sdbench.cards.cases import Case, other_protocol
 from pytest_sdbench.cards.claims import passes_anything
 from pytest_sdbench.features.references import reference_of
-from pytest_sdbench.gate import fidelity
+from pytest_sdbench.gate import fidelity, margins
 from pytest_sdbench.gate.calibration import Calibration, read_calibration
 from pytest_sdbench.gate.ending import outcome_of
 from pytest_sdbench.gate.looks import Look, looks
@@ -31,7 +31,6 @@ from pytest_sdbench.gate.verdict import (
     judge_scores,
     mismatch,
     noted,
-    rounded_up,
     smallest_margin,
     uncalibrated,
 )
@@ -192,7 +191,7 @@ class _Gate:
                 claim, notes = question.claim, question.notes
                 # What is surely worse fails, however coarse the margin is for what is not.
                 if question.refusal and verdict.outcome is not Outcome.FAIL:
-                    verdict, notes = Verdict(Outcome.ERROR, question.refusal), ()
+                    verdict = Verdict(Outcome.ERROR, question.refusal)
                 judgement = self._judgement(
                     claim, fidelity.spare(verdict, claim, evaluation), evaluation, notes
                 )
@@ -235,8 +234,7 @@ class _Gate:
         if margin is None:
             return uncalibrated(f"{shown}; neither the card nor {protocol.name} has a margin for it")
         if passes_anything(claim.metric, claim.value, margin):
-            wide = f"{self._margin_of(claim)}, beside the claim of {claim.text} would pass nearly anything"
-            return Verdict(Outcome.ERROR, f"{wide}. Give one well below {metric.room(claim.value):g}")
+            return Verdict(Outcome.ERROR, margins.too_wide(self.card, protocol, claim, margin))
         if early and not evaluation.foretells:
             lacking = "the protocol repeats these prompts, so they say too little about its score"
         elif early and not metric.foretells:
@@ -279,7 +277,7 @@ class _Gate:
             notes += fidelity.pair_notes(claim, score, evaluation, look.share)
         if metric.share:
             small = fidelity.too_small_a_margin(score, claim, self.plan)
-            refusal = f"{self._margin_of(claim)}, {small}" if small else ""
+            refusal = f"{margins.told(self.card, self.protocol, claim, margin)}, {small}" if small else ""
             return _Question(claim, score, [*notes, *told], refusal)
         prompts = count_prompts(estimate.n, evaluation.groups)
         if prompts < FEWEST_PROMPTS:
@@ -306,22 +304,13 @@ class _Gate:
         assumed = math.hypot(claim_error if recorded else ours, claim_error)
         needed, refusal = smallest_margin(scatter, assumed=assumed), ""
         if score.margin < needed and not (early and not recorded):
-            refusal = (
-                f"{self._margin_of(claim)}, is smaller than the noise: an identical checkpoint would pass in "
-                f"{chance_of_pass(score.margin, scatter, assumed=assumed):.0%} of runs. Give at least "
-                f"{rounded_up(needed)}"
-            )
+            passing = chance_of_pass(score.margin, scatter, assumed=assumed)
+            refusal = margins.too_small(self.card, self.protocol, claim, score.margin, needed, passing)
         # A score that came out low by chance has a small standard error, FID above all, and would pass too
         # often: a candidate is taken for no less uncertain than the checkpoint of the claim.
         theirs = claim_error * math.sqrt(n / score.n) if recorded else 0.0
         error = math.hypot(max(measured, theirs), claim_error)
         return replace(score, error=error, claim_error=claim_error), refusal
-
-    def _margin_of(self, claim: Claim) -> str:
-        card = f"{self.card.path}: sdbench.margins"
-        file = card if claim.margin is not None else f"{self.protocol.path}: margins"
-        of = f"the margin of {METRICS[claim.metric].label} under {self.protocol.name}"
-        return f"{file}: {of}, {self._margin(claim):g}"
 
 
 def _claim_error(pairing: Pairing, calibration: Calibration | None, metric: str) -> tuple[float | None, bool]:
@@ -370,7 +359,7 @@ def beside(baseline: Card, protocol: Protocol, judgement: Judgement) -> Differen
     Nothing is claimed of it: it is shown. A baseline with another protocol of its own (a consistency model's
     teacher) has no images that compare.
     """
-    recorded = read_recorded(evidence_path(baseline.path, baseline.name, protocol.name))
+    recorded = read_recorded(evidence_path(baseline.path, protocol.name))
     if recorded is None or not protocol.covers(recorded.protocol_fingerprint):
         return None
     estimate, measured = judgement.estimate, judgement.evaluation.protocol

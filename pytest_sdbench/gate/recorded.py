@@ -21,7 +21,7 @@ import numpy as np
 from pytest_sdbench.base.errors import EvidenceError, first_line
 from pytest_sdbench.base.files import holds_pointer, json_mapping, write_atomically
 from pytest_sdbench.base.workspace import Workspace
-from pytest_sdbench.cards.card import Card, baseline_of
+from pytest_sdbench.cards.card import Card, baseline_of, card_name
 from pytest_sdbench.cards.network import baseline_checkpoint
 from pytest_sdbench.cards.records import Record, nearly
 from pytest_sdbench.gate.looks import looks
@@ -68,11 +68,11 @@ class RecordedEvidence:
         return self.looks.get(n, {}).get(metric)
 
 
-def evidence_path(card: Path, name: str, protocol: str) -> Path:
+def evidence_path(card: Path, protocol: str) -> Path:
     """Return where the recorded evidence of a card lies, or would."""
     card = card.absolute()
     folder = card.parent.parent if card.parent.name == "cards" else card.parent
-    return folder / FOLDER / name / f"{protocol}.safetensors"
+    return folder / FOLDER / card_name(card) / f"{protocol}.safetensors"
 
 
 def read_recorded(path: Path) -> RecordedEvidence | None:
@@ -213,7 +213,7 @@ def record_evidence(card: Card, protocol_name: str, workspace: Workspace) -> Pat
         made = evaluate(checkpoint, protocol, workspace, samples=look.n, max_images=0, extras=extras)
         found[look.n] = {name: each for name, each in made.estimates.items() if isinstance(each, Estimate)}
         reference = made.reference
-    path = evidence_path(card.path, card.name, protocol.name)
+    path = evidence_path(card.path, protocol.name)
     recorded = RecordedEvidence(checkpoint.fingerprint, protocol.fingerprint, found)
     if reference is not None:
         recorded = replace(

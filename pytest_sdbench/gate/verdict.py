@@ -346,7 +346,10 @@ def _measured(score: Score, unit: str) -> str:
         return f"{score.measured:{unit}}"
     else:
         reach, (least, most) = _NORMAL.inv_cdf(0.975) * score.interval, score.bounds
-        low, high = max(score.measured - reach, least), min(score.measured + reach, most)
+        low, high = score.measured - reach, score.measured + reach
+        # Beyond its bounds a score is none that may be claimed, but it is what was measured.
+        if least <= score.measured <= most:
+            low, high = max(low, least), min(high, most)
     return f"{score.measured:{unit}} (95 % interval {low:{unit}} to {high:{unit}})"
 
 

@@ -144,14 +144,15 @@ class Metric:
         """Return how far a score is from the worst there is; a distance has no worst, and is its own room.
 
         That of pairs, and one that may fall to zero or below it, may be claimed to be nothing: its room is
-        that up to the largest value there is.
+        that up to the largest value there is, or else that is met, where that is more.
         """
         if self.higher_is_better:
             worst = self.minimum if self.signed else self.minimum or 0.0
             return math.inf if worst is None else score - worst
         if self.perfect is None and not self.signed:
             return score
-        return math.inf if self.maximum is None else self.maximum - score
+        most = self.largest_published if self.perfect is None else self.unlike
+        return max((most if self.maximum is None else self.maximum) - score, score)
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,9 @@ BUDGET = 30.0
 
 MIN_ROUNDS, MAX_ROUNDS = 6, 50
 """Of fewer than six rounds of each no order is rarer than the rank test of a speed claim asks for."""
+
+FEW_ROUNDS, WELL_WITHIN = 3, 0.9
+"""Rounds of a network whose first call already takes less than this share of the longest that is allowed."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class Ratio:
         """Half the distance between the largest and the smallest ratio."""
         return (max(self.ratios) - min(self.ratios)) / 2 if self.ratios else None
 
+    def enough_for(self, largest: float | None) -> bool:
+        """Return whether the rounds can judge a claim: all may pass, and a fail needs six."""
+        return self.rounds >= MIN_ROUNDS or (largest is not None and max(self.ratios) <= largest)
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain data, for ``benchmark.extra_info`` and the report."""
         names = ("candidate_median", "baseline_median", "ratio", "spread", "rounds")
@@ -109,6 +116,28 @@ Cache = MutableMapping[tuple[str, str | None, str, str], Ratio]
 """Measurements of this session, by architecture of candidate and baseline, device and dtype."""
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How long a measurement may take, and the largest ratio that its claim allows."""
+
+    budget: float = BUDGET
+    """Seconds."""
+    largest: float | None = None
+    """None: there is no claim, or it is not of the ratio alone."""
+
+    def rounds(self, warm_up: Sequence[float], again: Callable[[], Sequence[float]]) -> int:
+        """Return how many rounds to take after the first calls of the networks, in seconds: candidate last.
+
+        A first call allocates and picks kernels. Of small networks it takes many times as long as a round,
+        so that a second one tells how many rounds there are time for.
+        """
+        spent = sum(warm_up)
+        a_round = min(spent, sum(again())) if spent < self.budget / 10 else spent
+        within = self.largest is not None and warm_up[-1] < WELL_WITHIN * self.largest * warm_up[0]
+        least = FEW_ROUNDS if within and len(warm_up) > 1 else MIN_ROUNDS
+        return min(MAX_ROUNDS, max(least, int((self.budget - spent) / a_round)))
+
+
 def measure_latency(
     get_benchmark: Callable[[], Any],
     architecture: str | Config,
@@ -117,7 +146,7 @@ def measure_latency(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     cache: Cache | None = None,
-    budget: float = BUDGET,
+    effort: Effort | None = None,
     progress: bool = False,
 ) -> Ratio:
     """Measure one U-Net call through pytest-benchmark, in turn with one call of the baseline's network.
@@ -128,7 +157,9 @@ def measure_latency(
     measure nothing but noise. At most two networks are in memory, and none afterwards. One lock per machine
     keeps timings of other processes apart.
 
-    The first calls of each network warm up and tell how many rounds fit ``budget`` seconds (6 to 50).
+    The first calls of each network warm up and tell how many rounds fit the budget (6 to 50). Where a slow
+    network's already lies well within the largest ratio, three are taken: only a fail needs the ranks of six.
+
     Raise ``Unavailable`` where pytest-benchmark does not measure (``--benchmark-disable``, ``-n``) or where
     another process keeps the lock. ``progress`` shows the rounds as they go.
     """
@@ -138,14 +169,14 @@ def measure_latency(
     key = architecture_key(architecture)
     baseline_key = architecture_key(baseline) if baseline is not None else None
     identical = key == baseline_key
-    cache = {} if cache is None else cache
+    cache, effort = {} if cache is None else cache, effort or Effort()
     place = device, str(dtype)
     if baseline_key is None or identical:
         if taken := _taken(key, place, cache):
             return Ratio(taken, (), identical=identical, reused=True)
         baseline = baseline_key = None
-    elif (key, baseline_key, *place) in cache:
-        return replace(cache[key, baseline_key, *place], reused=True)
+    elif (known := cache.get((key, baseline_key, *place))) and known.enough_for(effort.largest):
+        return replace(known, reused=True)
 
     benchmark = get_benchmark()
     if benchmark.disabled:
@@ -156,7 +187,7 @@ def measure_latency(
                 benchmark,
                 UnetCall(architecture, device=device, dtype=dtype),
                 UnetCall(baseline, device=device, dtype=dtype) if baseline is not None else None,
-                budget,
+                effort,
                 progress,
             )
         finally:
@@ -178,22 +209,14 @@ def _taken(key: str, place: tuple[str, str], cache: Cache) -> tuple[float, ...]:
 
 
 def _interleave(
-    benchmark: Any, candidate: UnetCall, baseline: UnetCall | None, budget: float, progress: bool
+    benchmark: Any, candidate: UnetCall, baseline: UnetCall | None, effort: Effort, progress: bool
 ) -> Ratio:
     """Time ``candidate`` with pytest-benchmark; ``baseline`` runs and is timed in the setup of each round."""
 
-    def call_both() -> float:
-        start = time.perf_counter()
-        for call in (baseline, candidate):
-            if call is not None:
-                call()
-        return time.perf_counter() - start
+    def call_all() -> list[float]:
+        return [call.seconds() for call in (baseline, candidate) if call is not None]
 
-    # The first call of each allocates and picks kernels: it is not counted. Of small networks it takes many
-    # times as long as a round, so that a second one tells how many rounds there are time for.
-    warm_up = call_both()
-    a_round = min(warm_up, call_both()) if warm_up < budget / 10 else warm_up
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int((budget - warm_up) / a_round)))
+    rounds = effort.rounds(call_all(), call_all)
     baseline_seconds: list[float] = []
 
     with Progress(rounds, "rounds", "latency of one U-Net call", shown=progress) as shower:

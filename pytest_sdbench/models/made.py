@@ -8,7 +8,6 @@ killed process leaves there goes when the next one converts something.
 from __future__ import annotations
 
 import atexit
-import errno
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
+from pytest_sdbench.base.files import FULL
 from pytest_sdbench.base.processes import is_dead, this_host
 from pytest_sdbench.models.layout import CLASSES, SD, Pipeline
 from pytest_sdbench.models.loading import quiet
@@ -124,7 +124,7 @@ def _room() -> Iterator[None]:
         code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
         what = "a checkpoint cannot be converted among the temporary files"
         remedy = "Check that its files can be read, and that folder written. For another one: TMPDIR=FOLDER"
-        if code in (errno.ENOSPC, errno.EDQUOT):
+        if code in FULL:
             what = "no room for a converted checkpoint among the temporary files"
             remedy = "Name another folder for them: TMPDIR=FOLDER"
         file = tempfile.tempdir or os.environ.get("TMPDIR")

@@ -45,13 +45,13 @@ def prompt_files(protocol: Protocol, data_root: Path | None = None) -> tuple[str
     return tuple(_read_csv(protocol, protocol.prompts, data_root))
 
 
-def scenes_behind(protocol: Protocol, wanted: Iterable[int]) -> dict[int, int]:
-    """Return the index of the scene that each prompt is the caption of; empty for other prompts."""
+def scenes_behind(protocol: Protocol, wanted: Iterable[int]) -> dict[int, scenes.Scene]:
+    """Return the scene that each prompt is the caption of; empty for other prompts."""
     prompts, wanted = protocol.prompts, set(wanted)
     if not isinstance(prompts, ScenesPrompts) or not wanted:
         return {}
     found = enumerate(_indices(prompts.first, prompts.layouts, 0, max(wanted) + 1))
-    return {at: index for at, index in found if at in wanted}
+    return {at: scenes.scene(index, prompts.domain) for at, index in found if at in wanted}
 
 
 def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:
@@ -92,20 +92,24 @@ def _parse(content: bytes, path: Path, remedy: str) -> dict[str, str]:
 
 def _scenes(protocol: Protocol, prompts: ScenesPrompts) -> tuple[str, ...]:
     # The checksum is over a fixed number, so that every N of one family of protocols is checked alike.
-    checked = scenes.captions(_indices(prompts.first, prompts.layouts, 0, CHECKED_CAPTIONS))
+    first, layouts, domain = prompts.first, prompts.layouts, prompts.domain
+    checked = scenes.captions(_indices(first, layouts, 0, CHECKED_CAPTIONS), domain)
     found = hashlib.sha256("".join(f"{caption}\n" for caption in checked).encode()).hexdigest()
     if found != prompts.captions_sha256:
         message = f"the first {CHECKED_CAPTIONS} captions are others than the protocol means"
         key = "prompts.captions_sha256"
-        remedy = "Scenes have changed: scores are not comparable with older ones; record the new checksum."
+        remedy = (
+            "Where first, layouts or domain of the protocol were changed, record this checksum. Else scenes "
+            "have changed: scores are not comparable with older ones."
+        )
         raise DataError(message, file=protocol.path, key=key, found=found, remedy=remedy)
-    return (*checked, *_rest(prompts.first, prompts.layouts, protocol.n))[: protocol.n]
+    return (*checked, *_rest(first, layouts, domain, protocol.n))[: protocol.n]
 
 
 @lru_cache(maxsize=4)
-def _rest(first: int, layouts: tuple[str, ...] | None, n: int) -> tuple[str, ...]:
+def _rest(first: int, layouts: tuple[str, ...] | None, domain: str, n: int) -> tuple[str, ...]:
     """Return the captions after the checked ones: seconds for 30,000, and every look of a sequence asks."""
-    return tuple(scenes.captions(_indices(first, layouts, CHECKED_CAPTIONS, n)))
+    return tuple(scenes.captions(_indices(first, layouts, CHECKED_CAPTIONS, n), domain))
 
 
 def _indices(first: int, layouts: tuple[str, ...] | None, start: int, stop: int) -> Iterator[int]:

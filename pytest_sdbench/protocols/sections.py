@@ -52,6 +52,7 @@ class CsvPrompts(StrictModel):
     """Captions in the file; a protocol uses the first N of them."""
 
 
+Domain = Literal["all", "faces", "things"]
 Layout = Literal["one", "beside", "above", "row", "two-over-one", "one-over-two"]
 
 
@@ -64,6 +65,8 @@ class ScenesPrompts(StrictModel):
     rows: PositiveInt
     layouts: Annotated[tuple[Layout, ...], Field(strict=False, min_length=1)] | None = None
     """Only scenes of these layouts: prompt i is the caption of the i-th of them. None: every scene."""
+    domain: Domain = "all"
+    """What objects' names are taken from: the captions of the same scenes, with other names."""
     captions_sha256: Sha256
     """Of the first 512 captions, each ended by a line feed."""
 
@@ -74,10 +77,11 @@ class ScenesPrompts(StrictModel):
         return value and tuple(sorted(set(value)))
 
     @model_serializer(mode="wrap")
-    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # What is not there moves no fingerprint: not that of protocols from before it could be.
         content: dict[str, Any] = handler(self)
-        return {key: value for key, value in content.items() if key != "layouts" or value is not None}
+        absent = {"layouts": None, "domain": "all"}
+        return {key: value for key, value in content.items() if key not in absent or value != absent[key]}
 
 
 Prompts = Annotated[CsvPrompts | ScenesPrompts, Field(discriminator="kind")]

@@ -180,9 +180,18 @@ def of_card(rows: Sequence[Row], card: str, *tests: str) -> list[Row]:
     return [row for row in rows if row.card == card and row.test in tests]
 
 
+_NOT_HELD = ("fail", "error", "inconclusive")
+
+
+def telling(rows: Iterable[Row]) -> Row | None:
+    """Return the row whose figures a cell shows, of several variants the first that does not hold."""
+    order = {verdict: place for place, verdict in enumerate(_NOT_HELD)}
+    return min(rows, key=lambda row: order.get(row.verdict, len(order)), default=None)
+
+
 def size(rows: Sequence[Row], card: str, component: str, wrong: Callable[[str], str] = str) -> str:
     """Return a component's parameters, in brackets what its source prints; `wrong` marks a wrong count."""
-    row = next((row for row in of_card(rows, card, "size") if row.name == component), None)
+    row = telling(row for row in of_card(rows, card, "size") if row.name == component)
     if row is None or row.measured is None:
         return NONE
     shown = figure(row.measured)
@@ -198,7 +207,7 @@ def call_cells(rows: Sequence[Row], card: str) -> list[str]:
 
     The seconds of two runs are not comparable, ratios are.
     """
-    row = {test: next(iter(of_card(rows, card, test)), None) for test in NETWORK}
+    row = {test: telling(of_card(rows, card, test)) for test in NETWORK}
     found = {test: each.measured if each else None for test, each in row.items()}
     macs, speed = found["compute"], row["speed"]
     most = speed.claimed if speed else None

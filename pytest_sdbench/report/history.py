@@ -272,6 +272,8 @@ class Series:
     """The figures of one score over time: same card, metric, protocol and number of images."""
 
     points: tuple[Point, ...]
+    apart: str = ""
+    """What tells it from others of its card, score and protocol: images, reference, device; else empty."""
 
     @property
     def about(self) -> Measurement:
@@ -304,7 +306,24 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
                 points[-1] = Point(each, (*points[-1].runs, run))
             else:
                 points.append(Point(each, (run,)))
-    return [Series(tuple(points)) for points in found.values()]
+    apart = _apart(found)
+    return [Series(tuple(points), apart[key]) for key, points in found.items()]
+
+
+def _apart(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Return by key of a series in what it differs from its namesakes."""
+    namesakes: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for key in keys:
+        namesakes.setdefault(key[:5], []).append(key)
+    told = {}
+    for group in namesakes.values():
+        differs = [len(set(values)) > 1 for values in zip(*group, strict=True)]
+        for key in group:
+            of, n, beside, where = key[5:]
+            images = f"predicted {n} images" if n.startswith("for ") else f"{n} images"
+            parts = (of and f"protocol {of[:8]}", n and images, beside and f"beside {beside[:8]}", where)
+            told[key] = ", ".join(part for part, own in zip(parts, differs[5:], strict=True) if part and own)
+    return told
 
 
 def continues(known: Measurement, new: Measurement) -> bool:

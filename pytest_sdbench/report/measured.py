@@ -94,6 +94,7 @@ def measured_scores(rows: Sequence[Row]) -> list[Score]:
                 ahead or row.n,
             ),
             reference=str(row.extra.get("reference_fingerprint", "")),
+            content=str(row.extra.get("protocol_fingerprint", "")),
             predicted=ahead is not None,
             prompts=row.extra.get("prompts"),
         )

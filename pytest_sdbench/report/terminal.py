@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from textwrap import fill
 
-from pytest_sdbench.base.text import clipped, columns, plain
+from pytest_sdbench.base.text import clipped, columns, plain, shortened
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import (
@@ -28,6 +28,7 @@ from pytest_sdbench.report.cells import (
     plain_table,
     reasons,
     size,
+    telling,
     unpainted,
     untested,
     verdicts,
@@ -127,7 +128,7 @@ def _overview(names: Sequence[str], rows: Sequence[Row], width: int, paint: Pain
     # A name may be longer than any terminal is wide.
     longest = max(columns(plain(line[1])) for line in table)
     most = max(longest - _columns(shown) + width, 8)
-    cut = [[line[0], clipped(plain(line[1]), most), *line[2:]] for line in briefly]
+    cut = [[line[0], shortened(plain(line[1]), most), *line[2:]] for line in briefly]
     return _fitted(heading, cut, "llrrrrrl", _LEFT_OUT[:-1], paint)
 
 
@@ -151,7 +152,8 @@ def _columns(text: str) -> int:
 
 def _millions(rows: Sequence[Row], component: str) -> str:
     """Return a counted component in short."""
-    count = next((row.measured for row in rows if row.name == component), None)
+    row = telling(row for row in rows if row.name == component)
+    count = None if row is None else row.measured
     if count is None or count < 1e6:
         return figure(count)
     return f"{count / 1e6:,.{2 if count < 1e7 else 1 if count < 1e8 else 0}f} M"

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from pytest_sdbench.base.errors import EvidenceError, first_line
-from pytest_sdbench.base.files import create_atomically, write_atomically
+from pytest_sdbench.base.files import FULL, create_atomically, write_atomically
 from pytest_sdbench.base.paths import without_secrets
 
 DAMAGED = ".damaged"
@@ -273,7 +273,7 @@ def _explained(what: str, place: Path | str) -> Iterator[None]:
         if what == "read" and isinstance(error, FileNotFoundError):
             raise
         remedy = ELSEWHERE if local else _UNREACHED
-        if local and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if local and getattr(error, "errno", None) in FULL:
             remedy = "Make room and run again: finished shards are kept."
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise EvidenceError(f"evidence cannot be {what}: {reason}", file=place, remedy=remedy) from error

@@ -341,16 +341,16 @@ def sdbench_time(
     sdbench_device: str,
     sdbench_dtype: str,
     sdbench_latencies: dict[Any, Any],
-) -> Callable[[], Ratio]:
-    """Return a function that times one U-Net call beside the baseline's.
+) -> Callable[[float | None], Ratio]:
+    """Return a function that times one U-Net call beside the baseline's, given the largest ratio allowed.
 
     It raises Unavailable where timing is switched off.
     """
 
-    def time() -> Ratio:
+    def time(largest: float | None = None) -> Ratio:
         import torch
 
-        from pytest_sdbench.models.latency import measure_latency
+        from pytest_sdbench.models.latency import Effort, measure_latency
 
         if not request.config.pluginmanager.has_plugin("benchmark"):
             raise Unavailable("timing needs pytest-benchmark", remedy="Run without -p no:benchmark")
@@ -358,8 +358,7 @@ def sdbench_time(
             raise Unavailable("timing is switched off", remedy="Run without --benchmark-skip")
 
         def benchmark() -> Any:
-            found = request.getfixturevalue("benchmark")
-            # All cards have one test of this name: its table is to say whose the times are.
+            found = request.getfixturevalue("benchmark")  # whose table is to say whose the times are
             found.name = plain(sdbench_session.names.get(sdbench_card.path, sdbench_card.name))
             return found
 
@@ -371,6 +370,7 @@ def sdbench_time(
                 device=sdbench_device,
                 dtype=getattr(torch, sdbench_dtype),
                 cache=sdbench_latencies,
+                effort=Effort(largest=largest),
                 progress=progress,
             )
 

@@ -37,6 +37,7 @@ def test_values_are_plain_and_nodes_know_their_places() -> None:
         ("a: 2026-01-01 99:99:99\n", "not valid YAML", None),
         ("a: " + "9" * 5000 + "\n", "not valid YAML", None),
         ("a: &x [*x]\n", "an alias stands in what it stands for", None),
+        ('a: 1\nb: "open\nc: 2\nd: 3\n', "not valid YAML", 1),
         ("a: " + "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), f"more than {DEEPEST} lists", None),
         ("[" * 100_000, f"more than {DEEPEST} lists", None),
         ("- " * 100_000, f"more than {DEEPEST} lists", None),

@@ -34,10 +34,7 @@ REPORTS: dict[str, Callable[[Any], str]] = {
     "training-cpu": compare.report,
     "family": comparison.report,
     "dreambooth": dreambooth.report,
-    **{
-        name: partial(lambda name, found: experiments.report(name, found["rows"]), name)
-        for name in EXPERIMENTS
-    },
+    **{name: partial(experiments.report, name) for name in EXPERIMENTS},
 }
 
 

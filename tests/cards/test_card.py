@@ -109,6 +109,11 @@ fid, name: FID, value: 16.98 | density, value: 96 | results[0].metrics[0].value 
 0.2677 | 26.77 | results[0].metrics[2].value | 26.77 | write 0.2677
 31.680 | 0.3168 | results[0].metrics[1].value | 0.3168 | between 1
 0.490e+9 | 0.49 | sdbench.size.unet.published | 0.49 | not billions
+0.490e+9 | 82 | sdbench.size.unet.published | 82 | 0.48e+9
+{unet_macs: 255.4e+9} | {unet_macs: 1e-05} | sdbench.compute.unet_macs | 1e-05 |
+max: 0.75 | max: 75 | sdbench.speed.unet_ratio.max | 75 | not percent: 0.75
+max: 2.5e+9 | max: 2.5 | sdbench.memory.peak_bytes.max | 2.5 | not GB: 2.5e+9
+max: 2.5e+9 | max: 12 | sdbench.memory.peak_bytes.max | 12 | not GB: 12.0e+9
 0.490e+9 | 4.9e+9 | sdbench.size.unet.published | 4900000000 | 482,346,884
 654897543 | 654897544 | sdbench.size.whole.exact | 654897544 | 654897543
 482346884 | 0.48e+9 | sdbench.size.unet.exact | 480000000 | whole number
@@ -152,6 +157,7 @@ BAD = [
     [CARD, "\ufeff" + CARD, "byte 0", "", "UTF-8"],
     [CARD, "-" + CARD, "line 1", "----", "`---` alone"],
     [CARD, CARD.replace("---", "--- ", 1), "line 1", "---", "`---` alone"],
+    ["---\n\n# Student of", "  ---\n\n# Student of", "line 1", "---", "not indented"],
     ["---\n\n# Student of", "-----\n\n# Student of", "line 1", "-----", "`---` alone"],
 ]
 

@@ -139,6 +139,7 @@ parti, name: Parti} | parti, name: Parti, args: gl} | results[1].dataset.args | 
 parti, name: Parti} | parti, name: Parti, args: [30k]} | results[1].dataset.args | ['30k'] | key: value | no
 Parti} | Parti, args: {num_samples: 30k}} | results[1].dataset.args.num_samples | '30k' | such as 30000 | no
 Parti} | Parti, args: {num_samples: -5}} | results[1].dataset.args.num_samples | -5 | such as 30000 | no
+Parti} | Parti, args: {Num-Samples: 30k}} | results[1].dataset.args.Num-Samples | '30k' | such as 30000 | no
 Parti} | Parti, args: {assumed: coco}} | results[1].dataset.args.assumed | 'coco' | Known protocols | no
 Parti} | Parti, config: [a, b]} | results[1].dataset.config | ['a', 'b'] | quotes | no
 Parti} | Parti, config: coco-5k} | results[1].dataset.config | 'coco-5k' | Did you mean 'coco5k' | no
@@ -153,6 +154,9 @@ parti, name: Parti | parti | results[1].dataset.name | | Add it | no
 13.05 | "" | results[1].metrics[0].value | '' | plain number | no
 13.05 | 2026-11-28 | results[1].metrics[0].value | 2026 | plain number | no
 , value: 13.05 | | results[1].metrics[0].value | missing | Add it | no
+13.05 | 1:30 | results[1].metrics[0].value | 1:30 | plain decimal number | no
+13.05 | yes | results[1].metrics[0].value | yes | plain decimal number | no
+13.05 | 1e400 | results[1].metrics[0].value | 1e400 | that is finite | no
 13.05 | 1e1 | results[1].metrics[0].value | YAML 1.1 | Write 1.0e+1 | no
 13.05 | 0 | results[1].metrics[0].value | zero | plain number | yes
 13.05 | -.inf | results[1].metrics[0].value | -inf | plain number | yes
@@ -239,6 +243,25 @@ def test_a_slip_in_the_name_of_a_protocol_fails_a_card_that_is_verified(tmp_path
     assert "Did you mean" in str(problem)
 
 
+def test_another_number_of_images_is_no_slip(tmp_path: Path) -> None:
+    """`coco-2k` is nearly `coco5k`, letter by letter, and no protocol of ours: it is shown alone."""
+    result = (
+        "{task: {type: t}, dataset: {type: c, name: C, config: coco-2k}, metrics: [{type: fid, value: 9}]}"
+    )
+    index = f"sdbench: {{checkpoint: ./}}\nmodel-index:\n- name: M\n  results:\n  - {result}\n"
+    card = read_card(write(tmp_path, f"---\n{index}---\n"))
+    assert not card.problems
+    assert [claim.gate_protocol for claim in card.claims] == [None]
+
+
+@pytest.mark.parametrize("spelt", ["num_samples", "n_samples", "numSamples", "num-images", "images"])
+def test_the_number_of_images_is_read_however_it_is_spelt(tmp_path: Path, spelt: str) -> None:
+    of = f"dataset: {{type: c, name: C, args: {{{spelt}: 5000}}}}"
+    result = f"{{task: {{type: t}}, {of}, metrics: [{{type: fid, value: 9.6}}]}}"
+    card = read_card(write(tmp_path, f"---\nmodel-index:\n- name: M\n  results:\n  - {result}\n---\n"))
+    assert [claim.n for claim in card.claims] == [5000]
+
+
 def test_the_same_figure_of_several_models_is_compared_with_none(tmp_path: Path) -> None:
     result = ODD[ODD.index("  - task") : ODD.index(PARTI)].rpartition("  - task")[0]
     models = "".join(f"- name: {name}\n  results:\n{result}" for name in ("Teacher", "Student"))
@@ -253,7 +276,8 @@ def test_the_same_figure_of_several_models_is_compared_with_none(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("task", "claims"), [("object-detection", 0), ("image-classification", 0), ("text-to-image", 2)]
+    ("task", "claims"),
+    [("object-detection", 0), ("image-classification", 0), ("text-to-image", 2), ("Text to Image", 2)],
 )
 def test_precision_of_another_task_is_none_of_ours(tmp_path: Path, task: str, claims: int) -> None:
     path = tmp_path / "detector.md"

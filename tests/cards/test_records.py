@@ -87,6 +87,20 @@ PLACES = {
 }
 
 
+@pytest.mark.parametrize("empty", ["value:", "value:   # to come", "value: null"])
+def test_an_empty_value_is_filled_in(tmp_path: Path, empty: str) -> None:
+    path = tmp_path / "card.md"
+    path.write_text(HEAD + "sdbench:\n  checkpoint: a/b\n" + TAIL, encoding="utf-8")
+    write_records(path, [FID])
+    filled = path.read_text(encoding="utf-8")
+    path.write_text(filled.replace("value: 12.3457", empty), encoding="utf-8")
+    write_records(path, [FID])
+    after = path.read_text(encoding="utf-8")
+    assert after == filled.replace(
+        "value: 12.3457", "value: 12.3457   # to come" if "#" in empty else "value: 12.3457"
+    )
+
+
 @pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["lf", "crlf"])
 @pytest.mark.parametrize("place", PLACES)
 def test_records_are_added_and_every_other_line_stays(place: str, ending: str, tmp_path: Path) -> None:
@@ -242,9 +256,12 @@ ANCHORED = HEAD.replace("[ a,b ,  c ]", "&x [ ]") + "sdbench:\n  records: *x\n"
         (HEAD + "sdbench:\n", "the card's block is empty"),
         (HEAD + "sdbench: {}\n", "the card's block is empty"),
         (ANCHORED, r"sdbench\.records: .*without anchors"),
+        # What somebody wrote would be lost.
+        (HEAD + "sdbench:\n  records: [   # ours\n  ]\n", r"sdbench\.records: .*comments in braces"),
+        (HEAD + "sdbench: {checkpoint: a/b, records: [\n    # ours\n  ]}\n", "comments in braces"),
     ],
 )
-def test_without_a_block_of_its_own_or_with_anchors_a_card_takes_no_records(
+def test_a_card_that_cannot_be_edited_in_place_takes_no_records(
     front: str, told: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "card.md"

@@ -145,6 +145,15 @@ def test_a_clear_difference_is_called_one(compare: Compare) -> None:
         assert called_at_all or "is better" not in text
 
 
+def test_namesakes_are_told_apart_by_their_folders(compare: Compare, cards: Path) -> None:
+    for folder, checkpoint in (("one", "mini-sd"), ("two", "noisy-sd")):
+        make_protocol(cards / folder / "protocols" / "mini.yaml")
+        make_card(cards / folder / "model.md", claims={}, checkpoint=f"../{checkpoint}")
+    found = compare(cards / "one" / "model.md", cards / "two" / "model.md")
+    assert (found["first"], found["second"]) == ("one/model", "two/model")
+    assert "one/model" in found["text"]
+
+
 def test_a_card_is_named_by_its_file_as_well(compare: Compare, cards: Path) -> None:
     found = compare(cards / "mini.md", "mini")
     assert (found["first"], found["second"]) == ("mini", "mini")
@@ -182,9 +191,9 @@ def test_fewer_images_are_the_first_ones(compare: Compare, cards: Path, store: P
     assert found["metrics"]["clip_score"]["first"] == clip.value
     # FID is not defined by so few: the reason stands below the table.
     assert "fid" not in found["metrics"]
-    assert "FID: it needs more images than its 64 features" in found["text"]
+    assert "FID: it needs more images than its 96 features" in found["text"]
     # Of a few more it has no standard error, and so no verdict.
-    found = compare("mini", "noisy", "--images", "70")
+    found = compare("mini", "noisy", "--images", "100")
     assert found["metrics"]["fid"]["standard_error"] is None
     (line,) = [line for line in found["text"].splitlines() if line.startswith("FID")]
     assert line.rstrip().endswith("cannot tell: its error is unknown")

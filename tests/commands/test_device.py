@@ -261,7 +261,9 @@ class TestVerdict:
             f"this is {here}, float32" in reason
         )
 
-    @pytest.mark.parametrize("elsewhere", [{}, {"memory": {"peak_bytes": {"max": 1, "device": "Another"}}}])
+    @pytest.mark.parametrize(
+        "elsewhere", [{}, {"memory": {"peak_bytes": {"max": 10**9, "device": "Another"}}}]
+    )
     @pytest.mark.parametrize(("peak", "outcome"), [(100_000_000, "pass"), (103_000_000, "fail")])
     def test_a_peak_is_judged_by_the_record_of_this_device(
         self, peak: int, outcome: str, elsewhere: dict[str, object], tmp_path: Path, monkeypatch

@@ -19,6 +19,7 @@ from pytest_sdbench.protocols.scenes import render, scene
 from pytest_sdbench.report.history import write_run
 from pytest_sdbench.report.results import Row, results_json
 from pytest_sdbench.store.pictures import parse_pictures
+from tests.fonts import installed
 from tests.project import make_card, make_project, make_protocol
 from tests.report.test_history import SCORE, run_at
 
@@ -84,6 +85,18 @@ def test_a_sheet_is_of_the_kept_pictures_beside_the_real_scene(
     assert [text for text in shown if text.startswith("prompt")] == ["prompt 4", "prompt 0"]
 
 
+def test_without_the_font_a_sheet_says_that_the_real_scenes_are_missing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["figure", "sheet", "mini", "--count", "1", "--store", "store", "--device", "cpu"]
+    with installed(None):
+        assert main([*words, "--out", "bare.svg"]) == 0
+    told = capsys.readouterr().out
+    assert "no real scenes beside the pictures: scenes cannot be drawn here: matplotlib is not" in told
+    assert "pip install 'pytest-sdbench[scenes]'" in told
+    assert said(Path("bare.svg"))[0] == "mini"
+
+
 @pytest.mark.parametrize(
     ("words", "columns"),
     [
@@ -135,7 +148,7 @@ def test_the_worst_are_those_that_lost_most_against_the_first(metric: str, here:
         (["sheet", "mini", "--out", "none/a.png"], "there is no folder none"),
         (["sheet", "mini", "--count", "41", "--out", "a.png"], "A sheet has at most 40 rows"),
         (["sheet", "mini", "--steps", "1,2,3,4,5,6,7,8,9,10,11,12", "--out", "a.png"], "at most 12"),
-        (["sheet", "mini", "--prompts", "130", "--out", "a.png"], "mini has 130 prompts, counted from 0"),
+        (["sheet", "mini", "--prompts", "194", "--out", "a.png"], "mini has 194 prompts, counted from 0"),
         (["sheet", "mini", "--prompts", "1", "--worst", "psnr", "--out", "a.png"], "Give one of the two"),
         (["sheet", "mini", "--worst", "psnr", "--out", "a.png"], "it has clip_score"),
         (["sheet", "mini", "--worst", "clip_score", "--out", "a.png"], "Name two systems or more"),

@@ -53,6 +53,7 @@ def test_a_drop_is_shown_with_its_commit(place: Path, capsys: pytest.CaptureFixt
     ("words", "series"),
     [
         (["--metric", "fid"], 1),
+        (["--metric", "FID"], 1),
         (["--metric", "fid", "--metric", "size"], 2),
         (["--protocol", "coco5k"], 2),
         (["--card", "mini"], 3),

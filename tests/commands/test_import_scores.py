@@ -53,6 +53,7 @@ def scores(folder: Path, text: str, name: str = "scores.jsonl") -> list[float]:
         ("s.jsonl", '{"index": 1, "value": false}\n{"index": 0, "value": 0.25}\n\n'
                     '{"index": 3, "value": true}\n{"index": 2, "value": 0.5}'),
         ("s.csv", "index,value\n0,0.25\n1,0\n2,0.5\n3,1\n"),
+        ("s.csv", "index,value,,\n0,0.25,,\n1,0,,\n2,0.5,,\n3,1,,\n"),
         ("s.csv", "index,value\n0,0.25\n1,False\n2,0.5\n3,true\n"),
         ("s.csv", "\ufeffprompt,seed,score,model\r\na cat,33,0.5,x\r\na cat,11,.25,x\r\na dog,,0,x\r\n"
                   '"two owls, one  hat",44,1,x\r\n'),
@@ -81,6 +82,7 @@ def test_every_value_finds_its_image(tmp_path: Path, name: str, text: str) -> No
         ({"prompt": "a cat", "seed": 12, "value": 1}, "the seed"),
         ({"prompt": "a dog", "seed": 23, "value": 1}, "the seed 22"),
         ({"index": 1, "prompt": "a cat", "value": 1}, "another prompt"),
+        ({"index": 1, "file_name": "samples/00000002.png", "value": 1}, "the file of another image"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: object, words: str) -> None:

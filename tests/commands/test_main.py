@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -181,7 +182,7 @@ class TestStats:
         with np.load(out, allow_pickle=False) as found:
             np.testing.assert_allclose(found["mu"], features.mean(axis=0), atol=1e-5)
             np.testing.assert_allclose(found["sigma"], np.cov(features, rowvar=False), atol=1e-5)
-            assert found["features"].shape == (16, 64)
+            assert found["features"].shape == (16, 96)
 
     def test_a_folder_of_images_is_squashed_first_when_asked(self, tmp_path, capsys):
         folder = tmp_path / "images"
@@ -192,7 +193,7 @@ class TestStats:
         words = ["stats", str(folder), "-o", str(out), "--extractor", "scenes-classifier", "--resize", "64"]
         assert main(words) == 0
         with np.load(out, allow_pickle=False) as found:
-            assert found["mu"].shape == (64,)
+            assert found["mu"].shape == (96,)
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -202,6 +203,11 @@ class TestStats:
                 "--layouts: no scene has this layout (found 'pile'). Give one",
             ),
             (["nowhere", "--layouts", "one"], "--layouts: layouts are those of scenes (found 'nowhere')"),
+            (
+                ["scenes:0-9", "--domain", "cats"],
+                "--domain: scenes have no such domain (found 'cats'). Give all, faces, things",
+            ),
+            (["nowhere", "--domain", "faces"], "--domain: domains are those of scenes (found 'nowhere')"),
             (["images.zip", "scenes:0-9"], "a range of scenes stands alone"),
             (["scenes:5", "--extractor", "scenes-classifier"], "5"),
             (["scenes:9-5", "--extractor", "scenes-classifier"], "9-5"),
@@ -306,3 +312,31 @@ class TestDoctor:
         shutil.rmtree(there.parent / "mini-sd")
         assert main(["doctor", str(here), str(there)]) == 1
         assert "Missing or broken" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
+@pytest.mark.parametrize("words", [[], ["--out", "/dev/full"]], ids=["redirected", "out"])
+def test_a_full_disk_is_told_without_a_traceback(words: list[str]) -> None:
+    command = [sys.executable, "-m", "pytest_sdbench", "table", *words]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Make room on its disk" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "table.md"
+    out.write_text("before\n", encoding="utf-8")
+
+    def stop(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", stop)
+    assert main(["table", "--out", str(out)]) == 2
+    assert "Make room on its disk" in capsys.readouterr().err
+    assert out.read_text(encoding="utf-8") == "before\n"
+    assert list(tmp_path.iterdir()) == [out]

@@ -25,7 +25,7 @@ from pytest_sdbench.commands.score import figures, score_table
 from pytest_sdbench.commands.score_images import Scores, score
 from pytest_sdbench.commands.score_matching import match
 from pytest_sdbench.evaluation.evaluate import evaluate
-from pytest_sdbench.evaluation.tuning import Tuning, arranged, default_batch_size
+from pytest_sdbench.evaluation.tuning import Tuning, arranged
 from pytest_sdbench.features.classifier import load_classifier
 from pytest_sdbench.features.images import ImageSet, open_images
 from pytest_sdbench.features.references import scene_batches
@@ -41,8 +41,8 @@ from tests.evaluation.helpers import own_protocol, sample
 from tests.features.test_images import folder, tarred, zipped
 from tests.project import IMAGES, make_card, make_protocol
 
-N = 70
-"""More than the classifier's 64 features, so that FID is defined, and more than a batch."""
+N = 102
+"""More than the classifier's 96 features, so that FID is defined, and more than a batch."""
 FEW = 12
 FIRST = 10_000_000
 """The scene of the first prompt."""
@@ -130,9 +130,13 @@ def test_images_of_the_own_sampler_score_exactly_what_an_evaluation_gives(
     checkpoint = Checkpoint("tiny", pristine_checkpoint)
     pipeline = load_pipeline(checkpoint)
     expected = evaluate(
-        checkpoint, protocol, Workspace(tmp_path / "store", progress=False), load=lambda dtype: pipeline
+        checkpoint,
+        protocol,
+        Workspace(tmp_path / "store", progress=False),
+        tuning=Tuning(batch_size=32, workers=1),
+        load=lambda dtype: pipeline,
     )
-    with arranged(pipeline, Tuning(), full_batch=default_batch_size(protocol), images=N):
+    with arranged(pipeline, Tuning(), full_batch=32, images=N):
         drawn = sample(pipeline, protocol, prompts, range(N), batch_size=32)
         pictures = [picture for batch in drawn for picture in batch.images]
     files = {f"img_{number}.png": png(picture) for number, picture in enumerate(pictures)}
@@ -292,15 +296,25 @@ def test_numbers_from_one_are_taken_as_such_and_it_is_said(
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        (range(1, N), r"img_1\.png: no image is of prompt 0\. .*numbered from 1, .*--images 69"),
-        (range(N + 1), r"img_70\.png: this image is of prompt 70, .*only 70, .*--images 70"),
-        (range(2, N + 2), r"img_70\.png: this image is of prompt 70, but there are only 70, .*another way"),
-        ([*range(50), *range(51, N)], r"img_51\.png: no image is of prompt 50\. .*69 images.*--images 50"),
+        (range(1, N), r"img_1\.png: no image is of prompt 0\. .*numbered from 1, .*--images 101"),
+        (range(N + 1), r"img_102\.png: this image is of prompt 102, .*only 102, .*--images 102"),
+        (range(2, N + 2), r"img_102\.png: this image is of prompt 102, but there are only .*another way"),
+        ([*range(50), *range(51, N)], r"img_51\.png: no image is of prompt 50\. .*101 images.*--images 50"),
+        ([0, *range(2, N)], r"img_2\.png: no image is of prompt 1\. .*without a gap$"),
         ([*range(N - 1), 400], r"img_400\.png: this image is of prompt 400"),
         ([*range(5), "a-1"], r"img_a-1\.png: two images are of prompt 1. The other one is .*img_1\.png"),
         ([*range(5), "a"], r"img_a\.png: the name of this image ends in no number, while others do"),
     ],
-    ids=["first missing", "one too many", "off by one", "gap", "beyond", "twice", "no number"],
+    ids=[
+        "first missing",
+        "one too many",
+        "off by one",
+        "gap",
+        "gap of the second",
+        "beyond",
+        "twice",
+        "no number",
+    ],
 )
 def test_names_that_do_not_add_up_are_refused(
     numbers: Sequence[object], message: str, files: dict[str, bytes], protocol: Protocol, tmp_path: Path
@@ -483,7 +497,7 @@ def test_images_of_a_longer_protocol_are_refused_until_a_number_is_given(
 def test_too_few_images_for_a_metric_say_so(plain: Path, protocol: Protocol) -> None:
     found = run(plain, protocol, n=40)
     assert isinstance(found.estimates["fid"], Undefined)
-    assert "FID: it needs more images than its 64 features" in score_table(found)
+    assert "FID: it needs more images than its 96 features" in score_table(found)
     assert "needs more images" in figures(found)["metrics"]["fid"]["reason"]
 
 

@@ -42,8 +42,8 @@ from pytest_sdbench.store.shard_format import shard_name
 from tests.evaluation.helpers import CLIP, PER_IMAGE, SEQUENTIAL, own_protocol, sample
 from tests.training.helpers import begin, finish
 
-N = 80
-"""More than the classifier's 64 features, so that FID is defined, and more than a shard."""
+N = 102
+"""More than the classifier's 96 features, so that FID is defined, and more than a shard."""
 CAPTIONS = [f"red and blue {number}" for number in range(N)]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,7 +153,7 @@ def test_every_metric_is_estimated(
     assert found.difference(protocol) == ""
     assert (found.blacked_out, found.truncated) == (0, 0)
     columns = column_keys(protocol).values()
-    assert list(shards(store)) == [shard_name(span, columns) for span in (range(64), range(64, 80))]
+    assert list(shards(store)) == [shard_name(span, columns) for span in (range(64), range(64, N))]
     provenance = found.provenance()
     assert provenance["complete"] is True
     assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -164,7 +164,7 @@ def test_evidence_is_what_the_extractors_say_of_each_image_after_the_codec(
     undisturbed: Undisturbed, protocol: Protocol, checkpoint: Checkpoint
 ) -> None:
     pipeline = load_pipeline(checkpoint)
-    (batch,) = sample(pipeline, protocol, CAPTIONS, range(64, N), batch_size=32)
+    (batch,) = sample(pipeline, protocol, CAPTIONS, range(64, N), batch_size=64)
     rows = open_extractors(protocol).extract(apply_image_steps(batch.images, protocol.image), batch.prompts)
     (path,) = undisturbed[0].glob("*/shard-00000064-*")
     stored = load_file(path)
@@ -221,10 +221,10 @@ def test_fewer_images_are_another_claim_on_one_evidence(
     few = score(protocol, tmp_path, samples=10)
     assert (few.n, few.requested, few.images_made, few.complete) == (10, N, 10, False)
     assert few.protocol_fingerprint != protocol.fingerprint
-    assert few.difference(protocol) == "10 images here, 80 in own"
+    assert few.difference(protocol) == "10 images here, 102 in own"
     fid = few.estimates["fid"]
     assert isinstance(fid, Undefined)
-    assert "64 features" in fid.reason
+    assert "96 features" in fid.reason
     fewer = score(protocol, tmp_path, samples=4, load=never)
     assert (fewer.n, fewer.images_made) == (4, 0)
     assert score(protocol, tmp_path, samples=12).images_made == 12

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,8 @@ from pytest_sdbench.base.errors import CheckpointError, ProtocolError, Unavailab
 from pytest_sdbench.features import classifier, inception
 from pytest_sdbench.features import extractors as features
 from pytest_sdbench.features.clip import load_clip
-from pytest_sdbench.features.extractors import describe, open_extractor, open_extractors
+from pytest_sdbench.features.extractors import EXTRACTORS, describe, open_extractor, open_extractors
+from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.metric_specs import read_spec
 from tests.tiny_checkpoint import make_tokenizer
 
@@ -256,7 +258,8 @@ def scenes_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     folder = tmp_path / "checkpoints" / "scenes-classifier"
     folder.mkdir(parents=True)
-    config = {"widths": [16, 32, 64], "hidden": 192, "features": 64}
+    config = {"widths": [24, 48, 96], "hidden": 256, "features": 96}
+    config |= {"names": scenes.NAMES, "colours": scenes.COLOURS}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(classifier.SceneClassifier().state_dict(), folder / "model.safetensors")
     monkeypatch.setattr(classifier, "reference", lambda: tmp_path)
@@ -387,9 +390,18 @@ class TestClip:
         assert len(one.networks) == 1
         assert "scenes-clip" in describe("local:scenes-clip")
 
-    def test_fingerprint_is_that_of_the_weights(self, clip_folder: Path) -> None:
-        weights = clip_folder / "open_clip_model.safetensors"
-        assert load_clip(f"local:{clip_folder}").sha256 == sha256(weights)
+    @pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_config.json", "merges.txt"])
+    def test_whatever_decides_scores_is_in_the_fingerprint(
+        self, clip_folder: Path, tmp_path: Path, file: str
+    ) -> None:
+        other = Path(shutil.copytree(clip_folder, tmp_path / "other"))
+        (other / "README.md").write_text("no part of it")
+        weights = EXTRACTORS["local:"].weights
+        assert weights(f"local:{other}") == weights(f"local:{clip_folder}")
+        assert load_clip(f"local:{other}").sha256 == weights(f"local:{other}")
+        with (other / file).open("ab") as changed:
+            changed.write(b" ")
+        assert weights(f"local:{other}") != weights(f"local:{clip_folder}")
 
     @pytest.mark.parametrize(
         ("name", "message"),

@@ -32,6 +32,7 @@ from pytest_sdbench.features.references import (
     reference_of,
     save_statistics,
 )
+from pytest_sdbench.features.scene_set import SceneSet
 from pytest_sdbench.metrics.moments import FeatureStatistics
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.image_steps import resize
@@ -196,6 +197,9 @@ def test_a_packed_file_is_read(file: Path) -> None:
 # --- what a protocol means ---
 
 
+CAPTIONS = SimpleNamespace(kind="csv")
+
+
 def a_protocol(
     folder: Path,
     *,
@@ -203,6 +207,7 @@ def a_protocol(
     sha256: str | None = None,
     metrics: tuple[str, ...] = ("fid", "kid"),
     extractor: str = "net",
+    prompts: Any = CAPTIONS,
 ) -> Any:
     file = {"file": "s.npz", "sha256": sha256, "images": images}
     entries = [{"metric": name, "extractor": extractor, "statistics": file} for name in metrics]
@@ -212,6 +217,7 @@ def a_protocol(
         path=folder / "p.yaml",
         image=(Jpeg(jpeg=75), Resize(resize=256, filter="pil-bicubic")),
         metrics=specs,
+        prompts=prompts,
         locate=lambda file, root: None if root is None else root / file,
     )
 
@@ -295,6 +301,27 @@ def test_statistics_of_another_extractor_or_size_are_refused(
     assert load_references(a_protocol(data_root), data_root)
 
 
+FACES = SimpleNamespace(kind="scenes", layouts=("two", "one"), domain="faces")
+
+
+def test_statistics_of_other_scenes_than_the_protocols_are_refused(data_root: Path) -> None:
+    kinds = ("", " of layout one, two", " of layout one, two with things alone", " with faces alone")
+    for told in (f"scenes 0 to 99{kind}" for kind in kinds):
+        rewrite(data_root / "s.npz", provenance=np.array(json.dumps({"images": told})))
+        with pytest.raises(DataError, match=f"of layout one, two with faces alone.*found {told!r}"):
+            load_references(a_protocol(data_root, prompts=FACES), data_root)
+    for told in (str(SceneSet(range(9), ["one", "two"], "faces")), "a folder of pictures"):
+        rewrite(data_root / "s.npz", provenance=np.array(json.dumps({"images": told})))
+        assert load_references(a_protocol(data_root, prompts=FACES), data_root)
+
+
+def test_statistics_of_scenes_that_are_not_here_say_how_to_make_them(data_root: Path) -> None:
+    (data_root / "s.npz").unlink()
+    command = "stats scenes:20000000-20029999 --layouts one two --domain faces --extractor net"
+    with pytest.raises(Unavailable, match=command):
+        reference_of((protocol := a_protocol(data_root, prompts=FACES)), protocol.metrics["fid"], data_root)
+
+
 # --- making ---
 
 
@@ -365,14 +392,19 @@ def test_statistics_equal_those_of_the_images_one_by_one(folder: Path, kind: str
 
 
 @pytest.mark.usefixtures("_net")
-@pytest.mark.parametrize("layouts", [(), ("row",)])
-def test_statistics_of_scenes(layouts: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layouts", "domain"), [((), "all"), (("row",), "all"), ((), "faces")])
+def test_statistics_of_scenes(layouts: tuple[str, ...], domain: str, tmp_path: Path) -> None:
     indices = scenes.REFERENCE[:200]
     out = tmp_path / "s.npz"
-    made = make_statistics(indices, out, Workspace(), extractor="net", keep=200, layouts=layouts)
+    source = SceneSet(indices, layouts, domain) if layouts or domain != "all" else indices
+    made = make_statistics(source, out, Workspace(), extractor="net", keep=200)
     chosen = [index for index in indices if not layouts or scenes.scene(index).layout in layouts]
-    expected = colours(scenes.render_batch(chosen))["features"].float().numpy()
+    expected = colours(scenes.render_batch(chosen, domain=domain))["features"].float().numpy()
     assert np.array_equal(made.features, expected)
+    with np.load(out) as content:
+        told = json.loads(str(content["provenance"]))["images"]
+    assert told.startswith("scenes 20000000 to 20000199")
+    assert ("of layout row" in told, "with faces alone" in told) == (bool(layouts), domain == "faces")
     np.testing.assert_allclose(made.mu, expected.mean(axis=0, dtype=float), rtol=1e-6)
 
 
@@ -455,19 +487,12 @@ SHIPPED = reference() / "statistics"
 
 
 @pytest.mark.parametrize(
-    ("name", "indices", "most"),
-    [
-        ("scenes-classifier", list(scenes.REFERENCE), 2_000_000),
-        (
-            "scenes-portrait-classifier",
-            [index for index in scenes.REFERENCE if len(scenes.scene(index).objects) == 1],
-            600_000,
-        ),
-    ],
+    ("name", "domain", "most"),
+    [("scenes-classifier", "all", 2_000_000), ("scenes-portrait-classifier", "faces", 1_000_000)],
 )
-def test_shipped_statistics_are_of_the_shipped_classifier(name: str, indices: list[int], most: int) -> None:
-    path = SHIPPED / f"{name}.npz"
-    shipped = load_reference(path, width=64)
+def test_shipped_statistics_are_of_the_shipped_classifier(name: str, domain: str, most: int) -> None:
+    path, indices = SHIPPED / f"{name}.npz", scenes.REFERENCE
+    shipped = load_reference(path, width=96)
     assert shipped.n == len(indices)
     assert shipped.features is not None
     assert path.stat().st_size < most
@@ -477,5 +502,7 @@ def test_shipped_statistics_are_of_the_shipped_classifier(name: str, indices: li
     assert about["extractor_fingerprint"] == extractor.fingerprint
     # The kept features are spread evenly; recompute some of them.
     kept = np.linspace(0, len(indices) - 1, len(shipped.features)).round().astype(int)[:32]
-    again = extractor(scenes.render_batch([indices[int(i)] for i in kept]))["scenes-classifier"]
+    again = extractor(scenes.render_batch([indices[int(i)] for i in kept], domain=domain))[
+        "scenes-classifier"
+    ]
     np.testing.assert_allclose(shipped.features[:32], again, rtol=1e-3, atol=1e-3 * np.abs(again).max())

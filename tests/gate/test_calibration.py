@@ -125,7 +125,7 @@ def test_a_calibration_file_is_plain_json_even_where_a_run_knows_no_error(
     run: Run, project: Path, pytester: pytest.Pytester
 ) -> None:
     # FID of fewer images than twice its features has no standard error.
-    protocol = load_protocol(make_protocol(project.parent / "protocols" / "few.yaml", n=66))
+    protocol = load_protocol(make_protocol(project.parent / "protocols" / "few.yaml", n=130))
     make_card(project, claims={}, protocol="few")
     run("--sdbench-calibrate=2", "-k", "calibration")
     text = calibration_path(protocol).read_text(encoding="utf-8")
@@ -135,7 +135,7 @@ def test_a_calibration_file_is_plain_json_even_where_a_run_knows_no_error(
 
 @pytest.mark.parametrize("words", [["--sdbench-samples=66"], ["--sdbench-dtype=bfloat16"]])
 def test_runs_of_another_protocol_do_not_calibrate_it(run: Run, project: Path, words: list[str]) -> None:
-    """What 66 images scatter by is more than what 130 do, and would be taken for the error of claims."""
+    """What 66 images scatter by is more than what 194 do, and would be taken for the error of claims."""
     run("--sdbench-calibrate=2", *words)
     assert not (project.parent / "calibration").exists()
 

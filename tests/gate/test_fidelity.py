@@ -40,6 +40,7 @@ from pytest_sdbench.metrics.definition import NoOptions, Sample
 from pytest_sdbench.metrics.difference import difference, worst_loss
 from pytest_sdbench.metrics.estimates import Estimate
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.protocol import Protocol
@@ -250,7 +251,7 @@ def test_pairs_are_paired_with_the_recorded_ones_beside_the_same_reference(
 ) -> None:
     known = pairs(protocol, 50.0).estimates
     looks = {protocol.n: {} if beside is None else {"psnr": known["psnr"]}}
-    place = evidence_path(tmp_path / "card.md", "card", "pairs")
+    place = evidence_path(tmp_path / "card.md", "pairs")
     drawn = SETUPS.get(teacher, SETUP) if teacher else None
     images = RecordedEvidence("a" * 16, protocol.fingerprint, looks, None, beside, drawn)
     write_recorded(place, images)
@@ -310,7 +311,7 @@ def test_lost_pictures_are_compared_with_the_recorded_ones(
 ) -> None:
     looks = {48: {"lost": pairs(protocol, 50.0, lost=6).estimates["lost"]}}
     known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, None, "f" * 16, SETUP)
-    write_recorded(evidence_path(tmp_path / "card.md", "card", "pairs"), known)
+    write_recorded(evidence_path(tmp_path / "card.md", "pairs"), known)
     recorded = [record("lost", 0.125, protocol, device="here")]
     made = make_card(
         tmp_path / "card.md", claims={}, protocol="pairs", records=recorded, margins={"lost": margin}
@@ -342,7 +343,7 @@ def judge_lost(
         for size in sizes
     }
     known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, None, "f" * 16, SETUP)
-    write_recorded(evidence_path(folder / "card.md", "card", "pairs"), known)
+    write_recorded(evidence_path(folder / "card.md", "pairs"), known)
     records = [record("lost", claimed, protocol, device="here")]
     made = make_card(
         folder / "card.md", claims={}, protocol="pairs", records=records, margins={"lost": margin}
@@ -402,7 +403,7 @@ def test_a_baseline_s_own_pairs_are_not_those_of_its_student(protocol: Protocol,
     for reference_, value in (("f" * 16, -5.0), ("e" * 16, None)):
         looks = {protocol.n: {"psnr": pairs(protocol, 50.0).estimates["psnr"]}}
         known = RecordedEvidence("a" * 16, protocol.fingerprint, looks, reference_fingerprint=reference_)
-        write_recorded(evidence_path(baseline.path, baseline.name, "pairs"), known)
+        write_recorded(evidence_path(baseline.path, "pairs"), known)
         found = beside(baseline, protocol, student)
         assert (found and found.value) == (value and pytest.approx(value))
 
@@ -504,7 +505,7 @@ def test_eight_bits_a_channel_pass_and_four_fail(
     text = (reference() / "protocols" / "scenes-lcm4-fidelity.yaml").read_text(encoding="utf-8")
     content = YAML(typ="safe").load(text)
     content["metrics"]["lost"]["below"] = 0.9
-    margins = {"psnr": 65, "ssim": 0.07, "feature_cosine": 0.06, "lost": 0.07}
+    margins = {"psnr": 68, "ssim": 0.07, "feature_cosine": 0.07, "lost": 0.12}
     make_protocol(pytester.path / "protocols" / "few.yaml", **content | {"n": 48, "margins": margins})
     own = {"base": "embedded:scenes-sd", "unet": "embedded:scenes-tiny-lcm"}
     make_card(pytester.path / "lcm.md", claims={}, protocol="few", checkpoint=own)
@@ -524,7 +525,7 @@ def test_eight_bits_a_channel_pass_and_four_fail(
         assert {row["verdict"] for row in rows.values()} == {outcome}
         assert {row["kind"] for row in rows.values()} == {"identity"}
         assert len(rows["ssim"]["extra"]["worst"]) == 10
-        assert rows["psnr"]["extra"]["reference_fingerprint"] == "c34ab40bf5481772"
+        assert rows["psnr"]["extra"]["reference_fingerprint"] == resolve(own).fingerprint
         run.stdout.fnmatch_lines(["worst images of lcm, few-psnr:"])
     # Without a candidate there is nothing to compare with.
     pytester.runpytest("--sdbench", "lcm.md", "-m", "quality", *place).assert_outcomes(skipped=4)
@@ -556,7 +557,7 @@ def test_a_student_is_compared_with_its_baseline(
     assert {each.metric: each.value for each in records} == {"psnr": 100.0, "lost": 0.0}
     (made,) = {each.reference_fingerprint for each in records}
     assert made is not None
-    place = evidence_path(card, "student", "pairs")
+    place = evidence_path(card, "pairs")
     kept = read_recorded(place)
     assert kept is not None
     assert kept.reference_fingerprint == made

@@ -15,7 +15,7 @@ from pytest_sdbench.gate.identity import recorded_changes
 from pytest_sdbench.gate.recorded import evidence_path, read_recorded, write_recorded
 from pytest_sdbench.models.changes import describe
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
-from tests.project import PROTOCOL, make_project
+from tests.project import FAILS, PASSES, PROTOCOL, make_project
 
 SCHEDULER = "scheduler/scheduler_config.json"
 CHANGE = "scheduler.beta_schedule: linear, {} scaled_linear"
@@ -40,7 +40,7 @@ def record(card: Card, checkpoint: Checkpoint, *, described: bool) -> None:
     assert known is not None
     description = describe(checkpoint) if described else None
     known = replace(known, checkpoint_fingerprint=checkpoint.fingerprint, description=description)
-    path = evidence_path(card.path, card.name, PROTOCOL)
+    path = evidence_path(card.path, PROTOCOL)
     assert write_recorded(path, known)
     found = read_recorded(path)
     assert found == known
@@ -80,7 +80,7 @@ def test_else_its_description_is_and_what_is_not_known_is_said(
 def test_a_run_prints_it_in_every_verdict_and_once_below_the_table(
     pytester: pytest.Pytester, pristine_checkpoint: Path
 ) -> None:
-    make_project(pytester.path, pristine_checkpoint, claims={"inception_score": 4.1, "clip_score": 0.99})
+    make_project(pytester.path, pristine_checkpoint, claims=PASSES | FAILS)
     candidate_of(pristine_checkpoint, pytester.path / "other")
     shutil.copytree(pytester.path / "other" / "unet", pytester.path / "other" / "unet_ema")
     result = pytester.runpytest(

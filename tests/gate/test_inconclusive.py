@@ -12,16 +12,16 @@ from pytest_sdbench.suite.finish import UNTOLD
 from tests.gate.helpers import Run, report
 from tests.project import FAILS, PASSES, make_card, make_project
 
-CLOSE = {"clip_score": 0.16}
-"""Random weights score about 0.05 with a standard error of 0.03."""
-MARGIN = {"clip_score": 0.11}
-"""So this one is met or not, and 130 images cannot say which."""
-ITEM = "test_quality[mini-clip_score]"
+CLOSE = {"inception_score": 24.0}
+"""Random weights score about 17.6 with a standard error of 1.0: a margin of 7 is met or not, and 194 images
+cannot say which."""
+NEVER = {"inception_score": 60.0}
+ITEM = "test_quality[mini-inception_score]"
 
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, pristine_checkpoint: Path) -> Path:
-    return make_project(pytester.path, pristine_checkpoint, claims=CLOSE, margins=MARGIN)
+    return make_project(pytester.path, pristine_checkpoint, claims=CLOSE)
 
 
 @pytest.fixture
@@ -45,22 +45,25 @@ ALONE_OR_WORKERS = pytest.mark.parametrize(
 
 
 @ALONE_OR_WORKERS
-def test_it_fails_and_reports_say_why(run: Run, pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+def test_it_fails_and_reports_say_why(
+    run: Run, pytester: pytest.Pytester, workers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     result = run("-rf", *workers)
     result.assert_outcomes(failed=1, skipped=3)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["inconclusive: CLIP score: claimed 0.1600, measured *cannot tell*"])
+    result.stdout.fnmatch_lines(["inconclusive: IS: claimed 24.00, measured *cannot tell*"])
     result.stdout.fnmatch_lines([f"FAILED cards/mini.md::{ITEM.replace('[', '[[]')}*inconclusive: *"])
     assert "Traceback" not in result.stdout.str()
 
     content = report(pytester)
     assert content["summary"] == {"inconclusive": 1, "uncalibrated": 3}
     (row,) = [row for row in content["results"] if row["verdict"] == "inconclusive"]
-    assert row["name"] == "mini-clip_score"
+    assert row["name"] == "mini-inception_score"
     assert row["extra"]["at_least"] < row["margin"] < row["extra"]["at_most"]
     table = (pytester.path / "r.md").read_text(encoding="utf-8")
     assert "1 inconclusive, 3 uncalibrated" in table
-    assert any("0.16 |" in line and "inconclusive" in line for line in table.splitlines() if "|" in line)
+    assert any("24.0 |" in line and "inconclusive" in line for line in table.splitlines() if "|" in line)
 
     failure = case(pytester).find("failure")
     assert failure is not None
@@ -69,13 +72,13 @@ def test_it_fails_and_reports_say_why(run: Run, pytester: pytest.Pytester, worke
 
 
 def test_a_regression_has_another_type_in_junit(run: Run, project: Path, pytester: pytest.Pytester) -> None:
-    make_card(project, claims=FAILS)
+    make_card(project, claims=NEVER)
     run().assert_outcomes(failed=1, skipped=3)
     failure = case(pytester).find("failure")
     assert failure is not None
     assert failure.get("type") != "inconclusive"
     # A failure beside it is the one that counts.
-    make_card(project, claims=CLOSE | {"inception_score": 60.0}, margins=MARGIN)
+    make_card(project, claims=CLOSE | FAILS)
     result = run("--sdbench-inconclusive=xfail")
     result.assert_outcomes(failed=1, xfailed=1, skipped=2)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -93,7 +96,7 @@ def test_it_may_be_expected_and_the_run_still_does_not_succeed(
     result = run("--sdbench-inconclusive=xfail", "-rx", *workers)
     result.assert_outcomes(xfailed=1, skipped=3)
     assert result.ret == UNTOLD == 6
-    result.stdout.fnmatch_lines(["XFAIL *inconclusive: CLIP score*"])
+    result.stdout.fnmatch_lines(["XFAIL *inconclusive: IS*"])
     skipped = case(pytester).find("skipped")
     assert skipped is not None  # a case without a child is one that passed
     assert "cannot tell" in str(skipped.get("message"))
@@ -104,7 +107,7 @@ def test_without_expected_failures_it_fails_again(run: Run) -> None:
     result = run("--sdbench-inconclusive=xfail", "--runxfail")
     result.assert_outcomes(failed=1, skipped=3)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["inconclusive: CLIP score*cannot tell*"])
+    result.stdout.fnmatch_lines(["inconclusive: IS*cannot tell*"])
 
 
 def test_the_ini_file_decides_for_a_project(run: Run, pytester: pytest.Pytester) -> None:

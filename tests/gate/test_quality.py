@@ -45,7 +45,7 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.protocol = load_protocol(make_protocol(folder / "protocols" / "mini.yaml", n=N, margins={}))
         self.card = folder / "mini.md"
-        self.evidence = evidence_path(self.card, "mini", "mini")
+        self.evidence = evidence_path(self.card, "mini")
 
     def claim(self, margin: float, value: float = 0.3, *records: dict[str, Any], **claims: float) -> None:
         """Write a card of a CLIP score and of other claims with this margin."""
@@ -374,6 +374,23 @@ def test_a_margin_that_reaches_the_least_inception_score_is_refused(
     (found,) = desk.judge(images(1.0, 0.01, metric="inception_score")).values()
     assert found.verdict.outcome is Outcome.ERROR
     assert "would pass nearly anything" in found.verdict.reason
+
+
+def test_a_margin_of_the_protocol_that_is_too_wide_is_answered_by_one_of_the_card(desk: Desk) -> None:
+    make_card(desk.card, claims={"inception_score": 4.0})
+    desk.protocol = load_protocol(make_protocol(desk.protocol.path, n=N, margins={"inception_score": 3.0}))
+    verdict = desk.verdict(images(1.0, 0.01, metric="inception_score"), name="mini-inception_score")
+    assert verdict.outcome is Outcome.ERROR
+    assert "mini.yaml: margins: " in verdict.reason
+    assert f"Give one well below 3, as sdbench.margins.inception_score of {desk.card}" in verdict.reason
+
+
+def test_a_claim_that_so_few_images_cannot_judge_is_told_so(desk: Desk) -> None:
+    """No margin is both above the noise and below what passes anything."""
+    make_card(desk.card, claims={"inception_score": 4.0}, margins={"inception_score": 0.5})
+    verdict = desk.verdict(images(4.0, 1.0, metric="inception_score"), name="mini-inception_score")
+    assert verdict.outcome is Outcome.ERROR
+    assert "So few images cannot judge a claim of 4.0: take a protocol of more" in verdict.reason
 
 
 def test_a_score_without_a_standard_error_is_inconclusive_and_says_so(desk: Desk) -> None:

@@ -154,6 +154,10 @@ def test_a_margin_of_zero_asks_for_better_than_claimed() -> None:
             "FID: claimed 16.98, measured 17.10 (95 % interval 16.94 to 17.26): worse by 0.12, "
             "at most 0.28 worse, margin 0.45; chance of a wrong pass below 0.1 %",
         ),
+        (  # random weights: below what may be claimed, and the interval is that of what was measured
+            replace(CLIP, claimed=0.3, measured=-0.05, margin=0.2, interval=0.03, bounds=(0.0, 1.0)),
+            "measured -0.0500 (95 % interval -0.1088 to 0.0088)",
+        ),
         (
             worse(CLIP, 0.0013),
             "CLIP score: claimed 0.2677, measured 0.2664: worse by 0.0013, at least 0.0010 worse, "

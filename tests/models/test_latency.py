@@ -22,7 +22,7 @@ from pytest_sdbench.base.errors import Unavailable
 from pytest_sdbench.gate.hardware import judge_speed
 from pytest_sdbench.gate.verdict import Outcome
 from pytest_sdbench.models import latency as speed
-from pytest_sdbench.models.latency import Ratio, measure_latency, peak_memory
+from pytest_sdbench.models.latency import Effort, Ratio, measure_latency, peak_memory
 from tests.tiny_checkpoint import UNET
 
 STUDENT = UNET | {"layers_per_block": 1}
@@ -80,7 +80,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_baseline_and_candidate_run_in_turn_and_the_ratio_is_theirs(clock: Clock) -> None:
     benchmark = Benchmark()
-    result = measure_latency(lambda: benchmark, STUDENT, UNET, budget=48)
+    result = measure_latency(lambda: benchmark, STUDENT, UNET, effort=Effort(budget=48))
     assert clock.calls == ["teacher", "student"] * 8, "a warm-up and seven rounds of 6 s fit 48 s"
     assert result.seconds == (2.0,) * 7
     assert result.baseline_seconds == (4.0,) * 7
@@ -100,6 +100,27 @@ def test_the_number_of_rounds_has_bounds(clock: Clock, seconds: float, rounds: i
         label="1 s", largest=0.5, ratio=1.0, seconds=result.seconds, baseline_seconds=result.baseline_seconds
     )
     assert slow.outcome is Outcome.FAIL, "the fewest rounds tell a network that is far too slow"
+
+
+def test_three_rounds_do_for_a_slow_network_that_is_well_within_its_claim(clock: Clock) -> None:
+    clock.seconds = {"student": 5.0, "teacher": 10.0}
+    assert measure_latency(Benchmark, STUDENT, UNET, effort=Effort(largest=0.6)).rounds == 3
+    assert measure_latency(Benchmark, STUDENT, UNET, effort=Effort(largest=0.55)).rounds == 6, (
+        "too close to tell by three"
+    )
+    assert measure_latency(Benchmark, STUDENT, UNET, effort=Effort(largest=0.4)).rounds == 6, (
+        "a fail needs six"
+    )
+    assert measure_latency(Benchmark, STUDENT, effort=Effort(largest=0.6)).rounds == 6, "there is no ratio"
+
+
+def test_few_rounds_serve_another_card_only_where_it_passes_by_all_of_them(clock: Clock) -> None:
+    clock.seconds, cache = {"student": 5.0, "teacher": 10.0}, {}
+    assert measure_latency(Benchmark, STUDENT, UNET, cache=cache, effort=Effort(largest=0.6)).rounds == 3
+    assert measure_latency(Benchmark, STUDENT, UNET, cache=cache, effort=Effort(largest=0.5)).reused
+    anew = measure_latency(Benchmark, STUDENT, UNET, cache=cache, effort=Effort(largest=0.4))
+    assert (anew.reused, anew.rounds) == (False, 6)
+    assert measure_latency(Benchmark, STUDENT, UNET, cache=cache).reused, "six rounds judge any claim"
 
 
 def test_a_slow_first_call_costs_a_small_network_no_rounds(clock: Clock) -> None:
@@ -174,7 +195,7 @@ def test_a_real_pair_is_timed_and_both_networks_are_freed(monkeypatch: pytest.Mo
             built.append(weakref.ref(self.model))
 
     monkeypatch.setattr(speed, "UnetCall", Call)
-    result = measure_latency(Benchmark, GUIDED, STUDENT, budget=0)
+    result = measure_latency(Benchmark, GUIDED, STUDENT, effort=Effort(budget=0))
     assert result.rounds == len(result.baseline_seconds) == 6
     assert len(built) == 2
     assert [network() for network in built] == [None, None]
@@ -188,12 +209,15 @@ def test_pytest_benchmark_measures_and_keeps_the_figures(
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     pytester.makepyfile(
         """
-        from pytest_sdbench.models.latency import measure_latency
+        from pytest_sdbench.models.latency import Effort, measure_latency
         from tests.tiny_checkpoint import UNET
 
         def test_speed(request):
             result = measure_latency(
-                lambda: request.getfixturevalue("benchmark"), UNET | {"layers_per_block": 1}, UNET, budget=0
+                lambda: request.getfixturevalue("benchmark"),
+                UNET | {"layers_per_block": 1},
+                UNET,
+                effort=Effort(budget=0),
             )
             assert result.rounds == 6
         """

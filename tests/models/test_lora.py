@@ -19,14 +19,13 @@ from safetensors.torch import load_file, save_file
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.cards.network import checkpoint_of
-from pytest_sdbench.commands.compare import _side
 from pytest_sdbench.commands.plan_downloads import checkpoint_downloads
+from pytest_sdbench.commands.systems import system_of
 from pytest_sdbench.models.changes import changes
 from pytest_sdbench.models.checkpoint import resolve, scheduler_class
 from pytest_sdbench.models.counts import component_sizes
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.layout import LORA
-from pytest_sdbench.protocols.load import load_protocol
 from tests.models.test_single_file import pictures
 from tests.project import make_card
 
@@ -227,9 +226,8 @@ def test_on_a_found_checkpoint_it_keeps_the_scheduler_of_its_u_net(
         protocols=[],
         claims={},
     )
-    protocol = load_protocol("scenes-quick")
-    left = _side(str(card), protocol, None, False)
-    assert _side(str(lora / FILE), protocol, left, False).checkpoint.fingerprint == mine.fingerprint
+    left = system_of(str(card), None)
+    assert system_of(str(lora / FILE), left.checkpoint).checkpoint.fingerprint == mine.fingerprint
 
 
 def elsewhere(tensors: dict[str, torch.Tensor]) -> None:

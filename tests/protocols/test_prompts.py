@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from pytest_sdbench.base.errors import DataError, Unavailable
+from pytest_sdbench.base.paths import reference
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.load import load_protocol
-from pytest_sdbench.protocols.prompts import load_prompts
+from pytest_sdbench.protocols.prompts import load_prompts, scenes_behind
 from pytest_sdbench.protocols.protocol import Protocol
 
 CAPTIONS = ["A dog, asleep.", 'He said "stop"', "Un café"]
@@ -149,21 +152,33 @@ def test_the_prompts_of_scenes_are_the_captions_that_no_training_sees() -> None:
         assert protocol.prompts.rows == len(scenes.EVALUATION)
 
 
-@pytest.mark.slow
-def test_prompts_of_a_layout_are_those_of_its_scenes_in_order() -> None:
-    alone = [scene for scene in map(scenes.scene, scenes.EVALUATION) if len(scene.objects) == 1]
+def test_prompts_of_a_domain_are_the_captions_of_the_same_scenes() -> None:
     for name in ("scenes-portrait-quick", "scenes-portrait-5k"):
         protocol = load_protocol(name)
-        assert load_prompts(protocol) == tuple(scene.caption for scene in alone[: protocol.n])
-        assert load_prompts(protocol.with_samples(3)) == tuple(scene.caption for scene in alone[:3])
+        assert load_prompts(protocol) == tuple(scenes.captions(scenes.EVALUATION[: protocol.n], "faces"))
         assert protocol.prompts.model_dump()["first"] == scenes.EVALUATION.start
-        assert protocol.prompts.rows == len(alone)
+        assert protocol.prompts.rows == len(scenes.EVALUATION)
+
+
+def test_prompts_of_layouts_are_those_of_their_scenes_in_order(tmp_path: Path) -> None:
+    chosen = scenes.indices_of(["one", "row"], scenes.EVALUATION)
+    drawn = [scenes.scene(index, "things") for index in islice(chosen, 600)]
+    told = "".join(f"{one.caption}\n" for one in drawn[:512])
+    checksum = hashlib.sha256(told.encode()).hexdigest()
+    text = (reference() / "protocols" / "scenes-5k.yaml").read_text(encoding="utf-8")
+    keys = f"layouts: [row, one]\n  domain: things\n  captions_sha256: {checksum}"
+    path = tmp_path / "own.yaml"
+    path.write_text(re.sub(r"captions_sha256: \w+", keys, text), encoding="utf-8")
+    protocol = load_protocol(path)
+    assert load_prompts(protocol)[:600] == tuple(one.caption for one in drawn)
+    assert scenes_behind(protocol, [3, 598]) == {3: drawn[3], 598: drawn[598]}
+    assert scenes_behind(protocol, []) == {}
 
 
 def test_scenes_that_have_changed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     old = scenes.captions
-    monkeypatch.setattr(scenes, "captions", lambda indices: [f"{text}!" for text in old(indices)])
-    with pytest.raises(DataError, match=r"others than the protocol means.*Scenes have changed"):
+    monkeypatch.setattr(scenes, "captions", lambda *some: [f"{text}!" for text in old(*some)])
+    with pytest.raises(DataError, match=r"others than the protocol means.*Else scenes have changed"):
         load_prompts(load_protocol("scenes-quick"))
 
 

@@ -23,6 +23,7 @@ from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 SHIPPED = {
     **{"coco30k-bksdm": 30000, "coco5k": 5000, "scenes-30k": 30000, "scenes-5k": 5000},
+    **{"scenes-dpm10-fidelity": 512, "scenes-dpm10-quick": 512},
     **{"scenes-fidelity": 512, "scenes-lcm4-5k": 5000, "scenes-lcm4-fidelity": 1000},
     **{"scenes-lcm4-quick": 512},
     **{"scenes-portrait-5k": 5000, "scenes-portrait-quick": 512, "scenes-quick": 512},
@@ -83,17 +84,27 @@ def test_the_published_protocol_has_every_published_step() -> None:
 FAMILIES = [
     ("coco30k-bksdm", "coco5k"),
     ("scenes-quick", "scenes-5k", "scenes-30k"),
+    ("scenes-dpm10-quick", "scenes-dpm10-fidelity"),
     ("scenes-lcm4-quick", "scenes-lcm4-5k"),
     ("scenes-portrait-quick", "scenes-portrait-5k"),
 ]
 
 
-@pytest.mark.parametrize("size", ["quick", "5k"])
+SCHEDULERS = {
+    "lcm4-": (4, {"name": "checkpoint", "must_be": "LCMScheduler"}),
+    "dpm10-": (10, {"name": "DPMSolverMultistepScheduler", "config": {"timestep_spacing": "trailing"}}),
+}
+
+
 @pytest.mark.parametrize(
-    ("kind", "changed"),
+    ("kind", "size", "changed"),
     [
-        ("lcm4-", {"title", "description", "sampling", "margins"}),
-        ("portrait-", {"title", "description", "prompts", "metrics", "margins"}),
+        *(("lcm4-", size, {"title", "description", "sampling", "margins"}) for size in ("quick", "5k")),
+        *(("dpm10-", size, {"title", "description", "sampling"}) for size in ("quick", "fidelity")),
+        *(
+            ("portrait-", size, {"title", "description", "prompts", "sampling", "metrics", "margins"})
+            for size in ("quick", "5k")
+        ),
     ],
 )
 def test_protocols_of_other_models_change_no_more_than_they_need(
@@ -101,11 +112,10 @@ def test_protocols_of_other_models_change_no_more_than_they_need(
 ) -> None:
     theirs, ours = (json.loads(shipped(f"scenes-{each}{size}")) for each in ("", kind))
     assert {key for key in theirs if theirs[key] != ours[key]} == changed
-    if kind == "lcm4-":
-        scheduler = {"name": "checkpoint", "must_be": "LCMScheduler"}
-        assert ours["sampling"] == theirs["sampling"] | {"steps": 4, "scheduler": scheduler}
-    else:
-        assert ours["prompts"]["layouts"] == ["one"]
+    steps, scheduler = SCHEDULERS.get(kind, SCHEDULERS["dpm10-"])
+    assert ours["sampling"] == theirs["sampling"] | {"steps": steps, "scheduler": scheduler}
+    if kind == "portrait-":
+        assert ours["prompts"]["domain"] == "faces"
         for name in ("inception_score", "clip_score"):
             assert ours["metrics"][name] == theirs["metrics"][name]
 
@@ -118,6 +128,15 @@ def test_layouts_are_a_set_and_their_absence_moves_no_fingerprint(tmp_path: Path
     assert fingerprint(None) == load_protocol("scenes-quick").draw_fingerprint
     assert fingerprint(["row", "one"]) == fingerprint(["one", "row", "one"]) != fingerprint(["one"])
     assert fingerprint(["one"]) != fingerprint(None)
+
+
+def test_a_domain_moves_the_fingerprint_unless_it_is_all(tmp_path: Path) -> None:
+    def fingerprint(domain: str) -> str:
+        path = edited(tmp_path, {"prompts.domain": domain}, "scenes-quick")
+        return load_protocol(path).draw_fingerprint
+
+    assert fingerprint("all") == load_protocol("scenes-quick").draw_fingerprint
+    assert len({fingerprint(domain) for domain in ("all", "faces", "things")}) == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -238,3 +238,16 @@ def test_the_commit_is_that_of_the_folder(tmp_path: Path) -> None:
     assert source(tmp_path, {}) == found
     (tmp_path / "a").write_text("2", encoding="utf-8")
     assert source(tmp_path, {}) == found | {"changed": "yes"}
+
+
+def test_series_of_one_name_say_in_what_they_differ() -> None:
+    """Of other numbers of images, other devices and other references: no two look alike."""
+    call = Measurement("mini", "speed", 1.0, device="NVIDIA H100", dtype="float16")
+    pairs = replace(SCORE, metric="psnr", reference="1" * 16)
+    lone = replace(SCORE, metric="kid")
+    found = [SCORE, replace(SCORE, n=1000), call, replace(call, dtype="float32"), lone]
+    found += [pairs, replace(pairs, reference="2" * 16)]
+    assert [series.apart for series in series_of([run_at(1, *found)])] == [
+        *("5000 images", "1000 images", "NVIDIA H100 float16", "NVIDIA H100 float32", ""),
+        *("beside 11111111", "beside 22222222"),
+    ]

@@ -30,6 +30,7 @@ from pytest_sdbench.report.html.render import results_html
 from pytest_sdbench.report.html.run import Run
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.report.write import cards_beside, write_reports
+from tests.fonts import installed
 from tests.report.pages import BASELINE, CANDIDATE, Tags, images_of, keep, read, row, score
 from tests.report.test_report import FORGED, HIDDEN, ROWS
 
@@ -331,6 +332,16 @@ def test_the_worst_pairs_come_first_and_a_dozen_always(card: Card, tmp_path: Pat
     assert values == {"PSNR": ("0.50", "equal pictures 1.00"), "SSIM": ("0.5000", "equal pictures 1.0000")}
 
 
+def test_without_the_font_a_page_says_that_the_real_scenes_are_missing(card: Card, tmp_path: Path) -> None:
+    with installed(None):
+        (group,) = pair_groups(shown_rows(tmp_path), [card], Run(store=tmp_path))
+    assert {picture.role for pair in group.pairs for picture in pair.pictures} == {"baseline", "candidate"}
+    (note,) = group.notes
+    assert note.startswith(
+        "real scenes are not shown: scenes cannot be drawn here: matplotlib is not installed"
+    )
+
+
 def test_pictures_are_no_larger_than_said_and_the_file_no_larger_than_its_cap(
     card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +360,17 @@ def test_pictures_are_no_larger_than_said_and_the_file_no_larger_than_its_cap(
     page = results_html([card], rows, Run(store=tmp_path))
     assert 700_000 < len(page.encode()) <= 900_000
     assert "pairs are left out" in page
+
+
+def test_a_baseline_that_keeps_some_pictures_is_shown_beside_these(card: Card, tmp_path: Path) -> None:
+    for start in (0, 64):
+        keep(tmp_path, CANDIDATE, range(start, start + 64))
+    keep(tmp_path, BASELINE, range(64))
+    rows = [score("ssim", 3.0, extra={"worst": images_of([70, 3])})]
+    (group,) = pair_groups(rows, [card], Run(store=tmp_path))
+    compared = {pair.index: pair.compares for pair in group.pairs}
+    assert compared.pop(70) is False
+    assert set(compared.values()) == {True}
 
 
 def test_pictures_that_are_not_kept_are_told_of(card: Card, tmp_path: Path) -> None:
@@ -434,7 +456,7 @@ def test_an_axis_holds_its_values_and_has_round_ticks(values: list[float]) -> No
 
 def test_a_page_is_written_for_any_rows_beside_cards_of_the_same_protocol(tmp_path: Path, card: Card) -> None:
     beside = cards_beside([card], [row(protocol="scenes-quick")])
-    assert {"scenes-sd", "scenes-base"} <= {each.name for each in beside}
+    assert {"scenes-sd", "scenes-tiny"} <= {each.name for each in beside}
     assert "bk-sdm-small" not in {each.name for each in beside}
     for number, rows in enumerate([[], ROWS]):
         path = tmp_path / f"{number}.html"

@@ -16,7 +16,7 @@ from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.base.text import plain
 from pytest_sdbench.cards.card import Card, read_card
-from pytest_sdbench.report.cells import NONE, billions, link, markdown, table
+from pytest_sdbench.report.cells import NONE, billions, call_cells, link, markdown, size, table
 from pytest_sdbench.report.devices import device_tables
 from pytest_sdbench.report.markdown import results_markdown
 from pytest_sdbench.report.published import published_tables
@@ -84,7 +84,7 @@ def test_figures_of_two_protocols_with_one_name_have_two_tables(cards: list[Card
     text = published_tables([card for card in cards if card.name.startswith("scenes-")])
     tables = dict(part.split("\n\n", 1) for part in text.split("### ")[1:])
     assert [title.partition(": ")[2] for title in tables] == [
-        *("scenes-quick", "scenes-5k", "scenes-lcm4-quick", "scenes-lcm4-5k"),
+        *("scenes-quick", "scenes-5k", "scenes-dpm10-quick", "scenes-lcm4-quick", "scenes-lcm4-5k"),
         *("scenes-portrait-quick", "scenes-portrait-5k"),
     ]
     assert tables["pytest-sdbench: scenes-5k"].count("| scenes-") == 5
@@ -455,3 +455,15 @@ def test_each_of_several_models_has_a_row(tmp_path: Path) -> None:
     card = tmp_path / "both.md"
     card.write_text(f"---\nmodel-index:\n{models}---\n# Both\n", encoding="utf-8")
     assert cells(published_tables([read_card(card)])) == [["T (Both)", "13.05"], ["S (Both)", "17.12"]]
+
+
+def test_of_variants_the_one_that_does_not_hold_is_shown() -> None:
+    """A project's fixtures may give a card several runs: beside a fail stands the figure that failed."""
+    rows = [
+        row("compute", measured=100e6, extra={"variant": "fp32"}),
+        row("compute", measured=200e6, verdict="fail", extra={"variant": "fp16"}),
+        row("size", name="unet", measured=10.0, extra={"variant": "fp32"}),
+        row("size", name="unet", claimed=10.0, measured=11.0, verdict="fail", extra={"variant": "fp16"}),
+    ]
+    assert call_cells(rows, "bk-sdm-small")[0] == "200.0 M"
+    assert size(rows, "bk-sdm-small", "unet") == "11, not 10"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_sdbench.base.text import clipped, columns
+from pytest_sdbench.base.text import clipped, columns, shortened
 from pytest_sdbench.report.cells import plain_table
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.report.terminal import terminal_tables
@@ -257,6 +257,19 @@ def test_wide_characters_take_two_columns_and_marks_none(text: str, width: int) 
     assert {columns(line) for line in table} == {columns(table[-1])}
     assert columns(clipped(text, 2)) <= 2 or width <= 2
     assert clipped(text, width) == text
+
+
+@pytest.mark.parametrize("most", [12, 13, 40])
+def test_a_long_name_keeps_both_ends_and_stays_apart_from_its_namesakes(most: int) -> None:
+    names = [f"my-model-distilled-on-two-million-pairs-step-{step}" for step in (10_000, 20_000)]
+    short = [shortened(name, most) for name in names]
+    assert short[0] != short[1]
+    assert all(columns(each) == most and "…" in each for each in short)
+    assert all(name.startswith(each.partition("…")[0]) for name, each in zip(names, short, strict=True))
+    assert all(name.endswith(each.partition("…")[2]) for name, each in zip(names, short, strict=True))
+    assert shortened("大きい" * 9, most) != "大きい" * 9
+    assert columns(shortened("大きい" * 9, most)) <= most
+    assert shortened("short", most) == "short"
 
 
 def test_a_heading_may_have_two_lines() -> None:

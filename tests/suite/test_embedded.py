@@ -101,10 +101,10 @@ STUDENTS = {
 }
 
 
-def test_the_family_is_complete_and_fits_forty_megabytes():
+def test_the_family_is_complete_and_fits_its_room():
     assert {"scenes-sd", *STUDENTS} == set(FAMILY)
     files = [file for file in (reference() / "checkpoints").rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) < 40e6
+    assert sum(file.stat().st_size for file in files) < 48e6
 
 
 def recorded_under(card: Card) -> list[Protocol]:
@@ -139,7 +139,7 @@ def test_the_recorded_images_of_a_card_are_those_of_its_figures(name: str):
     card = read_card(path)
     weights = resolve(card.checkpoint).fingerprint
     for protocol in recorded_under(card):
-        found = read_recorded(evidence_path(path, name, protocol.name))
+        found = read_recorded(evidence_path(path, protocol.name))
         assert found is not None
         assert found.checkpoint_fingerprint == weights
         assert protocol.covers(found.protocol_fingerprint)

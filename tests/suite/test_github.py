@@ -79,9 +79,9 @@ def test_what_fell_is_on_the_line_of_the_card_and_in_the_summary(
     text = (reference() / "cards" / "scenes-tiny.md").read_text(encoding="utf-8")
     card = pytester.mkdir("cards") / "mine.md"
     card.write_bytes(
-        text.replace("1822472", "1822473").replace("2838731", "2838732").replace("\n", "\r\n").encode()
+        text.replace("1875512", "1875513").replace("2722203", "2722204").replace("\n", "\r\n").encode()
     )
-    line = next(at for at, each in enumerate(card.read_text("utf-8").split("\n"), 1) if "1822473" in each)
+    line = next(at for at, each in enumerate(card.read_text("utf-8").split("\n"), 1) if "1875513" in each)
     summary = pytester.path / "summary.md"
     summary.write_text("Of another one.\n", encoding="utf-8")
     # A run inside a worker of this run is none itself.
@@ -94,7 +94,7 @@ def test_what_fell_is_on_the_line_of_the_card_and_in_the_summary(
     assert level == "error"
     title = "mine: Parameters: U-Net fell"
     assert properties == {"file": "cards/mine.md", "line": str(line), "title": title}
-    assert "1,822,472" in data
+    assert "1,875,512" in data
     assert int(other["line"]) == line + 3
     said = summary.read_text(encoding="utf-8")
     assert said.startswith("Of another one.\n")

@@ -36,12 +36,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe_of(teacher: str | Path | dict[str, str], *overrides: str, **changes: Any) -> Recipe:
+def recipe_of(teacher: str | Path | dict[str, str] | None, *overrides: str, **changes: Any) -> Recipe:
     """Return a recipe of 6 steps of 8 that distils a student on twelve scenes, with whole blocks changed."""
     values: dict[str, Any] = {
         "name": "tiny",
         "title": "A tiny run",
-        "teacher": teacher if isinstance(teacher, dict) else str(teacher),
+        "teacher": str(teacher) if isinstance(teacher, Path) else teacher,
         "student": {"remove": "small"},
         "objective": OBJECTIVES["distillation"],
         "data": {"kind": "scenes", "pairs": 12, "resolution": 64, "flip": True}

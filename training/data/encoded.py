@@ -229,7 +229,8 @@ class _Encoder:
                 parts.append(self._moments(to_pixels(some, [mirrored] * len(some))))
             sides.append(np.concatenate(parts))
         tokens, cut = tokenize(self.pipeline.tokenizer, [sample.caption for sample, _ in rows])
-        return {"latents": np.stack(sides, axis=1), "tokens": tokens.numpy().astype(np.int32)}, cut
+        latents = windows(np.stack(sides, axis=1), [sample.window for sample, _ in rows], height)
+        return {"latents": latents, "tokens": tokens.numpy().astype(np.int32)}, cut
 
     @torch.no_grad()
     def _moments(self, pixels: Tensor) -> Array:
@@ -246,6 +247,20 @@ class _Encoder:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def windows(latents: Array, squares: Sequence[tuple[int, int, int] | None], height: int) -> Array:
+    """Cut squares of pixels out of the latents of pictures that are so many pixels high; they lie on latents.
+
+    Encoded alone, a square would have other latents: what surrounds it counts, and so do its borders.
+    """
+    shrink, cut = height // latents.shape[-2], []
+    for whole, square in zip(latents, squares, strict=True):
+        if square is not None:
+            top, left, side = (place // shrink for place in square)
+            whole = whole[..., top : top + side, left : left + side]
+        cut.append(whole)
+    return np.stack(cut)
 
 
 def _build_once(folder: Path, build: Callable[[DiskArrays], None], say: Say) -> DiskArrays:

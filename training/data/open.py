@@ -30,7 +30,14 @@ def open_source(data: Data, *, say: Callable[[str], None] = print) -> Source:
     if data.kind == "scenes":
         from training.data.scenes import ScenesSource
 
-        return ScenesSource(data.pairs, first=data.first, layouts=data.layouts, size=data.resolution or 64)
+        return ScenesSource(
+            data.pairs,
+            first=data.first,
+            layouts=data.layouts,
+            domain=data.domain,
+            size=data.resolution or 64,
+            close_up=data.close_up,
+        )
     if data.kind == "folder":
         from training.data.folder import FolderSource
 
@@ -79,7 +86,7 @@ def pairs_of(
         return LivePairs(
             source, parts.tokenizer, data.resolution, upscale=data.upscale, say=say, record=record
         )
-    assert parts.checkpoint is not None  # networks from scratch have that of their autoencoder
+    assert parts.checkpoint is not None  # networks from scratch are written down first
     encoding = Encoding(
         parts.checkpoint, data.resolution, data.flip, data.cache_text, data.upscale, dtype, device
     )

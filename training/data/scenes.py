@@ -7,17 +7,24 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 
 from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.splitmix import Dice
 from training.data.source import Sample, Source
 from training.errors import TrainingError
 
-LAYOUTS = ("one", "beside", "above", "row", "two-over-one", "one-over-two")
+WIDTH = 64
+"""Pixels of a side of the scenes that close-ups are cut out of: the places of objects are told in these."""
+_STRAY = 4
+"""How far the object of a close-up stands off its middle at most, in pixels."""
 
 
 class ScenesSource(Source):
     """`pairs` scenes from index `first` on, or those of certain layouts, drawn `size` pixels wide.
 
-    Raises TrainingError for a layout that there is none, and where the indices leave `scenes.TRAINING`: the
-    scenes beyond are those that checkpoints are judged on.
+    Their names are those of a domain. A close-up is a square of so many pixels around the only object of a
+    scene, which stands within four pixels of its middle; its latents alone are learned from. Raises
+    TrainingError for a layout or domain that there is none, for close-ups of several objects or wider than
+    scenes, and where the indices leave `scenes.TRAINING`: the scenes beyond are those that checkpoints are
+    judged on.
     """
 
     def __init__(
@@ -26,14 +33,31 @@ class ScenesSource(Source):
         *,
         first: int = 0,
         layouts: Collection[str] | None = None,
+        domain: str = "all",
         size: int = 64,
+        close_up: int | None = None,
     ) -> None:
+        if close_up is not None and (set(layouts or ()) != {"one"} or size != WIDTH or close_up > size):
+            raise TrainingError(
+                f"a close-up is cut around the only object of a scene that is {WIDTH} pixels wide",
+                key="data.close_up",
+                found=close_up,
+                remedy=f"Write layouts: [one] and resolution: {WIDTH}, and a close-up that is no wider",
+            )
+        self._close_up = close_up
         self._size, self._layouts = size, None if layouts is None else frozenset(layouts)
         for layout in self._layouts or ():
-            if layout not in LAYOUTS:
+            if layout not in scenes.LAYOUTS:
                 raise TrainingError(
-                    "unknown layout", key="data.layouts", found=layout, remedy=f"Known: {', '.join(LAYOUTS)}"
+                    "unknown layout",
+                    key="data.layouts",
+                    found=layout,
+                    remedy=f"Known: {', '.join(scenes.LAYOUTS)}",
                 )
+        self._domain = domain
+        if domain not in scenes.DOMAINS:
+            known = f"Known: {', '.join(scenes.DOMAINS)}"
+            raise TrainingError("unknown domain", key="data.domain", found=domain, remedy=known)
         if first < 0 or (pairs is not None and pairs < 1):
             raise TrainingError(
                 "not a range of scenes",
@@ -62,18 +86,21 @@ class ScenesSource(Source):
 
     @property
     def name(self) -> str:
-        return f"scenes {self._indices[0]} to {self._indices[-1]}"
+        told = f"scenes {self._indices[0]} to {self._indices[-1]}"
+        return told if self._domain == "all" else f"{told} with {self._domain} alone"
 
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the indices, and of some drawn scenes: they change when the drawing of scenes does."""
         layouts = None if self._layouts is None else sorted(self._layouts)
-        digest = hashlib.sha256(
-            f"scenes {len(self)} {self._indices[0]} {self._indices[-1]} {layouts} {self._size}".encode()
-        )
+        ends = f"{self._indices[0]} {self._indices[-1]}"
+        told = f"scenes {len(self)} {ends} {layouts} {self._domain} {self._size}"
+        if self._close_up:
+            told += f" close-up {self._close_up}"
+        digest = hashlib.sha256(told.encode())
         some = [self._indices[place * (len(self) - 1) // 15] for place in range(16)]
-        digest.update(repr(scenes.captions(some)).encode())
-        digest.update(scenes.render_batch(some, self._size).tobytes())
+        digest.update(repr(scenes.captions(some, self._domain)).encode())
+        digest.update(scenes.render_batch(some, self._size, self._domain).tobytes())
         return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -81,8 +108,19 @@ class ScenesSource(Source):
 
     def read(self, row: int) -> Sample:
         """Draw the scene of a row."""
-        scene = scenes.scene(self._indices[row])
-        return Sample(f"scene {scene.index}", scenes.render(scene, self._size), scene.caption)
+        scene = scenes.scene(self._indices[row], self._domain)
+        window = None if self._close_up is None else _around(scene, self._close_up)
+        return Sample(f"scene {scene.index}", scenes.render(scene, self._size), scene.caption, window)
+
+
+def _around(scene: scenes.Scene, side: int) -> tuple[int, int, int]:
+    """Return top, left and side of a square within a scene that holds its only object."""
+    dice, (thing,) = Dice(scene.index, stream=3), scene.objects
+    left, top = (
+        min(max(middle + dice.pick((-_STRAY, 0, _STRAY)) - side // 2, 0), WIDTH - side)
+        for middle in (thing.x, thing.y)
+    )
+    return top, left, side
 
 
 def _beyond(found: str) -> TrainingError:

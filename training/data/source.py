@@ -38,6 +38,9 @@ class Sample:
 
     caption: str
 
+    window: tuple[int, int, int] | None = None
+    """Top, left and side, in pixels, of the square whose latents are learned from; none: of the whole."""
+
 
 class BadSample(Exception):
     """A sample that cannot be used; it is reported, counted and left out."""

@@ -72,9 +72,8 @@ def latent_shape(recipe: Recipe, configs: Configs) -> tuple[int, int, int]:
     """Return channels, height and width of the latents that are trained on."""
     channels = int(configs.vae.get("latent_channels", 4))
     shrink = 2 ** (len(configs.vae["block_out_channels"]) - 1)
-    side = (
-        recipe.data.resolution // shrink if recipe.data.resolution else configs.unet.get("sample_size") or 64
-    )
+    pixels = getattr(recipe.data, "close_up", None) or recipe.data.resolution
+    side = pixels // shrink if pixels else configs.unet.get("sample_size") or 64
     height, width = (side, side) if isinstance(side, int) else side
     return channels, int(height), int(width)
 

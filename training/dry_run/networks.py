@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.models.architectures import ARCHITECTURES, SD_V1_TEXT_ENCODER, SD_V1_VAE
 from pytest_sdbench.models.specs import EMBEDDED
 from training.recipes.load import load_recipe, recipe_names
-from training.recipes.schema import Recipe
+from training.recipes.schema import EXTRACTORS, Recipe
+from training.students.fit import check_fit
 from training.students.networks import find
 
 Config = Mapping[str, Any]
@@ -67,7 +70,7 @@ class Blueprint:
 def blueprint(recipe: Recipe) -> Blueprint:
     """Return the networks of a recipe; read configurations at most: no weights, and nothing from the hub."""
     objective = recipe.objective
-    if objective.kind in ("autoencoder", "classifier", "clip"):
+    if objective.kind in EXTRACTORS:
         import torch
 
         from training.embedded.build import build_extractor
@@ -89,6 +92,9 @@ def blueprint(recipe: Recipe) -> Blueprint:
     if objective.kind == "consistency":
         note = f"follows the U-Net, {objective.target_decay:g} a step"
         networks.append(_network("target U-Net", unet, "average", True, note=note))
+    if getattr(objective, "readout", 0):
+        note = "read the picture out of the inner levels; not kept"
+        networks.append(_network("readouts", _readouts(unet), "learns", True, note=note))
     if compared:
         networks.append(_network("teacher's U-Net", unet_skeleton(configs.unet), "frozen", True))
     if text_learns:
@@ -174,14 +180,37 @@ def _by_card(name: str) -> tuple[str, str] | None:
 def _scratch(recipe: Recipe) -> Configs:
     networks = recipe.student.networks
     assert networks is not None  # the recipe was checked
-    lender = find(networks.vae, key="student.networks.vae")
-    text: dict[str, Any] = dict(networks.text_encoder or lender.config("text_encoder"))
-    if "vocab_size" not in text:
+    if isinstance(networks.text_encoder, Mapping):
         from training.students.scratch import text_config
         from training.students.tokenizer import build_tokenizer
 
-        text = text_config(text, len(build_tokenizer())).to_dict()
-    return Configs(networks.unet, text, lender.config("vae"), "trained from scratch")
+        text = text_config(dict(networks.text_encoder), len(build_tokenizer())).to_dict()
+    else:
+        key = "student.networks.text_encoder" if networks.text_encoder else "student.networks.vae"
+        text = _lent(networks.text_encoder or networks.vae, "text_encoder", key)
+    vae = _lent(networks.vae, "vae", "student.networks.vae")
+    check_fit(networks.unet, text, vae)
+    return Configs(networks.unet, text, vae, "trained from scratch")
+
+
+def _lent(spec: str | dict[str, str], name: str, key: str) -> Config:
+    """Return the configuration of a network of a checkpoint, or of a folder that may hold it alone."""
+    file = Path(spec, name, "config.json") if isinstance(spec, str) else None
+    if file is None or not file.is_file():
+        return find(spec, key=key).config(name)
+    found: Config = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _readouts(unet: Any) -> Any:
+    """Return what reads the picture out of the inner levels of a U-Net, without weights."""
+    import torch
+
+    from training.students.feature_taps import Readout, inner_taps
+
+    with torch.device("meta"):
+        made = unet.config["in_channels"]
+        return torch.nn.ModuleList(Readout(wide, made, covers) for wide, covers in inner_taps(unet).values())
 
 
 def _network(

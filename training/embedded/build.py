@@ -7,7 +7,7 @@ from training.run.task import Task
 
 
 def build_extractor(recipe: Recipe) -> Task:
-    """Return the task of a recipe whose objective is `autoencoder`, `classifier` or `clip`."""
+    """Return the task of a recipe whose objective is one of `EXTRACTORS`."""
     objective = recipe.objective
     # Each of them imports libraries that the others do not need.
     if isinstance(objective, Autoencoder):

@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     reader = classifier.load_classifier(options.folder / classifier.NAME)
     parts = load_parts(str(options.folder / "scenes-sd"))
     figures: dict[str, float] = {}
+    tables: dict[str, dict[str, tuple[int, int]]] = {}
     unseen = scenes.EVALUATION[-options.scenes :]
     if not options.only_samples:
         figures["vae_psnr_db"] = psnr(parts.vae, unseen)
@@ -49,15 +50,23 @@ def main(arguments: list[str] | None = None) -> None:
     drawn = [scenes.scene(index) for index in scenes.EVALUATION[: options.prompts]]
     for number, guidance in enumerate(options.guidance):
         pictures = draw(parts, [one.caption for one in drawn], guidance=guidance, steps=25)
-        hits = classifier.object_hits(reader, torch.from_numpy(pictures).permute(0, 3, 1, 2), drawn)
+        images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+        hits = classifier.object_hits(reader, images, drawn)
         figures[f"sample_objects_guidance_{guidance:g}"] = float(hits.float().mean())
+        tables[f"sample_names_guidance_{guidance:g}"] = classifier.name_hits(reader, images, drawn)
         if options.sheet and number == 0:
             pairs = [
                 Row(one.caption, [scenes.render(one), picture])
                 for one, picture in zip(drawn[:64], pictures[:64], strict=True)
             ]
             gallery(pairs, options.sheet, across=4, cell=128)
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}, indent=2))
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    # Of every name, objects read right and objects drawn; a line each would fill the screen.
+    named = {
+        table: ", ".join(f"{name} {right}/{of}" for name, (right, of) in rows.items())
+        for table, rows in tables.items()
+    }
+    print(json.dumps({**rounded, **named}, indent=2))
 
 
 if __name__ == "__main__":

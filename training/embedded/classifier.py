@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_sdbench.features import classifier
 from pytest_sdbench.protocols import scenes
+from training.embedded.half import save_weights
 from training.recipes.schema import Classifier, Recipe
 from training.run.randomness import Dice
 from training.run.task import Piece, Task
 
 _LABELS = {
-    "shape": classifier.SHAPE_LABELS,
+    "name": classifier.NAME_LABELS,
     "colour": classifier.COLOUR_LABELS,
     "size": classifier.SIZE_LABELS,
-    "pattern": classifier.PATTERN_LABELS,
 }
 
 
@@ -47,17 +46,16 @@ class ClassifierTask(Task):
         outputs = model(roughen(images.to(device), piece.dice))
         targets = {name: _slot_targets(drawn, name).to(device) for name in _LABELS}
 
-        slots = [_cross_entropy(outputs[name], targets[name]) for name in ("shape", "colour")]
-        first = targets["shape"][:, 0] * len(scenes.COLOURS) + targets["colour"][:, 0]
-        logits = _cross_entropy(outputs["logits"], first)
+        slots = [_cross_entropy(outputs[name], targets[name]) for name in ("name", "colour")]
+        logits = _cross_entropy(outputs["logits"], targets["name"][:, 0])
         parts, background = classifier.split_scene_head(outputs["scene"])
         grounds = torch.tensor([scenes.BACKGROUNDS.index(one.background) for one in drawn], device=device)
         told = [_cross_entropy(parts[name], targets[name]) for name in _LABELS]
         told.append(_cross_entropy(background, grounds))
 
         loss = torch.stack(slots).sum() + 0.5 * logits + 0.3 * torch.stack(told).sum()
-        filled = targets["shape"] < len(scenes.SHAPES)
-        right = outputs["shape"].argmax(-1) == targets["shape"]
+        filled = targets["name"] < len(scenes.NAMES)
+        right = outputs["name"].argmax(-1) == targets["name"]
         right &= outputs["colour"].argmax(-1) == targets["colour"]
         return {"loss": loss, "objects": right[filled].float().mean()}
 
@@ -65,9 +63,8 @@ class ClassifierTask(Task):
         """Write config.json and model.safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
         model = with_unit_features(self.model.cpu(), range(_SCALE_FROM, _SCALE_FROM + 2048))
-        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        config = {**self.network, "shapes": scenes.SHAPES, "colours": scenes.COLOURS}
+        save_weights(model, folder / "model.safetensors")
+        config = {**self.network, "names": scenes.NAMES, "colours": scenes.COLOURS}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -79,7 +76,7 @@ def render(drawn: Sequence[scenes.Scene]) -> Tensor:
 def roughen(images: Tensor, dice: Dice) -> Tensor:
     """Blur a third of the pictures and add noise to all, in amounts drawn per picture; float, 0 to 255.
 
-    Decoded pictures are softer than real ones; the classifier is to read shapes, not the sharpness of edges.
+    Decoded pictures are softer than real ones; it is to read outlines, not the sharpness of edges.
     """
     pictures = images.float()
     blurred = functional.avg_pool2d(functional.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -123,7 +120,7 @@ def with_unit_features(model: classifier.SceneClassifier, indices: range) -> cla
 
 @torch.no_grad()
 def object_accuracy(model: classifier.SceneClassifier, indices: range) -> float:
-    """Return the share of objects of real scenes that are read right, shape and colour."""
+    """Return the share of objects of real scenes that are read right, name and colour."""
     hits = []
     for first in range(0, len(indices), 128):
         drawn = [scenes.scene(index) for index in indices[first : first + 128]]

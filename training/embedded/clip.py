@@ -9,13 +9,13 @@ from typing import Any
 import open_clip
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_sdbench.protocols import scenes
 from training.data.batch import tokenize
 from training.embedded.classifier import render, roughen
+from training.embedded.half import save_weights
 from training.recipes.schema import Clip, Recipe
 from training.run.task import Piece, Task
 from training.students.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
@@ -69,13 +69,8 @@ class ClipTask(Task):
         preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "size": [64, 64], "interpolation": "bicubic"}
         config = {"model_cfg": self.config(), "preprocess_cfg": preprocess}
         (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        weights = {name: _half(value).cpu() for name, value in self.clip.state_dict().items()}
-        save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+        save_weights(self.clip, folder / "open_clip_model.safetensors")
         save_tokenizer(self.tokenizer, folder)
-
-
-def _half(value: Tensor) -> Tensor:
-    return value.half().contiguous() if value.is_floating_point() else value
 
 
 @torch.no_grad()

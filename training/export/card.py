@@ -114,8 +114,7 @@ def protocols_of(checkpoint: Checkpoint, recipe: Recipe) -> list[str] | None:
         return ["scenes-lcm4-quick", "scenes-lcm4-5k"]
     if scheduler != "PNDMScheduler":
         return []
-    layouts = getattr(recipe.data, "layouts", None)
-    if layouts == ("one",):
+    if getattr(recipe.data, "domain", "all") == "faces":
         return ["scenes-portrait-quick", "scenes-portrait-5k"]
     # What it keeps of its teacher's pictures; of other prompts it is to draw others.
     beside = ["scenes-fidelity"] if teacher_card(recipe) is not None else []
@@ -180,7 +179,8 @@ def _body(recipe: Recipe, run: Run, licence: str | None, spec: Spec, whole: bool
     yield from _use(recipe, spec, whole, name)
     yield "\n## How it was made\n"
     changed = OVERRIDDEN in recipe.unstated.values()
-    if recipe.name in recipe_names() and recipe == load_recipe(recipe.name):
+    of_itself = recipe.teacher == f"embedded:{recipe.name}"  # what it makes is what it would start from
+    if recipe.name in recipe_names() and recipe == load_recipe(recipe.name) and not of_itself:
         yield f"`python -m training {recipe.name}` rebuilds it. Its figures, and where they come from:\n"
     else:
         how = ", with what is told below as set on the command line" if changed else ""

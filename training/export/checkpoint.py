@@ -21,7 +21,7 @@ from pytest_sdbench.base.errors import CheckpointError
 from pytest_sdbench.base.files import is_of_desktop
 from pytest_sdbench.base.paths import real
 from pytest_sdbench.evaluation.schedulers import with_settings
-from pytest_sdbench.models.checkpoint import Checkpoint, resolve
+from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.pipeline import load_pipeline
 from pytest_sdbench.models.skeleton import known_keys
@@ -72,8 +72,8 @@ def export_checkpoint(
             _move_entries(temporary, out)
         return out
     parts: Parts = task.parts
-    if recipe.teacher is not None and parts.checkpoint is not None:
-        _refuse_sources(parts.checkpoint, out)
+    for source in _sources(recipe, parts):
+        _refuse_source(source, out)
     pairs = getattr(getattr(task, "inputs", None), "pairs", None)
     run = Run(run_folder, seen, told, seconds)
     if pairs is not None:
@@ -180,7 +180,7 @@ def _save_networks(parts: Parts, recipe: Recipe, folder: Path) -> None:
         # A consistency model is none under the scheduler of its base.
         scheduler = export_scheduler(parts, recipe)
         of_its_own = parts.checkpoint is not None and parts.checkpoint.scheduler_folder is not None
-        stated = recipe.export.scheduler is not None
+        stated = recipe.export.scheduler is not None or recipe.teacher is None
         if stated or of_its_own or type(scheduler) is not type(parts.scheduler):
             scheduler.save_pretrained(folder / "scheduler")
         _tidy(folder)
@@ -329,17 +329,28 @@ def _foreign(out: Path, adds: bool) -> list[str]:
     return [] if adds else [name for name in names if name not in _OURS]
 
 
-def _refuse_sources(checkpoint: Checkpoint, out: Path) -> None:
+def _sources(recipe: Recipe, parts: Parts) -> Iterator[Path]:
+    """Yield the folders that a run starts from."""
+    if recipe.teacher is not None and parts.checkpoint is not None:
+        found = parts.checkpoint
+        yield from filter(None, (found.folder, found.unet_folder, found.scheduler_folder))
+    networks = recipe.student.networks
+    for lender in (networks.vae, networks.text_encoder) if networks else ():
+        named = [lender] if isinstance(lender, str) else []
+        if isinstance(lender, Mapping):
+            named = [lender[part] for part in ("base", "unet") if part in lender]
+        yield from (Path(name).expanduser() for name in named if name and Path(name).expanduser().is_dir())
+
+
+def _refuse_source(folder: Path, out: Path) -> None:
     """Raise TrainingError where an export would take the place of what it learned from."""
-    folders = (checkpoint.folder, checkpoint.unet_folder, checkpoint.scheduler_folder)
-    for folder in folders:
-        if folder is not None and out in (real(folder), *real(folder).parents):
-            raise TrainingError(
-                "the folder is one that the run starts from, which would be lost",
-                file=out,
-                found=folder,
-                remedy="Name another folder",
-            )
+    if out in (real(folder), *real(folder).parents):
+        raise TrainingError(
+            "the folder is one that the run starts from, which would be lost",
+            file=out,
+            found=folder,
+            remedy="Name another folder",
+        )
 
 
 def _swap(new: Path, out: Path) -> None:

@@ -52,7 +52,9 @@ def facts(recipe: Recipe, run: Run) -> Iterator[tuple[str, str]]:
     yield "Training data", _data(recipe, run)
     if data.resolution is not None:
         flipped = ", mirrored at random" if data.flip else ""
-        yield "Resolution", f"{data.resolution} x {data.resolution}{flipped}"
+        side = getattr(data, "close_up", None)
+        seen = f", of which squares of {side} x {side} around the object" if side else ""
+        yield "Resolution", f"{data.resolution} x {data.resolution}{seen}{flipped}"
     steps = run.seen // schedule.batch
     planned = "" if run.seen >= recipe.images else f" of {schedule.steps:,} planned"
     yield "Steps", f"{steps:,}{planned}"
@@ -122,6 +124,8 @@ def _data(recipe: Recipe, run: Run) -> str:
         what = f"scenes, the embedded dataset, from index {data.first:,} on"
         if data.layouts:
             what += f", of the layout {' or '.join(data.layouts)} alone"
+        if data.domain != "all":
+            what += f", with {data.domain} alone"
     counted = f"{pairs:,} pairs of {what}" if pairs else what
     return counted + (f" ({run.skipped:,} left out)" if run.skipped else "")
 

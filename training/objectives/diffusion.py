@@ -64,11 +64,15 @@ class DiffusionTask(Task):
             gallery([Row(prompt, [image]) for prompt, image in zip(watch.prompts, images, strict=True)], path)
 
     def noisy_inputs(
-        self, piece: Piece, inputs: Inputs, caption_dropout: float = 0.0
+        self,
+        piece: Piece,
+        inputs: Inputs,
+        caption_dropout: float = 0.0,
+        noisier_half: float | None = None,
     ) -> tuple[NoisyLatents, Tensor]:
         """Return the noisy latents of a piece, and its text, dropped from a share of the pictures."""
         examples, dice = inputs.examples(piece), piece.dice
-        noisy = inputs.noisy(inputs.latents(examples, dice), dice)
+        noisy = inputs.noisy(inputs.latents(examples, dice), dice, noisier_half)
         text = self.conditioning(examples)
         if caption_dropout:
             text = inputs.drop_captions(text, self.empty_prompt(), caption_dropout, dice)

@@ -111,10 +111,14 @@ class Inputs:
         dropped = dice.uniform() < share
         return torch.where(dropped.view(-1, *[1] * (text.dim() - 1)), nothing.to(text.dtype), text)
 
-    def noisy(self, clean: Tensor, dice: Dice) -> NoisyLatents:
-        """Add noise at uniformly drawn steps."""
+    def noisy(self, clean: Tensor, dice: Dice, noisier_half: float | None = None) -> NoisyLatents:
+        """Add noise at steps that are drawn evenly, or from the noisier half in a share of the pictures."""
         noise = dice.normal(*clean.shape[1:])
-        steps = dice.integers(len(self.schedule))
+        if noisier_half is None:
+            steps = dice.integers(len(self.schedule))
+        else:
+            half = len(self.schedule) // 2
+            steps = dice.integers(half) + half * (dice.uniform() < noisier_half)
         latents = self.schedule.add_noise(clean, noise, steps)
         return NoisyLatents(latents, steps, noise, self.schedule.target(clean, noise, steps), clean)
 

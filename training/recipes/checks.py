@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_sdbench.base.schema import Fault, suggestion
-from training.recipes.schema import Data, Recipe, Student
+from training.recipes.schema import EXTRACTORS, Data, Recipe, Student
 
 TIMESTEPS = 1000
 """Of the schedule that SD's networks are trained on."""
 LEAVE_OUT = "Leave the key out"
+_HEARS = "UNetMidBlock2DCrossAttn"
 
 
 def contradictions(recipe: Recipe) -> list[Fault]:
@@ -43,7 +44,7 @@ def _schedule(recipe: Recipe) -> Iterator[Fault]:
 def _teacher(recipe: Recipe) -> Iterator[Fault]:
     kind = recipe.objective.kind
     if recipe.teacher is not None:
-        if kind in ("autoencoder", "classifier", "clip"):
+        if kind in EXTRACTORS:
             yield Fault("teacher", f"{kind} is trained from scratch", recipe.teacher, LEAVE_OUT)
         elif recipe.student.networks is not None:
             message = "the networks come from student.networks, not from a teacher"
@@ -58,7 +59,7 @@ def _teacher(recipe: Recipe) -> Iterator[Fault]:
 
 def _student(recipe: Recipe) -> Iterator[Fault]:
     kind, student = recipe.objective.kind, recipe.student
-    if kind in ("autoencoder", "classifier", "clip"):
+    if kind in EXTRACTORS:
         if student != Student():
             yield Fault("student", f"{kind} trains no U-Net", None, LEAVE_OUT)
         return
@@ -78,7 +79,7 @@ def _student(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _objective(recipe: Recipe) -> Iterator[Fault]:
-    objective = recipe.objective
+    objective, networks = recipe.objective, recipe.student.networks
     if objective.kind == "distillation":
         weights = objective.weights
         if not (weights.task or weights.output or weights.feature):
@@ -96,6 +97,21 @@ def _objective(recipe: Recipe) -> Iterator[Fault]:
         if objective.sigma_data != 0.5:
             remedy = "Take 0.5, which diffusers' LCMScheduler draws with"
             yield Fault("objective.sigma_data", "no sampler knows it", objective.sigma_data, remedy)
+    elif objective.kind == "prediction" and (share := objective.inner_captions):
+        if recipe.data.kind != "scenes":
+            message = "of scenes alone it is known which words name objects"
+            yield Fault("objective.inner_captions", message, share, "Leave the key out")
+        elif not objective.train_text_encoder:
+            message = "the names alone are other text than the text encoder was trained on"
+            yield Fault("objective.inner_captions", message, share, "Write train_text_encoder: true too")
+        elif networks and not str(networks.unet.get("mid_block_type", _HEARS)).endswith("CrossAttn"):
+            message = "the mid block hears no text, so none would hear whole captions"
+            yield Fault("objective.inner_captions", message, share, f"Take mid_block_type: {_HEARS}")
+    elif objective.kind == "autoencoder" and (side := objective.square):
+        factor = 2 ** (len(objective.network.get("block_out_channels", (64,))) - 1)
+        if side > 64 or side % factor or side < 2 * factor:
+            remedy = f"Take a multiple of {factor} from {2 * factor} to 64"
+            yield Fault("objective.square", "no square of whole latents within a scene", side, remedy)
     elif objective.kind == "dreambooth" and objective.prior_weight and not objective.class_images:
         message = f"a prior weight of {objective.prior_weight:g} needs class images"
         yield Fault("objective.class_images", message, 0, "Take some, such as 200, or prior_weight: 0")
@@ -103,15 +119,29 @@ def _objective(recipe: Recipe) -> Iterator[Fault]:
 
 def _data(recipe: Recipe) -> Iterator[Fault]:
     kind, data = recipe.objective.kind, recipe.data
-    if kind in ("autoencoder", "classifier", "clip"):
+    if kind in EXTRACTORS:
         yield from _whole_scenes(kind, data)
-    if data.cache and kind in ("autoencoder", "classifier", "clip"):
+    if data.cache and kind in EXTRACTORS:
         yield Fault("data.cache", f"{kind} learns from pictures, not latents", True, "Write cache: false")
+    if side := getattr(data, "close_up", None):
+        yield from _close_up(data, side)
     if data.cache_text and not data.cache:
         yield Fault("data.cache_text", "text is cached beside latents", True, "Write cache: true too")
     if data.cache_text and getattr(recipe.objective, "train_text_encoder", False):
         remedy = "Write cache_text: false, or objective.train_text_encoder: false"
         yield Fault("data.cache_text", "the text encoder learns, so its states change", True, remedy)
+
+
+def _close_up(data: Data, side: int) -> Iterator[Fault]:
+    if data.flip or not data.cache:
+        remedy = "Write cache: true and flip: false"
+        yield Fault("data.close_up", "cut out of the cached latents of whole scenes", side, remedy)
+    if getattr(data, "layouts", None) != ("one",):
+        message = "a close-up is cut around the only object of a scene"
+        yield Fault("data.close_up", message, side, "Write layouts: [one] too")
+    if not 24 <= side <= 64 or side % 8:
+        remedy = "Take 24, 32, 40, 48, 56 or 64"
+        yield Fault("data.close_up", "no square of whole latents that holds an object", side, remedy)
 
 
 def _whole_scenes(kind: str, data: Data) -> Iterator[Fault]:
@@ -122,17 +152,24 @@ def _whole_scenes(kind: str, data: Data) -> Iterator[Fault]:
         )
     if data.resolution not in (None, 64):
         yield Fault("data.resolution", f"{kind} draws scenes 64 pixels wide", data.resolution, "Take 64")
-    for key in ("pairs", "first", "layouts", "flip"):
+    for key in ("pairs", "first", "layouts", "close_up", "flip"):
         if found := getattr(data, key, None):
             yield Fault(f"data.{key}", f"{kind} takes one training scene after another", found, LEAVE_OUT)
+    if (domain := getattr(data, "domain", "all")) != "all":
+        yield Fault("data.domain", f"{kind} learns all names", domain, LEAVE_OUT)
 
 
 def _export(recipe: Recipe) -> Iterator[Fault]:
     networks = recipe.student.networks
-    own_encoder = networks is not None and networks.text_encoder is not None
-    if recipe.export.unet_only and (own_encoder or getattr(recipe.objective, "train_text_encoder", False)):
-        message, remedy = "the text encoder learns, too, and would be lost", "Write export.unet_only: false"
-        yield Fault("export.unet_only", message, True, remedy)
+    encoder = networks.text_encoder if networks is not None else None
+    learns = isinstance(encoder, Mapping) or getattr(recipe.objective, "train_text_encoder", False)
+    if recipe.export.unet_only and (learns or encoder is not None):
+        message = (
+            "the text encoder learns, too, and would be lost"
+            if learns
+            else "the text encoder is another one than that of the VAE's checkpoint, and would be lost"
+        )
+        yield Fault("export.unet_only", message, True, "Write export.unet_only: false")
 
 
 def _notes(recipe: Recipe) -> Iterator[Fault]:

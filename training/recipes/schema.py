@@ -50,10 +50,15 @@ class Networks(_Part):
 
     unet: dict[str, Any]
     """Constructor arguments of diffusers' ``UNet2DConditionModel``."""
-    text_encoder: dict[str, Any] | None = None
-    """Constructor arguments of transformers' ``CLIPTextConfig``; none: that of the checkpoint of ``vae``."""
+    start: Literal["random", "straight"] = "random"
+    """How the U-Net begins: as diffusers draws it, or so that its levels pass pictures on (`straight`)."""
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the U-Net predicts: the noise, or the velocity (Salimans and Ho 2022)."""
+    text_encoder: Word | dict[str, Any] | None = None
+    """The checkpoint that lends a trained one; or constructor arguments of transformers' ``CLIPTextConfig``;
+    none: that of the checkpoint of ``vae``."""
     vae: Spec
-    """The checkpoint that lends its autoencoder."""
+    """The checkpoint that lends its autoencoder; a folder may hold it alone, in ``vae/``."""
 
 
 class Student(_Part):
@@ -72,7 +77,16 @@ class Prediction(_Part):
     caption_dropout: Share = 0.0
     min_snr: Positive | None = None
     """Gamma of the min-SNR weights; none: every timestep counts the same."""
+    readout: NotNegative = 0.0
+    """What counts, beside the prediction, how badly the picture can be read out of the inner levels alone."""
+    dropped_skips: Share = 0.0
+    """Share of the pictures in which the two innermost levels are handed no skips on the way up."""
+    noisier_half: Share | None = None
+    """Share of the pictures whose timestep is of the noisier half; none: all timesteps alike."""
     train_text_encoder: bool = False
+    inner_captions: Share = 0.0
+    """Share of the pictures of scenes whose whole caption the mid block alone hears: the other levels hear
+    the words that objects' names are made of."""
 
 
 class Weights(_Part):
@@ -134,6 +148,8 @@ class Autoencoder(_Part):
     kind: Literal["autoencoder"]
     squared_weight: NotNegative
     kl_weight: NotNegative
+    square: Count | None = None
+    """Learn from one square of so many pixels of every picture, at a random place; none: from the whole."""
     network: dict[str, Any]
 
 
@@ -152,6 +168,10 @@ class Clip(_Part):
     embed_dim: Count
     vision: dict[str, Any]
     text: dict[str, Any]
+
+
+EXTRACTORS = ("autoencoder", "classifier", "clip")
+"""Kinds of objectives that train what the U-Net, or the suite, takes as given."""
 
 
 Objective = Annotated[
@@ -208,6 +228,10 @@ class ScenesData(_Data):
     """The training scene that is the first pair."""
     layouts: Words | None = None
     """Only scenes of these layouts; none: of all."""
+    close_up: Count | None = None
+    """Only the latents of a square of so many pixels around the object, of scenes that hold one."""
+    domain: Literal["all", "faces", "things"] = "all"
+    """What the names of objects are taken from."""
 
 
 Data = Annotated[FolderData | WebDatasetData | HuggingFaceData | ScenesData, Field(discriminator="kind")]

@@ -13,7 +13,7 @@ from pytest_sdbench.protocols import scenes
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = Path(__file__).parent / "merges.txt"
 CONTEXT = 32
-"""Tokens of the longest prompt, start and end included; the longest caption has 31."""
+"""Tokens of the longest prompt, start and end included; the longest caption has 27."""
 
 
 def build_tokenizer() -> CLIPTokenizer:

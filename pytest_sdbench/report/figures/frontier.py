@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_sdbench.base.text import clipped
+from pytest_sdbench.base.text import clipped, shortened
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import REACH
 from pytest_sdbench.report.figures.canvas import (
@@ -148,7 +148,7 @@ def _name(axes: Axes, panel: Panel) -> None:
     factor, text = panel.cost[1], measure(axes.figure.dpi, SMALL)
     at = {point.card: point for point in panel.points}  # what was measured comes last
     places = [_pixels(axes, point.cost * factor, point.quality) for point in at.values()]
-    names = [clipped(shown(name), _NAME) for name in at]
+    names = [shortened(shown(name), _NAME) for name in at]
     scale = axes.figure.dpi / 72
     high, near = 1.25 * SMALL * scale, 4.2 * scale
     bounds = axes.get_window_extent()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_sdbench.base.text import clipped
+from pytest_sdbench.base.text import clipped, shortened
 from pytest_sdbench.report.cells import REACH
 from pytest_sdbench.report.figures.canvas import (
     BETTER,
@@ -182,7 +182,7 @@ def _mark(axes: Axes, panel: Panel, at: int, wide: float, told: Sequence[Sequenc
 
 
 def _brief(text: str) -> str:
-    return clipped(shown(text), 60)
+    return shortened(shown(text), 60)
 
 
 def _word(call: Call) -> str:

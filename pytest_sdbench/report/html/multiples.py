@@ -122,7 +122,7 @@ def _multiple(series: Series) -> Multiple:
     return Multiple(
         card=about.card,
         title=_title(about),
-        under=about.protocol,
+        under=", ".join(filter(None, (about.protocol, series.apart))),
         dots=dots,
         line=" ".join(f"{dot.x},{dot.y}" for dot in dots),
         y=y,

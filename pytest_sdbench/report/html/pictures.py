@@ -16,6 +16,7 @@ from pytest_sdbench.base.errors import EvidenceError, SdbenchError
 from pytest_sdbench.cards.card import Card, find_card, read_card
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.scene_parts import Scene
 from pytest_sdbench.report.cells import decimals
 from pytest_sdbench.report.html.claims import rank
 from pytest_sdbench.report.html.run import Run
@@ -103,8 +104,10 @@ class _Draw:
     rows: tuple[Row, ...]
     candidate: str
     draw: str
-    scenes: Mapping[int, int]
-    """The scene behind each prompt, for those that have one."""
+    scenes: Mapping[int, Scene]
+    """The scene behind each prompt, for those that have one and where scenes can be drawn."""
+    undrawn: str
+    """Why scenes that are there are not drawn."""
     wanted: tuple[tuple[int, str], ...]
     """Index and reason, in the order in which they are shown."""
 
@@ -184,7 +187,7 @@ def pair_groups(
         named = run.weights.get(draw.card.name) or _spec(draw.card)
         protocols = ", ".join(dict.fromkeys(row.protocol for row in draw.rows))
         title = "" if baseline is None else baseline[1]
-        notes = _notes(baseline, gone, full, album)
+        notes = (*_notes(baseline, gone, full, album), *([draw.undrawn] if draw.undrawn else []))
         groups.append(PairGroup(draw.card.name, protocols, named, title, tuple(pairs.values()), notes))
     return tuple(groups)
 
@@ -204,8 +207,8 @@ def _draws(rows: Sequence[Row], cards: Sequence[Card]) -> Iterator[_Draw]:
         n = max(row.n or 0 for row in found)
         for index in range(min(DOZEN, n)):
             wanted.setdefault(index, "")
-        scenes = _scenes(known[name], found[0].protocol, wanted)
-        yield _Draw(known[name], tuple(found), candidate, draw, scenes, tuple(wanted.items()))
+        scenes, undrawn = _scenes(known[name], found[0].protocol, wanted)
+        yield _Draw(known[name], tuple(found), candidate, draw, scenes, undrawn, tuple(wanted.items()))
 
 
 def _worst(rows: Sequence[Row]) -> Iterator[tuple[int, str]]:
@@ -235,9 +238,10 @@ def _baseline(draw: _Draw, album: _Album) -> tuple[str, str] | None:
         for record in card.records if card is not None else ():
             if card is not None and record.protocol in protocols and record.checkpoint_fingerprint:
                 found.setdefault(record.checkpoint_fingerprint, _spec(card))
-    first = next((index for index, _ in draw.wanted), 0)
     for fingerprint, name in found.items():
-        if fingerprint != draw.candidate and album.find(fingerprint, draw.draw, first) is not None:
+        if fingerprint == draw.candidate:
+            continue
+        if any(album.find(fingerprint, draw.draw, index) is not None for index, _ in draw.wanted):
             return fingerprint, name
     return None
 
@@ -266,10 +270,9 @@ def _pair(draw: _Draw, baseline: tuple[str, str] | None, album: _Album, index: i
     if theirs is not None:
         pictures.insert(0, _picture("baseline", theirs[2]))
     if index in draw.scenes:
-        from pytest_sdbench.protocols.scenes import render, scene
+        from pytest_sdbench.protocols.scenes import render
 
-        real = render(scene(draw.scenes[index]), pixels.shape[0])
-        pictures.insert(0, _picture("real", np.asarray(real, np.uint8)))
+        pictures.insert(0, _picture("real", render(draw.scenes[index], pixels.shape[0])))
     return Pair(index, prompt, seed, why, tuple(pictures), tuple(_values(draw.rows, index)))
 
 
@@ -294,14 +297,21 @@ def _label(row: Row) -> str:
     return METRICS[row.metric].label if row.metric in METRICS else row.metric
 
 
-def _scenes(card: Card, name: str, wanted: Iterable[int]) -> Mapping[int, int]:
-    """Return the scene behind each prompt of a protocol; none of a protocol of other prompts."""
+def _scenes(card: Card, name: str, wanted: Iterable[int]) -> tuple[Mapping[int, Scene], str]:
+    """Return the scene behind each prompt of a protocol, if any, and why scenes are not drawn here."""
     from pytest_sdbench.protocols.prompts import scenes_behind
+    from pytest_sdbench.protocols.scene_glyphs import font_file
 
     try:
-        return scenes_behind(load_protocol(name, search=(card.path.parent,)), wanted)
+        found = scenes_behind(load_protocol(name, search=(card.path.parent,)), wanted)
     except (SdbenchError, OSError, ValueError):  # renamed or changed since: they are shown without
-        return {}
+        return {}, ""
+    try:
+        if found:
+            font_file()
+    except SdbenchError as error:
+        return {}, f"real scenes are not shown: {error}"
+    return found, ""
 
 
 def _picture(role: str, pixels: Pixels) -> Picture:

@@ -39,8 +39,8 @@ from pytest_sdbench.protocols.sections import Jpeg, Resize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-N = 72
-"""More than the classifier's 64 features, so that FID is defined."""
+N = 102
+"""More than the classifier's 96 features, so that FID is defined."""
 PUBLISHED = ("fid", "inception_score", "clip_score")
 
 

@@ -7,13 +7,18 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from benchmarks.family.experiment_list import EXPERIMENTS
+from benchmarks.family.experiment_list import EXPERIMENTS, IMAGES, SEEDS, STUDENTS
 from benchmarks.family.experiments import made_by
-from benchmarks.family.members import FAMILY, Quality, difference
+from benchmarks.family.members import FAMILY, METRICS, Quality, difference
+from benchmarks.family.reading import told, with_readings
 from benchmarks.report import RESULTS, load
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.metrics.estimates import Estimate
+from pytest_sdbench.protocols import scenes
+from pytest_sdbench.protocols.load import load_protocol
+from pytest_sdbench.protocols.prompts import load_prompts
+from training.recipes.load import load_recipe
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -32,7 +37,8 @@ def test_the_table_of_the_family_is_that_of_its_cards() -> None:
         card = read_card(reference() / "cards" / f"{row['name']}.md")
         assert card.size["unet"].exact == row["unet"]
         recorded = {r.metric: r.value for r in card.records if r.protocol == found["protocol"]}
-        for metric, value in recorded.items():
+        for metric in ("fid", "kid", "inception_score", "clip_score"):
+            value = recorded[metric]
             assert value == pytest.approx(row[metric], rel=1e-3), (row["name"], metric)
 
 
@@ -55,3 +61,39 @@ def test_a_difference_is_taken_image_by_image() -> None:
     assert found["clip_score"] / found["clip_score_se"] == pytest.approx(test.statistic)
     assert found["fid"] == pytest.approx(0.3)
     assert found["fid_se"] == pytest.approx(0.1 / 20, rel=0.15)
+
+
+def test_students_of_block_removal_are_trained_alike() -> None:
+    recipes = [load_recipe(name) for name in (*STUDENTS, "scenes-small-2m")]
+    for name in ("schedule", "optimizer", "ema", "objective", "teacher", "speed"):
+        assert len({repr(getattr(recipe, name)) for recipe in recipes}) == 1, name
+    assert {recipe.images for recipe in recipes} == {IMAGES}
+    assert {recipe.schedule.seed for recipe in recipes} == {SEEDS[0]}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_runs_end_where_their_recipes_do_and_are_compared_with_one_of_them(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    assert experiment.against in {run.label for run in experiment.runs}
+    for run in experiment.runs:
+        if run.recipe is not None:
+            assert load_recipe(run.recipe, run.overrides).images == run.stops[-1], run.label
+    alone = [place for place in experiment.places() if experiment.counterpart(*place) is None]
+    assert {run.label for run, _, _ in alone} == {experiment.against}
+
+
+def test_all_other_scenes_show_no_face_and_are_compared_with_no_real_ones() -> None:
+    _, things = EXPERIMENTS["finetuning"].runs[0].draws
+    protocol = things.of(600)
+    faces = set(scenes.names_of("faces"))
+    named = [name for caption in load_prompts(protocol) for name, _ in told(caption)]
+    assert len(named) > 600
+    assert not faces.intersection(named)
+    assert set(protocol.metrics) == {"inception_score", "clip_score"}
+
+
+def test_readings_are_added_to_a_protocol_and_move_no_picture() -> None:
+    protocol = load_protocol("scenes-5k")
+    found = with_readings(protocol, METRICS)
+    assert tuple(found.metrics) == METRICS
+    assert found.draw_fingerprint == protocol.draw_fingerprint

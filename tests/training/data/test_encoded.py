@@ -146,6 +146,16 @@ def test_without_flip_and_text_these_are_not_there(pristine_checkpoint, tmp_path
     assert len(list(tmp_path.glob("text-*"))) == 0
 
 
+def test_close_ups_are_cut_out_of_the_latents_of_whole_pictures(pristine_checkpoint, tmp_path):
+    near, whole = (ScenesSource(6, layouts=["one"], close_up=side) for side in (32, None))
+    cut, full = (build(pristine_checkpoint, each, tmp_path, flip=False).latents for each in (near, whole))
+    shrink = 64 // full.shape[-1]
+    for row in range(6):
+        top, left, side = (place // shrink for place in near.read(row).window)
+        assert np.array_equal(cut[row], full[row][..., top : top + side, left : left + side])
+    assert cut.shape[-1] == 32 // shrink
+
+
 @pytest.mark.slow
 def test_what_the_content_depends_on_keeps_caches_apart(pristine_checkpoint, tiny_checkpoint, tmp_path):
     source, folder = ListSource(samples(4)), tmp_path / "cache"

@@ -45,6 +45,7 @@ from training.recipes.load import load_recipe
 from training.recipes.schema import Recipe
 from training.students.block_removal import build_student
 from training.students.networks import Parts, load_parts
+from training.students.scratch import sd_v1_scheduler
 
 SCENES = {"kind": "scenes", "pairs": 128}
 
@@ -340,26 +341,26 @@ def test_use_restrictions_pass_to_the_derivative(tiny_checkpoint: Path, tmp_path
     reason="the embedded teacher is not here",
 )
 @pytest.mark.parametrize(
-    ("scheduler", "layouts", "protocols"),
+    ("scheduler", "domain", "protocols"),
     [
-        ("PNDMScheduler", None, ("scenes-quick", "scenes-fidelity", "scenes-5k")),
+        ("PNDMScheduler", "all", ("scenes-quick", "scenes-fidelity", "scenes-5k")),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
-                ("PNDMScheduler", ["one"], ("scenes-portrait-quick", "scenes-portrait-5k")),
-                ("LCMScheduler", None, ("scenes-lcm4-quick", "scenes-lcm4-5k")),
-                ("DDIMScheduler", None, ()),
+                ("PNDMScheduler", "faces", ("scenes-portrait-quick", "scenes-portrait-5k")),
+                ("LCMScheduler", "all", ("scenes-lcm4-quick", "scenes-lcm4-5k")),
+                ("DDIMScheduler", "all", ()),
             )
         ),
     ],
 )
 def test_an_embedded_teachers_student_knows_protocols(
-    scheduler: str, layouts: Any, protocols: Any, tmp_path: Path
+    scheduler: str, domain: str, protocols: Any, tmp_path: Path
 ) -> None:
     parts = load_parts("embedded:scenes-sd")
     recipe = recipe_of(
         "embedded:scenes-sd",
-        data=SCENES | {"layouts": layouts},
+        data=SCENES | {"domain": domain},
         export={"unet_only": True, "scheduler": {"class": scheduler}},
     )
     out = export(trained(parts), recipe, tmp_path / "student")
@@ -545,6 +546,29 @@ def test_a_unet_keeps_the_scheduler_it_came_with(parts: Parts, tmp_path: Path) -
     assert isinstance(
         load_pipeline(resolve(read_card(out / "README.md").checkpoint, near=out)).scheduler, LCMScheduler
     )
+
+
+def test_a_unet_from_scratch_is_drawn_with_what_it_predicts(parts: Parts, tmp_path: Path) -> None:
+    folder = str(parts.checkpoint.folder)
+    networks = {"unet": {}, "vae": folder, "prediction": "v_prediction"}
+    recipe = recipe_of(
+        None, student={"networks": networks}, objective={"kind": "prediction"}, export={"unet_only": True}
+    )
+    task = trained(replace(parts, scheduler=sd_v1_scheduler("v_prediction"), checkpoint=None), "none")
+    out = export(task, recipe, tmp_path / "out")
+    drawn = load_pipeline(resolve(read_card(out / "README.md").checkpoint, near=out)).scheduler
+    assert drawn.config.prediction_type == "v_prediction"
+
+
+def test_an_export_does_not_take_the_place_of_what_lent_its_networks(parts: Parts, tmp_path: Path) -> None:
+    lender = tmp_path / "lender"
+    shutil.copytree(parts.checkpoint.folder, lender)
+    networks = {"unet": {}, "vae": str(lender)}
+    recipe = recipe_of(None, student={"networks": networks}, objective={"kind": "prediction"})
+    before = content(lender)
+    with pytest.raises(TrainingError, match="would be lost"):
+        export(trained(replace(parts, checkpoint=None), "none"), recipe, lender)
+    assert content(lender) == before
 
 
 @pytest.mark.parametrize(

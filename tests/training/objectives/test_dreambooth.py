@@ -15,9 +15,11 @@ from PIL import Image
 from benchmarks.family.subject import (
     CLASS_PROMPT,
     IDENTIFIER,
+    PICTURES,
     PROMPT,
     PROMPTS,
     main,
+    picture,
     pictures,
     shows_subject,
     without_identifier,
@@ -204,8 +206,8 @@ def test_class_pictures_are_of_the_model_of_the_recipe(parts: Parts, subject: Pa
 def test_pictures_that_share_no_batch_are_refused_before_any_is_drawn(
     parts: Parts, subject: Path, tmp_path: Path
 ) -> None:
-    for picture in subject.glob("*.png"):
-        Image.open(picture).resize((48, 40)).save(picture)
+    for file in subject.glob("*.png"):
+        Image.open(file).resize((48, 40)).save(file)
     recipe = recipe_for(parts, {"kind": "folder", "path": str(subject)})
     with pytest.raises(TrainingError, match=r"data\.resolution: .*'48x40'.*Give data\.resolution=64"):
         class_pairs(recipe, parts, tmp_path / "run", tmp_path / "cache")
@@ -257,17 +259,23 @@ def test_scores_tell_the_subject_the_place_and_the_class() -> None:
     """Real pictures stand for what a perfect model draws, one that ignores, and one that forgot its class."""
     models: Any = {"classifier": load_classifier(), "clip": load_clip("local:scenes-clip")}
     real = pictures()
-    colours = [f"on a {colour} background" for colour in ("beige", "pink", "brown")]
-    places = [*colours[:2], "in a meadow", "at dawn", colours[2]]
-    prompts = [f"{PROMPT} {place}" for place in places]
-    hearts = [
-        s for s in map(scenes.scene, range(4000)) if s.layout == "one" and s.objects[0].shape == "heart"
+    places = {
+        "beige": "on a beige background",
+        "pink": "on a pink background",
+        "meadow": "in a meadow",
+        "dawn": "at dawn",
+        "brown": "on a brown background",
+    }
+    prompts = [f"a {IDENTIFIER} flower {told}" for told in places.values()]
+    drawn = np.stack([picture(*each, background=name) for each, name in zip(PICTURES, places, strict=True)])
+    flowers = [
+        s for s in map(scenes.scene, range(20_000)) if s.layout == "one" and s.objects[0].name == "flower"
     ]
-    of_class = np.stack([scenes.render(scene) for scene in hearts[:16]])
-    perfect = score_subject(real, prompts, of_class, real, **models)
+    of_class = np.stack([scenes.render(scene) for scene in flowers[:16]])
+    perfect = score_subject(drawn, prompts, of_class, real, **models)
     ignorant = score_subject(of_class[:5], prompts, of_class, real, **models)
-    astray = score_subject(real, prompts[1:] + prompts[:1], of_class, real, **models)
-    forgotten = score_subject(real, prompts, real, real, **models)
+    astray = score_subject(drawn, prompts[1:] + prompts[:1], of_class, real, **models)
+    forgotten = score_subject(drawn, prompts, real, real, **models)
     assert (perfect["seen"], ignorant["seen"]) == (1.0, 0.0)
     assert perfect["subject_by_features"] > ignorant["subject_by_features"]
     assert perfect["subject_by_clip"] > ignorant["subject_by_clip"]

@@ -91,6 +91,55 @@ def test_pieces_average_to_the_whole_step(place: Path, objective: str) -> None:
         assert mean == pytest.approx(float(value.detach()), rel=1e-5), name
 
 
+def test_a_share_of_the_timesteps_is_of_the_noisier_half(place: Path) -> None:
+    task = built(place, "objective.noisier_half=0.75")
+    seen: list[Tensor] = []
+    task.model.unet.register_forward_pre_hook(lambda _unet, inputs: seen.append(inputs[1]))
+    with torch.no_grad():
+        for step in range(32):
+            task.losses(task.model, piece(seen=step * 64, count=64, total=64))
+    steps = torch.cat(seen)
+    # Of 2,048 coins the share strays by 0.0096; quarters of the range are even within each half.
+    shares = [float(((steps >= low) & (steps < low + 250)).float().mean()) for low in range(0, 1000, 250)]
+    assert shares == pytest.approx([0.125, 0.125, 0.375, 0.375], abs=0.04)
+
+
+def test_the_outer_levels_hear_the_names_of_objects_in_a_share_of_the_pictures(place: Path) -> None:
+    wanted = ("objective.inner_captions=0.75", "objective.train_text_encoder=true", "data.cache_text=false")
+    task = built(place, *wanted, "teacher=embedded:scenes-sd")
+    whole: list[Tensor] = []
+    task.model.register_forward_pre_hook(lambda _model, inputs: whole.append(inputs[5].whole))
+    with torch.no_grad():
+        for step in range(4):
+            task.losses(task.model, piece(seen=step * 32, count=32, total=32))
+    # Of 128 coins the share strays by 0.038.
+    assert float(torch.cat(whole).float().mean()) == pytest.approx(0.25, abs=0.16)
+    with pytest.raises(TrainingError, match=r"objective\.inner_captions: .*same pieces \(found 'red'\)"):
+        built(place, *wanted).losses(task.model, piece())
+
+
+def test_readouts_count_beside_the_prediction_and_learn(place: Path) -> None:
+    task = built(place, "objective.readout=0.5", "objective.min_snr=5.0")
+    first = task.losses(task.model, piece())
+    plain = built(place, "objective.min_snr=5.0")
+    alone = plain.losses(plain.model, piece())
+    torch.testing.assert_close(first["loss"], alone["loss"] + 0.5 * first["readout"])
+    optimizer = torch.optim.Adam(task.model.parameters(), 1e-2)
+    for _ in range(30):
+        losses = task.losses(task.model, piece())
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses["readout"] < 0.9 * first["readout"]
+
+
+def test_readouts_take_latents_that_do_not_halve_evenly(place: Path) -> None:
+    task = built(place, "objective.readout=0.5", "data.resolution=48")
+    losses = task.losses(task.model, piece())
+    losses["loss"].backward()
+    assert math.isfinite(float(losses["readout"]))
+
+
 @pytest.mark.slow
 def test_validation_does_not_change_the_course(place: Path, whole: Any) -> None:
     watched = ("watch.validation_images=4", "watch.validation_rows=5")

@@ -229,7 +229,58 @@ def test_a_recipe_that_is_a_bomb_or_no_file_is_refused(content: str, tmp_path: P
             "data.cache_text",
             "its states change",
         ),
+        (
+            ["objective={kind: prediction, inner_captions: 0.5, train_text_encoder: true}"],
+            "objective.inner_captions",
+            "of scenes alone",
+        ),
+        (
+            ["objective={kind: prediction, inner_captions: 0.5}", "data={kind: scenes, cache: true}"],
+            "objective.inner_captions",
+            "train_text_encoder: true too",
+        ),
+        (
+            [
+                "objective={kind: prediction, inner_captions: 0.5, train_text_encoder: true}",
+                "data={kind: scenes, cache: true}",
+                "teacher=null",
+                "student={networks: {unet: {mid_block_type: null}, vae: ORG/NAME}}",
+            ],
+            "objective.inner_captions",
+            "hears no text",
+        ),
+        (["data={kind: scenes, cache: true, close_up: 32}"], "data.close_up", "Write layouts: "),
+        (
+            ["data={kind: scenes, cache: true, close_up: 20, layouts: one}"],
+            "data.close_up",
+            "Take 24, 32",
+        ),
+        (["data={kind: scenes, close_up: 32, layouts: one}"], "data.close_up", "Write cache: true"),
+        (
+            [
+                "objective={kind: autoencoder, squared_weight: 1, kl_weight: 0, square: 30, "
+                "network: {block_out_channels: [8, 8, 8]}}"
+            ],
+            "objective.square",
+            "multiple of 4 from 8 to 64",
+        ),
+        (
+            [
+                "export.unet_only=true",
+                "teacher=null",
+                "objective={kind: prediction}",
+                "student={networks: {unet: {}, vae: ORG/NAME, text_encoder: ORG/OTHER}}",
+            ],
+            "export.unet_only",
+            "another one than that of the VAE's checkpoint",
+        ),
         (["objective={kind: classifier, network: {}}"], "data.cache", "learns from pictures"),
+        (
+            ["objective={kind: classifier, network: {}}", "data={kind: scenes, domain: faces}"],
+            "data.domain",
+            "classifier learns all names",
+        ),
+        (["data={kind: scenes, domain: cats}"], "data.domain", "Take one of: all, faces, things"),
     ],
 )
 def test_values_that_contradict_are_named(file: Path, overrides: list[str], key: str, words: str) -> None:

@@ -18,7 +18,14 @@ from pytest_sdbench.models.skeleton import unet_skeleton
 from tests.tiny_checkpoint import TEXT_ENCODER, UNET
 from training.errors import TrainingError
 from training.students.block_removal import build_student, student_config
-from training.students.feature_taps import Denoiser, feature_pairs, without_gradient
+from training.students.feature_taps import (
+    Denoiser,
+    Hearing,
+    Readout,
+    feature_pairs,
+    inner_taps,
+    without_gradient,
+)
 
 ENDS = [("down_blocks.0", "down_blocks.0"), ("down_blocks.1", "down_blocks.1")]
 UPS = [("up_blocks.1", "up_blocks.0"), ("up_blocks.2", "up_blocks.1"), ("up_blocks.3", "up_blocks.2")]
@@ -199,3 +206,101 @@ def test_text_encoder_that_learns_gets_a_gradient() -> None:
     assert torch.equal(prediction, student(noisy, steps, encoder(tokens).last_hidden_state).sample)
     prediction.square().mean().backward()
     assert all(weight.grad is not None for weight in encoder.parameters())
+
+
+def test_inner_levels_are_handed_no_skips_in_the_pictures_that_say_so() -> None:
+    unet, _ = networks("base")
+    model, given = Denoiser(unet).drop_inner_skips(), inputs()
+    whole, _ = model(*given)
+    torch.testing.assert_close(whole, unet(*given).sample, rtol=0, atol=0)
+    found, _ = model(*given, None, torch.tensor([True, False]))
+    torch.testing.assert_close(found[0], whole[0])
+
+    def zero(_module: Any, inputs: Any, named: dict[str, Any]) -> Any:
+        skips = tuple(torch.zeros_like(skip) for skip in named["res_hidden_states_tuple"])
+        return inputs, {**named, "res_hidden_states_tuple": skips}
+
+    hooks = [block.register_forward_pre_hook(zero, with_kwargs=True) for block in unet.up_blocks[:2]]
+    without = unet(*given).sample
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(found[1], without[1])
+    assert not torch.allclose(without[1], whole[1])
+
+
+def test_the_mid_block_alone_hears_the_whole_caption_in_the_pictures_that_say_so() -> None:
+    unet, _ = networks("base")
+    model, given = Denoiser(unet).tell_blocks_apart(), inputs()
+    whole, _ = model(*given)
+    torch.testing.assert_close(whole, unet(*given).sample, rtol=0, atol=0)
+    outline = torch.randn_like(given[2])
+    found, _ = model(*given, None, None, Hearing(outline, torch.tensor([True, False])))
+    torch.testing.assert_close(found[0], whole[0])
+
+    def instead(_module: Any, inputs: Any, named: dict[str, Any]) -> Any:
+        return inputs, {**named, "encoder_hidden_states": outline}
+
+    outer = [
+        layer.register_forward_pre_hook(instead, with_kwargs=True)
+        for name, layer in unet.named_modules()
+        if name.endswith("attn2") and "mid_block" not in name
+    ]
+    muffled = unet(*given).sample
+    for hook in outer:
+        hook.remove()
+    torch.testing.assert_close(found[1], muffled[1])
+    assert not torch.allclose(muffled[1], whole[1])
+    assert not torch.allclose(muffled[1], unet(*given[:2], outline).sample[1])
+
+
+def test_a_text_encoder_that_learns_reads_what_the_outer_levels_hear() -> None:
+    unet, _ = networks("base")
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=50, **TEXT_ENCODER)).train()
+    model, (noisy, steps, _) = Denoiser(unet, (), encoder).tell_blocks_apart(), inputs()
+    tokens, outline = torch.randint(0, 50, (2, 2, 77), generator=torch.Generator().manual_seed(0))
+    found, _ = model(noisy, steps, tokens, None, None, Hearing(outline, torch.tensor([False, False])))
+    states = [encoder(each).last_hidden_state for each in (tokens, outline)]
+    model.text_encoder = None
+    told, _ = model(noisy, steps, states[0], None, None, Hearing(states[1], torch.tensor([False, False])))
+    torch.testing.assert_close(found, told)
+
+
+class TestReadouts:
+    """What the inner levels say is read as a picture."""
+
+    def readouts(self, unet: UNet2DConditionModel) -> Denoiser:
+        taps = inner_taps(unet)
+        reads = nn.ModuleList(Readout(channels, 4, covers) for channels, covers in taps.values())
+        return Denoiser(unet, tuple(taps), None, reads)
+
+    @pytest.mark.parametrize(("remove", "levels"), [("base", 4), ("small", 3), ("tiny", 2)])
+    def test_each_inner_level_and_the_mid_block_give_a_picture(self, remove: Any, levels: int) -> None:
+        noisy, steps, text = inputs()
+        for unet in networks(remove)[remove != "base" :]:
+            _, pictures = self.readouts(unet)(noisy, steps, text)
+            assert {picture.shape for picture in pictures} == {noisy.shape}
+        assert len(pictures) == levels
+
+    def test_the_innermost_are_read_before_outer_levels_add_to_them(self) -> None:
+        model = self.readouts(networks("base")[0])
+        for read in model.readouts or ():
+            nn.init.normal_(read.read.weight)
+        _, (mid, *_) = model(*inputs())
+        mid.square().mean().backward()
+        reached = {name for name, weight in model.unet.named_parameters() if weight.grad is not None}
+        assert any(name.startswith("mid_block") for name in reached)
+        assert not any(name.startswith("up_blocks") for name in reached)
+
+    def test_pixels_of_a_level_are_read_one_by_one(self) -> None:
+        read = Readout(6, 4, 2)
+        nn.init.normal_(read.read.weight)
+        feature = torch.randn(1, 6, 3, 3)
+        changed = feature.clone()
+        changed[:, :, 1, 2] += 1
+        moved = (read(changed) - read(feature)).abs().sum(dim=(0, 1)) > 0
+        assert moved.nonzero().tolist() == [[2, 4], [2, 5], [3, 4], [3, 5]]
+
+    def test_they_leave_the_prediction_alone(self) -> None:
+        unet, _ = networks("base")
+        found, _ = self.readouts(unet)(*inputs())
+        torch.testing.assert_close(found, unet(*inputs()).sample, rtol=0, atol=0)
