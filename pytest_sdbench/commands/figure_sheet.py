@@ -153,7 +153,8 @@ def collect(columns: Sequence[Column], choice: Choice, workspace: Workspace) -> 
         headings.append(column.label)
         pictures.append([_picture(album, index, n) for index in notes])
         name = ", ".join(column.label.split("\n"))
-        told.append(f"{name}: {len(notes)} pictures of {column.protocol.name}, {album.drawn:,} drawn now")
+        shown = f"{len(notes)} picture{'s' * (len(notes) != 1)} of {column.protocol.name}"
+        told.append(f"{name}: {shown}, {album.drawn:,} drawn now")
     rows = [
         Row(prompts[index], of_row, f"prompt {index:,}{f', {note}' if note else ''}")
         for (index, note), of_row in zip(notes.items(), zip(*pictures, strict=True), strict=True)
