@@ -233,8 +233,8 @@ def _is_right(front: FrontMatter, text: str, record: Entry, new: Mapping[str, An
         after_rest, found = _apart(after, record)
     except (CardError, AttributeError, LookupError, TypeError):
         return False
-    kept = not _comments(front) - _comments(after)
-    return before_rest == after_rest and found == [new] and after.body == front.body and kept
+    is_same = before_rest == after_rest and found == [new] and after.body == front.body
+    return is_same and not _comments(front) - _comments(after)
 
 
 def _comments(front: FrontMatter) -> Counter[str]:

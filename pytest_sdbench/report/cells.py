@@ -180,12 +180,13 @@ def of_card(rows: Sequence[Row], card: str, *tests: str) -> list[Row]:
     return [row for row in rows if row.card == card and row.test in tests]
 
 
-_NOT_HELD = ("fail", "error", "inconclusive")
+NOT_HELD = ("fail", "error", "inconclusive")
+"""Verdicts of claims that were looked at and do not hold, the worst first."""
 
 
 def telling(rows: Iterable[Row]) -> Row | None:
     """Return the row whose figures a cell shows, of several variants the first that does not hold."""
-    order = {verdict: place for place, verdict in enumerate(_NOT_HELD)}
+    order = {verdict: place for place, verdict in enumerate(NOT_HELD)}
     return min(rows, key=lambda row: order.get(row.verdict, len(order)), default=None)
 
 

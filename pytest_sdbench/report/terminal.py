@@ -16,6 +16,7 @@ from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.report.cells import (
     NETWORK,
     NONE,
+    NOT_HELD,
     Paint,
     call_cells,
     changes,
@@ -180,7 +181,7 @@ def _labelled(row: Row) -> str:
 
 def _is_open(row: Row) -> bool:
     """Return whether a row is of a claim that was looked at and did not pass."""
-    judged = row.verdict in ("fail", "error", "inconclusive")
+    judged = row.verdict in NOT_HELD
     return row.test in (*NETWORK, "quality") and (
         judged or (row.verdict != "pass" and row.measured is not None)
     )

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_sdbench.report.cells import NETWORK
+from pytest_sdbench.report.cells import NETWORK, NOT_HELD
 from pytest_sdbench.report.results import VERDICTS, Row
 
-JUDGED = ("fail", "error", "inconclusive", "pass")
+JUDGED = (*NOT_HELD, "pass")
 """Verdicts on a claim, the worst first; the others compare nothing."""
 SIGNS = {
     "pass": "✓",
