@@ -35,7 +35,8 @@ from pytest_sdbench.base.files import write_atomically
 PACKAGE = "pytest_sdbench.gate"
 TESTS = {
     "verdict": ("test_verdict.py",),
-    "hardware": ("test_verdict.py", "test_ranks.py"),
+    "words": ("test_verdict.py", "test_hardware.py"),
+    "hardware": ("test_hardware.py", "test_ranks.py"),
     "looks": ("test_looks.py",),
 }
 """What has to notice a change, by module."""

@@ -19,6 +19,8 @@ from pytest_sdbench.cards.front_matter import EMPTY_BLOCK, FrontMatter, find_blo
 from pytest_sdbench.cards.schema import COMPONENTS
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
+from pytest_sdbench.models.layout import holds_unet, lora_file, no_checkpoint
+from pytest_sdbench.models.specs import is_spec
 from pytest_sdbench.protocols.load import load_protocol
 
 _EXAMPLE = """# model-index:          # the published figures, in the hub's own form: fill in and uncomment
@@ -43,20 +45,21 @@ What it is, and what it was made from.
 """
 
 
+_ALONE = {"unet": "a U-Net", "lora": "a LoRA"}
+"""What a folder may hold that is no whole checkpoint."""
+
+
 def draft(folder: str | Path, out: str | Path | None = None) -> str:
     """Return the text of a card for a checkpoint in diffusers layout; no weights are loaded.
 
-    A README.md in the folder keeps its front matter and its body, and gains the ``sdbench`` block. `out` is
-    where the card will lie, and tells the way to the checkpoint (default: README.md in the folder itself).
-    Raises CheckpointError if the folder is no checkpoint, and CardError if its README.md has an ``sdbench``
-    block already, or if the card with one could not be read or would not say all that it says now.
+    A folder of a U-Net or a LoRA alone stands on what the ``base_model`` of its README.md names. A README.md
+    keeps its front matter and its body, and gains the ``sdbench`` block. `out` is where the card will lie,
+    and tells the way to the checkpoint (default: README.md in the folder itself).
+    Raises CheckpointError if the folder is no checkpoint, or stands on one that nothing names; Unavailable if
+    that is not on this machine; and CardError if its README.md has an ``sdbench`` block already, or if the
+    card with one could not be read or would not say all that it says now.
     """
     folder = real(folder)
-    if not (folder / "model_index.json").is_file():
-        message = "the folder is no checkpoint in diffusers layout"
-        remedy = "Name the folder that save_pretrained wrote, with unet, vae and text_encoder in it"
-        raise CheckpointError(message, file=folder, key="model_index.json", remedy=remedy)
-    checkpoint = resolve(str(folder))
     readme = folder / "README.md"
     text = read_text(readme).removeprefix("\ufeff") if readme.is_file() else ""
     front = parse(readme, text) if find_block(text) else None
@@ -67,11 +70,10 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
     # What the checkpoint says that it was built from.
     stated = front.data.get("base_model") if front is not None else None
     origins = stated if isinstance(stated, list) else [stated]
-    base = base_card(*origins, checkpoint.config("unet").get("_name_or_path"))
     # A README.md of the hub's cache is a link: the card lies where the folder does.
     home = folder if out is None else real(out).parent
-    place = Path(os.path.relpath(folder, home)).as_posix()
-    place = "./" if place == "." else place if place.startswith("..") else f"./{place}"
+    checkpoint, place = _located(folder, origins, home)
+    base = base_card(*origins, checkpoint.config("unet").get("_name_or_path"))
     block = sdbench_block(checkpoint, place=place, shown=shown(out or readme), base=base)
     if front is None:
         example = _EXAMPLE.format(title=scalar(name))
@@ -79,6 +81,35 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
         # An indented first line is code: only empty ones are left out.
         text = re.sub(r"\A(?:[ \t]*(?:\r\n|\r|\n))+", "", EMPTY_BLOCK.sub("", text))
     return _joined(readme, front, block, text or _BODY.format(title=name), home)
+
+
+def _located(folder: Path, origins: list[Any], home: Path) -> tuple[Checkpoint, str | dict[str, str]]:
+    """Return the checkpoint in a folder, and how a card in `home` names it."""
+    place = _way(folder, home)
+    if (folder / "model_index.json").is_file():
+        return resolve(str(folder)), place
+    kind = "unet" if holds_unet(folder) else "lora"
+    if kind == "lora" and (not folder.is_dir() or lora_file(folder) is None):
+        raise no_checkpoint(folder)
+    if len(origins) != 1 or not isinstance(base := origins[0], str) or not is_spec(base):
+        message = f"this is {_ALONE[kind]} alone, and nothing says which checkpoint it stands on"
+        remedy = (
+            "Write `base_model: org/name`, or the way to a folder, into the front matter of its README.md"
+        )
+        found = origins if origins != [None] else "none"
+        raise CheckpointError(
+            message, file=folder / "README.md", key="base_model", found=found, remedy=remedy
+        )
+    # A LoRA leaves the sizes of its base as they are, and need not be fused for them.
+    spec = base if kind == "lora" else {"base": base, kind: str(folder)}
+    checkpoint = resolve(spec, card=folder.name, near=folder)
+    return checkpoint, {"base": _way(folder / base, home) if base.startswith(".") else base, kind: place}
+
+
+def _way(folder: Path, home: Path) -> str:
+    """Return the way from the folder of a card to another one, as a card has it."""
+    way = Path(os.path.relpath(folder, home)).as_posix()
+    return "./" if way == "." else way if way.startswith("..") else f"./{way}"
 
 
 def _joined(readme: Path, front: FrontMatter | None, block: str, text: str, home: Path) -> str:
@@ -128,7 +159,8 @@ def sdbench_block(
         where = place if re.fullmatch(r"[\w./-]+", place, re.ASCII) else scalar(place)
         lines = [_line(f"checkpoint: {where}", "this folder; once pushed: org/name@revision")]
     else:
-        lines = [_line(f"checkpoint: {_value(place)}", "this U-Net on the parts of its base")]
+        joined = "this LoRA on its base" if "lora" in place else "this U-Net on the parts of its base"
+        lines = [_line(f"checkpoint: {_value(place)}", joined)]
     named, mark = (scalar(base), "") if base is not None else ("CARD", "# ")
     measured = "measured even while nothing is claimed"
     if protocols is None:

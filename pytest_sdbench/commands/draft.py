@@ -13,7 +13,12 @@ from pytest_sdbench.commands.shared import share, show, write_text
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="a checkpoint in diffusers layout")
+    command.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkpoint in diffusers layout, or a U-Net or a LoRA alone",
+    )
     share(command, "--out")
 
 

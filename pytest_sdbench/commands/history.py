@@ -100,9 +100,12 @@ def read_chosen(options: argparse.Namespace) -> tuple[list[Run], list[Series], l
 
 
 def _is_chosen(each: Measurement, options: argparse.Namespace) -> bool:
-    metrics = {metric_name(name) or name for name in options.metric or ()}
-    pairs = (options.card, each.card), (metrics, each.metric or each.test)
-    return all(not wanted or said in wanted for wanted, said in (*pairs, (options.protocol, each.protocol)))
+    pairs = (
+        (options.card, {each.card, each.card.rpartition("/")[2], each.file}),
+        ({metric_name(name) or name for name in options.metric}, {each.metric or each.test}),
+        (options.protocol, {each.protocol}),
+    )
+    return all(not wanted or said & set(wanted) for wanted, said in pairs)
 
 
 class KeptEvidence:

@@ -13,7 +13,8 @@ from pytest_sdbench.cards.card import Claim
 from pytest_sdbench.gate.binomial import most_that_pass, repeats_of, trials_of, upper_bound
 from pytest_sdbench.gate.looks import Look
 from pytest_sdbench.gate.recorded import RecordedEvidence
-from pytest_sdbench.gate.verdict import ALPHA, Outcome, Score, Verdict, rounded_up
+from pytest_sdbench.gate.verdict import ALPHA, Outcome, Score, Verdict
+from pytest_sdbench.gate.words import rounded_up
 from pytest_sdbench.metrics.estimates import Estimate, Undefined
 from pytest_sdbench.metrics.fidelity.lost import read_by
 from pytest_sdbench.metrics.registry import METRICS

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
-from pytest_sdbench.gate.verdict import Outcome, Verdict, percent
+from pytest_sdbench.gate.verdict import Outcome, Verdict
+from pytest_sdbench.gate.words import digits_apart, percent
 
 RANK_LEVEL = 0.002
 """Of the rank test that a speed must fail: machines are noisy in ways that no model of theirs covers."""
@@ -35,16 +36,11 @@ def judge_count(*, label: str, claimed: int, measured: int) -> Verdict:
 def judge_compute(*, claimed: float, measured: float, tolerance: float = 1e-3) -> Verdict:
     """Judge multiply-accumulates of one U-Net call; a claim is printed to four digits, hence 0.1 %."""
     off = measured / claimed - 1
-    share = _told_apart(100 * abs(off), 100 * tolerance, digits=2)
+    digits = digits_apart(100 * abs(off), 100 * tolerance, 2)
+    share = f"{100 * abs(off):.{digits}f}"
     counted = f"{measured / 1e9:,.4g} G ({'-' if off < 0 else '+'}{share} %)"
     figures = f"claimed {claimed / 1e9:,.4g} G MACs a call, counted {counted}"
     return Verdict(Outcome.PASS if abs(off) <= tolerance else Outcome.FAIL, figures)
-
-
-def _told_apart(figure: float, other: float, *, digits: int) -> str:
-    """Return a figure with as many digits as tell it from another one, where six do."""
-    told = (each for each in range(digits, 7) if f"{figure:.{each}f}" != f"{other:.{each}f}")
-    return f"{figure:.{next(told, digits)}f}"
 
 
 def judge_speed(
@@ -67,8 +63,8 @@ def judge_speed(
         if not figure > 0:
             raise ValueError(f"{label}: the {name} ratio is {figure}; a ratio is above 0")
     _check_times([*seconds, *baseline_seconds])
-    most = _told_apart(largest, ratio, digits=3)
-    figures = f"{label}: {_told_apart(ratio, largest, digits=3)} of the baseline, at most {most} claimed"
+    digits = digits_apart(ratio, largest, 3)
+    figures = f"{label}: {ratio:.{digits}f} of the baseline, at most {largest:.{digits}f} claimed"
     if ratio <= largest:
         return Verdict(Outcome.PASS, figures)
     if not seconds or not baseline_seconds:
@@ -104,7 +100,8 @@ def judge_latency(*, claimed: float, seconds: Sequence[float]) -> Verdict:
         raise ValueError("a latency needs rounds")
     _check_times([*seconds, claimed])
     middle = median(seconds)
-    figures = f"{middle:.4g} s a call, at most {claimed:.4g} s claimed on this device"
+    digits = digits_apart(middle, claimed, 4, "g")
+    figures = f"{middle:.{digits}g} s a call, at most {claimed:.{digits}g} s claimed on this device"
     if middle <= claimed + LATENCY_FLOOR:
         return Verdict(Outcome.PASS, figures)
     below = sum(time <= claimed for time in seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_sdbench.cards.card import Card
 from pytest_sdbench.cards.claims import Claim, passes_anything
-from pytest_sdbench.gate.verdict import rounded_up
+from pytest_sdbench.gate.words import rounded_up
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.protocol import Protocol
 

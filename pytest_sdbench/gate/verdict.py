@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from statistics import NormalDist
 
-from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.gate.binomial import (
     Repeats,
     chance_of_at_least,
@@ -25,6 +24,7 @@ from pytest_sdbench.gate.binomial import (
     trials_to_tell,
     upper_bound,
 )
+from pytest_sdbench.gate.words import digits_apart, percent
 
 ALPHA = 0.05
 """Largest chance of a wrong call, one-sided: for a pass of each score, for a fail of all that are claimed
@@ -186,8 +186,8 @@ def chance_of_pass(margin: float, error: float, *, assumed: float | None = None)
 
 def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, share: float) -> Verdict:
     worse, error, unit = score.worse, score.error, f".{score.decimals}f"
-    shown = f"{score.label}: claimed {score.claimed:{unit}}, measured {_measured(score, unit)}: "
-    shown += _by(worse, unit)
+    head = f"{score.label}: claimed {score.claimed:{unit}}, measured {_measured(score, unit)}: "
+    shown = f"{head}{_by(worse, unit)}"
     margin = f"margin {score.margin:{unit}}"
     if error is None and score.trials is None:
         return Verdict(
@@ -208,13 +208,15 @@ def _conclude(score: Score, wrong_fail: float, *, failed: bool, level: float, sh
         return Verdict(Outcome.PASS, f"{shown}, {sure}", figures | {"wrong_call": wrong_pass})
     # At the level of its family, which says less than one at that of a single score.
     figures["at_least"] = at_least = _at_least(score, level)
-    least = _signed(at_least, unit)
     if failed:
+        fine = f".{digits_apart(at_least, score.margin, score.decimals)}f"
         return Verdict(
             Outcome.FAIL,
-            f"{shown}, at least {least}, {margin}; chance of a wrong fail {percent(wrong_fail)}",
+            f"{head}{_by(worse, fine)}, at least {_signed(at_least, fine)}, margin {score.margin:{fine}}; "
+            f"chance of a wrong fail {percent(wrong_fail)}",
             figures | {"wrong_call": wrong_fail},
         )
+    least = _signed(at_least, unit)
     remedy = _remedy(score, ALPHA * share if worse < score.margin else level)
     open_ends = f"anything from {least} to {_signed(at_most, unit)}"
     return Verdict(Outcome.INCONCLUSIVE, f"{shown}, {open_ends}, {margin}; cannot tell: {remedy}", figures)
@@ -369,19 +371,6 @@ def _bound(worse: float, unit: str) -> str:
     if float(f"{worse:{unit}}") < 0:
         return f"at least {_signed(worse, unit)}"
     return f"at most {abs(worse):{unit}} worse"
-
-
-def percent(chance: float) -> str:
-    """Return a chance in tenths of a percent."""
-    return "below 0.1 %" if chance < 0.001 else f"{chance:.1%}".replace("%", " %")
-
-
-def rounded_up(figure: float) -> str:
-    """Return a figure with two digits, none below it, as a card may hold it."""
-    step = 10.0 ** (math.floor(math.log10(figure)) - 1)
-    rounded = float(f"{math.ceil(figure / step) * step:.2g}")
-    # YAML takes 4e-05 for a word.
-    return f"{rounded:g}" if rounded >= 1e-4 else scalar(rounded)
 
 
 def _rounding(score: Score) -> float:

@@ -12,7 +12,7 @@ import math
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pytest_sdbench.base.errors import EvidenceError, SdbenchError, first_line
@@ -53,6 +53,8 @@ class Measurement:
     verdict: str = ""
     checkpoint: str = ""
     """Fingerprint; empty where nothing identifies what was measured."""
+    file: str = ""
+    """Of the card, as node ids have it: its name depends on which others a run has. Empty elsewhere."""
     draw: str = ""
     """Key of the images: evidence lies in the store's folder ``CHECKPOINT-DRAW``."""
     protocol_fingerprint: str = ""
@@ -79,7 +81,17 @@ class Measurement:
         where = f"{self.device} {self.dtype}" if self.test in ("speed", "memory") else ""
         of = self.score_fingerprint or self.protocol_fingerprint
         n = f"for {self.predicted_for}" if self.predicted_for else str(self.n or "")
-        return self.card, self.test, self.name, self.metric, self.protocol, of, n, self.reference, where
+        return (
+            self.file or self.card,
+            self.test,
+            self.name,
+            self.metric,
+            self.protocol,
+            of,
+            n,
+            self.reference,
+            where,
+        )
 
     @property
     def evidence(self) -> tuple[str, str] | None:
@@ -182,6 +194,13 @@ def run_of(rows: Iterable[Row], source: Mapping[str, str]) -> Run | None:
     return Run(name, f"{now:%Y-%m-%dT%H:%M:%SZ}", tuple(found.values()), source) if found else None
 
 
+def _file(node_id: str) -> str:
+    """Return the file of a node id; empty for one outside the project, whose path is this machine's alone."""
+    file = PurePosixPath(node_id.partition("::")[0])
+    outside = file.is_absolute() or file.parts[:1] == ("..",) or "site-packages" in file.parts
+    return "" if outside else str(file)
+
+
 def _of_row(row: Row) -> Measurement:
     assert row.measured is not None
     names = {
@@ -198,6 +217,7 @@ def _of_row(row: Row) -> Measurement:
         card=row.card,
         test=row.test,
         value=row.measured,
+        file=_file(row.node_id),
         name=f"{'' if row.test == 'quality' else row.name}{row.variant}".strip(),
         metric=row.metric,
         protocol=row.protocol,
@@ -269,11 +289,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """The figures of one score over time: same card, metric, protocol and number of images."""
+    """The figures of one score over time: same file of a card, metric, protocol and number of images."""
 
     points: tuple[Point, ...]
     apart: str = ""
-    """What tells it from others of its card, score and protocol: images, reference, device; else empty."""
+    """What tells it from namesakes: file of the card, protocol, images, reference, device; or empty."""
 
     @property
     def about(self) -> Measurement:
@@ -306,23 +326,30 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
                 points[-1] = Point(each, (*points[-1].runs, run))
             else:
                 points.append(Point(each, (run,)))
-    apart = _apart(found)
+    apart = _apart([points[-1].measurement for points in found.values()])
     return [Series(tuple(points), apart[key]) for key, points in found.items()]
 
 
-def _apart(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """Return by key of a series in what it differs from its namesakes."""
-    namesakes: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for key in keys:
-        namesakes.setdefault(key[:5], []).append(key)
+def _apart(latest: Iterable[Measurement]) -> dict[tuple[str, ...], str]:
+    """Return by key of a series in what its latest measurement differs from those of its namesakes."""
+    namesakes: dict[tuple[str, ...], list[Measurement]] = {}
+    for each in latest:
+        namesakes.setdefault((each.card, *each.series[1:5]), []).append(each)
     told = {}
     for group in namesakes.values():
-        differs = [len(set(values)) > 1 for values in zip(*group, strict=True)]
-        for key in group:
-            of, n, beside, where = key[5:]
-            images = f"predicted {n} images" if n.startswith("for ") else f"{n} images"
-            parts = (of and f"protocol {of[:8]}", n and images, beside and f"beside {beside[:8]}", where)
-            told[key] = ", ".join(part for part, own in zip(parts, differs[5:], strict=True) if part and own)
+        values = zip(*(each.series for each in group), strict=True)
+        file, *_, of, n, reference, where = (len(set(each)) > 1 for each in values)
+        for each in group:
+            number = each.predicted_for or each.n
+            images = f"predicted for {number:,} images" if each.predicted_for else f"{number or 0:,} images"
+            parts = [
+                (file, each.file),
+                (of, f"protocol {each.series[5][:8]}" if each.series[5] else ""),
+                (n, images if number else ""),
+                (reference, f"beside {each.reference[:8]}" if each.reference else ""),
+                (where, each.series[-1]),
+            ]
+            told[each.series] = ", ".join(part for differs, part in parts if differs and part)
     return told
 
 

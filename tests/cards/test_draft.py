@@ -7,10 +7,12 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from pytest_sdbench.base.errors import CardError, CheckpointError
 from pytest_sdbench.base.paths import reference
@@ -186,9 +188,38 @@ def test_a_card_elsewhere_tells_the_way_to_the_folder(tiny_checkpoint: Path, tmp
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model_index\.json: .*save_pretrained") as caught:
+    with pytest.raises(CheckpointError, match=r"not a checkpoint .* no model_index\.json") as caught:
         draft(tmp_path)
     assert caught.value.file == tmp_path
+
+
+@pytest.mark.parametrize("kind", ["unet", "lora"])
+def test_what_stands_on_a_base_is_drafted_on_it(kind: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    if kind == "unet":
+        shutil.copytree(tiny_checkpoint / "unet", folder / "unet")
+    else:
+        folder.mkdir()
+        save_file({"unet.x.lora_A.weight": np.zeros((1, 1))}, folder / "pytorch_lora_weights.safetensors")
+    readme, out = folder / "README.md", tmp_path / "cards" / "mine.md"
+    with pytest.raises(CheckpointError, match="alone, and nothing says which checkpoint") as caught:
+        draft(folder)
+    assert (caught.value.file, caught.value.key) == (readme, "base_model")
+    readme.write_text(f"---\nbase_model: ../{tiny_checkpoint.name}\n---\n# Mine\n")
+    out.parent.mkdir()
+    card = read_card(drafted(folder, out))
+    assert card.checkpoint == {"base": f"../{tiny_checkpoint.name}", kind: "../mine"}
+    assert card.size["unet"].exact == count(tiny_checkpoint / "unet" / "diffusion_pytorch_model.safetensors")
+    own = read_card(drafted(folder))
+    assert own.checkpoint == {"base": f"../{tiny_checkpoint.name}", kind: "./"}
+
+
+@pytest.mark.parametrize("said", ["[a/b, c/d]", "Stable Diffusion", "1", "[]"])
+def test_a_base_that_names_no_checkpoint_is_none(said: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint / "unet", tmp_path / "mine" / "unet")
+    (tmp_path / "mine" / "README.md").write_text(f"---\nbase_model: {said}\n---\n# Mine\n")
+    with pytest.raises(CheckpointError, match="nothing says which checkpoint it stands on"):
+        draft(tmp_path / "mine")
 
 
 FOREIGN = "{task: {type: t}, dataset: {type: a, name: A}, metrics: [{type: wer, value: 3}]}"

@@ -210,6 +210,12 @@ def test_latency_tells_how_many_rounds_are_within() -> None:
         assert cause in verdict.reason
 
 
+def test_a_latency_next_to_its_claim_shows_by_how_much_it_is_over() -> None:
+    verdict = judge_latency(claimed=1.0, seconds=[1.0002] * 20)
+    assert verdict.outcome is FAIL
+    assert verdict.reason.startswith("1.0002 s a call, at most 1 s claimed on this device;")
+
+
 @pytest.mark.parametrize(("seconds", "outcome"), [(1.8, PASS), (2.19, PASS), (2.21, FAIL)])
 def test_a_recorded_latency_may_be_a_tenth_longer_another_day(seconds: float, outcome: Outcome) -> None:
     verdict = judge_recorded_latency(recorded=2.0, seconds=[seconds] * 20)

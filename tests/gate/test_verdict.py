@@ -135,6 +135,16 @@ def test_a_figure_that_cannot_be_has_no_verdict(name: str) -> None:
             judge_score(below)
 
 
+def test_a_fail_next_to_the_margin_shows_by_how_much_it_is_over() -> None:
+    at = replace(FID, claimed=16.98, measured=17.4304, error=0.0)
+    told = "worse by 0.4504, at least 0.4504 worse, margin 0.4500; chance of a wrong fail below 0.1 %"
+    verdict = judge_score(at)
+    assert (verdict.outcome, verdict.reason.partition(": ")[2].partition(": ")[2]) == (FAIL, told)
+    assert (
+        "worse by 0.46, at least 0.46 worse, margin 0.45;" in judge_score(replace(at, measured=17.44)).reason
+    )
+
+
 def test_a_margin_of_zero_asks_for_better_than_claimed() -> None:
     even = judge_score(worse(FID, 0.0, margin=0.0))
     assert even.outcome is INCONCLUSIVE

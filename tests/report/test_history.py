@@ -248,6 +248,30 @@ def test_series_of_one_name_say_in_what_they_differ() -> None:
     found = [SCORE, replace(SCORE, n=1000), call, replace(call, dtype="float32"), lone]
     found += [pairs, replace(pairs, reference="2" * 16)]
     assert [series.apart for series in series_of([run_at(1, *found)])] == [
-        *("5000 images", "1000 images", "NVIDIA H100 float16", "NVIDIA H100 float32", ""),
+        *("5,000 images", "1,000 images", "NVIDIA H100 float16", "NVIDIA H100 float32", ""),
         *("beside 11111111", "beside 22222222"),
     ]
+
+
+def scored(file: str, card: str) -> Row:
+    return Row(f"{file}::test_quality[x]", card, "quality", metric="fid", measured=17.0, verdict="pass")
+
+
+def test_a_series_is_that_of_a_file_whatever_else_a_run_has() -> None:
+    """A card is called by its folders where a namesake runs beside it, and by its name alone elsewhere."""
+    beside = [scored("a/card.md", "a/card"), scored("b/card.md", "b/card")]
+    alone = [scored("a/card.md", "card")], [scored("b/card.md", "card")]
+    runs = [run for rows in (beside, *alone) if (run := run_of(rows, {})) is not None]
+    found = series_of(runs)
+    assert [(series.about.file, len(series.points[0].runs)) for series in found] == [
+        ("a/card.md", 2),
+        ("b/card.md", 2),
+    ]
+    assert [series.apart for series in found] == ["a/card.md", "b/card.md"]
+
+
+@pytest.mark.parametrize("folder", ["../other", "/somewhere", ".venv/lib/python3.12/site-packages/x"])
+def test_a_card_outside_the_project_goes_by_its_name(folder: str) -> None:
+    run = run_of([scored(f"{folder}/card.md", "card")], {})
+    assert run is not None
+    assert [(each.file, each.series[0]) for each in run.measurements] == [("", "card")]
