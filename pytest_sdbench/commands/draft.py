@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from pytest_sdbench.base.errors import SdbenchError
-from pytest_sdbench.base.files import write_atomically
 from pytest_sdbench.commands.shared import share, show, write_text
 
 
@@ -30,15 +29,11 @@ def run(options: argparse.Namespace) -> int:
     own = options.folder / "README.md"
     # Of the README.md of the folder the card keeps all: it alone may be replaced.
     is_taken = options.out is not None and options.out.exists()
-    is_own = is_taken and own.exists() and own.samefile(options.out)
-    if is_taken and not is_own:
+    if is_taken and not (own.exists() and own.samefile(options.out)):
         message = "there is a file already, and a card is never overwritten"
         raise SdbenchError(message, file=options.out, remedy="Name another --out")
     text, place = draft(options.folder, options.out), options.out or options.folder / "README.md"
-    if is_own:
-        write_atomically(options.out, text.encode("utf-8"))
-    else:
-        write_text(text, options.out)
+    write_text(text, options.out)
     for problem in read_card_text(place, text).problems:
         show(f"note: {problem}", sys.stderr)
     return 0
