@@ -11,7 +11,6 @@ prints them of a teacher in a folder, while it is trained say.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from benchmarks import options
 from benchmarks.report import table
 from pytest_sdbench.protocols import scenes
 from pytest_sdbench.protocols.pictograms import PLURALS
@@ -235,7 +235,9 @@ def _band(number: int) -> Callable[[Row], str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of the checkpoint that is named."""
-    parts = load_parts((sys.argv[1:] if arguments is None else list(arguments))[0])
+    parser = options.parser("family.blocks", __doc__)
+    parser.add_argument("checkpoint", metavar="FOLDER", help="of a checkpoint in training, or embedded:NAME")
+    parts = load_parts(parser.parse_args(arguments).checkpoint)
     side = int(parts.unet.config.sample_size)
     print(report(measure(parts, UNSEEN), side, len(UNSEEN)))
 

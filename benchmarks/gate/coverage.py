@@ -32,6 +32,7 @@ from benchmarks.gate.coverage_features import feature_cells
 from benchmarks.gate.coverage_pairs import pair_cells
 from benchmarks.gate.tables import chance_of
 from benchmarks.report import RESULTS, grid, load, paragraphs, save
+from pytest_sdbench.base.text import duration
 from pytest_sdbench.metrics.estimates import Undefined
 
 Z, ONE_SIDED = 1.959964, 1.644854
@@ -216,7 +217,7 @@ def report(table: str, found: Mapping[str, Sums]) -> str:
         "the replicates or more. In other cells coverage is that of the replicates with both.",
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; "
         f"{sum(sums.replicates for sums in found.values()):,} replicates in "
-        f"{sum(sums.seconds for sums in found.values()) / 3600:.1f} hours of one thread.",
+        f"{duration(sum(sums.seconds for sums in found.values()))} of one thread.",
     )
 
 

@@ -34,7 +34,7 @@ from pytest_sdbench.base.files import write_atomically
 
 PACKAGE = "pytest_sdbench.gate"
 TESTS = {
-    "verdict": ("test_verdict.py",),
+    "verdict": ("test_verdict.py", "test_binomial.py"),
     "words": ("test_verdict.py", "test_hardware.py"),
     "hardware": ("test_hardware.py", "test_ranks.py"),
     "looks": ("test_looks.py",),
