@@ -88,6 +88,9 @@ def read_chosen(options: argparse.Namespace) -> tuple[list[Run], list[Series], l
     """
     runs, problems = read_runs(place_of(options.place))
     chosen = [each for each in series_of(runs) if _is_chosen(each.about, options)]
+    if not runs and not problems:
+        remedy = "`pytest --sdbench --sdbench-history PLACE` writes them"
+        raise SdbenchError("there are no runs here", file=options.place, remedy=remedy)
     if not runs:  # there are files, and none can be read
         raise SdbenchError("no run can be read", file=options.place, found=problems[0])
     if not chosen:

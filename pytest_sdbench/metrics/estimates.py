@@ -29,6 +29,20 @@ class Estimate:
     looked_at: Array | None = field(default=None, compare=False, repr=False)
     """Of a share of images: what each has of that which decides whether it counts, [n]."""
 
+    def __post_init__(self) -> None:
+        """Make numbers of numpy and torch Python's own, which every report and every worker can write.
+
+        Raises TypeError that names the metric for what is no number.
+        """
+        for name in ("value", "standard_error", "corrected", "slope", "degenerate"):
+            found = getattr(self, name)
+            if found is None or type(found) is float:
+                continue
+            try:
+                object.__setattr__(self, name, float(found))
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"{self.metric}: {name} is {found!r:.100}, and not a number") from error
+
     def at(self, n: int) -> float | None:
         """Predict the value of another number of images of the same checkpoint; None where that is open."""
         if n == self.n:

@@ -252,7 +252,7 @@ def write_run(place: Path | str, run: Run) -> str:
 def read_runs(place: Path | str) -> tuple[list[Run], list[str]]:
     """Return the runs of a place, oldest first, and a line on each file that is not such an object.
 
-    Raises SdbenchError for a place that cannot be read, or that holds no run.
+    Raises SdbenchError for a place that cannot be read.
     """
     runs, problems = [], []
     try:
@@ -266,9 +266,6 @@ def read_runs(place: Path | str) -> tuple[list[Run], list[str]]:
                 problems.append(f"{storage.where(name)}: no object of a run: {first_line(error)}")
     except EvidenceError as error:
         raise _elsewhere(error) from None
-    if not runs and not problems:
-        remedy = "`pytest --sdbench --sdbench-history PLACE` writes them"
-        raise SdbenchError("there are no runs here", file=str(storage.root), remedy=remedy)
     return sorted(runs, key=lambda run: (run.ended, run.id)), problems
 
 

@@ -48,7 +48,10 @@ class CardModule(pytest.Module):
         except (Exception, pytest.fail.Exception) as error:
             if not isinstance(error, SdbenchError):
                 message = f"the card cannot be collected: {type(error).__name__}: {first_line(error)}"
-                error = CardError(message, file=self.path, remedy="Correct its front matter")
+                read = "card" in self.__dict__  # what a conftest or a plugin makes of its tests comes after
+                remedy = "Look at what parametrizes its tests: a conftest or a plugin"
+                remedy = remedy if read else "Correct its front matter"
+                error = CardError(message, file=self.path, remedy=remedy)
             items = [BrokenCard.from_parent(self, name=name, error=error) for name in self._asked()]
         if session is None or session.settings.calibrate is None:
             # Calibration is made when it is asked for.
@@ -88,7 +91,7 @@ class BrokenCard(pytest.Item):
 def is_broken(item: pytest.Item | pytest.Collector) -> bool:
     """Return whether an item is of something that cannot be: no selection takes it out of a run."""
     case = (
-        item.callspec.params.get("case")
+        item.callspec.params.get("sdbench_case")
         if isinstance(item, pytest.Function) and hasattr(item, "callspec")
         else None
     )

@@ -25,6 +25,12 @@ UNTOLD = 6
 """Exit status of a run that passed but for what is inconclusive, where that is not a failure, or that
 compared a checkpoint with nothing."""
 
+_LOOKS = (
+    *("collectonly", "setupplan", "setuponly", "showfixtures", "show_fixtures_per_test", "cacheshow"),
+    "help",
+)
+"""Options, as pytest calls them, under which nothing is tested: no report is replaced by an empty one."""
+
 
 @dataclass(eq=False)  # pluggy keeps plugins in sets
 class Finish:
@@ -36,7 +42,8 @@ class Finish:
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         """Write reports and records, in the controller alone; what is recorded, or cannot be, fails it."""
         config = self.run.config
-        if not hasattr(config, "workerinput") and not config.option.collectonly:
+        looked = any(getattr(config.option, name, None) not in (None, False) for name in _LOOKS)
+        if not hasattr(config, "workerinput") and not looked:
             _finish(self.run, session)
         return (yield)
 
@@ -48,6 +55,8 @@ def _finish(run: SdbenchSession, session: pytest.Session) -> None:
         if session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    if run.ends_with is not None:
+        session.exitstatus = run.ends_with
     run.cards = read_cards(run.rows, run.files)
     if (rows := printable(run.rows, run.cards)) != run.rows:
         fail()
@@ -110,7 +119,8 @@ def _told(run: SdbenchSession, status: int) -> Run:
     typed = config.args_source is pytest.Config.ArgsSource.ARGS
     words = [str(word) for word in config.invocation_params.args]
     again = command_again(words, config.args if typed else ())
-    return Run(again, run.settings.store, run.replaced(), _past(run), status)
+    stores = dict.fromkeys([run.settings.store, *(store for store, _ in run.places.values())])
+    return Run(again, tuple(stores), run.replaced(), _past(run), status)
 
 
 def _past(run: SdbenchSession) -> Sequence[history.Run]:

@@ -7,7 +7,7 @@ modules are imported inside, when a test asks for what they make.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +28,7 @@ from pytest_sdbench.cards.network import (
     network_of,
 )
 from pytest_sdbench.suite.collection import CardModule, card_of
+from pytest_sdbench.suite.overrides import PlainPipeline, device_name, dtype_name, loader
 from pytest_sdbench.suite.references import compared_protocols, reference_card
 from pytest_sdbench.suite.rows import conclude
 from pytest_sdbench.suite.session import SdbenchSession
@@ -38,19 +39,6 @@ if TYPE_CHECKING:
     from pytest_sdbench.models.checkpoint import Checkpoint
     from pytest_sdbench.models.latency import Ratio
     from pytest_sdbench.protocols.protocol import Protocol
-
-
-@dataclass(frozen=True)
-class PlainPipeline:
-    """Load a checkpoint's pipeline as it is, given the name of a dtype."""
-
-    checkpoint: Checkpoint
-    device: str
-
-    def __call__(self, dtype: str) -> Any:
-        from pytest_sdbench.models.pipeline import load_pipeline
-
-        return load_pipeline(self.checkpoint, device=self.device, dtype=dtype)
 
 
 T = TypeVar("T")
@@ -212,7 +200,7 @@ def sdbench_pipeline(sdbench_checkpoint: Checkpoint, sdbench_device: str) -> Cal
 
     Override it to test a pipeline that ``from_pretrained`` does not build. Called if images are missing.
     """
-    return PlainPipeline(sdbench_checkpoint, sdbench_device)
+    return PlainPipeline(sdbench_checkpoint, device_name(sdbench_device))
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +225,9 @@ def sdbench_evaluate(
     settings = sdbench_session.settings
     # A pipeline of one's own has no fingerprint: its images are kept apart, for this run alone.
     plain = isinstance(sdbench_pipeline, PlainPipeline)
+    draw = loader(sdbench_pipeline)
     pool = settings.pool if plain else None
-    device = request.getfixturevalue("sdbench_drawing_device") if pool else sdbench_device
+    device = request.getfixturevalue("sdbench_drawing_device") if pool else device_name(sdbench_device)
     store = sdbench_store if plain else request.getfixturevalue("tmp_path_factory").mktemp("sdbench-store")
     dtype = None if settings.dtype == "auto" else settings.dtype
     who: dict[str, Any] = {"part": settings.part, "pool": pool}
@@ -246,9 +235,9 @@ def sdbench_evaluate(
     workspace = Workspace(store, sdbench_data, device, dtype, settings.download, keep_images=keep, **who)
     sdbench_session.places[sdbench_card.path] = sdbench_store, sdbench_data
     done: dict[tuple[str, str, int | None], Evaluation | SdbenchError] = {}
-    load = None if plain else sdbench_pipeline
+    load = None if plain else draw
     if settings.budget and not (plain and (pool or device == "cuda")):  # each worker has its own pipeline
-        load = lru_cache(maxsize=1)(sdbench_pipeline)  # a sequence comes back for more images
+        load = lru_cache(maxsize=1)(draw)  # a sequence comes back for more images
 
     def once(protocol: Protocol, samples: int | None = None) -> Evaluation:
         def make() -> Evaluation:
@@ -367,8 +356,8 @@ def sdbench_time(
                 benchmark,
                 sdbench_network.timed,
                 sdbench_baseline_network.timed if sdbench_baseline_network else None,
-                device=sdbench_device,
-                dtype=getattr(torch, sdbench_dtype),
+                device=device_name(sdbench_device),
+                dtype=getattr(torch, dtype_name(sdbench_dtype)),
                 cache=sdbench_latencies,
                 effort=Effort(largest=largest),
                 progress=progress,
@@ -389,12 +378,13 @@ def sdbench_dtype(sdbench_session: SdbenchSession, sdbench_device: str) -> str:
     asked = sdbench_session.settings.dtype
     if asked != "auto":
         return asked
-    return "float16" if sdbench_device.startswith("cuda") else "float32"
+    return "float16" if device_name(sdbench_device).startswith("cuda") else "float32"
 
 
 @pytest.fixture(scope="session")
 def sdbench_environment(sdbench_device: str) -> Mapping[str, Any]:
     """Return the device's name and the library versions, as they stand in reports and records."""
-    from pytest_sdbench.base.environment import device_name, versions
+    from pytest_sdbench.base import environment
 
-    return {"device": device_name(sdbench_device), "versions": versions()}
+    device = environment.device_name(device_name(sdbench_device))
+    return {"device": device, "versions": environment.versions()}

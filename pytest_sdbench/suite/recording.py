@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def write_records_of(
     that stood in for the card's own (`replaced` names these cards), and those that cannot be a reference.
     Failed is a card that cannot be read, edited or written.
     """
+    _own_fingerprint.cache_clear()  # of an earlier run of this process
     diffs: list[str] = []
     refused: list[str] = []
     failed: list[str] = []
@@ -39,7 +41,7 @@ def write_records_of(
     for row in rows:
         if row.test != "quality" or row.measured is None:
             continue
-        if (reason := _foreign(row, finished, replaced)) is not None:
+        if (reason := _foreign(row, files[row.node_id], finished, replaced)) is not None:
             refused.append(f"not recorded: {row.node_id}: {reason}")
             continue
         record = _record(row)
@@ -68,7 +70,7 @@ def write_records_of(
     return diffs, refused, failed
 
 
-def _foreign(row: Row, finished: bool, replaced: frozenset[str]) -> str | None:
+def _foreign(row: Row, path: Path, finished: bool, replaced: frozenset[str]) -> str | None:
     """Return why a figure is not the card's own checkpoint's under the whole protocol; None if it is."""
     if not finished:
         return "the run was interrupted"
@@ -78,7 +80,23 @@ def _foreign(row: Row, finished: bool, replaced: frozenset[str]) -> str | None:
         return "--sdbench-weights put another checkpoint in the place of the card's own"
     if row.extra.get("checkpoint_fingerprint") == "":
         return "sdbench_pipeline is overridden, and a record names a checkpoint alone"
-    return None
+    try:
+        if (own := _own_fingerprint(path)) in (None, row.extra.get("checkpoint_fingerprint")):
+            return None
+    except SdbenchError as error:
+        return f"the checkpoint that the card names is not the one that was measured: {error}"
+    return f"sdbench_checkpoint gave another checkpoint than the card names, whose fingerprint is {own}"
+
+
+@cache
+def _own_fingerprint(path: Path) -> str | None:
+    """Return the fingerprint of the checkpoint that a card names; None where it names none."""
+    from pytest_sdbench.models.checkpoint import resolve
+
+    card = read_card(path)
+    if card.checkpoint is None:
+        return None
+    return resolve(card.checkpoint, card=card.name, near=path.parent).fingerprint
 
 
 def write_evidence_of(
@@ -98,7 +116,9 @@ def write_evidence_of(
     measured = {
         (files[row.node_id], row.protocol, str(row.extra.get("torch_device", "cpu")))
         for row in rows
-        if row.test == "quality" and row.measured is not None and _foreign(row, finished, replaced) is None
+        if row.test == "quality"
+        and row.measured is not None
+        and _foreign(row, files[row.node_id], finished, replaced) is None
     }
     for path, protocol, device in sorted(measured):
         try:

@@ -32,7 +32,7 @@ def compared_protocols(session: SdbenchSession, items: Iterable[pytest.Item]) ->
     for item in items:
         # A card that cannot be read is an item of another type.
         module = card_of(item) if isinstance(item, pytest.Function) else None
-        case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+        case = item.callspec.params.get("sdbench_case") if hasattr(item, "callspec") else None
         if module is None or not isinstance(case, Case):
             continue
         if (protocol := _compared(module.card, case)) is not None:

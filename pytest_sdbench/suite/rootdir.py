@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_sdbench.base.options import OPTIONS
+
 _SECTIONS = {
     "pytest.toml": "",
     ".pytest.toml": "",
@@ -19,6 +21,7 @@ _SECTIONS = {
     "setup.cfg": "[tool:pytest]",
 }
 """Files that configure pytest, and what in them does."""
+_WITH_VALUES = {each.flag for each in OPTIONS.values() if each.kind != "switch"}
 
 
 def check_rootdir(config: pytest.Config) -> None:
@@ -32,9 +35,9 @@ def check_rootdir(config: pytest.Config) -> None:
     taken = [
         (flag, path)
         for flag, path in pairwise(words)
-        if flag.startswith("--sdbench-") and "=" not in flag and path[:1] != "-" and (here / path).exists()
+        if flag in _WITH_VALUES and path[:1] != "-" and os.path.exists(here / path)
     ]
-    if not taken or hasattr(config, "workerinput"):
+    if not taken or not config.args or hasattr(config, "workerinput"):
         return
     if config.getoption("rootdir") or config.getoption("inifilename"):
         return
@@ -45,7 +48,10 @@ def check_rootdir(config: pytest.Config) -> None:
     ours = [folder / name for folder in (start, *start.parents) for name in _SECTIONS]
     missed = next((path for path in ours if _configures(path)), None)
     if missed is None:
-        if config.inipath is None and config.rootpath in start.parents:
+        # What pytest takes without an ini file and that path.
+        usual = Path(os.path.commonpath([here, start]))
+        setup = (config.rootpath / "setup.py").is_file()
+        if config.inipath is None and config.rootpath in usual.parents and not setup:
             _warn(config, *taken[0])
         return
     # Of several files of a folder pytest knows which one counts.
@@ -60,7 +66,10 @@ def check_rootdir(config: pytest.Config) -> None:
 def _warn(config: pytest.Config, flag: str, path: str) -> None:
     """Say that node ids begin elsewhere than before the path was there: `--deselect` and `--lf` miss them."""
     told = f"the rootdir is {config.rootpath}: pytest takes {path} for a place of tests. Write {flag}={path}"
-    config.issue_config_time_warning(pytest.PytestConfigWarning(told), stacklevel=2)
+    try:
+        config.issue_config_time_warning(pytest.PytestConfigWarning(told), stacklevel=2)
+    except pytest.PytestConfigWarning:  # -W error
+        raise pytest.UsageError(told) from None
 
 
 def _words(text: str) -> list[str]:

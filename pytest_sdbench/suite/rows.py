@@ -92,7 +92,7 @@ def _row(item: pytest.Item, verdict: Verdict, **figures: Any) -> Row:
     )
 
 
-_OWN = ("case", "component", "protocol")
+_OWN = ("sdbench_case", "sdbench_component", "sdbench_protocol")
 """The parameters of the suite's own tests."""
 
 
@@ -116,8 +116,13 @@ def properties(row: Row, item: pytest.Item) -> list[tuple[str, Any]]:
     """Return a row and its card as user properties, which reach junit files and the controller of xdist."""
     module = card_of(item)
     assert module is not None
+    session = item.config.pluginmanager.get_plugin("sdbench-session")
+    place = None if session is None else session.places.get(module.path)
+    if not hasattr(item.config, "workerinput"):
+        place = None  # only the controller of xdist has none of the fixtures that say where images are
     return [
         (PROPERTY + "file", plain(file_text(module))),
+        *([(PROPERTY + "store", str(place[0])), (PROPERTY + "data", str(place[1] or ""))] if place else []),
         *(
             (PROPERTY + key, json.dumps(value) if isinstance(value, dict) else _shown(value))
             for key, value in row.to_dict().items()

@@ -24,7 +24,7 @@ from pytest_sdbench.report.results import Row
 from pytest_sdbench.suite.collection import MARKERS, SUITE, CardModule, card_of, is_broken
 from pytest_sdbench.suite.rootdir import check_rootdir
 from pytest_sdbench.suite.rows import PROPERTY, file_text, properties, row_of, row_of_crash, row_of_error
-from pytest_sdbench.suite.settings import Settings, refuse
+from pytest_sdbench.suite.settings import REFUSED, Settings, refuse
 
 if TYPE_CHECKING:
     pass
@@ -55,6 +55,8 @@ class SdbenchSession:
     """The item that told an error of a card in full: the others, which fail by it too, refer to that one."""
     places: dict[Path, tuple[Path | str, Path | None]] = field(default_factory=dict)
     """By card: the store and the data root of its images, as the fixtures of this process gave them."""
+    ends_with: pytest.ExitCode | None = None
+    """What the run has to end with, whatever pytest makes of it: an error that a worker of xdist told."""
     status: int | None = None
     """What the run ends with, once that is known."""
     cards: Sequence[Card] = ()
@@ -151,7 +153,11 @@ class SdbenchSession:
         broken = [item for item in items if is_broken(item)]
         items[:] = [item for item in items if not is_broken(item)]
         yield
-        items[:0] = broken
+        unwanted = tuple(self.config.getoption("deselect", None) or ())  # by its node id it may be left out
+        dropped = [item for item in broken if item.nodeid.startswith(unwanted)]
+        if dropped:
+            self.config.hook.pytest_deselected(items=dropped)
+        items[:0] = [item for item in broken if item not in dropped]
 
     @pytest.hookimpl
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -229,6 +235,8 @@ class SdbenchSession:
             return report
         error = call.excinfo.value
         if isinstance(error, Unavailable):
+            # To pytest as well it is a skip: `--pdb` stops at errors alone.
+            call.excinfo = pytest.ExceptionInfo.from_exception(pytest.skip.Exception(str(error)))
             report.outcome = "skipped"
             report.longrepr = (plain(file_text(module)), 1, f"Skipped: {error}")
         elif report.skipped and isinstance(report.longrepr, tuple):
@@ -243,6 +251,17 @@ class SdbenchSession:
             row = row_of_error(item, error, skipped=report.outcome == "skipped")
             report.user_properties.extend(properties(row, item))
         return report
+
+    @pytest.hookimpl
+    def pytest_internalerror(self) -> None:
+        """End with pytest's own status: xdist ends with 0 where a worker had such an error."""
+        self.ends_with = pytest.ExitCode.INTERNAL_ERROR
+
+    @pytest.hookimpl
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """End as without xdist where a worker refused the options: to xdist it is an interruption."""
+        if str(excinfo.value).startswith(REFUSED):
+            self.ends_with = pytest.ExitCode.USAGE_ERROR
 
     @pytest.hookimpl(trylast=True)  # after the junit plugin
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -266,6 +285,9 @@ class SdbenchSession:
             path = next((each for each in near if plain(each) == str(named)), named)
             self.files[row.node_id] = path
             self.names[path] = row.card  # the controller of xdist collects nothing
+            if PROPERTY + "store" in found:
+                data = found[PROPERTY + "data"]
+                self.places[path] = str(found[PROPERTY + "store"]), Path(str(data)) if data else None
 
     def _card_at(self, node_id: str) -> Path | None:
         """Return the card that a node id is in; None for any other test."""

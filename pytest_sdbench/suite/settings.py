@@ -163,12 +163,17 @@ def _history(text: str, start: Path) -> Path | str:
     return place
 
 
+REFUSED = "--sdbench-weights: "
+"""How a reason begins that is handed over so."""
+
+
 def refuse(session: pytest.Session, text: str) -> None:
     """End a run of which `--sdbench-weights` makes no sense.
 
     A worker of xdist cannot raise there, and hands the reason to who started it.
     """
-    text = f"--sdbench-weights: {plain(text)}"
+    text = f"{REFUSED}{plain(text)}"
     if not hasattr(session.config, "workerinput"):
         raise pytest.UsageError(text)
+    session.items.clear()
     session.shouldfail = text

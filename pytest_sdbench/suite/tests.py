@@ -25,7 +25,7 @@ from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import count_prompts
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.suite.collection import card_of
-from pytest_sdbench.suite.fixtures import PlainPipeline
+from pytest_sdbench.suite.overrides import PlainPipeline, device_name, dtype_name
 from pytest_sdbench.suite.rows import claim_figures
 from pytest_sdbench.suite.session import SdbenchSession
 
@@ -42,15 +42,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Spread a test over the components or the claims of its card."""
     module = card_of(metafunc.definition)
     assert module is not None
-    if "component" in metafunc.fixturenames:
-        metafunc.parametrize("component", list(network.COMPONENTS))
-    if "case" in metafunc.fixturenames:
+    if "sdbench_component" in metafunc.fixturenames:
+        metafunc.parametrize("sdbench_component", list(network.COMPONENTS))
+    if "sdbench_case" in metafunc.fixturenames:
         cases = quality_cases(module.card)
-        metafunc.parametrize("case", cases, ids=[case.id for case in cases])
-    if "protocol" in metafunc.fixturenames:
+        metafunc.parametrize("sdbench_case", cases, ids=[case.id for case in cases])
+    if "sdbench_protocol" in metafunc.fixturenames:
         names = {case.protocol for case in quality_cases(module.card) if case.protocol}
         none = pytest.param("", marks=pytest.mark.skip(reason="the card states no protocol"))
-        metafunc.parametrize("protocol", sorted(names) or [none])
+        metafunc.parametrize("sdbench_protocol", sorted(names) or [none])
     if metafunc.function is test_speed and metafunc.config.getoption("benchmark_only", False):
         # `--benchmark-only` knows a benchmark by the fixture that it asks for.
         metafunc.fixturenames.append("benchmark")
@@ -58,14 +58,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.mark.size
 def test_size(
-    component: str, sdbench_card: Card, sdbench_network: Network, sdbench_conclude: Conclude
+    sdbench_component: str, sdbench_card: Card, sdbench_network: Network, sdbench_conclude: Conclude
 ) -> None:
     """Count parameters and compare the exact figure; the published one is rounded and only shown."""
     from pytest_sdbench.models.counts import component_sizes
 
     counts = component_sizes(sdbench_network.checkpoint or sdbench_network.unet)
+    component, notes = sdbench_component, sdbench_network.notes
     verdict, claim = network.judge_size(sdbench_card, component, counts), sdbench_card.size.get(component)
-    notes = sdbench_network.notes
     sdbench_conclude(
         noted(verdict, notes),
         claimed=claim.exact if claim else None,
@@ -101,14 +101,15 @@ def test_speed(
     sdbench_conclude: Conclude,
 ) -> None:
     """Time one U-Net call beside the baseline's, interleaved, and judge the ratio."""
-    claim, place = sdbench_card.speed, network.Place(sdbench_device, sdbench_dtype)
+    dtype = dtype_name(sdbench_dtype)
+    claim, place = sdbench_card.speed, network.Place(device_name(sdbench_device), dtype)
     latency = sdbench_time(network.largest_ratio(sdbench_card, place))
     sdbench_conclude(
         network.judge_timing(sdbench_card, latency, place),
         claimed=claim.max if claim else None,
         measured=latency.ratio,
         unit="of the baseline",
-        extra={**sdbench_environment, "dtype": sdbench_dtype, **latency.as_dict()},
+        extra={**sdbench_environment, "dtype": dtype, **latency.as_dict()},
     )
 
 
@@ -126,21 +127,22 @@ def test_memory(
 
     from pytest_sdbench.models.latency import peak_memory
 
-    peak = peak_memory(sdbench_network.timed, device=sdbench_device, dtype=getattr(torch, sdbench_dtype))
-    place = network.Place(sdbench_device, sdbench_dtype)
+    device, dtype = device_name(sdbench_device), dtype_name(sdbench_dtype)
+    peak = peak_memory(sdbench_network.timed, device=device, dtype=getattr(torch, dtype))
+    place = network.Place(device, dtype)
     claim = network.memory_claim(sdbench_card, place)
     sdbench_conclude(
         network.judge_peak(claim, peak, place),
         claimed=claim.max if claim else None,
         measured=float(peak),
         unit="bytes",
-        extra={**sdbench_environment, "dtype": sdbench_dtype},
+        extra={**sdbench_environment, "dtype": dtype},
     )
 
 
 @pytest.mark.quality
 def test_calibration(
-    protocol: str,
+    sdbench_protocol: str,
     sdbench_session: SdbenchSession,
     sdbench_card: Card,
     sdbench_weights: Path | None,
@@ -158,19 +160,19 @@ def test_calibration(
             key="--sdbench-weights",
             remedy="Leave the option out",
         )
-    drawn = load_protocol(protocol, search=(sdbench_card.path.parent,))
+    drawn = load_protocol(sdbench_protocol, search=(sdbench_card.path.parent,))
     runs = sdbench_session.settings.calibrate
     assert runs is not None
     fingerprint = sdbench_checkpoint.fingerprint if isinstance(sdbench_pipeline, PlainPipeline) else ""
     check_calibration(drawn, calibrator(sdbench_card, fingerprint), runs)
     verdict, path = record_calibration(drawn, calibrate(sdbench_card, drawn, sdbench_evaluate, runs))
     extra = {} if path is None else {"recorded_in": told(path)}
-    sdbench_conclude(verdict, protocol=protocol, n=drawn.n, extra=extra)
+    sdbench_conclude(verdict, protocol=sdbench_protocol, n=drawn.n, extra=extra)
 
 
 @pytest.mark.quality
 def test_quality(
-    case: Case,
+    sdbench_case: Case,
     sdbench_card: Card,
     sdbench_baseline: Card | None,
     sdbench_weights: Path | None,
@@ -178,7 +180,8 @@ def test_quality(
     sdbench_conclude: Conclude,
 ) -> None:
     """Score the checkpoint under the claim's protocol and judge the score by the claim."""
-    protocol = load_protocol(case.protocol, search=(sdbench_card.path.parent,)) if case.protocol else None
+    case, search = sdbench_case, (sdbench_card.path.parent,)
+    protocol = load_protocol(case.protocol, search=search) if case.protocol else None
     figures, verdict = claim_figures(case, protocol), incomparable(case, protocol)
     if protocol is None or verdict is not None:
         # Nothing is measured, and no checkpoint is needed, for what cannot be compared.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 
 from pytest_sdbench.base.errors import SdbenchError
 from pytest_sdbench.base.source import source
+from pytest_sdbench.commands.history import read_chosen
 from pytest_sdbench.report.history import (
     SCHEMA_VERSION,
     Measurement,
@@ -128,8 +130,9 @@ def test_runs_stand_in_the_order_of_their_ends_whatever_the_zone(tmp_path: Path)
 
 
 def test_a_place_without_runs_or_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
+    assert read_runs(tmp_path / "nothing") == ([], [])
     with pytest.raises(SdbenchError, match=r"no runs here.*--sdbench-history"):
-        read_runs(tmp_path / "nothing")
+        read_chosen(Namespace(place=str(tmp_path / "nothing"), card=[], metric=[], protocol=[]))
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(SdbenchError, match="the history cannot be written") as error:
         write_run(tmp_path / "file", run_at(1, SCORE))

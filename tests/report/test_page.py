@@ -225,7 +225,7 @@ def hostile(words: str, store: Path) -> tuple[list[Card], list[Row], Run, list[C
     assert latest is not None
     moved = tuple(replace(each, value=0.5, verdict=words) for each in latest.measurements)
     past = replace(latest, id="0", date="2026-10-01T10:00:00Z", measurements=moved)
-    return [card], rows, Run(words, store, {words: words}, (past, latest)), named[1:]
+    return [card], rows, Run(words, (store,), {words: words}, (past, latest)), named[1:]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def page_of_words(words: str, store: Path) -> Tags:
 
 
 def test_the_page_asks_for_nothing_and_may_not(card: Card, tmp_path: Path) -> None:
-    page = results_html([card], shown_rows(tmp_path), Run("python -m pytest --sdbench", tmp_path))
+    page = results_html([card], shown_rows(tmp_path), Run("python -m pytest --sdbench", (tmp_path,)))
     tags = read(page)
     places = [*tags.values("src", "href", "srcset", "action", "poster", "data", "xlink:href")]
     assert places
@@ -313,7 +313,7 @@ def shown_rows(store: Path, *, side: int = 64, n: int = 128) -> list[Row]:
 
 
 def test_the_worst_pairs_come_first_and_a_dozen_always(card: Card, tmp_path: Path) -> None:
-    (group,) = pair_groups(shown_rows(tmp_path), [card], Run(store=tmp_path))
+    (group,) = pair_groups(shown_rows(tmp_path), [card], Run(stores=(tmp_path,)))
     worst = [(pair.index, pair.why) for pair in group.pairs if pair.why]
     # Of the scores in turn, what missed its margin most first.
     assert worst == [
@@ -334,7 +334,7 @@ def test_the_worst_pairs_come_first_and_a_dozen_always(card: Card, tmp_path: Pat
 
 def test_without_the_font_a_page_says_that_the_real_scenes_are_missing(card: Card, tmp_path: Path) -> None:
     with installed(None):
-        (group,) = pair_groups(shown_rows(tmp_path), [card], Run(store=tmp_path))
+        (group,) = pair_groups(shown_rows(tmp_path), [card], Run(stores=(tmp_path,)))
     assert {picture.role for pair in group.pairs for picture in pair.pictures} == {"baseline", "candidate"}
     (note,) = group.notes
     assert note.startswith(
@@ -346,9 +346,9 @@ def test_pictures_are_no_larger_than_said_and_the_file_no_larger_than_its_cap(
     card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = shown_rows(tmp_path, side=300)
-    (group,) = pair_groups(rows, [card], Run(store=tmp_path))
+    (group,) = pair_groups(rows, [card], Run(stores=(tmp_path,)))
     assert {(each.width, each.height) for pair in group.pairs for each in pair.pictures} == {(256, 256)}
-    (fewer,) = pair_groups(rows, [card], Run(store=tmp_path), 400_000)
+    (fewer,) = pair_groups(rows, [card], Run(stores=(tmp_path,)), 400_000)
     assert sum(len(each.uri) for pair in fewer.pairs for each in pair.pictures) <= 400_000
     left = len(group.pairs) - len(fewer.pairs)
     assert 0 < left < len(group.pairs)
@@ -357,7 +357,7 @@ def test_pictures_are_no_larger_than_said_and_the_file_no_larger_than_its_cap(
     # What is long takes the place of pictures, and the pair at the top is in the page twice.
     monkeypatch.setattr(render, "LARGEST", 900_000)
     rows.append(row("quality", card.name, "unavailable", reason="long " * 80_000))
-    page = results_html([card], rows, Run(store=tmp_path))
+    page = results_html([card], rows, Run(stores=(tmp_path,)))
     assert 700_000 < len(page.encode()) <= 900_000
     assert "pairs are left out" in page
 
@@ -367,7 +367,7 @@ def test_a_baseline_that_keeps_some_pictures_is_shown_beside_these(card: Card, t
         keep(tmp_path, CANDIDATE, range(start, start + 64))
     keep(tmp_path, BASELINE, range(64))
     rows = [score("ssim", 3.0, extra={"worst": images_of([70, 3])})]
-    (group,) = pair_groups(rows, [card], Run(store=tmp_path))
+    (group,) = pair_groups(rows, [card], Run(stores=(tmp_path,)))
     compared = {pair.index: pair.compares for pair in group.pairs}
     assert compared.pop(70) is False
     assert set(compared.values()) == {True}
@@ -376,7 +376,7 @@ def test_a_baseline_that_keeps_some_pictures_is_shown_beside_these(card: Card, t
 def test_pictures_that_are_not_kept_are_told_of(card: Card, tmp_path: Path) -> None:
     keep(tmp_path, CANDIDATE, range(64))
     rows = [score("ssim", 3.0, extra={"worst": images_of([3, 70])})]
-    (group,) = pair_groups(rows, [card], Run(store=tmp_path))
+    (group,) = pair_groups(rows, [card], Run(stores=(tmp_path,)))
     assert [pair.index for pair in group.pairs] == [3, *(at for at in range(12) if at != 3)]
     assert not any(pair.compares for pair in group.pairs)
     absent, alone = group.notes
@@ -387,7 +387,7 @@ def test_pictures_that_are_not_kept_are_told_of(card: Card, tmp_path: Path) -> N
     (file,) = tmp_path.rglob("pictures-*.tar")
     file.write_bytes(file.read_bytes()[:-600])
     with pytest.warns(UserWarning, match="damaged"):
-        (group,) = pair_groups(rows, [card], Run(store=tmp_path))
+        (group,) = pair_groups(rows, [card], Run(stores=(tmp_path,)))
     assert not group.pairs
     assert group.notes[0].startswith("13 pairs are not shown")
     # Where nothing is kept at all there is nothing to be seen or said.

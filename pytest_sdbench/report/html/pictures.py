@@ -116,7 +116,7 @@ class _Draw:
 class _Album:
     """Reads kept pictures, each file once."""
 
-    store: Store
+    stores: tuple[Store, ...]
     wanted: frozenset[int]
     """Images that are looked at: no others are held, as a file has 64."""
     files: dict[tuple[str, int], dict[int, tuple[str, int, Pixels]]] = field(default_factory=dict)
@@ -128,12 +128,15 @@ class _Album:
         start = index - index % SHARD
         key = f"{checkpoint}-{draw}", start
         if key not in self.files:
-            self.files[key] = self._read(checkpoint, draw, start)
+            found = (self._read(store, checkpoint, draw, start) for store in self.stores)
+            self.files[key] = next(filter(None, found), {})
         return self.files[key].get(index)
 
-    def _read(self, checkpoint: str, draw: str, start: int) -> dict[int, tuple[str, int, Pixels]]:
+    def _read(
+        self, store: Store, checkpoint: str, draw: str, start: int
+    ) -> dict[int, tuple[str, int, Pixels]]:
         try:
-            evidence = self.store.open(checkpoint, draw, {})
+            evidence = store.open(checkpoint, draw, {})
             files = evidence.storage.files()
             for stop in range(start + SHARD, start, -1):
                 # The last file of a draw is shorter.
@@ -159,10 +162,12 @@ def pair_groups(
     Of every checkpoint the worst pairs come first, then the first dozen. The room, in characters, is given in
     that order to all checkpoints in turn, so that none takes it from the others.
     """
-    if run.store is None:
+    if not run.stores:
         return ()
     draws = list(_draws(rows, cards))
-    album = _Album(Store(run.store), frozenset(index for draw in draws for index, _ in draw.wanted))
+    album = _Album(
+        tuple(map(Store, run.stores)), frozenset(index for draw in draws for index, _ in draw.wanted)
+    )
     baselines = [_baseline(draw, album) for draw in draws]
     shown: list[dict[int, Pair]] = [{} for _ in draws]
     absent, crowded = [0] * len(draws), [0] * len(draws)

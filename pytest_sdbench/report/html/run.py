@@ -15,8 +15,8 @@ class Run:
 
     command: str = ""
     """Runs it again; empty where it is not known."""
-    store: Path | str | None = None
-    """Where the pictures of its checkpoints are kept; None: they are not shown."""
+    stores: tuple[Path | str, ...] = ()
+    """Where the pictures of its checkpoints are kept; without any they are not shown."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """By card: the checkpoint that was judged in the place of its own."""
     history: Sequence[history.Run] = ()
