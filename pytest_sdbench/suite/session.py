@@ -236,7 +236,8 @@ class SdbenchSession:
         error = call.excinfo.value
         if isinstance(error, Unavailable):
             # To pytest as well it is a skip: `--pdb` stops at errors alone.
-            call.excinfo = pytest.ExceptionInfo.from_exception(pytest.skip.Exception(str(error)))
+            skip = pytest.skip.Exception(str(error)).with_traceback(error.__traceback__)
+            call.excinfo = pytest.ExceptionInfo.from_exception(skip)
             report.outcome = "skipped"
             report.longrepr = (plain(file_text(module)), 1, f"Skipped: {error}")
         elif report.skipped and isinstance(report.longrepr, tuple):

@@ -289,7 +289,8 @@ def test_a_mistyped_card_is_told_where_workers_run(pytester, project, monkeypatc
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     words = ("--sdbench", "cards", "-m", "size", "-n", "1", "--sdbench-weights=nobody=cards")
     told = pytester.runpytest_subprocess(*words)
-    assert told.ret == pytest.ExitCode.INTERRUPTED
+    assert told.ret == pytest.ExitCode.USAGE_ERROR
+    assert "passed" not in told.stdout.str()
     assert "'nobody' is none of the cards of this run (mini)" in told.stdout.str()
     assert "INTERNALERROR" not in told.stdout.str()
 
