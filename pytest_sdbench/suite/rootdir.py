@@ -32,7 +32,10 @@ def check_rootdir(config: pytest.Config) -> None:
     taken = [
         (flag, path)
         for flag, path in pairwise(words)
-        if flag.startswith("--sdbench-") and "=" not in flag and path[:1] != "-" and (here / path).exists()
+        if flag.startswith("--sdbench-")
+        and "=" not in flag
+        and path[:1] != "-"
+        and os.path.exists(here / path)
     ]
     if not taken or hasattr(config, "workerinput"):
         return
