@@ -22,6 +22,8 @@ from pytest_sdbench.base.errors import EvidenceError, first_line
 from pytest_sdbench.base.files import FULL, create_atomically, write_atomically
 from pytest_sdbench.base.paths import without_secrets
 
+_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "hf"})
+"""Kinds of URLs whose first part is a bucket, and no host that may be left out."""
 DAMAGED = ".damaged"
 """How the name of a file ends that was set aside."""
 
@@ -51,7 +53,8 @@ def place_of(text: str, start: Path | None = None) -> Path | str:
     if is_url(text) and not _is_file_url(text):
         scheme, _, place = text.partition("://")
         place = place.rstrip("/")
-        if not place and scheme != "memory":
+        no_bucket = scheme.rpartition("::")[2] in _BUCKETS and place.startswith("/")
+        if no_bucket or not (place or scheme == "memory"):
             remedy = f"Write {scheme}://PLACE/FOLDER. If it came from a variable, check that this is set"
             raise EvidenceError("a URL that names no place", key=text, remedy=remedy)
         return f"{scheme}://{place}"
@@ -243,8 +246,8 @@ class RemoteFolder:
         try:
             return self.fs.pipe_file(self._path(name), content)
         except Exception:
-            # A path from the root on is one of folders; any other begins with a bucket, and who mistypes its
-            # name does not want one.
+            # A path from the root on is one of folders. Any other begins with a bucket, and whoever mistypes
+            # its name does not want one.
             if not self.path.startswith("/") or self.fs.isdir(self.path):
                 raise
             self.fs.makedirs(self.path, exist_ok=True)

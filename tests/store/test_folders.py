@@ -133,11 +133,12 @@ def test_paths_and_urls_are_told_apart(tmp_path: Path) -> None:
         assert place_of(url) == tmp_path / "a"
 
 
-@pytest.mark.parametrize("url", ["s3://", "s3:///", "gs://", "simplecache::s3://"])
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "s3:///evidence", "gs://", "simplecache::s3:///evidence"])
 def test_a_url_that_names_no_place_is_no_folder_of_that_name(url: str, tmp_path: Path) -> None:
     with pytest.raises(EvidenceError, match=rf"^{url}: a URL that names no place.*from a variable"):
         place_of(url, tmp_path)
-    assert place_of("memory://") == "memory://"
+    for sound in ("memory://", "memory:///evidence", "local:///evidence"):
+        assert place_of(sound) == sound
 
 
 def test_a_url_of_an_unknown_kind_says_so() -> None:
@@ -154,8 +155,12 @@ def test_a_driver_that_is_not_installed_says_how_to_get_it() -> None:
 def test_a_bucket_that_is_not_there(s3: S3) -> None:
     storage = open_storage("s3://another/store")
     assert storage.files() == {}
-    with pytest.raises(EvidenceError, match=r"s3://another/store/file: evidence cannot be written.*bucket"):
-        storage.write("file", b"content")
+    for write in (storage.write, storage.create):
+        with pytest.raises(
+            EvidenceError, match=r"s3://another/store/file: evidence cannot be written.*bucket"
+        ):
+            write("file", b"content")
+    assert not storage.fs.exists("another")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["local://", "filecache::file://"])
