@@ -42,7 +42,7 @@ def create_atomically(path: Path, content: bytes) -> bool:
 
     Of two processes at the same moment one succeeds, and nobody sees half of it. Raises OSError.
     """
-    if path.exists():
+    if os.path.exists(path):
         return False
     with _flushed(path, content) as temporary:
         try:
@@ -172,13 +172,14 @@ def why_unwritable(path: Path, *, in_place: bool = False) -> str:
 
     What replaces a file, as `write_atomically` does, needs its folder; what writes `in_place` needs the file.
     """
-    if path.is_dir():
+    # Unlike the methods of Path, these are no error below a folder that one may not enter.
+    if os.path.isdir(path):
         return "it is a folder"
-    if in_place and path.exists():
+    if in_place and os.path.exists(path):
         return "" if os.access(path, os.W_OK) else "it is not writable"
     # A link stays one: the folder is that of its target.
     there = next(parent for parent in Path(os.path.realpath(path)).parents if os.path.lexists(parent))
-    if not there.is_dir():
+    if not os.path.isdir(there):
         return f"{there} is no folder"
     return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 

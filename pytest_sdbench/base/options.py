@@ -115,7 +115,7 @@ def _card_and_path(text: str) -> tuple[str, str]:
     ends = [place for place, sign in enumerate(text) if sign == "="]
     # Names of sweeps have one, too (lr=1e-4): what is there behind it tells which is meant.
     end = next(
-        (end for end in ends if Path(os.path.expanduser(text[end + 1 :])).exists()), min(ends, default=0)
+        (end for end in ends if os.path.exists(os.path.expanduser(text[end + 1 :]))), min(ends, default=0)
     )
     card, path = text[:end], text[end + 1 :]
     if not (card and path):
@@ -140,7 +140,7 @@ def _report(text: str) -> str:
 
 
 def _address(text: str) -> str:
-    if not text or text.lower().endswith(".md") or Path(text).exists():
+    if not text or text.lower().endswith(".md") or os.path.exists(text):
         raise ValueError("give the address of a cluster, auto, local or nothing, and cards before the option")
     return text
 

@@ -13,7 +13,8 @@ _URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>]+")
 
 def user_cache() -> Path:
     """Return the folder of what can be made again: that of `SDBENCH_CACHE`, else in the user's cache."""
-    return Path(os.environ.get("SDBENCH_CACHE") or Path.home() / ".cache" / "pytest-sdbench")
+    named = os.environ.get("SDBENCH_CACHE")  # a `~` is the shell's to follow, and not every file's
+    return Path(os.path.expanduser(named)) if named else Path.home() / ".cache" / "pytest-sdbench"
 
 
 def reference() -> Path:
@@ -37,7 +38,7 @@ def real_file(path: str | Path) -> Path:
     Caches of the hub, DVC and git-annex link each file to one that is named by its checksum.
     """
     whole = Path(os.path.abspath(os.path.expanduser(path)))
-    return real(whole.parent) / whole.name if whole.is_file() else real(path)
+    return real(whole.parent) / whole.name if os.path.isfile(whole) else real(path)
 
 
 def shown(path: str | Path) -> str:

@@ -121,9 +121,9 @@ def _check_outputs(options: argparse.Namespace) -> None:
         for path in given if isinstance(given, list) else [given]:
             reason = why_unwritable(path, in_place=in_place) if isinstance(path, Path) else ""
             remedy = "Name a file in a folder that exists"
-            if isinstance(path, Path) and in_place and not path.parent.is_dir():
+            if isinstance(path, Path) and in_place and not os.path.isdir(path.parent):
                 reason = f"there is no folder {path.parent}"
-            elif isinstance(path, Path) and path.is_file() and is_card(path):
+            elif isinstance(path, Path) and os.path.isfile(path) and is_card(path):
                 reason, remedy = "it is a card", "Name another file: a card is never overwritten"
             if reason:
                 raise SdbenchError(f"cannot be written: {reason}", file=path, key=f"--{name}", remedy=remedy)

@@ -172,7 +172,8 @@ def _space(plan: Plan) -> list[str]:
         notes.append(f"What is free in {told(store)} cannot be known from here.")
     disks: dict[int, tuple[Path, int]] = {}
     for folder, size in wanted:
-        here = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        parents = (folder.absolute(), *folder.absolute().parents)
+        here = next(parent for parent in parents if os.path.exists(parent))
         disk = os.stat(here).st_dev
         disks[disk] = here, disks.get(disk, (here, 0))[1] + size
     for here, size in disks.values():

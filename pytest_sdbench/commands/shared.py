@@ -73,7 +73,7 @@ def settle_places(options: argparse.Namespace, words: Sequence[str]) -> None:
     told = vars(options)
     one = told.get("card") or []
     named = [*(told.get("cards") or []), *(one if isinstance(one, list) else [one])]
-    cards = [path.absolute() for path in map(Path, named) if path.exists()]
+    cards = [path.absolute() for path in map(Path, named) if os.path.exists(path)]
     typed = [word.partition("=")[0] for word in words if word.startswith("--")]
     for name in ("store", "data") if cards else ():
         if name in told and not any(f"--{name}".startswith(word) for word in typed):
@@ -226,7 +226,7 @@ def write_text(text: str, out: Path | None) -> None:
         return
     content, folder = text.encode(), os.path.dirname(os.path.realpath(out))
     try:
-        if out.exists() and not (out.is_file() and os.access(folder, os.W_OK | os.X_OK)):
+        if os.path.exists(out) and not (out.is_file() and os.access(folder, os.W_OK | os.X_OK)):
             out.write_bytes(content)  # a device, or a file in a folder that takes no other
         else:
             write_atomically(out, content)

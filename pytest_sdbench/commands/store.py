@@ -18,7 +18,7 @@ from pytest_sdbench.base.errors import EvidenceError, SdbenchError
 from pytest_sdbench.base.files import TEMPORARY
 from pytest_sdbench.base.paths import reference, told
 from pytest_sdbench.base.text import size_text
-from pytest_sdbench.commands.shared import share, show
+from pytest_sdbench.commands.shared import own_words, share, show
 from pytest_sdbench.report.cells import plain_table
 from pytest_sdbench.store.folders import DAMAGED, Stamp, Storage, open_storage
 from pytest_sdbench.store.kept import holds_pictures
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
             nothing = f"no evidence in {told(options.store)}"
             show(inventory_table(found) if found else nothing)
         return 0
-    if options.older_than is not None and options.older_than <= 0:
+    if options.older_than is not None and not options.older_than > 0:  # nan neither
         message, key = "not a number of days: give more than 0", "--older-than"
         raise SdbenchError(message, key=key, found=options.older_than)
     size, status = 0, 0
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
                 leftover.remove()
         except EvidenceError as error:  # the others go all the same
             status = 1
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {own_words(error, options)}", file=sys.stderr)
             continue
         show(f"{leftover.where}: {leftover.reason} ({size_text(leftover.size)})")
         size += leftover.size

@@ -164,8 +164,7 @@ def open_evidence(
     """
     data = workspace.data_root
     manifest = {
-        # Of a folder elsewhere the name alone: evidence is passed on, and where somebody keeps files is not.
-        "checkpoint_spec": re.sub(r"(?<!\S)/\S*/(?=\S)", "", told(checkpoint.spec)),
+        "checkpoint_spec": _passed_on(checkpoint.spec),
         "protocol": protocol.model_dump(mode="json", include=DRAWN),
         "device": device_name(workspace.device),
         "versions": versions(),
@@ -183,6 +182,15 @@ def open_evidence(
     keep, insists = kept_images(protocol, workspace.keep_images, extras.keep, extras.later)
     key = checkpoint.fingerprint, protocol.draw_fingerprint
     return Store(workspace.store).open(*key, manifest, columns, keep=keep, insists=insists)
+
+
+def _passed_on(spec: str) -> str:
+    """Return a checkpoint's spec with the names alone of folders elsewhere.
+
+    Evidence is passed on, and where somebody keeps files is not.
+    """
+    parts = map(told, re.split(r"(base: |, (?:unet|file|lora): )", spec))
+    return "".join(Path(part).name if part.startswith("/") else part for part in parts)
 
 
 def kept_images(protocol: Protocol, asked: int | str, needed: int = 0, later: int = 0) -> tuple[int, bool]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ftplib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from pytest_sdbench.base.errors import EvidenceError, first_line
 from pytest_sdbench.base.files import FULL, create_atomically, write_atomically
 from pytest_sdbench.base.paths import without_secrets
 
+_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "hf"})
+"""Kinds of URLs whose first part is a bucket, and no host that may be left out."""
 DAMAGED = ".damaged"
 """How the name of a file ends that was set aside."""
 
@@ -32,27 +35,40 @@ class Stamp:
     size: int
     """Bytes."""
     tag: str
-    """Changes whenever the content does."""
+    """Changes whenever the content does; empty where the storage says nothing that does."""
     modified: float = field(default=0.0, compare=False)
     """Seconds since the epoch, by the clock of the storage; 0 where it does not say."""
 
 
 def is_url(place: str | Path) -> bool:
     """Return whether a place is a URL, and not a path."""
-    return isinstance(place, str) and "://" in place
+    return isinstance(place, str) and ("://" in place or _is_file_url(place))
 
 
 def place_of(text: str, start: Path | None = None) -> Path | str:
-    """Return the place that a text names: a URL as it is, ``file://`` and paths as a path from `start` on."""
-    if is_url(text) and not text.startswith("file://"):
-        return text.rstrip("/")
+    """Return the place that a text names: a URL as it is, ``file:`` and paths as a path from `start` on.
+
+    Raises EvidenceError for a URL without a place, as an empty variable leaves it.
+    """
+    if is_url(text) and not _is_file_url(text):
+        scheme, _, place = text.partition("://")
+        place = place.rstrip("/")
+        no_bucket = scheme.rpartition("::")[2] in _BUCKETS and place.startswith("/")
+        if no_bucket or not (place or scheme == "memory"):
+            remedy = f"Write {scheme}://PLACE/FOLDER. If it came from a variable, check that this is set"
+            raise EvidenceError("a URL that names no place", key=text, remedy=remedy)
+        return f"{scheme}://{place}"
     path = Path(_path_of(text) if is_url(text) else os.path.expanduser(text))
     return path if start is None else (start / path).absolute()
 
 
+def _is_file_url(text: str) -> bool:
+    return text[:6].lower() == "file:/"
+
+
 def _path_of(url: str) -> str:
-    """Return the path of a ``file://`` URL, with any sign in it; raises EvidenceError for no path."""
-    path = unquote(url.removeprefix("file://").removeprefix("localhost"))
+    """Return the path of a ``file:`` URL, with any sign in it; raises EvidenceError for no path."""
+    path = unquote(url[len("file:") :].removeprefix("//").removeprefix("localhost"))
     if not path.startswith("/"):
         remedy = "Write file:///FOLDER with the whole path, or the path alone"
         raise EvidenceError("a file URL names no folder of this machine", key=url, remedy=remedy)
@@ -107,7 +123,11 @@ class LocalFolder:
         """Write a file whole or not at all, and return its stamp; the last writer wins."""
         with _explained("written", self.where(name)):
             self.root.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.where(name), content)
+            try:
+                write_atomically(self.where(name), content)
+            except FileNotFoundError:
+                self._check_link(name)
+                raise
             return _stamp_of(self.where(name).stat())
 
     def create(self, name: str, content: bytes) -> bool:
@@ -115,6 +135,13 @@ class LocalFolder:
         with _explained("written", self.where(name)):
             self.root.mkdir(parents=True, exist_ok=True)
             return create_atomically(self.where(name), content)
+
+    def _check_link(self, name: str) -> None:
+        """Raise EvidenceError for a link that leads nowhere, as git-annex and DVC leave it."""
+        if self.where(name).is_symlink():
+            what = "evidence cannot be written: this is a link to a file that is not there"
+            found, remedy = os.readlink(self.where(name)), "Fetch that file, or remove the link"
+            raise EvidenceError(what, file=self.where(name), found=found, remedy=remedy)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -195,7 +222,7 @@ class RemoteFolder:
     def write(self, name: str, content: bytes) -> Stamp | None:
         """Write a file, as on a disk; there is no stamp where the server does not tell it."""
         with _explained("written", self.where(name)):
-            answer = self.fs.pipe_file(self._path(name), content)
+            answer = self._put(name, content)
         known = isinstance(answer, dict) and "ETag" in answer
         return Stamp(len(content), answer["ETag"]) if known else None
 
@@ -206,13 +233,25 @@ class RemoteFolder:
                 self.fs.pipe_file(self._path(name), content, mode="create")
             except FileExistsError:
                 return False
-            except OSError:
+            except (OSError, ftplib.Error):
                 # Servers refuse in many words: that it is there, that two came at once, that they do not
-                # know the condition.
+                # know the condition, that there is no such folder.
                 if name in self.files():
                     return False
-                self.fs.pipe_file(self._path(name), content)
+                self._put(name, content)
         return True
+
+    def _put(self, name: str, content: bytes) -> Any:
+        """Write a file, before it its folder where the store has real ones; return the driver's answer."""
+        try:
+            return self.fs.pipe_file(self._path(name), content)
+        except Exception:
+            # A path from the root on is one of folders. Any other begins with a bucket, and whoever mistypes
+            # its name does not want one.
+            if not self.path.startswith("/") or self.fs.isdir(self.path):
+                raise
+            self.fs.makedirs(self.path, exist_ok=True)
+            return self.fs.pipe_file(self._path(name), content)
 
     def remove(self, name: str) -> None:
         with _explained("removed", self.where(name)), contextlib.suppress(FileNotFoundError):
@@ -284,10 +323,21 @@ def _stamp_of(status: os.stat_result) -> Stamp:
     return Stamp(status.st_size, f"{status.st_ino}-{status.st_mtime_ns}", status.st_mtime)
 
 
+_TAGS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "xet_hash")
+"""What listings call a checksum of the content."""
+_MILLISECONDS = ("modificationTime",)
+# FTP's `modify` is none of them: from many servers it tells minutes.
+_TIMES = (
+    *("LastModified", "last_modified", "mtime", "modified", "last_write_time", *_MILLISECONDS),
+    *("created", "updated"),
+)
+"""What they call the time of the last change."""
+
+
 def _stamp(entry: dict[str, Any]) -> Stamp:
     """Return the stamp of an entry of a listing; drivers agree on its size alone."""
-    found = next((entry[key] for key in ("LastModified", "mtime", "created", "updated") if entry.get(key)), 0)
+    key, found = next(((key, entry[key]) for key in _TIMES if entry.get(key)), ("", ""))
     modified = found.timestamp() if hasattr(found, "timestamp") else found
-    tag = next((entry[key] for key in ("ETag", "etag", "md5Hash", "content_md5") if entry.get(key)), found)
     seconds = float(modified) if isinstance(modified, int | float) else 0.0
-    return Stamp(int(entry["size"] or 0), str(tag), seconds)
+    tag = next((entry[key] for key in _TAGS if entry.get(key)), found)
+    return Stamp(int(entry["size"] or 0), str(tag), seconds / 1000 if key in _MILLISECONDS else seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 
 from pytest_sdbench.base.errors import EvidenceError, PictureLoss
+from pytest_sdbench.base.files import FULL
 from pytest_sdbench.store.folders import Stamp
 from pytest_sdbench.store.pictures import (
     BEGINNING,
@@ -29,34 +30,41 @@ def are_kept(images: range, files: Container[str]) -> bool:
 
 
 def put_with_pictures(
-    folder: ShardFolder, pictures: Pictures, writer: str, put: Callable[[], None], *, insists: bool
+    folder: ShardFolder, pictures: Pictures | None, writer: str, put: Callable[[], None], *, insists: bool
 ) -> None:
-    """Write the pictures of one shard and then, with `put`, its rows: these in any case.
+    """Write the pictures of one shard, if there are any, and then, with `put`, its rows: these in any case.
 
-    Pictures that cannot be kept are an EvidenceError where they are insisted upon, else a warning; rows that
-    cannot are what `put` raises.
+    Where rows find the disk full, pictures make room for them: these, and of a by-product all that this
+    process has added. Pictures that cannot be kept are an EvidenceError where they are insisted upon, else a
+    warning; rows that cannot are what `put` raises.
     """
-    drawn = pictures.images, pictures.indices, pictures.seeds, pictures.prompts
-    name = pictures_name(range(int(pictures.indices[0]), int(pictures.indices[-1]) + 1))
+    name, spare = "", list[str]() if insists else folder.spare
     lost: EvidenceError | None = None
-    try:
-        folder.storage.write(name, format_pictures(*drawn, of=folder.of, writer=writer))
-    except EvidenceError as error:
-        lost = error
+    if pictures is not None:
+        drawn = pictures.images, pictures.indices, pictures.seeds, pictures.prompts
+        name = pictures_name(range(int(pictures.indices[0]), int(pictures.indices[-1]) + 1))
+        new = name not in folder.last_listing().files
+        try:
+            folder.storage.write(name, format_pictures(*drawn, of=folder.of, writer=writer))
+        except EvidenceError as error:
+            lost = error
+        else:
+            spare += [name] if new else []
     try:
         put()
     except EvidenceError as error:
-        if lost is not None:
+        if not spare or getattr(error.__cause__, "errno", None) not in FULL:
             raise
-        # They may have taken the room of the rows.
-        folder.storage.remove(name)
+        name = spare[-1]
+        while spare:
+            folder.storage.remove(spare.pop())
         put()
         lost = error
     if lost is not None:
         what = lost.message.replace("evidence cannot", "pictures cannot")
-        remedy = f"The rows are kept. {lost.remedy}"
-        if not remedy.endswith("none"):
-            remedy = f"{remedy.rstrip('.')}. Or keep fewer pictures: --sdbench-keep-images N|none"
+        # Insisted upon, they were asked for by that option, or the command needs them.
+        fewer = "" if insists else "Or keep fewer pictures: --sdbench-keep-images N|none"
+        remedy = ". ".join(filter(None, ("The rows are kept", (lost.remedy or "").rstrip("."), fewer)))
         found = EvidenceError(what, file=folder.storage.where(name), remedy=remedy)
         if insists:
             raise found from lost
@@ -66,7 +74,7 @@ def put_with_pictures(
 def holds_pictures(folder: ShardFolder, name: str) -> bool:
     """Return whether a file of pictures is there and sound; nothing is changed."""
     try:
-        _parse(folder, name)
+        _parse(folder, name, folder.storage.read(name))
     except (FileNotFoundError, Damage):
         return False
     return True
@@ -80,7 +88,7 @@ def read_pictures(folder: ShardFolder, images: range) -> tuple[Pictures, str] | 
     whole = _from_border(images)
     for name, stamp in _files_of(folder, whole):
         try:
-            found, writer = _parse(folder, name)
+            found, writer = _parse(folder, name, folder.read(name))
         except FileNotFoundError:
             continue
         except Damage as damage:
@@ -99,7 +107,7 @@ def artist_of(folder: ShardFolder, images: range) -> str:
     """
     for name, stamp in _files_of(folder, _from_border(images)):
         try:
-            about = parse_header(folder.storage.read(name, BEGINNING))
+            about = parse_header(folder.read(name, BEGINNING))
             check_owner(about, folder.of)
         except FileNotFoundError:
             continue
@@ -122,8 +130,8 @@ def _files_of(folder: ShardFolder, images: range) -> Iterator[tuple[str, Stamp]]
         yield from ((name, listing.files[name]) for name in pictures_names(images, listing.files))
 
 
-def _parse(folder: ShardFolder, name: str) -> tuple[Pictures, str]:
-    found, about = parse_pictures(folder.storage.read(name))
+def _parse(folder: ShardFolder, name: str, content: bytes) -> tuple[Pictures, str]:
+    found, about = parse_pictures(content)
     check_owner(about, folder.of)
     if pictures_name(range(about["start"], about["stop"])) != name:
         raise Damage("its name is not that of its images")

@@ -31,7 +31,7 @@ class Mirror:
     """Bytes that this process may add before it looks again how much there is."""
 
     def get(self, where: str, stamp: Stamp) -> bytes | None:
-        """Return the copy of a file with this stamp, or None."""
+        """Return the copy of a file with this stamp, or None; there is none where a stamp has no tag."""
         path = self._path(where, stamp)
         try:
             content = path.read_bytes()
@@ -45,7 +45,7 @@ class Mirror:
 
     def put(self, where: str, stamp: Stamp, content: bytes) -> None:
         """Keep a copy; a disk without room for it costs another download and nothing else."""
-        if len(content) > self.limit:
+        if not stamp.tag or len(content) > self.limit:
             return
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)

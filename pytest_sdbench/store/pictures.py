@@ -26,7 +26,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pytest_sdbench.base.errors import EvidenceError
-from pytest_sdbench.store.shard_format import SHARD, Damage
+from pytest_sdbench.store.shard_format import SHARD, Damage, check_format
 
 FORMAT = 1
 """Counts changes of the form of these files."""
@@ -106,8 +106,7 @@ def format_pictures(
     height, width = images.shape[1:3]
     if width * height > _PIXELS:
         found = f"{width}x{height} is more than {_PIXELS:,} pixels"
-        remedy = "Keep none: --sdbench-keep-images none"
-        raise EvidenceError(f"evidence cannot be written: a picture of {found}", remedy=remedy)
+        raise EvidenceError(f"evidence cannot be written: a picture of {found}")
     body = bytearray()
     for index, seed, prompt, image in zip(shard, seeds, prompts, images, strict=True):
         said = json.dumps({"index": index, "seed": int(seed)})
@@ -128,8 +127,6 @@ def parse_pictures(content: bytes, *, check: bool = True) -> tuple[Pictures, dic
     try:
         about, body = _opened(content)
         expected = about.pop("sha256")
-        if about["format"] != FORMAT:
-            raise Damage(f"format {about['format']}, this version reads {FORMAT}")
         if check and _checksum(about, body) != expected:
             raise Damage("wrong checksum")
         samples = list(_samples(body, range(about["start"], about["stop"])))
@@ -188,6 +185,7 @@ def _opened(content: bytes) -> tuple[dict[str, Any], memoryview]:
         raise Damage("it does not begin with its header")
     records = content[_BLOCK : _BLOCK + entry.size].decode()
     about = dict(json.loads(records.partition(f"{_KEYWORD}=")[2]))
+    check_format(about, FORMAT)
     header = _header(about)
     numbers = about["start"], about["stop"]
     if not content.startswith(header) or any(type(number) is not int for number in numbers):

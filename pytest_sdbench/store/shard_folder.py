@@ -21,6 +21,7 @@ from pytest_sdbench.store.mirror import Mirror
 from pytest_sdbench.store.shard_format import (
     SHARD,
     Damage,
+    LaterFormat,
     Rows,
     columns_in,
     parse_rows,
@@ -99,6 +100,8 @@ class ShardFolder:
     """The columns of each set of which a shard was read or written."""
     _last: list[Listing] = field(default_factory=list, repr=False)
     """The last listing: a server is not asked again for each shard."""
+    spare: list[str] = field(default_factory=list, repr=False)
+    """Pictures that this process has added: they go where rows need their room."""
 
     def listing(self, files: Mapping[str, Stamp] | None = None) -> Listing:
         """Return the files that are there now, or were, without those that are known to be damaged."""
@@ -172,6 +175,9 @@ class ShardFolder:
         """Write a shard."""
         stamp = self.storage.write(name, content)
         self._sets[set_of(columns)] = columns
+        # What is there now may look like what was there before, where a listing tells a size alone.
+        self._sound.pop(name, None)
+        self._damaged.pop(name, None)
         if stamp is not None:
             self._sound[name] = replace(known, stamp=stamp)
             if self.mirror is not None:
@@ -180,7 +186,7 @@ class ShardFolder:
     def is_sound(self, name: str, listing: Listing) -> bool:
         """Return whether a shard is what its name says, to the bit; a damaged one is set aside."""
         stamp = listing.files[name]
-        if name in self._sound and self._sound[name].stamp == stamp:
+        if stamp.tag and name in self._sound and self._sound[name].stamp == stamp:
             return True
         try:
             rows, about = self._parse(name, stamp)
@@ -205,7 +211,14 @@ class ShardFolder:
         return True
 
     def set_aside(self, name: str, stamp: Stamp, damage: Damage) -> None:
-        """Give a damaged file another name, with a warning, unless somebody has made it again by now."""
+        """Give a damaged file another name, with a warning, unless somebody has made it again by now.
+
+        Raises EvidenceError for a file that is not damaged, but of a later version.
+        """
+        if isinstance(damage, LaterFormat):
+            what = f"written by a later version: {damage}"
+            remedy = "Upgrade pytest-sdbench, or give another --sdbench-store"
+            raise EvidenceError(what, file=self.storage.where(name), remedy=remedy)
         if self.storage.files().get(name) != stamp:
             return
         self._last.clear()
@@ -218,18 +231,21 @@ class ShardFolder:
         text = told(f"{where}: damaged evidence ({damage}), {kept}; its images are missing now")
         say(text, DamagedEvidence)
 
-    def _read(self, name: str) -> bytes:
-        """Return the content of a shard; raise EvidenceError for what Git LFS has left in its place."""
-        content = self.storage.read(name)
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """Return the content of a file, or its first bytes, as the storage does.
+
+        Raises EvidenceError for what Git LFS has left in its place.
+        """
+        content = self.storage.read(name, most)
         if is_pointer(content):
-            what, remedy = "a Git LFS pointer, not a shard of the store", "Run: git lfs pull"
+            what, remedy = "a Git LFS pointer, not a file of the store", "Run: git lfs pull"
             raise EvidenceError(what, file=self.storage.where(name), remedy=remedy)
         return content
 
     def _parse(self, name: str, stamp: Stamp) -> tuple[Rows, dict[str, Any]]:
         """Parse and check a shard, from the mirror if it has it."""
         if self.mirror is None:
-            return parse_shard(self._read(name))
+            return parse_shard(self.read(name))
         where = str(self.storage.where(name))
         copy = self.mirror.get(where, stamp)
         if copy is not None:
@@ -237,7 +253,7 @@ class ShardFolder:
                 return parse_shard(copy)
             except Damage:
                 self.mirror.forget(where, stamp)
-        content = self._read(name)
+        content = self.read(name)
         shard = parse_shard(content)
         self.mirror.put(where, stamp, content)
         return shard

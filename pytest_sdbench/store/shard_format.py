@@ -28,6 +28,18 @@ class Damage(Exception):
     """What is wrong with a shard."""
 
 
+class LaterFormat(Damage):
+    """A file of a later version of this package, which is not to be touched."""
+
+
+def check_format(about: Mapping[str, Any], known: int) -> None:
+    """Raise LaterFormat, or Damage, for a file of another format than the known one."""
+    found = about.get("format")
+    if found != known:
+        later = isinstance(found, int) and found > known
+        raise (LaterFormat if later else Damage)(f"format {found}, this version reads {known}")
+
+
 DRAW = frozenset({"index", "seed", "blacked_out", "truncated"})
 """Arrays of every shard: they are of the draw, and no extractor's column."""
 
@@ -94,15 +106,16 @@ def parse_shard(content: bytes) -> tuple[Rows, dict[str, Any]]:
     try:
         size = int.from_bytes(content[:8], "little")
         about = dict(json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_META]))
+        check_format(about, FORMAT)
         arrays = parse_safetensors(content)
         expected = about.pop("sha256")
         count = len(range(about["start"], about["stop"]))
         if any(values.shape[:1] != (count,) for values in arrays.values()):
             raise ValueError("other rows than images")
+    except Damage:
+        raise
     except Exception as error:  # whatever a torn header makes of two parsers
         raise Damage(f"not a whole shard ({type(error).__name__})") from None
-    if about.get("format") != FORMAT:
-        raise Damage(f"format {about.get('format')}, this version reads {FORMAT}")
     if _checksum(arrays, about) != expected:
         raise Damage("wrong checksum")
     return arrays, about

@@ -24,6 +24,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,7 +84,8 @@ class Store:
         until the first shard is, so that a finished store may be read-only.
         """
         storage = open_storage(self.root)
-        if isinstance(storage.root, Path) and storage.root.exists() and not storage.root.is_dir():
+        # Of a place below a folder that one may not enter, reading and writing say what is wrong.
+        if isinstance(storage.root, Path) and os.path.exists(storage.root) and not storage.root.is_dir():
             raise EvidenceError("the evidence store is not a folder", file=storage.root, remedy=ELSEWHERE)
         name = f"{checkpoint}-{draw}"
         mirror = None if isinstance(storage.root, Path) else Mirror()
@@ -113,7 +115,7 @@ class Evidence:
     _store: Storage | None = field(default=None, repr=False)
     """Where older folders may lie."""
     _prepared: set[str] = field(default_factory=set, repr=False)
-    """Manifests of a remote store that were found or written."""
+    """The manifest, once it was found or written in a store that can be written."""
 
     @property
     def storage(self) -> Storage:
@@ -196,10 +198,7 @@ class Evidence:
             if rows:
                 self.shards.put(name, content, columns, known)
 
-        if pictures is None:
-            put()
-        else:
-            put_with_pictures(self.shards, pictures, writer, put, insists=self.insists)
+        put_with_pictures(self.shards, pictures, writer, put, insists=self.insists)
         return self.storage.where(name if rows else pictures_name(images))
 
     def pictures(self, images: range) -> tuple[Pictures, str] | None:
@@ -222,21 +221,27 @@ class Evidence:
     def prepare(self) -> None:
         """Make the folder and write this process's manifest, unless they are there.
 
-        A run calls it before its first image, so that a store that cannot be written is found at once.
+        A run calls it before its first image, so that a store that cannot be written is found at once: where
+        the manifest is there, another file is written, and removed.
         """
         name = f"manifest-{self.writer}.json"
-        if name in self._prepared:
+        if name in self._prepared and self.shards.mirror is not None:
             return
-        files = self.storage.files()
+        files, content = self.storage.files(), _json({"format": FORMAT, **self.manifest}, indent=2)
         # A damaged one, of which nothing is known, is written again.
         if name not in files or self.shards.manifest(self.writer).get("device") == "unknown":
             for left, stamp in files.items():
                 # Of a run that was killed long ago; a younger one may belong to a run beside this one.
                 if left.startswith(TEMPORARY) and time.time() - stamp.modified > _STALE:
                     self.storage.remove(left)
-            self.storage.write(name, _json({"format": FORMAT, **self.manifest}, indent=2))
-        if self.shards.mirror is not None:  # a folder on a disk may be gone at the next shard
-            self._prepared.add(name)
+            self.storage.write(name, content)
+        elif name not in self._prepared:
+            # Always of one name: where nothing may be removed, there is one such file and no more.
+            trial = f"{TEMPORARY}{self.writer:0>32}"
+            self.storage.write(trial, content)
+            with contextlib.suppress(EvidenceError):
+                self.storage.remove(trial)
+        self._prepared.add(name)
 
     def pace(self) -> float | None:
         """Return the seconds that an image last took this set-up, or None where it has made none yet."""

@@ -91,7 +91,7 @@ class Settings:
                 "calibrated by runs of all its images in its own precision"
             )
         data = place("sdbench_data", told["data"]) if told["data"] else None
-        if data is not None and not data.is_dir():
+        if data is not None and not os.path.isdir(data):
             raise pytest.UsageError(
                 f"--sdbench-data: {data} is not a folder; give the data root: what belongs in it is told by "
                 "python -m pytest_sdbench doctor"
@@ -115,7 +115,7 @@ class Settings:
         store = _place("--sdbench-store", told["store"], start("sdbench_store"))
         report = tuple(place("sdbench_report", path) for path in told["report"])
         for path in report:
-            if reason := "it is a card" if path.is_file() and is_card(path) else why_unwritable(path):
+            if reason := "it is a card" if os.path.isfile(path) and is_card(path) else why_unwritable(path):
                 raise pytest.UsageError(f"--sdbench-report: {path} cannot be written: {reason}")
         history = _history(told["history"], start("sdbench_history")) if told["history"] else None
         places = {"data": data, "store": store, "report": report, "history": history}

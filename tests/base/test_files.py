@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pytest
 
-from pytest_sdbench.base.files import why_unwritable, write_atomically
+from pytest_sdbench.base.files import create_atomically, why_unwritable, write_atomically
 
 
 def test_bytes_and_writers_make_the_same_file(tmp_path: Path) -> None:
@@ -59,6 +59,16 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
         write_atomically(path, write)
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_name_that_is_too_long_is_a_reason_or_none_and_no_traceback(tmp_path: Path) -> None:
+    """As of a folder that one may not enter, `Path.exists` raises of it."""
+    long = "x" * 300
+    for place in (tmp_path / long, tmp_path / long / "file"):
+        for in_place in (True, False):
+            assert why_unwritable(place, in_place=in_place) == ""
+        with pytest.raises(OSError, match="File name too long"):
+            create_atomically(place, b"")
 
 
 @pytest.mark.parametrize(

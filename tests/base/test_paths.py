@@ -10,7 +10,7 @@ import pytest
 from pytest_sdbench.base import environment
 from pytest_sdbench.base.errors import QUOTED, SdbenchError, first_line, quoted
 from pytest_sdbench.base.options import OPTIONS
-from pytest_sdbench.base.paths import shown, told, without_secrets
+from pytest_sdbench.base.paths import shown, told, user_cache, without_secrets
 
 URLS = {
     "s3://bucket/folder": "s3://bucket/folder",
@@ -73,6 +73,12 @@ def test_a_working_folder_that_is_gone_and_nobodys_home_are_no_error(
     gone.rmdir()
     monkeypatch.setattr(Path, "home", nobody)
     assert told("/a/b") == "/a/b"
+
+
+def test_the_cache_may_be_named_from_the_home_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the environment of a YAML file has it, where no shell follows the sign."""
+    monkeypatch.setenv("SDBENCH_CACHE", "~/cache")
+    assert user_cache() == Path.home() / "cache"
 
 
 DEEP: list[object] = []

@@ -201,10 +201,24 @@ def test_what_is_not_of_a_store_stays(tmp_path: Path, run: Run) -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["store", "gc", "--older-than", "0", "--store", str(tmp_path)]) == 2
-    assert "--older-than: not a number of days" in capsys.readouterr().err
+    for days in ("0", "nan"):
+        assert main(["store", "gc", "--older-than", days, "--store", str(tmp_path)]) == 2
+        assert "--older-than: not a number of days" in capsys.readouterr().err
     assert main(["store", "ls", "--store", "gopher://store"]) == 2
     assert "not the URL of a store" in capsys.readouterr().err
+
+
+def test_what_cannot_be_removed_is_told_in_the_words_of_the_command(
+    tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(str(tmp_path), 64).storage.write("shard-00000000-00000064.safetensors.damaged", b"bad")
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    assert main(["store", "gc", "--store", str(tmp_path)]) == 1
+    assert "give another one with --store." in capsys.readouterr().err
 
 
 def drawn(images: range) -> Pictures:

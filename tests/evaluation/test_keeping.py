@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,12 +141,36 @@ def test_rows_that_are_drawn_again_take_their_pictures_with_them(
     assert files(tmp_path)[f"pictures-{LAST}.tar"] == other[f"pictures-{LAST}.tar"]
 
 
+def test_pictures_that_git_lfs_has_not_fetched_are_not_drawn_anew(make: Make, tmp_path: Path) -> None:
+    make(tmp_path, "all")
+    (tar,) = tmp_path.glob(f"*/pictures-{FIRST}.tar")
+    tar.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    evidence = make(tmp_path).evidence
+    for ask in (lambda: evidence.pictures(range(64)), lambda: evidence.picture_artists(64)):
+        with pytest.raises(EvidenceError, match=rf"pictures-{FIRST}.tar: a Git LFS pointer.*git lfs pull"):
+            ask()
+    assert tar.is_file()
+
+
 # --- a full disk ---
+
+
+def refuse_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no shard be written, as a disk that was full before."""
+    write = os.fsync
+
+    def full(handle: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        if path.is_file() and b"__metadata__" in path.read_bytes()[:100]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(handle)
+
+    monkeypatch.setattr("os.fsync", full)
 
 
 def test_a_disk_that_pictures_fill_up_loses_no_row(make: Make, whole: Path, tmp_path: Path) -> None:
     """The kernel refuses files of more than 100 kB, as a full disk does; rows take less."""
-    told = r"pictures-00000000-00000064.tar: pictures cannot be written.*rows are kept.*--sdbench-keep-images"
+    told = r"pictures-00000000-00000064.tar: pictures cannot be written.*rows are kept. Make room[^-]*$"
     with files_no_longer_than(100_000), pytest.raises(EvidenceError, match=told):
         make(tmp_path, "all")
     assert [name[:23] for name in files(tmp_path)] == [f"shard-{FIRST}"]
@@ -185,10 +210,50 @@ def test_pictures_make_room_for_rows(
         assert files(tmp_path) == files(whole, "shard-*")
 
 
+def test_pictures_of_an_earlier_shard_make_room_for_rows(
+    make: Make, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that the rows of a later shard fill, whose own pictures nobody keeps."""
+    write = os.fsync
+
+    def full(handle: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        content = path.read_bytes() if path.is_file() else b""
+        later = b"__metadata__" in content[:100] and any(path.parent.glob(f"shard-{FIRST}*"))
+        if later and any(path.parent.glob("pictures-*")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(handle)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.warns(PicturesLost, match=rf"pictures-{FIRST}.tar: .*The rows are kept.*keep fewer"):
+        assert make(tmp_path).images_made == N
+    assert files(tmp_path) == files(whole, "shard-*")
+
+
+@pytest.mark.parametrize("how", ["a link that leads nowhere", "a folder", "a full disk"])
+def test_pictures_that_were_there_outlive_rows_that_cannot_be_written(
+    how: str, make: Make, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = shutil.copytree(whole, tmp_path / "store")
+    (rows,) = store.glob(f"*/shard-{FIRST}*")
+    rows.unlink()
+    if how == "a folder":
+        rows.mkdir()
+    elif how == "a full disk":
+        refuse_rows(monkeypatch)
+    else:
+        rows.symlink_to("../annex/key")
+    with pytest.raises(EvidenceError, match=rf"shard-{FIRST}.*cannot be written"):
+        make(store)
+    assert files(store, "pictures-*") == files(whole, "pictures-*")
+
+
 def test_pictures_too_large_to_be_kept_are_told_so(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pytest_sdbench.store.pictures._PIXELS", 64 * 64 - 1)
-    told = r"64x64 is more than 4,095 pixels\. The rows are kept\. Keep none: --sdbench-keep-images none$"
+    told = (
+        r"64x64 is more than 4,095 pixels\. The rows are kept\. Or keep fewer.*--sdbench-keep-images N\|none$"
+    )
     with pytest.warns(PicturesLost, match=told):
         make(tmp_path)

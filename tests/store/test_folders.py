@@ -129,6 +129,16 @@ def test_paths_and_urls_are_told_apart(tmp_path: Path) -> None:
     assert place_of("store", tmp_path) == tmp_path / "store"
     assert place_of("s3://bucket/folder/", tmp_path) == "s3://bucket/folder"
     assert isinstance(open_storage("memory://store"), RemoteFolder)
+    for url in (f"file:{tmp_path}/a", f"FILE://{tmp_path}/a", f"File://localhost{tmp_path}/a"):
+        assert place_of(url) == tmp_path / "a"
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "s3:///evidence", "gs://", "simplecache::s3:///evidence"])
+def test_a_url_that_names_no_place_is_no_folder_of_that_name(url: str, tmp_path: Path) -> None:
+    with pytest.raises(EvidenceError, match=rf"^{url}: a URL that names no place.*from a variable"):
+        place_of(url, tmp_path)
+    for sound in ("memory://", "memory:///evidence", "local:///evidence"):
+        assert place_of(sound) == sound
 
 
 def test_a_url_of_an_unknown_kind_says_so() -> None:
@@ -145,8 +155,36 @@ def test_a_driver_that_is_not_installed_says_how_to_get_it() -> None:
 def test_a_bucket_that_is_not_there(s3: S3) -> None:
     storage = open_storage("s3://another/store")
     assert storage.files() == {}
-    with pytest.raises(EvidenceError, match=r"s3://another/store/file: evidence cannot be written.*bucket"):
-        storage.write("file", b"content")
+    for write in (storage.write, storage.create):
+        with pytest.raises(
+            EvidenceError, match=r"s3://another/store/file: evidence cannot be written.*bucket"
+        ):
+            write("file", b"content")
+    assert not storage.fs.exists("another")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["local://", "filecache::file://"])
+def test_a_store_of_real_folders_is_begun(kind: str, tmp_path: Path) -> None:
+    for verb in ("write", "create"):
+        storage = open_storage(f"{kind}{tmp_path}/{verb}/deep").within("inner")
+        assert isinstance(storage, RemoteFolder)
+        getattr(storage, verb)("file", b"content")
+        assert (tmp_path / verb / "deep" / "inner" / "file").read_bytes() == b"content"
+
+
+def test_a_link_to_what_was_not_fetched_is_named(tmp_path: Path) -> None:
+    (tmp_path / "shard").symlink_to(".git/annex/objects/key")
+    told = r"shard: .*a link to a file that is not there \(found '.git/annex/objects/key'\)\. Fetch that file"
+    with pytest.raises(EvidenceError, match=told):
+        open_storage(tmp_path).write("shard", b"content")
+
+
+def test_a_name_that_is_too_long_is_no_traceback(tmp_path: Path) -> None:
+    """As of a folder that one may not enter, `Path.exists` raises of it."""
+    storage = open_storage(tmp_path / ("x" * 300))
+    for attempt in (lambda: storage.create("file", b""), storage.files):
+        with pytest.raises(EvidenceError, match="File name too long"):
+            attempt()
 
 
 def test_a_server_that_is_gone() -> None:

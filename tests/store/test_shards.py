@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from pytest_sdbench.base.errors import EvidenceError
+from pytest_sdbench.commands.main import main
 from pytest_sdbench.commands.store import inventory
 from pytest_sdbench.store.shard_folder import DamagedEvidence, in_grid
 from pytest_sdbench.store.shard_format import SHARD, format_shard
@@ -247,12 +248,18 @@ def test_what_is_no_shard_is_set_aside(damage: Callable[[bytes], bytes], tmp_pat
         assert evidence_of(tmp_path).missing(SHARD) == [range(SHARD)]
 
 
-def test_a_shard_of_a_later_version_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_of_a_later_version_is_not_read_and_stays_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("pytest_sdbench.store.shard_format.FORMAT", 2)
-        fill(evidence_of(tmp_path), 10)
-    with pytest.warns(DamagedEvidence, match="format 2, this version reads 1"):
-        assert evidence_of(tmp_path).missing(10) == [range(0, 10)]
+        fill(fill(evidence_of(tmp_path), 10), 64)
+    before = files(tmp_path)
+    told = r"shard-00000000-.*written by a later version: format 2, this version reads 1\. Upgrade"
+    with pytest.raises(EvidenceError, match=told):
+        evidence_of(tmp_path).missing(10)
+    assert main(["store", "gc", "--store", str(tmp_path)]) == 0
+    assert files(tmp_path) == before
 
 
 def test_shards_with_other_columns_are_not_mixed(tmp_path: Path) -> None:
@@ -287,6 +294,23 @@ def test_a_finished_store_is_only_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(read(evidence, 100)["index"]) == 100
     with pytest.raises(EvidenceError, match=r"Read-only file system.*--sdbench-store"):
         evidence.prepare()
+
+
+def test_a_store_that_became_read_only_is_found_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest of this writer is there, so that it alone tells nothing."""
+    fill(evidence_of(tmp_path), 64)
+    before = files(tmp_path)
+    evidence_of(tmp_path).prepare()
+    assert files(tmp_path) == before
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(EvidenceError, match="cannot be written: Read-only file system"):
+        evidence_of(tmp_path).prepare()
 
 
 @pytest.mark.parametrize(
@@ -326,6 +350,8 @@ def test_a_store_that_is_a_file_says_so(tmp_path: Path) -> None:
         evidence_of(tmp_path / "store")
     with pytest.raises(EvidenceError, match=r"cannot be (read|written): Not a directory"):
         fill(evidence_of(tmp_path / "store" / "inner"), 10)
+    with pytest.raises(EvidenceError, match=r"cannot be read: File name too long"):
+        fill(evidence_of(tmp_path / ("x" * 300)), 10)
 
 
 def test_a_store_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

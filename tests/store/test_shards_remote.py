@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
+import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pytest_sdbench.base.errors import EvidenceError
 from pytest_sdbench.store.folders import Stamp, open_storage
@@ -207,6 +213,71 @@ def test_a_machine_without_room_for_copies_reads_all_the_same(root: str, cache: 
     cache.write_text("not a folder")
     evidence = fill(evidence_of(root), 2 * SHARD)
     assert len(read(evidence, 2 * SHARD)["index"]) == 2 * SHARD
+
+
+class Listed(MemoryFileSystem):
+    """A server whose listings are those of another driver, and that counts what is fetched."""
+
+    protocol = "listed"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    said: Callable[[bytes], dict[str, Any]]
+    """What is told of a file of this content, beside its size."""
+    fetched = 0
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        entries = [
+            {key: each[key] for key in ("name", "size", "type")} for each in super().ls(path, detail=True)
+        ]
+        files = [each for each in entries if each["type"] == "file"]
+        for each in files:
+            each |= type(self).said(self.store[each["name"]].getvalue())
+        return entries
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> Any:
+        type(self).fetched += "shard-" in path
+        return super().cat_file(path, start, end, **options)
+
+
+@pytest.fixture
+def listed() -> Iterator[type[Listed]]:
+    fsspec.register_implementation("listed", Listed, clobber=True)
+    yield Listed
+    Listed.store.clear()
+    Listed.pseudo_dirs[:] = [""]
+
+
+BLOB = {"blob_id": hashlib.sha1, "xet_hash": hashlib.sha256}
+
+
+@pytest.mark.parametrize("key", [None, *BLOB])
+def test_what_was_replaced_is_read_anew(key: str | None, listed: type[Listed]) -> None:
+    """Rows of the same size, in a store that tells no time and no ETag."""
+    listed.said = staticmethod(lambda content: {key: BLOB[key](content).hexdigest()} if key else {})
+    evidence, other = fill(evidence_of("listed://store"), SHARD), evidence_of("listed://store")
+    assert read(other, SHARD)["clip_score"].tolist() == rows_of(range(SHARD))["clip_score"].tolist()
+    evidence.write(0, rows_of(range(SHARD)) | {"clip_score": np.ones(SHARD, np.float32)})
+    for reader in (evidence, other, evidence_of("listed://store")):
+        assert set(read(reader, SHARD)["clip_score"]) == {1}
+    listed.fetched = 0
+    read(evidence_of("listed://store"), SHARD)
+    assert (listed.fetched == 0) is (key is not None)
+
+
+def test_times_of_other_drivers_are_known(listed: type[Listed]) -> None:
+    moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    seconds = moment.timestamp()
+    for key, said in {
+        "last_modified": moment,
+        "last_write_time": seconds,
+        "modificationTime": seconds * 1000,
+        "mtime": moment,
+    }.items():
+        listed.said = staticmethod(lambda content, told={key: said}: told)
+        storage = open_storage("listed://store")
+        storage.write("file", b"content")
+        stamp = storage.files()["file"]
+        assert (stamp.tag, stamp.modified) == (str(said), seconds)
 
 
 def test_copies_take_a_bounded_place(tmp_path: Path) -> None:

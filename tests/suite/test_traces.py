@@ -15,6 +15,10 @@ import fsspec
 import pytest
 
 from pytest_sdbench.base import environment
+from pytest_sdbench.base.workspace import Workspace
+from pytest_sdbench.evaluation.job import Extras, open_evidence
+from pytest_sdbench.models.checkpoint import Checkpoint
+from pytest_sdbench.protocols.load import load_protocol
 from tests.project import make_card, make_project, make_protocol
 
 SECRETS = ("hush", "hu/sh", "alices-host")
@@ -45,6 +49,13 @@ def test_nothing_that_is_kept_tells_secrets_or_paths(pytester, pristine_checkpoi
     assert "command" not in manifest
 
 
+def test_folders_elsewhere_are_kept_by_their_names_alone(pristine_checkpoint, tmp_path):
+    spec = "base: base: /home/Jane Doe/sd, unet: ./near by/unet, lora: /data/Jane Doe/my lora"
+    checkpoint, protocol = Checkpoint(spec, pristine_checkpoint), load_protocol("scenes-quick")
+    evidence = open_evidence(Workspace(tmp_path), checkpoint, protocol, extras=Extras(columns={}))
+    assert evidence.manifest["checkpoint_spec"] == "base: base: sd, unet: ./near by/unet, lora: my lora"
+
+
 @pytest.fixture
 def card(pytester: pytest.Pytester) -> Path:
     make_protocol(pytester.path / "cards" / "protocols" / "mini.yaml")
@@ -66,10 +77,12 @@ def test_a_report_that_cannot_be_written_at_the_end_fails_the_run(pytester, card
     pytester.makeconftest(
         "import pathlib\ndef pytest_runtest_teardown():\n    pathlib.Path('r.json').mkdir(exist_ok=True)\n"
     )
-    reports = ("--sdbench-report=new/r.md", "--sdbench-report=r.json")
+    long = f"{'x' * 300}.json"
+    reports = ("--sdbench-report=new/r.md", "--sdbench-report=r.json", f"--sdbench-report={long}")
     result = pytester.runpytest("--sdbench", "cards", "-m", "size", *reports)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["sdbench: * new/r.md", "sdbench: results NOT written to r.json: *"])
+    result.stdout.fnmatch_lines(["sdbench: results NOT written to x*: *File name too long*"])
 
 
 def test_an_update_that_finds_no_images_fails_the_run(pytester, pristine_checkpoint):
