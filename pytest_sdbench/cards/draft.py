@@ -58,8 +58,8 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
     A folder of a U-Net or a LoRA alone stands on what the ``base_model`` of its README.md names. A README.md
     keeps its front matter and its body, and gains the ``sdbench`` block. `out` is where the card will lie,
     and tells the way to the checkpoint (default: README.md in the folder itself).
-    Raises CheckpointError if the folder is no checkpoint, or stands on one that nothing names; Unavailable if
-    that is not on this machine; and CardError if its README.md has an ``sdbench`` block already, or if the
+    Raises CheckpointError if the folder is no checkpoint, or stands on one that nothing names or that it does
+    not fit; Unavailable if that is not on this machine; and CardError if its README.md has an ``sdbench`` block already, or if the
     card with one could not be read or would not say all that it says now.
     """
     folder = real(folder)

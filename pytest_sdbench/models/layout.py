@@ -304,7 +304,7 @@ def _holds_lora(file: Path) -> bool:
 
 
 def _is_pickled_lora(path: Path) -> bool:
-    if path.suffix not in (".ckpt", ".pt", ".pth", ".bin"):
+    if path.suffix not in (".ckpt", ".pt", ".pth", ".bin") or not path.is_file():
         return False
     # What is no plain pickle of tensors is told of by its name: this looks for a better reason alone.
     with suppress(CheckpointError):

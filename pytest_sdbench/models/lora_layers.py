@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -117,8 +118,9 @@ def _pairs(file: Path, shapes: Mapping[str, Tensor]) -> dict[str, str]:
         remedy = "Save the LoRA in float16 or more"
         raise CheckpointError("integers in the place of weights", file=file, key=whole, remedy=remedy)
     alphas = {name for name in shapes if name.endswith(".alpha")}
-    if lone := sorted(alphas - {_alpha(name) for name in first.values()}):
-        what = f"{len(lone):,} of the {len(alphas):,} alphas of the LoRA are of no layer of it"
+    known = {_alpha(name) for name in first.values()}
+    if lone := sorted(name for name in alphas if name not in known or math.prod(shapes[name].shape) != 1):
+        what = f"{len(lone):,} of the {len(alphas):,} alphas are no single number of a layer of the LoRA"
         remedy = "The file was cut short, or merged badly: save it again where it was trained"
         raise CheckpointError(what, file=file, key=lone[0], remedy=remedy)
     if not any(name.startswith(_COMPONENT) for name in first.values()):

@@ -300,6 +300,10 @@ BAD: dict[str, tuple[Change, str]] = {
         r"down.*: 1 of the .* layers of the LoRA have other shapes than .* "
         r"\(found 'matrices \(4, 32\) and \(16, 4\), and unet\.mid_block\..* of the base is \(16, 16\)",
     ),
+    "an alpha of no layer": (
+        lambda tensors: tensors.update({"unet.a.alpha": torch.ones(1)}),
+        r"unet\.a\.alpha: 1 of the 1 alphas are no single number of a layer",
+    ),
     "nan": (nan, rf"{FILE}: .*lora.*: NaN or infinity"),
 }
 

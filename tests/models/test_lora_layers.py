@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError
@@ -120,8 +121,6 @@ def test_the_printed_way_to_fuse_a_lora_without_components_works(
     pipeline = StableDiffusionPipeline.from_pretrained(pristine_checkpoint)
     with torch.no_grad():
         for step in re.split(r", (?=pipeline\.)", steps):
-            from peft import PeftModel
-
             exec(
                 step,
                 {},
@@ -170,6 +169,10 @@ def test_a_lora_in_a_pickle_is_called_one(pristine_checkpoint: Path, tmp_path: P
         with pytest.raises(CheckpointError, match=r"a LoRA in a pickle.*save_file\(torch\.load") as caught:
             resolve(str(pristine_checkpoint), weights=given)
         assert caught.value.file == tmp_path / "lora" / name
+    way = str(caught.value.remedy).partition(": ")[2].replace('"NAME.safetensors"', "OUT")
+    out = tmp_path / "style.safetensors"
+    exec(way, {"safetensors": safetensors, "torch": torch}, {"FILE": caught.value.file, "OUT": out})
+    np.testing.assert_equal(load_file(out), load_file(tmp_path / FILE))
 
 
 def test_a_lora_that_is_called_a_single_file_is_told_to_be_one(
