@@ -59,8 +59,8 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
     keeps its front matter and its body, and gains the ``sdbench`` block. `out` is where the card will lie,
     and tells the way to the checkpoint (default: README.md in the folder itself).
     Raises CheckpointError if the folder is no checkpoint, or stands on one that nothing names or that it does
-    not fit; Unavailable if that is not on this machine; and CardError if its README.md has an ``sdbench`` block already, or if the
-    card with one could not be read or would not say all that it says now.
+    not fit; Unavailable if that is not on this machine; and CardError if its README.md has an ``sdbench``
+    block already, or if the card with one could not be read or would not say all that it says now.
     """
     folder = real(folder)
     readme = folder / "README.md"
