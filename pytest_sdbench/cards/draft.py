@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_sdbench.base.errors import CardError, CheckpointError
+from pytest_sdbench.base.errors import CardError, CheckpointError, Unavailable
 from pytest_sdbench.base.files import json_mapping
 from pytest_sdbench.base.paths import real, reference, shown
 from pytest_sdbench.cards.card import read_card, read_card_text
@@ -18,8 +18,11 @@ from pytest_sdbench.cards.edit import scalar
 from pytest_sdbench.cards.front_matter import EMPTY_BLOCK, FrontMatter, find_block, parse, read_text
 from pytest_sdbench.cards.schema import COMPONENTS
 from pytest_sdbench.models.architectures import ARCHITECTURES
-from pytest_sdbench.models.checkpoint import Checkpoint, resolve
+from pytest_sdbench.models.checkpoint import Checkpoint, as_base, resolve
+from pytest_sdbench.models.hub import HUB_ID
+from pytest_sdbench.models.integrity import check_together
 from pytest_sdbench.models.layout import holds_unet, lora_file, no_checkpoint
+from pytest_sdbench.models.lora_layers import lora_layers
 from pytest_sdbench.models.specs import is_spec
 from pytest_sdbench.protocols.load import load_protocol
 
@@ -55,9 +58,9 @@ def draft(folder: str | Path, out: str | Path | None = None) -> str:
     A folder of a U-Net or a LoRA alone stands on what the ``base_model`` of its README.md names. A README.md
     keeps its front matter and its body, and gains the ``sdbench`` block. `out` is where the card will lie,
     and tells the way to the checkpoint (default: README.md in the folder itself).
-    Raises CheckpointError if the folder is no checkpoint, or stands on one that nothing names; Unavailable if
-    that is not on this machine; and CardError if its README.md has an ``sdbench`` block already, or if the
-    card with one could not be read or would not say all that it says now.
+    Raises CheckpointError if the folder is no checkpoint, or stands on one that nothing names or that it does
+    not fit; Unavailable if that is not on this machine; and CardError if its README.md has an ``sdbench``
+    block already, or if the card with one could not be read or would not say all that it says now.
     """
     folder = real(folder)
     readme = folder / "README.md"
@@ -89,7 +92,8 @@ def _located(folder: Path, origins: list[Any], home: Path) -> tuple[Checkpoint, 
     if (folder / "model_index.json").is_file():
         return resolve(str(folder)), place
     kind = "unet" if holds_unet(folder) else "lora"
-    if kind == "lora" and (not folder.is_dir() or lora_file(folder) is None):
+    lora = lora_file(folder) if kind == "lora" and folder.is_dir() else None
+    if kind == "lora" and lora is None:
         raise no_checkpoint(folder)
     if len(origins) != 1 or not isinstance(base := origins[0], str) or not is_spec(base):
         message = f"this is {_ALONE[kind]} alone, and nothing says which checkpoint it stands on"
@@ -102,8 +106,33 @@ def _located(folder: Path, origins: list[Any], home: Path) -> tuple[Checkpoint, 
         )
     # A LoRA leaves the sizes of its base as they are, and need not be fused for them.
     spec = base if kind == "lora" else {"base": base, kind: str(folder)}
-    checkpoint = resolve(spec, card=folder.name, near=folder)
+    try:
+        checkpoint = resolve(spec, card=folder.name, near=folder)
+    except (CheckpointError, Unavailable) as error:
+        if "--sdbench" not in (error.remedy or ""):
+            raise
+        # The options of a run, which this command has not.
+        raise type(error)(
+            error.message,
+            file=folder / "README.md",
+            key="base_model",
+            found=error.found or base,
+            remedy=_to_get(base),
+        ) from error
+    if lora is not None:
+        lora_layers(lora, as_base(checkpoint, lora))
+    configs = {name: checkpoint.config(name) for name in checkpoint.pipeline.components}
+    check_together(configs, checkpoint.folder)
     return checkpoint, {"base": _way(folder / base, home) if base.startswith(".") else base, kind: place}
+
+
+def _to_get(base: str) -> str:
+    """Say how to get the checkpoint that a README.md names."""
+    match, written = re.fullmatch(HUB_ID, base), "write the way to a folder as `base_model`"
+    if match is None:
+        return f"Put the checkpoint there, or {written}"
+    revision = f" --revision {match['revision']}" if match["revision"] else ""
+    return f"Fetch it: hf download {match['name']}{revision}. Or {written}"
 
 
 def _way(folder: Path, home: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import known_sha256
 from pytest_sdbench.base.paths import real_file
+from pytest_sdbench.models.beside import passed_over, some
 from pytest_sdbench.models.conversion import convert_single_file
 from pytest_sdbench.models.digests import VOCABULARY, config_digest, kept_entries, vocabulary_digest
 from pytest_sdbench.models.layout import (
@@ -31,12 +31,12 @@ from pytest_sdbench.models.layout import (
     pipeline_of,
     replaces,
 )
-from pytest_sdbench.models.lora import Base, fuse_lora
+from pytest_sdbench.models.lora import fuse_lora
+from pytest_sdbench.models.lora_layers import Base
 from pytest_sdbench.models.quantised import quantised_words
 from pytest_sdbench.models.skeleton import known_keys
 from pytest_sdbench.models.specs import complete, local, locate, locate_lora, split_pair, unet_parts
 from pytest_sdbench.models.weights import (
-    WEIGHT_FILES,
     Weights,
     find_weights,
     forbidden,
@@ -116,19 +116,17 @@ class Checkpoint:
                 size = sum(file.stat().st_size for file in weights.files)
                 notes.append(f"{name}: quantised: {how}, {size:,} bytes")
             if rest := unread(self.part(name), weights):
-                notes.append(f"{name}: {judged} was judged, not {_some(rest)}")
+                notes.append(f"{name}: {judged} was judged, not {some(rest)}")
             elif weights.variant:
                 notes.append(f"{name}: {judged} was judged, a variant that must be asked for by its name")
         beside = sorted(self.folder.iterdir())
         if self.unet_folder is not None:
-            beside += sorted(self.unet_folder.parent.glob("unet*"))
+            parent = self.unet_folder.parent
+            # In a folder that has its U-Net in `unet/` the files are of the same publication: a LoRA, say.
+            files = parent.iterdir() if self.unet_folder.name == "unet" else ()
+            beside += sorted({*parent.glob("unet*"), *(each for each in files if each.is_file())})
         known = {self.folder / name for name in (*self.pipeline.components, *UNUSED)} | {self.part("unet")}
-        further = [
-            path.name + "/" * path.is_dir()
-            for path in beside
-            if path not in known and any(each.suffix in WEIGHT_FILES for each in _inside(path))
-        ]
-        notes += [f"not looked at: {_some(further)}"] if further else []
+        notes += passed_over(path for path in beside if path not in known)
         return tuple(dict.fromkeys(notes))
 
     @cached_property
@@ -266,13 +264,6 @@ def scheduler_class(checkpoint: Checkpoint) -> str:
     return str(name)
 
 
-def _inside(path: Path) -> list[Path]:
-    """Return what lies in a folder, or a file itself; nothing where this user may not look."""
-    with suppress(PermissionError):
-        return sorted(path.iterdir()) if path.is_dir() else [path]
-    return []
-
-
 _DEFAULTED = "_use_default_values"
 
 
@@ -296,10 +287,6 @@ def _obeyed(checkpoint: Checkpoint, name: str, written: dict[str, Any]) -> dict[
         for key, value in written.items()
         if key != _DEFAULTED
     }
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _override(
@@ -367,14 +354,20 @@ def _of_lora(path: Path, spec: str, base: Checkpoint) -> Checkpoint:
     """Return the checkpoint with a LoRA fused into another one."""
     if (file := lora_file(path)) is None:
         raise no_checkpoint(path, key="lora")
-    parts = {name: base.part(name) for name in base.pipeline.parts}
-    # Published together with it, in its folder or its repository.
-    if (own := file.parent / "scheduler" / "scheduler_config.json").is_file():
-        parts["scheduler"] = own.parent
-    weights = {name: base.weights(name) for name in base.pipeline.components}
-    scheduler = str(read_json(own).get("_class_name")) if own.is_file() else scheduler_class(base)
-    settings = base.pipeline_settings
-    made = Base(base.spec, parts, weights, scheduler, base.pipeline, settings)
-    folder, note, digest = fuse_lora(file, made)
-    notes = (*base.choices, note)
+    folder, note, digest = fuse_lora(file, as_base(base, file))
+    # A folder may hold more that was trained with it: the embeddings of new words, say.
+    beside = [each for each in sorted(path.iterdir()) if each != file] if path.is_dir() else []
+    notes = (*base.choices, note, *passed_over(beside))
     return Checkpoint(f"base: {base.spec}, lora: {spec}", folder, notes=notes, base=base, lora=digest)
+
+
+def as_base(checkpoint: Checkpoint, lora: Path) -> Base:
+    """Return what the LoRA in a file stands on."""
+    of = checkpoint.pipeline
+    parts = {name: checkpoint.part(name) for name in of.parts}
+    # Published together with it, in its folder or its repository.
+    if (own := lora.parent / "scheduler" / "scheduler_config.json").is_file():
+        parts["scheduler"] = own.parent
+    weights = {name: checkpoint.weights(name) for name in of.components}
+    scheduler = str(read_json(own).get("_class_name")) if own.is_file() else scheduler_class(checkpoint)
+    return Base(checkpoint.spec, parts, weights, scheduler, of, checkpoint.pipeline_settings)

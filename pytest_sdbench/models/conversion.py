@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError
-from pytest_sdbench.models.layout import COMPONENTS, SD
+from pytest_sdbench.models.layout import COMPONENTS, SD, no_checkpoint
 from pytest_sdbench.models.loading import quiet
 from pytest_sdbench.models.made import Parts, copy_settings, explained, once, save
 from pytest_sdbench.models.skeleton import text_encoder_skeleton
@@ -92,6 +92,8 @@ def _text_rest(file: Path, names: list[str], folder: Path) -> list[str]:
 
 
 def _unsupported(file: Path, shapes: Mapping[str, Tensor], lacking: list[str]) -> CheckpointError:
+    if any("lora" in name for name in shapes):
+        return no_checkpoint(file)
     found = f"{len(shapes):,} tensors, e.g. {min(shapes)}" if shapes else "no tensors"
     if any(name.startswith(_XL) for name in shapes):
         what, remedy = "a single file of SDXL", "Convert it: StableDiffusionXLPipeline.from_single_file(FILE)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -104,11 +105,23 @@ LORA = "pytorch_lora_weights"
 FUSE = (
     "Fuse it into its base and save that: pipeline.load_lora_weights(...), fuse_lora(), save_pretrained(...)"
 )
+PEFT = "an adapter in peft's own form, which is an addition to a network"
+FUSE_PEFT = (
+    "If it is of the U-Net, fuse it into its base and save that: "
+    "pipeline.unet = PeftModel.from_pretrained(pipeline.unet, FOLDER).merge_and_unload(), "
+    "pipeline.save_pretrained(...)"
+)
+"""The same for an adapter that peft saved without diffusers."""
 _ON = "Name the checkpoint that it was trained on: {base: ..., lora: ...}"
+_PICKLED = (
+    "Save it as .safetensors: "
+    'safetensors.torch.save_file(torch.load(FILE, weights_only=True), "NAME.safetensors")'
+)
 _CONVERT = f"Convert it: {SD.name}.from_single_file(FILE).save_pretrained(FOLDER), and give that folder"
 _STAND = "Name the checkpoint that it was made of, for the configuration: {base: ..., file: ...}"
 _KINDS = (
-    ("adapter_config.json", "an adapter in peft's own form, which is an addition to a network", FUSE),
+    ("adapter_config.json", PEFT, FUSE_PEFT),
+    ("*/adapter_config.json", PEFT, FUSE_PEFT),
     ("learned_embeds.*", "a textual inversion, which is an addition to a text encoder", _SUPPORTED),
     ("transformer", "a pipeline with a transformer (Flux, SD 3, PixArt)", _SUPPORTED),
     ("*/model_index.json", "a folder of checkpoints", "Give one of them"),
@@ -235,6 +248,8 @@ def no_checkpoint(path: Path, *, key: str | None = None) -> CheckpointError:
         return CheckpointError(what, file=config, key=key, found=_kind_of(path), remedy=_SUPPORTED)
     names = sorted(each.name for each in path.iterdir())
     weights = [name for name in names if Path(name).suffix in WEIGHT_FILES]
+    if lora := next((path / name for name in weights if _is_pickled_lora(path / name)), None):
+        return no_checkpoint(lora, key=key)
     if weights and not config.is_file():
         what = "a folder with weights, and without a configuration that says of which network"
         return CheckpointError(what, file=path, key=key, found=weights[0], remedy=_CONVERT)
@@ -248,6 +263,8 @@ def _no_folder(path: Path, key: str | None) -> CheckpointError:
         return CheckpointError("no such folder", key=key, found=str(path), remedy=remedy)
     what, remedy = "a file, not a checkpoint in diffusers layout", "Give the folder of the checkpoint"
     known = next((kind[1:] for kind in _KINDS if fnmatch(path.name, kind[0])), None)
+    if known is None and _is_pickled_lora(path):
+        known = "a LoRA in a pickle", _PICKLED
     if path.suffix in SINGLE_FILES and known is None:
         # With a base it is supported, and as what replaces a card's checkpoint.
         what = "this is a single file of weights, which says nothing of its configuration"
@@ -284,6 +301,15 @@ def lora_file(path: Path) -> Path | None:
 
 def _holds_lora(file: Path) -> bool:
     return any("lora" in name for name in shapes_of_file(file))
+
+
+def _is_pickled_lora(path: Path) -> bool:
+    if path.suffix not in (".ckpt", ".pt", ".pth", ".bin") or not path.is_file():
+        return False
+    # What is no plain pickle of tensors is told of by its name: this looks for a better reason alone.
+    with suppress(CheckpointError):
+        return _holds_lora(path)
+    return False
 
 
 def replaces(path: Path) -> str | None:

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
-from pytest_sdbench.models.layout import SD, Pipeline
 from pytest_sdbench.models.loading import load_model, quiet
-from pytest_sdbench.models.made import Parts, copy_settings, explained, once, save
-from pytest_sdbench.models.weights import Tensor, Weights, read_file, read_json, shapes_of_file
+from pytest_sdbench.models.lora_layers import Base, Layer, lora_layers
+from pytest_sdbench.models.made import copy_settings, explained, once, save
+from pytest_sdbench.models.weights import read_file
 
-_MATRIX = r"lora.*(\.|_)(down|up|A|B)(\.default)?\.weight$|\.alpha$"
-"""How the names end of all that diffusers reads: of its own forms, of peft's and of kohya's."""
-_FIRST = r"(\.|_)(down|A)(\.default)?\.weight$"
-_SECOND = r"(\.|_)(up|B)(\.default)?\.weight$"
+if TYPE_CHECKING:
+    import torch
 
-
-_COMPONENT = ("unet.", "text_encoder", "lora_unet_", "lora_te")
-"""How the names begin of layers whose component diffusers can tell."""
 _DIGEST = "lora.sha256"
-
-
-@dataclass(frozen=True)
-class Base:
-    """The checkpoint that a LoRA stands on."""
-
-    spec: str
-    parts: Parts
-    weights: Mapping[str, Weights]
-    scheduler: str
-    """Class of the scheduler."""
-    pipeline: Pipeline = SD
-    settings: Mapping[str, bool] = field(default_factory=dict)
-    """What its ``model_index.json`` says of how it draws."""
 
 
 def fuse_lora(file: Path, base: Base) -> tuple[Path, str, str]:
@@ -47,19 +26,13 @@ def fuse_lora(file: Path, base: Base) -> tuple[Path, str, str]:
     The digest is of the matrices that the base gets, and of their scales: the same for every form of a file.
 
     U-Net and text encoders are loaded, fused and saved in float32, which is what `fuse_lora` and
-    `save_pretrained` make of them. Raise ``Unavailable`` without peft, and ``CheckpointError`` where the file
-    holds anything that would be left out, or where the base is quantised.
+    `save_pretrained` make of them. Raise ``Unavailable`` without peft, and ``CheckpointError`` for NaN and
+    infinity, and where `lora_layers` does.
     """
-    shapes = shapes_of_file(file)
-    layers = _layers(file, shapes)
+    layers = lora_layers(file, base)
     if importlib.util.find_spec("peft") is None:
         remedy = 'Install it: pip install "pytest-sdbench[training]"'
         raise Unavailable("a LoRA is loaded by peft, which is not installed here", file=file, remedy=remedy)
-    for name in base.pipeline.adapted:
-        config = base.parts[name] / "config.json"
-        if read_json(config).get("quantization_config") is not None:
-            what, remedy = "a LoRA cannot be fused into quantised weights", "Give the base in float16 or more"
-            raise CheckpointError(what, file=config, key="quantization_config", remedy=remedy)
 
     def make(folder: Path) -> None:
         copy_settings(base.pipeline, base.settings, base.parts, base.scheduler, folder)
@@ -74,82 +47,60 @@ def fuse_lora(file: Path, base: Base) -> tuple[Path, str, str]:
             for each in (*weights.files, *([weights.index] if weights.index else [])):
                 (folder / name / each.name).symlink_to(each.resolve())
 
-    ranks = sorted({min(shapes[name].shape[:2]) for name in layers})
+    ranks = sorted({layer.rank for layer in layers})
     told = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     note = f"LoRA on {base.spec}: {file.name}, {len(layers):,} layers of {told}, fused at scale 1"
     folder = once(("lora", file, base.scheduler, *base.settings.items()), [file, *base.parts.values()], make)
     return folder, note, (folder / _DIGEST).read_text(encoding="ascii")
 
 
-def _layers(file: Path, shapes: Mapping[str, Tensor]) -> list[str]:
-    """Return the first matrix of each layer; raise ``CheckpointError`` for what is none of a LoRA."""
-    odd = sorted(name for name in shapes if not re.search(_MATRIX, name))
-    layers = sorted(name for name in shapes if re.search(_FIRST, name))
-    if odd or not layers:
-        what = "not a LoRA that diffusers reads whole: it holds other tensors than low-rank matrices"
-        remedy = "DoRA, LoHa, LoKr and trained biases are not supported (yet): fuse it where it was trained"
-        raise CheckpointError(
-            what, file=file, key=odd[0] if odd else None, found=f"{len(odd):,}", remedy=remedy
-        )
-    ends = [{re.sub(end, "", name) for name in shapes if re.search(end, name)} for end in (_FIRST, _SECOND)]
-    if lone := sorted(ends[0] ^ ends[1]):
-        name = next(
-            name for name in sorted(shapes) if re.search(f"^{re.escape(lone[0])}({_FIRST}|{_SECOND})", name)
-        )
-        several = (
-            "layers of the LoRA have one of their" if len(lone) > 1 else "layer of the LoRA has one of its"
-        )
-        what = f"{len(lone):,} {several} two matrices alone"
-        remedy = "The file was cut short, or merged badly: save it again where it was trained"
-        raise CheckpointError(what, file=file, key=name, remedy=remedy)
-    whole = next((name for name in shapes if not (shapes[name].floats or name.endswith(".alpha"))), None)
-    if whole is not None:
-        remedy = "Save the LoRA in float16 or more"
-        raise CheckpointError("integers in the place of weights", file=file, key=whole, remedy=remedy)
-    return layers
-
-
-def _fused(file: Path, base: Base, layers: list[str]) -> tuple[dict[str, Any], str]:
+def _fused(file: Path, base: Base, layers: list[Layer]) -> tuple[dict[str, Any], str]:
     """Return the networks that the LoRA changes, with it fused in, and its digest."""
     import diffusers
     import torch
 
-    of = base.pipeline
+    of, tensors = base.pipeline, read_file(file)
+    _check_finite(file, tensors)
     networks = {
         name: load_model(name, base.parts[name], base.weights[name], torch.float32) for name in of.adapted
     }
     others = dict.fromkeys(name for name in of.parts if name not in of.adapted)
     pipeline = getattr(diffusers, of.name)(**networks, **others, **of.options)
-    _check_finite(file)
     with explained(file, "load_lora_weights"):
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-    places = {name: sum(hasattr(each, "lora_A") for each in networks[name].modules()) for name in of.adapted}
-    changed = [name for name in of.adapted if places[name]]
-    if (found := sum(places.values())) != len(layers):
-        what = (
-            f"{len(layers) - found:,} of the {len(layers):,} layers of the LoRA are of no layer of its base"
-        )
-        remedy = "Give the base that it was trained on"
-        if not found and not any(name.startswith(_COMPONENT) for name in layers):
-            what = "the names in the LoRA do not say of which component its layers are"
-            remedy = (
-                "Load it where it was trained, pipeline.unet.load_lora_adapter(FILE, prefix=None), and save "
-                "that: pipeline.save_lora_weights(FOLDER, get_peft_model_state_dict(pipeline.unet))"
-            )
-            raise CheckpointError(what, file=file, key=layers[0], remedy=remedy)
-        raise CheckpointError(what, file=file, found=f"on {base.spec}", remedy=remedy)
+        if any(layer.alpha for layer in layers):
+            # Where alphas differ, diffusers (0.42) gives the layers of attention the commonest one.
+            matrices = {name: each for name, each in tensors.items() if not name.endswith(".alpha")}
+            pipeline.load_lora_weights(matrices)
+        else:
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+    loaded = {
+        (name, place.removeprefix("text_model.")): module
+        for name, network in networks.items()
+        for place, module in network.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    if odd := sorted(loaded.keys() ^ {(layer.component, layer.place) for layer in layers}):
+        what = f"load_lora_weights reads {len(odd):,} of the layers otherwise than the file names them"
+        remedy = "Save it again with the installed version of diffusers: save_lora_weights"
+        raise CheckpointError(what, file=file, key=".".join(odd[0]), remedy=remedy)
+    for layer in layers:
+        if layer.alpha is not None:
+            module = loaded[layer.component, layer.place]
+            for adapter in module.lora_A:
+                module.scaling[adapter] = tensors[layer.alpha].item() / layer.rank
     digest = _digest_of_layers(networks)
+    changed = [name for name in of.adapted if any(layer.component == name for layer in layers)]
     with explained(file, "fuse_lora"):
         pipeline.fuse_lora(components=changed)
         pipeline.unload_lora_weights()
     return {name: networks[name] for name in changed}, digest
 
 
-def _check_finite(file: Path) -> None:
+def _check_finite(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise ``CheckpointError`` for values of a LoRA that are no numbers."""
     import torch
 
-    for name, tensor in read_file(file).items():
+    for name, tensor in tensors.items():
         if broken := int((~torch.isfinite(tensor.float())).sum()):
             what = f"NaN or infinity in {broken:,} of {tensor.numel():,} values"
             remedy = "The training of the LoRA diverged: take an earlier state of it"

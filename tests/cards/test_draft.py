@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from pytest_sdbench.base.errors import CardError, CheckpointError
+from pytest_sdbench.base.errors import CardError, CheckpointError, Unavailable
 from pytest_sdbench.base.paths import reference
 from pytest_sdbench.cards.card import check_lineage, read_card
 from pytest_sdbench.cards.draft import draft
@@ -41,6 +42,15 @@ def quick_macs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(
             "pytest_sdbench.models.counts.unet_macs", lambda _: Macs(255_400_000_000, 217_600_000_000)
         )
+
+
+LORA = "pytorch_lora_weights.safetensors"
+
+
+def small_lora(width: int = 16) -> dict[str, np.ndarray[Any, Any]]:
+    """Return a LoRA of one layer, which fits the tiny checkpoint at this width."""
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
+    return {f"{layer}.lora_A.weight": np.zeros((1, width)), f"{layer}.lora_B.weight": np.zeros((16, 1))}
 
 
 def drafted(folder: Path, out: Path | None = None) -> Path:
@@ -200,7 +210,7 @@ def test_what_stands_on_a_base_is_drafted_on_it(kind: str, tiny_checkpoint: Path
         shutil.copytree(tiny_checkpoint / "unet", folder / "unet")
     else:
         folder.mkdir()
-        save_file({"unet.x.lora_A.weight": np.zeros((1, 1))}, folder / "pytorch_lora_weights.safetensors")
+        save_file(small_lora(), folder / LORA)
     readme, out = folder / "README.md", tmp_path / "cards" / "mine.md"
     with pytest.raises(CheckpointError, match="alone, and nothing says which checkpoint") as caught:
         draft(folder)
@@ -212,6 +222,60 @@ def test_what_stands_on_a_base_is_drafted_on_it(kind: str, tiny_checkpoint: Path
     assert card.size["unet"].exact == count(tiny_checkpoint / "unet" / "diffusion_pytorch_model.safetensors")
     own = read_card(drafted(folder))
     assert own.checkpoint == {"base": f"../{tiny_checkpoint.name}", kind: "./"}
+
+
+def test_a_lora_that_cannot_be_fused_gets_no_card(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\nbase_model: ../{tiny_checkpoint.name}\n---\n# Mine\n")
+    scale = {"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k.lora_magnitude_vector": np.ones(16)}
+    in_peft = {
+        f"base_model.model.{name.removeprefix('unet.')}": value for name, value in small_lora().items()
+    }
+    for tensors, told in (
+        (small_lora() | scale, "DoRA, LoHa, LoKr and trained biases are not supported"),
+        (small_lora(width=24), "layers of the LoRA have other shapes than"),
+        (in_peft, "an adapter in peft's own form"),
+    ):
+        save_file(tensors, folder / LORA)
+        with pytest.raises(CheckpointError, match=told) as caught:
+            draft(folder)
+        assert caught.value.file == folder / LORA
+
+
+def test_a_unet_that_does_not_fit_its_base_gets_no_card(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint / "unet", tmp_path / "mine")
+    config = tmp_path / "mine" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"cross_attention_dim": 24}))
+    (tmp_path / "mine" / "README.md").write_text(f"---\nbase_model: ../{tiny_checkpoint.name}\n---\n")
+    with pytest.raises(CheckpointError, match="unet and text_encoder do not fit together"):
+        draft(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("kind", ["unet", "lora"])
+@pytest.mark.parametrize(
+    ("base", "remedy"),
+    [
+        ("nobody/nothing", "Fetch it: hf download nobody/nothing. Or write the way to a folder as"),
+        ("nobody/nothing@v1", "Fetch it: hf download nobody/nothing --revision v1. Or"),
+        ("../nothing", "Put the checkpoint there, or write the way to a folder as `base_model`"),
+    ],
+)
+def test_how_to_get_a_missing_base_is_told(
+    kind: str, base: str, remedy: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    if kind == "unet":
+        shutil.copytree(tiny_checkpoint / "unet", folder)
+    else:
+        folder.mkdir()
+        save_file(small_lora(), folder / LORA)
+    (folder / "README.md").write_text(f"---\nbase_model: {base}\n---\n# Mine\n")
+    with pytest.raises((CheckpointError, Unavailable)) as caught:
+        draft(folder)
+    assert remedy in str(caught.value)
+    assert (caught.value.file, caught.value.key) == (folder / "README.md", "base_model")
+    assert "--sdbench" not in str(caught.value)
 
 
 @pytest.mark.parametrize("said", ["[a/b, c/d]", "Stable Diffusion", "1", "[]"])

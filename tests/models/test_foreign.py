@@ -188,7 +188,7 @@ def touch(*names: str) -> Damage:
 
 FOLDERS: dict[str, tuple[Damage, str, str]] = {
     "loras": (touch("a_lora.safetensors", "b_lora.safetensors"), "", "several LoRAs.*Give one file"),
-    "adapter": (touch("adapter_config.json"), "", "an adapter in peft's own form.*fuse_lora"),
+    "adapter": (touch("adapter_config.json"), "", "an adapter in peft's own form.*merge_and_unload"),
     "folder of a ckpt": (touch("v1.ckpt"), "", "a folder with a single file.*Give the file itself"),
     "bin": (touch("v1.bin"), "v1.bin", "a single file of weights.*from_single_file"),
     "bin of one network": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,10 @@ def lora(pristine_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return save_lora(pipeline, TARGETS, tmp_path_factory.mktemp("lora"))
 
 
-def save_lora(pipeline: Any, targets: dict[str, list[str]], folder: Path) -> Path:
-    """Save a random LoRA of some components of a pipeline."""
+def save_lora(
+    pipeline: Any, targets: dict[str, list[str]], folder: Path, **patterns: dict[str, float]
+) -> Path:
+    """Save a random LoRA of some components of a pipeline; patterns are ranks and alphas of single layers."""
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
@@ -56,7 +58,9 @@ def save_lora(pipeline: Any, targets: dict[str, list[str]], folder: Path) -> Pat
         for name, modules in targets.items():
             network = getattr(pipeline, name)
             network.add_adapter(
-                LoraConfig(r=4, lora_alpha=int(ALPHA), init_lora_weights=False, target_modules=modules)
+                LoraConfig(
+                    r=4, lora_alpha=int(ALPHA), init_lora_weights=False, target_modules=modules, **patterns
+                )
             )
             state = get_peft_model_state_dict(network)
             found[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(state)
@@ -64,6 +68,7 @@ def save_lora(pipeline: Any, targets: dict[str, list[str]], folder: Path) -> Pat
                 "r": 4,
                 "lora_alpha": int(ALPHA),
                 "target_modules": modules,
+                **patterns,
             }
     pipeline.save_lora_weights(folder, **found)
     return folder
@@ -131,8 +136,8 @@ def test_verdicts_say_what_it_is_and_what_it_changed(pristine_checkpoint: Path, 
     assert text.startswith("text_encoder: 8 of 36")
 
 
-def kohya(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a LoRA by the names of kohya's scripts, each layer with its alpha."""
+def kohya(tensors: dict[str, torch.Tensor], alphas: Mapping[str, float] = {}) -> dict[str, torch.Tensor]:
+    """Return a LoRA by the names of kohya's scripts, each layer with its alpha, told by how its name ends."""
     found = {}
     for name, value in tensors.items():
         component, rest = name.split(".", 1)
@@ -140,7 +145,8 @@ def kohya(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         prefix = "lora_unet_" if component == "unet" else "lora_te_text_model_"
         known = prefix + layer.replace(".", "_")
         found[f"{known}.lora_{'up' if '.up.' in rest else 'down'}.weight"] = value
-        found[f"{known}.alpha"] = torch.tensor(ALPHA)
+        alpha = next((alphas[end] for end in alphas if layer.endswith(end)), ALPHA)
+        found[f"{known}.alpha"] = torch.tensor(alpha)
     return found
 
 
@@ -154,6 +160,23 @@ def test_other_forms_of_one_lora_are_one_checkpoint(
     save_file(tensors, path) if form == "kohya" else torch.save(tensors, path)
     mine = resolve(str(pristine_checkpoint), weights=path)
     assert mine.fingerprint == resolve(str(pristine_checkpoint), weights=lora).fingerprint
+
+
+@pytest.mark.slow
+def test_other_forms_are_one_checkpoint_where_alphas_differ(
+    pristine_checkpoint: Path, tmp_path: Path
+) -> None:
+    alphas = {"to_k": 1.0, "to_v": 3.0, "v_proj": 2.0}
+    pipeline = StableDiffusionPipeline.from_pretrained(pristine_checkpoint)
+    ranks = {"to_v": 2, "q_proj": 3}
+    lora = save_lora(pipeline, TARGETS, tmp_path / "lora", rank_pattern=ranks, alpha_pattern=alphas)
+    save_file(kohya(load_file(lora / FILE), alphas), tmp_path / "style.safetensors")
+    mine, theirs = (
+        resolve(str(pristine_checkpoint), weights=each) for each in (tmp_path / "style.safetensors", lora)
+    )
+    assert mine.fingerprint == theirs.fingerprint
+    for name in TARGETS:
+        assert mine.file_digests(name) == theirs.file_digests(name)
 
 
 Change = Callable[[dict[str, torch.Tensor]], Any]
@@ -272,7 +295,15 @@ BAD: dict[str, tuple[Change, str]] = {
         lambda tensors: tensors.pop(max(tensors)),
         "1 layer of the LoRA has one of its two matrices alone",
     ),
-    "another shape": (wider, "load_lora_weights cannot read it"),
+    "another shape": (
+        wider,
+        r"down.*: 1 of the .* layers of the LoRA have other shapes than .* "
+        r"\(found 'matrices \(4, 32\) and \(16, 4\), and unet\.mid_block\..* of the base is \(16, 16\)",
+    ),
+    "an alpha of no layer": (
+        lambda tensors: tensors.update({"unet.a.alpha": torch.ones(1)}),
+        r"unet\.a\.alpha: 1 of the 1 alphas are no single number of a layer",
+    ),
     "nan": (nan, rf"{FILE}: .*lora.*: NaN or infinity"),
 }
 
@@ -306,7 +337,11 @@ def test_a_textual_inversion_is_called_one(pristine_checkpoint: Path, tmp_path: 
 
 
 def test_what_is_lacking_is_named(
-    tiny_checkpoint: Path, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pristine_checkpoint: Path,
+    tiny_checkpoint: Path,
+    lora: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(CheckpointError, match=r"a LoRA, which stands on a base.*\{base: .*, lora: "):
         resolve(str(lora))
@@ -321,7 +356,7 @@ def test_what_is_lacking_is_named(
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(Unavailable, match=r"peft, which is not installed here.*\[training\]"):
-            resolve(str(tiny_checkpoint), weights=lora)
+            resolve(str(pristine_checkpoint), weights=lora)
 
 
 def test_a_scheduler_that_is_published_beside_it_is_its_own(
