@@ -34,7 +34,16 @@ from pytest_sdbench.models.layout import (
 from pytest_sdbench.models.lora import Base, fuse_lora
 from pytest_sdbench.models.quantised import quantised_words
 from pytest_sdbench.models.skeleton import known_keys
-from pytest_sdbench.models.specs import complete, local, locate, locate_lora, split_pair, unet_parts
+from pytest_sdbench.models.specs import (
+    complete,
+    local,
+    locate,
+    locate_lora,
+    other_scheduler,
+    split_pair,
+    unet_parts,
+    untold_by_cache,
+)
 from pytest_sdbench.models.weights import (
     WEIGHT_FILES,
     Weights,
@@ -237,9 +246,11 @@ def _resolve(
         return _of_file(local(other, near), Checkpoint(base, complete(folder())))
     if kind == "lora":
         file = locate_lora(other, card, near, download)
-        return _of_lora(file, other, Checkpoint(base, complete(folder())))
+        made = _of_lora(file, other, Checkpoint(base, complete(folder())))
+        return replace(made, notes=made.notes + untold_by_cache(other, kind))
     own = unet_parts(locate(other, card, near, download, components=("unet",)))
-    return Checkpoint(f"base: {base}, unet: {other}", complete(folder()), *own)
+    lent, notes = Checkpoint(base, complete(folder())), untold_by_cache(other, kind)
+    return _of_unet(*own, f"base: {base}, unet: {other}", replace(lent, notes=notes))
 
 
 def scheduler_class(checkpoint: Checkpoint) -> str:
@@ -333,10 +344,11 @@ def _override(
         if scheduler is None:  # weights alone: it is that of what they take the place of
             try:
                 scheduler = _scheduler_of(spec, card, near, download)
+                notes += untold_by_cache(pair[2], "unet") if pair and pair[1] == "unet" else ()
             except (CheckpointError, Unavailable):
                 told = "the scheduler is that of the base: the U-Net that the card names is not at hand"
                 notes = (*notes, told)
-        return Checkpoint(f"base: {base.spec}, unet: {path}", base.folder, own[0], scheduler, notes=notes)
+        return _of_unet(own[0], scheduler, f"base: {base.spec}, unet: {path}", replace(base, notes=notes))
     return _of_file(path, base) if kind == "file" else _of_lora(path, str(path), base)
 
 
@@ -350,6 +362,13 @@ def _scheduler_of(
     if pair is None or pair[1] != "unet":
         return None
     return unet_parts(locate(pair[2], card, near, download, components=("unet",)))[1]
+
+
+def _of_unet(unet: Path, scheduler: Path | None, spec: str, base: Checkpoint) -> Checkpoint:
+    """Return the checkpoint of a U-Net on another one, with a note where it was published as another's."""
+    made = Checkpoint(spec, base.folder, unet, scheduler, notes=base.notes)
+    note = other_scheduler(unet, made.config_file("scheduler"))
+    return replace(made, notes=(*made.notes, note)) if note else made
 
 
 def _of_file(file: Path, base: Checkpoint) -> Checkpoint:

@@ -199,8 +199,12 @@ def holds_unet(folder: Path) -> bool:
     """Return whether a folder holds a U-Net alone, which stands on the other parts of a base."""
     if (folder / "model_index.json").is_file():
         return False
-    alone = not any((folder / name).is_dir() for name in ("vae", "text_encoder"))
-    return is_unet(folder) or (alone and (folder / "unet" / "config.json").is_file())
+    return is_unet(folder) or ((folder / "unet" / "config.json").is_file() and not companions(folder))
+
+
+def companions(folder: Path) -> list[str]:
+    """Return the components that a folder holds besides a U-Net."""
+    return [name for name in SDXL.components[1:] if (folder / name).is_dir()]
 
 
 def is_unet(folder: Path) -> bool:
