@@ -95,7 +95,7 @@ def unknown_files(name: str, revision: str | None) -> list[str]:
 
 
 def _note_absent(name: str, revision: str | None, listed: Sequence[str]) -> None:
-    """Let the client note in its cache which of index and scheduler a repository lacks: offline runs ask it."""
+    """Let the client note in its cache which of index and scheduler a repository lacks: offline it tells."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 

@@ -252,17 +252,18 @@ def _no_folder(path: Path, key: str | None) -> CheckpointError:
         return CheckpointError("no such folder", key=key, found=str(path), remedy=remedy)
     what, remedy = "a file, not a checkpoint in diffusers layout", "Give the folder of the checkpoint"
     known = next((kind[1:] for kind in _KINDS if fnmatch(path.name, kind[0])), None)
-    if path.suffix in SINGLE_FILES and known is None:
+    ending = path.suffix.lower()
+    if ending in SINGLE_FILES and known is None:
         # With a base it is supported, and as what replaces a card's checkpoint.
         what = "this is a single file of weights, which says nothing of its configuration"
         return CheckpointError(what, file=path, key=key, remedy=_STAND)
     if known is not None:
         what, remedy = known
-    elif path.suffix in WEIGHT_FILES and path.name.startswith(_OF_ONE):
+    elif ending in WEIGHT_FILES and path.name.startswith(_OF_ONE):
         what, remedy = "the weights of one network", "Give the folder of the checkpoint that it is of"
-    elif path.suffix in WEIGHT_FILES:
+    elif ending in WEIGHT_FILES:
         what, remedy = "a single file of weights", _CONVERT
-    elif path.suffix in (".zip", ".tar", ".gz", ".7z"):
+    elif ending in (".zip", ".tar", ".gz", ".7z"):
         what, remedy = "an archive", "Unpack it, and give the folder"
     return CheckpointError(f"this is {what}; it is not supported (yet)", file=path, key=key, remedy=remedy)
 
@@ -281,7 +282,7 @@ def lora_file(path: Path) -> Path | None:
             names = ", ".join(each.name for each in found)
             raise CheckpointError("a folder of several LoRAs", file=path, found=names, remedy="Give one file")
         return found[0] if found else None
-    if path.is_file() and path.suffix == ".safetensors":
+    if path.is_file() and path.suffix.lower() == ".safetensors":
         return path if _holds_lora(path) else None
     return path if path.is_file() and path.name == f"{LORA}.bin" else None
 
@@ -300,7 +301,7 @@ def replaces(path: Path) -> str | None:
         return "unet" if whole or lora_file(path) is None else "lora"
     if lora_file(path) is not None:
         return "lora"
-    return "file" if path.is_file() and path.suffix in SINGLE_FILES else None
+    return "file" if path.is_file() and path.suffix.lower() in SINGLE_FILES else None
 
 
 def has_vocabulary(tokenizer: Path) -> bool:

@@ -106,7 +106,7 @@ def local(spec: str, near: Path | None) -> Path:
 
 def hub_lora(spec: str) -> re.Match[str] | None:
     """Return the match of `HUB_ID` where a LoRA lies on the hub; what ends like weights do is a path."""
-    here = spec.startswith(_PATHS) or Path(spec).suffix in WEIGHT_FILES
+    here = spec.startswith(_PATHS) or Path(spec).suffix.lower() in WEIGHT_FILES
     return None if here else re.fullmatch(HUB_ID, spec)
 
 
@@ -198,6 +198,8 @@ def other_scheduler(unet: Path, used: Path) -> str | None:
     """
     places = (folder / SCHEDULER for folder in (unet, unet.parent))
     own = next((file for file in places if file.is_file()), used)
+    if own == used:
+        return None
     theirs, ours = kept_entries(read_json(own)), kept_entries(read_json(used))
     predicts, taken = (each.get("prediction_type") or "epsilon" for each in (theirs, ours))
     if predicts != taken:

@@ -1,0 +1,26 @@
+"""Say which file of a checkpoint this user may not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytest_sdbench.base.errors import CheckpointError
+
+LET_READ = "Let its owner run: chmod -R a+rX FOLDER"
+
+
+def forbidden(file: Path) -> CheckpointError:
+    """Return the error of a file that this user may not read."""
+    why = ": safetensors 0.8 saves it for its owner alone" if file.suffix == ".safetensors" else ""
+    return CheckpointError(f"this user may not read the file{why}", file=file, remedy=LET_READ)
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Turn what the system keeps from this user into a ``CheckpointError`` that names the file."""
+    try:
+        yield
+    except PermissionError as error:
+        raise forbidden(Path(error.filename or "the checkpoint")) from error
