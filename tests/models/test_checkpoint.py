@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.models import specs
+from pytest_sdbench.models.access import forbidden
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.changes import describe
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
@@ -640,6 +641,14 @@ def test_what_this_user_may_not_read_is_named_wherever_it_is_met(
     with pytest.raises(CheckpointError, match=r"this user may not read the file.*chmod") as caught:
         verify(checkpoint)
     assert caught.value.file == tiny_checkpoint / named
+
+
+def test_a_closed_folder_is_named_and_not_a_file_that_may_not_be_there(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tiny_checkpoint / "unet")
+    error = forbidden(tiny_checkpoint / "unet" / "adapter_config.json")
+    assert (error.file, error.message) == (tiny_checkpoint / "unet", "this user may not look into the folder")
 
 
 @pytest.mark.parametrize("name", [UNET_WEIGHTS, "vae/config.json", "tokenizer/tokenizer_config.json"])
