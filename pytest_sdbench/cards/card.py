@@ -41,9 +41,9 @@ from pytest_sdbench.cards.schema import (
     read_block,
 )
 from pytest_sdbench.metrics.registry import METRICS
+from pytest_sdbench.models.access import LET_READ
 from pytest_sdbench.models.layout import LORA
 from pytest_sdbench.models.specs import is_spec
-from pytest_sdbench.models.weights import LET_READ
 from pytest_sdbench.protocols.load import declare_imported, protocol_names
 
 __all__ = [

@@ -73,6 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         _discard_output()
         return 141
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        refused = SdbenchError("this user may not read or write it", file=error.filename, remedy=_ALLOW)
+        print(f"error: {refused}", file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno not in FULL or error.filename is not None:
             raise
@@ -136,5 +142,6 @@ def _module(name: str) -> Any:
 
 _DRAWING = ("sample", "images", "compare")
 """Commands that make images, and leave those that they have made."""
+_ALLOW = "Let its owner run: chmod -R a+rX FOLDER. For a file to write, name another place"
 _MODULES = {"import": "import_scores"}
 """Commands whose names no module can have."""

@@ -13,6 +13,7 @@ from typing import Any
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.files import known_sha256
 from pytest_sdbench.base.paths import real_file
+from pytest_sdbench.models.access import readable
 from pytest_sdbench.models.beside import passed_over, some
 from pytest_sdbench.models.conversion import convert_single_file
 from pytest_sdbench.models.digests import VOCABULARY, config_digest, kept_entries, vocabulary_digest
@@ -34,12 +35,22 @@ from pytest_sdbench.models.layout import (
 from pytest_sdbench.models.lora import fuse_lora
 from pytest_sdbench.models.lora_layers import Base
 from pytest_sdbench.models.quantised import quantised_words
-from pytest_sdbench.models.skeleton import known_keys
-from pytest_sdbench.models.specs import complete, local, locate, locate_lora, split_pair, unet_parts
+from pytest_sdbench.models.skeleton import known_keys, text_config
+from pytest_sdbench.models.specs import (
+    complete,
+    local,
+    locate,
+    locate_lora,
+    other_scheduler,
+    split_pair,
+    unet_parts,
+    untold_by_cache,
+)
 from pytest_sdbench.models.weights import (
+    TEXT_ENCODERS,
     Weights,
+    check_link,
     find_weights,
-    forbidden,
     read_json,
     unread,
 )
@@ -84,6 +95,7 @@ class Checkpoint:
         """Read the configuration of a component, as its library obeys it."""
         return _obeyed(self, name, read_json(self.config_file(name)))
 
+    @readable()
     def weights(self, name: str) -> Weights:
         """Find the weight files of a component; raise ``CheckpointError`` for an adapter beside them."""
         # transformers loads it on top, unasked, wherever peft is installed: the files are not the model.
@@ -104,9 +116,12 @@ class Checkpoint:
         return known_keys(self.config("unet"))
 
     @cached_property
+    @readable()
     def choices(self) -> tuple[str, ...]:
         """Which weights are those of the checkpoint where there are several, and what was not looked at."""
         notes = list(self.notes)
+        if (told := self.other_scheduler()) is not None:
+            notes.append(told)
         if (named := other_class(self.folder)) is not None:
             notes.append(f"model_index.json calls it a {named}: it is judged as a {self.pipeline.name} draws")
         for name in self.pipeline.components:
@@ -129,7 +144,12 @@ class Checkpoint:
         notes += passed_over(path for path in beside if path not in known)
         return tuple(dict.fromkeys(notes))
 
+    def other_scheduler(self) -> str | None:
+        """Return a note where the U-Net was published with another scheduler; raises as the function."""
+        return other_scheduler(self.part("unet"), self.config_file("scheduler"))
+
     @cached_property
+    @readable()
     def fingerprint(self) -> str:
         """Identify the content of all components: 16 hex digits of a SHA-256.
 
@@ -180,14 +200,19 @@ class Checkpoint:
 
     def _tokenizer_files(self, *, settings: bool) -> Iterator[tuple[str, Path]]:
         for tokenizer in self.pipeline.tokenizers:
-            for file in self.part(tokenizer).glob("*"):
+            folder = self.part(tokenizer)
+            for file in folder.iterdir() if folder.is_dir() else []:
                 known = file.suffix == ".json" and "config" in file.name
-                if not (known or file.name in VOCABULARY) or not file.is_file() or file.name.startswith("."):
+                if not (known or file.name in VOCABULARY) or file.name.startswith("."):
                     continue  # hidden ones are what macOS writes beside a file on other disks
+                check_link(file)
+                if not file.is_file():
+                    continue
                 if known is settings:
                     yield file.name if tokenizer == "tokenizer" else f"{tokenizer}/{file.name}", file
 
 
+@readable()
 def resolve(
     spec: str | Mapping[str, str] | Checkpoint | None,
     *,
@@ -205,21 +230,8 @@ def resolve(
     from there. Nothing is fetched from the hub without ``download``. Raise ``Unavailable`` where the
     checkpoint is not on this machine, and ``CheckpointError`` where a folder is named that is none.
     """
-    try:
-        return _resolve(spec, card, near, None if weights is None else real_file(weights), download)
-    except PermissionError as error:
-        raise forbidden(Path(error.filename or weights or str(spec))) from error
-
-
-def _resolve(
-    spec: str | Mapping[str, str] | Checkpoint | None,
-    card: str,
-    near: Path | None,
-    weights: Path | None,
-    download: bool,
-) -> Checkpoint:
     if weights is not None:
-        return _override(spec, weights, card, near, download)
+        return _override(spec, real_file(weights), card, near, download)
     if isinstance(spec, Checkpoint):
         return spec
     if spec is None:
@@ -235,9 +247,11 @@ def _resolve(
         return _of_file(local(other, near), Checkpoint(base, complete(folder())))
     if kind == "lora":
         file = locate_lora(other, card, near, download)
-        return _of_lora(file, other, Checkpoint(base, complete(folder())))
+        made = _of_lora(file, other, Checkpoint(base, complete(folder())))
+        return replace(made, notes=made.notes + untold_by_cache(other, kind))
     own = unet_parts(locate(other, card, near, download, components=("unet",)))
-    return Checkpoint(f"base: {base}, unet: {other}", complete(folder()), *own)
+    notes = untold_by_cache(other, kind)
+    return _fitting(Checkpoint(f"base: {base}, unet: {other}", complete(folder()), *own, notes=notes))
 
 
 def scheduler_class(checkpoint: Checkpoint) -> str:
@@ -268,10 +282,12 @@ _DEFAULTED = "_use_default_values"
 
 
 def _obeyed(checkpoint: Checkpoint, name: str, written: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with the values that diffusers gives the constructor.
+    """Return a configuration with the values that its library gives the constructor.
 
-    It passes over the keys that ``_use_default_values`` lists: the constructor's defaults stand for them.
+    diffusers passes over the keys that ``_use_default_values`` lists: the defaults stand for them.
     """
+    if name in TEXT_ENCODERS:
+        return dict(text_config(written))
     if name not in (*_DIFFUSERS, "scheduler") or _DEFAULTED not in written:
         return written
     import diffusers
@@ -317,26 +333,25 @@ def _override(
         base = Checkpoint(name, complete(locate(name, card, near, download, components)))
     if own is not None:
         scheduler, notes = own[1], base.notes
-        if scheduler is None:  # weights alone: it is that of what they take the place of
+        # Weights alone have that of what they take the place of.
+        if scheduler is None and isinstance(spec, Checkpoint):
+            scheduler = spec.scheduler_folder
+        elif scheduler is None and pair is not None and pair[1] == "unet":
             try:
-                scheduler = _scheduler_of(spec, card, near, download)
+                scheduler = unet_parts(locate(pair[2], card, near, download, components=("unet",)))[1]
+                notes += untold_by_cache(pair[2], "unet")
             except (CheckpointError, Unavailable):
-                told = "the scheduler is that of the base: the U-Net that the card names is not at hand"
-                notes = (*notes, told)
-        return Checkpoint(f"base: {base.spec}, unet: {path}", base.folder, own[0], scheduler, notes=notes)
+                notes += ("the scheduler is that of the base: the U-Net that the card names is not at hand",)
+        return _fitting(
+            Checkpoint(f"base: {base.spec}, unet: {path}", base.folder, own[0], scheduler, notes=notes)
+        )
     return _of_file(path, base) if kind == "file" else _of_lora(path, str(path), base)
 
 
-def _scheduler_of(
-    spec: str | Mapping[str, str] | Checkpoint, card: str, near: Path | None, download: bool
-) -> Path | None:
-    """Return the scheduler that was published together with a card's own U-Net."""
-    if isinstance(spec, Checkpoint):
-        return spec.scheduler_folder
-    pair = split_pair(spec)
-    if pair is None or pair[1] != "unet":
-        return None
-    return unet_parts(locate(pair[2], card, near, download, components=("unet",)))[1]
+def _fitting(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint; raise ``CheckpointError`` where its U-Net predicts otherwise than it is drawn."""
+    checkpoint.other_scheduler()
+    return checkpoint
 
 
 def _of_file(file: Path, base: Checkpoint) -> Checkpoint:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CheckpointError
-from pytest_sdbench.models.layout import COMPONENTS, SD, no_checkpoint
+from pytest_sdbench.models.layout import COMPONENTS, SD, SINGLE_FILES, no_checkpoint
 from pytest_sdbench.models.loading import quiet
 from pytest_sdbench.models.made import Parts, copy_settings, explained, once, save
-from pytest_sdbench.models.skeleton import text_encoder_skeleton
-from pytest_sdbench.models.weights import Tensor, read_json, shapes_of_file
+from pytest_sdbench.models.skeleton import text_config, text_encoder_skeleton
+from pytest_sdbench.models.weights import Tensor, read_json, read_single_file, shapes_of_file
 
 _PREFIXES = {
     "unet": "model.diffusion_model.",
@@ -57,10 +57,13 @@ def convert_single_file(file: Path, parts: Parts, scheduler: str) -> tuple[Path,
         from diffusers import StableDiffusionPipeline
 
         copy_settings(SD, {}, parts, scheduler, folder)
+        read = _as_known(file, inside, folder)
         with explained(file, "StableDiffusionPipeline.from_single_file"):
             pipeline = StableDiffusionPipeline.from_single_file(
-                str(file), config=str(folder), local_files_only=True
+                str(read), config=str(folder), local_files_only=True
             )
+        if read != file:
+            read.unlink()
         for name in COMPONENTS:
             model = getattr(pipeline, name)
             _check_loaded(file, name, model, held[name])
@@ -70,12 +73,29 @@ def convert_single_file(file: Path, parts: Parts, scheduler: str) -> tuple[Path,
     return once(("file", file, scheduler), [file, *parts.values()], make), tuple(notes)
 
 
+def _as_known(file: Path, names: list[str], folder: Path) -> Path:
+    """Return the file, or a copy in ``folder`` for diffusers, which does not read every form.
+
+    It knows endings in small letters, and CLIP's names with ``text_model.``, which old merges lack.
+    """
+    import torch
+
+    bare = f"{_PREFIXES['text_encoder']}transformer."
+    lacks = any(name.startswith((f"{bare}embeddings.", f"{bare}encoder.")) for name in names)
+    if not lacks and file.suffix in SINGLE_FILES:
+        return file
+    old = rf"^{re.escape(bare)}(?!text_model\.)"
+    tensors = {re.sub(old, f"{bare}text_model.", name): v for name, v in read_single_file(file).items()}
+    torch.save(tensors, folder / "single.ckpt")
+    return folder / "single.ckpt"
+
+
 def _text_rest(file: Path, names: list[str], folder: Path) -> list[str]:
     """Return what the text encoder of a file has and the configured one does not take, positions aside.
 
     The text encoder of SD v2 has a last layer and a projection that are not used.
     """
-    config = read_json(folder / "config.json")
+    config = text_config(read_json(folder / "config.json"))
     with explained(file, "CLIPTextModel"):
         bare = {name.removeprefix("text_model.") for name in text_encoder_skeleton(config).state_dict()}
     prefix = f"{_PREFIXES['text_encoder']}transformer."

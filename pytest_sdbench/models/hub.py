@@ -14,14 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
-from pytest_sdbench.models.layout import SD, SDXL, has_vocabulary, pipeline_of
+from pytest_sdbench.models.layout import SD, SDXL, companions, has_vocabulary, pipeline_of
 from pytest_sdbench.models.weights import candidates, find_weights
 
 HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
 """A repository of the hub, and optionally a commit, tag or branch of it."""
 
-
-_SCHEDULER = "scheduler/scheduler_config.json"
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+"""They settle which scheduler a U-Net is drawn with: its own, or that of its base."""
 
 
 class CachedCopy(UserWarning):
@@ -59,7 +59,7 @@ def download_snapshot(name: str, revision: str | None, components: Sequence[str]
     except Unavailable as error:
         with suppress(Unavailable):
             folder = cached_snapshot(name, revision, components)
-            warnings.warn(f"{name}: the cached copy is taken as it is: {error}", CachedCopy, stacklevel=2)
+            _warn(name, error)
             return folder
         raise
 
@@ -70,16 +70,42 @@ def _fetch_snapshot(name: str, revision: str | None, components: Sequence[str]) 
     if re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         # A commit never changes: a complete copy of one needs no network.
         with suppress(Unavailable):
-            return cached_snapshot(name, revision, components)
+            folder = cached_snapshot(name, revision, components)
+            if not unknown_files(name, revision):
+                return folder
     files: list[str] = []
     with _asked_once(files):
         files += huggingface_hub.list_repo_files(name, revision=revision)
+        _note_absent(name, revision, files)
         wanted = wanted_files(files, components)
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
     if missing := _missing(folder, components):
         found, remedy = f"no {', '.join(missing)}", "Name another repository"
         raise CheckpointError("the repository lacks a part", file=folder, found=found, remedy=remedy)
     return folder
+
+
+def unknown_files(name: str, revision: str | None) -> list[str]:
+    """Return which of index and scheduler the cache neither holds nor knows to be absent; no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return [
+        file for file in (INDEX, SCHEDULER) if try_to_load_from_cache(name, file, revision=revision) is None
+    ]
+
+
+def _note_absent(name: str, revision: str | None, listed: Sequence[str]) -> None:
+    """Let the client note in its cache which of index and scheduler a repository lacks: offline it tells."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in {INDEX, SCHEDULER}.difference(listed):
+        with suppress(EntryNotFoundError):
+            huggingface_hub.hf_hub_download(name, file, revision=revision)
+
+
+def _warn(name: str, error: Unavailable) -> None:
+    warnings.warn(f"{name}: the cached copy is taken as it is: {error}", CachedCopy, stacklevel=3)
 
 
 def cached_file(name: str, revision: str | None, file: str) -> Path | None:
@@ -127,20 +153,31 @@ def hub_file(name: str, revision: str | None, files: Sequence[str], *, download:
     A scheduler that the repository holds comes along where it is fetched. Raise ``Unavailable`` where none is
     cached, or none can be fetched.
     """
-    import huggingface_hub
-
-    for file in files:
-        if (found := cached_file(name, revision, file)) is not None:
-            return found
+    cached = next(filter(None, (cached_file(name, revision, file) for file in files)), None)
+    if cached is not None and not (download and SCHEDULER in unknown_files(name, revision)):
+        return cached
     if not download:
         raise Unavailable("not in the hub cache")
+    try:
+        return _fetch_file(name, revision, files)
+    except Unavailable as error:
+        if cached is None:
+            raise
+        _warn(name, error)
+        return cached
+
+
+def _fetch_file(name: str, revision: str | None, files: Sequence[str]) -> Path:
+    import huggingface_hub
+
     listed: list[str] = []
     with _asked_once(listed):
         listed += huggingface_hub.list_repo_files(name, revision=revision)
+        _note_absent(name, revision, listed)
     for file in files:
         if file in listed:
-            if _SCHEDULER in listed:
-                download_file(name, revision, _SCHEDULER)
+            if SCHEDULER in listed:
+                download_file(name, revision, SCHEDULER)
             return download_file(name, revision, file)
     remedy = "Name another repository"
     raise CheckpointError("the repository lacks the file", file=name, found=f"no {files[0]}", remedy=remedy)
@@ -202,7 +239,10 @@ def _missing(folder: Path, components: Sequence[str]) -> list[str]:
             missing += [] if (part / "config.json").is_file() else [f"{component}/config.json"]
     beside = [] if components else [f"{name}/config.json" for name in pipeline.components]
     if "text_encoder" in components or not components:
-        beside += ["model_index.json", _SCHEDULER]
         missing += [name for name in pipeline.tokenizers if not has_vocabulary(folder / name)]
-        missing += [name for name in beside if not (folder / name).exists()]
-    return missing
+        # Of a tokenizer's configuration comes the length of prompts.
+        beside += [f"{name}/tokenizer_config.json" for name in pipeline.tokenizers if name not in missing]
+        beside += [INDEX, SCHEDULER]
+    elif companions(folder):
+        beside.append(INDEX)  # a whole checkpoint of which not everything was fetched
+    return missing + [name for name in beside if not (folder / name).exists()]

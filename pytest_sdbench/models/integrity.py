@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_sdbench.base.errors import CardError, CheckpointError, first_line
+from pytest_sdbench.models.access import readable
 from pytest_sdbench.models.architectures import ARCHITECTURES
 from pytest_sdbench.models.checkpoint import Checkpoint
 from pytest_sdbench.models.layout import check_class
-from pytest_sdbench.models.skeleton import component_skeleton, unet_skeleton
+from pytest_sdbench.models.skeleton import component_skeleton, text_width, unet_skeleton
 from pytest_sdbench.models.values import check_values
 from pytest_sdbench.models.weights import (
     COPY_AGAIN,
@@ -34,6 +35,7 @@ _SOME = 5
 _verified: set[str] = set()
 
 
+@readable()
 def verify(checkpoint: Checkpoint) -> None:
     """Check that every tensor is there, of the shape that the configuration means, and finite.
 
@@ -174,7 +176,8 @@ def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> No
         words = "text_encoder_2.projection_dim + 6 * unet.addition_time_embed_dim"
         fits.append(("projection_class_embeddings_input_dim", 0, words, width))
     for key, default, words, other_value in fits:
-        value, other = unet.get(key, default), words.split(".")[0]
+        value = text_width(unet) if key == "cross_attention_dim" else unet.get(key, default)
+        other = words.split(".")[0]
         if key == "in_channels" and unet.get("out_channels", default) == other_value != value:
             raise CheckpointError(
                 "a U-Net with other inputs than latents and text, which is not supported (yet)",

@@ -212,8 +212,12 @@ def holds_unet(folder: Path) -> bool:
     """Return whether a folder holds a U-Net alone, which stands on the other parts of a base."""
     if (folder / "model_index.json").is_file():
         return False
-    alone = not any((folder / name).is_dir() for name in ("vae", "text_encoder"))
-    return is_unet(folder) or (alone and (folder / "unet" / "config.json").is_file())
+    return is_unet(folder) or ((folder / "unet" / "config.json").is_file() and not companions(folder))
+
+
+def companions(folder: Path) -> list[str]:
+    """Return the components that a folder holds besides a U-Net."""
+    return [name for name in SDXL.components[1:] if (folder / name).is_dir()]
 
 
 def is_unet(folder: Path) -> bool:
@@ -263,19 +267,20 @@ def _no_folder(path: Path, key: str | None) -> CheckpointError:
         return CheckpointError("no such folder", key=key, found=str(path), remedy=remedy)
     what, remedy = "a file, not a checkpoint in diffusers layout", "Give the folder of the checkpoint"
     known = next((kind[1:] for kind in _KINDS if fnmatch(path.name, kind[0])), None)
+    ending = path.suffix.lower()
     if known is None and _is_pickled_lora(path):
         known = "a LoRA in a pickle", _PICKLED
-    if path.suffix in SINGLE_FILES and known is None:
+    if ending in SINGLE_FILES and known is None:
         # With a base it is supported, and as what replaces a card's checkpoint.
         what = "this is a single file of weights, which says nothing of its configuration"
         return CheckpointError(what, file=path, key=key, remedy=_STAND)
     if known is not None:
         what, remedy = known
-    elif path.suffix in WEIGHT_FILES and path.name.startswith(_OF_ONE):
+    elif ending in WEIGHT_FILES and path.name.startswith(_OF_ONE):
         what, remedy = "the weights of one network", "Give the folder of the checkpoint that it is of"
-    elif path.suffix in WEIGHT_FILES:
+    elif ending in WEIGHT_FILES:
         what, remedy = "a single file of weights", _CONVERT
-    elif path.suffix in (".zip", ".tar", ".gz", ".7z"):
+    elif ending in (".zip", ".tar", ".gz", ".7z"):
         what, remedy = "an archive", "Unpack it, and give the folder"
     return CheckpointError(f"this is {what}; it is not supported (yet)", file=path, key=key, remedy=remedy)
 
@@ -294,7 +299,7 @@ def lora_file(path: Path) -> Path | None:
             names = ", ".join(each.name for each in found)
             raise CheckpointError("a folder of several LoRAs", file=path, found=names, remedy="Give one file")
         return found[0] if found else None
-    if path.is_file() and path.suffix == ".safetensors":
+    if path.is_file() and path.suffix.lower() == ".safetensors":
         return path if _holds_lora(path) else None
     return path if path.is_file() and path.name == f"{LORA}.bin" else None
 
@@ -322,7 +327,7 @@ def replaces(path: Path) -> str | None:
         return "unet" if whole or lora_file(path) is None else "lora"
     if lora_file(path) is not None:
         return "lora"
-    return "file" if path.is_file() and path.suffix in SINGLE_FILES else None
+    return "file" if path.is_file() and path.suffix.lower() in SINGLE_FILES else None
 
 
 def has_vocabulary(tokenizer: Path) -> bool:

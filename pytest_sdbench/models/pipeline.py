@@ -95,7 +95,7 @@ def load_tokenizer(checkpoint: Checkpoint, name: str = "tokenizer") -> Any:
             f"no length of prompts that the text encoder takes: up to {longest}",
             "tokenizer_config.json",
         )
-        remedy = f'Write `"model_max_length": {longest}` there'
+        remedy = f'Write `"model_max_length": {longest}` there, of a repository of the hub into a local copy'
         raise CheckpointError(what, file=folder / file, key="model_max_length", found=length, remedy=remedy)
     return tokenizer
 

@@ -128,7 +128,7 @@ def unet_inputs(
         raise CardError(what, key=f"{_KEY}.sample_size", found=size, remedy=remedy)
     height, width = sides
     channels = config.get("in_channels", defaults["in_channels"])
-    states = config.get("cross_attention_dim", defaults["cross_attention_dim"])
+    states = text_width(config)
     guidance = config.get("time_cond_proj_dim")
     shapes = {
         "sample": (batch, channels, height, width),
@@ -148,6 +148,13 @@ def unet_inputs(
     return inputs | {"timestep": torch.full((batch,), 500, dtype=torch.int64).to(device)}
 
 
+def text_width(config: Config) -> Any:
+    """Return how wide the text is that a U-Net reads; one number for each block is the same."""
+    width = config.get("cross_attention_dim", _unet_defaults()["cross_attention_dim"])
+    same = isinstance(width, list | tuple) and len(set(map(str, width))) == 1
+    return width[0] if same else width
+
+
 def text_time_widths(config: Config) -> dict[str, int]:
     """Return what SDXL's U-Net is told besides the text: six numbers, each embedded, and the pooled state.
 
@@ -164,11 +171,18 @@ def text_time_widths(config: Config) -> dict[str, int]:
     return {"text_embeds": whole - sizes, "time_ids": 6}
 
 
+def text_config(config: Config) -> Config:
+    """Return the configuration of a text encoder, which may stand within that of a whole CLIP."""
+    inner = config.get("text_config")
+    return inner if config.get("model_type") == "clip" and isinstance(inner, Mapping) else config
+
+
 def text_encoder_skeleton(config: Config = SD_V1_TEXT_ENCODER, *, projected: bool = False) -> Any:
     """Build a CLIP text encoder on ``meta``; ``projected`` adds the projection that SDXL's second one has."""
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    config = text_config(config)
     _check_layers(config)
     kind: Any = CLIPTextModelWithProjection if projected else CLIPTextModel
     with torch.device("meta"):
@@ -177,7 +191,7 @@ def text_encoder_skeleton(config: Config = SD_V1_TEXT_ENCODER, *, projected: boo
 
 def text_encoder_skeletons(unet: Config) -> list[Any]:
     """Build the text encoders that a U-Net reads: SD v1's, SDXL's two; none where it fits neither."""
-    width, first = unet.get("cross_attention_dim"), SD_V1_TEXT_ENCODER["hidden_size"]
+    width, first = text_width(unet), SD_V1_TEXT_ENCODER["hidden_size"]
     if unet.get("addition_embed_type") != _TEXT_TIME:
         return [text_encoder_skeleton()] if width == first else []
     if width != first + SDXL_TEXT_ENCODER_2["hidden_size"]:

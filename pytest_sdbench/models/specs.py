@@ -9,18 +9,28 @@ from pathlib import Path
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.base.paths import real, real_file, reference
-from pytest_sdbench.models.hub import HUB_ID, cached_snapshot, download_snapshot, hub_file
+from pytest_sdbench.models.digests import kept_entries
+from pytest_sdbench.models.hub import (
+    HUB_ID,
+    INDEX,
+    SCHEDULER,
+    cached_snapshot,
+    download_snapshot,
+    hub_file,
+    unknown_files,
+)
 from pytest_sdbench.models.layout import (
     COMPONENTS,
     JOINED,
     LORA,
+    companions,
     holds_unet,
     is_unet,
     no_checkpoint,
     pipeline_of,
     replaces,
 )
-from pytest_sdbench.models.weights import COPY_AGAIN, WEIGHT_FILES
+from pytest_sdbench.models.weights import COPY_AGAIN, WEIGHT_FILES, read_json
 
 EMBEDDED = "embedded:"
 """How the spec begins of a checkpoint that ships with this package."""
@@ -96,7 +106,7 @@ def local(spec: str, near: Path | None) -> Path:
 
 def hub_lora(spec: str) -> re.Match[str] | None:
     """Return the match of `HUB_ID` where a LoRA lies on the hub; what ends like weights do is a path."""
-    here = spec.startswith(_PATHS) or Path(spec).suffix in WEIGHT_FILES
+    here = spec.startswith(_PATHS) or Path(spec).suffix.lower() in WEIGHT_FILES
     return None if here else re.fullmatch(HUB_ID, spec)
 
 
@@ -149,13 +159,25 @@ def complete(folder: Path) -> Path:
 
 
 def unet_parts(folder: Path) -> tuple[Path, Path | None]:
-    """Return the U-Net in ``folder``, and the scheduler beside it if the folder is no whole checkpoint."""
+    """Return the U-Net in ``folder``, and the scheduler beside it if the folder is no whole checkpoint.
+
+    Raise ``CheckpointError`` for further components that no index makes a checkpoint of: they were trained,
+    perhaps, and those of the base would be judged.
+    """
     whole = (folder / "model_index.json").is_file()
     if whole:
         pipeline_of(folder)
     if is_unet(folder) and not whole:
         return folder, None
     if (folder / "unet" / "config.json").is_file():
+        if not whole and (others := companions(folder)):
+            raise CheckpointError(
+                "components besides a U-Net, and no model_index.json that makes a checkpoint of them",
+                file=folder,
+                found=", ".join(others),
+                remedy="Copy the index too, or make one: load the pipeline that was trained, put these "
+                f"components into it, save_pretrained(...). Or give {folder / 'unet'}, for the U-Net alone",
+            )
         brings = not whole and (folder / "scheduler" / "scheduler_config.json").is_file()
         return folder / "unet", folder / "scheduler" if brings else None
     error = no_checkpoint(folder)
@@ -167,3 +189,46 @@ def unet_parts(folder: Path) -> tuple[Path, Path | None]:
         found=error.found,
         remedy="Give a checkpoint in diffusers layout, or the folder of its U-Net",
     )
+
+
+def other_scheduler(unet: Path, used: Path) -> str | None:
+    """Return a note where another scheduler lies beside a U-Net, or in it, than ``used``, a configuration.
+
+    Raise ``CheckpointError`` where the two mean different things by what the U-Net predicts.
+    """
+    places = (folder / SCHEDULER for folder in (unet, unet.parent))
+    own = next((file for file in places if file.is_file()), used)
+    if own == used:
+        return None
+    theirs, ours = kept_entries(read_json(own)), kept_entries(read_json(used))
+    predicts, taken = (each.get("prediction_type") or "epsilon" for each in (theirs, ours))
+    if predicts != taken:
+        whole = (own.parents[1] / "model_index.json").is_file()
+        raise CheckpointError(
+            f"a U-Net that predicts {predicts}, by the scheduler beside it, to be drawn as one of {taken}",
+            file=own,
+            key="prediction_type",
+            found=f"{predicts}, and {taken} in {used}",
+            remedy=f"To draw it with its own, give {own.parents[1]}{', without a base' if whole else ''}",
+        )
+    # What is false or nothing by default is often left out.
+    names = sorted(key for key in {*ours, *theirs} if (ours.get(key) or None) != (theirs.get(key) or None))
+    if not names:
+        return None
+    kinds = [str(each.get("_class_name")) for each in (ours, theirs)]
+    told = ", not ".join(kinds) if kinds[0] != kinds[1] else f"{kinds[0]} with another {', '.join(names[:5])}"
+    return f"the scheduler is not the one beside the U-Net: {told}"
+
+
+def untold_by_cache(spec: str, kind: str) -> tuple[str, ...]:
+    """Return a note where the hub's cache does not tell with which scheduler something was published."""
+    if (match := hub_lora(spec)) is None:
+        return ()
+    unknown = unknown_files(match["name"], match["revision"])
+    if SCHEDULER in unknown:
+        told = f"{SCHEDULER}: the scheduler is that of the base"
+    elif kind == "unet" and INDEX in unknown:
+        told = f"{INDEX}, and so is a whole checkpoint: the scheduler is the one beside its U-Net"
+    else:
+        return ()
+    return (f"the hub's cache does not tell whether {spec} has {told} (--sdbench-download asks)",)

@@ -20,6 +20,8 @@ from pytest_sdbench.models.skeleton import (
 from pytest_sdbench.models.weights import incomplete, read_json
 
 _MOST_TIMESTEPS = 100_000
+_CALLED = ("init_noise_sigma", "scale_model_input", "set_timesteps", "step")
+"""What a pipeline of Stable Diffusion uses of its scheduler."""
 _MERGES = 49152 - 256 - 2
 """As many lines of a merges.txt does CLIP read."""
 
@@ -119,11 +121,16 @@ def make_scheduler(checkpoint: Checkpoint) -> Any:
     kind = getattr(diffusers, name)
     try:
         trial = kind.from_config(config)
-        try_scheduler(trial, 4)
+        if not (lacking := [each for each in _CALLED if not hasattr(trial, each)]):
+            try_scheduler(trial, 4)
         noise = torch.as_tensor(getattr(trial, "alphas_cumprod", 1.0), dtype=torch.float64)
     except Exception as error:  # constructors fail in as many ways as there are wrong values
         why = f"{type(error).__name__}: {first_line(error)}"
         raise incomplete(f"not a configuration of {name}", file, found=why) from error
+    if lacking:
+        what = f"a {checkpoint.pipeline.name} cannot draw with this scheduler, which has no {lacking[0]}"
+        remedy = "Name the one that the network was trained with; flow matching is not supported (yet)"
+        raise CheckpointError(what, file=file, key="_class_name", found=name, remedy=remedy)
     if not bool(((noise >= 0) & (noise <= 1)).all()):
         values = {key: config.get(key) for key in ("trained_betas", "beta_start", "beta_end")}
         raise incomplete("betas that leave no noise schedule", file, key="beta_end", found=values)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable, first_line
 from pytest_sdbench.base.files import is_pointer, json_mapping, read_bounded
+from pytest_sdbench.models.access import forbidden
 
 if TYPE_CHECKING:
     import torch
@@ -50,13 +51,10 @@ def incomplete(message: str, file: Path, *, key: str | None = None, found: objec
     return CheckpointError(message, file=file, key=key, found=found, remedy=COPY_AGAIN)
 
 
-LET_READ = "Let its owner run: chmod -R a+rX FOLDER"
-
-
-def forbidden(file: Path) -> CheckpointError:
-    """Return the error of a file that this user may not read."""
-    why = ": safetensors 0.8 saves it for its owner alone" if file.suffix == ".safetensors" else ""
-    return CheckpointError(f"this user may not read the file{why}", file=file, remedy=LET_READ)
+def check_link(file: Path) -> None:
+    """Raise ``CheckpointError`` for a link whose content is missing, as in a cache that was cleaned up."""
+    if file.is_symlink() and not file.exists():
+        raise incomplete("a link to content that is missing", file, found=os.readlink(file))
 
 
 @dataclass(frozen=True)
@@ -126,6 +124,7 @@ def find_weights(folder: Path, component: str) -> Weights:
                 if not os.access(file, os.R_OK):
                     raise forbidden(file)
             return Weights(files, each.variant, each.safetensors, index)
+        check_link(folder / each.name)
     what, stem = f"no weights of the {component}", STEMS[component][0]
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     form = rf"({'|'.join(STEMS[component])})(-\d+-of-\d+)?\..+\.(safetensors|bin)"
@@ -168,8 +167,19 @@ def read_file(file: Path, inside: str | None = None) -> dict[str, torch.Tensor]:
     if inside is not None:
         content = _unpickle(file)
         return _flat(content.get(inside) if isinstance(content, dict) else content, file)
-    alone = Weights((file,), None, file.suffix == ".safetensors", None)
-    return {name: value for name, _, value in read_tensors(alone)}
+    if file.suffix.lower() == ".safetensors":
+        return {name: value for name, _, value in read_tensors(Weights((file,), None, True, None))}
+    return _load_bin(file)
+
+
+def read_single_file(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file that stands for itself; in a pickle they may be in a ``state_dict``."""
+    if file.suffix.lower() == ".safetensors":
+        return read_file(file)
+    content = _unpickle(file)
+    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    return _flat(content, file)
 
 
 def open_tensors(weights: Weights) -> Callable[[Path, str], torch.Tensor]:
@@ -232,7 +242,7 @@ def _quantised(weights: Weights) -> dict[str, torch.Tensor]:
             raise incomplete("only parts of a quantised tensor", weights.files[0], key=first)
     if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in stored.items()):
         raise incomplete("not a flat mapping of names to tensors", weights.files[0])
-    return stored
+    return _values(stored, weights.files[0])
 
 
 def _plain(value: Any) -> torch.Tensor:
@@ -248,6 +258,7 @@ def read_json(path: Path) -> dict[str, Any]:
         # As the libraries read it: in UTF-8, and without a byte order mark.
         content = json_mapping(read_bounded(path, LARGEST_JSON).decode("utf-8"))
     except FileNotFoundError:
+        check_link(path)
         raise incomplete("missing file", path) from None
     except PermissionError:
         raise forbidden(path) from None
@@ -271,6 +282,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     for name in names:
         if Path(name).name != name:
             raise incomplete("a shard outside of the folder", index, key="weight_map", found=name)
+        check_link(index.parent / name)
         if not (index.parent / name).is_file():
             raise incomplete("missing shard", index.parent / name, key="weight_map")
     return tuple(index.parent / name for name in names)
@@ -287,19 +299,16 @@ def _open(file: Path) -> Any:
 
 def shapes_of_file(file: Path) -> dict[str, Tensor]:
     """Return every tensor's shape of a file that stands for itself: safetensors, or a pickle of tensors."""
-    if file.suffix == ".safetensors":
+    if file.suffix.lower() == ".safetensors":
         with _open(file) as handle:
             slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
             return {
                 name: Tensor(tuple(part.get_shape()), file, part.get_dtype().startswith(("F", "BF")))
                 for name, part in slices.items()
             }
-    content = _unpickle(file)
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
     return {
         name: Tensor(tuple(value.shape), file, value.dtype.is_floating_point)
-        for name, value in _flat(content, file).items()
+        for name, value in read_single_file(file).items()
     }
 
 
@@ -337,9 +346,18 @@ def _unpickle(file: Path) -> Any:
 
 def _flat(content: Any, file: Path) -> dict[str, torch.Tensor]:
     if isinstance(content, dict) and all(map(_is_plain, content.items())):
-        return content
+        return _values(content, file)
     what, remedy = "not a flat mapping of names to tensors", "Save it with diffusers' save_pretrained"
     raise CheckpointError(what, file=file, found=type(content).__name__, remedy=remedy)
+
+
+def _values(tensors: dict[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
+    """Return tensors without what training asks of them; raise ``CheckpointError`` for one without values."""
+    if (lost := next((name for name, value in tensors.items() if value.is_meta), None)) is not None:
+        what = "saved without its values, as accelerate's offloading leaves a network"
+        remedy = "Load it whole (without device_map and offloading), and save it again"
+        raise CheckpointError(what, file=file, key=lost, remedy=remedy)
+    return {name: value.detach() for name, value in tensors.items()}
 
 
 def _is_plain(item: tuple[object, object]) -> bool:
@@ -364,4 +382,4 @@ def _what(file: Path, why: str) -> str:
 def _cause(error: Exception) -> str:
     """Return what torch refuses, and not its advice to load it all the same."""
     found = re.search(r"(?:WeightsUnpickler error: *|(?=Unsupported ))([^\n]+)", str(error))
-    return found[1] if found else first_line(error)
+    return re.split(r"\.? Please ", found[1] if found else first_line(error))[0]

@@ -101,8 +101,8 @@ class Settings:
         except SdbenchError as error:
             raise pytest.UsageError(f"--sdbench-weights: {error}") from None
         weights = {card: place("sdbench_weights", folder) for card, folder in weights.items()}
+        from pytest_sdbench.models.access import forbidden
         from pytest_sdbench.models.layout import no_checkpoint, replaces
-        from pytest_sdbench.models.weights import forbidden
 
         for card, folder in weights.items():
             try:

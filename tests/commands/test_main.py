@@ -114,6 +114,15 @@ class TestFiles:
         assert main(["plan"]) == 130
         assert capsys.readouterr().err.strip() == "interrupted"
 
+    def test_what_this_user_may_not_read_is_named_without_a_traceback(self, monkeypatch, capsys):
+        def refuse(options):
+            raise PermissionError(errno.EACCES, "Permission denied", "models/tokenizer")
+
+        monkeypatch.setattr("pytest_sdbench.commands.plan.run", refuse)
+        assert main(["plan"]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: models/tokenizer: this user may not read or write it. Let its owner")
+
     def test_a_reader_that_has_seen_enough_ends_a_command(self):
         reader, pipe = os.pipe()
         os.close(reader)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.models import specs
+from pytest_sdbench.models.access import forbidden
 from pytest_sdbench.models.architectures import ARCHITECTURES
+from pytest_sdbench.models.changes import describe
 from pytest_sdbench.models.checkpoint import Checkpoint, resolve
 from pytest_sdbench.models.integrity import check_component, verify
 from pytest_sdbench.models.pipeline import load_pipeline
@@ -578,3 +582,113 @@ def test_what_is_no_pickle_is_not_called_an_unsafe_one(tiny_checkpoint: Path, co
     with pytest.raises(CheckpointError, match="damaged or truncated") as refused:
         verify(resolve(str(tiny_checkpoint)))
     assert "weights_only" not in str(refused.value)
+
+
+def as_bin(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Save a U-Net's weights as torch does, changed."""
+    safe = folder / UNET_WEIGHTS
+    tensors = load_file(safe)
+    edit(tensors)
+    torch.save(tensors, folder / "unet" / "diffusion_pytorch_model.bin")
+    safe.unlink()
+
+
+def test_parameters_that_are_still_trained_are_values_like_any_other(
+    tiny_checkpoint: Path, pristine_checkpoint: Path
+) -> None:
+    as_bin(tiny_checkpoint, lambda all: all.update({k: torch.nn.Parameter(v) for k, v in all.items()}))
+    ours, theirs = (describe(resolve(str(folder))) for folder in (tiny_checkpoint, pristine_checkpoint))
+    assert np.array_equal(ours.checksums["unet"], theirs.checksums["unet"])
+
+
+def test_a_tensor_that_was_saved_without_its_values_is_named(tiny_checkpoint: Path) -> None:
+    as_bin(tiny_checkpoint, lambda all: all.update({"conv_in.bias": torch.empty(8, device="meta")}))
+    error = error_of(tiny_checkpoint)
+    assert error.key == "conv_in.bias"
+    assert error.message.startswith("saved without its values")
+
+
+def test_of_a_refused_pickle_the_cause_is_told_and_not_how_to_load_it_all_the_same(
+    tiny_checkpoint: Path,
+) -> None:
+    as_bin(tiny_checkpoint, lambda all: all.update(best=np.float64(3.0)))
+    error = error_of(tiny_checkpoint)
+    assert re.search(r"Unsupported global: .*scalar was not an allowed global by default$", str(error.found))
+    assert "safe_globals" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("method", "refused", "named"),
+    [
+        ("read_bytes", "vocab.json", "tokenizer/vocab.json"),
+        ("iterdir", "tokenizer", "tokenizer"),
+        ("is_file", "tokenizer.json", "tokenizer/tokenizer.json"),
+        ("is_file", "adapter_config.json", "unet/adapter_config.json"),
+    ],
+)
+def test_what_this_user_may_not_read_is_named_wherever_it_is_met(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, method: str, refused: str, named: str
+) -> None:
+    allowed = getattr(Path, method)
+
+    def guarded(self: Path, **options: Any) -> Any:
+        if self.name == refused:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return allowed(self, **options)
+
+    checkpoint = resolve(str(tiny_checkpoint))
+    monkeypatch.setattr(Path, method, guarded)
+    with pytest.raises(CheckpointError, match=r"this user may not read the file.*chmod") as caught:
+        verify(checkpoint)
+    assert caught.value.file == tiny_checkpoint / named
+
+
+def test_a_closed_folder_is_named_and_not_a_file_that_may_not_be_there(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tiny_checkpoint / "unet")
+    error = forbidden(tiny_checkpoint / "unet" / "adapter_config.json")
+    assert (error.file, error.message) == (tiny_checkpoint / "unet", "this user may not look into the folder")
+
+
+@pytest.mark.parametrize("name", [UNET_WEIGHTS, "vae/config.json", "tokenizer/tokenizer_config.json"])
+def test_a_link_whose_content_is_gone_is_called_one(tiny_checkpoint: Path, name: str) -> None:
+    (tiny_checkpoint / name).unlink()
+    (tiny_checkpoint / name).symlink_to("../blobs/gone")
+    error = error_of(tiny_checkpoint)
+    assert (error.file, error.found) == (tiny_checkpoint / name, "../blobs/gone")
+    assert error.message == "a link to content that is missing"
+
+
+def test_a_width_of_the_text_may_stand_there_for_each_block(
+    tiny_checkpoint: Path, pristine_checkpoint: Path
+) -> None:
+    edit_json(tiny_checkpoint / "unet" / "config.json", cross_attention_dim=[16, 16, 16, 16])
+    ours, theirs = (
+        draw(load_pipeline(resolve(str(each)))) for each in (tiny_checkpoint, pristine_checkpoint)
+    )
+    assert np.array_equal(ours, theirs)
+    edit_json(tiny_checkpoint / "unet" / "config.json", cross_attention_dim=[16, 16, 24, 16])
+    with pytest.raises(CheckpointError, match="configuration and tensors disagree"):
+        verify(resolve(str(tiny_checkpoint)))
+
+
+def test_a_text_encoder_may_have_the_configuration_of_a_whole_clip(
+    tiny_checkpoint: Path, pristine_checkpoint: Path
+) -> None:
+    file = tiny_checkpoint / "text_encoder" / "config.json"
+    whole = {"model_type": "clip", "text_config": json.loads(file.read_text()), "vision_config": {}}
+    file.write_text(json.dumps(whole))
+    ours, theirs = (resolve(str(each)) for each in (tiny_checkpoint, pristine_checkpoint))
+    assert np.array_equal(draw(load_pipeline(ours)), draw(load_pipeline(theirs)))
+    assert ours.fingerprint == theirs.fingerprint
+
+
+def test_a_scheduler_that_the_pipeline_cannot_draw_with_is_not_called_damaged(tiny_checkpoint: Path) -> None:
+    FlowMatchEulerDiscreteScheduler().save_pretrained(tiny_checkpoint / "scheduler")
+    edit_json(
+        tiny_checkpoint / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    )
+    error = error_of(tiny_checkpoint)
+    assert (error.key, error.found) == ("_class_name", "FlowMatchEulerDiscreteScheduler")
+    assert "StableDiffusionPipeline cannot draw with this scheduler" in error.message

@@ -10,15 +10,19 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pytest_sdbench.base.errors import CheckpointError, Unavailable
 from pytest_sdbench.models import hub
 from pytest_sdbench.models.checkpoint import resolve
-from pytest_sdbench.models.hub import CachedCopy, forget_failures
+from pytest_sdbench.models.hub import INDEX, SCHEDULER, CachedCopy, forget_failures
 from pytest_sdbench.models.integrity import verify
 from pytest_sdbench.models.pipeline import load_pipeline
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LORA = (("A", (1, 4, 3, 3)), ("B", (8, 1, 1, 1)))
+"""The shapes of a LoRA's layer."""
 UNET_WEIGHTS, UNET_BIN = (f"unet/diffusion_pytorch_model.{kind}" for kind in ("safetensors", "bin"))
 
 
@@ -134,7 +138,9 @@ def test_without_network_the_hub_is_asked_once_in_a_run(
     assert len(names) == asked + 1
 
 
-@pytest.mark.parametrize("lacks", [UNET_WEIGHTS, "tokenizer", "vae/config.json"])
+@pytest.mark.parametrize(
+    "lacks", [UNET_WEIGHTS, "tokenizer", "tokenizer/tokenizer_config.json", "vae/config.json"]
+)
 def test_a_cache_that_lacks_a_part_is_unavailable(hub_cache: Path, tiny_checkpoint: Path, lacks: str) -> None:
     path = tiny_checkpoint / lacks
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -166,6 +172,87 @@ def test_a_repository_of_a_u_net_alone_stands_on_a_base(hub_cache: Path, tiny_ch
     checkpoint = resolve({"base": str(tiny_checkpoint), "unet": "org/lone"})
     assert checkpoint.part("unet") == snapshot
     verify(checkpoint)
+
+
+def in_cache(cache: Path, folder: Path, *, absent: tuple[str, ...] = (), lacks: tuple[str, ...] = ()) -> None:
+    """Lay out a folder as ``org/other``, of which the cache knows files to be absent and lacks others."""
+    kept = cache.parent / f"kept-{len(lacks)}-{len(absent)}"
+    shutil.copytree(folder, kept, ignore=lambda _, names: set(lacks).intersection(names))
+    shutil.rmtree(cache / "models--org--other", ignore_errors=True)
+    fill_cache(cache, "org/other", kept)
+    for name in absent:
+        file = cache / "models--org--other" / ".no_exist" / COMMIT / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+@pytest.fixture
+def lone(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """The folder of a U-Net with a scheduler of its own."""
+    for name in ("unet", "scheduler"):
+        shutil.copytree(tiny_checkpoint / name, tmp_path / "lone" / name)
+    file = tmp_path / "lone" / "scheduler" / "scheduler_config.json"
+    file.write_text(file.read_text().replace("0.012", "0.02"))
+    return tmp_path / "lone"
+
+
+UNTOLD = "the hub's cache does not tell whether org/other has "
+
+
+@pytest.mark.parametrize("kind", ["unet", "lora"])
+def test_a_note_says_where_the_cache_does_not_tell_which_scheduler_was_published(
+    hub_cache: Path, pristine_checkpoint: Path, lone: Path, kind: str
+) -> None:
+    if kind == "lora":
+        file = lone / "pytorch_lora_weights.safetensors"
+        save_file({f"unet.conv_in.lora_{side}.weight": torch.zeros(shape) for side, shape in LORA}, file)
+    spec = {"base": str(pristine_checkpoint), kind: "org/other"}
+
+    def told() -> list[str]:
+        return [note for note in resolve(spec).choices if note.startswith(UNTOLD)]
+
+    in_cache(hub_cache, lone, lacks=(SCHEDULER.split("/")[0],))
+    assert told() == [f"{UNTOLD}{SCHEDULER}: the scheduler is that of the base (--sdbench-download asks)"]
+    in_cache(hub_cache, lone, lacks=(SCHEDULER.split("/")[0],), absent=(INDEX, SCHEDULER))
+    assert told() == []
+    in_cache(hub_cache, lone, absent=(INDEX,))
+    assert told() == []
+    in_cache(hub_cache, lone)
+    assert [each.removeprefix(UNTOLD)[: len(INDEX)] for each in told()] == [INDEX] * (kind == "unet")
+
+
+def test_a_whole_checkpoint_of_which_only_its_index_is_not_cached_is_incomplete(
+    hub_cache: Path, tiny_checkpoint: Path
+) -> None:
+    in_cache(hub_cache, tiny_checkpoint, lacks=(INDEX,))
+    with pytest.raises(Unavailable, match=r"only partly in the hub cache \(found 'no model_index.json'"):
+        resolve({"base": str(tiny_checkpoint), "unet": "org/other"})
+
+
+@pytest.mark.parametrize("kind", ["unet", "lora"])
+def test_with_a_download_the_hub_is_asked_for_a_scheduler_that_the_cache_does_not_tell_of(
+    hub_cache: Path, pristine_checkpoint: Path, lone: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "lora":
+        file = lone / "pytorch_lora_weights.safetensors"
+        save_file({f"unet.conv_in.lora_{side}.weight": torch.zeros(shape) for side, shape in LORA}, file)
+    in_cache(hub_cache, lone, lacks=("scheduler",))
+    spec = {"base": str(pristine_checkpoint), kind: f"org/other@{COMMIT}"}
+    with pytest.warns(CachedCopy, match="org/other: the cached copy is taken as it is"):
+        assert resolve(spec, download=True).part("scheduler").parent != lone
+    forget_failures()
+    snapshot = hub_cache / "models--org--other" / "snapshots" / COMMIT
+
+    def fetch(*names: str, **_: Any) -> str:
+        (snapshot / "scheduler").mkdir(exist_ok=True)
+        shutil.copy(lone / SCHEDULER, snapshot / SCHEDULER)
+        return str(snapshot / names[1] if len(names) > 1 else snapshot)
+
+    listed = [path.relative_to(lone).as_posix() for path in lone.rglob("*") if path.is_file()]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name, revision: listed)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    assert resolve(spec, download=True).config("scheduler")["beta_end"] == 0.02
 
 
 def test_a_download_takes_one_format_of_each_component(

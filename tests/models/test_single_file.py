@@ -44,7 +44,7 @@ def pictures(checkpoint: Any) -> Any:
 
 
 def save(tensors: Tensors, file: Path) -> Path:
-    if file.suffix == ".ckpt":
+    if file.suffix.lower() == ".ckpt":
         torch.save({"state_dict": tensors, "global_step": 7}, file)
     else:
         save_file(tensors, file)
@@ -319,3 +319,19 @@ def test_a_card_may_name_one(pristine_checkpoint: Path, tmp_path: Path, relative
     make_card(path, checkpoint={"base": "x", "folder": "y"}, protocols=[], claims={})
     with pytest.raises(SdbenchError, match=re.escape("{base: CHECKPOINT, unet: FOLDER}, or lora or file")):
         read_card(path)
+
+
+@pytest.mark.parametrize("name", ["v1.safetensors", "v1.ckpt", "v1.SAFETENSORS", "v1.CKPT"])
+@pytest.mark.parametrize("prefix", ["text_model.", ""])
+def test_endings_in_capitals_and_text_encoders_of_old_merges_are_read(
+    pristine_checkpoint: Path, tmp_path: Path, name: str, prefix: str
+) -> None:
+    known = "cond_stage_model.transformer."
+    tensors = {
+        key.replace(f"{known}text_model.", known + prefix): value
+        for key, value in original_tensors(pristine_checkpoint).items()
+    }
+    single = resolve(str(pristine_checkpoint), weights=save(tensors, tmp_path / name))
+    assert single.fingerprint == resolve(str(pristine_checkpoint)).fingerprint
+    assert single.choices == (single.notes[0],)
+    assert sorted(path.name for path in single.folder.iterdir() if path.is_file()) == ["model_index.json"]
