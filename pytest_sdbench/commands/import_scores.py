@@ -262,7 +262,7 @@ def _json_list(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, A
 def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
     header: list[str] = []
     try:
-        for line, row in csv_rows(content):
+        for line, row in csv_rows(content, loose=True):
             if not header:
                 header = [name.strip() for name in row]
                 lower = {name: name.lower() for name in header if name.lower() in _COLUMNS}
@@ -270,8 +270,6 @@ def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 if twice := [name for name in header if name and header.count(name) > 1]:
                     message = "malformed CSV: two columns have one name"
                     raise DataError(message, key=f"line {line}", found=twice[0])
-            elif not any(map(str.strip, row)):  # Excel leaves such behind
-                continue
             elif len(row) != len(header):
                 message = f"malformed CSV: not as many fields as the header has: {len(header)}"
                 raise DataError(message, key=f"line {line}")
