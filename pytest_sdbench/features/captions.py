@@ -166,8 +166,8 @@ def caption_beside(where: str, content: bytes) -> list[str]:
 def table_rows(where: str, content: bytes, most: int) -> Iterator[tuple[str, str, list[str]]]:
     """Yield of each row of a table its place, the file that it names, and its captions, `text` first.
 
-    Columns may be written in capitals. A list in the place of a caption is several, null and NaN are none. A row without such a column names no
-    file. Raises DataError for damage, and for more than `most` bytes.
+    Columns may be written in capitals. A list in the place of a caption is several, null and NaN are none. A
+    row without such a column names no file. Raises DataError for damage, and for more than `most` bytes.
     """
 
     def fault(message: str, key: str | None = None, found: object = None) -> DataError:
