@@ -138,9 +138,7 @@ def check_around(images: ImageSet) -> None:
 def _of_others(table: str, row: str, file: str, image: str) -> DataError:
     """Return the error of a table that names none of the images, by its first row and an image."""
     what = f"none of the images, such as {image}, is named in this table of captions"
-    remedy = (
-        "Write the path of each image into file_name, from the folder of the table on, or say how images "
-    )
+    remedy = "Write the path of each image into file_name, from the folder of the table on, or say how they "
     remedy += "are matched: --match name, index or order"
     return DataError(what, file=table, key=f"{row}, file_name", found=file, remedy=remedy)
 
