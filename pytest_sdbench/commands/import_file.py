@@ -110,11 +110,12 @@ def _json_lines(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, 
             try:
                 row = json_mapping(line.encode(), unique=True)
             except ValueError as error:
-                what, key, found = f"this line is no JSON object: {error}", f"line {number}", None
+                what, key = f"this line is no JSON object: {error}", f"line {number}"
                 with contextlib.suppress(ValueError):
                     found = list(json_mapping(text, unique=True))[:3]
-                    what, key = "one JSON object, and each image needs its own", None
-                raise DataError(what, file=path, key=key, found=found, remedy=_FORM) from None
+                    told = "one JSON object, and each image needs its own"
+                    raise DataError(told, file=path, found=found, remedy=_FORM) from None
+                raise DataError(what, file=path, key=key, remedy=_FORM) from None
             yield f"line {number}", row
 
 
