@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from pytest_sdbench.base.csv import csv_rows
 from pytest_sdbench.base.environment import torch_device
 from pytest_sdbench.base.errors import DataError, EvidenceError, ProtocolError
-from pytest_sdbench.base.files import json_list, json_mapping, read_bounded
 from pytest_sdbench.base.workspace import Workspace
 from pytest_sdbench.cards.network import checkpoint_of
+from pytest_sdbench.commands.import_file import Value, read_values
 from pytest_sdbench.commands.score_matching import plain_caption
 from pytest_sdbench.commands.shared import card_and_weights, first_images, protocol_of, share, show
 from pytest_sdbench.metrics.definition import Metric
@@ -26,31 +23,10 @@ from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.metric_specs import ImportedSpec
 from pytest_sdbench.protocols.protocol import Protocol
 from pytest_sdbench.store.shard_folder import in_grid
-from pytest_sdbench.store.shard_format import read_shard_name, set_of, shard_name
+from pytest_sdbench.store.shard_format import Rows, read_shard_name, set_of, shard_name
 
 if TYPE_CHECKING:
     from pytest_sdbench.store.shards import Evidence
-
-LARGEST = 1 << 28
-"""Bytes of a file of scores: a million lines have a tenth of that."""
-_LARGEST_VALUE = float(np.finfo(np.float32).max)
-"""Columns are of 32 bits."""
-_FINITE = (
-    f"Give each image a number, of {_LARGEST_VALUE:.1g} at most, or take the first images alone: --images N"
-)
-_FILE_KEYS = ("file_name", "filename")
-_IMAGE = re.compile(r"[0-9]{8}\.[A-Za-z]+")
-"""What `images` calls the picture of an image: by its index."""
-PROMPT_KEYS = ("prompt", "text", "caption")
-_COLUMNS = {"index", "value", "score", "seed", *_FILE_KEYS, *PROMPT_KEYS}
-"""Names that a table may write in capitals."""
-_FORM = (
-    "Write JSON lines or CSV: `value`, and `index` (from 0), `file_name` (as `images` wrote it) or `prompt`, "
-    "with `seed` where prompts repeat"
-)
-
-_COMPRESSED = (b"\x1f\x8b", b"BZh91AY", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
-"""How files of gzip, bzip2, xz, zstd and zip begin."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -65,18 +41,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     told = "take them in place of all values that were imported before"
     command.add_argument("--replace", action="store_true", help=told)
     share(command, "--protocol", "--images", "--store", "--data", "--device", "--weights")
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a file of scores says of one image."""
-
-    where: str
-    """The line."""
-    value: float
-    index: int | None = None
-    prompt: str | None = None
-    seed: int | None = None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -99,18 +63,21 @@ def run(options: argparse.Namespace) -> int:
     evidence = open_evidence(workspace, checkpoint, drawn)
     prompts = load_prompts(whole, options.data)
     column = metric.column(protocol.metrics[metric.name].extractor)
-    found = by_image(options.scores, values, prompts, _seeds(evidence, protocol.n))
+    flags = _flags(evidence, protocol.n, _images_command(options))
+    seeds = [seed for rows in flags for seed in rows["seed"].tolist()]
+    found = by_image(options.scores, values, prompts, seeds)
     earlier = _imported(evidence, column)
-    if not options.replace and (count := _unlike(earlier, found)):
+    if not options.replace and (count := _unlike(earlier.values(), found)):
         message = f"{count:,} other values of {metric.label} were imported before"
         raise DataError(message, file=options.scores, remedy="To take these in their place: --replace")
     if options.replace or evidence.missing(protocol.n):
-        if not options.replace and max(earlier, default=0) >= protocol.n:  # a shard of the others is damaged
+        last = max((max(shard) for shard in earlier.values()), default=0)
+        if not options.replace and last >= protocol.n:  # a shard of the others is damaged
             message, found_here = "values of more images were imported before", f"{protocol.n:,} images"
             remedy = "Import those of all images, or let these alone stay: --replace"
             raise DataError(message, file=options.scores, found=found_here, remedy=remedy)
-        _keep(evidence, column, found)
-    if evidence.missing(protocol.n) or _unlike(_imported(evidence, column), found):
+        _keep(evidence, column, flags, found)
+    if evidence.missing(protocol.n) or _unlike(_imported(evidence, column).values(), found):
         message, remedy = "other values were imported at the same time", "Run again, with --replace"
         raise DataError(message, file=options.scores, remedy=remedy)
     show(f"{card.name}: {protocol.name}: {metric.label} of {protocol.n:,} images, mean {found.mean():.6g}")
@@ -132,173 +99,64 @@ def _declared(protocol: Protocol, name: str) -> Metric:
     raise ProtocolError(what, file=protocol.path, key=f"metrics.{name}", found=name, remedy=remedy)
 
 
-def _seeds(evidence: Evidence, n: int) -> list[int]:
-    """Return the seed of each image; raises EvidenceError where some were not made."""
-    seeds: list[int] = []
+def _images_command(options: argparse.Namespace) -> str:
+    """Return the command that makes the images that are meant."""
+    words = [options.card, "OUT", "--protocol", options.protocol, "--store", options.store]
+    for name in ("images", "data"):
+        words += [f"--{name}", str(vars(options)[name])] if vars(options)[name] is not None else []
+    words += ["--device", options.device] if options.device != "auto" else []
+    words += [word for card, path in options.weights for word in ("--weights", f"{card}={path}")]
+    return f"python -m pytest_sdbench images {shlex.join(map(str, words))}"
+
+
+def _flags(evidence: Evidence, n: int, command: str) -> list[Rows]:
+    """Return seeds and flags of the images, by shard; raises EvidenceError where some were not made."""
+    found = []
     for images in in_grid(n):
         flags = evidence.flags(images)
         if flags is None:
             what = f"images {images.start} to {images.stop - 1} are not in the store"
-            remedy = (
-                "Scores are of images that were made: python -m pytest_sdbench images CARD OUT makes them"
-            )
+            remedy = f"Scores are of images that were made. To make them: {command}"
             raise EvidenceError(what, file=evidence.folder, remedy=remedy)
-        seeds += flags["seed"].tolist()
-    return seeds
+        found.append(flags)
+    return found
 
 
-def _imported(evidence: Evidence, column: str) -> dict[int, float]:
-    """Return the values that were imported before, by image."""
-    found: dict[int, float] = {}
+def _imported(evidence: Evidence, column: str) -> dict[str, dict[int, float]]:
+    """Return the values that were imported before, by image, of each shard by its name."""
+    found: dict[str, dict[int, float]] = {}
     shards = evidence.shards
     listing = shards.listing()
     for name in listing.of_set(set_of(evidence.columns.values())):
         if shards.is_sound(name, listing):
             rows = shards.open(name, listing.files[name])
-            found |= zip(rows["index"].tolist(), rows[evidence.columns[column]].tolist(), strict=True)
+            values = rows[evidence.columns[column]].tolist()
+            found[name] = dict(zip(rows["index"].tolist(), values, strict=True))
     return found
 
 
-def _unlike(known: Mapping[int, float], values: npt.NDArray[np.float32]) -> int:
-    """Return for how many images other values are known."""
-    return sum(index < len(values) and values[index] != value for index, value in known.items())
+def _unlike(shards: Iterable[Mapping[int, float]], values: npt.NDArray[np.float32]) -> int:
+    """Return for how many images shards have other values."""
+    known = [(index, value) for shard in shards for index, value in shard.items() if index < len(values)]
+    return len({index for index, value in known if values[index] != value})
 
 
-def _keep(evidence: Evidence, column: str, values: npt.NDArray[np.float32]) -> None:
-    """Write the values of images in the place of all that were imported before: old and new do not mix."""
-    before = {
-        name
-        for name in evidence.storage.files()
-        if (shard := read_shard_name(name)) is not None and shard[1] == set_of(evidence.columns.values())
-    }
-    # A disk that is full keeps the old ones: they go when the new ones are there.
-    for images in in_grid(len(values)):
-        flags = evidence.flags(images)
-        assert flags is not None
-        index = np.arange(images.start, images.stop)
-        evidence.write(images.start, {"index": index, **flags, column: values[images.start : images.stop]})
-    whole = {shard_name(images, evidence.columns.values()) for images in in_grid(len(values))}
-    for name in before - whole:
-        evidence.storage.remove(name)
+def _keep(evidence: Evidence, column: str, flags: Sequence[Rows], values: npt.NDArray[np.float32]) -> None:
+    """Write the values of images, with the flags of each shard, in the place of all that came before.
 
-
-# --- the file ---
-
-
-def read_values(path: Path, metric: Metric) -> Iterator[Value]:
-    """Yield what a file of scores says, line by line; raises DataError, which names the line.
-
-    The value stands under ``value``, ``score`` or the metric's name, within the metric's bounds.
+    What says anything else goes first: where this is cut short values are missing, and old and new ones never
+    lie side by side. What says the same stays, as others may be importing it now.
     """
-    try:
-        content = read_bounded(path, LARGEST)
-    except OSError as error:
-        message = f"the scores cannot be read: {error.strerror or error}"
-        raise DataError(message, file=path, remedy=_FORM) from None
-    if content.startswith(_COMPRESSED):
-        raise DataError("this file is compressed, or an archive", file=path, remedy=f"Unpack it. {_FORM}")
-    start = content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    is_json = start in (b"{", b"[") or path.suffix.lower() in (".jsonl", ".ndjson", ".json")
-    read = (_json_list if start == b"[" else _json_lines) if is_json else _csv
-    for where, row in read(path, content):
-        keys = [key for key in ("value", "score", metric.name) if row.get(key) not in (None, "")]
-        if len(keys) != 1:
-            what = "several values" if keys else "no value"
-            raise DataError(what, file=path, key=where, found=sorted(map(str, row)), remedy=_FORM)
-        value = _number(path, f"{where}, {keys[0]}", row[keys[0]])
-        low = -math.inf if metric.minimum is None else metric.minimum
-        high = math.inf if metric.maximum is None else metric.maximum
-        is_finite = abs(value) <= _LARGEST_VALUE
-        if not is_finite or not low <= value <= high:
-            message, found = f"not a value of {metric.label}", row[keys[0]]
-            remedy = metric.scale[:1].upper() + metric.scale[1:] if is_finite else _FINITE
-            raise DataError(message, file=path, key=where, found=found, remedy=remedy)
-        told = {key: row.get(key) for key in ("index", "seed") if row.get(key) not in (None, "")}
-        file = next((str(row[key]) for key in _FILE_KEYS if row.get(key) not in (None, "")), "")
-        named = None
-        if _IMAGE.fullmatch(name := re.split(r"[/\\]", file)[-1]):
-            named = int(name.partition(".")[0])
-            told.setdefault("index", named)
-        numbers = {key: _whole(path, f"{where}, {key}", found) for key, found in told.items()}
-        if named not in (None, numbers.get("index")):
-            message = f"the index is {numbers['index']}, the file of another image"
-            raise DataError(message, file=path, key=where, found=name, remedy="Leave one of them out")
-        prompt = next((str(row[key]) for key in PROMPT_KEYS if row.get(key) not in (None, "")), None)
-        if "index" not in numbers and prompt is None:
-            unnamed = '; the column without a name is pandas\' index: write it with index_label="index"'
-            remedy = _FORM + unnamed * ("" in row)
-            raise DataError(
-                "neither index nor prompt", file=path, key=where, found=sorted(row), remedy=remedy
-            )
-        yield Value(where, value, prompt=prompt, **numbers)
-
-
-def _json_lines(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"the scores cannot be read: {error}", file=path, remedy=_FORM) from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json_mapping(line.encode(), unique=True)
-            except ValueError as error:
-                raise DataError(f"not JSON: {error}", file=path, key=f"line {number}", remedy=_FORM) from None
-            yield f"line {number}", row
-
-
-def _json_list(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield what one list of objects says, as `DataFrame.to_json(orient="records")` writes it."""
-    try:
-        rows = json_list(content.decode("utf-8-sig"), unique=True)
-    except ValueError as error:
-        raise DataError(f"not JSON: {error}", file=path, remedy=_FORM) from None
-    for place, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError("not an object", file=path, key=f"[{place}]", found=row, remedy=_FORM)
-        yield f"[{place}]", row
-
-
-def _csv(path: Path, content: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    header: list[str] = []
-    try:
-        for line, row in csv_rows(content):
-            if not header:
-                header = [name.strip() for name in row]
-                lower = {name: name.lower() for name in header if name.lower() in _COLUMNS}
-                header = [lower.get(name, name) for name in header]
-                if twice := [name for name in header if name and header.count(name) > 1]:
-                    message = "malformed CSV: two columns have one name"
-                    raise DataError(message, key=f"line {line}", found=twice[0])
-            elif not any(map(str.strip, row)):  # Excel leaves such behind
-                continue
-            elif len(row) != len(header):
-                message = f"malformed CSV: not as many fields as the header has: {len(header)}"
-                raise DataError(message, key=f"line {line}")
-            else:
-                yield f"line {line}", dict(zip(header, row, strict=True))
-    except DataError as fault:
-        key, found = fault.key, fault.found
-        raise DataError(fault.message, file=path, key=key, found=found, remedy=_FORM) from None
-
-
-def _number(path: Path, where: str, found: Any) -> float:
-    if isinstance(found, str) and found.strip().lower() in ("true", "false"):  # as tables write them
-        return float(found.strip().lower() == "true")
-    try:
-        return float(found)
-    except (TypeError, ValueError, OverflowError):
-        raise DataError("not a number", file=path, key=where, found=found, remedy=_FORM) from None
-
-
-def _whole(path: Path, where: str, found: object) -> int:
-    number = _number(path, where, found)
-    if isinstance(found, bool) or not number.is_integer():
-        raise DataError("not a whole number", file=path, key=where, found=found, remedy=_FORM)
-    return int(str(found)) if isinstance(found, int) or str(found).isdigit() else int(number)
-
-
-# --- the images ---
+    grid, keys = list(in_grid(len(values))), evidence.columns.values()
+    columns, same = set_of(keys), {shard_name(images, keys) for images in grid}
+    same -= {name for name, shard in _imported(evidence, column).items() if _unlike([shard], values)}
+    for name in sorted(evidence.storage.files()):
+        shard = read_shard_name(name)
+        if shard is not None and shard[1] == columns and name not in same:
+            evidence.storage.remove(name)
+    for images, rows in zip(grid, flags, strict=True):
+        index = np.arange(images.start, images.stop)
+        evidence.write(images.start, {"index": index, **rows, column: values[images.start : images.stop]})
 
 
 def by_image(
@@ -344,7 +202,7 @@ def by_image(
         if index >= n:
             continue
         if each.seed is not None and each.seed != seeds[index]:
-            remedy = "Score the images of this protocol: python -m pytest_sdbench images CARD OUT"
+            remedy = "Score the images of this protocol, which `images` writes with their seeds"
             raise fault(f"image {index} has the seed {seeds[index]}", each.seed, remedy)
         if index in found:
             raise fault(f"a second value of image {index}", found[index].where, "Keep one")

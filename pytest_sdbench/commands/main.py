@@ -87,10 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = (
-            ": what is whole in the store is kept, and the same command goes on" if named in _DRAWING else ""
-        )
-        print(f"\ninterrupted{kept}", file=sys.stderr)
+        print(f"\ninterrupted{_INTERRUPTED.get(named, '')}", file=sys.stderr)
         return 130
 
 
@@ -140,8 +137,12 @@ def _module(name: str) -> Any:
     return import_module(f"pytest_sdbench.commands.{_MODULES.get(name, name)}")
 
 
-_DRAWING = ("sample", "images", "compare")
-"""Commands that make images, and leave those that they have made."""
+_KEPT = ": what is whole in the store is kept, and the same command goes on"
+_INTERRUPTED = {
+    **dict.fromkeys(("sample", "images", "compare"), _KEPT),
+    "import": ": values may be missing from the store now, and the same command goes on",
+}
+"""What is left behind by commands that write into a store."""
 _ALLOW = "Let its owner run: chmod -R a+rX FOLDER. For a file to write, name another place"
 _MODULES = {"import": "import_scores"}
 """Commands whose names no module can have."""

@@ -114,6 +114,8 @@ def _checked(
             remedy = "Images are of the first prompts, without a gap"
             if after == 1:
                 remedy = f"If they are numbered from 1, say how many there are: --images {last}"
+        remark = images.remark()  # the one that lacks may be there in another format
+        remedy += f". {remark[:1].upper()}{remark[1:]}" if remark else ""
         raise DataError(message, file=images.pictures[found[after]].where, remedy=remedy)
     return tuple(found[index] for index in range(count))
 

@@ -26,6 +26,7 @@ from pytest_sdbench.features.archives import Source, readable
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CAPTION_KEYS = ("text", "caption", "prompt")
+_COLUMNS = ("file_name", *CAPTION_KEYS)
 
 _LARGEST = 2**26
 """Bytes that a table of captions may have, and that those of a parquet file may come to."""
@@ -58,11 +59,7 @@ def captions_of(source: Source, names: Sequence[str]) -> dict[str, list[str]]:
 
     Raises DataError for a table or a caption that cannot be read.
     """
-    wanted = {each for name in names for each in beside(name)}
-    folders = {PurePosixPath(name).parent for name in names}
-    wanted |= {
-        (each / table).as_posix() for path in folders for each in (path, *path.parents) for table in TABLES
-    }
+    wanted = _tables_of(names) | {each for name in names for each in beside(name)}
     contents = dict(_read(source, [name for name in source.files if name in wanted]))
     tables: dict[PurePosixPath, dict[str, list[str]]] = {}
     for name, content in contents.items():
@@ -78,6 +75,27 @@ def captions_of(source: Source, names: Sequence[str]) -> dict[str, list[str]]:
             captions += caption_beside(source.where(each), contents[each]) if each in contents else []
         found[name] = list(dict.fromkeys(caption for caption in map(str.strip, captions) if caption))
     return found
+
+
+def first_named(source: Source, names: Sequence[str]) -> tuple[str, str, str] | None:
+    """Return table, row and file name of the first caption in the tables of these images; None without one.
+
+    Raises as `captions_of`.
+    """
+    wanted = _tables_of(names)
+    for name, content in _read(source, [name for name in source.files if name in wanted]):
+        where = source.where(name)
+        for row, file, captions in table_rows(where, content, _LARGEST):
+            if any(map(str.strip, captions)):
+                return where, row, file
+    return None
+
+
+def _tables_of(names: Sequence[str]) -> set[str]:
+    """Return where the tables of some images may lie: in their folders, or in those around them."""
+    folders = {PurePosixPath(name).parent for name in names}
+    around = {each for path in folders for each in (path, *path.parents)}
+    return {(each / table).as_posix() for each in around for table in TABLES}
 
 
 def like_captions(source: Source, names: Sequence[str], by_content: bool = True) -> Iterator[str]:
@@ -148,8 +166,8 @@ def caption_beside(where: str, content: bytes) -> list[str]:
 def table_rows(where: str, content: bytes, most: int) -> Iterator[tuple[str, str, list[str]]]:
     """Yield of each row of a table its place, the file that it names, and its captions, `text` first.
 
-    A list in the place of a caption is several, null and NaN are none. A row without such a column names no
-    file. Raises DataError for damage, and for more than `most` bytes.
+    Columns may be written in capitals. A list in the place of a caption is several, null and NaN are none. A
+    row without such a column names no file. Raises DataError for damage, and for more than `most` bytes.
     """
 
     def fault(message: str, key: str | None = None, found: object = None) -> DataError:
@@ -165,8 +183,11 @@ def table_rows(where: str, content: bytes, most: int) -> Iterator[tuple[str, str
     }
     with readable(where, "table of captions"):
         for key, row in readers[PurePosixPath(where).suffix](content):
-            row = {name.strip(): value for name, value in row.items()}
-            if not (columns := [column for column in CAPTION_KEYS if column in row]):
+            columns = list(map(_column, row))
+            if twice := [name for name in _COLUMNS if columns.count(name) > 1]:
+                raise fault("two columns have one name", key, twice[0])
+            row = dict(zip(columns, row.values(), strict=True))
+            if not (told := [column for column in CAPTION_KEYS if column in row]):
                 yield key, "", []
                 continue
             files = [row["file_name"]] if "file_name" in row else [row[each] for each in _named(row)]
@@ -174,7 +195,7 @@ def table_rows(where: str, content: bytes, most: int) -> Iterator[tuple[str, str
                 raise fault("this row does not name its image in file_name", key, sorted(row))
             file = posixpath.normpath(files[0].strip().replace("\\", "/"))
             texts = list[str]()
-            for column in columns:
+            for column in told:
                 value = row[column]
                 here = value if isinstance(value, list) else [value]
                 here = [each for each in here if each is not None and each == each]  # NaN is pandas' None
@@ -184,21 +205,24 @@ def table_rows(where: str, content: bytes, most: int) -> Iterator[tuple[str, str
             yield key, file, texts
 
 
+def _column(name: str) -> str:
+    """Return the name of a column as we know it; others stay as they are."""
+    name = name.strip()
+    return name.lower() if name.lower() in _COLUMNS else name
+
+
 def _named(row: Iterable[str]) -> list[str]:
     return [column for column in row if column.endswith("_file_name")]
 
 
 def _csv(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
-    rows = csv_rows(content)
+    rows = csv_rows(content, loose=True)
     _, header = next(rows, (0, []))
     for line, fields in rows:
         if any(map(str.strip, fields[len(header) :])):
             raise ValueError(f"line {line} has too many fields: a text with a comma needs quotes")
-        if any(map(str.strip, fields)):
-            yield (
-                f"line {line}",
-                dict(zip(header, fields, strict=False)),
-            )  # a row may end early, and with empty fields
+        # A row may end early, and with empty fields.
+        yield f"line {line}", dict(zip(header, fields, strict=False))
 
 
 def _jsonl(content: bytes) -> Iterator[tuple[str, dict[Any, Any]]]:
@@ -218,10 +242,12 @@ def _parquet(content: bytes, most: int) -> Iterator[tuple[str, dict[Any, Any]]]:
     except ImportError:
         raise ValueError("parquet needs pyarrow: pip install pyarrow") from None
     schema = parquet.read_schema(io.BytesIO(content))
-    columns = [name for name in schema.names if name in ("file_name", *CAPTION_KEYS, *_named(schema.names))]
+    wanted = (*_COLUMNS, *_named(schema.names))
+    columns = [name for name in schema.names if _column(name) in wanted]
     # Equal texts stay one, and only the columns of text are unpacked: pictures may lie in the others.
     texts = [name for name in columns if "string" in str(schema.field(name).type)[:12]]
     file, total = parquet.ParquetFile(io.BytesIO(content), read_dictionary=texts), 0
+    rows = 0
     for batch in file.iter_batches(batch_size=1024, columns=columns):
         for number in range(batch.num_rows):
             row = {name: batch.column(name)[number].as_py() for name in columns}
@@ -229,4 +255,5 @@ def _parquet(content: bytes, most: int) -> Iterator[tuple[str, dict[Any, Any]]]:
                 total += sum(len(str(each)) for each in (value if isinstance(value, list) else [value]))
             if total > most:
                 raise ValueError(f"its captions come to more than {most:,} bytes")
-            yield f"row of {row.get('file_name')}", row
+            rows += 1
+            yield f"row {rows}", row

@@ -106,8 +106,8 @@ def read_captions(images: ImageSet, *, outside: bool = False) -> list[list[str]]
     """Return the captions that come with each image, as `captions.captions_of` finds them.
 
     With `outside`, images of an archive in which none has a caption have those that lie around it. Raises
-    DataError for a file of captions that cannot be read, and where something looks like captions while no
-    image has one.
+    DataError for a file of captions that cannot be read, and where a table names other images alone, or
+    something looks like captions, while no image has one.
     """
     groups: dict[Source, list[str]] = {}
     for picture in images.pictures:
@@ -120,6 +120,8 @@ def read_captions(images: ImageSet, *, outside: bool = False) -> list[list[str]]
     found = [tables[picture.source][picture.name] for picture in images.pictures]
     if not any(found):
         for source, names in groups.items():
+            if named := captions.first_named(source, names):
+                raise _of_others(*named, names[0])
             _refuse(source, captions.like_captions(source, names))
     return found
 
@@ -131,6 +133,14 @@ def check_around(images: ImageSet) -> None:
         source = around(folder, given)
         # Files around an archive that was named itself may be anybody's: their names have to say it.
         _refuse(source, captions.like_captions(source, names, by_content=given))
+
+
+def _of_others(table: str, row: str, file: str, image: str) -> DataError:
+    """Return the error of a table that names none of the images, by its first row and an image."""
+    what = f"none of the images, such as {image}, is named in this table of captions"
+    remedy = "Write the path of each image into file_name, from the folder of the table on, or say how they "
+    remedy += "are matched: --match name, index or order"
+    return DataError(what, file=table, key=f"{row}, file_name", found=file, remedy=remedy)
 
 
 def _refuse(source: Source, alike: Iterator[str]) -> None:

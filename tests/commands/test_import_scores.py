@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
 import math
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,16 @@ import pytest
 from pytest_sdbench.base.errors import DataError, SdbenchError
 from pytest_sdbench.cards.card import read_card
 from pytest_sdbench.commands import import_scores
-from pytest_sdbench.commands.import_scores import Value, by_image, read_values
-from pytest_sdbench.commands.main import main
+from pytest_sdbench.commands.import_file import Value, read_values
+from pytest_sdbench.commands.import_scores import by_image
+from pytest_sdbench.commands.main import main, parser
 from pytest_sdbench.metrics.imported import imported_metric
 from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.protocols.prompts import load_prompts
-from pytest_sdbench.store.shards import Evidence
+from pytest_sdbench.store.folders import LocalFolder, RemoteFolder
+from pytest_sdbench.store.shard_folder import in_grid
+from pytest_sdbench.store.shards import Evidence, Store
 from tests.project import make_card, make_project, make_protocol
 
 GENEVAL = imported_metric("geneval", "GenEval", higher_is_better=True, minimum=0, maximum=1)
@@ -53,6 +58,14 @@ def scores(folder: Path, text: str, name: str = "scores.jsonl") -> list[float]:
         ("s.jsonl", '{"index": 1, "value": false}\n{"index": 0, "value": 0.25}\n\n'
                     '{"index": 3, "value": true}\n{"index": 2, "value": 0.5}'),
         ("s.csv", "index,value\n0,0.25\n1,0\n2,0.5\n3,1\n"),
+        ("s.csv", "\n , \nsep,index,value\nx,0,0.25\n,1,0\nx,2,0.5\nx,3,1\n"),
+        ("s.csv", "sep=,\r\nindex,value\r\n0,0.25\r\n1,0\r\n2,0.5\r\n3,1\r\n"),
+        ("s.csv", "index,value,why\n0,0.25," + "x" * 2**18 + "\n1,0,\n2,0.5,\n3,1,\n"),
+        ("s.csv", 'value, prompt, seed\n0.25, "a cat", 11\n0, "a dog", 22\n.5, "a cat", 33\n'
+                  '1, "two owls, one hat", 44\n'),
+        ("s.csv", "file_name,value\n00000000,0.25\n00000001,0\nout/00000002,0.5\n00000003,1\n"),
+        ("s.jsonl", "\n".join(json.dumps({"__key__": f"{place:08d}", "value": value})
+                              for place, value in enumerate((0.25, 0, 0.5, 1)))),
         ("s.csv", "index,value,,\n0,0.25,,\n1,0,,\n2,0.5,,\n3,1,,\n"),
         ("s.csv", "index,value\n0,0.25\n1,False\n2,0.5\n3,true\n"),
         ("s.csv", "\ufeffprompt,seed,score,model\r\na cat,33,0.5,x\r\na cat,11,.25,x\r\na dog,,0,x\r\n"
@@ -101,7 +114,9 @@ def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: object, words: str)
         ("s.jsonl", "", "no value of 4 images"),
         ("s.jsonl", '{"index": 0, "value": 1}', "no value of 3 images, the first of them image 1"),
         ("s.jsonl", '{"index": 0, "value": 1}\n' * 2, "a second value of image 0"),
-        ("s.jsonl", '{"index": 0, "value": 1', "not JSON"),
+        ("s.jsonl", '{"index": 0, "value": 1', "line 1: this line is no JSON object"),
+        ("s.json", json.dumps({"a.png": 1, "b.png": 0}, indent=1), r"^[^:]*: one JSON object.*'a\.png'"),
+        ("s.json", json.dumps({"index": 0, "value": 1}, indent=1) * 2, "line 1: this line is no JSON object"),
         ("s.jsonl", '{"index": 0, "value": 0, "value": 1}', "line 1: .*the key 'value' stands twice"),
         ("s.jsonl", '{"index": 1, "value": 1, "index": 0}', "line 1: .*the key 'index' stands twice"),
     ],
@@ -144,6 +159,22 @@ def test_a_metric_that_is_not_imported_is_told_what_can_be_done(
     assert re.search(words, capsys.readouterr().err)
 
 
+def test_images_that_were_not_made_are_told_the_command_that_makes_them(
+    tmp_path: Path, pristine_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = make_project(tmp_path, pristine_checkpoint)
+    make_protocol(card.parent / "protocols/mini.yaml", n=N, metrics={"geneval": DECLARED}, margins={})
+    (tmp_path / "scores.csv").write_text("index,value\n0,1\n", encoding="utf-8")
+    weights = ["--weights", f"mini={card.parent / 'mini-sd'}", "--store", str(tmp_path / "a store")]
+    command = ["import", str(tmp_path / "scores.csv"), "--metric", "geneval", "--protocol", "mini"]
+    assert main([*command, "--card", str(card), *weights, "--images", "4", "--device", "cpu"]) == 2
+    told = shlex.split(capsys.readouterr().err.partition("To make them: python -m pytest_sdbench ")[2])
+    options = parser("images").parse_args(told)
+    assert (options.card, options.protocol, options.images) == (str(card), "mini", 4)
+    assert (options.store, options.device) == (str(tmp_path / "a store"), "cpu")
+    assert options.weights == [("mini", str(card.parent / "mini-sd"))]
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 def test_a_compressed_file_is_named_as_one(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     (tmp_path / "s.jsonl.gz").write_bytes(pack(b'{"index": 0, "value": 1}'))
@@ -176,6 +207,65 @@ def test_two_protocols_declare_a_metric_alike_or_not_at_all(tmp_path: Path) -> N
     other = make_protocol(tmp_path / "three.yaml", metrics={"geneval": DECLARED | {"maximum": 2}}, margins={})
     with pytest.raises(SdbenchError, match="another metric elsewhere"):
         load_protocol(other)
+
+
+COLUMN = "imported-geneval"
+COLUMNS = {COLUMN: "imported:geneval@1/value"}
+
+
+def kept(root: Path, values: np.ndarray) -> None:
+    """Keep the values of the images in a store in which they were drawn."""
+    evidence = Store(root).open("c" * 16, "d" * 16, {"device": "a device"}, COLUMNS)
+    flags = [{"seed": np.array(images, np.int64)} for images in in_grid(len(values))]
+    import_scores._keep(evidence, COLUMN, flags, values)
+
+
+def known(root: Path, n: int) -> set[float] | None:
+    """Return the values of the first n images that a reader finds; None where it finds that some lack."""
+    evidence = Store(root).open("c" * 16, "d" * 16, {"device": "a device"}, COLUMNS)
+    if evidence.missing(n):
+        return None
+    return {value for rows in evidence.read(n) for value in rows[COLUMN].tolist()}
+
+
+@pytest.mark.parametrize("place", ["a folder", "memory://imported"])
+@pytest.mark.parametrize("n", [100, 200, 264])
+@pytest.mark.parametrize("cut", range(9))
+def test_old_and_new_values_are_never_found_side_by_side(
+    n: int, cut: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path if place == "a folder" else f"{place}-{n}-{cut}"
+    kept(root, np.zeros(200, np.float32))
+    steps = iter(range(cut))
+
+    def cut_short(method: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **named: Any) -> Any:
+            if next(steps, None) is None:
+                raise KeyboardInterrupt
+            found = method(*arguments, **named)
+            for count in (64, 100, 200, 264):  # whoever reads now
+                assert known(root, count) in (None, {0}, {1})
+            return found
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evidence, "write", cut_short(Evidence.write))
+        for storage in (LocalFolder, RemoteFolder):
+            patch.setattr(storage, "remove", cut_short(storage.remove))
+        with contextlib.suppress(KeyboardInterrupt):
+            kept(root, np.ones(n, np.float32))
+    kept(root, np.ones(n, np.float32))
+    assert known(root, n) == {1}
+    assert known(root, 264) == ({1} if n == 264 else None)
+
+
+def test_the_same_values_stay_where_they_are_while_they_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(tmp_path, np.zeros(200, np.float32))
+    monkeypatch.setattr(LocalFolder, "remove", lambda *_: pytest.fail("another import may have written it"))
+    kept(tmp_path, np.zeros(200, np.float32))
 
 
 @pytest.mark.slow
@@ -230,11 +320,22 @@ def test_imported_scores_are_judged_like_all_others(
     assert judged()["geneval"].startswith("fail")
     keep = import_scores._keep
 
-    def beside(evidence: Evidence, column: str, values: Any) -> None:
+    def beside(evidence: Evidence, column: str, flags: Any, values: Any) -> None:
         """Import, while another process imports other values."""
-        keep(evidence, column, values)
+        keep(evidence, column, flags, values)
         evidence.write(0, {**(evidence.flags(range(64)) or {}), column: 1 - values[:64]})
 
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_scores.np, "arange", interrupt)  # before the first value is written
+        capsys.readouterr()
+        give(*(1 for _ in range(N)))
+        assert main([*command, "--replace"]) == 130
+    assert "values may be missing from the store now, and the same command goes on" in capsys.readouterr().err
+    assert judged()["geneval"].startswith("unavailable")
+    give(*(i % 2 for i in range(N)))
     with monkeypatch.context() as patch:
         patch.setattr(import_scores, "_keep", beside)
         assert main([*command, "--replace"]) == 2

@@ -325,6 +325,12 @@ def test_names_that_do_not_add_up_are_refused(
         run(place, protocol)
 
 
+def test_an_image_that_lacks_may_be_one_that_was_passed_over(tmp_path: Path) -> None:
+    images = listed(tmp_path, ["0.png", "1.png", "2.gif", "3.png"])
+    with pytest.raises(DataError, match=r"no image is of prompt 2\..* Passed over, as no images: 1 \.gif$"):
+        match(images, TEXTS, n=4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

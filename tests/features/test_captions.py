@@ -33,9 +33,10 @@ def jsonl(rows: Sequence[dict[str, Any]], end: str = "\n") -> bytes:
     return (end.join(json.dumps(row, ensure_ascii=False) for row in rows) + end).encode()
 
 
-def columns(**more: Any) -> bytes:
+def columns(names: Sequence[str] = ("file_name", "text"), **more: Any) -> bytes:
     file = io.BytesIO()
-    parquet.write_table(pyarrow.table({"file_name": list(ROWS), "text": list(ROWS.values()), **more}), file)
+    captions = dict(zip(names, (list(ROWS), list(ROWS.values())), strict=True))
+    parquet.write_table(pyarrow.table({**captions, **more}), file)
     return file.getvalue()
 
 
@@ -52,6 +53,14 @@ READ = {
         BOM + csv("file_name,caption,", '{},"{}",', "\r\n") + b",,\r\n\n",
     ),
     "csv of Windows": ("metadata.csv", csv("file_name, text", '.\\{},"{}"')),
+    "csv in capitals": ("metadata.csv", csv("File_Name,Text", '{},"{}"')),
+    "csv with spaces": ("metadata.csv", csv("file_name, text", '{}, "{}"')),
+    "csv after blank lines": ("metadata.csv", b"\n , \n" + csv("file_name,text", '{},"{}"')),
+    "csv that says how it is separated": (
+        "metadata.csv",
+        BOM + b"sep=,\r\n" + csv("file_name,text", '{},"{}"', "\r\n"),
+    ),
+    "csv with a long column": ("metadata.csv", csv("file_name,text,mask", '{},"{}",' + "0" * 2**18)),
     "csv of another codec": ("metadata.csv", csv("file_name,text", '{},"{}"').replace(b".png", b".jpg")),
     "jsonl": ("metadata.jsonl", jsonl(rows())),
     "jsonl with more": (
@@ -64,7 +73,9 @@ READ = {
         jsonl([{"x_file_name": n, "text": t} for n, t in ROWS.items()]),
     ),
     "jsonl of two": ("metadata.jsonl", jsonl(rows(prompt="tags, of no use"))),
+    "jsonl in capitals": ("metadata.jsonl", jsonl([{"FILE_NAME": n, "TEXT": t} for n, t in ROWS.items()])),
     "parquet": ("metadata.parquet", columns()),
+    "parquet in capitals": ("metadata.parquet", columns(names=["File_Name", "Text"])),
     "parquet with more": (
         "metadata.parquet",
         columns(picture=[b"\x00" * 999] * 3, caption=["an", "other", None]),
@@ -104,6 +115,7 @@ LIKE = {
     "no text": ("metadata.jsonl", b'{"file_name": "0.png", "text": 7}\n'),
     "no quotes": ("metadata.csv", b"file_name,text\n0.png,an owl, asleep\n"),
     "no line an object": ("metadata.jsonl", b'[{"file_name": "0.png"}]'),
+    "two columns of one name": ("metadata.csv", b"file_name,text,Text\n0.png,an owl,a cat\n"),
     "deep": ("metadata.jsonl", b"[" * 100_000),
     "cut short": ("metadata.parquet", columns()[:-9]),
 }
@@ -122,6 +134,16 @@ def test_what_looks_like_captions_and_is_not_understood_leaves_the_prompt_of_an_
     with pytest.raises(DataError, match=file):
         match(images, PROMPTS, n=3, by="caption")
     assert match(images, PROMPTS, n=3, by="index").doubt is None
+
+
+@pytest.mark.parametrize("kind", ["folder", "images.tgz"])
+def test_a_table_of_other_images_is_told_by_the_first_file_that_it_names(kind: str, tmp_path: Path) -> None:
+    table = b"file_name,text\n5.png,\n/home/me/0.png,an owl\n"
+    files = {**dict.fromkeys(NUMBERED, b""), "metadata.csv": table}
+    images = open_images([SOURCES[kind](tmp_path / kind, files)])
+    words = r"csv: line 3, file_name: none of the images, such as 0\.png, .* \(found '/home/me/0\.png'\)"
+    with pytest.raises(DataError, match=words):
+        match(images, PROMPTS, n=3, by="caption")
 
 
 @pytest.mark.parametrize("kind", ["images.zip", "images.tgz"])
