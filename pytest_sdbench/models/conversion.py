@@ -27,6 +27,8 @@ _OPEN_CLIP = re.compile(
     r"|transformer\.resblocks\.(?P<layer>\d+)\.)"
 )
 """What a text encoder is made of in files of SD v2."""
+_BARE_CLIP = re.compile(r"^cond_stage_model\.transformer\.(?=(embeddings|encoder|final_layer_norm)\.)")
+"""How the names of SD v1's text encoder begin in old merges, where ``text_model.`` follows elsewhere."""
 
 
 def convert_single_file(file: Path, parts: Parts, scheduler: str) -> tuple[Path, tuple[str, ...]]:
@@ -80,14 +82,11 @@ def _as_known(file: Path, names: list[str], folder: Path) -> Path:
     """
     import torch
 
-    bare = f"{_PREFIXES['text_encoder']}transformer."
-    lacks = any(name.startswith((f"{bare}embeddings.", f"{bare}encoder.")) for name in names)
-    if not lacks and file.suffix in SINGLE_FILES:
+    if file.suffix in SINGLE_FILES and not any(map(_BARE_CLIP.match, names)):
         return file
-    old = rf"^{re.escape(bare)}(?!text_model\.)"
-    tensors = {re.sub(old, f"{bare}text_model.", name): v for name, v in read_single_file(file).items()}
-    torch.save(tensors, folder / "single.ckpt")
-    return folder / "single.ckpt"
+    copy = folder / "single.ckpt"
+    torch.save({_BARE_CLIP.sub(r"\g<0>text_model.", k): v for k, v in read_single_file(file).items()}, copy)
+    return copy
 
 
 def _text_rest(file: Path, names: list[str], folder: Path) -> list[str]:
