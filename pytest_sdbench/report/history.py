@@ -11,7 +11,7 @@ import json
 import math
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -316,8 +316,13 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
     point, unless another one came between, or another device or library moved its figure.
     """
     found: dict[tuple[str, ...], list[Point]] = {}
+    files: dict[str, set[str]] = {}
+    for each in (each for run in runs for each in run.measurements if each.file):
+        files.setdefault(each.card, set()).add(each.file)
     for run in runs:
         for each in run.measurements:
+            if not each.file and len(known := files.get(each.card, set())) == 1:
+                each = replace(each, file=min(known))  # of a run elsewhere, or of an earlier version
             points = found.setdefault(each.series, [])
             if points and continues(points[-1].measurement, each):
                 points[-1] = Point(each, (*points[-1].runs, run))

@@ -18,6 +18,7 @@ from pytest_sdbench.base.errors import CardError
 from pytest_sdbench.cards import edit as module
 from pytest_sdbench.cards.card import Record, read_card, write_records
 from pytest_sdbench.cards.edit import with_records
+from pytest_sdbench.models.checkpoint import resolve
 from pytest_sdbench.report.results import Row
 from pytest_sdbench.suite.recording import write_records_of
 from tests.project import make_card
@@ -398,7 +399,9 @@ def test_a_record_is_found_however_its_metric_is_spelt(existing: Path) -> None:
 
 def test_a_figure_that_cannot_be_a_reference_keeps_no_other_from_being_one(tmp_path: Path) -> None:
     """Random weights may well have a CLIP score below zero."""
-    card = make_card(tmp_path / "mini.md", claims={}, protocol="scenes-quick")
+    own = "embedded:scenes-sd"
+    card = make_card(tmp_path / "mini.md", claims={}, protocol="scenes-quick", checkpoint=own)
+    about = {"complete": True, "checkpoint_fingerprint": resolve(own).fingerprint}
     rows = [
         Row(
             node_id=f"mini.md::{metric}",
@@ -409,7 +412,7 @@ def test_a_figure_that_cannot_be_a_reference_keeps_no_other_from_being_one(tmp_p
             measured=value,
             standard_error=0.1,
             n=150,
-            extra={"complete": True},
+            extra=about,
         )
         for metric, value in (("clip_score", -0.2361), ("fid", 12.5))
     ]

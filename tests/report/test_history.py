@@ -278,3 +278,11 @@ def test_a_card_outside_the_project_goes_by_its_name(folder: str) -> None:
     run = run_of([scored(f"{folder}/card.md", "card")], {})
     assert run is not None
     assert [(each.file, each.series[0]) for each in run.measurements] == [("", "card")]
+
+
+def test_a_figure_without_a_file_is_that_of_the_only_card_of_its_name() -> None:
+    """As of runs before files were told, and of those outside the project."""
+    told = replace(SCORE, file="cards/mini.md", checkpoint="b" * 16)
+    (series,) = series_of([run_at(1, SCORE), run_at(2, told)])
+    assert len(series.points) == 2
+    assert len(series_of([run_at(1, SCORE), run_at(2, told, replace(told, file="other/mini.md"))])) == 3

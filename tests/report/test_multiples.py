@@ -36,7 +36,16 @@ def past(*each: Measurement) -> tuple[Past, ...]:
 
 def rows_of(*metrics: str, card: str = "one") -> list[Row]:
     return [
-        row(card=card, name=metric, metric=metric, protocol="p", measured=0.9, n=100, standard_error=0.01)
+        row(
+            node_id=f"../{card}.md::x",
+            card=card,
+            name=metric,
+            metric=metric,
+            protocol="p",
+            measured=0.9,
+            n=100,
+            standard_error=0.01,
+        )
         for metric in metrics
     ]
 

@@ -138,7 +138,6 @@ def test_one_good_card_among_broken_ones_is_judged_and_told(pytester, pristine_c
 
 
 OTHER_WAYS = [
-    ["--deselect", "cards/flow.md::card", "--deselect", "cards/flow.md"],
     ["-m", "size", "-n", "2"],
     ["--lf", "-m", "size"],
     ["--sw", "-m", "size"],
