@@ -40,7 +40,7 @@ class Estimate:
                 continue
             try:
                 object.__setattr__(self, name, float(found))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise TypeError(f"{self.metric}: {name} is {found!r:.100}, and not a number") from error
 
     def at(self, n: int) -> float | None:

@@ -65,7 +65,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     rows = [*shown_rows(store), *others]
     history = [kept for worse in (0.0, 0.5, 3.0) if (kept := run_of([score("ssim", worse), *rows], {}))]
     runs = {
-        "fell": ([card], rows, Run("python -m pytest", store, history=history), family),
+        "fell": ([card], rows, Run("python -m pytest", (store,), history=history), family),
         "hostile": hostile(FORGED, folder / "hostile"),
         "mixed": ([], ROWS, NO_RUN, family),
         "nothing": ([], [], NO_RUN, family),
