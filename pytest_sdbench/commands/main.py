@@ -76,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PermissionError as error:
         if error.filename is None:
             raise
-        refused = SdbenchError("this user may not read or write it", file=error.filename, remedy=_ALLOW)
+        from pytest_sdbench.models.access import LET_READ
+
+        remedy = f"{LET_READ}. For a file to write, name another place"
+        refused = SdbenchError("this user may not read or write it", file=error.filename, remedy=remedy)
         print(f"error: {refused}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -143,6 +146,5 @@ _INTERRUPTED = {
     "import": ": values may be missing from the store now, and the same command goes on",
 }
 """What is left behind by commands that write into a store."""
-_ALLOW = "Let its owner run: chmod -R a+rX FOLDER. For a file to write, name another place"
 _MODULES = {"import": "import_scores"}
 """Commands whose names no module can have."""

@@ -28,7 +28,7 @@ from pytest_sdbench.cards.network import (
     network_of,
 )
 from pytest_sdbench.suite.collection import CardModule, card_of
-from pytest_sdbench.suite.overrides import PlainPipeline, device_name, dtype_name, loader
+from pytest_sdbench.suite.overrides import PlainPipeline, dtype_name, loader
 from pytest_sdbench.suite.references import compared_protocols, reference_card
 from pytest_sdbench.suite.rows import conclude
 from pytest_sdbench.suite.session import SdbenchSession
@@ -200,7 +200,7 @@ def sdbench_pipeline(sdbench_checkpoint: Checkpoint, sdbench_device: str) -> Cal
 
     Override it to test a pipeline that ``from_pretrained`` does not build. Called if images are missing.
     """
-    return PlainPipeline(sdbench_checkpoint, device_name(sdbench_device))
+    return PlainPipeline(sdbench_checkpoint, str(sdbench_device))
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def sdbench_evaluate(
     plain = isinstance(sdbench_pipeline, PlainPipeline)
     draw = loader(sdbench_pipeline)
     pool = settings.pool if plain else None
-    device = request.getfixturevalue("sdbench_drawing_device") if pool else device_name(sdbench_device)
+    device = request.getfixturevalue("sdbench_drawing_device") if pool else str(sdbench_device)
     store = sdbench_store if plain else request.getfixturevalue("tmp_path_factory").mktemp("sdbench-store")
     dtype = None if settings.dtype == "auto" else settings.dtype
     who: dict[str, Any] = {"part": settings.part, "pool": pool}
@@ -356,7 +356,7 @@ def sdbench_time(
                 benchmark,
                 sdbench_network.timed,
                 sdbench_baseline_network.timed if sdbench_baseline_network else None,
-                device=device_name(sdbench_device),
+                device=str(sdbench_device),
                 dtype=getattr(torch, dtype_name(sdbench_dtype)),
                 cache=sdbench_latencies,
                 effort=Effort(largest=largest),
@@ -378,13 +378,12 @@ def sdbench_dtype(sdbench_session: SdbenchSession, sdbench_device: str) -> str:
     asked = sdbench_session.settings.dtype
     if asked != "auto":
         return asked
-    return "float16" if device_name(sdbench_device).startswith("cuda") else "float32"
+    return "float16" if str(sdbench_device).startswith("cuda") else "float32"
 
 
 @pytest.fixture(scope="session")
 def sdbench_environment(sdbench_device: str) -> Mapping[str, Any]:
     """Return the device's name and the library versions, as they stand in reports and records."""
-    from pytest_sdbench.base import environment
+    from pytest_sdbench.base.environment import device_name, versions
 
-    device = environment.device_name(device_name(sdbench_device))
-    return {"device": device, "versions": environment.versions()}
+    return {"device": device_name(str(sdbench_device)), "versions": versions()}

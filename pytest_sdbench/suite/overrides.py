@@ -25,11 +25,6 @@ class PlainPipeline:
         return load_pipeline(self.checkpoint, device=self.device, dtype=dtype)
 
 
-def device_name(device: Any) -> str:
-    """Return the name of a device, given it or a torch.device."""
-    return str(device)
-
-
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype, given it or a torch.dtype."""
     return str(dtype).removeprefix("torch.")
@@ -38,7 +33,8 @@ def dtype_name(dtype: Any) -> str:
 def loader(pipeline: Any) -> Callable[[str], Any]:
     """Return what ``sdbench_pipeline`` gave; raise pytest.UsageError where it is a pipeline itself."""
     if callable(pipeline) and not hasattr(pipeline, "scheduler"):
-        return pipeline  # type: ignore[no-any-return]
+        load: Callable[[str], Any] = pipeline
+        return load
     what = f"sdbench_pipeline gave a {type(pipeline).__name__}"
     remedy = "Return a function that takes the name of a dtype and returns the pipeline"
     raise pytest.UsageError(f"{what}, and not a function. {remedy}")

@@ -117,9 +117,9 @@ def properties(row: Row, item: pytest.Item) -> list[tuple[str, Any]]:
     module = card_of(item)
     assert module is not None
     session = item.config.pluginmanager.get_plugin("sdbench-session")
-    place = None if session is None else session.places.get(module.path)
-    if not hasattr(item.config, "workerinput"):
-        place = None  # only the controller of xdist has none of the fixtures that say where images are
+    # The controller of xdist has none of the fixtures that say where images are.
+    is_worker = hasattr(item.config, "workerinput")
+    place = session.places.get(module.path) if session is not None and is_worker else None
     return [
         (PROPERTY + "file", plain(file_text(module))),
         *([(PROPERTY + "store", str(place[0])), (PROPERTY + "data", str(place[1] or ""))] if place else []),

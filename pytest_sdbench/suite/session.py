@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from _pytest.junitxml import xml_key
@@ -25,9 +25,6 @@ from pytest_sdbench.suite.collection import MARKERS, SUITE, CardModule, card_of,
 from pytest_sdbench.suite.rootdir import check_rootdir
 from pytest_sdbench.suite.rows import PROPERTY, file_text, properties, row_of, row_of_crash, row_of_error
 from pytest_sdbench.suite.settings import REFUSED, Settings, refuse
-
-if TYPE_CHECKING:
-    pass
 
 _MARKUP: dict[str, dict[str, bool]] = {
     Outcome.PASS: {"green": True},

@@ -25,7 +25,7 @@ from pytest_sdbench.metrics.registry import METRICS
 from pytest_sdbench.metrics.standard_error import count_prompts
 from pytest_sdbench.protocols.load import load_protocol
 from pytest_sdbench.suite.collection import card_of
-from pytest_sdbench.suite.overrides import PlainPipeline, device_name, dtype_name
+from pytest_sdbench.suite.overrides import PlainPipeline, dtype_name
 from pytest_sdbench.suite.rows import claim_figures
 from pytest_sdbench.suite.session import SdbenchSession
 
@@ -102,7 +102,7 @@ def test_speed(
 ) -> None:
     """Time one U-Net call beside the baseline's, interleaved, and judge the ratio."""
     dtype = dtype_name(sdbench_dtype)
-    claim, place = sdbench_card.speed, network.Place(device_name(sdbench_device), dtype)
+    claim, place = sdbench_card.speed, network.Place(str(sdbench_device), dtype)
     latency = sdbench_time(network.largest_ratio(sdbench_card, place))
     sdbench_conclude(
         network.judge_timing(sdbench_card, latency, place),
@@ -127,7 +127,7 @@ def test_memory(
 
     from pytest_sdbench.models.latency import peak_memory
 
-    device, dtype = device_name(sdbench_device), dtype_name(sdbench_dtype)
+    device, dtype = str(sdbench_device), dtype_name(sdbench_dtype)
     peak = peak_memory(sdbench_network.timed, device=device, dtype=getattr(torch, dtype))
     place = network.Place(device, dtype)
     claim = network.memory_claim(sdbench_card, place)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_sdbench import resolve
 from tests.project import make_card, make_project, make_protocol
 
 ABOUT = {"architecture": "bk-sdm-tiny", "checkpoint": "nobody/nothing"}
@@ -218,10 +219,4 @@ def test_a_checkpoint_of_a_fixture_is_never_recorded_as_the_cards_own(
     result = pytester.runpytest("--sdbench", "cards", "-k", "inception", "--sdbench-update")
     result.stdout.fnmatch_lines(["*not recorded: *sdbench_checkpoint gave another checkpoint than the card*"])
     (record,) = [line for line in card.read_text(encoding="utf-8").split("\n") if "checkpoint_fing" in line]
-    assert resolve_fingerprint(card.parent / "mini-sd") in record
-
-
-def resolve_fingerprint(folder: Path) -> str:
-    from pytest_sdbench import resolve
-
-    return resolve(str(folder)).fingerprint
+    assert resolve(str(card.parent / "mini-sd")).fingerprint in record
